@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab_test
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/earlydrop/earlydrop/test/lab"
+)
+
+// need skips where the lab can't run. As that would hide a broken lab, it
+// fails instead for root with all programs, and wherever a lab is demanded.
+func need(t *testing.T) {
+	t.Helper()
+	missing := lab.Missing()
+	if missing == "" {
+		return
+	}
+	if os.Getenv("EARLYDROP_NEED_LAB") != "" {
+		t.Fatalf("EARLYDROP_NEED_LAB is set, but: %s", missing)
+	}
+	t.Skip(missing)
+}
+
+func start(t *testing.T, cfg lab.Config) (*lab.Lab, context.Context) {
+	t.Helper()
+	need(t)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	l, err := lab.New(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return l, ctx
+}
+
+const mb = 1 << 20
+
+func check(t *testing.T, what string, r lab.Result, want int64) {
+	t.Helper()
+	if r.Err != nil {
+		t.Errorf("%s: %v", what, r.Err)
+	} else if r.Bytes != want {
+		t.Errorf("%s: %d bytes, want %d", what, r.Bytes, want)
+	}
+}
+
+func TestEveryPathCarriesItsTraffic(t *testing.T) {
+	l, ctx := start(t, lab.Config{})
+	web, err := l.StartNginx(ctx, lab.NginxConfig{LargeMB: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dns, err := l.StartDNS(ctx, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sshd, err := l.StartSSH(ctx, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range []int{4, 6} {
+		check(t, "http", l.Download(ctx, nil, l.URL("http", v, web.HTTPPort, "/1m"), nil), mb)
+		check(t, "https", l.Download(ctx, nil, l.URL("https", v, web.HTTPSPort, "/large"), nil), web.LargeBytes)
+		check(t, "curl", l.Curl(ctx, nil, l.URL("https", v, web.HTTPSPort, "/large")), web.LargeBytes)
+		check(t, "ssh command", l.SSHCommand(ctx, sshd, v, "printf hello"), 5)
+		check(t, "ssh transfer", l.SSHTransfer(ctx, sshd, v, mb), mb)
+		check(t, "dns over udp", l.Lookup(ctx, dns, v, "udp", "www.lab.example"), 20)
+		check(t, "dns over tcp", l.Lookup(ctx, dns, v, "tcp", "www.lab.example"), 20)
+	}
+	for _, cipher := range lab.Ciphers {
+		tun, err := l.StartShadowsocks(ctx, lab.ShadowsocksConfig{Cipher: cipher, Resolve: l.ServerAddr(4)})
+		if err != nil {
+			t.Fatalf("%s: %v", cipher, err)
+		}
+		url := l.URL("https", 4, web.HTTPSPort, "/large")
+		check(t, "shadowsocks "+cipher, l.Download(ctx, tun, url, nil), web.LargeBytes)
+		check(t, "shadowsocks by name "+cipher, l.Curl(ctx, tun, strings.Replace(url, l.ServerAddr(4).String(), "www.lab.example", 1)), web.LargeBytes)
+	}
+	var cfgs []lab.VMessConfig
+	for _, s := range lab.Securities {
+		cfgs = append(cfgs, lab.VMessConfig{Security: s, Resolve: l.ServerAddr(4)})
+	}
+	cfgs = append(cfgs, lab.VMessConfig{HTTPHeader: true}, lab.VMessConfig{AlterID: 4}, lab.VMessConfig{Version: 6}, lab.VMessConfig{Mux: true})
+	tunnels, err := l.StartVMessAll(ctx, cfgs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, tun := range tunnels {
+		check(t, "vmess", l.Download(ctx, tun, l.URL("https", 4, web.HTTPSPort, "/large"), nil), web.LargeBytes)
+		if t.Failed() {
+			t.Fatalf("configuration %+v", cfgs[i])
+		}
+	}
+	check(t, "vmess by name", l.Curl(ctx, tunnels[0], "http://lab.example:"+strings.TrimPrefix(l.URL("http", 4, web.HTTPPort, "/1m"), "http://"+l.ServerAddr(4).String()+":")), mb)
+
+	var seen []int64
+	check(t, "progress", l.Download(ctx, tunnels[0], l.URL("http", 4, web.HTTPPort, "/1m"), func(n int64) { seen = append(seen, n) }), mb)
+	if len(seen) == 0 || seen[len(seen)-1] != mb {
+		t.Errorf("progress ended at %v, want %d", seen, mb)
+	}
+}
+
+func TestForwardCarriesAProgramThatKnowsNoSOCKS(t *testing.T) {
+	l, ctx := start(t, lab.Config{})
+	sshd, err := l.StartSSH(ctx, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tun, err := l.StartShadowsocks(ctx, lab.ShadowsocksConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr, err := l.Forward(tun, strings.TrimPrefix(l.URL("x", 4, sshd.Port, ""), "x://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := l.Exec(ctx, l.Client, append(sshd.SSHArgs(addr), "printf through")...)
+	if err != nil || string(out) != "through" {
+		t.Fatalf("ssh through the tunnel printed %q: %v", out, err)
+	}
+}
+
+// The frames between client and gateway have the tag in their bytes, in both
+// directions, and both IP versions get through.
+func TestVLANTagsAreOnTheWire(t *testing.T) {
+	l, ctx := start(t, lab.Config{VLAN: 77})
+	web, err := l.StartNginx(ctx, lab.NginxConfig{LargeMB: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range []int{4, 6} {
+		check(t, "http in a VLAN", l.Download(ctx, nil, l.URL("http", v, web.HTTPPort, "/1m"), nil), mb)
+	}
+	// A frame without the tag is not taken.
+	if got := tagged(t, l, web.HTTPPort); got != [2]bool{true, true} {
+		t.Errorf("tag seen from and to the client: %v, want both", got)
+	}
+}
+
+func TestRelayDelaysAndRecovers(t *testing.T) {
+	l, ctx := start(t, lab.Config{ServerLink: lab.LinkConfig{Relay: lab.RelayConfig{
+		Delay: 20 * time.Millisecond, Jitter: 2 * time.Millisecond, Loss: 0.01, Reorder: 0.02, Rate: 100e6, Seed: 1}}})
+	web, err := l.StartNginx(ctx, lab.NginxConfig{LargeMB: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := l.Download(ctx, nil, l.URL("http", 4, web.HTTPPort, "/1m"), nil)
+	check(t, "http over a slow leg", r, mb)
+	if least := 80 * time.Millisecond; r.Duration < least { // SYN and request, two round trips
+		t.Errorf("took %v, want at least %v", r.Duration, least)
+	}
+}
+
+func TestSettingsOfTheHostsTakeEffect(t *testing.T) {
+	l, ctx := start(t, lab.Config{
+		ClientLink: lab.LinkConfig{MTU: 9000, NoOffload: true}, ServerLink: lab.LinkConfig{MTU: 9000},
+		Client: lab.HostConfig{TTL: 200, Sysctl: map[string]string{"net.ipv4.tcp_timestamps": "0"}},
+	})
+	for what, c := range map[string][]string{
+		"200":  {"cat", "/proc/sys/net/ipv4/ip_default_ttl"},
+		"0":    {"cat", "/proc/sys/net/ipv4/tcp_timestamps"},
+		"9000": {"sh", "-c", "sed -n 's/^ *cl0://p' /proc/net/dev >/dev/null; cat /proc/sys/net/ipv6/conf/cl0/mtu"},
+	} {
+		out, err := l.Exec(ctx, l.Client, c...)
+		if err != nil || strings.TrimSpace(string(out)) != what {
+			t.Errorf("%v printed %q (%v), want %s", c, out, err, what)
+		}
+	}
+}
+
+func TestCloseLeavesNothing(t *testing.T) {
+	l, ctx := start(t, lab.Config{VLAN: 5, ServerLink: lab.LinkConfig{Relay: lab.RelayConfig{Delay: time.Millisecond}}})
+	if _, err := l.StartSSH(ctx, 0); err != nil {
+		t.Fatal(err)
+	}
+	// A program that leaves its process group and ignores requests to end.
+	p, err := l.Start(l.Server, "stubborn", "sh", "-c", "trap '' TERM; setsid sleep 1000 & wait")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := []string{l.Client.Name, l.Gateway.Name, l.Server.Name}
+	paths := []string{l.Client.Path(), l.Gateway.Path(), l.Server.Path(), l.Dir()}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-p.Done():
+	default:
+		t.Errorf("process %d still runs", p.PID())
+	}
+	for _, p := range paths {
+		if _, err := os.Stat(p); !os.IsNotExist(err) {
+			t.Errorf("%s is left (%v)", p, err)
+		}
+	}
+	out, err := exec.Command("ps", "-eo", "args").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(out), l.Dir()) || strings.Contains(string(out), "sleep 1000") {
+		t.Errorf("processes are left:\n%s", out)
+	}
+	if err := l.Close(); err != nil {
+		t.Errorf("second close: %v", err)
+	}
+	if _, err := l.Start(l.Server, "late", "true"); err == nil {
+		t.Errorf("a program starts in a closed lab %v", names)
+	}
+}
+
+// A lab whose process is killed is found and removed by Sweep; the lab of a
+// living process is not.
+func TestSweepRemovesOnlyTheDead(t *testing.T) {
+	if dir := os.Getenv("LAB_TEST_CHILD"); dir != "" {
+		l, err := lab.New(context.Background(), lab.Config{})
+		if err == nil {
+			_, err = l.Start(l.Server, "sleeper", "sh", "-c", "setsid sleep 2000 & wait")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "name"), []byte(l.Client.Name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stdout.WriteString("ready\n"); err != nil {
+			t.Fatal(err)
+		}
+		select {}
+	}
+	l, _ := start(t, lab.Config{})
+	dir := t.TempDir()
+	child := exec.Command(os.Args[0], "-test.run=^TestSweepRemovesOnlyTheDead$")
+	child.Env = append(os.Environ(), "LAB_TEST_CHILD="+dir)
+	out, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 256)
+	var got bytes.Buffer
+	for !strings.Contains(got.String(), "ready\n") {
+		n, err := out.Read(buf)
+		got.Write(buf[:n])
+		if err != nil {
+			t.Fatalf("child printed %q: %v", got.String(), err)
+		}
+	}
+	name, err := os.ReadFile(filepath.Join(dir, "name"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = child.Process.Kill()
+	_ = child.Wait()
+	removed, err := lab.Sweep()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(strings.Join(removed, " "), string(name)) {
+		t.Errorf("removed %v, want %s among them", removed, name)
+	}
+	if _, err := os.Stat(filepath.Join("/var/run/netns", string(name))); !os.IsNotExist(err) {
+		t.Errorf("%s is left", name)
+	}
+	if _, err := os.Stat(l.Client.Path()); err != nil {
+		t.Errorf("the lab of a living process is gone: %v", err)
+	}
+	ps, err := exec.Command("ps", "-eo", "args").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(ps), "sleep 2000") {
+		t.Error("a process of the dead lab is left")
+	}
+}
+
+func TestBadConfigIsRefused(t *testing.T) {
+	for _, c := range []struct {
+		cfg  lab.Config
+		want string
+	}{
+		{lab.Config{VLAN: 4095}, "vlan 4095"},
+		{lab.Config{ClientLink: lab.LinkConfig{MTU: 500}}, "mtu 500"},
+		{lab.Config{ServerLink: lab.LinkConfig{Relay: lab.RelayConfig{Loss: 2}}}, "loss 2"},
+		{lab.Config{Client: lab.HostConfig{TTL: 256}}, "ttl 256"},
+	} {
+		l, err := lab.New(context.Background(), c.cfg)
+		if err == nil {
+			l.Close()
+			t.Errorf("%+v is accepted", c.cfg)
+		} else if !strings.Contains(err.Error(), c.want) {
+			t.Errorf("error %q does not name %q", err, c.want)
+		}
+	}
+}
+
+func TestMissingProgramNamesItsPackage(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	if _, err := lab.Program("ss-server"); err == nil || !strings.Contains(err.Error(), "shadowsocks-libev") {
+		t.Errorf("error %v does not name the package", err)
+	}
+	if _, err := lab.Program("no-such-program"); err == nil {
+		t.Error("a program that does not exist is found")
+	}
+}

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Filling a capture from several CPUs at once.
+ *
+ * XDP ingress and TCX egress run for the same flow on different CPUs at the same
+ * time. One 64-bit word per capture orders them without a lock (the helpers that
+ * read packets may not be called under bpf_spin_lock):
+ *
+ *   bit  63     closed: no packet may join any more
+ *   bits 40-55  references: packets that are being copied now
+ *   bits 24-39  packets that joined
+ *   bits  0-23  bytes that joined, at most CAPTURE_BYTES per packet
+ *
+ * A packet joins with one atomic add, which gives it a number and a range of
+ * bytes that is its own, and leaves with another. Whoever leaves a capture that is
+ * full or closed as the last one hands it over; `handed_over`, taken by exchange,
+ * makes that happen once. Late packets join and leave without writing.
+ */
+#pragma once
+
+#include "packet.h"
+#include "maps.h"
+
+#define WORD_CLOSED (1ULL << 63)
+#define WORD_REF (1ULL << 40)
+#define WORD_REFS(w) (((w) >> 40) & 0xffff)
+#define WORD_PACKET (1ULL << 24)
+#define WORD_PACKETS(w) (((w) >> 24) & 0xffff)
+#define WORD_BYTES(w) ((w)&0xffffff)
+
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+
+/* clang must not fold the bound that it can prove away: the verifier can't. */
+#define hide(var) asm volatile("" : "+r"(var))
+
+/* Copies the frame's first `len` bytes to `to`, which has room for PREFIX_LEN +
+ * max bytes. Returns 0 or a negative error. */
+static __always_inline int copy_frame(const struct source *src, const struct packet *pkt, __u8 *to,
+				      __u32 len, const __u32 max)
+{
+	__u32 skip = pkt->skip;
+
+	if (pkt->prefix_len) {
+		/* All 16 bytes, a constant size; what is beyond prefix_len or the
+		 * frame's share is overwritten below or is slack. */
+		__builtin_memcpy(to, pkt->prefix, PREFIX_LEN);
+		if (len <= pkt->prefix_len)
+			return 0;
+		/* Two constants instead of a variable: the verifier adds up the
+		 * bounds of variables. */
+		if (pkt->prefix_len == 16)
+			to += 16;
+		else
+			to += ETH_HLEN;
+		len -= pkt->prefix_len;
+	}
+	hide(len);
+	if (len > max)
+		len = max;
+	if (len == 0) /* the helpers take no empty range */
+		return 0;
+	if (src->is_xdp)
+		return bpf_xdp_load_bytes(src->ctx, skip, to, len);
+	return bpf_skb_load_bytes(src->ctx, skip, to, len);
+}
+
+static __always_inline __u32 microseconds(__u64 from_ns, __u64 to_ns)
+{
+	__u64 us;
+
+	if (to_ns <= from_ns)
+		return 0;
+	us = (to_ns - from_ns) / 1000;
+	return us > 0xffffffff ? 0xffffffff : us;
+}
+
+/* Appends a header-only packet, or leaves it out where it is too large. */
+static __always_inline int append_handshake(struct handshake *hs, const struct source *src,
+					    const struct packet *pkt, __u64 now)
+{
+	__u32 len = pkt->frame_len, off, n;
+	struct packet_record *rec;
+	__u64 old;
+
+	if (len > HANDSHAKE_FRAME)
+		return 0;
+	/* A plain look first, so that a packet which does not fit leaves no hole
+	 * in the numbering of those that do. */
+	old = hs->word;
+	if (WORD_BYTES(old) + len > HANDSHAKE_BYTES || WORD_PACKETS(old) >= HANDSHAKE_PACKETS)
+		return 0;
+	old = __sync_fetch_and_add(&hs->word, WORD_PACKET | len);
+	off = WORD_BYTES(old);
+	n = WORD_PACKETS(old);
+	hide(off);
+	hide(n);
+	if (off + len > HANDSHAKE_BYTES || off >= HANDSHAKE_BYTES || n >= HANDSHAKE_PACKETS) {
+		__sync_fetch_and_sub(&hs->word, WORD_PACKET | len);
+		return 0;
+	}
+	rec = &hs->packets[n];
+	rec->wire_len = len;
+	rec->time_us = microseconds(hs->start_ns, now);
+	rec->offset = off;
+	rec->from_initiator = pkt->src_is_lo == !!hs->initiator_is_lo;
+	return copy_frame(src, pkt, hs->data + off, len, HANDSHAKE_FRAME);
+}

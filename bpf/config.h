@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What the operator sets before load. The loader rewrites these constants; the
+ * verifier then sees plain numbers and removes dead branches.
+ */
+#pragma once
+
+/* The interface has no Ethernet header (tun, wg): frames start with IP. */
+volatile const bool cfg_raw_ip = false;
+
+/* A collecting flow without a packet for this long is handed over as it is. */
+volatile const __u64 cfg_idle_ns = 2000000000ULL;
+
+/* A UDP flow without a packet for this long starts afresh with the next. */
+volatile const __u64 cfg_udp_idle_ns = 60000000000ULL;

@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Types shared by the kernel programs and the Go loader.
+ *
+ * Contract: every struct here is the key, the value or the record of a map, so
+ * its layout is an interface. bpf2go derives the Go side from its BTF, and
+ * bpftool prints its fields by name; padding is therefore always explicit and
+ * always zero. Numbers of enum members are never reused. A change of layout
+ * raises LAYOUT_VERSION, which makes a newer loader replace what an older one
+ * pinned instead of adopting it.
+ */
+#pragma once
+
+#define LAYOUT_VERSION 1
+
+/* The first bytes of a flow that are captured: a 32x32 image. */
+#define CAPTURE_BYTES 1024
+/* 1024 bytes hold at most 25 packets of the smallest size (42 bytes); the next
+ * power of two, because the verifier wants an index that a mask bounds. */
+#define CAPTURE_PACKETS 32
+
+/* What is kept of header-only TCP packets until the first payload byte. */
+#define HANDSHAKE_BYTES 384
+#define HANDSHAKE_FRAME 160
+#define HANDSHAKE_PACKETS 8
+
+#define NAME_LEN 16
+
+/* One bidirectional flow. The lower endpoint (address as 16 bytes, then port)
+ * stands first; IPv4 is v4-mapped. Ports are in host order so that a dump reads
+ * as a person expects. */
+struct flow_key {
+	__u8 lo_addr[16];
+	__u8 hi_addr[16];
+	__u16 lo_port;
+	__u16 hi_port;
+	__u16 vlan;	  /* outer 802.1Q id, 0 = none or priority tag */
+	__u16 inner_vlan; /* second tag of QinQ, else 0 */
+	__u8 proto;	  /* IPPROTO_TCP or IPPROTO_UDP */
+	__u8 pad[3];
+} __attribute__((aligned(4))); /* so that it is copied and compared by words */
+
+enum verdict {
+	VERDICT_PENDING = 1,	/* handed over, no verdict yet: passes */
+	VERDICT_PASS = 2,	/* decided */
+	VERDICT_MID_STREAM = 3, /* open before the attach: never captured, passes */
+};
+
+/* Value of `flows`. Blocked flows are not in here but in `blocked`. */
+struct flow {
+	__u64 last_ns; /* CLOCK_MONOTONIC_COARSE of the last packet; UDP only */
+	enum verdict verdict;
+	__u32 pad;
+};
+
+/* Value of `blocked`. */
+struct block {
+	__u64 expires_ns; /* CLOCK_MONOTONIC; packets pass from then on */
+	__u64 since_ns;
+	__u64 packets; /* dropped so far, both directions */
+	__u64 bytes;
+	char class[NAME_LEN]; /* truncated, NUL-terminated */
+	char rule[NAME_LEN];
+};
+
+struct packet_record {
+	__u32 wire_len; /* L2 header included, Ethernet padding left out */
+	__u32 time_us;	/* since the flow's first packet; saturates */
+	__u16 offset;	/* first byte in the capture */
+	__u8 from_initiator;
+	__u8 pad;
+};
+
+enum handover_reason {
+	REASON_FULL = 1,
+	REASON_CLOSED = 2,
+	REASON_IDLE = 3,
+};
+
+/* Record of the ring buffer `samples`: everything up to `data`, then `length`
+ * bytes of it. Nothing behind them is submitted. */
+struct sample {
+	struct flow_key key;
+	__u16 length;	   /* captured bytes, 1..CAPTURE_BYTES */
+	__u8 packet_count; /* 1..CAPTURE_PACKETS */
+	__u8 reason;	   /* enum handover_reason */
+	__u64 start_ns;	   /* CLOCK_MONOTONIC of the first packet */
+	__u64 end_ns;	   /* ... of the hand-over */
+	__u8 initiator_is_lo;
+	__u8 pad[7];
+	struct packet_record packets[CAPTURE_PACKETS];
+	__u8 data[CAPTURE_BYTES] __attribute__((aligned(8)));
+};
+
+/* Value of the only entry of `counters`, one per CPU. Packets are counted on
+ * the hot path; all others count causes, each of them rare. */
+struct counts {
+	__u64 packets_ingress;
+	__u64 packets_egress;
+	__u64 dropped_packets; /* of blocked flows */
+	__u64 dropped_bytes;
+	/* passed, never part of a flow */
+	__u64 not_ip;
+	__u64 other_proto; /* neither TCP nor UDP */
+	__u64 malformed;   /* lengths that can't be true */
+	__u64 unparsable;  /* more tags or extension headers than are walked */
+	__u64 later_fragment;
+	/* flows */
+	__u64 tcp_opened; /* SYNs that opened a flow */
+	__u64 udp_opened;
+	__u64 mid_stream;  /* TCP flows that were open before the attach */
+	__u64 header_only; /* closed, or a datagram, without payload */
+	__u64 restarted;   /* a SYN on a flow that was collecting */
+	__u64 handed_full;
+	__u64 handed_closed;
+	__u64 handed_idle;
+	/* passed without an identification: fail open, per cause */
+	__u64 slots_full;      /* no free capture slot */
+	__u64 collecting_full; /* map `collecting` refused the flow */
+	__u64 handshakes_full; /* map `handshakes` refused the flow */
+	__u64 ring_full;
+	__u64 load_failed; /* a helper could not read the packet */
+};
+
+/* Value of the only entry of `attachment`: what is attached how, for `earlydrop
+ * status` and for the next attach. Written by user space alone. */
+struct attached {
+	__u32 layout_version;
+	__u32 pid;		 /* of the daemon; it may be gone */
+	__u64 attached_ns;	 /* CLOCK_REALTIME */
+	char xdp_mode[NAME_LEN]; /* native, generic */
+	char egress[NAME_LEN];	 /* tcx, clsact */
+	char mode[NAME_LEN];	 /* monitor, enforce */
+	char version[32];
+	char model[64];
+	char policy[128];
+};

@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * A flow lives in exactly one of four maps, and each of them has its own way of
+ * dealing with pressure:
+ *
+ *   handshakes  TCP, no payload yet   LRU: a SYN flood pushes out only its like
+ *   collecting  payload seen          plain hash: bounded, refuses, never evicts
+ *   flows       handed over, decided  LRU: an evicted flow just passes
+ *   blocked     named by the policy   plain hash: only its time to live ends it
+ *
+ * Sizes are defaults; the loader sets them before load. Bytes per entry are
+ * 48 (hash element) or 64 (LRU element) of the kernel + key (48, rounded) + value.
+ */
+#pragma once
+
+#include "earlydrop.h"
+
+/* Bytes behind data[1023] that a copy may touch: the verifier tracks offset and
+ * length apart, so that it takes an offset below 1024 (plus a 16 byte prefix)
+ * and a length of up to 1024 to reach this far. They are never submitted. */
+#define CAPTURE_SLACK (CAPTURE_BYTES + 16)
+
+/* One capture that is being filled. Only user space and open_slot() write
+ * `sample` as a whole; packets of the flow write disjoint parts of it (see
+ * capture.h). */
+struct slot {
+	__u64 word;	   /* closed | references | packets | bytes, see capture.h */
+	__u64 last_ns;	   /* CLOCK_MONOTONIC of the last packet */
+	__u32 handed_over; /* taken by exchange: exactly one CPU submits */
+	__u32 generation;  /* of the flow that holds the slot */
+	struct sample sample;
+	__u8 slack[CAPTURE_SLACK];
+};
+
+struct slot_ref {
+	__u32 slot;
+	__u32 generation;
+};
+
+struct handshake {
+	__u64 word;
+	__u64 start_ns;
+	__u32 initiator_is_lo;
+	__u32 pad;
+	struct packet_record packets[HANDSHAKE_PACKETS];
+	/* the last 176 bytes are slack */
+	__u8 data[HANDSHAKE_BYTES + 16 + HANDSHAKE_FRAME] __attribute__((aligned(8)));
+};
+
+/* key: flow. value: verdict. Written by the kernel at hand-over and by the
+ * loader with a verdict; deleted by the kernel when a SYN or an idle time starts
+ * the flow afresh, by the loader when it blocks the flow, by the LRU.
+ * 262144 * (64 + 48 + 16) = 32 MiB. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 262144);
+	__type(key, struct flow_key);
+	__type(value, struct flow);
+} flows SEC(".maps");
+
+/* key: flow. value: until when, what was dropped, why. Written and deleted by
+ * user space alone (the loader, `earlydrop blocked`); the kernel adds to the
+ * counters and obeys expires_ns. 65536 * (48 + 48 + 64) = 10 MiB. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct flow_key);
+	__type(value, struct block);
+} blocked SEC(".maps");
+
+/* key: flow. value: handshake packets without payload. Written by the kernel;
+ * deleted by it when payload comes or the flow closes, else by the LRU.
+ * 16384 * (64 + 48 + 680) = 13 MiB. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct flow_key);
+	__type(value, struct handshake);
+} handshakes SEC(".maps");
+
+/* key: flow. value: its slot. Written by the kernel with the first payload;
+ * deleted by it at hand-over. As many entries as there are slots.
+ * 8192 * (48 + 48 + 8) = 0.8 MiB. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct flow_key);
+	__type(value, struct slot_ref);
+} collecting SEC(".maps");
+
+/* key: slot number. value: the capture. Written by the kernel, never deleted.
+ * 8192 * 2.5 KiB = 20 MiB. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 8192);
+	__type(key, __u32);
+	__type(value, struct slot);
+} slots SEC(".maps");
+
+/* Numbers of the free slots, first in, first out: a slot that was given back is
+ * used again only after all others, so that a CPU which still holds a pointer to
+ * it has long left. Filled by the loader once, then the kernel's. */
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, 8192);
+	__type(value, __u32);
+} free_slots SEC(".maps");
+
+/* Captures on their way to user space; room for 2900 full ones. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4 * 1024 * 1024);
+} samples SEC(".maps");
+
+/* One struct per CPU, so that no counter is ever contended. Read by user space. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct counts);
+} counters SEC(".maps");
+
+/* Written by the loader at attach, read by `earlydrop status`. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct attached);
+} attachment SEC(".maps");
+
+/* A per-CPU place to build a handshake that is too large for the stack (512
+ * bytes). Scratch of one program run, meaningless between runs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct handshake);
+} scratch SEC(".maps");

@@ -1,0 +1,385 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * A packet, the same for both hooks, and the parser that fills in what it means.
+ *
+ * Contract: parse_packet() reads headers wherever they lie (linear data, XDP
+ * fragments, paged socket buffers) and never reads a port from bytes that are no
+ * transport header. It returns PARSE_FLOW and a filled-in struct packet, or the
+ * cause for which the packet belongs to no flow. Lengths that a header claims
+ * are believed only as far as the frame reaches.
+ *
+ * The captured frame is `prefix` (prefix_len bytes that the wire has and the
+ * kernel's buffer has not) followed by the buffer's bytes from `skip` on.
+ */
+#pragma once
+
+#include "earlydrop.h"
+#include "config.h"
+
+#define ETH_P_8021Q_NET bpf_htons(0x8100)
+#define ETH_P_8021AD_NET bpf_htons(0x88a8)
+#define ETH_P_QINQ_NET bpf_htons(0x9100)
+#define ETH_P_IP_NET bpf_htons(0x0800)
+#define ETH_P_IPV6_NET bpf_htons(0x86dd)
+
+#define VLAN_ID_MASK 0x0fff
+#define VLAN_TAGS 2
+#define IPV6_EXT_HEADERS 6
+
+#define IP_OFFSET_MASK 0x1fff
+
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+
+#define PREFIX_LEN 16
+
+enum parse_result {
+	PARSE_FLOW = 0,
+	PARSE_NOT_IP,
+	PARSE_OTHER_PROTO,
+	PARSE_MALFORMED,
+	PARSE_UNPARSABLE,
+	PARSE_LATER_FRAGMENT,
+	PARSE_LOAD_FAILED,
+};
+
+/* Where a packet's bytes are. Apart from struct packet, whose key is passed to
+ * helpers and therefore lives on the stack: this one dissolves into registers and
+ * constants, so that neither program contains the other hook's helper calls. */
+struct source {
+	void *ctx; /* struct xdp_md or struct __sk_buff */
+	void *data;
+	void *data_end; /* of the linear part */
+	__u32 len;	/* of the whole buffer, without what a prefix adds */
+	bool is_xdp;
+};
+
+/* What a packet means. */
+struct packet {
+	bool src_is_lo;
+	__u8 tcp_flags;
+	__u8 prefix_len;
+	__u8 skip;
+	__u32 frame_len; /* captured frame: prefix and buffer, padding left out */
+	__u32 payload_len;
+	__u8 prefix[PREFIX_LEN] __attribute__((aligned(8)));
+	struct flow_key key;
+};
+
+struct vlan_header {
+	__be16 tci;
+	__be16 proto;
+};
+
+struct ports {
+	__be16 source;
+	__be16 dest;
+};
+
+/* Copies len bytes, a constant, from offset off. Directly where the linear part
+ * holds them, through the helper where it does not. Returns 0 or -1. */
+static __always_inline int load_bytes(const struct source *src, __u32 off, void *to,
+				      const __u32 len)
+{
+	void *from;
+
+	/* The verifier wants a bound below 64 KiB on what is added to a packet
+	 * pointer. No header starts that far in. */
+	if (off > 0x3fff)
+		return -1;
+	from = src->data + off;
+	if (from + len <= src->data_end) {
+		/* Claimed alignment: clang would copy byte by byte. Both targets
+		 * load unaligned words at full speed, and the verifier knows. */
+		__builtin_memcpy(to, __builtin_assume_aligned(from, 4), len);
+		return 0;
+	}
+	if (off + len > src->len)
+		return -1;
+	if (src->is_xdp)
+		return bpf_xdp_load_bytes(src->ctx, off, to, len) ? -1 : 0;
+	return bpf_skb_load_bytes(src->ctx, off, to, len) ? -1 : 0;
+}
+
+/* Puts the endpoints into the key in canonical order. */
+static __always_inline void set_endpoints(struct packet *pkt, const __be32 *saddr,
+					  const __be32 *daddr, __u16 sport, __u16 dport)
+{
+	struct flow_key *key = &pkt->key;
+	const __be32 *lo = saddr, *hi = daddr;
+	__u16 lo_port = sport, hi_port = dport;
+	bool src_is_lo = sport <= dport;
+
+#pragma unroll
+	for (int i = 3; i >= 0; i--) {
+		__u32 s = bpf_ntohl(saddr[i]), d = bpf_ntohl(daddr[i]);
+
+		if (s != d)
+			src_is_lo = s < d;
+	}
+	pkt->src_is_lo = src_is_lo;
+	if (!src_is_lo) {
+		lo = daddr;
+		hi = saddr;
+		lo_port = dport;
+		hi_port = sport;
+	}
+	__builtin_memcpy(key->lo_addr, lo, 16);
+	__builtin_memcpy(key->hi_addr, hi, 16);
+	key->lo_port = lo_port;
+	key->hi_port = hi_port;
+}
+
+/* Where the network header says that the transport header is. */
+struct network {
+	__u32 off; /* of the transport header, in the buffer */
+	__u32 end; /* of the IP packet, in the buffer */
+	__u8 proto;
+	__be32 saddr[4];
+	__be32 daddr[4];
+};
+
+static __always_inline enum parse_result
+parse_transport(const struct source *src, struct packet *pkt, const struct network *net)
+{
+	__be16 source, dest;
+
+	if (net->proto == IPPROTO_TCP) {
+		struct tcphdr tcp;
+		__u32 header_len;
+
+		if (net->off + sizeof(tcp) > net->end)
+			return PARSE_MALFORMED;
+		if (load_bytes(src, net->off, &tcp, sizeof(tcp)))
+			return PARSE_LOAD_FAILED;
+		header_len = tcp.doff * 4;
+		if (header_len < sizeof(tcp) || net->off + header_len > net->end)
+			return PARSE_MALFORMED;
+		/* The flags are byte 13; the struct has them as bit fields. */
+		pkt->tcp_flags = ((__u8 *)&tcp)[13];
+		pkt->payload_len = net->end - net->off - header_len;
+		source = tcp.source;
+		dest = tcp.dest;
+	} else if (net->proto == IPPROTO_UDP) {
+		struct udphdr udp;
+		__u32 len;
+
+		if (net->off + sizeof(udp) > net->end)
+			return PARSE_MALFORMED;
+		if (load_bytes(src, net->off, &udp, sizeof(udp)))
+			return PARSE_LOAD_FAILED;
+		len = bpf_ntohs(udp.len);
+		/* 0 stands for "the rest" (jumbograms, GSO); a length beyond the
+		 * packet can't be true, but the bytes that are there are. */
+		if (len && len < sizeof(udp))
+			return PARSE_MALFORMED;
+		if (!len || len > net->end - net->off)
+			len = net->end - net->off;
+		pkt->payload_len = len - sizeof(udp);
+		source = udp.source;
+		dest = udp.dest;
+	} else {
+		return PARSE_OTHER_PROTO;
+	}
+	pkt->key.proto = net->proto;
+	set_endpoints(pkt, net->saddr, net->daddr, bpf_ntohs(source), bpf_ntohs(dest));
+	return PARSE_FLOW;
+}
+
+static __always_inline enum parse_result parse_ipv4(const struct source *src, __u32 off,
+						    struct network *net)
+{
+	__u32 header_len, total_len, rest = src->len - off;
+	struct iphdr ip;
+
+	if (load_bytes(src, off, &ip, sizeof(ip)))
+		return PARSE_MALFORMED;
+	header_len = ip.ihl * 4;
+	total_len = bpf_ntohs(ip.tot_len);
+	/* BIG TCP leaves the length at 0: the packet ends where the frame does. */
+	if (!total_len || total_len > rest)
+		total_len = rest;
+	if (ip.version != 4 || header_len < sizeof(ip) || header_len > total_len)
+		return PARSE_MALFORMED;
+	if (bpf_ntohs(ip.frag_off) & IP_OFFSET_MASK)
+		return PARSE_LATER_FRAGMENT;
+	net->off = off + header_len;
+	net->end = off + total_len;
+	net->proto = ip.protocol;
+	net->saddr[2] = net->daddr[2] = bpf_htonl(0xffff);
+	net->saddr[3] = ip.saddr;
+	net->daddr[3] = ip.daddr;
+	return PARSE_FLOW;
+}
+
+static __always_inline bool is_extension(__u8 proto)
+{
+	return proto == IPPROTO_HOPOPTS || proto == IPPROTO_ROUTING || proto == IPPROTO_DSTOPTS ||
+	       proto == IPPROTO_AH || proto == IPPROTO_FRAGMENT;
+}
+
+struct extension_walk {
+	void *ctx;
+	__u32 off;
+	__u32 end;
+	__u8 proto;
+	enum parse_result result;
+};
+
+/* One IPv6 extension header. Returns 1 to end bpf_loop(), which is used because
+ * six unrolled rounds, each with its own offset, multiply the states that the
+ * verifier has to follow through everything behind them. */
+static __always_inline long walk_extension(struct extension_walk *walk, const bool is_xdp)
+{
+	__u8 ext[4]; /* next header, length; fragment: offset in the last two */
+
+	if (!is_extension(walk->proto))
+		return 1;
+	walk->result = PARSE_MALFORMED;
+	if (walk->off + 8 > walk->end)
+		return 1;
+	if (is_xdp ? bpf_xdp_load_bytes(walk->ctx, walk->off, ext, sizeof(ext))
+		   : bpf_skb_load_bytes(walk->ctx, walk->off, ext, sizeof(ext))) {
+		walk->result = PARSE_LOAD_FAILED;
+		return 1;
+	}
+	walk->result = PARSE_FLOW;
+	if (walk->proto == IPPROTO_FRAGMENT) {
+		/* 13 bits of offset, 2 reserved, 1 "more" */
+		if (ext[2] || (ext[3] & 0xf8)) {
+			walk->result = PARSE_LATER_FRAGMENT;
+			return 1;
+		}
+		walk->off += 8;
+	} else if (walk->proto == IPPROTO_AH) {
+		walk->off += (ext[1] + 2) * 4;
+	} else {
+		walk->off += (ext[1] + 1) * 8;
+	}
+	walk->proto = ext[0];
+	return 0;
+}
+/* Callbacks of bpf_loop(); each program may contain its own hook's helpers only. */
+static long walk_extension_xdp(__u32 index, struct extension_walk *walk)
+{
+	return walk_extension(walk, true);
+}
+
+static long walk_extension_skb(__u32 index, struct extension_walk *walk)
+{
+	return walk_extension(walk, false);
+}
+
+static __always_inline enum parse_result parse_ipv6(const struct source *src, __u32 off,
+						    struct network *net)
+{
+	__u32 payload_len, rest = src->len - off;
+	struct ipv6hdr ip6;
+
+	if (load_bytes(src, off, &ip6, sizeof(ip6)) || ip6.version != 6)
+		return PARSE_MALFORMED;
+	payload_len = bpf_ntohs(ip6.payload_len);
+	if (!payload_len || payload_len > rest - sizeof(ip6))
+		payload_len = rest - sizeof(ip6);
+	net->off = off + sizeof(ip6);
+	net->end = net->off + payload_len;
+	net->proto = ip6.nexthdr;
+	__builtin_memcpy(net->saddr, &ip6.saddr, sizeof(net->saddr));
+	__builtin_memcpy(net->daddr, &ip6.daddr, sizeof(net->daddr));
+
+	if (is_extension(net->proto)) {
+		struct extension_walk walk = {
+			.ctx = src->ctx,
+			.off = net->off,
+			.end = net->end,
+			.proto = net->proto,
+		};
+
+		if (src->is_xdp)
+			bpf_loop(IPV6_EXT_HEADERS, walk_extension_xdp, &walk, 0);
+		else
+			bpf_loop(IPV6_EXT_HEADERS, walk_extension_skb, &walk, 0);
+		if (walk.result != PARSE_FLOW)
+			return walk.result;
+		if (is_extension(walk.proto))
+			return PARSE_UNPARSABLE;
+		net->off = walk.off;
+		net->proto = walk.proto;
+	}
+	return PARSE_FLOW;
+}
+
+/* offloaded_tag: the hardware took a tag, tag_proto and tci, out of the frame. */
+static __always_inline enum parse_result parse_packet(const struct source *src, struct packet *pkt,
+						      bool offloaded_tag, __be16 tag_proto,
+						      __u16 tci)
+{
+	enum parse_result result;
+	struct network net = {};
+	__be16 proto;
+	__u32 off = 0;
+	int tags = 0;
+
+	if (cfg_raw_ip) {
+		__u8 first;
+
+		if (load_bytes(src, 0, &first, sizeof(first)))
+			return PARSE_MALFORMED;
+		if ((first >> 4) == 4)
+			proto = ETH_P_IP_NET;
+		else if ((first >> 4) == 6)
+			proto = ETH_P_IPV6_NET;
+		else
+			return PARSE_NOT_IP;
+		/* An Ethernet header with zero addresses, so that offsets stay. */
+		pkt->prefix_len = ETH_HLEN;
+		*(__be16 *)&pkt->prefix[12] = proto;
+	} else {
+		struct ethhdr eth;
+
+		if (load_bytes(src, 0, &eth, sizeof(eth)))
+			return PARSE_MALFORMED;
+		proto = eth.h_proto;
+		off = sizeof(eth);
+		if (offloaded_tag) {
+			__builtin_memcpy(pkt->prefix, &eth, 12);
+			*(__be16 *)&pkt->prefix[12] = tag_proto;
+			*(__be16 *)&pkt->prefix[14] = bpf_htons(tci);
+			pkt->prefix_len = 16;
+			pkt->skip = 12;
+			pkt->key.vlan = tci & VLAN_ID_MASK;
+			tags = 1;
+		}
+#pragma unroll
+		for (int i = 0; i < VLAN_TAGS + 1; i++) {
+			struct vlan_header tag;
+
+			if (proto != ETH_P_8021Q_NET && proto != ETH_P_8021AD_NET &&
+			    proto != ETH_P_QINQ_NET)
+				break;
+			if (tags >= VLAN_TAGS)
+				return PARSE_UNPARSABLE;
+			if (load_bytes(src, off, &tag, sizeof(tag)))
+				return PARSE_MALFORMED;
+			if (tags == 0)
+				pkt->key.vlan = bpf_ntohs(tag.tci) & VLAN_ID_MASK;
+			else
+				pkt->key.inner_vlan = bpf_ntohs(tag.tci) & VLAN_ID_MASK;
+			proto = tag.proto;
+			off += sizeof(tag);
+			tags++;
+		}
+	}
+	if (proto == ETH_P_IP_NET)
+		result = parse_ipv4(src, off, &net);
+	else if (proto == ETH_P_IPV6_NET)
+		result = parse_ipv6(src, off, &net);
+	else
+		return PARSE_NOT_IP;
+	if (result != PARSE_FLOW)
+		return result;
+	pkt->frame_len = pkt->prefix_len + (net.end - pkt->skip);
+	return parse_transport(src, pkt, &net);
+}

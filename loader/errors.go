@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+)
+
+// A RefusedError says why something was not begun: the request or the system
+// does not allow it, and nothing was changed.
+type RefusedError struct {
+	msg string
+	err error
+}
+
+func refused(err error, format string, args ...any) error {
+	return &RefusedError{msg: fmt.Sprintf(format, args...), err: err}
+}
+
+// Error returns one lower-case line that names the cause and what to do.
+func (e *RefusedError) Error() string { return e.msg }
+
+// Unwrap returns the system's error, if there is one.
+func (e *RefusedError) Unwrap() error { return e.err }
+
+// ErrNotAttached means that nothing is pinned for the interface.
+var ErrNotAttached = errors.New("earlydrop is not attached")

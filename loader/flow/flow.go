@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package flow holds the plain types that the data path, the classifier and
+// the policy share. It imports nothing of the project and does no work of its
+// own: loader fills a Sample, classifier turns it into a Result, policy turns
+// both into a decision.
+package flow
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+const (
+	// CaptureBytes is the size of a flow's capture: the first 1024 bytes that
+	// both sides put on the wire (the paper's image, 32x32 bytes).
+	CaptureBytes = 1024
+
+	// MaxPackets bounds the packet records of one capture. The smallest
+	// packet that belongs to a flow is a UDP datagram without payload on a
+	// raw IPv4 link: 14 bytes of zero Ethernet header + 20 + 8 = 42, so 1024
+	// bytes hold at most 25 packets.
+	MaxPackets = 32
+
+	// HandshakeBytes bounds what is kept of header-only TCP packets until the
+	// first payload byte arrives, and HandshakeFrame the size of one such
+	// frame. A larger frame, or one that no longer fits, is left out.
+	HandshakeBytes = 384
+	// HandshakeFrame is explained at HandshakeBytes.
+	HandshakeFrame = 160
+	// HandshakePackets bounds the packet records kept at that stage.
+	HandshakePackets = 8
+)
+
+// Proto is the transport protocol of a flow, as IP numbers it.
+type Proto uint8
+
+// The two protocols that have flows.
+const (
+	TCP Proto = 6
+	UDP Proto = 17
+)
+
+// String returns "tcp", "udp" or the number.
+func (p Proto) String() string {
+	switch p {
+	case TCP:
+		return "tcp"
+	case UDP:
+		return "udp"
+	}
+	return fmt.Sprintf("proto-%d", uint8(p))
+}
+
+// Key names a flow in both directions. It is canonical: Lo is the endpoint
+// that compares lower (address as 16 bytes, IPv4 as v4-mapped IPv6, then
+// port). Addresses are stored unmapped, so that IPv4 prints as IPv4. Key is
+// comparable and may key a Go map.
+type Key struct {
+	Lo, Hi    netip.AddrPort
+	Proto     Proto
+	VLAN      uint16 // outer 802.1Q id, 0 when untagged or priority-tagged
+	InnerVLAN uint16 // second tag of QinQ, else 0
+}
+
+// NewKey returns the canonical key of a packet from src to dst and whether
+// src is the lower endpoint.
+func NewKey(src, dst netip.AddrPort, proto Proto, vlan, innerVLAN uint16) (key Key, srcIsLo bool) {
+	src = netip.AddrPortFrom(src.Addr().Unmap(), src.Port())
+	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
+	key = Key{Lo: src, Hi: dst, Proto: proto, VLAN: vlan, InnerVLAN: innerVLAN}
+	if less(dst, src) {
+		key.Lo, key.Hi = dst, src
+		return key, false
+	}
+	return key, true
+}
+
+func less(a, b netip.AddrPort) bool {
+	a16, b16 := a.Addr().As16(), b.Addr().As16()
+	if c := bytes.Compare(a16[:], b16[:]); c != 0 {
+		return c < 0
+	}
+	return a.Port() < b.Port()
+}
+
+// String prints both endpoints, the protocol and the VLAN ids, if any.
+func (k Key) String() string {
+	s := fmt.Sprintf("%s %s <> %s", k.Proto, k.Lo, k.Hi)
+	if k.VLAN != 0 {
+		s += fmt.Sprintf(" vlan %d", k.VLAN)
+	}
+	if k.InnerVLAN != 0 {
+		s += fmt.Sprintf(".%d", k.InnerVLAN)
+	}
+	return s
+}
+
+// Reason says why a capture was handed over.
+type Reason uint8
+
+// Reasons; the numbers are shared with enum handover_reason in
+// bpf/earlydrop.h and are never reused.
+const (
+	ReasonFull   Reason = 1 // CaptureBytes are in
+	ReasonClosed Reason = 2 // FIN or RST
+	ReasonIdle   Reason = 3 // no packet for the idle time
+	ReasonEnd    Reason = 4 // the capture file ended (replay only)
+)
+
+// String returns a word for logs and JSON.
+func (r Reason) String() string {
+	switch r {
+	case ReasonFull:
+		return "full"
+	case ReasonClosed:
+		return "closed"
+	case ReasonIdle:
+		return "idle"
+	case ReasonEnd:
+		return "end"
+	}
+	return fmt.Sprintf("reason-%d", uint8(r))
+}
+
+// Packet is the record of one captured packet.
+type Packet struct {
+	// Offset is where the packet's first byte stands in Sample.Data. The
+	// packet ends where the next one begins, or at the end of Data.
+	Offset uint16
+	// WireLen is the packet's length on the wire in bytes, L2 header
+	// included, Ethernet padding behind the IP packet left out. It exceeds
+	// the captured bytes where the capture ended inside the packet.
+	WireLen uint32
+	// FromInitiator is true for packets sent by the side that opened the flow.
+	FromInitiator bool
+	// Time is the time since the flow's first packet.
+	Time time.Duration
+}
+
+// Meta describes a flow at the moment its capture was handed over.
+type Meta struct {
+	Key Key
+	// InitiatorIsLo tells which endpoint opened the flow: the sender of the
+	// first SYN (TCP) or of the first datagram (UDP).
+	InitiatorIsLo bool
+	Reason        Reason
+	Start         time.Time     // arrival of the flow's first packet
+	Elapsed       time.Duration // from Start to the hand-over
+}
+
+// Initiator returns the endpoint that opened the flow.
+func (m *Meta) Initiator() netip.AddrPort {
+	if m.InitiatorIsLo {
+		return m.Key.Lo
+	}
+	return m.Key.Hi
+}
+
+// Responder returns the endpoint that the flow was opened to.
+func (m *Meta) Responder() netip.AddrPort {
+	if m.InitiatorIsLo {
+		return m.Key.Hi
+	}
+	return m.Key.Lo
+}
+
+// Sample is the capture of one flow. It owns its memory, so that one Sample
+// can be filled again and again without allocating; it is not safe for
+// concurrent use.
+type Sample struct {
+	Meta
+	// Packets holds one record per captured packet, in order of arrival.
+	Packets []Packet
+	// Data holds the captured frames one after another, at most CaptureBytes.
+	// Every frame begins with an Ethernet header; where the link has none, a
+	// header with zero addresses and the EtherType of the IP version stands
+	// in its place.
+	Data []byte
+
+	packets [MaxPackets]Packet
+	data    [CaptureBytes]byte
+}
+
+// Reset empties s and points Packets and Data at its own memory.
+func (s *Sample) Reset() {
+	s.Meta = Meta{}
+	s.Packets = s.packets[:0]
+	s.Data = s.data[:0]
+}
+
+// Complete reports whether all CaptureBytes are in.
+func (s *Sample) Complete() bool { return len(s.Data) == CaptureBytes }
+
+// Frame returns the captured bytes of packet i.
+func (s *Sample) Frame(i int) []byte {
+	end := len(s.Data)
+	if i+1 < len(s.Packets) {
+		end = int(s.Packets[i+1].Offset)
+	}
+	return s.Data[s.Packets[i].Offset:end]
+}
+
+// Result is the classifier's answer for one sample.
+type Result struct {
+	Class      string    // one of the model's labels
+	Confidence float64   // probability of Class, 0 to 1, calibrated
+	Labels     []string  // the model's labels; shared, read-only
+	Scores     []float64 // probability of each label, in the order of Labels
+}
+
+// Background is the label that every model has for traffic that belongs to no
+// wanted class. A policy can't name it in a rule.
+const Background = "background"

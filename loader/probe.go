@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
+	"golang.org/x/sys/unix"
+)
+
+// Preflight checks that this process has the rights and the kernel the features
+// that the data path needs. It changes nothing.
+func Preflight() error {
+	if err := requireCapabilities(); err != nil {
+		return err
+	}
+	return requireFeatures()
+}
+
+type capability struct {
+	bit  uint
+	name string
+}
+
+var capabilities = []capability{
+	{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"}, // attach to an interface
+	{unix.CAP_BPF, "CAP_BPF"},             // load programs, create maps
+	{unix.CAP_PERFMON, "CAP_PERFMON"},     // verifier: pointers in maps, loops
+}
+
+// requireCapabilities names the capabilities that are missing. CAP_SYS_ADMIN
+// stands for CAP_BPF and CAP_PERFMON, as in the kernel.
+func requireCapabilities() error {
+	effective, err := effectiveCapabilities()
+	if err != nil {
+		return err
+	}
+	if missing := missingCapabilities(effective); len(missing) > 0 {
+		return refused(unix.EPERM, "missing %s: run as root", strings.Join(missing, ", "))
+	}
+	return nil
+}
+
+func missingCapabilities(effective uint64) []string {
+	has := func(bit uint) bool { return effective&(1<<bit) != 0 }
+	var missing []string
+	for _, c := range capabilities {
+		if !has(c.bit) && (c.bit == unix.CAP_NET_ADMIN || !has(unix.CAP_SYS_ADMIN)) {
+			missing = append(missing, c.name)
+		}
+	}
+	return missing
+}
+
+func effectiveCapabilities() (uint64, error) {
+	f, err := os.Open("/proc/self/status")
+	if err != nil {
+		return 0, fmt.Errorf("read own capabilities: %w", err)
+	}
+	defer f.Close()
+	for s := bufio.NewScanner(f); s.Scan(); {
+		if v, ok := strings.CutPrefix(s.Text(), "CapEff:"); ok {
+			return strconv.ParseUint(strings.TrimSpace(v), 16, 64)
+		}
+	}
+	return 0, errors.New("read own capabilities: no CapEff in /proc/self/status")
+}
+
+// A feature is something that the programs can't do without.
+type feature struct {
+	what  string
+	since string // first kernel that has it
+	have  func() error
+}
+
+func helper(t ebpf.ProgramType, fn asm.BuiltinFunc) func() error {
+	return func() error { return features.HaveProgramHelper(t, fn) }
+}
+
+var requiredFeatures = []feature{
+	{"the BPF ring buffer", "5.8", func() error { return features.HaveMapType(ebpf.RingBuf) }},
+	{"atomic BPF instructions (v3)", "5.12", features.HaveV3ISA},
+	{"bpf_for_each_map_elem", "5.13", helper(ebpf.SchedCLS, asm.FnForEachMapElem)},
+	{"bpf_loop", "5.17", helper(ebpf.XDP, asm.FnLoop)},
+	{"bpf_xdp_load_bytes and multi-buffer XDP", "5.18", helper(ebpf.XDP, asm.FnXdpLoadBytes)},
+}
+
+func requireFeatures() error { return checkFeatures(requiredFeatures) }
+
+func checkFeatures(list []feature) error {
+	for _, f := range list {
+		// Only "not supported" is conclusive; anything else shows at load.
+		if err := f.have(); errors.Is(err, ebpf.ErrNotSupported) {
+			return refused(err, "this kernel lacks %s (since %s): earlydrop needs Linux 5.18 or newer", f.what, f.since)
+		}
+	}
+	return nil
+}
+
+// loadError keeps the end of the verifier's log, where the reason stands.
+func loadError(err error) error {
+	var ve *ebpf.VerifierError
+	if errors.As(err, &ve) {
+		return fmt.Errorf("the kernel refused a program: %w: %+.20v", err, ve)
+	}
+	return fmt.Errorf("load the data path: %w", err)
+}

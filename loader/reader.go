@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf/ringbuf"
+
+	"github.com/earlydrop/earlydrop/loader/flow"
+)
+
+// ErrClosed is returned by [Reader.Read] after [Reader.Close].
+var ErrClosed = errors.New("reader is closed")
+
+// A Reader takes captures from the ring buffer. It is for one goroutine; Close may
+// be called from any.
+type Reader struct {
+	ring   *ringbuf.Reader
+	record ringbuf.Record
+}
+
+// NewReader returns a reader of the data path's captures.
+func (d *DataPath) NewReader() (*Reader, error) {
+	ring, err := ringbuf.NewReader(d.coll.Maps[datapathMapSamples])
+	if err != nil {
+		return nil, fmt.Errorf("open the ring buffer: %w", err)
+	}
+	return &Reader{ring: ring}, nil
+}
+
+// Read waits for the next capture and fills s with it, without allocating. It
+// returns [ErrClosed] after Close. A record that contradicts itself is an error
+// of its own; reading may go on behind it.
+func (r *Reader) Read(s *flow.Sample) error {
+	if err := r.ring.ReadInto(&r.record); err != nil {
+		if errors.Is(err, os.ErrClosed) {
+			return ErrClosed
+		}
+		return fmt.Errorf("read the ring buffer: %w", err)
+	}
+	return decodeSample(r.record.RawSample, s)
+}
+
+// Close ends a Read that is waiting.
+func (r *Reader) Close() error { return r.ring.Close() }
+
+// decodeSample turns a struct sample, cut behind its captured bytes, into s. It
+// reads the fields where the generated type has them, since the record is shorter
+// than the struct.
+func decodeSample(raw []byte, s *flow.Sample) error {
+	var in datapathSample
+	const header = int(unsafe.Offsetof(in.Data))
+	s.Reset()
+	if len(raw) < header {
+		return fmt.Errorf("ring buffer record of %d bytes is shorter than its header of %d", len(raw), header)
+	}
+	le := binary.LittleEndian // both targets are
+	length := int(le.Uint16(raw[unsafe.Offsetof(in.Length):]))
+	count := int(raw[unsafe.Offsetof(in.PacketCount)])
+	if length > flow.CaptureBytes || count > flow.MaxPackets || header+length > len(raw) {
+		return fmt.Errorf("ring buffer record claims %d bytes in %d packets, but has %d", length, count, len(raw)-header)
+	}
+	key := (*datapathFlowKey)(unsafe.Pointer(&raw[unsafe.Offsetof(in.Key)]))
+	start := le.Uint64(raw[unsafe.Offsetof(in.StartNs):])
+	end := le.Uint64(raw[unsafe.Offsetof(in.EndNs):])
+	s.Meta = flow.Meta{
+		Key:           fromKernelKey(key),
+		InitiatorIsLo: raw[unsafe.Offsetof(in.InitiatorIsLo)] != 0,
+		Reason:        flow.Reason(raw[unsafe.Offsetof(in.Reason)]),
+		Start:         wallClock(start),
+		Elapsed:       time.Duration(end - start),
+	}
+	s.Packets = s.Packets[:count]
+	last := 0
+	for i := range s.Packets {
+		var rec datapathPacketRecord
+		p := raw[int(unsafe.Offsetof(in.Packets))+i*int(unsafe.Sizeof(rec)):]
+		s.Packets[i] = flow.Packet{
+			Offset:        le.Uint16(p[unsafe.Offsetof(rec.Offset):]),
+			WireLen:       le.Uint32(p[unsafe.Offsetof(rec.WireLen):]),
+			FromInitiator: p[unsafe.Offsetof(rec.FromInitiator)] != 0,
+			Time:          time.Duration(le.Uint32(p[unsafe.Offsetof(rec.TimeUs):])) * time.Microsecond,
+		}
+		off := int(s.Packets[i].Offset)
+		if off < last || off >= length {
+			return fmt.Errorf("ring buffer record has packet %d at offset %d of %d, behind offset %d", i, off, length, last)
+		}
+		last = off
+	}
+	s.Data = s.Data[:length]
+	copy(s.Data, raw[header:header+length])
+	return nil
+}

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/earlydrop/earlydrop/loader/flow"
+)
+
+// Tables are the maps of one attached interface, as any process with the rights
+// can open them. Its methods are safe for concurrent use, also by several
+// processes.
+type Tables struct {
+	iface                                                 string
+	flows, blocked, collecting, handshakes, counters, att *ebpf.Map
+}
+
+// Block is a flow that the kernel drops.
+type Block struct {
+	Key     flow.Key
+	Since   time.Time
+	Expires time.Time
+	Packets uint64 // dropped so far, both directions
+	Bytes   uint64 // dropped so far, L2 headers included
+	Class   string // cut to 15 bytes
+	Rule    string // cut to 15 bytes
+}
+
+// Attachment describes how an interface is attached.
+type Attachment struct {
+	Interface string
+	PID       int       // of the daemon
+	Alive     bool      // whether that process still exists
+	Since     time.Time // when it attached or adopted
+	XDPMode   XDPMode
+	Egress    string // tcx or clsact
+	Mode      string // monitor or enforce
+	Version   string // of the program that attached
+	Model     string // cut to 63 bytes
+	Policy    string // path, cut to 127 bytes
+}
+
+// Open opens the pinned maps of an interface. It returns an error that wraps
+// [ErrNotAttached] when there are none.
+func Open(iface string) (*Tables, error) {
+	dir := pinDir(iface)
+	if _, err := os.Stat(dir); err != nil {
+		if errors.Is(err, os.ErrPermission) {
+			return nil, refused(err, "%s can't be read: run as root", dir)
+		}
+		return nil, fmt.Errorf("%w to %s (nothing at %s)", ErrNotAttached, iface, dir)
+	}
+	t := &Tables{iface: iface}
+	for name, m := range t.byName() {
+		var err error
+		if *m, err = ebpf.LoadPinnedMap(filepath.Join(dir, name), nil); err != nil {
+			_ = t.Close()
+			if errors.Is(err, os.ErrPermission) {
+				return nil, refused(err, "map %s of %s can't be opened: run as root", name, iface)
+			}
+			return nil, fmt.Errorf("open pinned map %s of %s (detach and attach again): %w", name, iface, err)
+		}
+	}
+	return t, nil
+}
+
+func (t *Tables) byName() map[string]**ebpf.Map {
+	return map[string]**ebpf.Map{
+		datapathMapFlows:      &t.flows,
+		datapathMapBlocked:    &t.blocked,
+		datapathMapCollecting: &t.collecting,
+		datapathMapHandshakes: &t.handshakes,
+		datapathMapCounters:   &t.counters,
+		datapathMapAttachment: &t.att,
+	}
+}
+
+// Close gives the file descriptors back. It changes nothing in the kernel.
+func (t *Tables) Close() error {
+	var errs []error
+	for _, m := range t.byName() {
+		errs = append(errs, (*m).Close()) // nil maps close
+	}
+	return errors.Join(errs...)
+}
+
+// Block drops the flow's packets in the kernel for the given time, at most 100
+// years, from now on. A flow that is blocked already gets the new time and
+// reason and keeps its counters' history no longer.
+func (t *Tables) Block(key flow.Key, ttl time.Duration, class, rule string) error {
+	if ttl <= 0 {
+		return fmt.Errorf("block %s: time to live %s is not positive", key, ttl)
+	}
+	now := monotonic()
+	k, b := toKernelKey(key), datapathBlock{SinceNs: now, ExpiresNs: now + uint64(ttl)}
+	fixed(b.Class[:], class)
+	fixed(b.Rule[:], rule)
+	// The order matters: see remember() in bpf/earlydrop.bpf.c.
+	if err := t.blocked.Update(&k, &b, ebpf.UpdateAny); err != nil {
+		return fmt.Errorf("block %s: %w", key, err)
+	}
+	if err := t.flows.Delete(&k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("block %s: forget its verdict: %w", key, err)
+	}
+	return nil
+}
+
+// Unblock lets the flow's packets pass again and returns what was dropped. The
+// error wraps [ebpf.ErrKeyNotExist] when the flow is not blocked.
+func (t *Tables) Unblock(key flow.Key) (Block, error) {
+	k := toKernelKey(key)
+	var b datapathBlock
+	if err := t.blocked.LookupAndDelete(&k, &b); err != nil {
+		return Block{}, fmt.Errorf("unblock %s: %w", key, err)
+	}
+	return fromKernelBlock(&k, &b), nil
+}
+
+func fromKernelBlock(k *datapathFlowKey, b *datapathBlock) Block {
+	return Block{
+		Key:     fromKernelKey(k),
+		Since:   wallClock(b.SinceNs),
+		Expires: wallClock(b.ExpiresNs),
+		Packets: b.Packets,
+		Bytes:   b.Bytes,
+		Class:   fromFixed(b.Class[:]),
+		Rule:    fromFixed(b.Rule[:]),
+	}
+}
+
+const batchSize = 4096 // entries per system call when a map is walked
+
+// Blocked returns all blocks that have time left.
+func (t *Tables) Blocked() ([]Block, error) {
+	now := monotonic()
+	var blocks []Block
+	err := walk(t.blocked, func(k *datapathFlowKey, b *datapathBlock) {
+		if now < b.ExpiresNs {
+			blocks = append(blocks, fromKernelBlock(k, b))
+		}
+	})
+	return blocks, err
+}
+
+// ExpireBlocks removes the blocks whose time is over (the kernel passes their
+// packets already) and returns them with their final counters.
+func (t *Tables) ExpireBlocks() ([]Block, error) {
+	now := monotonic()
+	var keys []datapathFlowKey
+	err := walk(t.blocked, func(k *datapathFlowKey, b *datapathBlock) {
+		if now >= b.ExpiresNs {
+			keys = append(keys, *k)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	var expired []Block
+	for i := range keys {
+		var b datapathBlock
+		// Once more, singly: it may have been renewed in the meantime.
+		if err := t.blocked.Lookup(&keys[i], &b); err != nil || now < b.ExpiresNs {
+			continue
+		}
+		if err := t.blocked.Delete(&keys[i]); err == nil {
+			expired = append(expired, fromKernelBlock(&keys[i], &b))
+		}
+	}
+	return expired, nil
+}
+
+// clearBlocks removes every block.
+func (t *Tables) clearBlocks() (int, error) {
+	var keys []datapathFlowKey
+	if err := walk(t.blocked, func(k *datapathFlowKey, _ *datapathBlock) { keys = append(keys, *k) }); err != nil {
+		return 0, err
+	}
+	for i := range keys {
+		if err := t.blocked.Delete(&keys[i]); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return i, fmt.Errorf("remove block: %w", err)
+		}
+	}
+	return len(keys), nil
+}
+
+// walk calls f for every entry of a hash map, a batch of entries per system call.
+func walk[V any](m *ebpf.Map, f func(*datapathFlowKey, *V)) error {
+	var cursor ebpf.MapBatchCursor
+	keys, values := make([]datapathFlowKey, batchSize), make([]V, batchSize)
+	for {
+		n, err := m.BatchLookup(&cursor, keys, values, nil)
+		for i := range n {
+			f(&keys[i], &values[i])
+		}
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read map %s: %w", m, err)
+		}
+	}
+}
+
+// Pass records the verdict that the flow passes. A flow that the kernel has
+// forgotten in the meantime, or that began afresh, is left alone.
+func (t *Tables) Pass(key flow.Key) error {
+	k := toKernelKey(key)
+	v := datapathFlow{LastNs: monotonic(), Verdict: datapathVerdictVERDICT_PASS}
+	if err := t.flows.Update(&k, &v, ebpf.UpdateExist); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("write verdict of %s: %w", key, err)
+	}
+	// Somebody may have blocked it by hand at the same time; the order matters:
+	// see remember() in bpf/earlydrop.bpf.c.
+	var b datapathBlock
+	if t.blocked.Lookup(&k, &b) == nil && monotonic() < b.ExpiresNs {
+		_ = t.flows.Delete(&k)
+	}
+	return nil
+}
+
+// Counters returns the counters summed over all CPUs.
+func (t *Tables) Counters() (Counters, error) { return readCounters(t.counters) }
+
+// Occupancy is how many flows stand in which map.
+type Occupancy struct {
+	Flows      int `json:"flows"`      // handed over or decided
+	Collecting int `json:"collecting"` // being captured
+	Handshakes int `json:"handshakes"` // TCP without payload so far
+	Blocked    int `json:"blocked"`    // time left or not yet removed
+}
+
+// Occupancy walks the maps; it takes some milliseconds for 100 000 flows.
+func (t *Tables) Occupancy() (Occupancy, error) {
+	var o Occupancy
+	err := errors.Join(
+		walk(t.flows, func(_ *datapathFlowKey, _ *datapathFlow) { o.Flows++ }),
+		walk(t.collecting, func(_ *datapathFlowKey, _ *datapathSlotRef) { o.Collecting++ }),
+		walk(t.handshakes, func(_ *datapathFlowKey, _ *datapathHandshake) { o.Handshakes++ }),
+		walk(t.blocked, func(_ *datapathFlowKey, _ *datapathBlock) { o.Blocked++ }),
+	)
+	return o, err
+}
+
+// Attachment returns how the interface is attached.
+func (t *Tables) Attachment() (Attachment, error) {
+	var a datapathAttached
+	if err := t.att.Lookup(uint32(0), &a); err != nil {
+		return Attachment{}, fmt.Errorf("read map attachment: %w", err)
+	}
+	return Attachment{
+		Interface: t.iface,
+		PID:       int(a.Pid),
+		Alive:     daemonAlive(t.iface),
+		Since:     time.Unix(0, int64(a.AttachedNs)),
+		XDPMode:   XDPMode(fromFixed(a.XdpMode[:])),
+		Egress:    fromFixed(a.Egress[:]),
+		Mode:      fromFixed(a.Mode[:]),
+		Version:   fromFixed(a.Version[:]),
+		Model:     fromFixed(a.Model[:]),
+		Policy:    fromFixed(a.Policy[:]),
+	}, nil
+}

@@ -1,0 +1,409 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package assembly
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/earlydrop/earlydrop/loader/flow"
+)
+
+// Defaults of Options, the same as of the live data path.
+const (
+	DefaultIdleTimeout = 2 * time.Second
+	DefaultUDPIdle     = 60 * time.Second
+)
+
+// Options sets the times of an Assembler. The zero value means the defaults.
+type Options struct {
+	// IdleTimeout hands a capture over that got no packet for this long
+	// (optional, DefaultIdleTimeout).
+	IdleTimeout time.Duration
+	// UDPIdle starts a UDP flow afresh when a datagram comes more than this
+	// after its last one (optional, DefaultUDPIdle).
+	UDPIdle time.Duration
+}
+
+// Counter names a cause that an Assembler counts. The numbers below verdicts
+// are those of Verdict.
+type Counter uint8
+
+// Counters beyond the parser's verdicts.
+const (
+	// MidStream counts TCP flows that were first seen without their SYN.
+	MidStream Counter = Counter(verdicts) + iota
+	// HeaderOnly counts TCP flows that ended without a payload byte, and
+	// datagrams without payload that found no flow.
+	HeaderOnly
+	// LeftOut counts header-only packets that no longer fitted into a
+	// flow's handshake bytes and are missing from its capture.
+	LeftOut
+	// Restarted counts captures thrown away because the flow began afresh.
+	Restarted
+	// Full, Closed, Idle and End count samples by the reason of their
+	// hand-over.
+	Full
+	Closed
+	Idle
+	End
+
+	// NumCounters is the number of counters.
+	NumCounters
+)
+
+var counterNames = [NumCounters]string{
+	MidStream:  "mid_stream",
+	HeaderOnly: "header_only",
+	LeftOut:    "handshake_left_out",
+	Restarted:  "restarted",
+	Full:       "handed_full",
+	Closed:     "handed_closed",
+	Idle:       "handed_idle",
+	End:        "handed_end",
+}
+
+// String returns the counter's name.
+func (c Counter) String() string {
+	if c < Counter(verdicts) {
+		return Verdict(c).String()
+	}
+	if c < NumCounters {
+		return counterNames[c]
+	}
+	return fmt.Sprintf("counter-%d", uint8(c))
+}
+
+// Counters holds one number per Counter. Those of the parser's verdicts count
+// packets, OK those that belong to a flow or could have started one.
+type Counters [NumCounters]uint64
+
+// Add adds the numbers of other.
+func (c *Counters) Add(other *Counters) {
+	for i := range c {
+		c[i] += other[i]
+	}
+}
+
+// Packets returns the number of all packets seen.
+func (c Counters) Packets() uint64 {
+	var n uint64
+	for _, v := range c[:verdicts] {
+		n += v
+	}
+	return n
+}
+
+// Samples returns the number of captures handed over.
+func (c Counters) Samples() uint64 { return c[Full] + c[Closed] + c[Idle] + c[End] }
+
+type stage uint8
+
+const (
+	handshake  stage = iota // TCP before its first payload byte
+	collecting              // capture in progress
+	decided                 // handed over, or mid-stream
+)
+
+// Flow is one life of a flow, from its start to its restart or the end of the
+// file. It belongs to the Assembler; handlers may read it while they run, and
+// set User.
+type Flow struct {
+	Key           flow.Key
+	InitiatorIsLo bool
+	Start, Last   time.Time // of its first and, so far, latest packet
+	// Packets and Bytes count the whole flow so far, in both directions.
+	// Bytes are on the wire, L2 header included, Ethernet padding left out.
+	Packets, Bytes uint64
+	// Seq numbers the flows of an Assembler in order of their start, from 0.
+	Seq uint64
+	// User is for the handlers. The Assembler doesn't touch it.
+	User any
+
+	stage      stage
+	handedOver bool
+	early      []byte // frames of the handshake stage
+	earlyRecs  []flow.Packet
+	sample     *flow.Sample // while collecting
+
+	// Collecting flows form a list in order of their latest packet.
+	prev, next *Flow
+	deadline   time.Time // on the Assembler's clock
+}
+
+// Assembler builds flows from packets in file order. Its clock is the
+// packets' own time. It is not safe for concurrent use.
+type Assembler struct {
+	opts     Options
+	onSample func(*Flow, *flow.Sample)
+	onEnd    func(*Flow)
+
+	flows    map[flow.Key]*Flow
+	list     Flow // ring: next is the flow that has been silent longest
+	now      time.Time
+	seq      uint64
+	counters Counters
+	free     []*flow.Sample
+}
+
+// New returns an Assembler. onSample gets each capture exactly once, in order
+// of hand-over; the sample is valid until onSample returns. onEnd (optional)
+// is called for each flow that was handed over, when nothing more can be
+// added to its totals.
+func New(opts Options, onSample func(*Flow, *flow.Sample), onEnd func(*Flow)) *Assembler {
+	if opts.IdleTimeout <= 0 {
+		opts.IdleTimeout = DefaultIdleTimeout
+	}
+	if opts.UDPIdle <= 0 {
+		opts.UDPIdle = DefaultUDPIdle
+	}
+	if onEnd == nil {
+		onEnd = func(*Flow) {}
+	}
+	a := &Assembler{opts: opts, onSample: onSample, onEnd: onEnd, flows: make(map[flow.Key]*Flow)}
+	a.list.prev, a.list.next = &a.list, &a.list
+	return a
+}
+
+// Counters returns what was counted so far.
+func (a *Assembler) Counters() Counters { return a.counters }
+
+// Packet takes the next frame, which begins with an Ethernet header; wireLen
+// is its length on the wire. frame may be reused after the call.
+//
+// Captures that fell idle before ts are handed over first. ts may go
+// backwards, as it does in merged files: the clock then stands still, and the
+// times inside a flow never decrease.
+func (a *Assembler) Packet(ts time.Time, frame []byte, wireLen int) {
+	if ts.After(a.now) {
+		a.now = ts
+		a.expire()
+	}
+	p, verdict := Parse(frame, wireLen)
+	a.counters[verdict]++
+	if verdict != OK {
+		return
+	}
+	if len(frame) > p.WireLen {
+		frame = frame[:p.WireLen]
+	}
+
+	f := a.flows[p.Key]
+	if f != nil && f.stage == collecting && ts.Sub(f.Last) >= a.opts.IdleTimeout {
+		// Only where the clock stands still: it would have expired.
+		a.handOver(f, flow.ReasonIdle)
+	}
+	if p.Key.Proto == flow.UDP {
+		f = a.startUDP(f, ts, &p)
+	} else {
+		f = a.startTCP(f, ts, &p)
+	}
+	if f == nil {
+		return
+	}
+	f.Packets++
+	f.Bytes += uint64(p.WireLen)
+	if ts.After(f.Last) {
+		f.Last = ts
+	}
+
+	if f.stage == handshake {
+		if p.PayloadLen == 0 {
+			a.keepEarly(f, &p, frame)
+			if p.Flags.Closes() {
+				a.counters[HeaderOnly]++
+				delete(a.flows, f.Key)
+			}
+			return
+		}
+		a.collect(f)
+	}
+	if f.stage == collecting {
+		a.capture(f, &p, frame)
+	}
+}
+
+// startUDP returns the flow that the datagram belongs to, nil for none.
+func (a *Assembler) startUDP(f *Flow, ts time.Time, p *Packet) *Flow {
+	if f != nil && ts.Sub(f.Last) <= a.opts.UDPIdle {
+		return f
+	}
+	// Unknown, or silent for so long that the old flow is over.
+	if p.PayloadLen == 0 {
+		a.counters[HeaderOnly]++
+		return nil
+	}
+	f = a.start(f, ts, p)
+	a.collect(f)
+	return f
+}
+
+// startTCP returns the flow that the segment belongs to, never nil.
+func (a *Assembler) startTCP(f *Flow, ts time.Time, p *Packet) *Flow {
+	if p.Flags.Opens() {
+		// A SYN of the responder on a handshake is a simultaneous open, any
+		// other SYN on a known flow a new connection on the same ports.
+		if f != nil && f.stage == handshake && f.InitiatorIsLo != p.SrcIsLo {
+			return f
+		}
+		return a.start(f, ts, p)
+	}
+	if f == nil {
+		a.counters[MidStream]++
+		f = a.start(nil, ts, p)
+		f.stage = decided
+	}
+	return f
+}
+
+// start begins a flow in the handshake stage. old is the flow that has the
+// key now, nil for none.
+func (a *Assembler) start(old *Flow, ts time.Time, p *Packet) *Flow {
+	if old != nil {
+		if old.stage == collecting {
+			a.counters[Restarted]++
+			a.release(old)
+		}
+		a.end(old)
+	}
+	f := &Flow{Key: p.Key, InitiatorIsLo: p.SrcIsLo, Start: ts, Last: ts, Seq: a.seq}
+	a.seq++
+	a.flows[p.Key] = f
+	return f
+}
+
+// keepEarly adds a header-only packet to the handshake frames, if it fits.
+func (a *Assembler) keepEarly(f *Flow, p *Packet, frame []byte) {
+	if len(frame) > flow.HandshakeFrame || len(f.early)+len(frame) > flow.HandshakeBytes ||
+		len(f.earlyRecs) == flow.HandshakePackets {
+		a.counters[LeftOut]++
+		return
+	}
+	f.earlyRecs = append(f.earlyRecs, f.record(p, len(f.early)))
+	f.early = append(f.early, frame...)
+}
+
+// record describes the packet that is captured at offset. Times have the
+// kernel's resolution.
+func (f *Flow) record(p *Packet, offset int) flow.Packet {
+	return flow.Packet{
+		Offset:        uint16(offset),
+		WireLen:       uint32(p.WireLen),
+		FromInitiator: p.SrcIsLo == f.InitiatorIsLo,
+		Time:          f.Last.Sub(f.Start).Truncate(time.Microsecond),
+	}
+}
+
+// collect moves a flow to the collecting stage: the handshake frames become
+// the start of its capture.
+func (a *Assembler) collect(f *Flow) {
+	if n := len(a.free); n > 0 {
+		f.sample, a.free = a.free[n-1], a.free[:n-1]
+	} else {
+		f.sample = new(flow.Sample)
+	}
+	f.sample.Reset()
+	f.sample.Data = append(f.sample.Data, f.early...)
+	f.sample.Packets = append(f.sample.Packets, f.earlyRecs...)
+	f.early, f.earlyRecs = nil, nil
+	f.stage = collecting
+}
+
+// capture adds a packet to the capture and hands it over when it is full or
+// the connection closes. Full comes first: a FIN in the packet that fills the
+// capture changes nothing about it.
+func (a *Assembler) capture(f *Flow, p *Packet, frame []byte) {
+	s := f.sample
+	s.Packets = append(s.Packets, f.record(p, len(s.Data)))
+	s.Data = append(s.Data, frame[:min(len(frame), flow.CaptureBytes-len(s.Data))]...)
+	switch {
+	case s.Complete():
+		a.handOver(f, flow.ReasonFull)
+	case p.Flags.Closes():
+		a.handOver(f, flow.ReasonClosed)
+	default:
+		a.touch(f)
+	}
+}
+
+// handOver gives the capture to the handler; from then on the flow is only
+// counted.
+func (a *Assembler) handOver(f *Flow, reason flow.Reason) {
+	s := f.sample
+	s.Meta = flow.Meta{Key: f.Key, InitiatorIsLo: f.InitiatorIsLo, Reason: reason,
+		Start: f.Start, Elapsed: f.Last.Sub(f.Start)}
+	switch reason {
+	case flow.ReasonFull:
+		a.counters[Full]++
+	case flow.ReasonClosed:
+		a.counters[Closed]++
+	case flow.ReasonIdle:
+		a.counters[Idle]++
+		s.Elapsed += a.opts.IdleTimeout
+	case flow.ReasonEnd:
+		a.counters[End]++
+	}
+	f.stage, f.handedOver = decided, true
+	a.onSample(f, s)
+	a.release(f)
+}
+
+// release takes the flow's sample back and the flow off the list.
+func (a *Assembler) release(f *Flow) {
+	if f.prev != nil {
+		f.prev.next, f.next.prev = f.next, f.prev
+		f.prev, f.next = nil, nil
+	}
+	a.free = append(a.free, f.sample)
+	f.sample = nil
+}
+
+// touch moves the flow to the end of the list. The clock never goes back, so
+// the list stays in order of deadlines.
+func (a *Assembler) touch(f *Flow) {
+	if f.prev != nil {
+		f.prev.next, f.next.prev = f.next, f.prev
+	}
+	f.deadline = a.now.Add(a.opts.IdleTimeout)
+	last := a.list.prev
+	f.prev, f.next = last, &a.list
+	last.next, a.list.prev = f, f
+}
+
+// expire hands over every capture whose deadline has come.
+func (a *Assembler) expire() {
+	for f := a.list.next; f != &a.list && !f.deadline.After(a.now); f = a.list.next {
+		a.handOver(f, flow.ReasonIdle)
+	}
+}
+
+func (a *Assembler) end(f *Flow) {
+	if f.handedOver {
+		a.onEnd(f)
+	}
+}
+
+// Flush ends the file: captures in progress are handed over in order of their
+// latest packet, with flow.ReasonEnd, then every flow ends, in order of its
+// start. The Assembler is empty afterwards and may be used for another file;
+// the counters go on.
+func (a *Assembler) Flush() {
+	for f := a.list.next; f != &a.list; f = a.list.next {
+		a.handOver(f, flow.ReasonEnd)
+	}
+	rest := make([]*Flow, 0, len(a.flows))
+	for _, f := range a.flows {
+		if f.stage == handshake {
+			a.counters[HeaderOnly]++
+		}
+		rest = append(rest, f)
+	}
+	slices.SortFunc(rest, func(x, y *Flow) int { return cmp.Compare(x.Seq, y.Seq) })
+	for _, f := range rest {
+		a.end(f)
+	}
+	clear(a.flows)
+	a.now = time.Time{}
+}

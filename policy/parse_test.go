@@ -1,0 +1,368 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"errors"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+var comparePolicies = cmp.Options{
+	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+	cmpopts.IgnoreUnexported(Match{}),
+	cmpopts.EquateEmpty(),
+}
+
+func TestParse(t *testing.T) {
+	prefix := netip.MustParsePrefix
+	rule := Rule{Name: "rule-1", Classes: []string{"v2ray"}, MinConfidence: 0.9, Action: Drop, TTL: 10 * time.Minute}
+	with := func(change func(*Rule)) *Policy {
+		r := rule
+		change(&r)
+		return &Policy{Rules: []Rule{r}}
+	}
+	const ruleYAML = "rules: [{class: v2ray, min_confidence: 0.9, action: drop, ttl: 10m"
+	tests := []struct {
+		name, text string
+		want       *Policy
+	}{
+		{"mode alone", "mode: enforce", &Policy{Mode: Enforce}},
+		{"mode is monitor when it is left out", "rules: []", &Policy{}},
+		{"quoted values and keys", "\"mode\": 'enforce'", &Policy{Mode: Enforce}},
+		{"CRLF and byte order mark", "\ufeffmode: enforce\r\nrules: []\r\n", &Policy{Mode: Enforce}},
+		{"document markers", "# comment\n---\nmode: enforce\n...\n", &Policy{Mode: Enforce}},
+		{"JSON", `{"mode": "enforce", "allow": [{"cidr": "::/0", "port": [1, "2-3"]}]}`,
+			&Policy{Mode: Enforce, Allow: []Match{{Prefix: prefix("::/0"), Ports: []PortRange{{1, 1}, {2, 3}}}}}},
+		{"ports", "allow:\n- port: 443\n- port: 8000-8100\n- port: [1, 65535, '22', 5 - 9]\n", &Policy{Allow: []Match{
+			{Ports: []PortRange{{443, 443}}},
+			{Ports: []PortRange{{8000, 8100}}},
+			{Ports: []PortRange{{1, 1}, {65535, 65535}, {22, 22}, {5, 9}}},
+		}}},
+		{"v4-mapped networks are IPv4", "allow: [{cidr: '::ffff:192.0.2.0/120'}, {cidr: '::ffff:0.0.0.0/96'}]",
+			&Policy{Allow: []Match{{Prefix: prefix("192.0.2.0/24")}, {Prefix: prefix("0.0.0.0/0")}}}},
+		{"sides", "allow:\n- {cidr: 192.0.2.0/24, side: initiator}\n- {cidr: 192.0.2.0/24, side: responder}\n- {cidr: 192.0.2.0/24, side: any}\n",
+			&Policy{Allow: []Match{
+				{Prefix: prefix("192.0.2.0/24"), Side: InitiatorSide},
+				{Prefix: prefix("192.0.2.0/24"), Side: ResponderSide},
+				{Prefix: prefix("192.0.2.0/24")},
+			}}},
+		{"default name", ruleYAML + "}]", &Policy{Rules: []Rule{rule}}},
+		{"a name that YAML 1.1 takes for true", ruleYAML + ", name: on}]", with(func(r *Rule) { r.Name = "on" })},
+		{"exceptions", ruleYAML + ", except: [{cidr: 10.0.0.0/8}, {port: 8388}]}]", with(func(r *Rule) {
+			r.Except = []Match{{Prefix: prefix("10.0.0.0/8")}, {Ports: []PortRange{{8388, 8388}}}}
+		})},
+		{"several classes", strings.Replace(ruleYAML, "v2ray", "[v2ray, tor]", 1) + "}]", with(func(r *Rule) { r.Classes = []string{"v2ray", "tor"} })},
+		{"confidence 1", strings.Replace(ruleYAML, "0.9", "1", 1) + "}]", with(func(r *Rule) { r.MinConfidence = 1 })},
+		{"confidence .5", strings.Replace(ruleYAML, "0.9", ".5", 1) + "}]", with(func(r *Rule) { r.MinConfidence = 0.5 })},
+		{"confidence with exponent", strings.Replace(ruleYAML, "0.9", "9.0e-1", 1) + "}]", with(func(*Rule) {})},
+		{"longest ttl", strings.Replace(ruleYAML, "10m", "8760h", 1) + "}]", with(func(r *Rule) { r.TTL = MaxTTL })},
+		{"shortest ttl", strings.Replace(ruleYAML, "10m", "1000ms", 1) + "}]", with(func(r *Rule) { r.TTL = MinTTL })},
+		{"mixed ttl", strings.Replace(ruleYAML, "10m", "1h30m", 1) + "}]", with(func(r *Rule) { r.TTL = 90 * time.Minute })},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := Parse("p.yaml", []byte(tt.text), labels)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, got, comparePolicies); diff != "" {
+				t.Errorf("policy (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestParseErrors(t *testing.T) {
+	// A rule whose lines can be replaced; class stands in line 3.
+	rule := func(old, new string) string {
+		const text = "rules:\n  - name: a\n    class: v2ray\n    min_confidence: 0.9\n    action: drop\n    ttl: 10m\n"
+		if !strings.Contains(text, old) {
+			t.Fatalf("%q is not in the rule", old)
+		}
+		return strings.Replace(text, old, new, 1)
+	}
+	const known = "known are name, class, min_confidence, action, ttl, except"
+	const confidence = "write a number above 0 and at most 1, such as 0.9"
+	const port = "write 1 to 65535, or a range such as 8000-8100"
+	tests := []struct {
+		name, text, want string
+	}{
+		// The file as a whole.
+		{"empty", "", `1:1: file holds no policy; write at least "mode: monitor"`},
+		{"comment only", "# nothing\n\n", `1:1: file holds no policy; write at least "mode: monitor"`},
+		{"markers only", "---\n---\n", `1:1: file holds no policy; write at least "mode: monitor"`},
+		{"too large", strings.Repeat("# comment\n", 30000), "1:1: file is larger than 256 KiB; split the policy or name networks instead of single addresses"},
+		{"two documents", "mode: monitor\n---\nmode: enforce\n", `3:1: a second document begins here; a policy file holds one, take the "---" out`},
+		{"text", "monitor", "1:1: the policy has to be a mapping with the keys mode, allow, rules, but is text"},
+		{"list", "- mode: monitor", "1:1: the policy has to be a mapping with the keys mode, allow, rules, but is a list"},
+		{"not UTF-8", "mode: monitor\n# caf\xe9\n", "2:6: byte 0xe9 is not UTF-8; save the file as UTF-8"},
+		{"NUL byte", "mode: mon\x00itor", "1:10: control character U+0000; take it out"},
+		{"escape sequence", "mode: \x1b[31m", "1:7: control character U+001B; take it out"},
+		{"line separator", "mode: a\u2028b", "1:8: control character U+2028; take it out"},
+		{"lone carriage return", "mode: enforce\rrules: []", "1:14: control character U+000D; take it out"},
+		{"gzip", "\x1f\x8b\x08\x00", "1:1: control character U+001F; take it out"},
+
+		// Syntax.
+		{"open bracket", "mode: monitor\nrules:\n  - class: [a, b\n    ttl: 10m\n", "4:5: not valid YAML: ',' or ']' must be specified"},
+		{"tab", "mode: monitor\n\trules: []\n", "2:1: not valid YAML: found character '\t' that cannot start any token"},
+		{"indentation", "rules:\n  - class: a\n   ttl: 10m\n", "3:4: not valid YAML: value is not allowed in this context"},
+		{"open quote", "mode: \"monitor\n", "1:7: not valid YAML: could not find end character of double-quoted text"},
+		{"two colons", "mode: a: b\n", "1:7: not valid YAML: mapping value is not allowed in this context"},
+		{"no colon", "mode: monitor\nallow\nrules: []\n", "2:1: not valid YAML: non-map value is specified"},
+		{"anchor", "mode: &m monitor", "1:7: anchors, aliases and merge keys are not part of a policy file; write the value out"},
+		{"alias", "mode: *m", "1:7: anchors, aliases and merge keys are not part of a policy file; write the value out"},
+		{"merge key", "mode: monitor\n<<: {mode: enforce}", "2:1: anchors, aliases and merge keys are not part of a policy file; write the value out"},
+		{"doubling aliases", "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n", "1:4: anchors, aliases and merge keys are not part of a policy file; write the value out"},
+		{"tag", "mode: !!str monitor", `1:7: tags are not part of a policy file; take "!!str" out`},
+		{"directive", "%YAML 1.2\n---\nmode: monitor", "1:1: directives are not part of a policy file; take the line out"},
+		{"question mark key", "? mode\n: monitor", `1:1: "?" keys are not part of a policy file; write "key: value"`},
+		{"deep brackets", "mode: " + strings.Repeat("[", 100000), "1:23: nested too deep; a policy file nests no deeper than 16"},
+		{"deep braces", strings.Repeat("{a: ", 60000), "1:65: nested too deep; a policy file nests no deeper than 16"},
+		{"deep dashes", strings.Repeat("- ", 60000), "1:33: nested too deep; a policy file nests no deeper than 16"},
+
+		// Keys.
+		{"unknown key", "mode: monitor\nlog: true\n", `2:1: unknown key "log" in the policy; known are mode, allow, rules`},
+		{"mistyped key", "mode: monitor\nrule: []\n", `2:1: unknown key "rule" in the policy, did you mean rules?; known are mode, allow, rules`},
+		{"key in the wrong case", "Mode: monitor\n", `1:1: unknown key "Mode" in the policy, did you mean mode?; known are mode, allow, rules`},
+		{"mistyped key of a rule", rule("min_confidence", "min-confidence"), `4:5: unknown key "min-confidence" in rule 1, did you mean min_confidence?; ` + known},
+		{"mistyped key behind others", rule("ttl", "tll"), `6:5: unknown key "tll" in rule 1, did you mean ttl?; ` + known},
+		{"mistyped key of an entry", "allow:\n  - cdir: 10.0.0.0/8\n", `2:5: unknown key "cdir" in an entry of allow, did you mean cidr?; known are cidr, port, side`},
+		{"mistyped key of an exception", rule("ttl: 10m", "ttl: 10m\n    except:\n      - ports: 1"), `8:9: unknown key "ports" in an entry of except, did you mean port?; known are cidr, port, side`},
+		{"duplicate key", "mode: monitor\nrules: []\nmode: enforce\n", `3:1: key "mode" is given twice in the policy, first in line 1; keep one of them`},
+		{"duplicate key, quoted", "mode: monitor\n'mode': enforce\n", `2:1: key "mode" is given twice in the policy, first in line 1; keep one of them`},
+		{"duplicate key of a rule", rule("ttl: 10m", "ttl: 10m\n    class: tor"), `7:5: key "class" is given twice in rule 1, first in line 3; keep one of them`},
+		{"duplicate key of an entry", "allow: [{port: 1, port: 2}]", `1:19: key "port" is given twice in an entry of allow, first in line 1; keep one of them`},
+		{"true as key", "true: monitor", `1:1: key "true" in the policy has to be one of mode, allow, rules`},
+		{"number as key", "1: monitor", `1:1: key "1" in the policy has to be one of mode, allow, rules`},
+		{"long key", strings.Repeat("k", 100) + ": 1", `1:1: unknown key "` + strings.Repeat("k", 48) + `..." in the policy; known are mode, allow, rules`},
+		{"columns count characters", "{\"ééé\": 1}", `1:2: unknown key "ééé" in the policy; known are mode, allow, rules`},
+		{"columns count characters before", "allow: [{cidr: \"é\"}, 1]", `1:16: cidr "é" is not a network; write one such as 192.0.2.0/24 or 2001:db8::/32`},
+
+		// Mode.
+		{"unknown mode", "mode: block", `1:7: unknown mode "block"; write monitor or enforce`},
+		{"mistyped mode", "mode: enforcing", `1:7: unknown mode "enforcing", did you mean enforce?; write monitor or enforce`},
+		{"mode off", "mode: off", `1:7: unknown mode "off"; write monitor or enforce`},
+		{"mode true", "mode: true", "1:7: mode has to be text such as monitor, but is true or false"},
+		{"mode missing", "mode:\nrules: []", "1:1: mode has to be text such as monitor, but is nothing"},
+		{"mode list", "mode: [monitor]", "1:7: mode has to be text such as monitor, but is a list"},
+		{"mode mapping", "mode:\n  enforce: 1", "2:3: mode has to be text such as monitor, but is a mapping"},
+		{"mode block", "mode: |\n  monitor", "1:7: mode has to be text such as monitor, but is a block of text"},
+
+		// Allow-list.
+		{"allow is text", "allow: 10.0.0.0/8", `1:8: allow has to be a list, but is text; begin each of its entries with "- "`},
+		{"allow is a mapping", "allow:\n  cidr: 10.0.0.0/8", `2:3: allow has to be a list, but is a mapping; begin each of its entries with "- "`},
+		{"allow is empty", "allow:\nmode: monitor", `1:1: allow has to be a list, but is nothing; begin each of its entries with "- "`},
+		{"entry is text", "allow:\n  - 10.0.0.0/8", "2:5: an entry of allow has to be a mapping with the keys cidr, port, side, but is text"},
+		{"entry is empty", "allow: [{}]", "1:9: an entry of allow needs a cidr or a port"},
+		{"side alone", "allow: [{side: any}]", "1:9: an entry of allow needs a cidr or a port"},
+		{"side without cidr", "allow: [{port: 1, side: any}]", "1:19: side says which address the cidr is compared with, but there is no cidr; add one or take side out"},
+		{"unknown side", "allow: [{cidr: 10.0.0.0/8, side: server}]", `1:34: unknown side "server"; write initiator, responder or any`},
+		{"mistyped side", "allow: [{cidr: 10.0.0.0/8, side: responser}]", `1:34: unknown side "responser", did you mean responder?; write initiator, responder or any`},
+		{"side number", "allow: [{cidr: 10.0.0.0/8, side: 1}]", "1:34: side has to be text such as responder, but is a number"},
+		{"host bits", "allow:\n  - cidr: 192.0.2.7/24\n", `2:11: cidr "192.0.2.7/24" has host bits set; the network is 192.0.2.0/24`},
+		{"IPv6 host bits", "allow:\n  - cidr: 2001:db8::1/32\n", `2:11: cidr "2001:db8::1/32" has host bits set; the network is 2001:db8::/32`},
+		{"v4-mapped host bits", "allow:\n  - cidr: '::ffff:192.0.2.1/120'\n", `2:11: cidr "::ffff:192.0.2.1/120" has host bits set; the network is ::ffff:192.0.2.0/120`},
+		{"no prefix length", "allow: [{cidr: 192.0.2.7}]", `1:16: cidr "192.0.2.7" has no prefix length; for this one address write 192.0.2.7/32`},
+		{"no IPv6 prefix length", "allow: [{cidr: '2001:db8::1'}]", `1:16: cidr "2001:db8::1" has no prefix length; for this one address write 2001:db8::1/128`},
+		{"prefix too long", "allow: [{cidr: 10.0.0.0/33}]", `1:16: cidr "10.0.0.0/33" is not a network; write one such as 192.0.2.0/24 or 2001:db8::/32`},
+		{"zone", "allow: [{cidr: 'fe80::1%eth0/64'}]", `1:16: cidr "fe80::1%eth0/64" is not a network; write one such as 192.0.2.0/24 or 2001:db8::/32`},
+		{"host name", "allow: [{cidr: example.com}]", `1:16: cidr "example.com" is not a network; write one such as 192.0.2.0/24 or 2001:db8::/32`},
+		{"cidr number", "allow: [{cidr: 10}]", "1:16: cidr has to be text such as 192.0.2.0/24, but is a number"},
+		{"cidr list", "allow: [{cidr: [10.0.0.0/8]}]", "1:16: cidr has to be text such as 192.0.2.0/24, but is a list"},
+		{"port 0", "allow: [{port: 0}]", `1:16: port "0" is not a port; ` + port},
+		{"port 65536", "allow: [{port: 65536}]", `1:16: port "65536" is not a port; ` + port},
+		{"huge port", "allow: [{port: 123456789012345678901234567890}]", `1:16: port "123456789012345678901234567890" is not a port; ` + port},
+		{"negative port", "allow: [{port: -1}]", `1:16: port "-1" is not a port; ` + port},
+		{"octal port", "allow: [{port: 0700}]", `1:16: port "0700" is not a port; ` + port},
+		{"hexadecimal port", "allow: [{port: 0x50}]", `1:16: port "0x50" is not a port; ` + port},
+		{"port with underscore", "allow: [{port: 1_000}]", `1:16: port "1_000" is not a port; ` + port},
+		{"sexagesimal port", "allow: [{port: '1:30'}]", `1:16: port "1:30" is not a port; ` + port},
+		{"fraction", "allow: [{port: 80.5}]", `1:16: port "80.5" is not a port; ` + port},
+		{"service name", "allow: [{port: https}]", `1:16: port "https" is not a port; ` + port},
+		{"open range", "allow: [{port: 8000-}]", `1:16: port "8000-" is not a port; ` + port},
+		{"range of three", "allow: [{port: 1-2-3}]", `1:16: port "1-2-3" is not a port; ` + port},
+		{"backward range", "allow: [{port: 8100-8000}]", `1:16: port range "8100-8000" is backwards; write 8000-8100`},
+		{"second port of a list", "allow:\n  - port:\n    - 1\n    - x\n", `4:7: port "x" is not a port; ` + port},
+		{"empty list of ports", "allow: [{port: []}]", "1:16: port is an empty list; name at least one"},
+		{"no port", "allow:\n  - port:\n", "2:5: port has to be a number, a range such as 8000-8100 or a list of them, but is nothing"},
+		{"port true", "allow: [{port: yes}, {port: true}]", `1:16: port "yes" is not a port; ` + port},
+		{"port list in a list", "allow: [{port: [[1]]}]", "1:17: port has to be a number, a range such as 8000-8100 or a list of them, but is a list"},
+
+		// Rules.
+		{"rules are a mapping", "rules:\n  class: v2ray", `2:3: rules has to be a list, but is a mapping; begin each of its entries with "- "`},
+		{"rule is text", "rules:\n  - drop v2ray", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, except, but is text"},
+		{"rule is nothing", "rules:\n  -\n", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, except, but is nothing"},
+		{"no class", rule("    class: v2ray\n", ""), `2:5: rule a has no class; add one, for example "class: shadowsocks"`},
+		{"no confidence", rule("    min_confidence: 0.9\n", ""), `2:5: rule a has no min_confidence; add one, for example "min_confidence: 0.9"`},
+		{"no action", rule("    action: drop\n", ""), `2:5: rule a has no action; add one, for example "action: drop"`},
+		{"no ttl", rule("    ttl: 10m\n", ""), `2:5: rule a has no ttl; add one, for example "ttl: 10m"`},
+		{"unnamed second rule", rule("ttl: 10m\n", "ttl: 10m\n  - class: tor\n"), `7:5: rule 2 has no min_confidence; add one, for example "min_confidence: 0.9"`},
+		{"name is taken", "rules:\n" + strings.Repeat("  - {name: b, class: tor, min_confidence: 1, action: drop, ttl: 1m}\n", 2),
+			`3:12: the name "b" is taken by the rule of line 2; give this rule another name`},
+		{"default name is taken", "rules:\n  - {name: rule-2, class: tor, min_confidence: 1, action: drop, ttl: 1m}\n  - {class: tor, min_confidence: 1, action: drop, ttl: 1m}\n",
+			`3:5: the name "rule-2" is taken by the rule of line 2; give this rule another name`},
+		{"name with a space", rule("name: a", "name: a b"), `2:11: name "a b" has to be 1 to 64 letters, digits, ".", "_" or "-", the first a letter or digit`},
+		{"empty name", rule("name: a", "name: ''"), `2:11: name "" has to be 1 to 64 letters, digits, ".", "_" or "-", the first a letter or digit`},
+		{"name number", rule("name: a", "name: 5"), "2:11: name has to be text such as tunnels, but is a number"},
+		{"unknown class", rule("v2ray", "http"), `3:12: the model has no class "http"; it has shadowsocks, v2ray, tor`},
+		{"mistyped class", rule("v2ray", "v2rya"), `3:12: the model has no class "v2rya", did you mean v2ray?; it has shadowsocks, v2ray, tor`},
+		{"mistyped class in a list", rule("v2ray", "[v2ray, shadowsock]"), `3:20: the model has no class "shadowsock", did you mean shadowsocks?; it has shadowsocks, v2ray, tor`},
+		{"class in the wrong case", rule("v2ray", "V2Ray"), `3:12: the model has no class "V2Ray", did you mean v2ray?; it has shadowsocks, v2ray, tor`},
+		{"background", rule("v2ray", "[v2ray, background]"), `3:20: class "background" is everything that is not a wanted class and can't be named in a rule; take it out`},
+		{"class twice", rule("v2ray", "[v2ray, tor, v2ray]"), `3:25: class "v2ray" is named twice; keep one of them`},
+		{"empty list of classes", rule("v2ray", "[]"), "3:12: class is an empty list; name at least one"},
+		{"empty class", rule("v2ray", "''"), "3:12: class is empty; name a class of the model"},
+		{"no value of class", rule("v2ray", ""), "3:5: class has to be text such as shadowsocks, but is nothing"},
+		{"class number", rule("v2ray", "2"), "3:12: class has to be text such as shadowsocks, but is a number"},
+		{"class mapping", rule("v2ray", "{v2ray: 1}"), "3:12: class has to be text such as shadowsocks, but is a mapping"},
+		{"confidence 0", rule("0.9", "0"), `4:21: min_confidence "0" is out of range; ` + confidence},
+		{"confidence above 1", rule("0.9", "1.01"), `4:21: min_confidence "1.01" is out of range; ` + confidence},
+		{"confidence in percent", rule("0.9", "90"), `4:21: min_confidence "90" is out of range; ` + confidence},
+		{"confidence with percent sign", rule("0.9", "90%"), "4:21: min_confidence has to be a number such as 0.9, but is text"},
+		{"negative confidence", rule("0.9", "-0.5"), `4:21: min_confidence "-0.5" is out of range; ` + confidence},
+		{"tiny confidence", rule("0.9", "1.0e-999"), `4:21: min_confidence "1.0e-999" is out of range; ` + confidence},
+		{"confidence not a number", rule("0.9", ".nan"), `4:21: min_confidence ".nan" is out of range; ` + confidence},
+		{"infinite confidence", rule("0.9", ".inf"), `4:21: min_confidence ".inf" is out of range; ` + confidence},
+		{"hexadecimal confidence", rule("0.9", "0x1"), `4:21: min_confidence "0x1" is out of range; ` + confidence},
+		{"quoted confidence", rule("0.9", "'0.9'"), "4:21: min_confidence has to be a number such as 0.9, but is text"},
+		{"no value of confidence", rule("0.9", ""), "4:5: min_confidence has to be a number such as 0.9, but is nothing"},
+		{"unknown action", rule("drop", "reject"), `5:13: unknown action "reject"; write drop (what no rule takes passes)`},
+		{"mistyped action", rule("drop", "dorp"), `5:13: unknown action "dorp", did you mean drop?; write drop (what no rule takes passes)`},
+		{"action pass", rule("drop", "pass"), `5:13: unknown action "pass"; write drop (what no rule takes passes)`},
+		{"action true", rule("drop", "true"), "5:13: action has to be text such as drop, but is true or false"},
+		{"ttl without unit", rule("10m", "600"), `6:10: ttl "600" has no unit; write 600s, 600m or 600h`},
+		{"ttl in days", rule("10m", "7d"), `6:10: ttl "7d" is not a duration; write one such as 30s, 10m or 1h30m`},
+		{"ttl word", rule("10m", "forever"), `6:10: ttl "forever" is not a duration; write one such as 30s, 10m or 1h30m`},
+		{"ttl with a space", rule("10m", "10 m"), `6:10: ttl "10 m" is not a duration; write one such as 30s, 10m or 1h30m`},
+		{"ttl too short", rule("10m", "999ms"), `6:10: ttl "999ms" is out of range; write at least 1s and at most 8760h (a year)`},
+		{"ttl too long", rule("10m", "8761h"), `6:10: ttl "8761h" is out of range; write at least 1s and at most 8760h (a year)`},
+		{"negative ttl", rule("10m", "-10m"), `6:10: ttl "-10m" is out of range; write at least 1s and at most 8760h (a year)`},
+		{"ttl fraction", rule("10m", "1.5"), "6:10: ttl has to be text such as 10m, but is a number"},
+		{"exceptions are a mapping", rule("ttl: 10m", "ttl: 10m\n    except: {port: 1}"), `7:13: except has to be a list, but is a mapping; begin each of its entries with "- "`},
+		{"exception with host bits", rule("ttl: 10m", "ttl: 10m\n    except:\n      - cidr: 10.1.0.0/8"), `8:15: cidr "10.1.0.0/8" has host bits set; the network is 10.0.0.0/8`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			p, err := Parse("p.yaml", []byte(tt.text), labels)
+			if err == nil {
+				t.Fatalf("accepted as %+v", p)
+			}
+			// A tab in a message of the library becomes a space.
+			if want := "p.yaml:" + strings.ReplaceAll(tt.want, "\t", " "); err.Error() != want {
+				t.Errorf("error:\n got %s\nwant %s", err, want)
+			}
+			var e *Error
+			if !errors.As(err, &e) || e.File != "p.yaml" || e.Line < 1 || e.Column < 1 || e.Msg == "" {
+				t.Errorf("error is %#v", err)
+			}
+			if p != nil {
+				t.Error("a policy came with the error")
+			}
+		})
+	}
+}
+
+func TestParseWithoutLabelsAcceptsAnyClassButBackground(t *testing.T) {
+	text := "rules: [{class: anything, min_confidence: 0.5, action: drop, ttl: 1m}]"
+	if _, err := Parse("p.yaml", []byte(text), nil); err != nil {
+		t.Error(err)
+	}
+	if _, err := Parse("p.yaml", []byte(strings.Replace(text, "anything", "background", 1)), nil); err == nil {
+		t.Error("background was accepted")
+	}
+	// A model without wanted classes is not the same as no model.
+	_, err := Parse("p.yaml", []byte(text), []string{"background"})
+	if want := `p.yaml:1:17: the model has no class "anything"; it has none`; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+func TestErrorIsOneLineWhateverTheFileIsCalled(t *testing.T) {
+	_, err := Parse("a\nb.yaml", nil, nil)
+	if err == nil || strings.ContainsAny(err.Error(), "\r\n") {
+		t.Errorf("got %q", err)
+	}
+}
+
+func TestLoad(t *testing.T) {
+	dir := t.TempDir()
+	good, bad, big := filepath.Join(dir, "good.yaml"), filepath.Join(dir, "bad.yaml"), filepath.Join(dir, "big.yaml")
+	for path, text := range map[string]string{
+		good: "mode: enforce\n",
+		bad:  "mode: monitor\n  x\n y: [",
+		big:  strings.Repeat("#", MaxFileBytes+1),
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p, err := Load(good, labels)
+	if err != nil || p.Mode != Enforce {
+		t.Errorf("Load = %+v, %v", p, err)
+	}
+	for _, path := range []string{bad, big} {
+		var e *Error
+		if _, err := Load(path, labels); !errors.As(err, &e) || e.File != path {
+			t.Errorf("Load(%s) = %v, want an *Error that names the file", path, err)
+		}
+	}
+	if _, err := Load(filepath.Join(dir, "none.yaml"), labels); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("missing file: %v", err)
+	}
+	if _, err := Load(dir, labels); err == nil || !strings.HasPrefix(err.Error(), "read policy: ") {
+		t.Errorf("folder: %v", err)
+	}
+}
+
+func TestDefault(t *testing.T) {
+	p, err := Default([]string{"background", "shadowsocks", "v2ray"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.Mode != Monitor {
+		t.Errorf("mode %s; the default must not drop", p.Mode)
+	}
+	want := []Rule{{Name: "tunnels", Classes: []string{"shadowsocks", "v2ray"}, MinConfidence: 0.9, Action: Drop, TTL: 10 * time.Minute}}
+	if diff := cmp.Diff(want, p.Rules, comparePolicies); diff != "" {
+		t.Errorf("rules (-want +got):\n%s", diff)
+	}
+	for _, addr := range []string{"127.0.0.1", "::1", "169.254.1.1", "fe80::1", "224.0.0.251", "ff02::fb", "255.255.255.255"} {
+		if !slices.ContainsFunc(p.Allow, func(m Match) bool { return m.Prefix.Contains(netip.MustParseAddr(addr)) }) {
+			t.Errorf("%s is not on the allow-list", addr)
+		}
+	}
+	for _, addr := range []string{"192.0.2.1", "10.0.0.1", "2001:db8::1", "fd00::1"} {
+		if slices.ContainsFunc(p.Allow, func(m Match) bool { return m.Prefix.Contains(netip.MustParseAddr(addr)) }) {
+			t.Errorf("%s is on the allow-list", addr)
+		}
+	}
+	var e *Error
+	if _, err := Default([]string{"background", "shadowsocks"}); !errors.As(err, &e) || e.File != DefaultName {
+		t.Errorf("a model without v2ray: %v", err)
+	}
+	// What the comments offer has to be right as well.
+	text := DefaultYAML()
+	for _, comment := range []string{"- cidr: 192.0.2.0/24", "  side: initiator", "  port: 22", "except:", "  - cidr: 10.0.0.0/8", "  - port: 8388"} {
+		if !strings.Contains(text, "# "+comment+"\n") {
+			t.Fatalf("default.yaml has no comment %q", comment)
+		}
+		text = strings.Replace(text, "# "+comment+"\n", comment+"\n", 1)
+	}
+	p, err = Parse(DefaultName, []byte(text), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, except := len(p.Allow), p.Rules[0].Except; n != 8 || len(except) != 2 {
+		t.Errorf("with the commented examples: %d allowed, exceptions %v", n, except)
+	}
+}

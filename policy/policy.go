@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package policy reads the operator's policy file and decides, flow by flow,
+// what the classifier's verdict leads to.
+//
+// The order of a decision is fixed:
+//
+//  1. The allow-list. A flow that matches one of its entries passes, whatever
+//     the rules say.
+//  2. The rules, from top to bottom. A rule takes a flow when the predicted
+//     class is one of its classes, the confidence of that class is at least
+//     the rule's min_confidence, and none of its exceptions matches. The first
+//     rule that takes the flow decides.
+//  3. Otherwise the flow passes.
+//
+// A rule that names the class but does not take the flow (confidence too low,
+// or an exception) is stepped over: a later rule may still take it. If none
+// does, the decision names the first rule that was stepped over, and why.
+//
+// Whether a drop is carried out is not decided here: in Monitor mode the
+// caller logs it and lets the flow pass.
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/earlydrop/earlydrop/loader/flow"
+)
+
+// Mode says what the caller does with decisions.
+type Mode uint8
+
+// The modes. The zero value is the harmless one.
+const (
+	// Monitor decides and logs everything and drops nothing.
+	Monitor Mode = iota
+	// Enforce carries drops out.
+	Enforce
+)
+
+// String returns the word of the policy file.
+func (m Mode) String() string {
+	if m == Enforce {
+		return "enforce"
+	}
+	return "monitor"
+}
+
+// ParseMode is the inverse of String. The error names the word and the two
+// that are known.
+func ParseMode(s string) (Mode, error) {
+	switch s {
+	case "monitor":
+		return Monitor, nil
+	case "enforce":
+		return Enforce, nil
+	}
+	return Monitor, fmt.Errorf("unknown mode %s%s; write monitor or enforce",
+		quote(s), didYouMean(s, []string{"monitor", "enforce"}))
+}
+
+// Action is what a decision asks for.
+type Action uint8
+
+// The actions. The zero value lets the flow pass.
+const (
+	Pass Action = iota
+	Drop
+)
+
+// String returns "pass" or "drop".
+func (a Action) String() string {
+	if a == Drop {
+		return "drop"
+	}
+	return "pass"
+}
+
+// Reasons of a Decision: short, stable words for logs and statistics.
+const (
+	ReasonRule          = "rule"                 // a rule took the flow (Drop)
+	ReasonAllowList     = "allow-list"           // an entry of the allow-list matched
+	ReasonNoRule        = "no rule"              // no rule names the class
+	ReasonLowConfidence = "below min_confidence" // the rule wants more confidence
+	ReasonException     = "exception"            // an exception of the rule matched
+)
+
+// Decision is what becomes of one flow.
+type Decision struct {
+	Action Action
+	// Rule names the rule that took the flow, or for Pass the first rule that
+	// names the class and was stepped over. It is the entry, as Match.String
+	// prints it, when the allow-list decided, and empty when no rule names
+	// the class.
+	Rule       string
+	Class      string        // the predicted class
+	Confidence float64       // of Class, 0 to 1
+	TTL        time.Duration // how long the block is to last; 0 for Pass
+	Reason     string        // one of the Reason constants
+}
+
+// Side says which endpoint of a flow the CIDR of a Match is compared with.
+type Side uint8
+
+// The sides.
+const (
+	AnySide       Side = iota // initiator or responder
+	InitiatorSide             // the endpoint that opened the flow
+	ResponderSide             // the endpoint that the flow was opened to
+)
+
+// String returns the word of the policy file.
+func (s Side) String() string {
+	switch s {
+	case InitiatorSide:
+		return "initiator"
+	case ResponderSide:
+		return "responder"
+	}
+	return "any"
+}
+
+// PortRange is a range of ports, both ends included, 1 to 65535.
+type PortRange struct{ First, Last uint16 }
+
+// String returns "443" or "8000-8100".
+func (r PortRange) String() string {
+	if r.First == r.Last {
+		return strconv.Itoa(int(r.First))
+	}
+	return fmt.Sprintf("%d-%d", r.First, r.Last)
+}
+
+// Match is an entry of the allow-list or an exception of a rule. It has a
+// prefix, or ports, or both; then both have to fit.
+type Match struct {
+	// Prefix is compared with the endpoints that Side names. It is masked
+	// (no host bits) and never v4-mapped: an IPv4 prefix also matches
+	// v4-mapped IPv6 addresses. The zero Prefix fits every flow.
+	Prefix netip.Prefix
+	Side   Side
+	// Ports are compared with the responder's port. None fit every flow.
+	Ports []PortRange
+
+	text string // String, worked out once
+}
+
+// String describes m in the words of the policy file.
+func (m *Match) String() string {
+	if m.text != "" {
+		return m.text
+	}
+	var parts []string
+	if m.Prefix.IsValid() {
+		parts = append(parts, "cidr "+m.Prefix.String())
+		if m.Side != AnySide {
+			parts = append(parts, "side "+m.Side.String())
+		}
+	}
+	if len(m.Ports) > 0 {
+		ports := make([]string, len(m.Ports))
+		for i, r := range m.Ports {
+			ports[i] = r.String()
+		}
+		parts = append(parts, "port "+strings.Join(ports, ","))
+	}
+	return strings.Join(parts, " ")
+}
+
+// matches reports whether m fits a flow between the two endpoints, whose
+// addresses are not v4-mapped.
+func (m *Match) matches(initiator netip.Addr, responder netip.AddrPort) bool {
+	if m.Prefix.IsValid() {
+		in := m.Side != ResponderSide && m.Prefix.Contains(initiator) ||
+			m.Side != InitiatorSide && m.Prefix.Contains(responder.Addr())
+		if !in {
+			return false
+		}
+	}
+	if len(m.Ports) == 0 {
+		return true
+	}
+	port := responder.Port()
+	for _, r := range m.Ports {
+		if r.First <= port && port <= r.Last {
+			return true
+		}
+	}
+	return false
+}
+
+func matchesAny(list []Match, initiator netip.Addr, responder netip.AddrPort) int {
+	for i := range list {
+		if list[i].matches(initiator, responder) {
+			return i
+		}
+	}
+	return -1
+}
+
+// Rule is one rule of a policy.
+type Rule struct {
+	Name          string   // unique in its policy
+	Classes       []string // labels of the model, at least one, no duplicate
+	MinConfidence float64  // above 0, at most 1
+	Action        Action   // always Drop: what no rule takes passes anyway
+	TTL           time.Duration
+	Except        []Match
+}
+
+// Policy is a checked policy. It is made by Load, Parse or Default and must
+// not be changed afterwards; then all its methods are safe for concurrent use.
+type Policy struct {
+	Mode  Mode
+	Allow []Match
+	Rules []Rule
+}
+
+// Decide returns what becomes of a flow that m describes and that the
+// classifier gave the result r. It depends on nothing but p and its
+// arguments, changes nothing, and does not allocate. Confidence that is not a
+// number never reaches a rule's min_confidence.
+func (p *Policy) Decide(m *flow.Meta, r flow.Result) Decision {
+	d := Decision{Class: r.Class, Confidence: r.Confidence, Reason: ReasonNoRule}
+	initiator, responder := m.Initiator().Addr().Unmap(), m.Responder()
+	responder = netip.AddrPortFrom(responder.Addr().Unmap(), responder.Port())
+
+	if i := matchesAny(p.Allow, initiator, responder); i >= 0 {
+		d.Rule, d.Reason = p.Allow[i].String(), ReasonAllowList
+		return d
+	}
+	for i := range p.Rules {
+		rule := &p.Rules[i]
+		if !slices.Contains(rule.Classes, r.Class) {
+			continue
+		}
+		why := ReasonRule
+		switch {
+		// Not "<": it has to hold for a confidence that is not a number.
+		case !(r.Confidence >= rule.MinConfidence):
+			why = ReasonLowConfidence
+		case matchesAny(rule.Except, initiator, responder) >= 0:
+			why = ReasonException
+		default:
+			d.Action, d.Rule, d.Reason, d.TTL = rule.Action, rule.Name, why, rule.TTL
+			return d
+		}
+		if d.Rule == "" {
+			d.Rule, d.Reason = rule.Name, why
+		}
+	}
+	return d
+}

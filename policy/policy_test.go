@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"math"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/earlydrop/earlydrop/loader/flow"
+)
+
+var labels = []string{"background", "shadowsocks", "v2ray", "tor"}
+
+// meta describes a TCP flow from initiator to responder.
+func meta(initiator, responder string) *flow.Meta {
+	key, isLo := flow.NewKey(netip.MustParseAddrPort(initiator), netip.MustParseAddrPort(responder), flow.TCP, 0, 0)
+	return &flow.Meta{Key: key, InitiatorIsLo: isLo}
+}
+
+func mustParse(tb testing.TB, text string) *Policy {
+	tb.Helper()
+	p, err := Parse("test.yaml", []byte(text), labels)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return p
+}
+
+const decideYAML = `
+mode: enforce
+allow:
+  - cidr: 192.0.2.0/24
+  - cidr: 2001:db8:a::/48
+    side: responder
+  - cidr: 203.0.113.7/32
+    side: initiator
+    port: [443, 8000-8100]
+  - port: 22
+  - cidr: 198.51.100.0/24
+    port: 853
+rules:
+  - name: strict
+    class: shadowsocks
+    min_confidence: 0.99
+    action: drop
+    ttl: 1h
+    except:
+      - cidr: 10.0.0.0/8
+      - port: 8388
+      - cidr: 2001:db8:b::/48
+        side: initiator
+        port: 1000-1999
+  - name: lax
+    class: [shadowsocks, v2ray]
+    min_confidence: 0.9
+    action: drop
+    ttl: 10m
+    except:
+      - cidr: 10.1.0.0/16
+  - class: tor
+    min_confidence: 1
+    action: drop
+    ttl: 1s
+`
+
+func TestDecide(t *testing.T) {
+	p := mustParse(t, decideYAML)
+	drop := func(rule string, ttl time.Duration) Decision {
+		return Decision{Action: Drop, Rule: rule, TTL: ttl, Reason: ReasonRule}
+	}
+	pass := func(rule, reason string) Decision { return Decision{Rule: rule, Reason: reason} }
+	const client, server = "100.64.0.1:50000", "100.64.0.2:9000"
+	const client6, server6 = "[2001:db8::1]:50000", "[2001:db8::2]:9000"
+
+	tests := []struct {
+		name                 string
+		initiator, responder string
+		class                string
+		confidence           float64
+		want                 Decision
+	}{
+		// Rules.
+		{"first rule takes it", client, server, "shadowsocks", 0.995, drop("strict", time.Hour)},
+		{"min_confidence is reached exactly", client, server, "shadowsocks", 0.99, drop("strict", time.Hour)},
+		{"too little for the first, enough for the second", client, server, "shadowsocks", 0.95, drop("lax", 10*time.Minute)},
+		{"second class of a list", client, server, "v2ray", 0.9, drop("lax", 10*time.Minute)},
+		{"certainty", client, server, "tor", 1, drop("rule-3", time.Second)},
+		{"just below certainty", client, server, "tor", 0.9999, pass("rule-3", ReasonLowConfidence)},
+		{"below both rules: the first is named", client, server, "shadowsocks", 0.5, pass("strict", ReasonLowConfidence)},
+		{"not a number", client, server, "shadowsocks", math.NaN(), pass("strict", ReasonLowConfidence)},
+		{"no confidence", client, server, "v2ray", 0, pass("lax", ReasonLowConfidence)},
+		{"background", client, server, "background", 1, pass("", ReasonNoRule)},
+		{"class without a rule", client, server, "http", 1, pass("", ReasonNoRule)},
+		{"no class", client, server, "", 1, pass("", ReasonNoRule)},
+		{"classes are compared with case", client, server, "Shadowsocks", 1, pass("", ReasonNoRule)},
+		{"IPv6", client6, server6, "shadowsocks", 1, drop("strict", time.Hour)},
+
+		// Exceptions.
+		{"exception by responder's network, next rule takes it", client, "10.2.0.1:9000", "shadowsocks", 1, drop("lax", 10*time.Minute)},
+		{"exception by initiator's network, next rule takes it", "10.2.0.1:50000", server, "shadowsocks", 1, drop("lax", 10*time.Minute)},
+		{"exceptions of both rules: the first is named", client, "10.1.0.1:9000", "shadowsocks", 1, pass("strict", ReasonException)},
+		{"exception of the only rule for the class", client, "10.1.0.1:9000", "v2ray", 1, pass("lax", ReasonException)},
+		{"below the first, exception of the second", client, "10.1.0.1:9000", "shadowsocks", 0.95, pass("strict", ReasonLowConfidence)},
+		{"exception by responder's port", client, "100.64.0.2:8388", "shadowsocks", 1, drop("lax", 10*time.Minute)},
+		{"initiator's port is no exception", "100.64.0.1:8388", server, "shadowsocks", 1, drop("strict", time.Hour)},
+		{"exception by initiator and port", "[2001:db8:b::1]:50000", "[2001:db8::2]:1999", "shadowsocks", 1, drop("lax", 10*time.Minute)},
+		{"initiator fits, port is above the range", "[2001:db8:b::1]:50000", "[2001:db8::2]:2000", "shadowsocks", 1, drop("strict", time.Hour)},
+		{"port fits, but the network is the responder's", "[2001:db8::1]:50000", "[2001:db8:b::1]:1000", "shadowsocks", 1, drop("strict", time.Hour)},
+		{"v4-mapped address in an exception", client, "[::ffff:10.1.0.1]:9000", "v2ray", 1, pass("lax", ReasonException)},
+
+		// Allow-list.
+		{"responder allowed", client, "192.0.2.9:9000", "shadowsocks", 1, pass("cidr 192.0.2.0/24", ReasonAllowList)},
+		{"initiator allowed", "192.0.2.9:50000", server, "shadowsocks", 1, pass("cidr 192.0.2.0/24", ReasonAllowList)},
+		{"last address of the network", client, "192.0.2.255:9000", "shadowsocks", 1, pass("cidr 192.0.2.0/24", ReasonAllowList)},
+		{"one address behind the network", client, "192.0.3.0:9000", "shadowsocks", 1, drop("strict", time.Hour)},
+		{"v4-mapped responder allowed", client6, "[::ffff:192.0.2.9]:9000", "shadowsocks", 1, pass("cidr 192.0.2.0/24", ReasonAllowList)},
+		{"allow-list comes first for background too", client, "192.0.2.9:9000", "background", 1, pass("cidr 192.0.2.0/24", ReasonAllowList)},
+		{"side responder fits", client6, "[2001:db8:a::1]:9000", "shadowsocks", 1, pass("cidr 2001:db8:a::/48 side responder", ReasonAllowList)},
+		{"side responder, network is the initiator's", "[2001:db8:a::1]:50000", server6, "shadowsocks", 1, drop("strict", time.Hour)},
+		{"side initiator and port", "203.0.113.7:50000", "100.64.0.2:443", "shadowsocks", 1,
+			pass("cidr 203.0.113.7/32 side initiator port 443,8000-8100", ReasonAllowList)},
+		{"lower end of a range", "203.0.113.7:50000", "100.64.0.2:8000", "shadowsocks", 1,
+			pass("cidr 203.0.113.7/32 side initiator port 443,8000-8100", ReasonAllowList)},
+		{"upper end of a range", "203.0.113.7:50000", "100.64.0.2:8100", "shadowsocks", 1,
+			pass("cidr 203.0.113.7/32 side initiator port 443,8000-8100", ReasonAllowList)},
+		{"below the range", "203.0.113.7:50000", "100.64.0.2:7999", "shadowsocks", 1, drop("strict", time.Hour)},
+		{"above the range", "203.0.113.7:50000", "100.64.0.2:8101", "shadowsocks", 1, drop("strict", time.Hour)},
+		{"side initiator, address is the responder's", client, "203.0.113.7:443", "shadowsocks", 1, drop("strict", time.Hour)},
+		{"port alone", client6, "[2001:db8::2]:22", "shadowsocks", 1, pass("port 22", ReasonAllowList)},
+		{"port alone is the responder's", "100.64.0.1:22", server, "shadowsocks", 1, drop("strict", time.Hour)},
+		{"any side: port is the responder's", "198.51.100.1:50000", "100.64.0.2:853", "shadowsocks", 1, pass("cidr 198.51.100.0/24 port 853", ReasonAllowList)},
+		{"any side: other port", "198.51.100.1:853", "100.64.0.2:9000", "shadowsocks", 1, drop("strict", time.Hour)},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			result := flow.Result{Class: tt.class, Confidence: tt.confidence}
+			tt.want.Class, tt.want.Confidence = tt.class, tt.confidence
+			got := p.Decide(meta(tt.initiator, tt.responder), result)
+			if diff := cmp.Diff(tt.want, got, cmp.Comparer(func(a, b float64) bool {
+				return a == b || math.IsNaN(a) && math.IsNaN(b)
+			})); diff != "" {
+				t.Errorf("decision (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// The key of a flow is canonical, so which end is Lo changes with the
+// addresses; the decision must follow the initiator, not Lo.
+func TestDecideFollowsTheInitiator(t *testing.T) {
+	p := mustParse(t, "allow: [{cidr: 100.64.0.1/32, side: initiator}]")
+	for _, peer := range []string{"1.1.1.1:9000", "200.1.1.1:9000"} {
+		r := flow.Result{Class: "v2ray", Confidence: 1}
+		if got := p.Decide(meta("100.64.0.1:50000", peer), r).Reason; got != ReasonAllowList {
+			t.Errorf("to %s: %s, want %s", peer, got, ReasonAllowList)
+		}
+		if got := p.Decide(meta(peer, "100.64.0.1:50000"), r).Reason; got != ReasonNoRule {
+			t.Errorf("from %s: %s, want %s", peer, got, ReasonNoRule)
+		}
+	}
+}
+
+func TestEmptyPolicyPassesEverything(t *testing.T) {
+	want := Decision{Class: "v2ray", Confidence: 1, Reason: ReasonNoRule}
+	for _, p := range []*Policy{{}, mustParse(t, "mode: enforce"), mustParse(t, "rules: []\nallow: []")} {
+		got := p.Decide(meta("192.0.2.1:1", "192.0.2.2:2"), flow.Result{Class: "v2ray", Confidence: 1})
+		if got != want {
+			t.Errorf("got %+v, want %+v", got, want)
+		}
+	}
+}
+
+func TestDecideDoesNotAllocateAndMayRunConcurrently(t *testing.T) {
+	p := mustParse(t, decideYAML)
+	flows := []*flow.Meta{
+		meta("100.64.0.1:50000", "100.64.0.2:9000"), // drop
+		meta("100.64.0.1:50000", "192.0.2.9:9000"),  // allow-list
+		meta("100.64.0.1:50000", "10.1.0.1:9000"),   // exception
+		meta("[2001:db8::1]:50000", "[::ffff:192.0.2.9]:9000"),
+	}
+	result := flow.Result{Class: "shadowsocks", Confidence: 1}
+	for i, m := range flows {
+		if n := testing.AllocsPerRun(100, func() { p.Decide(m, result) }); n != 0 {
+			t.Errorf("flow %d: %v allocations, want none", i, n)
+		}
+	}
+	var want []Decision
+	for _, m := range flows {
+		want = append(want, p.Decide(m, result))
+	}
+	var group sync.WaitGroup
+	for range 4 {
+		group.Go(func() {
+			for range 200 {
+				for i, m := range flows {
+					if got := p.Decide(m, result); got != want[i] {
+						t.Errorf("flow %d: %+v, alone %+v", i, got, want[i])
+						return
+					}
+				}
+			}
+		})
+	}
+	group.Wait()
+}
+
+func TestMode(t *testing.T) {
+	for _, m := range []Mode{Monitor, Enforce} {
+		if got, err := ParseMode(m.String()); err != nil || got != m {
+			t.Errorf("ParseMode(%q) = %v, %v", m, got, err)
+		}
+	}
+	tests := []struct{ word, want string }{
+		{"enforced", `unknown mode "enforced", did you mean enforce?; write monitor or enforce`},
+		{"", `unknown mode ""; write monitor or enforce`},
+		{"Monitor", `unknown mode "Monitor", did you mean monitor?; write monitor or enforce`},
+	}
+	for _, tt := range tests {
+		if m, err := ParseMode(tt.word); err == nil || err.Error() != tt.want || m != Monitor {
+			t.Errorf("ParseMode(%q) = %v, %v; want %s", tt.word, m, err, tt.want)
+		}
+	}
+	if Pass.String() != "pass" || Drop.String() != "drop" {
+		t.Errorf("actions print as %s and %s", Pass, Drop)
+	}
+	var zero Policy
+	if zero.Mode != Monitor || (Decision{}).Action != Pass {
+		t.Error("the zero mode and the zero action have to be the harmless ones")
+	}
+}
+
+func BenchmarkDecide(b *testing.B) {
+	def, err := Default(nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	big := mustParse(b, decideYAML)
+	for i := range 1000 {
+		big.Allow = append(big.Allow, Match{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{11, byte(i >> 8), byte(i), 0}), 24)})
+	}
+	m := meta("100.64.0.1:50000", "100.64.0.2:9000")
+	for _, bb := range []struct {
+		name   string
+		p      *Policy
+		result flow.Result
+	}{
+		{"default/pass", def, flow.Result{Class: "background", Confidence: 0.99}},
+		{"default/drop", def, flow.Result{Class: "v2ray", Confidence: 0.99}},
+		{"allow-list of 1000/drop", big, flow.Result{Class: "v2ray", Confidence: 0.99}},
+	} {
+		b.Run(bb.name, func(b *testing.B) {
+			b.ReportAllocs()
+			var d Decision
+			for b.Loop() {
+				d = bb.p.Decide(m, bb.result)
+			}
+			if (d.Action == Drop) != (bb.result.Class == "v2ray") {
+				b.Fatalf("decision %+v", d)
+			}
+		})
+	}
+}

@@ -44,6 +44,11 @@ const (
 	// rule, except, entry, ports). The YAML library takes quadratic time in
 	// the depth.
 	maxDepth = 16
+
+	// maxKeys bounds the keys that follow one another without the beginning
+	// of an entry between them; a valid file has a dozen. The library takes
+	// quadratic time in the keys of a mapping.
+	maxKeys = 64
 )
 
 // Error is a mistake in a policy file.
@@ -190,7 +195,7 @@ func (d *decoder) checkText(text string) error {
 // parts of YAML that let a short text stand for a long one or for another
 // type.
 func (d *decoder) checkTokens(tokens token.Tokens) error {
-	flowDepth, entries, line := 0, 0, 0
+	flowDepth, entries, line, keys := 0, 0, 0, 0
 	for _, t := range tokens {
 		if t.Position.Line != line {
 			line, entries = t.Position.Line, 0
@@ -204,12 +209,21 @@ func (d *decoder) checkTokens(tokens token.Tokens) error {
 			return d.errorOn(t, "directives are not part of a policy file; take the line out")
 		case token.MappingKeyType:
 			return d.errorOn(t, "\"?\" keys are not part of a policy file; write \"key: value\"")
-		case token.MappingStartType, token.SequenceStartType:
+		case token.MappingStartType:
+			flowDepth++
+			keys = 0
+		case token.SequenceStartType:
 			flowDepth++
 		case token.MappingEndType, token.SequenceEndType:
 			flowDepth--
 		case token.SequenceEntryType:
 			entries++
+			keys = 0
+		case token.MappingValueType:
+			keys++
+		}
+		if keys > maxKeys {
+			return d.errorOn(t, "too many keys in a row; a policy has the keys mode, allow and rules, and a rule at most six")
 		}
 		if flowDepth > maxDepth || entries > maxDepth {
 			return d.errorOn(t, "nested too deep; a policy file nests no deeper than %d", maxDepth)

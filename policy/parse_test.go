@@ -129,6 +129,8 @@ func TestParseErrors(t *testing.T) {
 		{"deep brackets", "mode: " + strings.Repeat("[", 100000), "1:23: nested too deep; a policy file nests no deeper than 16"},
 		{"deep braces", strings.Repeat("{a: ", 60000), "1:65: nested too deep; a policy file nests no deeper than 16"},
 		{"deep dashes", strings.Repeat("- ", 60000), "1:33: nested too deep; a policy file nests no deeper than 16"},
+		{"many keys", strings.Repeat("a:\n", 80000), "65:2: too many keys in a row; a policy has the keys mode, allow and rules, and a rule at most six"},
+		{"many keys in braces", "{" + strings.Repeat("a: 1,", 50000), "1:323: too many keys in a row; a policy has the keys mode, allow and rules, and a rule at most six"},
 
 		// Keys.
 		{"unknown key", "mode: monitor\nlog: true\n", `2:1: unknown key "log" in the policy; known are mode, allow, rules`},
@@ -269,6 +271,21 @@ func TestParseErrors(t *testing.T) {
 				t.Error("a policy came with the error")
 			}
 		})
+	}
+}
+
+func TestParseAcceptsManyRules(t *testing.T) {
+	var text strings.Builder
+	text.WriteString("allow:\n" + strings.Repeat("  - cidr: 192.0.2.0/24\n    side: responder\n    port: 443\n", 1000) + "rules:\n")
+	for range 1000 {
+		text.WriteString("  - class: v2ray\n    min_confidence: 0.9\n    action: drop\n    ttl: 10m\n    except:\n      - port: 1\n        cidr: 10.0.0.0/8\n")
+	}
+	p, err := Parse("p.yaml", []byte(text.String()), labels)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(p.Allow) != 1000 || len(p.Rules) != 1000 || p.Rules[999].Name != "rule-1000" || len(p.Rules[999].Except) != 1 {
+		t.Errorf("%d allowed, %d rules", len(p.Allow), len(p.Rules))
 	}
 }
 

@@ -2,20 +2,204 @@
 
 package main
 
-import "github.com/urfave/cli/v2"
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/policy"
+)
 
 func policyCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "policy",
 		Usage: "check policy files",
-		Subcommands: []*cli.Command{{
-			Name:        "check",
-			Usage:       "check a policy file and say in words what it does",
-			Description: "Example:\n   earlydrop policy check FILE",
-			ArgsUsage:   "FILE",
-			Action: func(c *cli.Context) error {
-				return requireArgs(c, 1, 1, "FILE")
+		Subcommands: []*cli.Command{
+			{
+				Name:      "check",
+				Usage:     "check a policy file and say in words what it does",
+				ArgsUsage: "FILE",
+				Description: `Reads FILE as attach and replay do. A mistake is shown as one line,
+FILE:LINE:COLUMN, and the exit code is 2. With --model the classes are checked
+against the labels of that model too.
+
+Examples:
+   earlydrop policy check /etc/earlydrop/policy.yaml
+   earlydrop policy check policy.yaml --model paper.onnx
+   earlydrop policy default > policy.yaml && earlydrop policy check policy.yaml`,
+				Flags: []cli.Flag{
+					&cli.StringFlag{Name: "model", Usage: "check the classes against the labels of the model `FILE`"},
+				},
+				Action: checkPolicy,
 			},
-		}},
+			{
+				Name:  "default",
+				Usage: "print the policy that is used when none is given",
+				Description: `The text is a commented policy file to start one's own from.
+
+Example:
+   earlydrop policy default > policy.yaml`,
+				Action: func(c *cli.Context) error {
+					if err := requireArgs(c, 0, 0, ""); err != nil {
+						return err
+					}
+					_, err := io.WriteString(c.App.Writer, policy.DefaultYAML())
+					return err
+				},
+			},
+		},
 	}
+}
+
+func checkPolicy(c *cli.Context) error {
+	if err := requireArgs(c, 1, 1, "FILE"); err != nil {
+		return err
+	}
+	path := c.Args().First()
+	labels, err := labelsToCheck(c.String("model"))
+	if err != nil {
+		return err
+	}
+	if path == "" {
+		return badInput("policy check needs FILE, but its name is empty")
+	}
+	p, err := loadPolicy(path, labels)
+	if err != nil {
+		return err
+	}
+	summary := describePolicy(p)
+	if labels == nil {
+		summary += "note: the classes were not checked against a model; give one with --model\n"
+	}
+	_, err = fmt.Fprintf(c.App.Writer, "%sok\n", summary)
+	return err
+}
+
+// labelsToCheck returns the labels of the model file at path, or nil when no
+// model is named: then a policy may name any class.
+func labelsToCheck(path string) ([]string, error) {
+	if path == "" {
+		return nil, nil
+	}
+	manifest, err := classifier.ReadManifestFile(path)
+	if err != nil {
+		return nil, asBadInput(err)
+	}
+	return manifest.Labels, nil
+}
+
+// loadPolicy reads the policy file at path, or the embedded one when path is
+// empty. Every error is bad input.
+func loadPolicy(path string, labels []string) (*policy.Policy, error) {
+	if path == "" {
+		p, err := policy.Default(labels)
+		return p, asBadInput(err)
+	}
+	p, err := policy.Load(path, labels)
+	return p, asBadInput(err)
+}
+
+// describePolicy says in words what p does, one line for each entry.
+func describePolicy(p *policy.Policy) string {
+	var b strings.Builder
+	meaning := "decides and logs, drops nothing"
+	if p.Mode == policy.Enforce {
+		meaning = "drops what the rules say"
+	}
+	fmt.Fprintf(&b, "mode %s: %s\n", p.Mode, meaning)
+	if len(p.Allow) > 0 {
+		b.WriteString("always pass flows\n")
+	}
+	for i := range p.Allow {
+		fmt.Fprintf(&b, "  %s\n", matchInWords(&p.Allow[i]))
+	}
+	for i := range p.Rules {
+		rule := &p.Rules[i]
+		otherwise := "otherwise "
+		if i == 0 {
+			otherwise = ""
+		}
+		fmt.Fprintf(&b, "%srule %s: %s %s for %s when the confidence is at least %s\n",
+			otherwise, rule.Name, rule.Action, orList(rule.Classes), shortDuration(rule.TTL),
+			strconv.FormatFloat(rule.MinConfidence, 'f', -1, 64))
+		for j := range rule.Except {
+			fmt.Fprintf(&b, "  except %s\n", matchInWords(&rule.Except[j]))
+		}
+	}
+	if len(p.Rules) == 0 {
+		b.WriteString("no rules: everything passes\n")
+	} else {
+		b.WriteString("everything else passes\n")
+	}
+	for i, rule := range p.Rules {
+		if len(rule.Classes) > 0 && neverDecides(p.Rules[:i], &rule) {
+			fmt.Fprintf(&b, "note: rule %s never decides: rules above it take all of its flows\n", rule.Name)
+		}
+	}
+	return b.String()
+}
+
+// neverDecides reports whether the rules above take every flow that rule
+// would: each of its classes, with no exception, at no more confidence.
+func neverDecides(above []policy.Rule, rule *policy.Rule) bool {
+	for _, class := range rule.Classes {
+		taken := slices.ContainsFunc(above, func(r policy.Rule) bool {
+			return len(r.Except) == 0 && r.MinConfidence <= rule.MinConfidence && slices.Contains(r.Classes, class)
+		})
+		if !taken {
+			return false
+		}
+	}
+	return true
+}
+
+// matchInWords says which flows m fits, to be read after "flows".
+func matchInWords(m *policy.Match) string {
+	var words []string
+	if m.Prefix.IsValid() {
+		direction := "from or to"
+		switch m.Side {
+		case policy.InitiatorSide:
+			direction = "from"
+		case policy.ResponderSide:
+			direction = "to"
+		}
+		words = append(words, direction+" "+m.Prefix.String())
+	}
+	if len(m.Ports) > 0 {
+		ports := make([]string, len(m.Ports))
+		for i, r := range m.Ports {
+			ports[i] = r.String()
+		}
+		words = append(words, "to port "+orList(ports))
+	}
+	return strings.Join(words, ", ")
+}
+
+// orList joins words as a sentence does: "a", "a or b", "a, b or c".
+func orList(words []string) string {
+	if len(words) < 2 {
+		return strings.Join(words, "")
+	}
+	last := len(words) - 1
+	return strings.Join(words[:last], ", ") + " or " + words[last]
+}
+
+// shortDuration prints d without the zero units that Duration.String ends in:
+// 10m, not 10m0s.
+func shortDuration(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
 }

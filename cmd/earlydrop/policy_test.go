@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/earlydrop/earlydrop/policy"
+)
+
+func writeFile(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+const noModelNote = "note: the classes were not checked against a model; give one with --model\n"
+
+func TestPolicyCheckSaysWhatThePolicyDoes(t *testing.T) {
+	tests := []struct{ name, text, want string }{
+		{"no rules", "mode: enforce", "mode enforce: drops what the rules say\nno rules: everything passes\n"},
+		{"everything", `
+mode: monitor
+allow:
+  - cidr: 192.0.2.0/24
+  - cidr: 2001:db8::/32
+    side: initiator
+    port: 22
+  - port: [443, 8000-8100, 9000]
+rules:
+  - name: tunnels
+    class: [shadowsocks, v2ray, tor]
+    min_confidence: 0.95
+    action: drop
+    ttl: 1h
+    except:
+      - cidr: 10.0.0.0/8
+        side: responder
+      - port: 8388
+  - class: v2ray
+    min_confidence: 1
+    action: drop
+    ttl: 90s
+`, `mode monitor: decides and logs, drops nothing
+always pass flows
+  from or to 192.0.2.0/24
+  from 2001:db8::/32, to port 22
+  to port 443, 8000-8100 or 9000
+rule tunnels: drop shadowsocks, v2ray or tor for 1h when the confidence is at least 0.95
+  except to 10.0.0.0/8
+  except to port 8388
+otherwise rule rule-2: drop v2ray for 1m30s when the confidence is at least 1
+everything else passes
+`},
+		{"a rule behind one that takes all", `
+rules:
+  - {name: wide, class: [v2ray, tor], min_confidence: 0.5, action: drop, ttl: 10m}
+  - {name: late, class: v2ray, min_confidence: 0.9, action: drop, ttl: 1h}
+  - {name: lower, class: v2ray, min_confidence: 0.4, action: drop, ttl: 1h}
+  - {name: other, class: [v2ray, shadowsocks], min_confidence: 0.9, action: drop, ttl: 1h}
+`, `mode monitor: decides and logs, drops nothing
+rule wide: drop v2ray or tor for 10m when the confidence is at least 0.5
+otherwise rule late: drop v2ray for 1h when the confidence is at least 0.9
+otherwise rule lower: drop v2ray for 1h when the confidence is at least 0.4
+otherwise rule other: drop v2ray or shadowsocks for 1h when the confidence is at least 0.9
+everything else passes
+note: rule late never decides: rules above it take all of its flows
+`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			code, stdout, stderr := runForTest("policy", "check", writeFile(t, "p.yaml", tt.text))
+			if code != exitOK || stderr != "" {
+				t.Errorf("code %d, stderr %q", code, stderr)
+			}
+			if want := tt.want + noModelNote + "ok\n"; stdout != want {
+				t.Errorf("stdout:\n%s\nwant:\n%s", stdout, want)
+			}
+		})
+	}
+}
+
+func TestPolicyCheckShowsThePlaceOfAMistake(t *testing.T) {
+	path := writeFile(t, "p.yaml", "mode: monitor\nrules:\n  - clas: v2ray\n")
+	code, stdout, stderr := runForTest("policy", "check", path)
+	want := "earlydrop: " + path + `:3:5: unknown key "clas" in rule 1, did you mean class?; known are name, class, min_confidence, action, ttl, except` + "\n"
+	if code != exitBadInput || stdout != "" || stderr != want {
+		t.Errorf("code %d, stdout %q, stderr\n%swant\n%s", code, stdout, stderr, want)
+	}
+}
+
+func TestPolicyCheckRefusesFilesItCanNotRead(t *testing.T) {
+	dir := t.TempDir()
+	missing := filepath.Join(dir, "none")
+	good := writeFile(t, "p.yaml", "mode: monitor\n")
+	tests := []struct {
+		args []string
+		want string
+	}{
+		{[]string{missing}, "earlydrop: read policy: open " + missing + ": no such file or directory\n"},
+		{[]string{dir}, "earlydrop: read policy: read " + dir + ": is a directory\n"},
+		{[]string{""}, "earlydrop: policy check needs FILE, but its name is empty\n"},
+		{[]string{good, "--model", missing}, "earlydrop: model: open " + missing + ": no such file or directory\n"},
+		{[]string{good, "--model"}, "earlydrop: flag --model needs a value (see earlydrop policy check --help)\n"},
+	}
+	for _, tt := range tests {
+		code, stdout, stderr := runForTest(append([]string{"policy", "check"}, tt.args...)...)
+		if code != exitBadInput || stdout != "" || stderr != tt.want {
+			t.Errorf("%q: code %d, stdout %q, stderr\n%swant\n%s", tt.args, code, stdout, stderr, tt.want)
+		}
+	}
+}
+
+// What is no model is refused before the policy is looked at.
+func TestPolicyCheckRefusesAModelThatIsNone(t *testing.T) {
+	model := writeFile(t, "m.onnx", "not a model")
+	code, stdout, stderr := runForTest("policy", "check", writeFile(t, "p.yaml", "mode: monitor"), "--model", model)
+	if code != exitBadInput || stdout != "" || !strings.Contains(stderr, model) || strings.Count(stderr, "\n") != 1 {
+		t.Errorf("code %d, stdout %q, stderr %q", code, stdout, stderr)
+	}
+}
+
+func TestPolicyDefaultPassesItsOwnCheck(t *testing.T) {
+	code, text, stderr := runForTest("policy", "default")
+	if code != exitOK || stderr != "" || text != policy.DefaultYAML() {
+		t.Fatalf("code %d, stderr %q, stdout %q", code, stderr, text)
+	}
+	code, stdout, stderr := runForTest("policy", "check", writeFile(t, "p.yaml", text))
+	if code != exitOK || stderr != "" || !strings.Contains(stdout, "rule tunnels: drop shadowsocks or v2ray for 10m when the confidence is at least 0.9\n") {
+		t.Errorf("code %d, stderr %q, stdout\n%s", code, stderr, stdout)
+	}
+}
+
+func TestLoadPolicy(t *testing.T) {
+	p, err := loadPolicy("", []string{"background", "shadowsocks", "v2ray"})
+	if err != nil || len(p.Rules) == 0 {
+		t.Errorf("embedded policy: %+v, %v", p, err)
+	}
+	for _, path := range []string{"", filepath.Join(t.TempDir(), "none"), writeFile(t, "p.yaml", "x")} {
+		p, err := loadPolicy(path, []string{"background"})
+		if err == nil || exitCode(err) != exitBadInput || p != nil {
+			t.Errorf("loadPolicy(%q) = %v, %v; want bad input", path, p, err)
+		}
+	}
+}
+
+func TestShortDuration(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		time.Second: "1s", 10 * time.Minute: "10m", time.Hour: "1h", 90 * time.Minute: "1h30m",
+		10 * time.Hour: "10h", time.Hour + time.Second: "1h0m1s", 100 * time.Second: "1m40s", 1500 * time.Millisecond: "1.5s",
+	} {
+		if got := shortDuration(d); got != want {
+			t.Errorf("shortDuration(%s) = %s, want %s", d.String(), got, want)
+		}
+	}
+}

@@ -13,6 +13,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/models"
 	"github.com/earlydrop/earlydrop/policy"
 )
 
@@ -26,15 +27,15 @@ func policyCommand() *cli.Command {
 				Usage:     "check a policy file and say in words what it does",
 				ArgsUsage: "FILE",
 				Description: `Reads FILE as attach and replay do. A mistake is shown as one line,
-FILE:LINE:COLUMN, and the exit code is 2. With --model the classes are checked
-against the labels of that model too.
+FILE:LINE:COLUMN, and the exit code is 2. The classes have to be labels of the
+shipped model, or of the one that --model names.
 
 Examples:
    earlydrop policy check /etc/earlydrop/policy.yaml
    earlydrop policy check policy.yaml --model paper.onnx
    earlydrop policy default > policy.yaml && earlydrop policy check policy.yaml`,
 				Flags: []cli.Flag{
-					&cli.StringFlag{Name: "model", Usage: "check the classes against the labels of the model `FILE`"},
+					&cli.StringFlag{Name: "model", Usage: "check the classes against the labels of the model `FILE` instead of the shipped one"},
 				},
 				Action: checkPolicy,
 			},
@@ -62,7 +63,7 @@ func checkPolicy(c *cli.Context) error {
 		return err
 	}
 	path := c.Args().First()
-	labels, err := labelsToCheck(c.String("model"))
+	labels, err := modelLabels(c.String("model"))
 	if err != nil {
 		return err
 	}
@@ -73,21 +74,20 @@ func checkPolicy(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	summary := describePolicy(p)
-	if labels == nil {
-		summary += "note: the classes were not checked against a model; give one with --model\n"
-	}
-	_, err = fmt.Fprintf(c.App.Writer, "%sok\n", summary)
+	_, err = fmt.Fprintf(c.App.Writer, "%sok\n", describePolicy(p))
 	return err
 }
 
-// labelsToCheck returns the labels of the model file at path, or nil when no
-// model is named: then a policy may name any class.
-func labelsToCheck(path string) ([]string, error) {
+// modelLabels returns the labels of the model file at path, or of the shipped
+// model when path is empty. It needs no ONNX Runtime. Every error is bad input.
+func modelLabels(path string) ([]string, error) {
+	var manifest *classifier.Manifest
+	var err error
 	if path == "" {
-		return nil, nil
+		manifest, err = classifier.ReadManifest(models.Default())
+	} else {
+		manifest, err = classifier.ReadManifestFile(path)
 	}
-	manifest, err := classifier.ReadManifestFile(path)
 	if err != nil {
 		return nil, asBadInput(err)
 	}

@@ -55,7 +55,8 @@ func initRuntime(library string) error {
 		return err
 	}
 	ort.SetSharedLibraryPath(path)
-	if err := ort.InitializeEnvironment(); err != nil {
+	// Every failure comes back as an error, so ONNX Runtime needs not print it.
+	if err := ort.InitializeEnvironment(ort.WithLogLevelFatal()); err != nil {
 		return libraryError(path, how, err)
 	}
 	runtimeState.path = path
@@ -114,10 +115,11 @@ func isFile(path string) bool {
 // libraryError turns the binding's failure into one line that says what to do.
 func libraryError(path, how string, err error) error {
 	// The binding reports failures only as text. "API base: 2" is its answer
-	// when the library does not know the API version asked for.
+	// when the library does not know the API version asked for. (It has
+	// unloaded the library by then, so the version can't be asked for.)
 	if strings.Contains(err.Error(), "ORT API base: 2") {
-		return fmt.Errorf("%w: %s (%s) is ONNX Runtime %s, too old: %s or later is needed; run 'make onnxruntime' or set %s",
-			ErrLibrary, path, how, ort.GetVersion(), minRuntime, LibraryEnv)
+		return fmt.Errorf("%w: %s (%s) is too old: version %s or later is needed; run 'make onnxruntime' or set %s to a newer library's path",
+			ErrLibrary, path, how, minRuntime, LibraryEnv)
 	}
 	reason := err.Error()
 	if i := strings.LastIndex(reason, `": `); i >= 0 {

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package classifier
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/earlydrop/earlydrop/loader/flow"
+)
+
+// runs prints a plane as "value x count" per run of equal pixels.
+type run struct {
+	Value uint8
+	Count int
+}
+
+func runs(plane []uint8) (out []run) {
+	for i, v := range plane {
+		if i == 0 || v != plane[i-1] {
+			out = append(out, run{Value: v})
+		}
+		out[len(out)-1].Count++
+	}
+	return out
+}
+
+// handmade is a sample of three packets: a request of 100 bytes of payload
+// (154 with headers), an answer of 700 (742, UDP-like sizes are in other
+// tests), and one that the capture cuts in its payload.
+func handmade() *flow.Sample {
+	frame := func(n int) []byte {
+		return join(ether(etherIPv4), ipv4(protoTCP, tcpLen+n, 0), tcp(), text(n))
+	}
+	return newSample(
+		packet{frame(100), true, 0},
+		packet{frame(700), false, 1 * time.Millisecond},
+		packet{frame(1000), true, 2 * time.Second})
+}
+
+func TestRenderDerivedChannels(t *testing.T) {
+	s := handmade()
+	if len(s.Data) != flow.CaptureBytes || s.Frame(2)[0] != 0xee || len(s.Frame(2)) != 116 {
+		t.Fatalf("the sample is not what the test means: %d bytes, third frame of %d", len(s.Data), len(s.Frame(2)))
+	}
+	all := []Channel{ChannelDirection, ChannelPayload, ChannelLength, ChannelTime}
+	image := make([]uint8, len(all)*ImagePixels)
+	Render(s, RecipeStrict, all, image)
+	want := map[Channel][]run{
+		ChannelDirection: {{255, 154}, {128, 754}, {255, 116}},
+		ChannelPayload:   {{128, 54}, {255, 100}, {128, 54}, {255, 700}, {128, 54}, {255, 62}},
+		// 255*log2(1+100)/16, and so on.
+		ChannelLength: {{106, 154}, {151, 754}, {159, 116}},
+		// 255*log2(1+1000 us)/26, 255*log2(1+2000000 us)/26.
+		ChannelTime: {{0, 154}, {98, 754}, {205, 116}},
+	}
+	for i, c := range all {
+		if diff := cmp.Diff(want[c], runs(image[i*ImagePixels:][:ImagePixels])); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", c, diff)
+		}
+	}
+}
+
+func TestRenderPadsWithZeros(t *testing.T) {
+	s := newSample(packet{join(ether(etherIPv4), ipv4(protoUDP, udpLen+20, 0), udp(20), text(20)), false, time.Minute})
+	all := []Channel{ChannelByte, ChannelDirection, ChannelPayload, ChannelLength, ChannelTime}
+	image := slices.Repeat([]uint8{99}, len(all)*ImagePixels)
+	Render(s, RecipePaper, all, image)
+	for i, c := range all {
+		plane := image[i*ImagePixels:][:ImagePixels]
+		if slices.ContainsFunc(plane[62:], func(v uint8) bool { return v != 0 }) {
+			t.Errorf("%s: the padding is not zero", c)
+		}
+	}
+	if got := string(image[42:62]); got != strings.Repeat("p", 20) {
+		t.Errorf("payload in the byte plane is %q", got)
+	}
+	if got := image[23]; got != protoUDP {
+		t.Errorf("pixel of the protocol is %d", got)
+	}
+}
+
+// The bytes in the image are the golden ones: a change of the replacement
+// sequence changes verdicts of recorded captures and must be meant.
+func TestRenderGoldenBytes(t *testing.T) {
+	s := newSample(packet{join(ether(etherIPv4), ipv4(protoUDP, udpLen+4, 0), udp(4), text(4)), true, 0})
+	image := make([]uint8, ImagePixels)
+	Render(s, RecipeStrict, []Channel{ChannelByte}, image)
+	want := []uint8{
+		0xa0, 0x20, 0x8e, 0x8e, 0xe7, 0x23, 0xe4, 0x16, 0x81, 0x9b, 0x01, 0x81,
+		0x08, 0x00, 0x45, 0x00, 0x00, 0x20, 0x84, 0x0f, 0x40, 0x00, 0x21, 0x11,
+		0x40, 0x9d, 0xbf, 0x56, 0x8a, 0xb7, 0x6e, 0xc4, 0xf5, 0x79, 0xfd, 0x71,
+		0x36, 0xe2, 0x00, 0x0c, 0x3a, 0x8b, 0x70, 0x70, 0x70, 0x70,
+		0, 0,
+	}
+	if diff := cmp.Diff(want, image[:len(want)]); diff != "" {
+		t.Errorf("image (-want +got):\n%s", diff)
+	}
+}
+
+func TestRenderUsesUDPLength(t *testing.T) {
+	// The datagram is shorter than the IP packet that carries it.
+	f := join(ether(etherIPv4), ipv4(protoUDP, udpLen+20, 0), udp(3), text(20))
+	image := make([]uint8, ImagePixels)
+	Render(newSample(packet{frame: f}), RecipePaper, []Channel{ChannelLength}, image)
+	if want := logPixel(3, lengthBits); image[0] != want {
+		t.Errorf("length pixel is %d, want %d", image[0], want)
+	}
+}
+
+func TestLogPixelIsBounded(t *testing.T) {
+	for _, tt := range []struct {
+		v    float64
+		bits float64
+		want uint8
+	}{{0, lengthBits, 0}, {1, lengthBits, 16}, {65535, lengthBits, 255}, {1 << 40, lengthBits, 255}, {1 << 40, timeBits, 255}} {
+		if got := logPixel(tt.v, tt.bits); got != tt.want {
+			t.Errorf("logPixel(%v, %v) is %d, want %d", tt.v, tt.bits, got, tt.want)
+		}
+	}
+}
+
+func TestRenderDoesNotAllocate(t *testing.T) {
+	s := handmade()
+	all := []Channel{ChannelByte, ChannelDirection, ChannelPayload, ChannelLength, ChannelTime}
+	image := make([]uint8, len(all)*ImagePixels)
+	if n := testing.AllocsPerRun(100, func() { Render(s, RecipeStrict, all, image) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func TestChannelNames(t *testing.T) {
+	for c := ChannelByte; c <= ChannelTime; c++ {
+		if got, err := ParseChannel(c.String()); err != nil || got != c {
+			t.Errorf("%s is read as %v, %v", c, got, err)
+		}
+	}
+	if _, err := ParseChannel("colour"); err == nil || !strings.Contains(err.Error(), `"colour"`) {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,506 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/ringbuf"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/earlydrop/earlydrop/loader/assembly"
+	"github.com/earlydrop/earlydrop/loader/flow"
+	f "github.com/earlydrop/earlydrop/loader/internal/frames"
+)
+
+// kernel is the loaded, unattached data path; its programs run on frames that the
+// test hands in (BPF_PROG_RUN).
+type kernel struct {
+	t    testing.TB
+	coll *ebpf.Collection
+	*Tables
+	ring *ringbuf.Reader
+}
+
+type config struct {
+	slots, ring, handshakes, blocked uint32
+	idle, udpIdle                    time.Duration
+	rawIP                            bool
+}
+
+// loadKernel skips nothing: without root or the features these tests fail.
+func loadKernel(t testing.TB, c config) *kernel {
+	t.Helper()
+	if err := Preflight(); err != nil {
+		t.Fatal(err)
+	}
+	spec, err := loadDatapath()
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := func(name string, v any) {
+		if err := spec.Variables[name].Set(v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if c.idle == 0 {
+		c.idle = time.Hour
+	}
+	if c.udpIdle == 0 {
+		c.udpIdle = time.Hour
+	}
+	if c.slots == 0 {
+		c.slots = 64
+	}
+	set(datapathVarCfgIdleNs, uint64(c.idle))
+	set(datapathVarCfgUdpIdleNs, uint64(c.udpIdle))
+	set(datapathVarCfgRawIp, c.rawIP)
+	for _, name := range []string{datapathMapSlots, datapathMapFreeSlots, datapathMapCollecting} {
+		spec.Maps[name].MaxEntries = c.slots
+	}
+	spec.Maps[datapathMapFlows].MaxEntries = 1024 // small ones load faster
+	spec.Maps[datapathMapHandshakes].MaxEntries = 1024
+	spec.Maps[datapathMapBlocked].MaxEntries = 1024
+	if c.handshakes != 0 {
+		spec.Maps[datapathMapHandshakes].MaxEntries = c.handshakes
+	}
+	if c.ring != 0 {
+		spec.Maps[datapathMapSamples].MaxEntries = c.ring
+	}
+	if c.blocked != 0 {
+		spec.Maps[datapathMapBlocked].MaxEntries = c.blocked
+	}
+	coll, err := ebpf.NewCollection(spec)
+	if err != nil {
+		t.Fatal(loadError(err))
+	}
+	t.Cleanup(coll.Close)
+	for i := range c.slots {
+		if err := coll.Maps[datapathMapFreeSlots].Update(nil, i, ebpf.UpdateAny); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ring, err := ringbuf.NewReader(coll.Maps[datapathMapSamples])
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ring.Close() })
+	m := coll.Maps
+	return &kernel{t: t, coll: coll, ring: ring, Tables: &Tables{
+		iface: "test",
+		flows: m[datapathMapFlows], blocked: m[datapathMapBlocked], collecting: m[datapathMapCollecting],
+		handshakes: m[datapathMapHandshakes], counters: m[datapathMapCounters], att: m[datapathMapAttachment],
+	}}
+}
+
+const (
+	xdpDrop, xdpPass = 1, 2
+	tcUnspec, tcShot = 0xffffffff, 2
+)
+
+// entry is a hook under its program's name.
+type entry string
+
+const (
+	ingress entry = datapathProgEdIngress
+	egress  entry = datapathProgEdEgress
+)
+
+// run passes a frame through a hook and reports whether it was dropped.
+func (k *kernel) run(e entry, frame []byte) (dropped bool) {
+	k.t.Helper()
+	opts := &ebpf.RunOptions{Data: frame}
+	ret, err := k.coll.Programs[string(e)].Run(opts)
+	if err != nil {
+		k.t.Fatalf("run %s on %d bytes: %v", e, len(frame), err)
+	}
+	switch {
+	case e == ingress && ret == xdpPass, e == egress && ret == tcUnspec:
+		return false
+	case e == ingress && ret == xdpDrop, e == egress && ret == tcShot:
+		return true
+	}
+	k.t.Fatalf("%s returned %d", e, ret)
+	return false
+}
+
+func (k *kernel) sweep() int {
+	k.t.Helper()
+	n, err := k.coll.Programs[datapathProgEdSweep].Run(&ebpf.RunOptions{Data: make([]byte, 64)})
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	return int(n)
+}
+
+// samples takes everything out of the ring.
+func (k *kernel) samples() []*flow.Sample {
+	k.t.Helper()
+	var out []*flow.Sample
+	for {
+		k.ring.SetDeadline(time.Now())
+		rec, err := k.ring.Read()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return out
+		}
+		if err != nil {
+			k.t.Fatal(err)
+		}
+		s := new(flow.Sample)
+		if err := decodeSample(rec.RawSample, s); err != nil {
+			k.t.Fatal(err)
+		}
+		out = append(out, s)
+	}
+}
+
+func (k *kernel) counts() map[string]uint64 {
+	k.t.Helper()
+	c, err := k.Counters()
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	m := make(map[string]uint64)
+	for name, v := range c.All() {
+		if v != 0 {
+			m[name] = v
+		}
+	}
+	return m
+}
+
+// seen is what must be the same wherever a flow is assembled.
+type seen struct {
+	Key           string
+	InitiatorIsLo bool
+	Reason        string
+	Offsets       []uint16
+	WireLens      []uint32
+	FromInitiator []bool
+	Data          []byte
+}
+
+func look(s *flow.Sample) seen {
+	v := seen{
+		Key: s.Key.String(), InitiatorIsLo: s.InitiatorIsLo, Reason: s.Reason.String(),
+		Data: slices.Clone(s.Data),
+	}
+	for _, p := range s.Packets {
+		v.Offsets = append(v.Offsets, p.Offset)
+		v.WireLens = append(v.WireLens, p.WireLen)
+		v.FromInitiator = append(v.FromInitiator, p.FromInitiator)
+	}
+	return v
+}
+
+// assemble runs the same frames through the assembly of capture files.
+func assemble(frames [][]byte) []seen {
+	var out []seen
+	a := assembly.New(assembly.Options{IdleTimeout: time.Hour, UDPIdle: time.Hour},
+		func(_ *assembly.Flow, s *flow.Sample) { out = append(out, look(s)) }, nil)
+	for i, frame := range frames {
+		a.Packet(time.Unix(1, int64(i)*1000), frame, len(frame))
+	}
+	return out
+}
+
+var (
+	client = netip.MustParseAddrPort("10.0.0.2:40000")
+	server = netip.MustParseAddrPort("192.0.2.7:443")
+	peer6  = netip.MustParseAddrPort("[fd00::2]:40000")
+	host6  = netip.MustParseAddrPort("[2001:db8::7]:443")
+)
+
+// up is a TCP frame of the client with n payload bytes, down one of the server.
+func up(flags byte, n int) []byte {
+	return f.Ethernet(f.IP(client, server, f.TCP, f.Segment(client, server, flags, nil, f.Payload(n))))
+}
+
+func down(flags byte, n int) []byte {
+	return f.Ethernet(f.IP(server, client, f.TCP, f.Segment(server, client, flags, nil, f.Payload(n))))
+}
+
+func udp(fromClient bool, n int) []byte {
+	src, dst := client, server
+	if !fromClient {
+		src, dst = dst, src
+	}
+	return f.Ethernet(f.IP(src, dst, f.UDP, f.Datagram(src, dst, f.Payload(n))))
+}
+
+func handshake() [][]byte { return [][]byte{up(f.SYN, 0), down(f.SYN|f.ACK, 0), up(f.ACK, 0)} }
+
+func after(packets [][]byte, more ...[]byte) [][]byte { return append(slices.Clone(packets), more...) }
+
+// TestPackets runs each row on both hooks and through the Go assembly.
+func TestPackets(t *testing.T) {
+	syn := f.Segment(client, server, f.SYN, nil, nil)
+	syn6 := f.Segment(peer6, host6, f.SYN, nil, nil)
+	ip := f.IP(client, server, f.TCP, syn)
+	data6 := f.Segment(peer6, host6, f.ACK, nil, f.Payload(1200))
+	timestamps := []byte{1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8}
+	const header = 54 // Ethernet, IPv4, TCP without options
+	tests := []struct {
+		name   string
+		frames [][]byte
+		counts map[string]uint64 // without packets_*
+		want   []seen            // nil: nothing is handed over; Data is compared with the assembly's
+		// BPF_PROG_RUN builds no socket buffer from less than an IP header or
+		// more than a page; such frames run on ingress alone.
+		ingressOnly bool
+	}{
+		{name: "frame too short for IP", frames: [][]byte{f.Ethernet(ip)[:20]}, counts: map[string]uint64{"malformed": 1}, ingressOnly: true},
+		{name: "frame too short for TCP", frames: [][]byte{f.Ethernet(ip)[:53]}, counts: map[string]uint64{"malformed": 1}},
+		{name: "ARP", frames: [][]byte{f.With(f.Ethernet(ip), 12, 0x08, 0x06)}, counts: map[string]uint64{"not_ip": 1}},
+		{name: "LLDP", frames: [][]byte{f.With(f.Ethernet(ip), 12, 0x88, 0xcc)}, counts: map[string]uint64{"not_ip": 1}},
+		{name: "ICMP", frames: [][]byte{f.Ethernet(f.IP(client, server, 1, f.Payload(64)))}, counts: map[string]uint64{"other_proto": 1}},
+		{name: "SCTP", frames: [][]byte{f.Ethernet(f.IP(client, server, 132, f.Payload(64)))}, counts: map[string]uint64{"other_proto": 1}},
+		{name: "ihl below 5", frames: [][]byte{f.With(f.Ethernet(ip), 14, 0x44)}, counts: map[string]uint64{"malformed": 1}},
+		{name: "ihl beyond the packet", frames: [][]byte{f.With(f.Ethernet(ip), 14, 0x4f)}, counts: map[string]uint64{"malformed": 1}},
+		{name: "doff below 5", frames: [][]byte{f.With(f.Ethernet(ip), 46, 0x40)}, counts: map[string]uint64{"malformed": 1}},
+		{name: "doff beyond the packet", frames: [][]byte{f.With(f.Ethernet(ip), 46, 0xf0)}, counts: map[string]uint64{"malformed": 1}},
+		{name: "UDP length 7", frames: [][]byte{f.With(udp(true, 10), 38, 0, 7)}, counts: map[string]uint64{"malformed": 1}},
+		{name: "three VLAN tags", frames: [][]byte{f.Ethernet(ip, f.TypeQinQ, 1, f.TypeVLAN, 2, f.TypeVLAN, 3)}, counts: map[string]uint64{"unparsable": 1}},
+		{name: "first fragment opens", frames: [][]byte{f.With(f.Ethernet(ip), 20, 0x20, 0)}, counts: map[string]uint64{"tcp_opened": 1}},
+		{name: "later fragment", frames: [][]byte{f.With(f.Ethernet(ip), 20, 0, 1)}, counts: map[string]uint64{"later_fragment": 1}},
+		{
+			name:   "IPv6 later fragment",
+			frames: [][]byte{f.Ethernet(f.IP(peer6, host6, 44, slices.Concat([]byte{f.TCP, 0, 0, 8, 0, 0, 0, 1}, syn6)))},
+			counts: map[string]uint64{"later_fragment": 1},
+		},
+		{
+			name:   "IPv6 with more extension headers than are walked",
+			frames: [][]byte{f.Ethernet(f.IP(peer6, host6, 60, slices.Concat(f.Extension(60, 0), f.Extension(60, 0), f.Extension(60, 0), f.Extension(60, 0), f.Extension(60, 0), f.Extension(60, 0), f.Extension(f.TCP, 0), syn6)))},
+			counts: map[string]uint64{"unparsable": 1},
+		},
+		{name: "SYN without payload", frames: [][]byte{up(f.SYN, 0)}, counts: map[string]uint64{"tcp_opened": 1}},
+		{name: "handshake and close without payload", frames: after(handshake(), up(f.FIN|f.ACK, 0)), counts: map[string]uint64{"tcp_opened": 1, "header_only": 1}},
+		{name: "SYN and RST", frames: [][]byte{up(f.SYN, 0), down(f.RST|f.ACK, 0)}, counts: map[string]uint64{"tcp_opened": 1, "header_only": 1}},
+		{name: "mid-stream is remembered", frames: [][]byte{up(f.ACK, 10), up(f.ACK, 1400), down(f.ACK, 1400)}, counts: map[string]uint64{"mid_stream": 1}},
+		{name: "RST first", frames: [][]byte{up(f.RST, 0)}, counts: map[string]uint64{"mid_stream": 1}},
+		{name: "empty datagram", frames: [][]byte{udp(true, 0)}, counts: map[string]uint64{"header_only": 1}},
+		{
+			name:   "one byte and close",
+			frames: after(handshake(), up(f.ACK|f.PSH, 1), down(f.FIN|f.ACK, 0)),
+			counts: map[string]uint64{"tcp_opened": 1, "handed_closed": 1},
+			want: []seen{{
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "closed",
+				Offsets: []uint16{0, 54, 108, 162, 217}, WireLens: []uint32{54, 54, 54, 55, 54},
+				FromInitiator: []bool{true, false, true, true, false},
+			}},
+		},
+		{
+			name:   "1023 bytes are not handed over",
+			frames: after(handshake(), up(f.ACK, 1023-4*header)),
+			counts: map[string]uint64{"tcp_opened": 1},
+		},
+		{
+			name:   "exactly 1024 bytes",
+			frames: after(handshake(), up(f.ACK, 1024-4*header)),
+			counts: map[string]uint64{"tcp_opened": 1, "handed_full": 1},
+			want: []seen{{
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
+				Offsets: []uint16{0, 54, 108, 162}, WireLens: []uint32{54, 54, 54, 862},
+				FromInitiator: []bool{true, false, true, true},
+			}},
+		},
+		{
+			name:   "1025 bytes across packets, then more",
+			frames: after(handshake(), up(f.ACK, 400), down(f.ACK, 1025-5*header-400), up(f.ACK, 1000), down(f.FIN, 0)),
+			counts: map[string]uint64{"tcp_opened": 1, "handed_full": 1},
+			want: []seen{{
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
+				Offsets: []uint16{0, 54, 108, 162, 616}, WireLens: []uint32{54, 54, 54, 454, 409},
+				FromInitiator: []bool{true, false, true, true, false},
+			}},
+		},
+		{
+			name:   "the server's side is the lower one",
+			frames: [][]byte{down(f.SYN, 0), up(f.SYN|f.ACK, 0), down(f.ACK, 1400)},
+			counts: map[string]uint64{"tcp_opened": 1, "handed_full": 1},
+			want: []seen{{
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: false, Reason: "full",
+				Offsets: []uint16{0, 54, 108}, WireLens: []uint32{54, 54, 1454}, FromInitiator: []bool{true, false, true},
+			}},
+		},
+		{
+			name:   "data in SYN",
+			frames: [][]byte{up(f.SYN, 10), down(f.SYN|f.ACK, 0), up(f.ACK, 1400)},
+			counts: map[string]uint64{"tcp_opened": 1, "handed_full": 1},
+			want: []seen{{
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
+				Offsets: []uint16{0, 64, 118}, WireLens: []uint32{64, 54, 1454}, FromInitiator: []bool{true, false, true},
+			}},
+		},
+		{
+			name:   "SYN again starts the handshake afresh",
+			frames: [][]byte{up(f.SYN, 0), up(f.SYN, 0), down(f.SYN|f.ACK, 0), up(f.ACK, 1400)},
+			counts: map[string]uint64{"tcp_opened": 2, "handed_full": 1},
+			want: []seen{{
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
+				Offsets: []uint16{0, 54, 108}, WireLens: []uint32{54, 54, 1454}, FromInitiator: []bool{true, false, true},
+			}},
+		},
+		{
+			name:   "simultaneous open keeps the first initiator",
+			frames: [][]byte{up(f.SYN, 0), down(f.SYN, 0), up(f.SYN|f.ACK, 0), down(f.ACK, 1400)},
+			counts: map[string]uint64{"tcp_opened": 1, "handed_full": 1},
+			want: []seen{{
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
+				Offsets: []uint16{0, 54, 108, 162}, WireLens: []uint32{54, 54, 54, 1454}, FromInitiator: []bool{true, false, true, false},
+			}},
+		},
+		{
+			name:   "port reuse while collecting and after the hand-over",
+			frames: slices.Concat(after(handshake(), up(f.ACK, 10)), after(handshake(), up(f.ACK, 1400), up(f.ACK, 1400)), after(handshake(), up(f.ACK, 1400))),
+			counts: map[string]uint64{"tcp_opened": 3, "restarted": 1, "handed_full": 2},
+			want: slices.Repeat([]seen{{
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
+				Offsets: []uint16{0, 54, 108, 162}, WireLens: []uint32{54, 54, 54, 1454}, FromInitiator: []bool{true, false, true, true},
+			}}, 2),
+		},
+		{
+			name:   "more header-only packets than a handshake keeps",
+			frames: after(handshake(), up(f.ACK, 0), up(f.ACK, 0), up(f.ACK, 0), up(f.ACK, 0), up(f.ACK, 0), up(f.ACK, 1400)),
+			counts: map[string]uint64{"tcp_opened": 1, "handed_full": 1},
+			want: []seen{{
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
+				Offsets: []uint16{0, 54, 108, 162, 216, 270, 324, 378}, WireLens: []uint32{54, 54, 54, 54, 54, 54, 54, 1454},
+				FromInitiator: []bool{true, false, true, true, true, true, true, true},
+			}},
+		},
+		{
+			name:   "UDP both ways",
+			frames: [][]byte{udp(true, 300), udp(false, 300), udp(true, 0), udp(false, 600)},
+			counts: map[string]uint64{"udp_opened": 1, "handed_full": 1},
+			want: []seen{{
+				Key: "udp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
+				Offsets: []uint16{0, 342, 684, 726}, WireLens: []uint32{342, 342, 42, 642}, FromInitiator: []bool{true, false, true, false},
+			}},
+		},
+		{
+			name:   "UDP length 0 and length beyond the packet",
+			frames: [][]byte{f.With(udp(true, 300), 38, 0, 0), f.With(udp(true, 1000), 38, 0xff, 0xff)},
+			counts: map[string]uint64{"udp_opened": 1, "handed_full": 1},
+			want: []seen{{
+				Key: "udp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
+				Offsets: []uint16{0, 342}, WireLens: []uint32{342, 1042}, FromInitiator: []bool{true, true},
+			}},
+		},
+		{
+			name: "Ethernet padding is cut",
+			frames: [][]byte{
+				slices.Concat(up(f.SYN, 0), f.Payload(6)), slices.Concat(down(f.SYN|f.ACK, 0), f.Payload(6)),
+				slices.Concat(up(f.ACK, 1), f.Payload(5)), down(f.RST, 0),
+			},
+			counts: map[string]uint64{"tcp_opened": 1, "handed_closed": 1},
+			want: []seen{{
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "closed",
+				Offsets: []uint16{0, 54, 108, 163}, WireLens: []uint32{54, 54, 55, 54}, FromInitiator: []bool{true, false, true, false},
+			}},
+		},
+		{
+			name: "802.1Q and QinQ ids belong to the key",
+			frames: [][]byte{
+				f.Ethernet(ip, f.TypeVLAN, 7), f.Ethernet(ip, f.TypeQinQ, 7, f.TypeVLAN, 8), f.Ethernet(ip, f.TypeVLAN, 0xe000),
+				f.Ethernet(f.IP(client, server, f.TCP, f.Segment(client, server, f.ACK, nil, f.Payload(1000))), f.TypeVLAN, 7),
+				f.Ethernet(f.IP(client, server, f.TCP, f.Segment(client, server, f.ACK, nil, f.Payload(1000))), f.TypeQinQ, 7, f.TypeVLAN, 8),
+				f.Ethernet(f.IP(client, server, f.TCP, f.Segment(client, server, f.ACK, nil, f.Payload(1000))), f.TypeVLAN, 0xe000),
+			},
+			counts: map[string]uint64{"tcp_opened": 3, "handed_full": 3},
+			want: []seen{
+				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443 vlan 7", InitiatorIsLo: true, Reason: "full", Offsets: []uint16{0, 58}, WireLens: []uint32{58, 1058}, FromInitiator: []bool{true, true}},
+				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443 vlan 7.8", InitiatorIsLo: true, Reason: "full", Offsets: []uint16{0, 62}, WireLens: []uint32{62, 1062}, FromInitiator: []bool{true, true}},
+				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full", Offsets: []uint16{0, 58}, WireLens: []uint32{58, 1058}, FromInitiator: []bool{true, true}},
+			},
+		},
+		{
+			name: "IPv4 options and TCP options",
+			frames: [][]byte{
+				f.Ethernet(f.With(f.IP(client, server, f.TCP, slices.Concat(make([]byte, 40), syn)), 0, 0x4f)),
+				f.Ethernet(f.IP(client, server, f.TCP, f.Segment(client, server, f.ACK, timestamps, f.Payload(1000)))),
+			},
+			counts: map[string]uint64{"tcp_opened": 1, "handed_full": 1},
+			want: []seen{{
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
+				Offsets: []uint16{0, 94}, WireLens: []uint32{94, 1066}, FromInitiator: []bool{true, true},
+			}},
+		},
+		{
+			name: "IPv6 with hop-by-hop, routing, destination options, first fragment",
+			frames: [][]byte{
+				f.Ethernet(f.IP(peer6, host6, f.TCP, syn6)),
+				f.Ethernet(f.IP(peer6, host6, 0, slices.Concat(f.Extension(43, 0), f.Extension(60, 1), f.Extension(44, 0), []byte{f.TCP, 0, 0, 1, 0, 0, 0, 1}, data6))),
+			},
+			counts: map[string]uint64{"tcp_opened": 1, "handed_full": 1},
+			want: []seen{{
+				Key: "tcp [2001:db8::7]:443 <> [fd00::2]:40000", InitiatorIsLo: false, Reason: "full",
+				Offsets: []uint16{0, 74}, WireLens: []uint32{74, 1314}, FromInitiator: []bool{true, true},
+			}},
+		},
+		{
+			name:   "IP total length beyond the frame, and zero",
+			frames: [][]byte{f.With(up(f.SYN, 0), 16, 0xff, 0xff), f.With(up(f.ACK, 1400), 16, 0, 0)},
+			counts: map[string]uint64{"tcp_opened": 1, "handed_full": 1},
+			want: []seen{{
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
+				Offsets: []uint16{0, 54}, WireLens: []uint32{54, 1454}, FromInitiator: []bool{true, true},
+			}},
+		},
+		{
+			name:        "jumbo frame in XDP fragments",
+			ingressOnly: true,
+			frames: after(handshake(), up(f.ACK, 8900)),
+			counts: map[string]uint64{"tcp_opened": 1, "handed_full": 1},
+			want: []seen{{
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
+				Offsets: []uint16{0, 54, 108, 162}, WireLens: []uint32{54, 54, 54, 8954}, FromInitiator: []bool{true, false, true, true},
+			}},
+		},
+	}
+	for _, tt := range tests {
+		wantAssembly := assemble(tt.frames)
+		for _, e := range []entry{ingress, egress} {
+			if tt.ingressOnly && e == egress {
+				continue
+			}
+			t.Run(tt.name+"/"+string(e), func(t *testing.T) {
+				k := loadKernel(t, config{})
+				for _, frame := range tt.frames {
+					if k.run(e, frame) {
+						t.Error("a packet was dropped")
+					}
+				}
+				var got, gotRows []seen
+				for _, s := range k.samples() {
+					v := look(s)
+					got = append(got, v)
+					v.Data = nil
+					gotRows = append(gotRows, v)
+				}
+				if diff := cmp.Diff(tt.want, gotRows); diff != "" {
+					t.Errorf("handed over (-want +got):\n%s", diff)
+				}
+				if diff := cmp.Diff(wantAssembly, got); diff != "" {
+					t.Errorf("assembly and kernel differ (-assembly +kernel):\n%s", diff)
+				}
+				counts := k.counts()
+				delete(counts, "packets_ingress")
+				delete(counts, "packets_egress")
+				if diff := cmp.Diff(tt.counts, counts); diff != "" {
+					t.Errorf("counters (-want +got):\n%s", diff)
+				}
+				// What nobody collects any more has given its slot back.
+				if o, err := k.Occupancy(); err != nil || len(tt.want) > 0 && o.Collecting != 0 {
+					t.Errorf("occupancy %+v, %v", o, err)
+				}
+			})
+		}
+	}
+}

@@ -1,0 +1,438 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/earlydrop/earlydrop/loader/flow"
+	f "github.com/earlydrop/earlydrop/loader/internal/frames"
+)
+
+func tcpKey() flow.Key {
+	key, _ := flow.NewKey(client, server, flow.TCP, 0, 0)
+	return key
+}
+
+// waitUntil polls the monotonic clock, which nothing can wait on.
+func waitUntil(ns uint64) {
+	for monotonic() < ns {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func TestBlockDropsBothDirectionsAndCounts(t *testing.T) {
+	for _, e := range []entry{ingress, egress} {
+		t.Run(string(e), func(t *testing.T) {
+			k := loadKernel(t, config{})
+			for _, p := range after(handshake(), up(f.ACK, 1400)) {
+				k.run(e, p)
+			}
+			if err := k.Block(tcpKey(), time.Hour, "shadowsocks", "tunnels"); err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range [][]byte{up(f.ACK, 100), down(f.ACK, 200), up(f.SYN, 0), down(f.FIN|f.ACK, 0)} {
+				if !k.run(e, p) {
+					t.Error("a packet of the blocked flow passed")
+				}
+			}
+			other := f.Ethernet(f.IP(client, netip.MustParseAddrPort("192.0.2.7:444"), f.TCP,
+				f.Segment(client, netip.MustParseAddrPort("192.0.2.7:444"), f.ACK, nil, f.Payload(10))))
+			if k.run(e, other) {
+				t.Error("a packet of another flow was dropped")
+			}
+			blocks, err := k.Blocked()
+			if err != nil || len(blocks) != 1 {
+				t.Fatalf("blocked: %v, %v", blocks, err)
+			}
+			b := blocks[0]
+			if want := uint64(154 + 254 + 54 + 54); b.Packets != 4 || b.Bytes != want || b.Class != "shadowsocks" || b.Rule != "tunnels" || b.Key != tcpKey() {
+				t.Errorf("block %+v, want 4 packets, %d bytes", b, want)
+			}
+			if c := k.counts(); c["dropped_packets"] != 4 || c["dropped_bytes"] != b.Bytes {
+				t.Errorf("counters %v", c)
+			}
+			if _, err := k.Unblock(tcpKey()); err != nil {
+				t.Fatal(err)
+			}
+			if k.run(e, up(f.ACK, 100)) {
+				t.Error("dropped after the block was removed")
+			}
+			if _, err := k.Unblock(tcpKey()); !errors.Is(err, ebpf.ErrKeyNotExist) {
+				t.Errorf("second unblock: %v", err)
+			}
+		})
+	}
+}
+
+func TestBlockEndsWithItsTimeToLive(t *testing.T) {
+	k := loadKernel(t, config{})
+	for _, p := range after(handshake(), up(f.ACK, 1400)) {
+		k.run(ingress, p)
+	}
+	if err := k.Block(tcpKey(), 0, "", ""); err == nil {
+		t.Error("a block without time to live was accepted")
+	}
+	const ttl = 60 * time.Millisecond
+	if err := k.Block(tcpKey(), ttl, "shadowsocks", "r"); err != nil {
+		t.Fatal(err)
+	}
+	end := monotonic() + uint64(ttl)
+	if !k.run(ingress, up(f.ACK, 10)) {
+		t.Error("passed while blocked")
+	}
+	if expired, err := k.ExpireBlocks(); err != nil || len(expired) != 0 {
+		t.Errorf("expired early: %v, %v", expired, err)
+	}
+	waitUntil(end + uint64(20*time.Millisecond)) // the coarse clock's tick is 10 ms at most
+	if k.run(ingress, up(f.ACK, 10)) {
+		t.Error("dropped after the time to live")
+	}
+	expired, err := k.ExpireBlocks()
+	if err != nil || len(expired) != 1 || expired[0].Packets != 1 || expired[0].Class != "shadowsocks" {
+		t.Errorf("expired %+v, %v", expired, err)
+	}
+	if blocks, err := k.Blocked(); err != nil || len(blocks) != 0 {
+		t.Errorf("still blocked: %v, %v", blocks, err)
+	}
+}
+
+// A flow that is blocked by hand while it is collecting must stay blocked when the
+// sweep hands it over.
+func TestBlockByHandOutlivesTheHandover(t *testing.T) {
+	k := loadKernel(t, config{idle: time.Nanosecond})
+	for _, p := range after(handshake(), up(f.ACK, 100)) {
+		k.run(ingress, p)
+	}
+	if err := k.Block(tcpKey(), time.Hour, "", ""); err != nil {
+		t.Fatal(err)
+	}
+	if n := k.sweep(); n != 1 {
+		t.Errorf("sweep found %d, want 1", n)
+	}
+	if !k.run(ingress, up(f.ACK, 10)) {
+		t.Error("passed: the hand-over hid the block")
+	}
+	if err := k.Pass(tcpKey()); err != nil {
+		t.Fatal(err)
+	}
+	if !k.run(ingress, up(f.ACK, 10)) {
+		t.Error("passed: the verdict hid the block")
+	}
+}
+
+func TestPressureOnFlowsNeverUnblocks(t *testing.T) {
+	k := loadKernel(t, config{})
+	if err := k.Block(tcpKey(), time.Hour, "", ""); err != nil {
+		t.Fatal(err)
+	}
+	frame := up(f.ACK, 10)
+	for i := range 20000 { // far more mid-stream flows than the LRU holds
+		binary.BigEndian.PutUint32(frame[26:], uint32(0x0b000000+i))
+		k.run(ingress, frame)
+	}
+	if !k.run(ingress, up(f.ACK, 10)) {
+		t.Error("passed after pressure")
+	}
+}
+
+func TestVerdictPassKeepsFlow(t *testing.T) {
+	k := loadKernel(t, config{})
+	for _, p := range after(handshake(), up(f.ACK, 1400)) {
+		k.run(egress, p)
+	}
+	verdict := func() datapathVerdict {
+		var v datapathFlow
+		key := toKernelKey(tcpKey())
+		if err := k.flows.Lookup(&key, &v); err != nil {
+			t.Fatal(err)
+		}
+		return v.Verdict
+	}
+	if v := verdict(); v != datapathVerdictVERDICT_PENDING {
+		t.Errorf("verdict %d before the decision", v)
+	}
+	if err := k.Pass(tcpKey()); err != nil {
+		t.Fatal(err)
+	}
+	if v := verdict(); v != datapathVerdictVERDICT_PASS {
+		t.Errorf("verdict %d after the decision", v)
+	}
+	unknown, _ := flow.NewKey(peer6, host6, flow.UDP, 3, 4)
+	if err := k.Pass(unknown); err != nil {
+		t.Errorf("pass of a forgotten flow: %v", err)
+	}
+}
+
+func TestIdleSweepHandsOver(t *testing.T) {
+	k := loadKernel(t, config{idle: 30 * time.Millisecond})
+	for _, p := range after(handshake(), up(f.ACK, 100)) {
+		k.run(ingress, p)
+	}
+	k.run(ingress, udp(true, 50))
+	end := monotonic() + uint64(30*time.Millisecond)
+	if n := k.sweep(); n != 0 && monotonic() < end {
+		t.Errorf("sweep found %d before the idle time", n)
+	}
+	waitUntil(end)
+	if n := k.sweep(); n != 2 {
+		t.Errorf("sweep found %d, want 2", n)
+	}
+	got := k.samples()
+	if len(got) != 2 {
+		t.Fatalf("%d samples, want 2", len(got))
+	}
+	for _, s := range got {
+		if s.Reason != flow.ReasonIdle || s.Complete() || s.Elapsed < 30*time.Millisecond {
+			t.Errorf("sample %s: reason %s, %d bytes, %s", s.Key, s.Reason, len(s.Data), s.Elapsed)
+		}
+		if age := time.Since(s.Start); age < 0 || age > time.Minute {
+			t.Errorf("start %s is %s ago", s.Start, age)
+		}
+	}
+	if n := k.sweep(); n != 0 {
+		t.Errorf("second sweep found %d", n)
+	}
+}
+
+func TestUDPStartsAfreshAfterIdle(t *testing.T) {
+	k := loadKernel(t, config{udpIdle: 30 * time.Millisecond})
+	k.run(ingress, udp(true, 1000))
+	k.run(ingress, udp(true, 1000))
+	waitUntil(monotonic() + uint64(60*time.Millisecond))
+	k.run(ingress, udp(false, 1000)) // now the other side opens
+	got := k.samples()
+	if len(got) != 2 || !got[0].InitiatorIsLo || got[1].InitiatorIsLo {
+		t.Fatalf("%d samples, want 2, the second by the other side", len(got))
+	}
+}
+
+func TestPacketTimes(t *testing.T) {
+	k := loadKernel(t, config{})
+	k.run(ingress, up(f.SYN, 0))
+	waitUntil(monotonic() + uint64(20*time.Millisecond))
+	k.run(egress, down(f.SYN|f.ACK, 0))
+	k.run(ingress, up(f.ACK, 1400))
+	s := k.samples()[0]
+	if s.Packets[0].Time != 0 || s.Packets[1].Time < 20*time.Millisecond || s.Packets[2].Time < s.Packets[1].Time {
+		t.Errorf("times %v, %v, %v", s.Packets[0].Time, s.Packets[1].Time, s.Packets[2].Time)
+	}
+}
+
+func TestRawIPGetsAnEthernetHeader(t *testing.T) {
+	for _, e := range []entry{ingress, egress} {
+		k := loadKernel(t, config{rawIP: true})
+		for _, p := range after(handshake(), up(f.ACK, 1400)) {
+			k.run(e, p[14:])
+		}
+		v6 := f.IP(peer6, host6, f.UDP, f.Datagram(peer6, host6, f.Payload(1200)))
+		k.run(e, v6)
+		got := k.samples()
+		if len(got) != 2 {
+			t.Fatalf("%s: %d samples", e, len(got))
+		}
+		var zero [12]byte
+		for i, etherType := range []uint16{f.TypeIPv4, f.TypeIPv6} {
+			for p := range got[i].Packets {
+				frame := got[i].Frame(p)
+				if !slices.Equal(frame[:12], zero[:]) || binary.BigEndian.Uint16(frame[12:]) != etherType {
+					t.Errorf("%s: packet %d begins with % x", e, p, frame[:14])
+				}
+			}
+		}
+		if frame := got[1].Frame(0); !slices.Equal(frame[14:], v6[:1010]) || got[1].Packets[0].WireLen != uint32(14+len(v6)) {
+			t.Errorf("%s: IPv6 frame is not whole", e)
+		}
+		want := assemble(after(handshake(), up(f.ACK, 1400)))[0]
+		if diff := cmp.Diff(want.Offsets, look(got[0]).Offsets); diff != "" {
+			t.Errorf("%s: offsets differ from Ethernet's:\n%s", e, diff)
+		}
+	}
+}
+
+// stream returns the packets of flow i: a handshake and enough payload.
+func stream(i int) [][]byte {
+	c := netip.AddrPortFrom(client.Addr(), uint16(10000+i))
+	seg := func(src, dst netip.AddrPort, flags byte, n int) []byte {
+		return f.Ethernet(f.IP(src, dst, f.TCP, f.Segment(src, dst, flags, nil, f.Payload(n))))
+	}
+	return [][]byte{seg(c, server, f.SYN, 0), seg(server, c, f.SYN|f.ACK, 0), seg(c, server, f.ACK, 1400)}
+}
+
+func TestRingFullPassesAndRecovers(t *testing.T) {
+	k := loadKernel(t, config{ring: uint32(unix.Getpagesize())}) // two captures
+	for i := range 5 {
+		for _, p := range stream(i) {
+			if k.run(ingress, p) {
+				t.Error("dropped")
+			}
+		}
+	}
+	c := k.counts()
+	if c["handed_full"] != 5 || c["ring_full"] != 3 {
+		t.Errorf("counters %v, want 5 handed over, 3 of them lost", c)
+	}
+	if n := len(k.samples()); n != 2 {
+		t.Errorf("%d samples, want 2", n)
+	}
+	for _, p := range stream(9) {
+		k.run(ingress, p)
+	}
+	if n := len(k.samples()); n != 1 {
+		t.Errorf("%d samples after the reader came back, want 1", n)
+	}
+	if o, err := k.Occupancy(); err != nil || o.Collecting != 0 {
+		t.Errorf("slots leak: %+v, %v", o, err)
+	}
+}
+
+func TestSlotsFullPassesAndIsNotCapturedLate(t *testing.T) {
+	k := loadKernel(t, config{slots: 2})
+	for i := range 3 {
+		p := stream(i)
+		k.run(ingress, p[0])
+		k.run(ingress, p[1])
+		k.run(ingress, p[2][:len(p[2])-1000]) // a packet of 454 bytes
+	}
+	if c := k.counts(); c["slots_full"] != 1 {
+		t.Errorf("counters %v, want slots_full 1", c)
+	}
+	for i := range 3 { // the first two complete and give their slots back
+		k.run(ingress, stream(i)[2])
+	}
+	if got := k.samples(); len(got) != 2 {
+		t.Errorf("%d samples, want 2: the refused flow's first bytes are gone", len(got))
+	}
+	for _, p := range stream(3) {
+		k.run(ingress, p)
+	}
+	if got := k.samples(); len(got) != 1 {
+		t.Errorf("%d samples after slots came back, want 1", len(got))
+	}
+}
+
+func TestBlockedFullIsAnErrorAndPasses(t *testing.T) {
+	k := loadKernel(t, config{blocked: 1})
+	if err := k.Block(tcpKey(), time.Hour, "", ""); err != nil {
+		t.Fatal(err)
+	}
+	other, _ := flow.NewKey(client, server, flow.UDP, 0, 0)
+	if err := k.Block(other, time.Hour, "", ""); !errors.Is(err, unix.E2BIG) {
+		t.Errorf("second block: %v, want E2BIG", err)
+	}
+	if k.run(ingress, udp(true, 10)) {
+		t.Error("dropped without a block")
+	}
+}
+
+func TestSYNFloodPushesOutHandshakesOnly(t *testing.T) {
+	k := loadKernel(t, config{handshakes: 1024})
+	for _, p := range after(handshake(), up(f.ACK, 100)) { // collecting
+		k.run(ingress, p)
+	}
+	frame := up(f.SYN, 0)
+	for i := range 20000 {
+		binary.BigEndian.PutUint32(frame[26:], uint32(0x0b000000+i))
+		k.run(ingress, frame)
+	}
+	k.run(ingress, up(f.ACK, 1400))
+	got := k.samples()
+	if len(got) != 1 || got[0].Key != tcpKey() || !got[0].Complete() {
+		t.Errorf("%d samples, want the collecting flow's", len(got))
+	}
+}
+
+// Both hooks of one flow at the same time on two CPUs: every packet's bytes are
+// its own, and the capture is handed over once.
+func TestConcurrentHooks(t *testing.T) {
+	if runtime.NumCPU() < 2 {
+		t.Fatal("needs two CPUs")
+	}
+	k := loadKernel(t, config{})
+	const rounds = 300
+	dgram := func(fromClient bool, i int) []byte {
+		src, dst, fill := client, server, byte('c')
+		if !fromClient {
+			src, dst, fill = dst, src, 's'
+		}
+		body := slices.Repeat([]byte{fill}, 100)
+		frame := f.Ethernet(f.IP(src, dst, f.UDP, f.Datagram(src, dst, body)))
+		// The VLAN id makes each round another flow.
+		return slices.Concat(frame[:12], []byte{0x81, 0, byte((i + 1) >> 8), byte(i + 1)}, frame[12:])
+	}
+	var wg sync.WaitGroup
+	for _, side := range []struct {
+		e          entry
+		fromClient bool
+	}{{ingress, true}, {egress, false}} {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			runtime.LockOSThread()
+			for i := range rounds {
+				frame := dgram(side.fromClient, i)
+				for range 8 {
+					_, err := k.coll.Programs[string(side.e)].Run(&ebpf.RunOptions{Data: frame})
+					if err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			}
+		}()
+	}
+	wg.Wait()
+	got := k.samples()
+	if len(got) != rounds {
+		t.Errorf("%d samples of %d flows", len(got), rounds)
+	}
+	seen := make(map[flow.Key]bool)
+	mixed := 0
+	for _, s := range got {
+		if seen[s.Key] {
+			t.Errorf("%s was handed over twice", s.Key)
+		}
+		seen[s.Key] = true
+		if !s.Complete() {
+			t.Errorf("%s: %d bytes", s.Key, len(s.Data))
+		}
+		sides := 0
+		for i, p := range s.Packets {
+			want := byte('s')
+			if p.FromInitiator == s.InitiatorIsLo { // the client is lower
+				want = 'c'
+			}
+			if want == 'c' {
+				sides |= 1
+			} else {
+				sides |= 2
+			}
+			frame := s.Frame(i)
+			for j := 46; j < len(frame); j++ {
+				if frame[j] != want {
+					t.Fatalf("%s: packet %d has byte %q at %d, want %q", s.Key, i, frame[j], j, want)
+				}
+			}
+		}
+		if sides == 3 {
+			mixed++
+		}
+	}
+	if mixed == 0 {
+		t.Error("no flow was seen by both hooks at once: nothing was tested")
+	}
+	if o, err := k.Occupancy(); err != nil || o.Collecting != 0 {
+		t.Errorf("slots leak: %+v, %v", o, err)
+	}
+}

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/models"
+)
+
+func modelCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "model",
+		Usage: "inspect model files",
+		Subcommands: []*cli.Command{
+			{
+				Name:      "info",
+				Usage:     "print what a model tells apart, what it is fed and how well it does",
+				ArgsUsage: "[FILE]",
+				Description: `Without FILE it is about the model that the program ships. The file is checked
+as attach and replay check it, but not run: ONNX Runtime is not needed.
+
+The figures were measured on traffic that the model had not seen in training;
+the ranges are 95 % confidence intervals. They hold for that traffic only.
+
+Examples:
+   earlydrop model info
+   earlydrop model info my.onnx --json | jq .labels`,
+				Flags: []cli.Flag{
+					&cli.BoolFlag{Name: "json", Usage: "print one JSON object"},
+				},
+				Action: modelInfo,
+			},
+		},
+	}
+}
+
+func modelInfo(c *cli.Context) error {
+	if err := requireArgs(c, 0, 1, "at most one FILE"); err != nil {
+		return err
+	}
+	name, onnx, err := readModel(c.Args().First())
+	if err != nil {
+		return err
+	}
+	m, err := classifier.ReadManifest(name, onnx)
+	if err != nil {
+		return asBadInput(err)
+	}
+	info := modelDescription{Manifest: m, File: name, Bytes: len(onnx)}
+	sum := sha256.Sum256(onnx)
+	info.SHA256 = hex.EncodeToString(sum[:])
+	if c.Bool("json") {
+		e := json.NewEncoder(c.App.Writer)
+		e.SetIndent("", "  ")
+		return e.Encode(info)
+	}
+	return info.print(c.App.Writer)
+}
+
+// readModel returns the bytes of the model file at path, or of the shipped
+// model when path is empty, and its name for messages. Every error is bad
+// input.
+func readModel(path string) (name string, onnx []byte, err error) {
+	if path == "" {
+		name, onnx = models.Default()
+		return name, onnx, nil
+	}
+	onnx, err = classifier.ReadModelFile(path)
+	return path, onnx, asBadInput(err)
+}
+
+// modelDescription is what model info prints.
+type modelDescription struct {
+	File   string `json:"file"`
+	Bytes  int    `json:"bytes"`
+	SHA256 string `json:"sha256"`
+	*classifier.Manifest
+}
+
+// modelFigures is what the training code measured; models/train writes it.
+type modelFigures struct {
+	Flows          int                         `json:"flows"`
+	Groups         int                         `json:"groups"`
+	Rule           string                      `json:"rule"`
+	Accuracy       *share                      `json:"accuracy"`
+	FalsePositives *share                      `json:"false_positives"`
+	Classes        map[string]map[string]share `json:"classes"`
+}
+
+// share is a counted share with its 95 % confidence interval.
+type share struct {
+	Hits  int     `json:"hits"`
+	Total int     `json:"total"`
+	Low   float64 `json:"low"`
+	High  float64 `json:"high"`
+}
+
+// String prints "97.5 % (39 of 40; 87.1 to 99.6)".
+func (s *share) String() string {
+	if s == nil || s.Total <= 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%s %% (%d of %d; %s to %s)", percent(float64(s.Hits)/float64(s.Total)),
+		s.Hits, s.Total, percent(s.Low), percent(s.High))
+}
+
+// percent prints a share to a tenth of a percent. What is not all or nothing
+// is never rounded to it.
+func percent(p float64) string {
+	switch v := 100 * p; {
+	case v > 99.9 && v < 100:
+		return ">99.9"
+	case v > 0 && v < 0.1:
+		return "<0.1"
+	default:
+		return strconv.FormatFloat(v, 'f', 1, 64)
+	}
+}
+
+func (d modelDescription) print(w io.Writer) error {
+	var b bytes.Buffer
+	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	channels := make([]string, len(d.Channels))
+	for i, channel := range d.Channels {
+		channels[i] = channel.String()
+	}
+	for _, row := range [][2]string{
+		{"model", d.Name + " " + d.Version},
+		{"file", fmt.Sprintf("%s, %d bytes, sha256 %s", d.File, d.Bytes, d.SHA256)},
+		{"created by", d.CreatedBy},
+		{"trained on", d.TrainingData},
+		{"input", fmt.Sprintf("%dx%d, channels %s", classifier.ImageSide, classifier.ImageSide, strings.Join(channels, ", "))},
+		{"mask", d.Mask.String()},
+		{"temperature", strconv.FormatFloat(d.Temperature, 'g', 6, 64)},
+	} {
+		fmt.Fprintf(t, "%s\t%s\n", row[0], row[1])
+	}
+
+	var figures modelFigures
+	// Figures of another shape are printed as they are, below.
+	known := json.Unmarshal(d.Figures, &figures) == nil && figures.Flows > 0
+	if known {
+		fmt.Fprintf(t, "measured on\t%d flows of %d groups that were held out\n", figures.Flows, figures.Groups)
+		if figures.Rule != "" {
+			fmt.Fprintf(t, "rule\t%s\n", figures.Rule)
+		}
+		fmt.Fprintf(t, "accuracy\t%s\n", figures.Accuracy)
+		fmt.Fprintf(t, "false positives\t%s\n", figures.FalsePositives)
+	}
+	t.Flush()
+
+	b.WriteString("\n")
+	t = tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	header := "label\tthreshold"
+	if known {
+		header += "\trecall\tprecision"
+	}
+	fmt.Fprintln(t, header)
+	for _, label := range d.Labels {
+		threshold := "-"
+		if label != flow.Background {
+			threshold = strconv.FormatFloat(d.Threshold(label), 'g', 6, 64)
+		}
+		fmt.Fprintf(t, "%s\t%s", label, threshold)
+		if known {
+			recall, precision := figures.Classes[label]["recall"], figures.Classes[label]["precision"]
+			fmt.Fprintf(t, "\t%s\t%s", &recall, &precision)
+		}
+		fmt.Fprintln(t)
+	}
+	t.Flush()
+	if !known {
+		fmt.Fprintf(&b, "\nfigures: %s\n", oneLine(string(d.Figures)))
+	}
+	_, err := b.WriteTo(w)
+	return err
+}

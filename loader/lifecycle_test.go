@@ -1,0 +1,401 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/earlydrop/earlydrop/loader/flow"
+)
+
+// inNamespace gives the test a network namespace with the veth pair v0 and v1 and
+// a BPF file system of its own. Both vanish with the test.
+func inNamespace(t *testing.T) {
+	t.Helper()
+	runtime.LockOSThread()
+	old, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fresh, err := netns.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := netns.Set(old); err != nil {
+			panic(err) // the thread is of no use to other tests
+		}
+		_ = fresh.Close()
+		_ = old.Close()
+		runtime.UnlockOSThread()
+	})
+	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "v0"}, PeerName: "v1"}
+	if err := netlink.LinkAdd(veth); err != nil {
+		t.Fatal(err)
+	}
+	mount := t.TempDir()
+	if err := unix.Mount("bpf", mount, "bpf", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	saved := pinRoot
+	pinRoot = filepath.Join(mount, "earlydrop")
+	t.Cleanup(func() {
+		pinRoot = saved
+		if err := unix.Unmount(mount, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func attach(t *testing.T, opts Options) *DataPath {
+	t.Helper()
+	opts.Interface = "v0"
+	d, err := Attach(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// attached returns the ids of the programs on v0: XDP and TCX or clsact egress.
+func attached(t *testing.T) (xdp uint32, egress []ebpf.ProgramID) {
+	t.Helper()
+	l, err := netlink.LinkByName("v0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.Attrs().Xdp != nil {
+		xdp = l.Attrs().Xdp.ProgId
+	}
+	res, err := link.QueryPrograms(link.QueryOptions{Target: l.Attrs().Index, Attach: ebpf.AttachTCXEgress})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range res.Programs {
+		egress = append(egress, p.ID)
+	}
+	filters, _ := netlink.FilterList(l, netlink.HANDLE_MIN_EGRESS)
+	for _, f := range filters {
+		if b, ok := f.(*netlink.BpfFilter); ok {
+			egress = append(egress, ebpf.ProgramID(b.Id))
+		}
+	}
+	return xdp, egress
+}
+
+func nothingLeft(t *testing.T) {
+	t.Helper()
+	if xdp, egress := attached(t); xdp != 0 || len(egress) != 0 {
+		t.Errorf("still attached: xdp %d, egress %v", xdp, egress)
+	}
+	if _, err := os.Stat(pinRoot); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("pins are left below %s: %v", pinRoot, err)
+	}
+	l, _ := netlink.LinkByName("v0")
+	qdiscs, err := netlink.QdiscList(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range qdiscs {
+		if q.Type() == "clsact" {
+			t.Error("qdisc clsact is left")
+		}
+	}
+}
+
+func TestAttachAndDetach(t *testing.T) {
+	for _, tt := range []struct {
+		opts     Options
+		xdp      XDPMode
+		egress   string
+		fallback bool
+	}{
+		{Options{}, XDPNative, "tcx", false},
+		{Options{XDPMode: XDPNative}, XDPNative, "tcx", false},
+		{Options{XDPMode: XDPGeneric}, XDPGeneric, "tcx", false},
+		{Options{forceClsact: true}, XDPNative, "clsact", false},
+	} {
+		t.Run(fmt.Sprintf("%s-%s", tt.xdp, tt.egress), func(t *testing.T) {
+			inNamespace(t)
+			tt.opts.Version, tt.opts.Model, tt.opts.Policy = "v1", "paper 1", "p.yaml"
+			d := attach(t, tt.opts)
+			if d.Info.XDPMode != tt.xdp || d.Info.Egress != tt.egress || (d.Info.XDPFallback != nil) != tt.fallback || d.Info.Adopted {
+				t.Errorf("info %+v", d.Info)
+			}
+			if xdp, egress := attached(t); xdp == 0 || len(egress) != 1 {
+				t.Errorf("attached: xdp %d, egress %v", xdp, egress)
+			}
+			tables, err := Open("v0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			a, err := tables.Attachment()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !a.Alive || a.PID != os.Getpid() || a.XDPMode != tt.xdp || a.Egress != tt.egress || a.Mode != "enforce" || a.Version != "v1" || a.Model != "paper 1" || a.Policy != "p.yaml" {
+				t.Errorf("attachment %+v", a)
+			}
+			if names, err := Interfaces(); err != nil || len(names) != 1 || names[0] != "v0" {
+				t.Errorf("interfaces %v, %v", names, err)
+			}
+			if _, err := d.Sweep(); err != nil {
+				t.Error(err)
+			}
+			if err := errors.Join(tables.Close(), d.Detach()); err != nil {
+				t.Fatal(err)
+			}
+			nothingLeft(t)
+			if _, err := Open("v0"); !errors.Is(err, ErrNotAttached) {
+				t.Errorf("open after detach: %v", err)
+			}
+			if err := Detach("v0", true); !errors.Is(err, ErrNotAttached) {
+				t.Errorf("second detach: %v", err)
+			}
+		})
+	}
+}
+
+// XDP in the driver is impossible on a bridge: auto says so and goes on.
+func TestAutoFallsBackToGeneric(t *testing.T) {
+	inNamespace(t)
+	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "d0"}}); err != nil {
+		t.Fatal(err)
+	}
+	d, err := Attach(Options{Interface: "d0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.Info.XDPMode != XDPGeneric || d.Info.XDPFallback == nil {
+		t.Errorf("info %+v", d.Info)
+	}
+	if err := d.Detach(); err != nil {
+		t.Error(err)
+	}
+	var refusedErr *RefusedError
+	if _, err := Attach(Options{Interface: "d0", XDPMode: XDPNative}); !errors.As(err, &refusedErr) || !strings.Contains(err.Error(), "--xdp") {
+		t.Errorf("native: %v", err)
+	}
+	nothingLeft(t)
+}
+
+func TestAdoptKeepsBlocksAndSwapsPrograms(t *testing.T) {
+	for _, opts := range []Options{{}, {XDPMode: XDPGeneric, forceClsact: true}} {
+		inNamespace(t)
+		d := attach(t, opts)
+		if err := d.Block(tcpKey(), time.Hour, "shadowsocks", "r"); err != nil {
+			t.Fatal(err)
+		}
+		oldXDP, oldEgress := attached(t)
+		if err := d.Release(); err != nil {
+			t.Fatal(err)
+		}
+		if xdp, egress := attached(t); xdp != oldXDP || len(egress) != 1 {
+			t.Fatalf("released data path is not attached: %d, %v", xdp, egress)
+		}
+		d = attach(t, opts)
+		if !d.Info.Adopted || d.Info.BlocksAdopted != 1 || d.Info.Replaced != "" {
+			t.Errorf("info %+v", d.Info)
+		}
+		xdp, egress := attached(t)
+		if xdp == oldXDP || xdp == 0 || len(egress) != 1 || egress[0] == oldEgress[0] {
+			t.Errorf("programs were not swapped: xdp %d -> %d, egress %v -> %v", oldXDP, xdp, oldEgress, egress)
+		}
+		if blocks, err := d.Blocked(); err != nil || len(blocks) != 1 || blocks[0].Key != tcpKey() {
+			t.Errorf("blocks %v, %v", blocks, err)
+		}
+		if err := d.Release(); err != nil {
+			t.Fatal(err)
+		}
+		// Monitor drops nothing, so it may not go on dropping either.
+		opts.Monitor = true
+		d = attach(t, opts)
+		if blocks, err := d.Blocked(); err != nil || len(blocks) != 0 || d.Info.BlocksRemoved != 1 {
+			t.Errorf("monitor keeps %v, %v, %+v", blocks, err, d.Info)
+		}
+		if err := d.Detach(); err != nil {
+			t.Fatal(err)
+		}
+		nothingLeft(t)
+	}
+}
+
+func TestAnotherLayoutIsReplacedWhole(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		spoil func(t *testing.T, d *DataPath)
+	}{
+		{"older version", func(t *testing.T, d *DataPath) {
+			if err := d.att.Update(uint32(0), &datapathAttached{LayoutVersion: layoutVersion + 1}, ebpf.UpdateAny); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"missing map", func(t *testing.T, d *DataPath) {
+			if err := os.Remove(filepath.Join(d.Info.PinDir, datapathMapBlocked)); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"other sizes", func(t *testing.T, d *DataPath) {
+			pin := filepath.Join(d.Info.PinDir, datapathMapFlows)
+			if err := os.Remove(pin); err != nil {
+				t.Fatal(err)
+			}
+			m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.LRUHash, KeySize: 8, ValueSize: 8, MaxEntries: 8})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer m.Close()
+			if err := m.Pin(pin); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inNamespace(t)
+			d := attach(t, Options{})
+			tt.spoil(t, d)
+			if err := d.Release(); err != nil {
+				t.Fatal(err)
+			}
+			d = attach(t, Options{})
+			if d.Info.Adopted || d.Info.Replaced == "" {
+				t.Errorf("info %+v", d.Info)
+			}
+			if xdp, egress := attached(t); xdp == 0 || len(egress) != 1 {
+				t.Errorf("attached: xdp %d, egress %v", xdp, egress)
+			}
+			if err := d.Detach(); err != nil {
+				t.Fatal(err)
+			}
+			nothingLeft(t)
+		})
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	inNamespace(t)
+	isRefused := func(what string, err error, words ...string) {
+		t.Helper()
+		var r *RefusedError
+		if !errors.As(err, &r) {
+			t.Errorf("%s: %v is no RefusedError", what, err)
+			return
+		}
+		for _, w := range words {
+			if !strings.Contains(err.Error(), w) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("%s: %q lacks %q or has several lines", what, err, w)
+			}
+		}
+	}
+	_, err := Attach(Options{Interface: "nope0"})
+	isRefused("no interface", err, "nope0")
+	_, err = Attach(Options{})
+	isRefused("no name", err, "-i")
+	nothingLeft(t)
+
+	// Another XDP program.
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "somebody_else", Type: ebpf.XDP, License: "GPL",
+		Instructions: asm.Instructions{asm.LoadImm(asm.R0, xdpPass, asm.DWord), asm.Return()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer prog.Close()
+	v0, _ := netlink.LinkByName("v0")
+	foreign, err := link.AttachXDP(link.XDPOptions{Program: prog, Interface: v0.Attrs().Index})
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, _ := prog.Info()
+	id, _ := info.ID()
+	_, err = Attach(Options{Interface: "v0"})
+	isRefused("foreign XDP", err, "somebody_else", fmt.Sprint(id))
+	if _, err := os.Stat(pinRoot); !errors.Is(err, os.ErrNotExist) {
+		t.Error("a refused attach left pins")
+	}
+	_ = foreign.Close()
+
+	// A second daemon.
+	d := attach(t, Options{})
+	_, err = Attach(Options{Interface: "v0"})
+	isRefused("second attach", err, fmt.Sprint(os.Getpid()))
+	isRefused("detach while a daemon runs", Detach("v0", false), fmt.Sprint(os.Getpid()))
+	if xdp, egress := attached(t); xdp == 0 || len(egress) != 1 {
+		t.Errorf("the refused attach took something away: xdp %d, egress %v", xdp, egress)
+	}
+	if err := d.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	nothingLeft(t)
+}
+
+func TestMissingCapabilitiesAreNamed(t *testing.T) {
+	for _, tt := range []struct {
+		effective uint64
+		want      string
+	}{
+		{0, "CAP_NET_ADMIN CAP_BPF CAP_PERFMON"},
+		{1 << unix.CAP_SYS_ADMIN, "CAP_NET_ADMIN"},
+		{1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_BPF, "CAP_PERFMON"},
+		{1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_BPF | 1<<unix.CAP_PERFMON, ""},
+	} {
+		if got := strings.Join(missingCapabilities(tt.effective), " "); got != tt.want {
+			t.Errorf("%x: missing %q, want %q", tt.effective, got, tt.want)
+		}
+	}
+}
+
+func TestMissingFeatureIsNamed(t *testing.T) {
+	err := checkFeatures([]feature{{"time travel", "9.9", func() error { return ebpf.ErrNotSupported }}})
+	if err == nil || !strings.Contains(err.Error(), "time travel (since 9.9)") {
+		t.Errorf("error %v", err)
+	}
+	if err := requireFeatures(); err != nil {
+		t.Errorf("this machine: %v", err)
+	}
+}
+
+// The maps as bpftool prints them show fields by name.
+func TestBpftoolPrintsNames(t *testing.T) {
+	inNamespace(t)
+	d := attach(t, Options{})
+	defer func() {
+		if err := d.Detach(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := d.Block(flow.Key{Lo: client, Hi: server, Proto: flow.TCP, VLAN: 7}, time.Hour, "shadowsocks", "tunnels"); err != nil {
+		t.Fatal(err)
+	}
+	for name, words := range map[string][]string{
+		datapathMapBlocked:    {`"lo_port": 40000`, `"hi_port": 443`, `"vlan": 7`, `"class": "shadowsocks"`, `"rule": "tunnels"`, `"expires_ns"`, `"packets": 0`},
+		datapathMapCounters:   {`"packets_ingress"`, `"ring_full"`},
+		datapathMapAttachment: {`"xdp_mode": "native"`, `"mode": "enforce"`},
+	} {
+		out, err := exec.Command("bpftool", "map", "dump", "pinned", filepath.Join(d.Info.PinDir, name)).CombinedOutput()
+		if err != nil {
+			t.Fatalf("bpftool: %v: %s", err, out)
+		}
+		for _, w := range words {
+			if !strings.Contains(string(out), w) {
+				t.Errorf("dump of %s lacks %s:\n%s", name, w, out)
+			}
+		}
+	}
+}

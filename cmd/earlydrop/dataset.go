@@ -1,0 +1,649 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/urfave/cli/v2"
+
+	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/loader/assembly"
+	"github.com/earlydrop/earlydrop/loader/flow"
+)
+
+// datasetFormat is raised when a reader of the folder must change.
+const datasetFormat = 1
+
+// Files of a dataset folder.
+const (
+	captureFile = "capture.npy"
+	maskFile    = "mask.npy"
+	packetsFile = "packets.npy"
+	samplesFile = "samples.tsv"
+	datasetFile = "dataset.json"
+)
+
+// datasetColumns are the columns of samples.tsv before the manifest's own.
+var datasetColumns = []string{"index", "label", "group", "file", "src", "dst", "proto", "captured", "reason"}
+
+func datasetCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "dataset",
+		Usage: "turn captures into training samples",
+		Description: `Reads captures with the same assembly as the live data path and writes a folder
+for the training code: capture.npy (uint8 [N,1024], the captured bytes), mask.npy
+(uint8 [N,1024]: 0 kept, 2 replaced by the recipe strict, 3 by paper and strict),
+packets.npy (int32 [N,32,4]: offset or -1, wire length, from initiator, time in µs),
+samples.tsv and dataset.json. The same captures give the same digest in any order.
+
+A manifest is a table with tabs and a header line. It has the columns path (a file,
+or a folder with captures at any depth, relative to the manifest), label and group;
+further columns are copied into samples.tsv. Every file of it must be readable.
+
+With --captures all files below a folder get one label; the group of each is the
+first folder on its way. Files there that are no captures, or are cut, are counted
+in a warning, and what could be read of them is used.
+
+A sample is left out when another of its label has the same bytes after masking
+with the recipe strict: it would be the same image twice.
+
+Examples:
+   earlydrop dataset --manifest lab/manifest.tsv --out dataset
+   earlydrop dataset --manifest lab/manifest.tsv --captures pcaps --label background --out dataset`,
+		Flags: []cli.Flag{
+			&cli.StringSliceFlag{Name: "manifest", Usage: "table of labelled captures (may be repeated)", TakesFile: true},
+			&cli.StringSliceFlag{Name: "captures", Usage: "folder of captures that share one label (may be repeated)", TakesFile: true},
+			&cli.StringSliceFlag{Name: "label", Usage: "label of the --captures folder in the same place"},
+			&cli.StringFlag{Name: "out", Usage: "folder to write; an earlier dataset there is replaced", TakesFile: true},
+		},
+		Action: runDataset,
+	}
+}
+
+// datasetInput is one capture file and what is known about it.
+type datasetInput struct {
+	path    string // absolute
+	file    string // as in samples.tsv
+	label   string
+	group   string
+	extra   map[string]string // further columns of the manifest
+	lenient bool              // of a --captures folder
+}
+
+func runDataset(c *cli.Context) error {
+	if err := requireArgs(c, 0, 0, ""); err != nil {
+		return err
+	}
+	if err := requireFlags(c, "out"); err != nil {
+		return err
+	}
+	folders, labels := c.StringSlice("captures"), c.StringSlice("label")
+	switch {
+	case len(folders) != len(labels):
+		return badInput("each --captures needs one --label: got %d and %d", len(folders), len(labels))
+	case len(folders) == 0 && len(c.StringSlice("manifest")) == 0:
+		return badInput("dataset needs --manifest or --captures (see %s --help)", fullName(c))
+	}
+	out := filepath.Clean(c.String("out"))
+	if err := checkDatasetTarget(out); err != nil {
+		return err
+	}
+
+	var inputs []datasetInput
+	var columns []string
+	for _, path := range c.StringSlice("manifest") {
+		in, extra, err := readManifest(path)
+		if err != nil {
+			return asBadInput(err)
+		}
+		inputs = append(inputs, in...)
+		for _, name := range extra {
+			if !slices.Contains(columns, name) {
+				columns = append(columns, name)
+			}
+		}
+	}
+	slices.Sort(columns)
+	for i, dir := range folders {
+		in, err := readCaptureFolder(dir, labels[i])
+		if err != nil {
+			return asBadInput(err)
+		}
+		inputs = append(inputs, in...)
+	}
+	if err := sortInputs(inputs); err != nil {
+		return asBadInput(err)
+	}
+
+	// All is written beside the target, which is only touched at the end.
+	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
+		return err
+	}
+	tmp, err := os.MkdirTemp(filepath.Dir(out), "."+filepath.Base(out)+"-*")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	if err := os.Chmod(tmp, 0o755); err != nil {
+		return err
+	}
+	d, err := writeDataset(c, tmp, inputs, columns)
+	if err != nil {
+		return err
+	}
+	if err := os.RemoveAll(out); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, out); err != nil {
+		return err
+	}
+	d.print(c.App.Writer, out)
+	return nil
+}
+
+// checkDatasetTarget refuses to replace what is no dataset.
+func checkDatasetTarget(out string) error {
+	entries, err := os.ReadDir(out)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return badInput("--out: %w", err)
+	case len(entries) == 0:
+		return nil
+	}
+	if _, err := os.Stat(filepath.Join(out, datasetFile)); err != nil {
+		return badInput("--out %s holds other files and no %s: choose another folder", out, datasetFile)
+	}
+	return nil
+}
+
+// readManifest returns the captures that a manifest names and the names of
+// its further columns.
+func readManifest(path string) (inputs []datasetInput, extra []string, err error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, nil, fmt.Errorf("manifest: %w", err)
+	}
+	defer file.Close()
+
+	var header []string
+	lines := bufio.NewScanner(file)
+	lines.Buffer(nil, 1<<20)
+	for n := 1; lines.Scan(); n++ {
+		text := strings.TrimSuffix(lines.Text(), "\r")
+		if strings.TrimSpace(text) == "" {
+			continue
+		}
+		fields := strings.Split(text, "\t")
+		if header == nil {
+			header = fields
+			if extra, err = checkHeader(header); err != nil {
+				return nil, nil, fmt.Errorf("%s:%d: %w", path, n, err)
+			}
+			continue
+		}
+		if len(fields) != len(header) {
+			return nil, nil, fmt.Errorf("%s:%d: %d fields, but the header has %d", path, n, len(fields), len(header))
+		}
+		row := make(map[string]string, len(fields))
+		for i, name := range header {
+			row[name] = fields[i]
+		}
+		in, err := expandRow(filepath.Dir(path), row)
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s:%d: %w", path, n, err)
+		}
+		inputs = append(inputs, in...)
+	}
+	if err := lines.Err(); err != nil {
+		return nil, nil, fmt.Errorf("manifest %s: %w", path, err)
+	}
+	if len(inputs) == 0 {
+		return nil, nil, fmt.Errorf("manifest %s names no capture", path)
+	}
+	return inputs, extra, nil
+}
+
+// checkHeader returns the further columns.
+func checkHeader(header []string) (extra []string, err error) {
+	for i, name := range header {
+		switch {
+		case name == "":
+			return nil, fmt.Errorf("column %d has no name", i+1)
+		case slices.Contains(header[:i], name):
+			return nil, fmt.Errorf("column %q stands there twice", name)
+		case name == "path" || name == "label" || name == "group":
+		case slices.Contains(datasetColumns, name):
+			return nil, fmt.Errorf("column %q is made by this command: name it differently", name)
+		default:
+			extra = append(extra, name)
+		}
+	}
+	for _, name := range []string{"path", "label", "group"} {
+		if !slices.Contains(header, name) {
+			return nil, fmt.Errorf("no column %q: the header line needs path, label and group, separated by tabs", name)
+		}
+	}
+	return extra, nil
+}
+
+// expandRow returns the captures of one row of a manifest in dir.
+func expandRow(dir string, row map[string]string) ([]datasetInput, error) {
+	if err := checkLabel(row["label"]); err != nil {
+		return nil, err
+	}
+	for _, name := range []string{"path", "group"} {
+		if row[name] == "" {
+			return nil, fmt.Errorf("column %q is empty", name)
+		}
+	}
+	in := datasetInput{label: row["label"], group: row["group"], extra: row}
+	root := row["path"]
+	if !filepath.IsAbs(root) {
+		root = filepath.Join(dir, root)
+	}
+	var inputs []datasetInput
+	err := walkFiles(root, func(path string) {
+		in.path, in.file = path, filepath.ToSlash(row["path"])
+		if rel, err := filepath.Rel(root, path); err == nil && rel != "." {
+			in.file = filepath.ToSlash(filepath.Join(row["path"], rel))
+		}
+		inputs = append(inputs, in)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(inputs) == 0 {
+		return nil, fmt.Errorf("folder %s holds no file", root)
+	}
+	return inputs, nil
+}
+
+// readCaptureFolder returns the captures below dir, all with one label.
+func readCaptureFolder(dir, label string) ([]datasetInput, error) {
+	if err := checkLabel(label); err != nil {
+		return nil, err
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return nil, fmt.Errorf("--captures: %w", err)
+	}
+	if !info.IsDir() {
+		return nil, fmt.Errorf("--captures %s is no folder", dir)
+	}
+	base, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	var inputs []datasetInput
+	err = walkFiles(dir, func(path string) {
+		in := datasetInput{path: path, label: label, group: filepath.Base(base), lenient: true}
+		if rel, err := filepath.Rel(dir, path); err == nil {
+			in.file = filepath.ToSlash(rel)
+			if first, _, deeper := strings.Cut(in.file, "/"); deeper {
+				in.group = first
+			}
+		}
+		inputs = append(inputs, in)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(inputs) == 0 {
+		return nil, fmt.Errorf("--captures %s holds no file", dir)
+	}
+	return inputs, nil
+}
+
+// walkFiles calls f for root, or for each regular file below it whose name,
+// and the names of whose folders, do not begin with a dot.
+func walkFiles(root string, f func(path string)) error {
+	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if path != root && strings.HasPrefix(d.Name(), ".") {
+			if d.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		if d.Type().IsRegular() || path == root && !d.IsDir() {
+			f(path)
+		}
+		return nil
+	})
+}
+
+func checkLabel(label string) error {
+	if label == "" {
+		return errors.New("the label is empty")
+	}
+	ok := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == '.'
+	}
+	if strings.ContainsFunc(label, func(r rune) bool { return !ok(r) }) || len(label) > 64 {
+		return fmt.Errorf("label %q: use up to 64 of a-z, 0-9, '-', '_' and '.'", label)
+	}
+	return nil
+}
+
+// sortInputs makes the order of samples independent of the order in which
+// captures were named, and refuses a file that was named twice.
+func sortInputs(inputs []datasetInput) error {
+	seen := make(map[string]datasetInput, len(inputs))
+	for i := range inputs {
+		in := &inputs[i]
+		path, err := filepath.Abs(in.path)
+		if err != nil {
+			return err
+		}
+		in.path = path
+		if other, ok := seen[path]; ok {
+			return fmt.Errorf("%s is named twice, as %s of group %s and as %s of group %s",
+				path, other.label, other.group, in.label, in.group)
+		}
+		seen[path] = *in
+	}
+	slices.SortFunc(inputs, func(a, b datasetInput) int {
+		return cmp.Or(cmp.Compare(a.label, b.label), cmp.Compare(a.group, b.group),
+			cmp.Compare(a.file, b.file), cmp.Compare(a.path, b.path))
+	})
+	return nil
+}
+
+// dataset is what dataset.json says.
+type dataset struct {
+	Format     int                       `json:"format"`
+	Samples    int                       `json:"samples"`
+	Labels     map[string]int            `json:"labels"`
+	Groups     map[string]map[string]int `json:"groups"` // label, group: samples
+	Duplicates map[string]int            `json:"duplicates_left_out"`
+	Files      int                       `json:"files"`
+	Counters   map[string]uint64         `json:"counters"`
+	Digest     string                    `json:"digest"` // of the other four files, one after another
+}
+
+// print writes the figures for people.
+func (d *dataset) print(w io.Writer, out string) {
+	t := table.NewWriter()
+	t.AppendHeader(table.Row{"label", "group", "samples"})
+	for _, label := range slices.Sorted(maps.Keys(d.Groups)) {
+		for _, group := range slices.Sorted(maps.Keys(d.Groups[label])) {
+			t.AppendRow(table.Row{label, group, d.Groups[label][group]})
+		}
+		t.AppendRow(table.Row{label, "(all groups)", d.Labels[label]})
+		t.AppendRow(table.Row{label, "(duplicates left out)", d.Duplicates[label]})
+		t.AppendSeparator()
+	}
+	t.AppendFooter(table.Row{"", "all samples", d.Samples})
+	t.SetStyle(table.StyleLight)
+	t.Style().Format.Header, t.Style().Format.Footer = 0, 0
+	fmt.Fprintf(w, "%s\n%d samples of %d files in %s\ndigest %s\n", t.Render(), d.Samples, d.Files, out, d.Digest)
+}
+
+// datasetWriter writes samples to the files of a dataset folder.
+type datasetWriter struct {
+	capture, mask, packets *npyFile
+	table                  *bufio.Writer
+	tableFile              *os.File
+	columns                []string
+	dataset                dataset
+	seen                   map[[sha256.Size]byte]struct{} // label and kept bytes
+}
+
+// writeDataset reads all inputs and writes the files of a dataset into dir.
+func writeDataset(c *cli.Context, dir string, inputs []datasetInput, columns []string) (_ *dataset, err error) {
+	w := &datasetWriter{columns: columns, seen: map[[sha256.Size]byte]struct{}{}}
+	w.dataset = dataset{Format: datasetFormat, Labels: map[string]int{}, Groups: map[string]map[string]int{},
+		Duplicates: map[string]int{}, Files: len(inputs), Counters: map[string]uint64{}}
+	closers := []func() error{}
+	defer func() { // what a failure left open
+		for _, f := range closers {
+			_ = f()
+		}
+	}()
+	for _, f := range []struct {
+		to    **npyFile
+		name  string
+		dtype string
+		row   []int
+	}{
+		{&w.capture, captureFile, "|u1", []int{flow.CaptureBytes}},
+		{&w.mask, maskFile, "|u1", []int{flow.CaptureBytes}},
+		{&w.packets, packetsFile, "<i4", []int{flow.MaxPackets, 4}},
+	} {
+		if *f.to, err = createNpy(filepath.Join(dir, f.name), f.dtype, f.row...); err != nil {
+			return nil, err
+		}
+		closers = append(closers, (*f.to).close)
+	}
+	if w.tableFile, err = os.Create(filepath.Join(dir, samplesFile)); err != nil {
+		return nil, err
+	}
+	closers = append(closers, w.tableFile.Close)
+	w.table = bufio.NewWriter(w.tableFile)
+	if _, err := fmt.Fprintln(w.table, strings.Join(append(slices.Clone(datasetColumns), columns...), "\t")); err != nil {
+		return nil, err
+	}
+
+	if err := w.readAll(c, inputs); err != nil {
+		return nil, err
+	}
+
+	if err := w.table.Flush(); err != nil {
+		return nil, err
+	}
+	for _, f := range closers {
+		if closeErr := f(); err == nil {
+			err = closeErr
+		}
+	}
+	closers = nil
+	if err != nil {
+		return nil, err
+	}
+	return &w.dataset, w.finish(dir)
+}
+
+// readAll adds the samples of all inputs.
+func (w *datasetWriter) readAll(c *cli.Context, inputs []datasetInput) error {
+	var total int64
+	sizes := make([]int64, len(inputs))
+	for i, in := range inputs {
+		if info, err := os.Stat(in.path); err == nil {
+			sizes[i] = info.Size()
+			total += sizes[i]
+		}
+	}
+	bar := newProgress(c.App.ErrWriter, "reading captures", total)
+	defer bar.done()
+
+	var counters assembly.Counters
+	var warnings fileWarnings
+	for i := range inputs {
+		if err := c.Context.Err(); err != nil {
+			return err
+		}
+		in := &inputs[i]
+		if w.dataset.Groups[in.label] == nil {
+			w.dataset.Groups[in.label] = map[string]int{}
+		}
+		err := w.readFile(in, &counters, bar.at)
+		var fileErr *assembly.FileError
+		switch {
+		case errors.As(err, &fileErr) && in.lenient:
+			warnings.add(fileErr)
+		case errors.As(err, &fileErr):
+			return asBadInput(err)
+		case err != nil:
+			return err
+		}
+		bar.fileDone(sizes[i])
+	}
+	for label := range w.dataset.Groups {
+		if w.dataset.Labels[label] == 0 {
+			return badInput("no capture of label %s holds a flow with payload", label)
+		}
+	}
+	for i, n := range counters {
+		w.dataset.Counters[assembly.Counter(i).String()] = n
+	}
+	bar.done()
+	warnings.print(c.App.ErrWriter)
+	return nil
+}
+
+// readFile adds the samples of one file.
+func (w *datasetWriter) readFile(in *datasetInput, counters *assembly.Counters, progress func(int64)) error {
+	f, err := assembly.Open(in.path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var writeErr error
+	a := assembly.New(assembly.Options{}, func(_ *assembly.Flow, s *flow.Sample) {
+		if writeErr == nil {
+			writeErr = w.add(in, s)
+		}
+	}, nil)
+	err = f.Run(a, progress)
+	read := a.Counters()
+	counters.Add(&read)
+	if writeErr != nil {
+		return writeErr
+	}
+	return err
+}
+
+// add writes one sample, unless its label has the same already.
+func (w *datasetWriter) add(in *datasetInput, s *flow.Sample) error {
+	var capture, mask, kept [flow.CaptureBytes]byte
+	copy(capture[:], s.Data)
+	classifier.MaskMap(s, &mask)
+	for i := range capture {
+		if mask[i]&uint8(classifier.RecipeStrict) == 0 {
+			kept[i] = capture[i]
+		}
+	}
+	h := sha256.New()
+	fmt.Fprintf(h, "%s\x00%d\x00", in.label, len(s.Data))
+	h.Write(kept[:])
+	id := [sha256.Size]byte(h.Sum(nil))
+	if _, twice := w.seen[id]; twice {
+		w.dataset.Duplicates[in.label]++
+		return nil
+	}
+	w.seen[id] = struct{}{}
+
+	index := w.dataset.Samples
+	w.dataset.Samples++
+	w.dataset.Labels[in.label]++
+	w.dataset.Groups[in.label][in.group]++
+
+	records := make([]byte, 0, flow.MaxPackets*4*4)
+	for i := range flow.MaxPackets {
+		record := [4]int32{-1}
+		if i < len(s.Packets) {
+			p := &s.Packets[i]
+			record = [4]int32{int32(p.Offset), int32(min(p.WireLen, math.MaxInt32)), 0,
+				int32(min(p.Time/time.Microsecond, math.MaxInt32))}
+			if p.FromInitiator {
+				record[2] = 1
+			}
+		}
+		for _, v := range record {
+			records = binary.LittleEndian.AppendUint32(records, uint32(v))
+		}
+	}
+	fields := []string{strconv.Itoa(index), in.label, in.group, in.file, s.Initiator().String(), s.Responder().String(),
+		s.Key.Proto.String(), strconv.Itoa(len(s.Data)), s.Reason.String()}
+	for _, name := range w.columns {
+		fields = append(fields, in.extra[name])
+	}
+	for i := range fields { // names of files may hold anything
+		fields[i] = strings.Map(func(r rune) rune {
+			if unicode.IsControl(r) {
+				return '?'
+			}
+			return r
+		}, fields[i])
+	}
+	_, err := fmt.Fprintln(w.table, strings.Join(fields, "\t"))
+	return cmp.Or(w.capture.write(capture[:]), w.mask.write(mask[:]), w.packets.write(records), err)
+}
+
+// finish computes the digest and writes dataset.json.
+func (w *datasetWriter) finish(dir string) error {
+	h := sha256.New()
+	for _, name := range []string{captureFile, maskFile, packetsFile, samplesFile} {
+		f, err := os.Open(filepath.Join(dir, name))
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(h, f)
+		f.Close()
+		if err != nil {
+			return err
+		}
+	}
+	w.dataset.Digest = "sha256:" + hex.EncodeToString(h.Sum(nil))
+	text, err := json.MarshalIndent(&w.dataset, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, datasetFile), append(text, '\n'), 0o644)
+}
+
+// fileWarnings collects capture files that could not be read to their end.
+type fileWarnings struct {
+	causes []string // in order of their first file
+	first  map[string]*assembly.FileError
+	count  map[string]int
+	all    int
+}
+
+func (w *fileWarnings) add(err *assembly.FileError) {
+	cause := err.Err.Error()
+	if w.first == nil {
+		w.first, w.count = map[string]*assembly.FileError{}, map[string]int{}
+	}
+	if w.first[cause] == nil {
+		w.first[cause] = err
+		w.causes = append(w.causes, cause)
+	}
+	w.count[cause]++
+	w.all++
+}
+
+// print writes one line with the number of files and a line for each cause.
+func (w *fileWarnings) print(out io.Writer) {
+	if w.all == 0 {
+		return
+	}
+	fmt.Fprintf(out, "warning: %d files could not be read, or not to their end:\n", w.all)
+	for _, cause := range w.causes {
+		fmt.Fprintf(out, "  %d x %s, first %s\n", w.count[cause], oneLine(cause), w.first[cause].Path)
+	}
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"io"
+	"os"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"golang.org/x/term"
+)
+
+// progressAfter is how long a command works before it shows a progress bar.
+const progressAfter = time.Second
+
+// progress shows how many bytes of some files were read. It shows nothing
+// unless its writer is a terminal and the work takes longer than
+// progressAfter. Its zero value shows nothing.
+type progress struct {
+	w     io.Writer
+	total int64
+	what  string
+	start time.Time
+	base  int64 // bytes of the files that are done
+	bar   *progressbar.ProgressBar
+}
+
+// newProgress returns the progress of reading total bytes.
+func newProgress(w io.Writer, what string, total int64) *progress {
+	p := &progress{what: what, total: total, start: time.Now()}
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		p.w = w
+	}
+	return p
+}
+
+// at says that pos bytes of the current file were read.
+func (p *progress) at(pos int64) {
+	if p.w == nil {
+		return
+	}
+	if p.bar == nil {
+		if time.Since(p.start) < progressAfter {
+			return
+		}
+		p.bar = progressbar.NewOptions64(p.total,
+			progressbar.OptionSetWriter(p.w),
+			progressbar.OptionSetDescription(p.what),
+			progressbar.OptionShowBytes(true),
+			progressbar.OptionSetPredictTime(true),
+			progressbar.OptionFullWidth(),
+			progressbar.OptionThrottle(100*time.Millisecond),
+			progressbar.OptionClearOnFinish(),
+		)
+	}
+	// A bar that can't be drawn is no reason to stop.
+	_ = p.bar.Set64(min(p.base+pos, p.total))
+}
+
+// fileDone says that the current file, of size bytes, was read.
+func (p *progress) fileDone(size int64) {
+	p.at(size)
+	p.base += size
+}
+
+// done removes the bar.
+func (p *progress) done() {
+	if p.bar != nil {
+		_ = p.bar.Finish()
+	}
+}

@@ -165,6 +165,21 @@ func TestDecideFollowsTheInitiator(t *testing.T) {
 	}
 }
 
+// NewKey unmaps addresses, but a Key can be written by hand.
+func TestDecideUnmapsAddresses(t *testing.T) {
+	p := mustParse(t, "allow: [{cidr: 192.0.2.0/24, side: initiator}, {cidr: 203.0.113.0/24, side: responder}]")
+	for _, ends := range [][2]string{
+		{"[::ffff:192.0.2.1]:50000", "[::ffff:100.64.0.2]:9000"},
+		{"[::ffff:100.64.0.1]:50000", "[::ffff:203.0.113.1]:9000"},
+	} {
+		m := &flow.Meta{InitiatorIsLo: true, Key: flow.Key{
+			Lo: netip.MustParseAddrPort(ends[0]), Hi: netip.MustParseAddrPort(ends[1]), Proto: flow.TCP}}
+		if got := p.Decide(m, flow.Result{Class: "v2ray", Confidence: 1}); got.Reason != ReasonAllowList {
+			t.Errorf("%s: %+v, want it allowed", m.Key, got)
+		}
+	}
+}
+
 func TestEmptyPolicyPassesEverything(t *testing.T) {
 	want := Decision{Class: "v2ray", Confidence: 1, Reason: ReasonNoRule}
 	for _, p := range []*Policy{{}, mustParse(t, "mode: enforce"), mustParse(t, "rules: []\nallow: []")} {

@@ -480,14 +480,23 @@ type DNS struct {
 // StartDNS starts dnsmasq on the server, on its addresses and its loopback,
 // UDP and TCP; port 0 is 53.
 func (l *Lab) StartDNS(ctx context.Context, port uint16) (*DNS, error) {
+	return l.StartDNSAndTFTP(ctx, port, "")
+}
+
+// StartDNSAndTFTP is StartDNS with a directory to serve by TFTP.
+func (l *Lab) StartDNSAndTFTP(ctx context.Context, port uint16, dir string) (*DNS, error) {
 	if port == 0 {
 		port = 53
 	}
 	v4, v6 := l.ServerAddr(4).String(), l.ServerAddr(6).String()
-	p, err := l.Start(l.Server, "dnsmasq", "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts",
-		"--no-daemon", "--pid-file=", "--user=root", "--bind-interfaces", "--port="+strconv.Itoa(int(port)),
-		"--listen-address="+v4+","+v6+",127.0.0.1", "--address=/#/"+v4, "--address=/#/"+v6,
-		"--txt-record=lab.example,v=spf1 include:mail.lab.example ~all", "--mx-host=lab.example,mail.lab.example,10")
+	argv := []string{"dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts",
+		"--no-daemon", "--pid-file=", "--user=root", "--bind-interfaces", "--port=" + strconv.Itoa(int(port)),
+		"--listen-address=" + v4 + "," + v6 + ",127.0.0.1", "--address=/#/" + v4, "--address=/#/" + v6,
+		"--txt-record=lab.example,v=spf1 include:mail.lab.example ~all", "--mx-host=lab.example,mail.lab.example,10"}
+	if dir != "" {
+		argv = append(argv, "--enable-tftp", "--tftp-single-port", "--tftp-root="+dir)
+	}
+	p, err := l.Start(l.Server, "dnsmasq", argv...)
 	if err != nil {
 		return nil, err
 	}

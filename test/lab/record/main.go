@@ -1,0 +1,380 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Record makes labelled captures of real programs in the lab of package lab.
+//
+//	sudo go run ./test/lab/record --out DIR --budget 20m --seed 1 [--resume]
+//
+// Under each of a number of network conditions it runs Shadowsocks and VMess
+// tunnels and ordinary programs, and writes for every activity of every
+// program one capture that holds just its flows: the label is known by
+// construction, as each program has a server port of its own. manifest.tsv in
+// DIR has a line for each capture. A recording that was interrupted goes on
+// with --resume; one that is done, or out of budget, ends by itself.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/earlydrop/earlydrop/test/lab"
+)
+
+type options struct {
+	out        string
+	budget     time.Duration
+	seed       uint64
+	resume     bool
+	conditions int
+	parallel   int
+	workers    int
+	scale      float64
+	only       string
+	verbose    bool
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.out, "out", "", "directory for the captures and the manifest")
+	flag.DurationVar(&o.budget, "budget", 20*time.Minute, "time after which no further condition is begun")
+	flag.Uint64Var(&o.seed, "seed", 1, "seed of all draws")
+	flag.BoolVar(&o.resume, "resume", false, "go on with an interrupted recording")
+	flag.IntVar(&o.conditions, "conditions", 30, "number of network conditions")
+	flag.IntVar(&o.parallel, "parallel", 2, "conditions at a time")
+	flag.IntVar(&o.workers, "workers", 8, "programs at a time under one condition")
+	flag.Float64Var(&o.scale, "scale", 1, "flows of each program, as a multiple of the usual number")
+	flag.StringVar(&o.only, "only", "", "run only the activities whose name contains this, as background")
+	flag.BoolVar(&o.verbose, "v", false, "log each failure")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, o)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "record:", err)
+		os.Exit(1)
+	}
+}
+
+// overrun is how long the conditions under way may go on after the budget.
+const overrun = 2 * time.Minute
+
+func run(ctx context.Context, o options) error {
+	if o.out == "" {
+		return errors.New("no --out directory given")
+	}
+	if o.conditions < 1 || o.parallel < 1 || o.workers < 1 || o.scale <= 0 || o.budget <= 0 {
+		return errors.New("--conditions, --parallel, --workers, --scale and --budget have to be positive")
+	}
+	if missing := lab.Missing(); missing != "" {
+		return errors.New(missing)
+	}
+	level := slog.LevelWarn
+	if o.verbose {
+		level = slog.LevelInfo
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	for name, pkg := range programs {
+		if strings.HasPrefix(pkg, "python3-") {
+			continue // modules; their service says what it lacks
+		}
+		if _, err := lab.Program(name); err != nil {
+			log.Warn("program missing, its traffic is left out", "program", name, "package", pkg)
+		}
+	}
+	// Others on the machine come first.
+	if err := syscall.Setpriority(syscall.PRIO_PROCESS, 0, 10); err != nil {
+		return fmt.Errorf("lower own priority: %w", err)
+	}
+	if _, err := lab.Sweep(); err != nil {
+		log.Warn("leftovers of an earlier run", "err", err)
+	}
+	if err := os.MkdirAll(o.out, 0o755); err != nil {
+		return err
+	}
+	m, err := openManifest(o.out, o.resume)
+	if err != nil {
+		return err
+	}
+	defer m.close()
+
+	start := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, o.budget+overrun)
+	defer cancel()
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, o.parallel)
+	for i := range o.conditions {
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+		}
+		if ctx.Err() != nil || time.Since(start) > o.budget {
+			fmt.Printf("stopped before condition %d of %d\n", i, o.conditions)
+			break
+		}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			began := time.Now()
+			err := record(ctx, o, m, drawCondition(o.seed, i), newPorts(o.seed, i), log)
+			f := m.flows()
+			fmt.Printf("condition %2d of %d: %5.1fs, in all %5.0fs: shadowsocks %d, v2ray %d, background %d\n",
+				i, o.conditions, time.Since(began).Seconds(), time.Since(start).Seconds(), f["shadowsocks"], f["v2ray"], f["background"])
+			if err != nil {
+				log.Error("condition failed", "condition", i, "err", err)
+			}
+		})
+	}
+	wg.Wait()
+	fmt.Printf("%sin %v\n", m.summary(), time.Since(start).Round(time.Second))
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("stopped early: %w", err)
+	}
+	return nil
+}
+
+// job is the runs of one program's port, one after the other.
+type job struct {
+	label, program, cipher string
+	via                    *lab.Tunnel
+	ports                  []uint16
+	runs                   []jobRun
+}
+
+type jobRun struct {
+	act   activity
+	kind  string
+	flows int
+	path  string
+	// Where not empty, they override those of the job.
+	program, cipher string
+}
+
+// record does all that is still missing of one condition.
+func record(ctx context.Context, o options, m *manifest, c condition, p *ports, log *slog.Logger) (err error) {
+	// A resumed run need not start a condition that is complete.
+	done := filepath.Join(o.out, c.ID, "complete")
+	if _, err := os.Stat(done); err == nil {
+		return nil
+	}
+	l, err := lab.New(ctx, withLogger(c.Config, log))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	r := rand.New(rand.NewPCG(o.seed, hash(c.ID)))
+	e, err := startServices(ctx, l, c, p, log)
+	if e != nil {
+		defer e.close()
+	}
+	if err != nil {
+		return err
+	}
+	jobs, err := tunnels(ctx, o, e, r, p, log)
+	if err != nil {
+		return err
+	}
+	jobs = append(jobs, background(o, e, r)...)
+	r.Shuffle(len(jobs), func(i, j int) { jobs[i], jobs[j] = jobs[j], jobs[i] })
+
+	rec, err := newRecorder(l, c)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, rec.close()) }()
+
+	var wg sync.WaitGroup
+	work := make(chan job)
+	errs := make(chan error, len(jobs))
+	for range o.workers {
+		wg.Go(func() {
+			for j := range work {
+				errs <- j.record(ctx, o, m, e, rec, log)
+			}
+		})
+	}
+	for _, j := range jobs {
+		work <- j
+	}
+	close(work)
+	wg.Wait()
+	close(errs)
+	for err2 := range errs {
+		err = errors.Join(err, err2)
+	}
+	if err == nil && ctx.Err() == nil {
+		err = os.WriteFile(done, nil, 0o644)
+	}
+	return err
+}
+
+func withLogger(cfg lab.Config, log *slog.Logger) lab.Config {
+	cfg.Logger = log
+	return cfg
+}
+
+func hash(s string) uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(s)) // never fails
+	return h.Sum64()
+}
+
+// tunnels starts a tunnel of every cipher and form and draws what each
+// carries.
+func tunnels(ctx context.Context, o options, e *env, r *rand.Rand, p *ports, log *slog.Logger) ([]job, error) {
+	if o.only != "" {
+		return nil, nil
+	}
+	var carried []activity
+	for _, a := range activities {
+		if _, ok := e.port[a.service]; ok && a.tunnel {
+			carried = append(carried, a)
+		}
+	}
+	draw := func(j job, runs int) job {
+		r.Shuffle(len(carried), func(a, b int) { carried[a], carried[b] = carried[b], carried[a] })
+		n := max(1, int(float64(runs)*o.scale+0.5))
+		for i := range min(n, len(carried)) {
+			a := carried[i]
+			j.runs = append(j.runs, jobRun{act: a, kind: "tunnel", flows: 2,
+				path: filepath.Join(e.c.ID, fmt.Sprintf("%s.%s.%s.pcap", j.label, j.cipher, a.name))})
+		}
+		return j
+	}
+	var jobs []job
+	for _, cipher := range lab.Ciphers {
+		cfg := lab.ShadowsocksConfig{Cipher: cipher, Port: p.next(), Version: e.c.Version, Resolve: e.server(), NoDelay: r.Float64() < 0.5}
+		t, err := e.l.StartShadowsocks(ctx, cfg)
+		if err != nil {
+			log.Warn("tunnel left out", "condition", e.c.ID, "cipher", cipher, "err", err)
+			continue
+		}
+		jobs = append(jobs, draw(job{label: "shadowsocks", program: "shadowsocks-libev", cipher: cipher, via: t, ports: []uint16{cfg.Port}}, 6))
+	}
+	var cfgs []lab.VMessConfig
+	var names []string
+	add := func(name string, cfg lab.VMessConfig) {
+		cfg.Port, cfg.Version, cfg.Resolve = p.next(), e.c.Version, e.server()
+		cfgs, names = append(cfgs, cfg), append(names, name)
+	}
+	for _, s := range lab.Securities {
+		add(s, lab.VMessConfig{Security: s})
+	}
+	add("auto-http-header", lab.VMessConfig{HTTPHeader: true})
+	add("auto-alterid", lab.VMessConfig{AlterID: 1 + r.IntN(64)})
+	ts, err := e.l.StartVMessAll(ctx, cfgs)
+	if err != nil {
+		log.Warn("tunnels left out", "condition", e.c.ID, "program", "v2ray", "err", err)
+		return jobs, nil
+	}
+	for i, t := range ts {
+		jobs = append(jobs, draw(job{label: "v2ray", program: "v2ray", cipher: names[i], via: t, ports: []uint16{cfgs[i].Port}}, 5))
+	}
+	return jobs, nil
+}
+
+// background makes a job of each service.
+func background(o options, e *env, r *rand.Rand) []job {
+	var jobs []job
+	at := map[string]int{}
+	for _, a := range activities {
+		port, ok := e.port[a.service]
+		if !ok || a.direct == 0 || !strings.Contains(a.name, o.only) {
+			continue
+		}
+		i, ok := at[a.service]
+		if !ok {
+			i = len(jobs)
+			at[a.service] = i
+			jobs = append(jobs, job{label: "background", ports: append([]uint16{port}, e.more[a.service]...)})
+		}
+		jobs[i].runs = append(jobs[i].runs, jobRun{act: a, kind: a.kind, flows: max(1, int(float64(a.direct)*o.scale+0.5)),
+			path: filepath.Join(e.c.ID, "background."+a.name+".pcap"), program: a.program, cipher: a.variant})
+	}
+	for _, j := range jobs {
+		r.Shuffle(len(j.runs), func(a, b int) { j.runs[a], j.runs[b] = j.runs[b], j.runs[a] })
+	}
+	return jobs
+}
+
+// attemptLimit bounds one attempt, drainLimit the wait for its flows to close.
+const (
+	attemptLimit = 25 * time.Second
+	drainLimit   = 700 * time.Millisecond
+)
+
+// record does a job's runs. A failing attempt is counted; only failures of
+// the recording itself are errors.
+func (j job) record(ctx context.Context, o options, m *manifest, e *env, rec *recorder, log *slog.Logger) error {
+	for _, run := range j.runs {
+		if m.has(run.path) {
+			continue
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		s, err := newSection(filepath.Join(o.out, run.path))
+		if err != nil {
+			return err
+		}
+		rec.begin(s, j.ports...)
+		failed := j.attempts(ctx, o, e, run, log)
+		flows, err := s.finish(drainLimit + 2*max(e.c.Config.ClientLink.Relay.Delay, e.c.Config.ServerLink.Relay.Delay))
+		rec.end(j.ports...)
+		if err != nil {
+			return err
+		}
+		if ctx.Err() != nil || flows == 0 {
+			if ctx.Err() == nil {
+				log.Warn("nothing recorded", "path", run.path, "failed", failed)
+			} else if flows > 0 { // cut short: recorded again by a resumed run
+				return os.Remove(filepath.Join(o.out, run.path))
+			}
+			continue
+		}
+		row := row{Path: run.path, Label: j.label, Group: e.c.ID, Program: j.program, Cipher: j.cipher, Carried: run.act.name, Kind: run.kind,
+			Flows: flows, Failed: failed, Condition: e.c.Text}
+		if run.program != "" {
+			row.Program, row.Cipher = run.program, run.cipher
+		}
+		if err := m.add(row); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// attempts runs an activity as often as wanted, two at a time, and returns
+// how many failed.
+func (j job) attempts(ctx context.Context, o options, e *env, run jobRun, log *slog.Logger) (failed int) {
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, 2)
+	for i := range run.flows {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			ctx, cancel := context.WithTimeout(ctx, attemptLimit)
+			defer cancel()
+			id := fmt.Sprintf("%s-%d", strings.ReplaceAll(run.path, "/", "-"), i)
+			a := &attempt{e: e, via: j.via, r: rand.New(rand.NewPCG(o.seed, hash(id))), file: filepath.Join(e.dir, id)}
+			if err := run.act.run(ctx, a); err != nil && ctx.Err() == nil || ctx.Err() != nil {
+				mu.Lock()
+				failed++
+				mu.Unlock()
+				log.Info("attempt failed", "run", run.path, "err", err)
+			}
+		})
+	}
+	wg.Wait()
+	return failed
+}

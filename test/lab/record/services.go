@@ -1,0 +1,540 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha1"
+	"crypto/tls"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/earlydrop/earlydrop/test/lab"
+)
+
+// programs that the recorder runs beyond lab.Packages, with their Debian
+// packages. One that is missing is left out, with a warning.
+var programs = map[string]string{
+	"redis-server":     "redis-server",
+	"redis-cli":        "redis-tools",
+	"memcached":        "memcached",
+	"mosquitto":        "mosquitto",
+	"mosquitto_pub":    "mosquitto-clients",
+	"mosquitto_sub":    "mosquitto-clients",
+	"ngircd":           "ngircd",
+	"microsocks":       "microsocks",
+	"tinyproxy":        "tinyproxy",
+	"rsync":            "rsync",
+	"git":              "git",
+	"dig":              "bind9-dnsutils",
+	"gnutls-cli":       "gnutls-bin",
+	"obfs4proxy":       "obfs4proxy",
+	"openvpn":          "openvpn",
+	"sftp":             "openssh-client",
+	"zstd":             "zstd",
+	"aiosmtpd":         "python3-aiosmtpd",
+	"python3-ftp":      "python3-pyftpdlib",
+	"/usr/bin/python3": "python3",
+}
+
+// env is what runs on the server under one condition.
+type env struct {
+	l    *lab.Lab
+	c    condition
+	dir  string // for files of clients
+	dns  *lab.DNS
+	web  *lab.Nginx
+	ssh  *lab.SSH
+	port map[string]uint16 // of each service, by name
+	more map[string][]uint16
+
+	obfs4Cert string
+	obfs4Proc *lab.Proc
+
+	scripts sync.Map // client address -> chan script, of the random-like servers
+	wg      sync.WaitGroup
+	ctx     context.Context
+	cancel  context.CancelFunc
+
+	mu       sync.Mutex
+	forwards map[forwardKey]netip.AddrPort
+}
+
+type forwardKey struct {
+	via  *lab.Tunnel
+	port uint16
+}
+
+func (e *env) server() netip.Addr { return e.l.ServerAddr(e.c.Version) }
+
+// addr returns where a client program finds a service: the server itself, or
+// a forwarder on its own loopback that leads through a tunnel.
+func (e *env) addr(via *lab.Tunnel, port uint16) (netip.AddrPort, error) {
+	target := netip.AddrPortFrom(e.server(), port)
+	if via == nil {
+		return target, nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	k := forwardKey{via, port}
+	if a, ok := e.forwards[k]; ok {
+		return a, nil
+	}
+	a, err := e.l.Forward(via, target.String())
+	if err == nil {
+		e.forwards[k] = a
+	}
+	return a, err
+}
+
+// dial connects a Go client to a service; host is a name for the far end of a
+// tunnel to resolve, or "".
+func (e *env) dial(ctx context.Context, via *lab.Tunnel, host string, port uint16) (net.Conn, error) {
+	if via == nil {
+		return e.l.Client.Dial(ctx, "tcp", netip.AddrPortFrom(e.server(), port).String())
+	}
+	if host == "" {
+		host = e.server().String()
+	}
+	return e.l.Client.DialSOCKS(ctx, via.SOCKS, net.JoinHostPort(host, strconv.Itoa(int(port))))
+}
+
+// service is one server program: start returns when it is ready on the port.
+type service struct {
+	name  string
+	start func(e *env, ctx context.Context, port uint16) error
+}
+
+var services = []service{
+	{"redis", (*env).startRedis},
+	{"memcached", (*env).startMemcached},
+	{"mosquitto", (*env).startMosquitto},
+	{"ngircd", (*env).startNgircd},
+	{"aiosmtpd", (*env).startSMTP},
+	{"ftp", (*env).startFTP},
+	{"microsocks", (*env).startMicrosocks},
+	{"tinyproxy", (*env).startTinyproxy},
+	{"rsync", (*env).startRsync},
+	{"git", (*env).startGit},
+	{"go-http", (*env).startGoHTTP},
+	{"go-https", (*env).startGoHTTPS},
+	{"obfs4proxy", (*env).startObfs4},
+	{"random-tcp", (*env).startRandomTCP},
+	{"random-udp", (*env).startRandomUDP},
+}
+
+// startServices starts everything on the server; ports are drawn in a fixed
+// order. A program that fails is left out and reported; the web server and
+// DNS, which all else uses, must start.
+func startServices(ctx context.Context, l *lab.Lab, c condition, p *ports, log *slog.Logger) (*env, error) {
+	e := &env{l: l, c: c, port: map[string]uint16{}, more: map[string][]uint16{}, forwards: map[forwardKey]netip.AddrPort{}}
+	e.ctx, e.cancel = context.WithCancel(context.Background())
+	var err error
+	if e.dir, err = l.Subdir("clients"); err != nil {
+		return e, err
+	}
+	e.port["http"], e.port["https"], e.port["ssh"] = p.next(), p.next(), p.next()
+	e.port["dns"], e.port["tftp"] = 53, 69
+	key := pick(p.r, "ec", "rsa")
+	var wg sync.WaitGroup
+	fail := func(name string, err error) {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		delete(e.port, name)
+		log.Warn("service left out", "condition", c.ID, "service", name, "err", err)
+	}
+	ports := map[string]uint16{}
+	for _, s := range services {
+		ports[s.name] = p.next()
+	}
+	for i := range 10 {
+		e.more["ftp"] = append(e.more["ftp"], 31000+uint16(i))
+	}
+	var webErr, dnsErr error
+	wg.Go(func() {
+		e.web, webErr = l.StartNginx(ctx, lab.NginxConfig{HTTPPort: e.port["http"], HTTPSPort: e.port["https"], LargeMB: 1, Key: key})
+	})
+	var tftp string
+	tftp, err = tftpFiles(l)
+	if err != nil {
+		return e, err
+	}
+	wg.Go(func() { e.dns, dnsErr = l.StartDNSAndTFTP(ctx, 53, tftp) })
+	sshPort := e.port["ssh"]
+	wg.Go(func() {
+		s, err := l.StartSSH(ctx, sshPort)
+		if err != nil {
+			fail("ssh", err)
+			return
+		}
+		e.ssh = s
+	})
+	for _, s := range services {
+		wg.Go(func() {
+			if err := s.start(e, ctx, ports[s.name]); err != nil {
+				fail(s.name, err)
+				return
+			}
+			e.mu.Lock()
+			e.port[s.name] = ports[s.name]
+			e.mu.Unlock()
+		})
+	}
+	wg.Wait()
+	return e, errors.Join(webErr, dnsErr)
+}
+
+func tftpFiles(l *lab.Lab) (string, error) {
+	dir, err := l.Subdir("tftp")
+	if err != nil {
+		return "", err
+	}
+	r := rand.New(rand.NewPCG(4, 4))
+	return dir, errors.Join(os.WriteFile(filepath.Join(dir, "1k"), randomBytes(r, 1024), 0o644), os.WriteFile(filepath.Join(dir, "4k"), words(r, 4096), 0o644))
+}
+
+// close ends the servers of this process; the others end with the lab.
+func (e *env) close() {
+	e.cancel()
+	e.wg.Wait()
+}
+
+// run starts a server program and waits until it accepts on the port.
+func (e *env) run(ctx context.Context, port uint16, argv ...string) error {
+	p, err := e.l.Start(e.l.Server, filepath.Base(argv[0]), argv...)
+	if err != nil {
+		return err
+	}
+	return e.l.WaitReady(ctx, e.l.Server, netip.AddrPortFrom(e.server(), port), p)
+}
+
+func num(port uint16) string { return strconv.Itoa(int(port)) }
+
+// config writes a file in a directory of its own and returns both names.
+func (e *env) config(name, text string) (file, dir string, err error) {
+	if dir, err = e.l.Subdir(name); err != nil {
+		return "", "", err
+	}
+	file = filepath.Join(dir, "conf")
+	return file, dir, os.WriteFile(file, []byte(text), 0o644)
+}
+
+func (e *env) startRedis(ctx context.Context, port uint16) error {
+	return e.run(ctx, port, "redis-server", "--port", num(port), "--bind", e.server().String(), "--protected-mode", "no", "--save", "", "--appendonly", "no")
+}
+
+func (e *env) startMemcached(ctx context.Context, port uint16) error {
+	return e.run(ctx, port, "memcached", "-u", "root", "-l", e.server().String(), "-p", num(port), "-U", "0", "-t", "1")
+}
+
+func (e *env) startMosquitto(ctx context.Context, port uint16) error {
+	file, _, err := e.config("mosquitto", fmt.Sprintf("listener %d %s\nallow_anonymous true\nuser root\npersistence false\n", port, e.server()))
+	if err != nil {
+		return err
+	}
+	return e.run(ctx, port, "mosquitto", "-c", file)
+}
+
+func (e *env) startNgircd(ctx context.Context, port uint16) error {
+	file, _, err := e.config("ngircd", fmt.Sprintf(`[Global]
+Name = irc.lab.example
+Info = lab
+Listen = %s
+Ports = %d
+ServerUID = root
+ServerGID = root
+[Limits]
+MaxConnectionsIP = 0
+[Options]
+PAM = no
+DNS = no
+Ident = no
+`, e.server(), port))
+	if err != nil {
+		return err
+	}
+	return e.run(ctx, port, "ngircd", "-n", "-f", file)
+}
+
+func (e *env) startSMTP(ctx context.Context, port uint16) error {
+	return e.run(ctx, port, "/usr/bin/python3", "-m", "aiosmtpd", "-n", "-c", "aiosmtpd.handlers.Sink", "-l", netip.AddrPortFrom(e.server(), port).String())
+}
+
+func (e *env) startFTP(ctx context.Context, port uint16) error {
+	_, dir, err := e.config("ftp", "")
+	if err != nil {
+		return err
+	}
+	for _, n := range []int{700, 5000, 30000} {
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("file%d", n)), randomBytes(rand.New(rand.NewPCG(uint64(n), 0)), n), 0o644); err != nil {
+			return err
+		}
+	}
+	first, last := e.more["ftp"][0], e.more["ftp"][len(e.more["ftp"])-1]
+	return e.run(ctx, port, "/usr/bin/python3", "-m", "pyftpdlib", "-i", e.server().String(), "-p", num(port), "-d", dir, "-w", "-r", fmt.Sprintf("%d-%d", first, last))
+}
+
+func (e *env) startMicrosocks(ctx context.Context, port uint16) error {
+	return e.run(ctx, port, "microsocks", "-i", e.server().String(), "-p", num(port))
+}
+
+func (e *env) startTinyproxy(ctx context.Context, port uint16) error {
+	file, _, err := e.config("tinyproxy", fmt.Sprintf("User root\nGroup root\nPort %d\nListen %s\nTimeout 60\nMaxClients 50\nLogLevel Error\n", port, e.server()))
+	if err != nil {
+		return err
+	}
+	return e.run(ctx, port, "tinyproxy", "-d", "-c", file)
+}
+
+func (e *env) startRsync(ctx context.Context, port uint16) error {
+	_, dir, err := e.config("rsync", "")
+	if err != nil {
+		return err
+	}
+	conf := fmt.Sprintf("uid = root\ngid = root\nuse chroot = no\nlog file = %s/log\n[files]\npath = %s\nread only = no\n", dir, filepath.Join(dir, "data"))
+	if err := errors.Join(os.Mkdir(filepath.Join(dir, "data"), 0o755), os.WriteFile(filepath.Join(dir, "conf"), []byte(conf), 0o644),
+		os.WriteFile(filepath.Join(dir, "data", "a"), randomBytes(rand.New(rand.NewPCG(1, 1)), 20000), 0o644),
+		os.WriteFile(filepath.Join(dir, "data", "b"), []byte(strings.Repeat("text ", 2000)), 0o644)); err != nil {
+		return err
+	}
+	return e.run(ctx, port, "rsync", "--daemon", "--no-detach", "--config="+filepath.Join(dir, "conf"), "--port="+num(port), "--address="+e.server().String())
+}
+
+func (e *env) startGit(ctx context.Context, port uint16) error {
+	_, dir, err := e.config("git", "")
+	if err != nil {
+		return err
+	}
+	repo := filepath.Join(dir, "repo")
+	if err := os.Mkdir(repo, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(repo, "data"), randomBytes(rand.New(rand.NewPCG(2, 2)), 8000), 0o644); err != nil {
+		return err
+	}
+	git := []string{"git", "-C", repo, "-c", "user.name=lab", "-c", "user.email=lab@lab.example", "-c", "safe.directory=*"}
+	for _, args := range [][]string{{"init", "-q"}, {"add", "data"}, {"commit", "-q", "-m", "first"}} {
+		if _, err := e.l.Exec(ctx, e.l.Server, append(git, args...)...); err != nil {
+			return err
+		}
+	}
+	return e.run(ctx, port, "git", "-c", "safe.directory=*", "daemon", "--reuseaddr", "--export-all", "--base-path="+dir, "--listen="+e.server().String(), "--port="+num(port))
+}
+
+// startGoHTTP and startGoHTTPS are Go's own web server, with WebSocket
+// messages at /ws, echoed.
+func (e *env) startGoHTTP(ctx context.Context, port uint16) error {
+	ln, err := e.l.Server.Listen("tcp", netip.AddrPortFrom(e.server(), port).String())
+	if err != nil {
+		return err
+	}
+	e.serveHTTP(ln)
+	return nil
+}
+
+func (e *env) startGoHTTPS(ctx context.Context, port uint16) error {
+	_, dir, err := e.config("go-https", "")
+	if err != nil {
+		return err
+	}
+	if err := e.l.Certificate(ctx, dir, "rsa"); err != nil {
+		return err
+	}
+	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))
+	if err != nil {
+		return err
+	}
+	ln, err := e.l.Server.Listen("tcp", netip.AddrPortFrom(e.server(), port).String())
+	if err != nil {
+		return err
+	}
+	e.serveHTTP(tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"h2", "http/1.1"}}))
+	return nil
+}
+
+func (e *env) serveHTTP(ln net.Listener) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/ws", webSocketEcho)
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		n, _ := strconv.Atoi(r.URL.Query().Get("n"))
+		for i := 0; i < min(n, 1<<20); i += 1000 {
+			_, _ = w.Write([]byte(strings.Repeat("0123456789", 100)))
+		}
+	})
+	srv := &http.Server{Handler: mux, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
+	e.wg.Go(func() { _ = srv.Serve(ln) })
+	context.AfterFunc(e.ctx, func() { srv.Close() })
+}
+
+func webSocketEcho(w http.ResponseWriter, r *http.Request) {
+	h, ok := w.(http.Hijacker)
+	key := r.Header.Get("Sec-WebSocket-Key")
+	if !ok || key == "" {
+		http.Error(w, "want a WebSocket", http.StatusBadRequest)
+		return
+	}
+	c, buf, err := h.Hijack()
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
+	sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+	fmt.Fprintf(buf, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n", base64.StdEncoding.EncodeToString(sum[:]))
+	if buf.Flush() != nil {
+		return
+	}
+	for {
+		data, err := readWebSocket(buf.Reader)
+		if err != nil {
+			return
+		}
+		if writeWebSocket(c, data, nil) != nil {
+			return
+		}
+	}
+}
+
+// readWebSocket reads one unfragmented frame and unmasks it.
+func readWebSocket(r *bufio.Reader) ([]byte, error) {
+	var head [2]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return nil, err
+	}
+	n := int(head[1] & 0x7f)
+	if n == 126 {
+		var ext [2]byte
+		if _, err := io.ReadFull(r, ext[:]); err != nil {
+			return nil, err
+		}
+		n = int(ext[0])<<8 | int(ext[1])
+	}
+	var mask [4]byte
+	if head[1]&0x80 != 0 {
+		if _, err := io.ReadFull(r, mask[:]); err != nil {
+			return nil, err
+		}
+	}
+	data := make([]byte, n)
+	if _, err := io.ReadFull(r, data); err != nil {
+		return nil, err
+	}
+	for i := range data {
+		data[i] ^= mask[i%4]
+	}
+	return data, nil
+}
+
+// writeWebSocket writes one text frame of less than 64 KiB, masked when mask
+// has 4 bytes.
+func writeWebSocket(w io.Writer, data, mask []byte) error {
+	b := []byte{0x81}
+	var bit byte
+	if mask != nil {
+		bit = 0x80
+	}
+	if len(data) < 126 {
+		b = append(b, bit|byte(len(data)))
+	} else {
+		b = append(b, bit|126, byte(len(data)>>8), byte(len(data)))
+	}
+	b = append(b, mask...)
+	for i, x := range data {
+		if mask != nil {
+			x ^= mask[i%4]
+		}
+		b = append(b, x)
+	}
+	_, err := w.Write(b)
+	return err
+}
+
+// startObfs4 starts the obfs4 transport on both sides. Its flows look random
+// from the first byte, as the tunnels' do, but are neither.
+func (e *env) startObfs4(ctx context.Context, port uint16) error {
+	state := func(side string) (string, error) {
+		dir, err := e.l.Subdir("obfs4-" + side)
+		return "TOR_PT_STATE_LOCATION=" + dir, err
+	}
+	sdir, err := state("server")
+	if err != nil {
+		return err
+	}
+	cdir, err := state("client")
+	if err != nil {
+		return err
+	}
+	common := []string{"TOR_PT_MANAGED_TRANSPORT_VER=1"}
+	bind := "obfs4-" + netip.AddrPortFrom(e.server(), port).String()
+	sp, err := e.l.StartEnv(e.l.Server, "obfs4proxy server", append(common, sdir, "TOR_PT_SERVER_TRANSPORTS=obfs4",
+		"TOR_PT_SERVER_BINDADDR="+bind, "TOR_PT_ORPORT="+netip.AddrPortFrom(e.l.ServerAddr(4), e.port["http"]).String()), "obfs4proxy")
+	if err != nil {
+		return err
+	}
+	if err := e.l.WaitReady(ctx, e.l.Server, netip.AddrPortFrom(e.server(), port), sp); err != nil {
+		return err
+	}
+	cp, err := e.l.StartEnv(e.l.Client, "obfs4proxy client", append(common, cdir, "TOR_PT_CLIENT_TRANSPORTS=obfs4"), "obfs4proxy")
+	if err != nil {
+		return err
+	}
+	smethod, err := waitOutput(ctx, sp, "cert=")
+	if err != nil {
+		return err
+	}
+	if _, err := waitOutput(ctx, cp, "CMETHOD obfs4 socks5 "); err != nil {
+		return err
+	}
+	if _, err := waitOutput(ctx, cp, "CMETHODS DONE"); err != nil {
+		return err
+	}
+	e.obfs4Cert, e.obfs4Proc = strings.TrimSuffix(strings.Fields(smethod)[0], ","), cp
+	e.obfs4Cert, _, _ = strings.Cut(e.obfs4Cert, ",")
+	return nil
+}
+
+// waitOutput returns what a program printed after the first occurrence of a
+// text.
+func waitOutput(ctx context.Context, p *lab.Proc, text string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if _, rest, ok := strings.Cut(p.Output(), text); ok && strings.Contains(rest, "\n") {
+			return rest, nil
+		} else if ok && strings.HasSuffix(text, "DONE") {
+			return rest, nil
+		}
+		select {
+		case <-tick.C:
+		case <-p.Done():
+			return "", fmt.Errorf("%s ended: %s", p.Name, p.Output())
+		case <-ctx.Done():
+			return "", fmt.Errorf("%s does not print %q: %w", p.Name, text, ctx.Err())
+		}
+	}
+}
+
+func randomBytes(r *rand.Rand, n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(r.Uint32())
+	}
+	return b
+}

@@ -25,7 +25,10 @@ func main() {
 // in the file of its name.
 func commands() []*cli.Command {
 	return []*cli.Command{
+		replayCommand(),
+		modelCommand(),
 		policyCommand(),
+		datasetCommand(),
 		versionCommand(),
 	}
 }
@@ -54,6 +57,8 @@ file, no such interface, missing capability...); then nothing was changed.`,
 		Writer:      stdout,
 		ErrWriter:   stderr,
 		HideVersion: true,
+		// A comma is part of a path, not a separator.
+		DisableSliceFlagSeparator: true,
 		// The library's own help command and flag are variables of its
 		// package, changed by each run; ours belong to one app.
 		HideHelp: true,

@@ -64,6 +64,13 @@ func (p *progress) fileDone(size int64) {
 	p.base += size
 }
 
+// clear takes the bar off the screen until there is more to show.
+func (p *progress) clear() {
+	if p.bar != nil {
+		_ = p.bar.Clear()
+	}
+}
+
 // done removes the bar.
 func (p *progress) done() {
 	if p.bar != nil {

@@ -1,0 +1,381 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"text/tabwriter"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/loader/assembly"
+	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/policy"
+)
+
+// replayBatch is how many flows replay classifies at once.
+const replayBatch = 32
+
+func replayCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "replay",
+		Usage:     "say what would become of the flows in capture files",
+		ArgsUsage: "FILE...",
+		Description: `Reads pcap and pcapng files (also compressed with gzip) and treats their flows as
+the live data path does: the same first 1024 bytes, model and policy. Needs no root
+and changes nothing. Link types: Ethernet, raw IP, Linux cooked (v1, v2), BSD loopback.
+
+Each flow with payload, whose beginning is in the file, is one line. src is the side
+that opened the flow; packets and bytes count the whole flow (bytes on the wire, link
+header included), captured is what the model saw, and decision is what the policy
+says, whatever its mode. A summary says what else was in the files.
+
+With --json each line is an object with the fields file, src, dst, proto, start,
+packets, bytes, captured, complete, class, confidence, scores, decision and rule,
+and the summary goes to the error output.
+
+A file that is cut off is reported as far as it goes; then the exit code is 1.
+
+Examples:
+   earlydrop replay capture.pcapng
+   earlydrop replay --json *.pcap | jq 'select(.decision == "drop")'
+   earlydrop replay --policy strict.yaml --model my.onnx capture.pcap.gz`,
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "policy", Usage: "policy `FILE` (default: the shipped policy)", TakesFile: true},
+			&cli.StringFlag{Name: "model", Usage: "model `FILE` (default: the shipped model)", TakesFile: true},
+			&cli.BoolFlag{Name: "json", Usage: "print one JSON object per flow on a line"},
+		},
+		Action: runReplay,
+	}
+}
+
+// replayRecord is one flow in the output. The JSON names are an interface.
+type replayRecord struct {
+	File       string             `json:"file"`
+	Src        string             `json:"src"`
+	Dst        string             `json:"dst"`
+	Proto      string             `json:"proto"`
+	Start      string             `json:"start"`
+	Packets    uint64             `json:"packets"`
+	Bytes      uint64             `json:"bytes"`
+	Captured   int                `json:"captured"`
+	Complete   bool               `json:"complete"`
+	Class      string             `json:"class"`
+	Confidence float64            `json:"confidence"`
+	Scores     map[string]float64 `json:"scores"`
+	Decision   string             `json:"decision"`
+	Rule       string             `json:"rule"`
+
+	seq uint64
+}
+
+// replayJob is a batch of flows to be classified.
+type replayJob struct {
+	samples []*flow.Sample
+	records []*replayRecord
+}
+
+// replay takes files through assembly, classifier and policy.
+type replay struct {
+	engine *classifier.Engine
+	policy *policy.Policy
+
+	jobs    chan *replayJob
+	spare   chan *replayJob // empty ones; their number bounds memory
+	workers sync.WaitGroup  // running workers
+	pending sync.WaitGroup  // jobs not done yet
+	mu      sync.Mutex
+	err     error // the first error of a worker
+
+	file     string
+	job      *replayJob // being filled
+	records  []*replayRecord
+	counters assembly.Counters
+	classes  map[string]int
+	drops    int
+}
+
+func runReplay(c *cli.Context) (err error) {
+	if err := requireArgs(c, 1, -1, "FILE"); err != nil {
+		return err
+	}
+	files := c.Args().Slice()
+	var total int64
+	for _, path := range files { // before anything is printed
+		f, err := assembly.Open(path)
+		if err != nil {
+			return asBadInput(err)
+		}
+		total += f.Size()
+		f.Close()
+	}
+
+	name, onnx, err := readModel(c.String("model"))
+	if err != nil {
+		return err
+	}
+	engine, err := classifier.Open(name, onnx, classifier.Options{MaxBatch: replayBatch})
+	if err != nil {
+		return asBadInput(err)
+	}
+	defer func() { err = errors.Join(err, engine.Close()) }()
+	p, err := loadPolicy(c.String("policy"), engine.Manifest().Labels)
+	if err != nil {
+		return err
+	}
+
+	r := startReplay(engine, p)
+	defer r.stop()
+	bar := newProgress(c.App.ErrWriter, "replaying", total)
+	defer bar.done()
+	out := bufio.NewWriter(c.App.Writer)
+	var lines replayPrinter = newReplayTable(out, len(files) > 1)
+	if c.Bool("json") {
+		lines = &replayJSON{json.NewEncoder(out)}
+	}
+
+	var cut []error
+	for _, path := range files {
+		if err := c.Context.Err(); err != nil {
+			return err
+		}
+		records, err := r.read(path, bar)
+		var fileErr *assembly.FileError
+		switch {
+		case errors.As(err, &fileErr):
+			cut = append(cut, err)
+		case err != nil:
+			return err
+		}
+		bar.clear()
+		for _, record := range records {
+			if err := lines.print(record); err != nil {
+				return err
+			}
+		}
+		if err := out.Flush(); err != nil {
+			return err
+		}
+	}
+	bar.done()
+	if err := errors.Join(lines.flush(), out.Flush()); err != nil {
+		return err
+	}
+	summary := c.App.Writer
+	if c.Bool("json") {
+		summary = c.App.ErrWriter
+	}
+	if err := r.summary(summary, len(files)); err != nil {
+		return err
+	}
+	return errors.Join(cut...)
+}
+
+// startReplay starts the workers. stop ends them.
+func startReplay(engine *classifier.Engine, p *policy.Policy) *replay {
+	n := runtime.GOMAXPROCS(0)
+	r := &replay{engine: engine, policy: p, jobs: make(chan *replayJob, 2*n), spare: make(chan *replayJob, 2*n),
+		classes: map[string]int{}}
+	for range 2 * n {
+		r.spare <- &replayJob{}
+	}
+	for range n {
+		r.workers.Go(r.work)
+	}
+	return r
+}
+
+func (r *replay) stop() {
+	close(r.jobs)
+	r.workers.Wait()
+}
+
+// work classifies and decides batches.
+func (r *replay) work() {
+	results := make([]flow.Result, replayBatch)
+	for job := range r.jobs {
+		n := len(job.records)
+		if err := r.engine.Classify(job.samples[:n], results[:n]); err != nil {
+			r.mu.Lock()
+			r.err = cmp.Or(r.err, err)
+			r.mu.Unlock()
+		} else {
+			for i, record := range job.records {
+				record.setResult(&results[i], r.policy.Decide(&job.samples[i].Meta, results[i]))
+			}
+		}
+		job.records = job.records[:0]
+		r.spare <- job
+		r.pending.Done()
+	}
+}
+
+// setResult fills in what classifier and policy said. Probabilities are
+// rounded, as their last digits depend on the machine.
+func (record *replayRecord) setResult(result *flow.Result, d policy.Decision) {
+	round := func(p float64) float64 { return math.Round(p*1e6) / 1e6 }
+	record.Class, record.Confidence = result.Class, round(result.Confidence)
+	record.Scores = make(map[string]float64, len(result.Labels))
+	for i, label := range result.Labels {
+		record.Scores[label] = round(result.Scores[i])
+	}
+	record.Decision, record.Rule = d.Action.String(), d.Rule
+}
+
+// read returns the flows of one file in order of their start. When the file
+// could not be read to its end, they come with an *assembly.FileError.
+func (r *replay) read(path string, bar *progress) ([]*replayRecord, error) {
+	f, err := assembly.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	r.file, r.records = path, nil
+	a := assembly.New(assembly.Options{}, r.add, func(f *assembly.Flow) {
+		record := f.User.(*replayRecord)
+		record.Packets, record.Bytes = f.Packets, f.Bytes
+	})
+	readErr := f.Run(a, bar.at)
+	bar.fileDone(f.Size())
+	r.submit()
+	r.pending.Wait()
+	if r.err != nil {
+		return nil, r.err
+	}
+	counters := a.Counters()
+	r.counters.Add(&counters)
+	for _, record := range r.records {
+		r.classes[record.Class]++
+		if record.Decision == policy.Drop.String() {
+			r.drops++
+		}
+	}
+	slices.SortFunc(r.records, func(a, b *replayRecord) int { return cmp.Compare(a.seq, b.seq) })
+	return r.records, readErr
+}
+
+// add takes a sample that was handed over.
+func (r *replay) add(f *assembly.Flow, s *flow.Sample) {
+	record := &replayRecord{
+		File: r.file, Src: s.Initiator().String(), Dst: s.Responder().String(), Proto: s.Key.Proto.String(),
+		Start: s.Start.UTC().Format(time.RFC3339Nano), Captured: len(s.Data), Complete: s.Complete(), seq: f.Seq,
+	}
+	f.User = record
+	r.records = append(r.records, record)
+
+	if r.job == nil {
+		r.job = <-r.spare
+	}
+	job := r.job
+	if len(job.samples) == len(job.records) {
+		job.samples = append(job.samples, new(flow.Sample))
+	}
+	mine := job.samples[len(job.records)] // s is used again after this call
+	mine.Reset()
+	mine.Meta = s.Meta
+	mine.Packets = append(mine.Packets, s.Packets...)
+	mine.Data = append(mine.Data, s.Data...)
+	job.records = append(job.records, record)
+	if len(job.records) == replayBatch {
+		r.submit()
+	}
+}
+
+// submit gives the batch that is being filled to the workers.
+func (r *replay) submit() {
+	if r.job != nil {
+		r.pending.Add(1)
+		r.jobs <- r.job
+		r.job = nil
+	}
+}
+
+// summary says in words what was in the files.
+func (r *replay) summary(w io.Writer, files int) error {
+	var b strings.Builder
+	n := r.counters.Samples()
+	fmt.Fprintf(&b, "%s in %s classified", count(n, "flow"), count(uint64(files), "file"))
+	for i, class := range slices.Sorted(maps.Keys(r.classes)) {
+		b.WriteString([]string{": ", ", "}[min(i, 1)])
+		fmt.Fprintf(&b, "%d %s", r.classes[class], class)
+	}
+	fmt.Fprintf(&b, "; the policy drops %d\n", r.drops)
+	fmt.Fprintf(&b, "%s:", count(r.counters.Packets(), "packet"))
+	for c := range assembly.NumCounters {
+		if n := r.counters[c]; n > 0 && c != assembly.Counter(assembly.OK) {
+			fmt.Fprintf(&b, " %s %d", c, n)
+		}
+	}
+	b.WriteString("\n")
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func count(n uint64, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
+}
+
+// replayPrinter writes the flows.
+type replayPrinter interface {
+	print(*replayRecord) error
+	flush() error
+}
+
+type replayJSON struct{ e *json.Encoder }
+
+func (j *replayJSON) print(record *replayRecord) error { return j.e.Encode(record) }
+func (j *replayJSON) flush() error                     { return nil }
+
+// replayTable prints aligned columns.
+type replayTable struct {
+	w     *tabwriter.Writer
+	files bool // with a column for the file
+	rows  int
+}
+
+func newReplayTable(w io.Writer, files bool) *replayTable {
+	return &replayTable{w: tabwriter.NewWriter(w, 0, 0, 2, ' ', 0), files: files}
+}
+
+func (t *replayTable) print(r *replayRecord) error {
+	if t.rows == 0 {
+		if err := t.row("FILE", "START", "PROTO", "SRC", "DST", "PACKETS", "BYTES", "CAPTURED", "CLASS", "CONFIDENCE", "DECISION", "RULE"); err != nil {
+			return err
+		}
+	}
+	t.rows++
+	start, err := time.Parse(time.RFC3339Nano, r.Start)
+	if err != nil {
+		return err
+	}
+	return t.row(r.File, start.Format("2006-01-02 15:04:05.000"), r.Proto, r.Src, r.Dst, fmt.Sprint(r.Packets), fmt.Sprint(r.Bytes),
+		fmt.Sprint(r.Captured), r.Class, fmt.Sprintf("%.4f", r.Confidence), r.Decision, cmp.Or(r.Rule, "-"))
+}
+
+func (t *replayTable) row(cells ...string) error {
+	if !t.files {
+		cells = cells[1:]
+	}
+	_, err := fmt.Fprintln(t.w, strings.Join(cells, "\t"))
+	return err
+}
+
+func (t *replayTable) flush() error {
+	return t.w.Flush()
+}

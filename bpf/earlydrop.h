@@ -122,8 +122,9 @@ struct counts {
 	__u64 load_failed; /* a helper could not read the packet */
 };
 
-/* Value of the only entry of `attachment`: what is attached how, for `earlydrop
- * status` and for the next attach. Written by user space alone. */
+/* Value of the only entry of `attachment`: what is attached how, and what the
+ * daemon has done so far, for `earlydrop status` and for the next attach. Written
+ * by user space alone. */
 struct attached {
 	__u32 layout_version;
 	__u32 pid;		 /* of the daemon; it may be gone */
@@ -134,4 +135,11 @@ struct attached {
 	char version[32];
 	char model[64];
 	char policy[128];
+	/* the daemon's own counters; it writes them about once a second */
+	__u64 classified;
+	__u64 to_drop; /* verdicts that a rule wants dropped, in monitor mode, too */
+	__u64 blocked; /* blocks that were written */
+	__u64 queue_full; /* passed: the classifier was behind */
+	__u64 not_classified; /* passed: the capture or the model failed */
+	__u64 not_blocked; /* passed: the block could not be written */
 };

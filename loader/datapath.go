@@ -81,6 +81,7 @@ type DataPath struct {
 	egress  egressLink
 	lock    *os.File
 	sweepIn []byte
+	about   datapathAttached
 }
 
 // Attach loads the programs and attaches them to the interface, or adopts what an
@@ -268,7 +269,7 @@ const layoutVersion = 1
 
 func (d *DataPath) adoptBlocks(monitor bool) error {
 	if monitor {
-		n, err := d.clearBlocks()
+		n, err := d.UnblockAll()
 		d.Info.BlocksRemoved = n
 		return err
 	}
@@ -311,7 +312,17 @@ func (d *DataPath) describe(opts Options) error {
 	fixed(a.Version[:], opts.Version)
 	fixed(a.Model[:], opts.Model)
 	fixed(a.Policy[:], opts.Policy)
-	if err := d.att.Update(uint32(0), &a, ebpf.UpdateAny); err != nil {
+	d.about = a
+	return d.Report(DaemonCounters{})
+}
+
+// Report shows the daemon's counters to `earlydrop status`. It is not safe for
+// concurrent use with itself.
+func (d *DataPath) Report(c DaemonCounters) error {
+	a := &d.about
+	a.Classified, a.ToDrop, a.Blocked = c.Classified, c.ToDrop, c.Blocked
+	a.QueueFull, a.NotClassified, a.NotBlocked = c.QueueFull, c.NotClassified, c.NotBlocked
+	if err := d.att.Update(uint32(0), a, ebpf.UpdateAny); err != nil {
 		return fmt.Errorf("write map attachment: %w", err)
 	}
 	return nil

@@ -24,6 +24,12 @@ type datapathAttached struct {
 	Version       [32]int8
 	Model         [64]int8
 	Policy        [128]int8
+	Classified    uint64
+	ToDrop        uint64
+	Blocked       uint64
+	QueueFull     uint64
+	NotClassified uint64
+	NotBlocked    uint64
 }
 
 type datapathBlock struct {

@@ -45,6 +45,17 @@ type Attachment struct {
 	Version   string // of the program that attached
 	Model     string // cut to 63 bytes
 	Policy    string // path, cut to 127 bytes
+	Daemon    DaemonCounters
+}
+
+// DaemonCounters are what the process behind a data path has done so far.
+type DaemonCounters struct {
+	Classified    uint64 `json:"classified"`
+	ToDrop        uint64 `json:"to_drop"`        // verdicts that a rule wants dropped, in monitor mode, too
+	Blocked       uint64 `json:"blocked"`        // blocks that were written
+	QueueFull     uint64 `json:"queue_full"`     // passed: the classifier was behind
+	NotClassified uint64 `json:"not_classified"` // passed: the capture or the model failed
+	NotBlocked    uint64 `json:"not_blocked"`    // passed: the block could not be written
 }
 
 // Open opens the pinned maps of an interface. It returns an error that wraps
@@ -176,8 +187,8 @@ func (t *Tables) ExpireBlocks() ([]Block, error) {
 	return expired, nil
 }
 
-// clearBlocks removes every block.
-func (t *Tables) clearBlocks() (int, error) {
+// UnblockAll removes every block and returns how many there were.
+func (t *Tables) UnblockAll() (int, error) {
 	var keys []datapathFlowKey
 	if err := walk(t.blocked, func(k *datapathFlowKey, _ *datapathBlock) { keys = append(keys, *k) }); err != nil {
 		return 0, err
@@ -265,5 +276,9 @@ func (t *Tables) Attachment() (Attachment, error) {
 		Version:   fromFixed(a.Version[:]),
 		Model:     fromFixed(a.Model[:]),
 		Policy:    fromFixed(a.Policy[:]),
+		Daemon: DaemonCounters{
+			Classified: a.Classified, ToDrop: a.ToDrop, Blocked: a.Blocked,
+			QueueFull: a.QueueFull, NotClassified: a.NotClassified, NotBlocked: a.NotBlocked,
+		},
 	}, nil
 }

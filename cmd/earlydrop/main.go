@@ -26,6 +26,10 @@ func main() {
 func commands() []*cli.Command {
 	return []*cli.Command{
 		replayCommand(),
+		attachCommand(),
+		detachCommand(),
+		statusCommand(),
+		blockedCommand(),
 		modelCommand(),
 		policyCommand(),
 		datasetCommand(),

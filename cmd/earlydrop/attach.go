@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/loader"
+	"github.com/earlydrop/earlydrop/policy"
+)
+
+func attachCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "attach",
+		Usage: "identify the connections of an interface and, if asked to, drop some of them",
+		Description: `Runs in the foreground until SIGINT or SIGTERM and prints a line per verdict. In
+mode monitor, the default, it drops nothing; in mode enforce the kernel drops
+the flows that the policy's rules name. When the program dies, blocked flows
+stay blocked and new flows pass; the next attach adopts what is there.
+
+Examples:
+   earlydrop attach -i eth0
+   earlydrop attach -i eth0 --policy /etc/earlydrop/policy.yaml --mode enforce --quiet
+   earlydrop attach -i eth0 --events /var/log/earlydrop.jsonl --persist
+   earlydrop attach -i eth0 --json | jq 'select(.decision == "drop")'`,
+		Flags: []cli.Flag{
+			interfaceFlag(),
+			&cli.StringFlag{Name: "policy", Usage: "read the policy from `FILE` instead of the built-in one (earlydrop policy default)"},
+			&cli.StringFlag{Name: "model", Usage: "use the model `FILE` instead of the shipped one"},
+			&cli.StringFlag{Name: "mode", Usage: "`monitor` or enforce; overrides the policy's"},
+			&cli.StringFlag{Name: "xdp", Value: string(loader.XDPAuto), Usage: "attach in the driver (native), in the stack (generic), or whichever works (`auto`)"},
+			&cli.StringFlag{Name: "device", Value: "cpu", Usage: "classify on `cpu` or cuda:N"},
+			&cli.StringFlag{Name: "events", Usage: "append one JSON object per event to `FILE`; - is standard output, instead of the text"},
+			&cli.BoolFlag{Name: "persist", Usage: "leave the data path attached at the end: blocked flows stay blocked"},
+			&cli.BoolFlag{Name: "json", Usage: "the same as --events -"},
+			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print no verdicts that pass"},
+			&cli.BoolFlag{Name: "verbose", Usage: "print more of each verdict: scores, reason, model, latency"},
+		},
+		Action: attach,
+	}
+}
+
+func interfaceFlag() cli.Flag {
+	return &cli.StringFlag{Name: "interface", Aliases: []string{"i"}, Usage: "network `INTERFACE`"}
+}
+
+// fromLoader marks as bad input what the loader refused before changing anything.
+func fromLoader(err error) error {
+	var refused *loader.RefusedError
+	if errors.As(err, &refused) || errors.Is(err, loader.ErrNotAttached) {
+		return asBadInput(err)
+	}
+	return err
+}
+
+func attach(c *cli.Context) error {
+	if err := errors.Join(requireFlags(c, "interface"), requireArgs(c, 0, 0, "")); err != nil {
+		return err
+	}
+	xdp, err := loader.ParseXDPMode(c.String("xdp"))
+	if err != nil {
+		return asBadInput(err)
+	}
+	if c.Bool("quiet") && c.Bool("verbose") {
+		return badInput("--quiet and --verbose exclude each other")
+	}
+	// Everything that can be wrong is found before anything is attached.
+	name, onnx, err := readModel(c.String("model"))
+	if err != nil {
+		return err
+	}
+	engine, err := classifier.Open(name, onnx, classifier.Options{Device: c.String("device")})
+	if err != nil {
+		return asBadInput(err)
+	}
+	defer engine.Close()
+	manifest := engine.Manifest()
+	pol, err := loadPolicy(c.String("policy"), manifest.Labels)
+	if err != nil {
+		return err
+	}
+	mode := pol.Mode
+	if c.IsSet("mode") {
+		if mode, err = policy.ParseMode(c.String("mode")); err != nil {
+			return asBadInput(err)
+		}
+	}
+	out, err := openSinks(c)
+	if err != nil {
+		return err
+	}
+	defer out.close()
+
+	// From here on a signal ends the program in order, not at once.
+	ctx, stop := signal.NotifyContext(c.Context, unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	model := manifest.Name + " " + manifest.Version
+	policyName := c.String("policy")
+	if policyName == "" {
+		policyName = "built-in"
+	}
+	dp, err := loader.Attach(loader.Options{
+		Interface: c.String("interface"),
+		XDPMode:   xdp,
+		Monitor:   mode == policy.Monitor,
+		Version:   programVersion(),
+		Model:     model,
+		Policy:    policyName,
+	})
+	if err != nil {
+		return fromLoader(err)
+	}
+	d := &daemon{
+		iface: c.String("interface"), dp: dp, engine: engine, policy: pol, mode: mode,
+		model: model, out: out, started: time.Now(),
+	}
+	out.attached(d, policyName)
+	runErr := d.run(ctx)
+	// The summary needs the maps, so it comes before they go.
+	summary := d.summary()
+	if c.Bool("persist") {
+		err = dp.Release()
+	} else {
+		err = dp.Detach()
+	}
+	out.ended(summary, c.Bool("persist"))
+	return errors.Join(runErr, err)
+}
+
+func detachCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "detach",
+		Usage: "remove programs, maps and blocks from an interface",
+		Description: `Ends the process that holds the interface, if there is one, and leaves nothing
+behind: no program, no map, no pin. Blocked flows pass again.
+
+Example:
+   earlydrop detach -i eth0`,
+		Flags: []cli.Flag{interfaceFlag()},
+		Action: func(c *cli.Context) error {
+			if err := errors.Join(requireFlags(c, "interface"), requireArgs(c, 0, 0, "")); err != nil {
+				return err
+			}
+			if err := loader.Detach(c.String("interface"), true); err != nil {
+				return fromLoader(err)
+			}
+			fmt.Fprintf(c.App.Writer, "detached from %s\n", c.String("interface"))
+			return nil
+		},
+	}
+}
+
+// openSinks opens what the flags --events, --json, --quiet and --verbose ask for.
+func openSinks(c *cli.Context) (*sinks, error) {
+	s := &sinks{quiet: c.Bool("quiet"), verbose: c.Bool("verbose"), stderr: c.App.ErrWriter}
+	path := c.String("events")
+	if c.Bool("json") {
+		if path != "" && path != "-" {
+			// Lines on standard output and in the file.
+			s.json = append(s.json, c.App.Writer)
+		} else {
+			path = "-"
+		}
+	}
+	switch path {
+	case "":
+	case "-":
+		s.json = append(s.json, c.App.Writer)
+	default:
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+		if err != nil {
+			return nil, badInput("open the event file: %w", err)
+		}
+		s.closers = append(s.closers, f)
+		s.json = append(s.json, f)
+	}
+	if !c.Bool("json") && path != "-" {
+		s.text = c.App.Writer
+	}
+	s.start()
+	return s, nil
+}

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/urfave/cli/v2"
+
+	"github.com/earlydrop/earlydrop/loader"
+	"github.com/earlydrop/earlydrop/loader/flow"
+)
+
+func blockedCommand() *cli.Command {
+	flowFlags := []cli.Flag{
+		interfaceFlag(),
+		&cli.UintFlag{Name: "vlan", Usage: "the flow's 802.1Q `ID`"},
+		&cli.UintFlag{Name: "inner-vlan", Usage: "the `ID` of its second tag (QinQ)"},
+	}
+	return &cli.Command{
+		Name:  "blocked",
+		Usage: "list, add and remove blocked flows",
+		Subcommands: []*cli.Command{
+			{
+				Name:  "list",
+				Usage: "list the flows that the kernel drops, with what it has dropped",
+				Description: `Without -i it lists those of every interface. The same, for machines:
+bpftool map dump pinned /sys/fs/bpf/earlydrop/INTERFACE/blocked
+
+Examples:
+   earlydrop blocked list -i eth0
+   earlydrop blocked list --json`,
+				Flags:  []cli.Flag{interfaceFlag(), &cli.BoolFlag{Name: "json", Usage: "print one JSON object per flow"}},
+				Action: blockedList,
+			},
+			{
+				Name:      "add",
+				Usage:     "drop a flow from now on",
+				ArgsUsage: "tcp|udp ADDRESS:PORT ADDRESS:PORT",
+				Description: `Works in every mode, since it is asked for by hand. The order of the endpoints
+does not matter.
+
+Example:
+   earlydrop blocked add -i eth0 --ttl 1h tcp 10.0.0.2:40000 192.0.2.7:8388`,
+				Flags:  append([]cli.Flag{&cli.DurationFlag{Name: "ttl", Value: 10 * time.Minute, Usage: "block for this `TIME`"}}, flowFlags...),
+				Action: blockedAdd,
+			},
+			{
+				Name:      "del",
+				Usage:     "let a blocked flow pass again",
+				ArgsUsage: "tcp|udp ADDRESS:PORT ADDRESS:PORT",
+				Description: `Prints what was dropped of it.
+
+Examples:
+   earlydrop blocked del -i eth0 tcp 10.0.0.2:40000 192.0.2.7:8388
+   earlydrop blocked del -i eth0 --all`,
+				Flags:  append([]cli.Flag{&cli.BoolFlag{Name: "all", Usage: "all flows of the interface"}}, flowFlags...),
+				Action: blockedDel,
+			},
+		},
+	}
+}
+
+// blockLine is what `blocked list --json` prints.
+type blockLine struct {
+	Interface string    `json:"interface"`
+	Lo        string    `json:"lo"`
+	Hi        string    `json:"hi"`
+	Proto     string    `json:"proto"`
+	VLAN      uint16    `json:"vlan"`
+	InnerVLAN uint16    `json:"inner_vlan"`
+	Class     string    `json:"class"`
+	Rule      string    `json:"rule"`
+	Since     time.Time `json:"since"`
+	Expires   time.Time `json:"expires"`
+	Packets   uint64    `json:"packets"`
+	Bytes     uint64    `json:"bytes"`
+}
+
+func blockedList(c *cli.Context) error {
+	if err := requireArgs(c, 0, 0, ""); err != nil {
+		return err
+	}
+	names := []string{c.String("interface")}
+	if !c.IsSet("interface") {
+		var err error
+		if names, err = loader.Interfaces(); err != nil {
+			return fromLoader(err)
+		}
+	}
+	tw := table.NewWriter()
+	tw.SetOutputMirror(c.App.Writer)
+	tw.SetStyle(table.StyleLight)
+	tw.AppendHeader(table.Row{"interface", "flow", "class", "rule", "packets", "dropped", "ends in"})
+	for _, name := range names {
+		t, err := loader.Open(name)
+		if err != nil {
+			return fromLoader(err)
+		}
+		blocks, err := t.Blocked()
+		_ = t.Close()
+		if err != nil {
+			return err
+		}
+		slices.SortFunc(blocks, func(a, b loader.Block) int { return a.Since.Compare(b.Since) })
+		for _, b := range blocks {
+			if c.Bool("json") {
+				err := json.NewEncoder(c.App.Writer).Encode(blockLine{
+					Interface: name, Lo: b.Key.Lo.String(), Hi: b.Key.Hi.String(), Proto: b.Key.Proto.String(),
+					VLAN: b.Key.VLAN, InnerVLAN: b.Key.InnerVLAN, Class: b.Class, Rule: b.Rule,
+					Since: b.Since, Expires: b.Expires, Packets: b.Packets, Bytes: b.Bytes,
+				})
+				if err != nil {
+					return err
+				}
+				continue
+			}
+			tw.AppendRow(table.Row{name, b.Key, b.Class, b.Rule, b.Packets, byteCount(b.Bytes), time.Until(b.Expires).Round(time.Second)})
+		}
+	}
+	switch {
+	case c.Bool("json"):
+	case tw.Length() == 0:
+		fmt.Fprintln(c.App.Writer, "no flow is blocked")
+	default:
+		tw.Render()
+	}
+	return nil
+}
+
+// openFor opens the tables of the interface that -i names.
+func openFor(c *cli.Context) (*loader.Tables, error) {
+	if err := requireFlags(c, "interface"); err != nil {
+		return nil, err
+	}
+	t, err := loader.Open(c.String("interface"))
+	return t, fromLoader(err)
+}
+
+func blockedAdd(c *cli.Context) error {
+	key, err := flowFromArgs(c)
+	if err != nil {
+		return err
+	}
+	ttl := c.Duration("ttl")
+	if ttl <= 0 {
+		return badInput("--ttl %s is not positive: give a time such as 10m", ttl)
+	}
+	t, err := openFor(c)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	if err := t.Block(key, ttl, "", "by hand"); err != nil {
+		return err
+	}
+	fmt.Fprintf(c.App.Writer, "blocked for %s: %s\n", ttl, key)
+	return nil
+}
+
+func blockedDel(c *cli.Context) error {
+	if c.Bool("all") {
+		return blockedDelAll(c)
+	}
+	key, err := flowFromArgs(c)
+	if err != nil {
+		return err
+	}
+	t, err := openFor(c)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	b, err := t.Unblock(key)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return badInput("not blocked on %s: %s (earlydrop blocked list shows what is)", c.String("interface"), key)
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(c.App.Writer, "passes again: %s, dropped %d packets, %s\n", key, b.Packets, byteCount(b.Bytes))
+	return nil
+}
+
+func blockedDelAll(c *cli.Context) error {
+	if err := requireArgs(c, 0, 0, ""); err != nil {
+		return err
+	}
+	t, err := openFor(c)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	n, err := t.UnblockAll()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(c.App.Writer, "%d flows pass again\n", n)
+	return nil
+}
+
+// flowFromArgs reads "tcp ADDRESS:PORT ADDRESS:PORT" and the VLAN flags.
+func flowFromArgs(c *cli.Context) (flow.Key, error) {
+	if err := requireArgs(c, 3, 3, "a protocol and two endpoints, such as tcp 10.0.0.2:40000 192.0.2.7:8388"); err != nil {
+		return flow.Key{}, err
+	}
+	var proto flow.Proto
+	switch word := strings.ToLower(c.Args().Get(0)); word {
+	case "tcp":
+		proto = flow.TCP
+	case "udp":
+		proto = flow.UDP
+	default:
+		return flow.Key{}, badInput("unknown protocol %q: use tcp or udp", word)
+	}
+	var ends [2]netip.AddrPort
+	for i := range ends {
+		var err error
+		if ends[i], err = netip.ParseAddrPort(c.Args().Get(i + 1)); err != nil {
+			return flow.Key{}, badInput("%q is no endpoint: write ADDRESS:PORT, IPv6 as [ADDRESS]:PORT", c.Args().Get(i+1))
+		}
+	}
+	var tags [2]uint16
+	for i, name := range []string{"vlan", "inner-vlan"} {
+		id := c.Uint(name)
+		if id > 4095 {
+			return flow.Key{}, badInput("--%s %d: an 802.1Q id is at most 4095", name, id)
+		}
+		tags[i] = uint16(id)
+	}
+	key, _ := flow.NewKey(ends[0], ends[1], proto, tags[0], tags[1])
+	return key, nil
+}

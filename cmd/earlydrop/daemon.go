@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/loader"
+	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/policy"
+)
+
+const (
+	sweepEvery = 100 * time.Millisecond // idle flows wait at most this much longer
+	tidyEvery  = time.Second            // expired blocks, counters for status
+)
+
+// daemon joins data path, classifier and policy: it carries captures one way and
+// verdicts the other.
+type daemon struct {
+	iface   string
+	dp      *loader.DataPath
+	engine  *classifier.Engine
+	policy  *policy.Policy
+	mode    policy.Mode
+	model   string
+	out     *sinks
+	started time.Time
+
+	classified, toDrop, blocked           atomic.Uint64
+	queueFull, notClassified, notBlocked  atomic.Uint64
+	warnClassify, warnBlock, warnRead     rateLimit
+	classes                               sync.Map // class -> *atomic.Uint64
+	expiredPackets, expiredBytes, expired uint64   // of blocks that ended; the tidy loop's
+}
+
+// run works until ctx ends, the interface vanishes or the ring buffer fails.
+func (d *daemon) run(ctx context.Context) error {
+	reader, err := d.dp.NewReader()
+	if err != nil {
+		return err
+	}
+	if err := d.engine.Start(d.decide); err != nil {
+		return errors.Join(err, reader.Close())
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	wg.Go(func() { d.tidy(ctx, cancel) })
+	wg.Go(func() { d.watchInterface(ctx, cancel) })
+	wg.Go(func() {
+		<-ctx.Done()
+		_ = reader.Close()
+	})
+	err = d.read(reader)
+	cancel(err)
+	wg.Wait()
+	d.engine.Close()
+	// A signal is how it is meant to end.
+	if cause := context.Cause(ctx); err == nil && cause != nil && !errors.Is(cause, context.Canceled) {
+		err = cause
+	}
+	return err
+}
+
+// read moves captures from the ring buffer to the classifier's queue.
+func (d *daemon) read(reader *loader.Reader) error {
+	for {
+		s := d.engine.Get()
+		switch err := reader.Read(s); {
+		case errors.Is(err, loader.ErrClosed):
+			d.engine.Put(s)
+			return nil
+		case err != nil:
+			// One bad record; the ring itself goes on.
+			d.engine.Put(s)
+			d.notClassified.Add(1)
+			if d.warnRead.allow() {
+				slog.Warn("capture lost", "interface", d.iface, "error", err)
+			}
+			continue
+		}
+		if !d.engine.Submit(s) {
+			// Fail open: the flow passes, as it does already.
+			d.queueFull.Add(1)
+			d.engine.Put(s)
+		}
+	}
+}
+
+// decide is called by the classifier's workers, several at once.
+func (d *daemon) decide(s *flow.Sample, r flow.Result, err error) {
+	if err != nil {
+		d.notClassified.Add(1)
+		if !errors.Is(err, classifier.ErrClosed) && d.warnClassify.allow() {
+			slog.Warn("flow not classified, it passes", "interface", d.iface, "flow", s.Key, "error", err)
+		}
+		return
+	}
+	decision := d.policy.Decide(&s.Meta, r)
+	enforced := false
+	switch {
+	case decision.Action != policy.Drop:
+		err = d.dp.Pass(s.Key)
+	case d.mode == policy.Enforce:
+		if err = d.dp.Block(s.Key, decision.TTL, decision.Class, decision.Rule); err == nil {
+			enforced = true
+			d.blocked.Add(1)
+		}
+	default: // monitor
+		err = d.dp.Pass(s.Key)
+	}
+	decided := time.Now()
+	if err != nil {
+		d.notBlocked.Add(1)
+		if d.warnBlock.allow() {
+			slog.Warn("verdict not written, the flow passes", "interface", d.iface, "flow", s.Key, "error", err)
+		}
+	}
+	d.classified.Add(1)
+	if decision.Action == policy.Drop {
+		d.toDrop.Add(1)
+	}
+	n, _ := d.classes.LoadOrStore(r.Class, new(atomic.Uint64))
+	n.(*atomic.Uint64).Add(1)
+	d.out.verdict(newVerdictEvent(d, s, r, decision, enforced, decided))
+}
+
+// tidy does what is due regularly: the idle sweep, expired blocks, status.
+func (d *daemon) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
+	sweep, slow := time.NewTicker(sweepEvery), time.NewTicker(tidyEvery)
+	defer sweep.Stop()
+	defer slow.Stop()
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			// The last word of a daemon that persists.
+			_ = d.dp.Report(d.counters())
+			return
+		case <-sweep.C:
+			_, err = d.dp.Sweep()
+		case <-slow.C:
+			err = errors.Join(d.expire(), d.dp.Report(d.counters()))
+		}
+		if err != nil {
+			cancel(err)
+			return
+		}
+	}
+}
+
+func (d *daemon) expire() error {
+	blocks, err := d.dp.ExpireBlocks()
+	for _, b := range blocks {
+		d.expired++
+		d.expiredPackets += b.Packets
+		d.expiredBytes += b.Bytes
+		d.out.blockEnded(d, b)
+	}
+	return err
+}
+
+// watchInterface ends the daemon when its interface is deleted: programs and links
+// went with it.
+func (d *daemon) watchInterface(ctx context.Context, cancel context.CancelCauseFunc) {
+	updates, done := make(chan netlink.LinkUpdate, 16), make(chan struct{})
+	err := netlink.LinkSubscribeWithOptions(updates, done, netlink.LinkSubscribeOptions{ListExisting: false})
+	if err != nil {
+		slog.Warn("can't watch the interface", "interface", d.iface, "error", err)
+		return
+	}
+	defer close(done)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case u, ok := <-updates:
+			if !ok {
+				return
+			}
+			if u.Header.Type == rtmDelLink && u.Attrs().Name == d.iface {
+				cancel(fmt.Errorf("interface %s was removed", d.iface))
+				return
+			}
+		}
+	}
+}
+
+func (d *daemon) counters() loader.DaemonCounters {
+	return loader.DaemonCounters{
+		Classified: d.classified.Load(), ToDrop: d.toDrop.Load(), Blocked: d.blocked.Load(),
+		QueueFull: d.queueFull.Load(), NotClassified: d.notClassified.Load(), NotBlocked: d.notBlocked.Load(),
+	}
+}
+
+// rateLimit lets one warning per second through.
+type rateLimit struct{ last atomic.Int64 }
+
+func (r *rateLimit) allow() bool {
+	now, last := time.Now().UnixNano(), r.last.Load()
+	return now-last >= int64(time.Second) && r.last.CompareAndSwap(last, now)
+}

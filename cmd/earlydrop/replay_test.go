@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/gopacket/gopacket/pcapgo"
+
+	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/loader/flow"
+)
+
+// eagerPolicy drops everything that is not background.
+const eagerPolicy = `mode: monitor
+rules:
+  - name: eager
+    class: [shadowsocks, v2ray]
+    min_confidence: 0.01
+    action: drop
+    ttl: 1m
+`
+
+// replayFixture is a folder with a policy and captures. In mixed.pcap the
+// first flow is handed over last.
+func replayFixture(t testing.TB) string {
+	ms := time.Millisecond
+	mixed := []testPacket{
+		{src: "10.0.0.1:53001", dst: "10.9.0.3:53", udp: true, payload: []byte("question")},
+		{at: 1 * ms, src: "10.0.0.9:1009", dst: "10.9.0.9:22", flags: "A", payload: []byte("mid-stream")},
+		{at: 2 * ms, src: "10.0.0.8:1008", dst: "10.9.0.8:22", flags: "S"},
+	}
+	mixed = append(mixed, conversation(10*ms, "10.9.0.200:1001", "10.9.0.1:443", []byte("hello"), bytes.Repeat([]byte("x"), 2000))...)
+	mixed = append(mixed, testPacket{at: 20*ms + 499, src: "10.9.0.3:53", dst: "10.0.0.1:53001", udp: true, payload: []byte("answer")})
+	many := []testPacket{}
+	for i := range 3*replayBatch + 5 {
+		many = append(many, testPacket{at: time.Duration(i) * ms, src: fmt.Sprintf("10.0.0.1:%d", 2000+i), dst: "10.9.0.3:9999",
+			udp: true, payload: bytes.Repeat([]byte{byte(37 * i)}, 10+5*i)})
+	}
+	whole := captureBytes(t, mixed...)
+	return writeFiles(t, map[string][]byte{
+		"policy.yaml":      []byte(eagerPolicy),
+		"mixed.pcap":       whole,
+		"many.pcap":        captureBytes(t, many...),
+		"one.pcap":         captureBytes(t, many[40]),
+		"cut.pcap":         whole[:len(whole)-1],
+		"cut-at-once.pcap": whole[:30],
+		"silent.pcap":      captureBytes(t, mixed[1], mixed[2]),
+		"bright.pcap":      captureBytes(t, testPacket{src: "10.0.0.1:1", dst: "10.9.0.1:2", udp: true, payload: bytes.Repeat([]byte{0xff}, 1400)}),
+		"text.pcap":        []byte("hello, world\n"),
+		"empty.pcap":       nil,
+		"wifi.pcap":        append(append([]byte{}, whole[:20]...), 127, 0, 0, 0),
+		"broken.yaml":      []byte("mode: maybe\n"),
+		"class.yaml":       []byte(strings.Replace(eagerPolicy, "v2ray", "trojan", 1)),
+		"text.onnx":        []byte("no model"),
+	})
+}
+
+// expectedResult classifies a sample made of whole frames by hand, without
+// the code that replay goes through.
+func expectedResult(t *testing.T, s *flow.Sample) flow.Result {
+	t.Helper()
+	engine, err := classifier.OpenFile(tinyModel, classifier.Options{Workers: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer engine.Close()
+	results := make([]flow.Result, 1)
+	if err := engine.Classify([]*flow.Sample{s}, results); err != nil {
+		t.Fatal(err)
+	}
+	return results[0]
+}
+
+// framesOf returns the frames of a pcap file.
+func framesOf(t *testing.T, path string) (frames [][]byte) {
+	t.Helper()
+	file, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	r, err := pcapgo.NewReader(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		frame, _, err := r.ReadPacketData()
+		if err == io.EOF {
+			return frames
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		frames = append(frames, frame)
+	}
+}
+
+func TestReplayJSONOfEachFlow(t *testing.T) {
+	dir := replayFixture(t)
+	path := filepath.Join(dir, "mixed.pcap")
+	code, stdout, stderr := runForTest("replay", path, "--json", "--model", tinyModel, "--policy", filepath.Join(dir, "policy.yaml"))
+	if code != exitOK {
+		t.Fatalf("exit code %d: %s", code, stderr)
+	}
+	var got []map[string]any
+	for line := range strings.Lines(stdout) {
+		var object map[string]any
+		if err := json.Unmarshal([]byte(line), &object); err != nil {
+			t.Fatalf("line %q: %v", line, err)
+		}
+		got = append(got, object)
+	}
+
+	// The same samples from the frames themselves.
+	src, dst := netip.MustParseAddrPort("10.9.0.200:1001"), netip.MustParseAddrPort("10.9.0.1:443")
+	var tcp, udp flow.Sample
+	tcp.Reset()
+	tcp.Key, tcp.InitiatorIsLo = flow.NewKey(src, dst, flow.TCP, 0, 0)
+	all := framesOf(t, path)
+	for i, frame := range all[3:8] {
+		tcp.Packets = append(tcp.Packets, flow.Packet{Offset: uint16(len(tcp.Data)), WireLen: uint32(len(frame)),
+			FromInitiator: i != 1 && i != 4, Time: time.Duration(i) * time.Millisecond})
+		tcp.Data = append(tcp.Data, frame[:min(len(frame), flow.CaptureBytes-len(tcp.Data))]...)
+	}
+	udp.Reset()
+	udp.Key, udp.InitiatorIsLo = flow.NewKey(netip.MustParseAddrPort("10.0.0.1:53001"), netip.MustParseAddrPort("10.9.0.3:53"), flow.UDP, 0, 0)
+	udp.Data = append(append(udp.Data, all[0]...), all[9]...)
+	udp.Packets = append(udp.Packets, flow.Packet{WireLen: 50, FromInitiator: true},
+		flow.Packet{Offset: 50, WireLen: 48, Time: 20 * time.Millisecond})
+
+	want := []map[string]any{
+		{"file": path, "src": "10.0.0.1:53001", "dst": "10.9.0.3:53", "proto": "udp", "start": "2026-05-04T03:02:01.234567Z",
+			"packets": 2.0, "bytes": 98.0, "captured": 98.0, "complete": false},
+		{"file": path, "src": "10.9.0.200:1001", "dst": "10.9.0.1:443", "proto": "tcp", "start": "2026-05-04T03:02:01.244567Z",
+			"packets": 6.0, "bytes": 3*54 + 59 + 2054 + 54.0, "captured": 1024.0, "complete": true},
+	}
+	for i, s := range []*flow.Sample{&udp, &tcp} {
+		r := expectedResult(t, s)
+		scores := map[string]any{}
+		for j, label := range r.Labels {
+			scores[label] = r.Scores[j]
+		}
+		want[i]["class"], want[i]["confidence"], want[i]["scores"] = r.Class, r.Confidence, scores
+		want[i]["decision"], want[i]["rule"] = "drop", "eager"
+		if r.Class == flow.Background {
+			want[i]["decision"], want[i]["rule"] = "pass", ""
+		}
+	}
+	if diff := cmp.Diff(want, got, cmpopts.EquateApprox(0, 2e-6)); diff != "" {
+		t.Errorf("flows (-want +got):\n%s", diff)
+	}
+	if want := "2 flows in 1 file classified: "; !strings.HasPrefix(stderr, want) {
+		t.Errorf("stderr %q, want it to begin with %q", stderr, want)
+	}
+	if want := "10 packets: mid_stream 1 header_only 1 handed_full 1 handed_end 1\n"; !strings.HasSuffix(stderr, want) {
+		t.Errorf("stderr %q, want it to end with %q", stderr, want)
+	}
+}
+
+func TestReplayIsDeterministic(t *testing.T) {
+	dir := replayFixture(t)
+	args := []string{"replay", "--json", "--model", tinyModel, filepath.Join(dir, "many.pcap"), filepath.Join(dir, "mixed.pcap")}
+	code, first, stderr := runForTest(args...)
+	if code != exitOK || strings.Count(first, "\n") != 3*replayBatch+5+2 {
+		t.Fatalf("exit code %d, %d lines, %s", code, strings.Count(first, "\n"), stderr)
+	}
+	if _, second, _ := runForTest(args...); first != second {
+		t.Errorf("two runs differ:\n%s", cmp.Diff(first, second))
+	}
+	// A flow gets the same answer alone as among others.
+	_, alone, _ := runForTest("replay", "--json", "--model", tinyModel, filepath.Join(dir, "one.pcap"))
+	classes := map[string]int{}
+	found := false
+	var single replayRecord
+	if err := json.Unmarshal([]byte(alone), &single); err != nil {
+		t.Fatal(err)
+	}
+	last := ""
+	for line := range strings.Lines(first) {
+		var r replayRecord
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			t.Fatal(err)
+		}
+		if r.File+r.Start <= last {
+			t.Errorf("flow of %s after %s", r.Start, last)
+		}
+		last = r.File + r.Start
+		classes[r.Class]++
+		sum, most := 0.0, 0.0
+		for _, p := range r.Scores {
+			sum += p
+			most = max(most, p)
+		}
+		if math.Abs(sum-1) > 1e-5 || r.Scores[r.Class] != r.Confidence || most != r.Confidence {
+			t.Errorf("class %s with confidence %v, scores %v", r.Class, r.Confidence, r.Scores)
+		}
+		if r.Src == single.Src {
+			found = true
+			r.File = single.File
+			if diff := cmp.Diff(single, r, cmpopts.IgnoreUnexported(replayRecord{}), cmpopts.IgnoreFields(replayRecord{}, "Start"),
+				cmpopts.EquateApprox(0, 2e-6)); diff != "" {
+				t.Errorf("alone and among others:\n%s", diff)
+			}
+		}
+	}
+	if !found {
+		t.Errorf("no flow of %s", single.Src)
+	}
+	if len(classes) < 2 {
+		t.Errorf("all flows are of one class, %v: the comparison says little", classes)
+	}
+}
+
+func TestReplayTable(t *testing.T) {
+	dir := replayFixture(t)
+	policy := filepath.Join(dir, "policy.yaml")
+	code, stdout, stderr := runForTest("replay", "--model", tinyModel, "--policy", policy, filepath.Join(dir, "mixed.pcap"))
+	if code != exitOK || stderr != "" {
+		t.Fatalf("exit code %d: %s", code, stderr)
+	}
+	lines := strings.Split(stdout, "\n")
+	if len(lines) != 6 || strings.Join(strings.Fields(lines[0]), " ") !=
+		"START PROTO SRC DST PACKETS BYTES CAPTURED CLASS CONFIDENCE DECISION RULE" {
+		t.Fatalf("stdout:\n%s", stdout)
+	}
+	for i, want := range []string{"2026-05-04 03:02:01.234  udp    10.0.0.1:53001   10.9.0.3:53  2        98     98",
+		"2026-05-04 03:02:01.244  tcp    10.9.0.200:1001  10.9.0.1:443  6"} {
+		if strings.Join(strings.Fields(lines[i+1]), " ")[:50] != strings.Join(strings.Fields(want), " ")[:50] {
+			t.Errorf("line %q, want %q", lines[i+1], want)
+		}
+		if strings.Index(lines[i+1], "10.9.0") < strings.Index(lines[0], "SRC") {
+			t.Errorf("columns are not aligned:\n%s", stdout)
+		}
+	}
+	if !strings.HasPrefix(lines[3], "2 flows in 1 file classified: ") || !strings.HasPrefix(lines[4], "10 packets: ") {
+		t.Errorf("summary:\n%s", stdout)
+	}
+
+	code, stdout, _ = runForTest("replay", "--model", tinyModel, filepath.Join(dir, "silent.pcap"), filepath.Join(dir, "one.pcap"))
+	if code != exitOK || !strings.HasPrefix(stdout, "FILE ") || !strings.Contains(stdout, "\n"+filepath.Join(dir, "one.pcap")+" ") ||
+		!strings.Contains(stdout, "1 flow in 2 files classified") {
+		t.Errorf("exit code %d, stdout of two files:\n%s", code, stdout)
+	}
+
+	code, stdout, _ = runForTest("replay", "--model", tinyModel, filepath.Join(dir, "silent.pcap"))
+	if want := "0 flows in 1 file classified; the policy drops 0\n2 packets: mid_stream 1 header_only 1\n"; code != exitOK || stdout != want {
+		t.Errorf("exit code %d, stdout of a file without flows %q, want %q", code, stdout, want)
+	}
+}
+
+func TestReplayWithShippedModelAndPolicy(t *testing.T) {
+	code, stdout, stderr := runForTest("replay", "--json", filepath.Join(replayFixture(t), "mixed.pcap"))
+	if code != exitOK || strings.Count(stdout, "\n") != 2 || !strings.Contains(stdout, `"scores":{"background":`) {
+		t.Errorf("exit code %d, stdout:\n%s\nstderr: %s", code, stdout, stderr)
+	}
+}
+
+func TestReplayReportsWhatItReadOfACutFile(t *testing.T) {
+	dir := replayFixture(t)
+	code, stdout, stderr := runForTest("replay", "--json", "--model", tinyModel,
+		filepath.Join(dir, "cut.pcap"), filepath.Join(dir, "one.pcap"), filepath.Join(dir, "cut-at-once.pcap"))
+	if code != exitFailure {
+		t.Errorf("exit code %d, want %d", code, exitFailure)
+	}
+	// The packet that is missing is the answer of the UDP flow.
+	if n := strings.Count(stdout, "\n"); n != 3 || !strings.Contains(stdout, `"packets":1,"bytes":50,`) {
+		t.Errorf("%d lines:\n%s", n, stdout)
+	}
+	lines := strings.Split(strings.TrimSuffix(stderr, "\n"), "\n")
+	last := lines[len(lines)-1]
+	if len(lines) != 3 || !strings.HasPrefix(last, "earlydrop: ") || !strings.Contains(last, "cut.pcap: file is cut off in the middle of a record (after 9 packets, at byte ") ||
+		!strings.Contains(last, "cut-at-once.pcap: file is cut off in the middle of a record (after 0 packets, at byte 24)") {
+		t.Errorf("stderr:\n%s", stderr)
+	}
+}
+
+func TestReplayFailsWhenTheModelDoes(t *testing.T) {
+	dir := replayFixture(t)
+	code, stdout, stderr := runForTest("replay", "--json", "--model", "../../classifier/testdata/fails-at-run.onnx", filepath.Join(dir, "bright.pcap"))
+	if code != exitFailure || stdout != "" || strings.Count(stderr, "\n") != 1 {
+		t.Errorf("exit code %d, stdout %q, stderr %q", code, stdout, stderr)
+	}
+}
+
+func TestReplayRefusesBadInput(t *testing.T) {
+	dir := replayFixture(t)
+	for _, tt := range []struct{ name, args, want string }{
+		{"no file", "", "replay needs FILE"},
+		{"missing file", "DIR/mixed.pcap DIR/none.pcap", "DIR/none.pcap: no such file or directory"},
+		{"folder", "DIR", "DIR: is a folder, not a capture file"},
+		{"no capture", "DIR/mixed.pcap DIR/text.pcap", "DIR/text.pcap: not a pcap or pcapng file"},
+		{"empty file", "DIR/empty.pcap", "DIR/empty.pcap: not a pcap or pcapng file: it is empty"},
+		{"link type", "DIR/wifi.pcap", "DIR/wifi.pcap: unsupported link type 127"},
+		{"missing policy", "--policy DIR/none.yaml DIR/mixed.pcap", "DIR/none.yaml: no such file"},
+		{"broken policy", "--policy DIR/broken.yaml DIR/mixed.pcap", "DIR/broken.yaml:1:"},
+		{"class that the model lacks", "--policy DIR/class.yaml DIR/mixed.pcap", `trojan`},
+		{"missing model", "--model DIR/none.onnx DIR/mixed.pcap", "DIR/none.onnx: no such file"},
+		{"no model", "--model DIR/text.onnx DIR/mixed.pcap", "not an ONNX model"},
+		{"unknown flag", "--jsn DIR/mixed.pcap", "unknown flag --jsn, did you mean --json?"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			args := strings.Fields(strings.ReplaceAll("--json "+tt.args, "DIR", dir))
+			if !strings.Contains(tt.args, "--model") {
+				args = append([]string{"--model", tinyModel}, args...)
+			}
+			code, stdout, stderr := runForTest(append([]string{"replay"}, args...)...)
+			if code != exitBadInput || stdout != "" {
+				t.Errorf("exit code %d, want %d; stdout %q", code, exitBadInput, stdout)
+			}
+			if want := strings.ReplaceAll(tt.want, "DIR", dir); !strings.Contains(stderr, want) || strings.Count(stderr, "\n") != 1 {
+				t.Errorf("stderr %q, want one line with %q", stderr, want)
+			}
+		})
+	}
+}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/earlydrop/earlydrop/loader"
+)
+
+func statusCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "status",
+		Usage: "show what is attached where, and what it has counted",
+		Description: `Without -i it is about every interface that something is pinned for, whether or
+not the process that attached it still runs.
+
+Examples:
+   earlydrop status
+   earlydrop status -i eth0 --json | jq .counters.ring_full`,
+		Flags: []cli.Flag{
+			interfaceFlag(),
+			&cli.BoolFlag{Name: "json", Usage: "print one JSON object per interface"},
+		},
+		Action: status,
+	}
+}
+
+// interfaceStatus is what `status --json` prints for one interface.
+type interfaceStatus struct {
+	Interface string                `json:"interface"`
+	Running   bool                  `json:"running"` // the daemon exists
+	PID       int                   `json:"pid"`
+	Since     time.Time             `json:"since"`
+	XDP       string                `json:"xdp"`
+	Egress    string                `json:"egress"`
+	Mode      string                `json:"mode"`
+	Policy    string                `json:"policy"`
+	Model     string                `json:"model"`
+	Version   string                `json:"version"`
+	Flows     loader.Occupancy      `json:"occupancy"`
+	Daemon    loader.DaemonCounters `json:"daemon"`
+	Counters  map[string]uint64     `json:"counters"`
+
+	order []string // of Counters
+}
+
+func status(c *cli.Context) error {
+	if err := requireArgs(c, 0, 0, ""); err != nil {
+		return err
+	}
+	names := []string{c.String("interface")}
+	if !c.IsSet("interface") {
+		var err error
+		if names, err = loader.Interfaces(); err != nil {
+			return fromLoader(err)
+		}
+		if len(names) == 0 && !c.Bool("json") {
+			fmt.Fprintln(c.App.Writer, "earlydrop is attached to no interface")
+		}
+	}
+	for i, name := range names {
+		s, err := readStatus(name)
+		if err != nil {
+			return fromLoader(err)
+		}
+		if c.Bool("json") {
+			err = json.NewEncoder(c.App.Writer).Encode(s)
+		} else {
+			if i > 0 {
+				fmt.Fprintln(c.App.Writer)
+			}
+			err = s.print(c.App.Writer)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func readStatus(name string) (*interfaceStatus, error) {
+	t, err := loader.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer t.Close()
+	a, errA := t.Attachment()
+	o, errO := t.Occupancy()
+	counters, errC := t.Counters()
+	if err := errors.Join(errA, errO, errC); err != nil {
+		return nil, err
+	}
+	s := &interfaceStatus{
+		Interface: name, Running: a.Alive, PID: a.PID, Since: a.Since, XDP: string(a.XDPMode), Egress: a.Egress,
+		Mode: a.Mode, Policy: a.Policy, Model: a.Model, Version: a.Version, Flows: o, Daemon: a.Daemon,
+		Counters: make(map[string]uint64),
+	}
+	for name, v := range counters.All() {
+		s.Counters[name] = v
+		s.order = append(s.order, name)
+	}
+	return s, nil
+}
+
+func (s *interfaceStatus) print(out io.Writer) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	row := func(name string, format string, args ...any) {
+		fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+	}
+	daemon := fmt.Sprintf("running, pid %d", s.PID)
+	if !s.Running {
+		daemon = "not running: blocked flows stay blocked, new flows pass"
+	}
+	row("interface", "%s", s.Interface)
+	row("daemon", "%s", daemon)
+	row("attached", "%s, xdp %s, egress %s", s.Since.Format(time.DateTime), s.XDP, s.Egress)
+	row("mode", "%s", s.Mode)
+	row("policy", "%s", s.Policy)
+	row("model", "%s", s.Model)
+	row("version", "%s", s.Version)
+	row("flows", "%d known, %d collecting, %d in handshake, %d blocked", s.Flows.Flows, s.Flows.Collecting, s.Flows.Handshakes, s.Flows.Blocked)
+	row("verdicts", "%d, of them %d to drop, %d blocks written", s.Daemon.Classified, s.Daemon.ToDrop, s.Daemon.Blocked)
+	row("passed unseen", "%d queue full, %d not classified, %d not blocked", s.Daemon.QueueFull, s.Daemon.NotClassified, s.Daemon.NotBlocked)
+	for _, name := range s.order {
+		row(name, "%d", s.Counters[name])
+	}
+	return w.Flush()
+}

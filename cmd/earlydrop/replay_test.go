@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -84,7 +85,7 @@ func expectedResult(t *testing.T, s *flow.Sample) flow.Result {
 	return results[0]
 }
 
-// framesOf returns the frames of a pcap file.
+// framesOf returns the frames of a pcap file without their Ethernet padding.
 func framesOf(t *testing.T, path string) (frames [][]byte) {
 	t.Helper()
 	file, err := os.Open(path)
@@ -104,7 +105,7 @@ func framesOf(t *testing.T, path string) (frames [][]byte) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		frames = append(frames, frame)
+		frames = append(frames, frame[:14+binary.BigEndian.Uint16(frame[16:])])
 	}
 }
 

@@ -469,36 +469,47 @@ Ciphers +aes128-cbc,aes256-cbc
 	return s, l.WaitReady(ctx, l.Server, netip.AddrPortFrom(l.ServerAddr(4), port), p)
 }
 
-// DNS is a running dnsmasq. It answers A and AAAA of every name below
-// "example" (and of any other) with the server's addresses, and TXT and MX of
-// lab.example.
+// DNSConfig sets up the name server.
+type DNSConfig struct {
+	Port uint16 // (optional: 53)
+
+	// Versions are the versions of IP whose addresses the server gives for a
+	// name. (optional: 4 and 6)
+	Versions []int
+
+	// TFTPRoot is a directory to serve by TFTP too, on port 69. (optional)
+	TFTPRoot string
+}
+
+// DNS is a running dnsmasq. It answers A and AAAA of every name with the
+// server's addresses, and TXT and MX of lab.example.
 type DNS struct {
 	*Proc
 	Port uint16
 }
 
 // StartDNS starts dnsmasq on the server, on its addresses and its loopback,
-// UDP and TCP; port 0 is 53.
-func (l *Lab) StartDNS(ctx context.Context, port uint16) (*DNS, error) {
-	return l.StartDNSAndTFTP(ctx, port, "")
-}
-
-// StartDNSAndTFTP is StartDNS with a directory to serve by TFTP.
-func (l *Lab) StartDNSAndTFTP(ctx context.Context, port uint16, dir string) (*DNS, error) {
-	if port == 0 {
-		port = 53
+// UDP and TCP.
+func (l *Lab) StartDNS(ctx context.Context, cfg DNSConfig) (*DNS, error) {
+	if cfg.Port == 0 {
+		cfg.Port = 53
 	}
-	v4, v6 := l.ServerAddr(4).String(), l.ServerAddr(6).String()
+	if cfg.Versions == nil {
+		cfg.Versions = []int{4, 6}
+	}
 	argv := []string{"dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts",
-		"--no-daemon", "--pid-file=", "--user=root", "--bind-interfaces", "--port=" + strconv.Itoa(int(port)),
-		"--listen-address=" + v4 + "," + v6 + ",127.0.0.1", "--address=/#/" + v4, "--address=/#/" + v6,
+		"--no-daemon", "--pid-file=", "--user=root", "--bind-interfaces", "--port=" + strconv.Itoa(int(cfg.Port)),
+		fmt.Sprintf("--listen-address=%v,%v,127.0.0.1", l.ServerAddr(4), l.ServerAddr(6)),
 		"--txt-record=lab.example,v=spf1 include:mail.lab.example ~all", "--mx-host=lab.example,mail.lab.example,10"}
-	if dir != "" {
-		argv = append(argv, "--enable-tftp", "--tftp-single-port", "--tftp-root="+dir)
+	for _, v := range cfg.Versions {
+		argv = append(argv, "--address=/#/"+l.ServerAddr(v).String())
+	}
+	if cfg.TFTPRoot != "" {
+		argv = append(argv, "--enable-tftp", "--tftp-single-port", "--tftp-root="+cfg.TFTPRoot)
 	}
 	p, err := l.Start(l.Server, "dnsmasq", argv...)
 	if err != nil {
 		return nil, err
 	}
-	return &DNS{p, port}, l.WaitReady(ctx, l.Server, netip.AddrPortFrom(l.ServerAddr(4), port), p)
+	return &DNS{p, cfg.Port}, l.WaitReady(ctx, l.Server, netip.AddrPortFrom(l.ServerAddr(4), cfg.Port), p)
 }

@@ -86,6 +86,8 @@ var activities = func() []activity {
 		{"socks5-plain", "microsocks", "microsocks", "go", ordinary, 5, false, socksPlain},
 		{"http-proxy", "tinyproxy", "tinyproxy", "curl", ordinary, 5, false, httpProxy},
 		{"obfs4", "obfs4proxy", "obfs4proxy", "obfs4", randomLike, 6, false, obfs4},
+		{"openvpn-tcp", "openvpn", "openvpn", "tls", ordinary, 3, true, openVPN("openvpn")},
+		{"openvpn-tcp-crypt", "openvpn-crypt", "openvpn", "tls-crypt", ordinary, 3, true, openVPN("openvpn-crypt")},
 		{"random-udp", "random-udp", "lab", "udp", randomLike, 3, false, randomUDP},
 	}
 	for _, v := range variants {
@@ -190,7 +192,7 @@ func (a *attempt) tlsOptions(scheme string) []string {
 		o = append(o, "--tlsv1.3")
 	}
 	if a.r.Float64() < 0.3 {
-		o = append(o, "--curves", pick(a.r, "X25519", "P-256", "P-384", "X25519:P-256"))
+		o = append(o, "--curves", pick(a.r, "X25519:P-256", "P-256", "P-384:P-256", "P-521:P-256"))
 	}
 	return append(o, pick(a.r, "--http1.1", "--http2", "--http2", "--no-alpn"))
 }
@@ -219,7 +221,8 @@ func uploadCurl(scheme, service string) activityFunc {
 			return err
 		}
 		defer os.Remove(a.file)
-		o := append(a.tlsOptions(scheme), pick(a.r, "--data-binary", "--upload-file", "--form"))
+		// Not HTTP/2: nginx resets a stream whose body it does not want.
+		o := append(a.tlsOptions(scheme), "--http1.1", pick(a.r, "--data-binary", "--upload-file", "--form"))
 		if o[len(o)-1] == "--upload-file" {
 			o = append(o, a.file)
 		} else if o[len(o)-1] == "--form" {
@@ -245,7 +248,7 @@ func webGo(scheme, service string) activityFunc {
 			cfg.MaxVersion = tls.VersionTLS12
 		}
 		if a.r.Float64() < 0.4 {
-			cfg.CurvePreferences = []tls.CurveID{pick(a.r, tls.X25519, tls.CurveP256, tls.CurveP384)}
+			cfg.CurvePreferences = []tls.CurveID{pick(a.r, tls.X25519, tls.CurveP256, tls.CurveP384), tls.CurveP256}
 		}
 		tr := &http.Transport{
 			TLSClientConfig: cfg, ForceAttemptHTTP2: a.r.Float64() < 0.5, DisableKeepAlives: true, DisableCompression: a.r.Float64() < 0.3,
@@ -420,6 +423,9 @@ func sshTransfer(ctx context.Context, a *attempt) error {
 	return a.ssh(ctx, nil, fmt.Sprintf("head -c %d /dev/urandom", n))
 }
 
+// ip is the kind of address that the name server has.
+func (a *attempt) ip() string { return fmt.Sprintf("ip%d", a.e.c.Version) }
+
 func dig(ctx context.Context, a *attempt) error {
 	argv := []string{"dig", "@" + a.e.server().String(), "-p", num(a.e.port["dns"]), "+tries=2", "+time=3", pick(a.r, "+edns", "+noedns", "+dnssec", "+nocookie", "+adflag"),
 		pick(a.r, a.name(), "lab.example"), pick(a.r, "A", "AAAA", "A", "AAAA", "TXT", "MX", "NS", "HTTPS", "SOA")}
@@ -434,7 +440,7 @@ func lookup(network string) activityFunc {
 			_, err := r.LookupTXT(ctx, "lab.example.")
 			return err
 		}
-		_, err := r.LookupNetIP(ctx, "ip4", a.name()+".")
+		_, err := r.LookupNetIP(ctx, a.ip(), a.name()+".")
 		return err
 	}
 }
@@ -443,7 +449,7 @@ func lookup(network string) activityFunc {
 func dnsTCP(ctx context.Context, a *attempt) error {
 	r := &net.Resolver{PreferGo: true, StrictErrors: true,
 		Dial: func(ctx context.Context, _, _ string) (net.Conn, error) { return a.open(ctx, "dns") }}
-	_, err := r.LookupNetIP(ctx, "ip4", a.name()+".")
+	_, err := r.LookupNetIP(ctx, a.ip(), a.name()+".")
 	return err
 }
 
@@ -651,6 +657,31 @@ func webSocket(secure bool) activityFunc {
 			}
 		}
 		return nil
+	}
+}
+
+// openVPN connects for a second or two. Its device is a null one, as only
+// what runs on the way to the server matters.
+func openVPN(service string) activityFunc {
+	return func(ctx context.Context, a *attempt) error {
+		addr, err := a.e.addr(a.via, a.e.port[service])
+		if err != nil {
+			return err
+		}
+		version := 4
+		if addr.Addr().Is6() {
+			version = 6
+		}
+		argv := []string{"openvpn", "--tls-client", "--pull", "--dev", "null", "--dev-type", "tap", "--proto", fmt.Sprintf("tcp%d-client", version), "--nobind",
+			"--remote", addr.Addr().String(), num(addr.Port()), "--verb", "3", "--connect-retry-max", "1"}
+		long := 1500*time.Millisecond + 12*(a.e.c.Config.ClientLink.Relay.Delay+a.e.c.Config.ServerLink.Relay.Delay)
+		short, cancel := context.WithTimeout(ctx, long)
+		defer cancel()
+		out, err := a.e.l.Exec(short, a.e.l.Client, append(argv, openVPNKeys(a.e.vpn[service], service)...)...)
+		if !bytes.Contains(out, []byte("Peer Connection Initiated")) {
+			return fmt.Errorf("openvpn did not connect: %w: %s", err, out)
+		}
+		return nil // it runs until it is stopped
 	}
 }
 

@@ -68,12 +68,12 @@ func newSection(path string) (*section, error) {
 	return s, s.w.WriteFileHeader(snapBytes+4, layers.LinkTypeEthernet)
 }
 
-// finish waits up to limit for the section's flows to close, then puts the
-// file in place and returns how many flows carried payload. A section without
+// finish waits up to limit until as many flows as expected were seen (the
+// sniffer may lag) and all are closed, then puts the file in place and returns how many flows carried payload. A section without
 // any leaves no file.
-func (s *section) finish(limit time.Duration) (flows int, err error) {
+func (s *section) finish(limit time.Duration, expected int) (flows int, err error) {
 	deadline := time.Now().Add(limit)
-	for !s.allClosed() && time.Now().Before(deadline) {
+	for !s.allClosed(expected) && time.Now().Before(deadline) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	s.mu.Lock()
@@ -91,9 +91,12 @@ func (s *section) finish(limit time.Duration) (flows int, err error) {
 	return flows, os.Rename(s.path+".part", s.path)
 }
 
-func (s *section) allClosed() bool {
+func (s *section) allClosed(expected int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(s.flows) < expected {
+		return false
+	}
 	for k, f := range s.flows {
 		if !k.udp && !f.closed() {
 			return false

@@ -166,6 +166,9 @@ func record(ctx context.Context, o options, m *manifest, c condition, p *ports, 
 	if _, err := os.Stat(done); err == nil {
 		return nil
 	}
+	if err := os.MkdirAll(filepath.Dir(done), 0o755); err != nil {
+		return err
+	}
 	l, err := lab.New(ctx, withLogger(c.Config, log))
 	if err != nil {
 		return err
@@ -328,7 +331,7 @@ func (j job) record(ctx context.Context, o options, m *manifest, e *env, rec *re
 		}
 		rec.begin(s, j.ports...)
 		failed := j.attempts(ctx, o, e, run, log)
-		flows, err := s.finish(drainLimit + 2*max(e.c.Config.ClientLink.Relay.Delay, e.c.Config.ServerLink.Relay.Delay))
+		flows, err := s.finish(drainLimit+2*max(e.c.Config.ClientLink.Relay.Delay, e.c.Config.ServerLink.Relay.Delay), run.flows)
 		rec.end(j.ports...)
 		if err != nil {
 			return err

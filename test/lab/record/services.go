@@ -62,6 +62,8 @@ type env struct {
 	port map[string]uint16 // of each service, by name
 	more map[string][]uint16
 
+	vpn map[string]string // directories of OpenVPN's keys, by service
+
 	obfs4Cert string
 	obfs4Proc *lab.Proc
 
@@ -133,6 +135,8 @@ var services = []service{
 	{"go-http", (*env).startGoHTTP},
 	{"go-https", (*env).startGoHTTPS},
 	{"obfs4proxy", (*env).startObfs4},
+	{"openvpn", (*env).startOpenVPN},
+	{"openvpn-crypt", (*env).startOpenVPNCrypt},
 	{"random-tcp", (*env).startRandomTCP},
 	{"random-udp", (*env).startRandomUDP},
 }
@@ -141,7 +145,7 @@ var services = []service{
 // order. A program that fails is left out and reported; the web server and
 // DNS, which all else uses, must start.
 func startServices(ctx context.Context, l *lab.Lab, c condition, p *ports, log *slog.Logger) (*env, error) {
-	e := &env{l: l, c: c, port: map[string]uint16{}, more: map[string][]uint16{}, forwards: map[forwardKey]netip.AddrPort{}}
+	e := &env{l: l, c: c, port: map[string]uint16{}, more: map[string][]uint16{}, forwards: map[forwardKey]netip.AddrPort{}, vpn: map[string]string{}}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	var err error
 	if e.dir, err = l.Subdir("clients"); err != nil {
@@ -173,7 +177,7 @@ func startServices(ctx context.Context, l *lab.Lab, c condition, p *ports, log *
 	if err != nil {
 		return e, err
 	}
-	wg.Go(func() { e.dns, dnsErr = l.StartDNSAndTFTP(ctx, 53, tftp) })
+	wg.Go(func() { e.dns, dnsErr = l.StartDNS(ctx, lab.DNSConfig{Versions: []int{c.Version}, TFTPRoot: tftp}) })
 	sshPort := e.port["ssh"]
 	wg.Go(func() {
 		s, err := l.StartSSH(ctx, sshPort)
@@ -271,7 +275,8 @@ Ident = no
 }
 
 func (e *env) startSMTP(ctx context.Context, port uint16) error {
-	return e.run(ctx, port, "/usr/bin/python3", "-m", "aiosmtpd", "-n", "-c", "aiosmtpd.handlers.Sink", "-l", netip.AddrPortFrom(e.server(), port).String())
+	return e.run(ctx, port, "/usr/bin/python3", "-m", "aiosmtpd", "-n", "-c", "aiosmtpd.handlers.Sink",
+		"-l", e.server().String()+":"+num(port)) // it wants no brackets around IPv6
 }
 
 func (e *env) startFTP(ctx context.Context, port uint16) error {
@@ -462,6 +467,45 @@ func writeWebSocket(w io.Writer, data, mask []byte) error {
 	}
 	_, err := w.Write(b)
 	return err
+}
+
+// startOpenVPN and startOpenVPNCrypt are OpenVPN servers over TCP; the second
+// encrypts its control channel too, so that little but lengths is plain.
+func (e *env) startOpenVPN(ctx context.Context, port uint16) error {
+	return e.openVPN(ctx, "openvpn", port)
+}
+
+func (e *env) startOpenVPNCrypt(ctx context.Context, port uint16) error {
+	return e.openVPN(ctx, "openvpn-crypt", port)
+}
+
+func (e *env) openVPN(ctx context.Context, name string, port uint16) error {
+	dir, err := e.l.Subdir(name)
+	if err != nil {
+		return err
+	}
+	if err := e.l.Certificate(ctx, dir, "ec"); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	e.vpn[name] = dir
+	e.mu.Unlock()
+	argv := []string{"openvpn", "--mode", "server", "--tls-server", "--dev", "tap", "--dev-type", "tap", "--proto", fmt.Sprintf("tcp%d-server", e.c.Version),
+		"--local", e.server().String(), "--port", num(port), "--dh", "none", "--duplicate-cn", "--verb", "1"}
+	if name == "openvpn-crypt" {
+		if _, err := e.l.Exec(ctx, e.l.Server, "openvpn", "--genkey", "secret", filepath.Join(dir, "shared.key")); err != nil {
+			return err
+		}
+	}
+	return e.run(ctx, port, append(argv, openVPNKeys(dir, name)...)...)
+}
+
+func openVPNKeys(dir, name string) []string {
+	argv := []string{"--ca", filepath.Join(dir, "cert.pem"), "--cert", filepath.Join(dir, "cert.pem"), "--key", filepath.Join(dir, "key.pem")}
+	if name == "openvpn-crypt" {
+		argv = append(argv, "--tls-crypt", filepath.Join(dir, "shared.key"))
+	}
+	return argv
 }
 
 // startObfs4 starts the obfs4 transport on both sides. Its flows look random

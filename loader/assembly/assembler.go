@@ -211,11 +211,14 @@ func (a *Assembler) Packet(ts time.Time, frame []byte, wireLen int) {
 
 	if f.stage == handshake {
 		if p.PayloadLen == 0 {
-			a.keepEarly(f, &p, frame)
-			if p.Flags.Closes() {
+			// A SYN that began the flow does not end it as well, whatever
+			// other flags it has.
+			if p.Flags.Closes() && f.Packets > 1 {
 				a.counters[HeaderOnly]++
 				delete(a.flows, f.Key)
+				return
 			}
+			a.keepEarly(f, &p, frame)
 			return
 		}
 		a.collect(f)

@@ -152,6 +152,15 @@ func TestAssembler(t *testing.T) {
 			counters: map[Counter]uint64{HeaderOnly: 1},
 		},
 		{
+			name: "SYN with FIN begins a flow", packets: []at{{0, tcp4(true, SYN|FIN, 0)}, {1, tcp4(true, ACK, 9)}},
+			samples: []string{"40000 end 117 1ms: >54@0 >63@1"},
+		},
+		{
+			name: "SYN with RST of the responder ends a handshake", packets: []at{{0, tcp4(true, SYN, 0)},
+				{1, tcp4(false, SYN|RST, 0)}},
+			counters: map[Counter]uint64{HeaderOnly: 1},
+		},
+		{
 			name: "after RST on a handshake nothing is known", packets: []at{{0, tcp4(true, SYN, 0)},
 				{1, tcp4(false, RST|ACK, 0)}, {2, tcp4(true, ACK, 9)}},
 			counters: map[Counter]uint64{HeaderOnly: 1, MidStream: 1},

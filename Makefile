@@ -1,10 +1,96 @@
-# earlydrop - every target that needs a program installs its Debian package.
+# SPDX-License-Identifier: Apache-2.0
+#
+# Every target installs what it lacks: Debian packages by name, Go modules by
+# go.sum, ONNX Runtime from npm by version and hash. As root, since programs are
+# loaded into the kernel; `make build` alone needs no root when gcc is there.
 SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-export GOFLAGS ?= -mod=readonly
+
+# sudo resets PATH; these are where Go's own installer and Debian put it.
+export PATH := $(PATH):/usr/local/go/bin:/usr/lib/go/bin:/usr/sbin:/sbin
 
 BIN := bin/earlydrop
+ORT := bin/lib/libonnxruntime.so.1
+# Two lookups that must not fail where there is no git history.
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+PYTHON := /usr/bin/python3
+
+PKG_BUILD := gcc libc6-dev ca-certificates
+PKG_GENERATE := clang llvm libbpf-dev linux-libc-dev libc6-dev
+PKG_LAB := curl dnsmasq-base nginx-light openssh-client openssh-server openssl shadowsocks-libev v2ray
+PKG_TEST := $(PKG_LAB) bpftool ethtool iproute2 util-linux
+PKG_TRAIN := python3 python3-numpy python3-onnx python3-torch
+
+# What a run of make finds installed is not asked for again.
+install = @test/install-packages.sh $(1)
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build bin/earlydrop
+	$(call install,$(PKG_BUILD))
+	go build -trimpath -ldflags "-X main.version=$(VERSION)" -o $(BIN) ./cmd/earlydrop
+
+.PHONY: onnxruntime
+onnxruntime: ## Put ONNX Runtime's shared library into bin/lib (npm, pinned)
+	@[ -f $(ORT) ] || { command -v npm >/dev/null && command -v openssl >/dev/null; } || test/install-packages.sh npm openssl
+	@classifier/fetch-onnxruntime.sh bin/lib
+
+IFACE ?=
+MODE ?= monitor
+.PHONY: run
+run: build onnxruntime ## Attach to an interface, in monitor mode: make run IFACE=eth0 [MODE=enforce]
+	@[ -n "$(IFACE)" ] || { echo "name the interface: sudo make run IFACE=eth0 (there are: $$(cd /sys/class/net && echo *))" >&2; exit 2; }
+	$(BIN) attach -i $(IFACE) --mode $(MODE)
+
+.PHONY: demo
+demo: build onnxruntime ## Show it: real tunnels and ordinary flows through an enforcing gateway
+	$(call install,$(PKG_TEST))
+	go run ./test/demo -earlydrop $(BIN)
+
+.PHONY: test
+test: build onnxruntime ## Run every Go test, the end-to-end ones in network namespaces included
+	$(call install,$(PKG_TEST))
+	go test -count=1 -timeout 20m ./...
+
+.PHONY: test-race
+test-race: build onnxruntime ## Run the tests of the concurrent packages with the race detector
+	$(call install,$(PKG_TEST))
+	go test -count=1 -race -timeout 20m ./classifier/... ./policy/... ./loader/... ./cmd/...
+
+.PHONY: test-train
+test-train: ## Run the tests of the training code
+	$(call install,$(PKG_TRAIN))
+	cd models/train && $(PYTHON) -B -m unittest -q train_test
+
+FUZZTIME ?= 30s
+.PHONY: fuzz
+fuzz: build onnxruntime ## Fuzz each target for FUZZTIME (30s)
+	@grep -rlE '^func Fuzz' --include='*_test.go' . | while read -r file; do \
+		grep -oE '^func Fuzz[A-Za-z0-9_]+' "$$file" | cut -c6- | while read -r target; do \
+			echo "== $$(dirname "$$file") $$target"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")" </dev/null; \
+		done; \
+	done
+
+.PHONY: bench
+bench: onnxruntime ## Print the benchmarks, the data path as ratios against a floor of the same run
+	$(call install,$(PKG_BUILD))
+	go test -run '^$$' -bench . -benchtime 1s ./loader/... ./policy ./classifier
+
+.PHONY: lint
+lint: ## Check format, vet, staticcheck, imports, C format and shell scripts
+	$(call install,$(PKG_BUILD) clang-format shellcheck)
+	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "not gofmt'ed: $$bad" >&2; exit 1; }
+	go vet ./...
+	go tool staticcheck ./...
+	go mod tidy -diff
+	clang-format --dry-run -Werror bpf/*.c bpf/*.h
+	shellcheck .ci/run $$(git ls-files '*.sh')
+	test/check-imports.sh
 
 # clang for the bpf target knows no system headers; /usr/include must come last.
 BPF_CFLAGS = -O2 -g -mcpu=v3 -Wall -Wextra -Wno-unused-parameter -Werror \
@@ -12,5 +98,15 @@ BPF_CFLAGS = -O2 -g -mcpu=v3 -Wall -Wextra -Wno-unused-parameter -Werror \
 	-idirafter /usr/include/$$(uname -m)-linux-gnu -idirafter /usr/include
 
 .PHONY: generate
-generate: ## Compile bpf/ into loader/*.o and their Go types (clang, checked in)
+generate: ## Compile bpf/ into loader/*.o and their Go types, which are checked in
+	$(call install,$(PKG_GENERATE))
 	BPF_CFLAGS="$(BPF_CFLAGS)" go generate ./loader
+
+.PHONY: check-generate
+check-generate: generate ## Fail if what is checked in is not what generate makes
+	@git diff --exit-code --stat -- loader || { echo "generated files are stale: run make generate and commit" >&2; exit 1; }
+
+.PHONY: clean
+clean: ## Remove what was built; what is attached stays attached
+	rm -rf bin
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -137,9 +137,9 @@ struct attached {
 	char policy[128];
 	/* the daemon's own counters; it writes them about once a second */
 	__u64 classified;
-	__u64 to_drop; /* verdicts that a rule wants dropped, in monitor mode, too */
-	__u64 blocked; /* blocks that were written */
-	__u64 queue_full; /* passed: the classifier was behind */
+	__u64 to_drop;	      /* verdicts that a rule wants dropped, in monitor mode, too */
+	__u64 blocked;	      /* blocks that were written */
+	__u64 queue_full;     /* passed: the classifier was behind */
 	__u64 not_classified; /* passed: the capture or the model failed */
-	__u64 not_blocked; /* passed: the block could not be written */
+	__u64 not_blocked;    /* passed: the block could not be written */
 };

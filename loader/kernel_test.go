@@ -456,8 +456,8 @@ func TestPackets(t *testing.T) {
 		{
 			name:        "jumbo frame in XDP fragments",
 			ingressOnly: true,
-			frames: after(handshake(), up(f.ACK, 8900)),
-			counts: map[string]uint64{"tcp_opened": 1, "handed_full": 1},
+			frames:      after(handshake(), up(f.ACK, 8900)),
+			counts:      map[string]uint64{"tcp_opened": 1, "handed_full": 1},
 			want: []seen{{
 				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
 				Offsets: []uint16{0, 54, 108, 162}, WireLens: []uint32{54, 54, 54, 8954}, FromInitiator: []bool{true, false, true, true},

@@ -20,7 +20,9 @@ fail() {
 	exit 1
 }
 
-[ $# -eq 1 ] && [ -n "$1" ] || fail "usage: fetch-onnxruntime.sh DESTDIR"
+if [ $# -ne 1 ] || [ -z "$1" ]; then
+	fail "usage: fetch-onnxruntime.sh DESTDIR"
+fi
 dest=$1
 
 machine=$(uname -m)

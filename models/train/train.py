@@ -1,0 +1,498 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""Trains the paper's network and writes it as a model for earlydrop.
+
+  train.py --data DIR [--data DIR...] --out models/paper.onnx
+  train.py --data DIR [--data DIR...] --evaluate models/paper.onnx
+
+The data folders are those of `earlydrop dataset`. Whole groups (a source of
+captures, a network of the lab) are held out: the test groups give the figures,
+the validation groups the temperature and the thresholds. Beside the model
+stand its card (.md) and its figures (.json).
+
+The second form prints the card's figures again.
+"""
+import argparse
+import collections
+import datetime
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import dataset
+import network
+
+VERSION = "0.1.0"
+RULE = "the most probable class, if its probability reaches the class's threshold, else background"
+
+
+def arguments(argv):
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--data", action="append", required=True, metavar="DIR", help="dataset folder (may be repeated)")
+    p.add_argument("--out", metavar="FILE", help="model file to write; its card and figures stand beside it")
+    p.add_argument("--evaluate", metavar="FILE", help="print the figures of this model instead of training")
+    p.add_argument("--name", default="paper", help="the model's name")
+    p.add_argument("--model-version", default=VERSION, metavar="V", help="the model's version (default %(default)s)")
+    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--epochs", type=int, default=20)
+    p.add_argument("--epoch-samples", type=int, default=20000, metavar="N", help="samples per epoch (default %(default)s)")
+    p.add_argument("--max-minutes", type=float, default=0, metavar="M", help="begin no epoch after M minutes (0: no limit)")
+    p.add_argument("--batch", type=int, default=128)
+    p.add_argument("--lr", type=float, default=1e-4, help="learning rate of Adam (default %(default)s, the paper's)")
+    p.add_argument("--random-ratio", type=ratio, default=ratio("1/9"), metavar="R",
+                   help="random images : real background, as 1/9 (default, the paper's best) or 0")
+    p.add_argument("--cut-share", type=float, default=0.25, metavar="P",
+                   help="share of training captures that are cut at a random place (default %(default)s)")
+    p.add_argument("--limit-per-group", type=int, default=2000, metavar="N",
+                   help="a background group counts as at most N samples (default %(default)s)")
+    p.add_argument("--mask", choices=sorted(dataset.RECIPES), default="strict")
+    p.add_argument("--holdout-group", action="append", default=[], metavar="PATTERN",
+                   help="test groups, as file name patterns (may be repeated; default: a fifth, drawn by the seed)")
+    p.add_argument("--validation-group", action="append", default=[], metavar="PATTERN", help="likewise")
+    p.add_argument("--false-positives", type=float, default=0.001, metavar="P",
+                   help="budget for the thresholds: share of validation background that each class may take "
+                        "(default %(default)s)")
+    p.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto: cuda where there is one)")
+    p.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
+    p.add_argument("--checkpoint", default=".cache/train/paper.pt", metavar="FILE",
+                   help="state after each epoch (default %(default)s)")
+    p.add_argument("--resume", action="store_true", help="go on from the checkpoint")
+    args = p.parse_args(argv)
+    if bool(args.out) == bool(args.evaluate):
+        p.error("give either --out or --evaluate")
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    return args
+
+
+def ratio(text):
+    """Reads "1/9" or "0.111"."""
+    top, _, bottom = text.partition("/")
+    try:
+        value = float(top) / float(bottom or 1)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no ratio such as 1/9") from None
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
+    return value
+
+
+def logits_of(net, images, device, batch=512):
+    """Logits float64 [N, K] of uint8 images [N, 1024]."""
+    net.eval()
+    out = []
+    with torch.no_grad():
+        for i in range(0, len(images), batch):
+            x = torch.from_numpy(images[i:i + batch]).view(-1, 1, network.SIDE, network.SIDE)
+            out.append(net(x.to(device)).cpu().numpy())
+    return np.concatenate(out).astype(np.float64)
+
+
+def deployed_logits(net, data, indices, recipe, device, limit=4096):
+    """Logits of samples, masked as the Go program masks them."""
+    out = []
+    for i in range(0, len(indices), limit):
+        part = indices[i:i + limit]
+        images = dataset.mask_as_deployed(data.capture[part], data.mask[part], data.captured[part], recipe)
+        out.append(logits_of(net, images, device))
+    return np.concatenate(out) if out else np.zeros((0, 0))
+
+
+def balanced_nll(logits, truth, temperature, classes):
+    """Mean negative log-likelihood in which every class counts the same."""
+    p = network.softmax(logits, temperature)[np.arange(len(truth)), truth]
+    loss = -np.log(np.maximum(p, 1e-30))
+    return np.mean([loss[truth == k].mean() for k in range(classes) if (truth == k).any()])
+
+
+def calibrate(logits, truth, classes):
+    """The temperature of the least balanced loss, by golden-section search."""
+    low, high = np.log(0.05), np.log(20.0)
+    g = (np.sqrt(5) - 1) / 2
+    for _ in range(60):
+        a, b = high - g * (high - low), low + g * (high - low)
+        if balanced_nll(logits, truth, np.exp(a), classes) < balanced_nll(logits, truth, np.exp(b), classes):
+            high = b
+        else:
+            low = a
+    return float(np.exp((low + high) / 2))
+
+
+def choose_thresholds(p, truth, labels, budget):
+    """Per class the least threshold, at least 0.5, at which the class takes no
+    more than budget of the background."""
+    thresholds = {}
+    background = p[truth == 0]
+    allowed = int(budget * len(background))
+    best = background.argmax(axis=1)
+    for k, label in enumerate(labels[1:], 1):
+        taken = np.sort(background[best == k, k])[::-1]
+        threshold = 0.5
+        if len(taken) > allowed:
+            # Just above the strongest one that must not pass.
+            threshold = max(0.5, min(1.0, float(taken[allowed]) + 1e-6))
+        thresholds[label] = round(threshold, 6)
+    return thresholds
+
+
+def decide(p, labels, thresholds):
+    """Class numbers by RULE."""
+    best = p.argmax(axis=1)
+    need = np.array([0.0] + [thresholds[label] for label in labels[1:]])
+    return np.where(p.max(axis=1) >= need[best], best, 0)
+
+
+def share(hits, total):
+    low, high = network.wilson(int(hits), int(total))
+    return {"hits": int(hits), "total": int(total), "low": round(low, 6), "high": round(high, 6)}
+
+
+def score(predicted, truth, labels):
+    """Accuracy, confusion and, per class, recall and precision."""
+    classes = {}
+    for k, label in enumerate(labels):
+        classes[label] = {
+            "recall": share(((predicted == k) & (truth == k)).sum(), (truth == k).sum()),
+            "precision": share(((predicted == k) & (truth == k)).sum(), (predicted == k).sum()),
+        }
+    return {
+        "accuracy": share((predicted == truth).sum(), len(truth)),
+        "false_positives": share(((predicted != 0) & (truth == 0)).sum(), (truth == 0).sum()),
+        "classes": classes,
+        "confusion": {a: {b: int(((truth == i) & (predicted == j)).sum()) for j, b in enumerate(labels)}
+                      for i, a in enumerate(labels)},
+    }
+
+
+def figures_of(logits, data, indices, labels, temperature, thresholds, net, device, seed):
+    """All figures of a model on the samples of its test groups."""
+    truth = np.array([labels.index(v) for v in data.label[indices]])
+    p = network.softmax(logits, temperature)
+    predicted = decide(p, labels, thresholds)
+    groups = data.group[indices]
+    figures = {"flows": len(indices), "groups": len(set(groups)), "rule": RULE, **score(predicted, truth, labels)}
+    figures["argmax"] = score(p.argmax(axis=1), truth, labels)
+    figures["false_positives_by_group"] = {
+        g: share(((predicted != 0) & (truth == 0) & (groups == g)).sum(), ((truth == 0) & (groups == g)).sum())
+        for g in sorted(set(groups[truth == 0]))}
+    for name in ("proto", "reason", "program", "cipher", "carried", "kind"):
+        column = data.column(name)[indices]
+        by = {}
+        for k, label in enumerate(labels):
+            for v in sorted(set(column[truth == k]) - {""}):
+                here = (truth == k) & (column == v)
+                by.setdefault(label, {})[v] = share((predicted[here] == k).sum(), here.sum())
+        if by:
+            figures[f"recall_by_{name}"] = by
+    rng = np.random.default_rng(seed)
+    random = rng.integers(0, 256, (5000, dataset.BYTES), dtype=np.uint8)
+    taken = decide(network.softmax(logits_of(net, random, device), temperature), labels, thresholds) != 0
+    figures["false_positives_random_images"] = share(taken.sum(), len(random))
+    return figures
+
+
+def train(args, data, part, labels, log):
+    """Returns (network, best epoch, losses). The network is the one of the
+    epoch with the least loss on the validation groups."""
+    torch.manual_seed(args.seed)
+    rng = np.random.default_rng(args.seed)
+    where = np.array([part[g] for g in data.group])
+    train_set, validation_set = np.flatnonzero(where == "train"), np.flatnonzero(where == "validation")
+    sampler = dataset.Sampler(data, train_set, labels, args.epoch_samples, args.random_ratio,
+                              args.limit_per_group, rng)
+    # A large validation source adds time, not knowledge.
+    keep = []
+    for g in sorted(set(data.group[validation_set])):
+        for label in labels:
+            i = validation_set[(data.group[validation_set] == g) & (data.label[validation_set] == label)]
+            keep.append(rng.permutation(i)[:args.limit_per_group])
+    watch = np.sort(np.concatenate(keep))
+    truth = np.array([labels.index(v) for v in data.label[watch]])
+
+    net = network.PaperNet(len(labels)).to(args.device).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(net.parameters(), lr=args.lr)
+    best = {"loss": float("inf"), "epoch": 0, "state": None}
+    losses, first = [], 1
+    if args.resume:
+        saved = torch.load(args.checkpoint, map_location=args.device)
+        if saved["digest"] != data.digest or saved["labels"] != labels or saved["seed"] != args.seed:
+            raise ValueError(f"{args.checkpoint} was made from other data or another seed")
+        net.load_state_dict(saved["net"])
+        optimizer.load_state_dict(saved["optimizer"])
+        best, losses, first = saved["best"], saved["losses"], saved["epoch"] + 1
+        rng.bit_generator.state = saved["rng"]
+        torch.set_rng_state(saved["torch_rng"])
+    start = time.monotonic()
+    for epoch in range(first, args.epochs + 1):
+        if args.max_minutes and time.monotonic() - start > args.max_minutes * 60:
+            log(f"stopped before epoch {epoch}: {args.max_minutes:g} minutes are over")
+            break
+        net.train()
+        indices, classes = sampler.epoch()
+        total, begun = 0.0, time.monotonic()
+        for i in range(0, len(indices), args.batch):
+            images = dataset.training_images(data, indices[i:i + args.batch], args.mask, args.cut_share, rng)
+            x = torch.from_numpy(images).view(-1, 1, network.SIDE, network.SIDE).to(args.device)
+            y = torch.from_numpy(classes[i:i + args.batch]).to(args.device)
+            optimizer.zero_grad(set_to_none=True)
+            loss = F.cross_entropy(net(x), y)
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(y)
+            if sys.stderr.isatty():
+                done = i + len(y)
+                print(f"\repoch {epoch} {done}/{len(indices)} loss {total / done:.4f} "
+                      f"{done / (time.monotonic() - begun):.0f} samples/s ", end="", file=sys.stderr, flush=True)
+        speed = len(indices) / (time.monotonic() - begun)
+        logits = deployed_logits(net, data, watch, args.mask, args.device)
+        nll = balanced_nll(logits, truth, 1.0, len(labels))
+        right = logits.argmax(axis=1) == truth
+        losses.append({"epoch": epoch, "train": round(total / len(indices), 5), "validation": round(float(nll), 5)})
+        if nll < best["loss"]:
+            best = {"loss": nll, "epoch": epoch, "state": {k: v.cpu().clone() for k, v in net.state_dict().items()}}
+        if sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr)
+        recall = " ".join(f"{label} {right[truth == k].mean():.3f}" for k, label in enumerate(labels) if (truth == k).any())
+        log(f"epoch {epoch:3d}  loss {losses[-1]['train']:.4f}  validation {nll:.4f}  recall {recall}  "
+            f"{speed:.0f} samples/s  {time.monotonic() - start:.0f} s")
+        os.makedirs(os.path.dirname(args.checkpoint) or ".", exist_ok=True)
+        torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict(), "best": best, "losses": losses,
+                    "epoch": epoch, "rng": rng.bit_generator.state, "torch_rng": torch.get_rng_state(),
+                    "digest": data.digest, "labels": labels, "seed": args.seed}, args.checkpoint + ".part")
+        os.replace(args.checkpoint + ".part", args.checkpoint)
+    if best["state"] is None:
+        raise ValueError("no epoch was trained")
+    net.load_state_dict(best["state"])
+    return net, best["epoch"], losses
+
+
+def text_share(s):
+    if s["total"] == 0:
+        return "-"
+    return (f"{100 * s['hits'] / s['total']:.2f} % ({s['hits']} of {s['total']}; "
+            f"{100 * s['low']:.2f} to {100 * s['high']:.2f})")
+
+
+def table(header, rows):
+    """A Markdown table with aligned columns."""
+    rows = [[str(c) for c in r] for r in [header] + list(rows)]
+    width = [max(len(r[i]) for r in rows) for i in range(len(header))]
+    line = lambda r: "| " + " | ".join(c.ljust(w) for c, w in zip(r, width)) + " |"
+    return "\n".join([line(rows[0]), "| " + " | ".join("-" * w for w in width) + " |"] + [line(r) for r in rows[1:]])
+
+
+def report(figures, labels, thresholds):
+    """The figures as Markdown; the card and --evaluate print this."""
+    out = [f"{figures['flows']} flows of {figures['groups']} groups that were in no other part. "
+           f"Decided is: {figures['rule']}. In brackets are the counts and the 95 % Wilson interval.", ""]
+    out += [table(["class", "threshold", "recall", "precision", "recall, most probable class"],
+                  [[label, thresholds.get(label, "-"), text_share(figures["classes"][label]["recall"]),
+                    text_share(figures["classes"][label]["precision"]),
+                    text_share(figures["argmax"]["classes"][label]["recall"])] for label in labels]), ""]
+    out += [f"Accuracy: {text_share(figures['accuracy'])}.",
+            f"False positives, all background: {text_share(figures['false_positives'])}.",
+            f"False positives, images of uniformly random bytes: {text_share(figures['false_positives_random_images'])}.", ""]
+    out += ["Confusion (rows: true, columns: decided):", "",
+            table(["", *labels], [[a, *(figures["confusion"][a][b] for b in labels)] for a in labels]), ""]
+    out += ["False positives by group:", "",
+            table(["group", "false positives"],
+                  [[g, text_share(s)] for g, s in figures["false_positives_by_group"].items()]), ""]
+    for name in ("program", "cipher", "carried", "kind", "proto", "reason"):
+        by = figures.get(f"recall_by_{name}")
+        if not by:
+            continue
+        out += [f"Right by {name}:", "",
+                table(["class", name, "right"], [[label, v, text_share(s)] for label in labels
+                                                 for v, s in by.get(label, {}).items()]), ""]
+    return "\n".join(out)
+
+
+CARD = """# {name} {version}
+
+The network of the paper's Table 2 (five convolutions, three full layers, {parameters} weights). It says of the first
+1024 bytes of a TCP or UDP connection whether they are of one of these classes: {labels}.
+
+| | |
+| --- | --- |
+| input | 32x32, channel `byte` |
+| mask | `{mask}` |
+| temperature | {temperature:.4f} |
+| thresholds | {thresholds} |
+| training data | {digest} |
+| seed | {seed} |
+| created | {created} |
+
+## What it is for, and what it is not for
+
+It is a first model, made to carry the whole system from the wire to the verdict. Use it in monitor mode, look at what
+it says about your own traffic, and only then let it drop anything.
+
+Do not use it
+- to decide about people: it tells kinds of traffic apart, with the errors below, and nothing about who or why;
+- where a wrongly dropped connection harms someone, without an allow-list and a person who looks at the events;
+- as evidence that a connection is, or is not, of a class: the positive classes were recorded in a lab.
+
+## Data
+
+The wanted classes, and part of the background, come from the project's traffic lab, where the real programs talk
+through networks of changing delay, loss, MTU, addresses and TCP settings. The rest of the background is real captures
+that others have published. Flows that are the same after masking were left out. A group (one network of the lab, or
+one source of captures) is in one part only.
+
+{data}
+
+{parts}
+
+## Training
+
+```
+{command}
+```
+
+Adam, learning rate {lr}; cross-entropy; dropout 0.5; {epochs} epochs of {epoch_samples} samples, of which epoch
+{best_epoch} had the least loss on the validation groups. Half of an epoch is background, with images of uniformly
+random bytes in the ratio {ratio:.3f} to the real ones (the paper's approximate completeness). The bytes under the mask are
+drawn anew every time. {cut:.0%} of the captures are cut at a random place.
+
+Each threshold is the least one, but at least 0.5, at which its class takes no more than {budget:.2%} of the
+background of the validation groups.
+
+## Figures
+
+{figures}
+
+The same figures again, from the same data and the model file:
+
+```
+{evaluate}
+```
+
+## Known failures
+
+{failures}
+"""
+
+
+def known_failures(figures, labels):
+    """What a reader of the figures should not overlook, from the figures."""
+    out = ["- The wanted classes were seen in one lab only, with one release of each program. Other releases, other "
+           "transports and other settings are unknown to the model."]
+    for g, s in sorted(figures["false_positives_by_group"].items(), key=lambda kv: -kv[1]["hits"]):
+        if s["hits"]:
+            out.append(f"- Background of {g} is taken for a wanted class: {text_share(s)}.")
+    for name in ("program", "cipher", "carried", "reason"):
+        for label in labels[1:]:
+            for v, s in figures.get(f"recall_by_{name}", {}).get(label, {}).items():
+                if s["total"] >= 20 and s["hits"] < 0.8 * s["total"]:
+                    out.append(f"- {label} with {name} {v} is often missed: right {text_share(s)}.")
+    for label in labels[1:]:
+        s = figures["classes"][label]["recall"]
+        if s["total"] < 100:
+            out.append(f"- Only {s['total']} test flows of {label}: its figures are weak.")
+    return "\n".join(out)
+
+
+def counts_text(data, labels, part):
+    """Tables of flows by group and by part."""
+    by_group = collections.Counter(zip(data.group, data.label))
+    rows = []
+    for g in sorted(part, key=lambda g: (["train", "validation", "test"].index(part[g]), g)):
+        rows.append([g, part[g], *(by_group.get((g, label), 0) for label in labels)])
+    per_part = []
+    for name in ("train", "validation", "test"):
+        here = np.array([part[g] == name for g in data.group])
+        per_part.append([name, sum(v == name for v in part.values()),
+                         *(int((here & (data.label == label)).sum()) for label in labels)])
+    return (table(["part", "groups", *labels], per_part), table(["group", "part", *labels], rows))
+
+
+def main(argv):
+    args = arguments(argv)
+    torch.set_num_threads(args.threads or os.cpu_count() or 1)
+    log = lambda text: print(text, file=sys.stderr, flush=True)
+    data = dataset.Data(args.data)
+    if args.evaluate:
+        return evaluate(args, data)
+    labels = data.labels()
+    if labels[0] not in data.label or len(labels) < 2:
+        raise ValueError(f"the data has the classes {sorted(set(data.label))}: background and another are needed")
+    part = dataset.split_groups(data, args.holdout_group, args.validation_group, args.seed)
+    for name in ("train", "validation", "test"):
+        here = [g for g in part if part[g] == name]
+        present = set(data.label[np.isin(data.group, here)])
+        log(f"{name}: {len(here)} groups, " + ", ".join(
+            f"{(data.label[np.isin(data.group, here)] == label).sum()} {label}" for label in labels))
+        if present != set(labels):
+            raise ValueError(f"the {name} groups lack {sorted(set(labels) - present)}: choose other groups")
+
+    net, best_epoch, losses = train(args, data, part, labels, log)
+    where = np.array([part[g] for g in data.group])
+    validation, test = np.flatnonzero(where == "validation"), np.flatnonzero(where == "test")
+    truth = np.array([labels.index(v) for v in data.label[validation]])
+    logits = deployed_logits(net, data, validation, args.mask, args.device)
+    temperature = calibrate(logits, truth, len(labels))
+    thresholds = choose_thresholds(network.softmax(logits, temperature), truth, labels, args.false_positives)
+    figures = figures_of(deployed_logits(net, data, test, args.mask, args.device), data, test, labels,
+                         temperature, thresholds, net, args.device, args.seed)
+    figures["test_groups"] = sorted(g for g in part if part[g] == "test")
+    figures["validation_groups"] = sorted(g for g in part if part[g] == "validation")
+
+    created = f"train.py {args.model_version}, PyTorch {torch.__version__}, Python {platform.python_version()}"
+    network.export_onnx(net, args.out, name=args.name, version=args.model_version, labels=labels, channels=["byte"],
+                        mask=args.mask, temperature=temperature, thresholds=thresholds, training_data=data.digest,
+                        figures=figures, created_by=created)
+    base = os.path.splitext(args.out)[0]
+    with open(base + ".json", "w", encoding="utf-8") as f:
+        json.dump({"figures": figures, "losses": losses, "best_epoch": best_epoch, "training_data": data.digest,
+                   "temperature": temperature, "thresholds": thresholds, "seed": args.seed, "parts": part}, f, indent=1,
+                  sort_keys=True)
+        f.write("\n")
+    parts, groups = counts_text(data, labels, part)
+    # The folders of the machine that trained do not belong on the card.
+    short = lambda a: os.path.basename(os.path.normpath(a)) if os.path.isabs(a) else a
+    shown = [short(a) for a in argv if a != "--resume"]
+    folders = " ".join(f"--data {shlex.quote(short(d))}" for d in args.data)
+    with open(base + ".md", "w", encoding="utf-8") as f:
+        f.write(CARD.format(
+            name=args.name, version=args.model_version, labels=", ".join(f"`{v}`" for v in labels), mask=args.mask,
+            parameters=f"{sum(p.numel() for p in net.parameters()):,}", temperature=temperature,
+            thresholds=", ".join(f"{k} {v}" for k, v in thresholds.items()), digest=data.digest, seed=args.seed,
+            created=f"{datetime.date.today()}, {created}", data=parts, parts=groups,
+            command=shlex.join(["models/train/train.py", *shown]), lr=args.lr, epochs=len(losses),
+            epoch_samples=args.epoch_samples, best_epoch=best_epoch, ratio=args.random_ratio, cut=args.cut_share,
+            budget=args.false_positives, figures=report(figures, labels, thresholds),
+            evaluate=f"models/train/train.py {folders} --evaluate {short(args.out)}",
+            failures=known_failures(figures, labels)))
+    print(report(figures, labels, thresholds))
+
+
+def evaluate(args, data):
+    """Prints the figures of a model file on its test groups of the data."""
+    net, meta = network.load_onnx(args.evaluate)
+    net = net.to(args.device).to(memory_format=torch.channels_last)
+    patterns = args.holdout_group or meta["figures"].get("test_groups", [])
+    test = np.flatnonzero([dataset.matches(g, patterns) for g in data.group])
+    if len(test) == 0:
+        raise ValueError(f"the data has none of the model's test groups {patterns}; name others with --holdout-group")
+    unknown = set(data.label[test]) - set(meta["labels"])
+    if unknown:
+        raise ValueError(f"the data has classes that the model does not know: {sorted(unknown)}")
+    if data.digest != meta["training_data"]:
+        print(f"note: the data is {data.digest}, the model was trained on {meta['training_data']}", file=sys.stderr)
+    figures = figures_of(deployed_logits(net, data, test, meta["mask"], args.device), data, test, meta["labels"],
+                         meta["temperature"], meta["thresholds"], net, args.device, args.seed)
+    print(report(figures, meta["labels"], meta["thresholds"]))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError, KeyError) as e:
+        sys.exit(f"train.py: {e}")

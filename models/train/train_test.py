@@ -1,0 +1,186 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of the training code; run with `python3 models/train/train_test.py`."""
+import contextlib
+import io
+import json
+import os
+import tempfile
+import unittest
+
+import numpy as np
+import torch
+
+import dataset
+import network
+import train
+
+
+def write_folder(folder, n=450, seed=1):
+    """A small dataset whose three classes differ in what most of their bytes are."""
+    rng = np.random.default_rng(seed)
+    capture = rng.integers(0, 256, (n, 1024), dtype=np.uint8)
+    labels = np.array(["background", "shadowsocks", "v2ray"])[np.arange(n) % 3]
+    for k, pattern in ((1, np.zeros(800)), (2, np.tile([255, 0], 400))):
+        capture[np.arange(n) % 3 == k, 100:900] = pattern
+    mask = np.zeros((n, 1024), np.uint8)
+    mask[:, :12] = 3
+    mask[:, 22] = 2
+    os.makedirs(folder)
+    np.save(os.path.join(folder, "capture.npy"), capture)
+    np.save(os.path.join(folder, "mask.npy"), mask)
+    with open(os.path.join(folder, "samples.tsv"), "w", encoding="utf-8") as f:
+        f.write("index\tlabel\tgroup\tfile\tsrc\tdst\tproto\tcaptured\treason\tprogram\n")
+        for i in range(n):
+            f.write(f"{i}\t{labels[i]}\tnet-{i // 3 % 10}\tf.pcap\t\"a\tb\ttcp\t1024\tfull\tprogram-{i % 3}\n")
+    with open(os.path.join(folder, "dataset.json"), "w", encoding="utf-8") as f:
+        json.dump({"format": 1, "digest": "sha256:" + "1" * 64}, f)
+
+
+class Masking(unittest.TestCase):
+    def test_deployed_mask_is_the_go_programs(self):
+        # The frame and the expected bytes of TestRenderGoldenBytes in
+        # classifier/image_test.go.
+        frame = bytes.fromhex("ee" * 12 + "0800" "45000020abcd40004011c5c5c0000201c6336402" "c35001bb000cc7c7" "70707070")
+        with open(os.path.join(os.path.dirname(__file__), "../../classifier/image_test.go"), encoding="utf-8") as f:
+            golden = f.read().split("func TestRenderGoldenBytes")[1].split("want := []uint8{")[1].split("0, 0,")[0]
+        want = bytes(int(v, 16) for v in golden.replace(",", " ").split())
+        self.assertEqual(len(want), len(frame))
+        capture = np.zeros((2, 1024), np.uint8)
+        capture[:, :len(frame)] = np.frombuffer(frame, np.uint8)
+        mask = np.zeros((2, 1024), np.uint8)
+        for a, b, v in ((0, 12, 3), (18, 20, 3), (22, 23, 2), (24, 26, 2), (26, 38, 3), (40, 42, 2)):
+            mask[:, a:b] = v
+        got = dataset.mask_as_deployed(capture, mask, np.full(2, len(frame)), "strict")
+        self.assertEqual(got[1, :len(frame)].tobytes(), want)
+        self.assertFalse(got[:, len(frame):].any())
+
+    def test_random_mask_replaces_only_the_recipes_bytes(self):
+        capture = np.full((50, 1024), 7, np.uint8)
+        mask = np.zeros((50, 1024), np.uint8)
+        mask[:, 10:20], mask[:, 30:40] = 3, 2
+        for recipe, replaced in (("paper", [*range(10, 20)]), ("strict", [*range(10, 20), *range(30, 40)])):
+            got = dataset.mask_at_random(capture, mask, recipe, np.random.default_rng(1))
+            self.assertEqual(np.flatnonzero((got != 7).any(axis=0)).tolist(), replaced)
+
+
+class Drawing(unittest.TestCase):
+    def setUp(self):
+        self.dir = tempfile.TemporaryDirectory()
+        write_folder(self.dir.name + "/a")
+        self.data = dataset.Data([self.dir.name + "/a"])
+
+    def tearDown(self):
+        self.dir.cleanup()
+
+    def test_no_group_is_in_two_parts(self):
+        part = dataset.split_groups(self.data, ["net-1", "net-[23]"], [], seed=3)
+        self.assertEqual(set(part), set(self.data.group))
+        self.assertEqual(sorted(g for g in part if part[g] == "test"), ["net-1", "net-2", "net-3"])
+        self.assertEqual(set(part.values()), {"train", "validation", "test"})
+        self.assertEqual(part, dataset.split_groups(self.data, ["net-1", "net-[23]"], [], seed=3))
+
+    def test_epoch_has_the_shares_asked_for(self):
+        rng = np.random.default_rng(1)
+        s = dataset.Sampler(self.data, np.arange(300), self.data.labels(), 2000, 1 / 9, 1000, rng)
+        indices, classes = s.epoch()
+        self.assertAlmostEqual(len(indices), 2000, delta=12)
+        self.assertEqual((indices < 0).sum(), 100)          # a ninth of the 900 real ones
+        self.assertAlmostEqual((classes == 0).sum(), 1000, delta=12)
+        self.assertAlmostEqual((classes == 1).sum(), 500, delta=1)
+        self.assertLess(indices.max(), 300)
+        real = indices >= 0
+        names = np.array(self.data.labels())
+        self.assertTrue((self.data.label[indices[real]] == names[classes[real]]).all())
+        # Every sample comes before one comes again.
+        seen = np.bincount(indices[classes == 1], minlength=300)[self.data.label[:300] == "shadowsocks"]
+        self.assertEqual((seen.min(), seen.max()), (5, 5))
+
+    def test_cut_and_random_images(self):
+        rng = np.random.default_rng(1)
+        images = dataset.training_images(self.data, np.array([0] * 400 + [-1] * 100), "strict", 0.5, rng)
+        cut = (images[:400, -8:] == 0).all(axis=1)
+        self.assertTrue(150 < cut.sum() < 250, cut.sum())
+        self.assertTrue(images[:400, :200].any(axis=1).all())
+        self.assertTrue((images[400:] != 0).mean() > 0.99)
+        self.assertEqual(len({i.tobytes() for i in images[400:]}), 100)
+
+
+class Figures(unittest.TestCase):
+    def test_wilson(self):
+        # Textbook values: 1 of 10, and none of 100.
+        for (hits, total), want in (((1, 10), (0.0179, 0.4042)), ((0, 100), (0.0, 0.0370)), ((0, 0), (0.0, 1.0))):
+            self.assertTrue(np.allclose(network.wilson(hits, total), want, atol=5e-5), (hits, total))
+
+    def test_thresholds_keep_the_budget(self):
+        rng = np.random.default_rng(1)
+        p = rng.dirichlet([3, 1, 1], 5000)
+        truth = np.zeros(5000, np.int64)
+        labels = ["background", "a", "b"]
+        for budget in (0.0, 0.01, 0.5):
+            t = train.choose_thresholds(p, truth, labels, budget)
+            for k, label in enumerate(labels[1:], 1):
+                taken = (train.decide(p, labels, t) == k).sum()
+                self.assertLessEqual(taken, budget * 5000)
+                self.assertGreaterEqual(t[label], 0.5)
+        # With a budget that binds, it is also used up.
+        t = train.choose_thresholds(p, truth, labels, 0.01)
+        self.assertEqual((train.decide(p, labels, t) == 1).sum(), 50)
+
+    def test_calibration_finds_the_temperature(self):
+        rng = np.random.default_rng(1)
+        logits = rng.normal(0, 2, (20000, 3))
+        truth = np.array([rng.choice(3, p=row) for row in network.softmax(logits, 1.0)])
+        self.assertAlmostEqual(train.calibrate(logits * 2.5, truth, 3), 2.5, delta=0.25)
+
+    def test_score(self):
+        s = train.score(np.array([0, 1, 1, 0]), np.array([0, 0, 1, 1]), ["background", "a"])
+        self.assertEqual(s["confusion"], {"background": {"background": 1, "a": 1}, "a": {"background": 1, "a": 1}})
+        self.assertEqual((s["false_positives"]["hits"], s["false_positives"]["total"]), (1, 2))
+
+
+class Model(unittest.TestCase):
+    def test_network_is_the_papers_table(self):
+        shapes = [tuple(p.shape) for n, p in network.PaperNet(3).named_parameters() if n.endswith("weight")]
+        self.assertEqual(shapes, [(32, 1, 5, 5), (64, 32, 5, 5), (128, 64, 3, 3), (256, 128, 3, 3), (256, 256, 3, 3),
+                                  (1024, 4096), (1024, 1024), (3, 1024)])
+
+    def test_train_writes_a_model_that_evaluates_the_same(self):
+        with tempfile.TemporaryDirectory() as d:
+            write_folder(d + "/data")
+            out, state = d + "/m.onnx", d + "/state.pt"
+            options = ["--data", d + "/data", "--out", out, "--checkpoint", state, "--epoch-samples", "300",
+                       "--batch", "32", "--lr", "5e-4", "--random-ratio", "1/9", "--seed", "5"]
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                train.main(options + ["--epochs", "2"])
+                train.main(options + ["--epochs", "4", "--resume"])
+            net, meta = network.load_onnx(out)
+            self.assertEqual(meta["labels"], ["background", "shadowsocks", "v2ray"])
+            self.assertEqual((meta["mask"], meta["image"], meta["training_data"]), ("strict", "32x32", "sha256:" + "1" * 64))
+            self.assertGreater(meta["figures"]["accuracy"]["hits"], 0.9 * meta["figures"]["accuracy"]["total"])
+            with open(d + "/m.json", encoding="utf-8") as f:
+                written = json.load(f)
+            self.assertEqual(written["figures"], meta["figures"])
+            self.assertEqual([e["epoch"] for e in written["losses"]], [1, 2, 3, 4])
+            data = dataset.Data([d + "/data"])
+            test = np.flatnonzero(np.isin(data.group, meta["figures"]["test_groups"]))
+            again = train.figures_of(train.deployed_logits(net, data, test, "strict", "cpu"), data, test, meta["labels"],
+                                     meta["temperature"], meta["thresholds"], net, "cpu", 5)
+            self.assertEqual(again["confusion"], meta["figures"]["confusion"])
+            with open(d + "/m.md", encoding="utf-8") as f:
+                card = f.read()
+            for text in ("False positives by group", "--seed 5", "sha256:111", "Known failures", "| net-"):
+                self.assertIn(text, card)
+            self.assertNotIn(d, card)
+
+    def test_wrong_folder_is_refused(self):
+        with tempfile.TemporaryDirectory() as d:
+            write_folder(d + "/data", n=30)
+            np.save(d + "/data/mask.npy", np.zeros((29, 1024), np.uint8))
+            with self.assertRaisesRegex(ValueError, "mask.npy is uint8 .29, 1024., expected uint8 .30, 1024."):
+                dataset.Data([d + "/data"])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(os.cpu_count() or 1)
+    unittest.main()

@@ -315,3 +315,34 @@ func TestMissingProgramNamesItsPackage(t *testing.T) {
 		t.Error("a program that does not exist is found")
 	}
 }
+
+// Others on the machine may mount the directory of namespaces over itself, as
+// `ip netns add` does. Close still removes the lab's files. The test does so
+// in a mount namespace of its own.
+func TestCloseUnderARemountedDirectory(t *testing.T) {
+	if os.Getenv("LAB_TEST_REMOUNT") == "" {
+		need(t)
+		child := exec.Command("unshare", "--mount", "--propagation", "private", os.Args[0], "-test.run=^TestCloseUnderARemountedDirectory$", "-test.v")
+		child.Env = append(os.Environ(), "LAB_TEST_REMOUNT=1")
+		if out, err := child.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("removed it all")) {
+			t.Fatalf("%v:\n%s", err, out)
+		}
+		return
+	}
+	l, err := lab.New(context.Background(), lab.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mount", "--rbind", "/var/run/netns", "/var/run/netns").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []*lab.Namespace{l.Client, l.Gateway, l.Server} {
+		if _, err := os.Stat(n.Path()); !os.IsNotExist(err) {
+			t.Fatalf("%s is left (%v)", n.Path(), err)
+		}
+	}
+	t.Log("removed it all")
+}

@@ -68,13 +68,63 @@ func (n *Namespace) close() error {
 
 func deleteNamed(name string) error {
 	path := filepath.Join(runDir, name)
-	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("unmount %s: %w", path, err)
+	if err := unmountAll(path); err != nil {
+		return err
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	err := os.Remove(path)
+	if errors.Is(err, unix.EBUSY) {
+		err = removeHidden(path)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove namespace: %w", err)
 	}
 	return nil
+}
+
+// unmountAll takes off every mount on path.
+func unmountAll(path string) error {
+	for {
+		err := unix.Unmount(path, unix.MNT_DETACH)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			return nil // no more
+		}
+		if err != nil {
+			return fmt.Errorf("unmount %s: %w", path, err)
+		}
+	}
+}
+
+// removeHidden removes a namespace's file that has a mount which no path
+// reaches: when somebody runs `ip netns add` for the first time, it mounts the
+// directory over itself, with copies of the mounts below. A mount namespace
+// of its own, on a thread that ends with it, can take the upper layer off and
+// remove the file, which makes the kernel drop its mounts everywhere.
+func removeHidden(path string) error {
+	errc := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlock
+		errc <- func() error {
+			if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+				return fmt.Errorf("new mount namespace: %w", err)
+			}
+			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+				return fmt.Errorf("make mounts private: %w", err)
+			}
+			for range 10 {
+				if err := unmountAll(path); err != nil {
+					return err
+				}
+				if err := os.Remove(path); !errors.Is(err, unix.EBUSY) {
+					return err
+				}
+				if err := unix.Unmount(runDir, unix.MNT_DETACH); err != nil {
+					return fmt.Errorf("unmount %s, in a copy: %w", runDir, err)
+				}
+			}
+			return fmt.Errorf("%s stays mounted", path)
+		}()
+	}()
+	return <-errc
 }
 
 // onThread runs fn on a thread whose network namespace is put back when fn

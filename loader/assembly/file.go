@@ -266,7 +266,7 @@ func (f *File) Run(a *Assembler, progress func(pos int64)) error {
 			return err
 		}
 		a.Packet(ts, frame, wireLen)
-		if n%1024 == 0 && progress != nil {
+		if n%64 == 0 && progress != nil {
 			progress(f.Pos())
 		}
 	}

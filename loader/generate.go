@@ -7,3 +7,4 @@ package loader
 // folders.
 //
 //go:generate go tool bpf2go -go-package loader -target amd64,arm64 -cc clang -cflags "$BPF_CFLAGS" -type sample -type packet_record -type verdict datapath ../bpf/earlydrop.bpf.c
+//go:generate go tool bpf2go -go-package floor -output-dir internal/floor -target amd64,arm64 -cc clang -cflags "$BPF_CFLAGS" floor ../bpf/floor.bpf.c

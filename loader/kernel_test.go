@@ -29,9 +29,9 @@ type kernel struct {
 }
 
 type config struct {
-	slots, ring, handshakes, blocked uint32
-	idle, udpIdle                    time.Duration
-	rawIP                            bool
+	slots, ring, handshakes, blocked, flows uint32 // sizes; small by default
+	idle, udpIdle                           time.Duration
+	rawIP                                   bool
 }
 
 // loadKernel skips nothing: without root or the features these tests fail.
@@ -67,6 +67,9 @@ func loadKernel(t testing.TB, c config) *kernel {
 	spec.Maps[datapathMapFlows].MaxEntries = 1024 // small ones load faster
 	spec.Maps[datapathMapHandshakes].MaxEntries = 1024
 	spec.Maps[datapathMapBlocked].MaxEntries = 1024
+	if c.flows != 0 {
+		spec.Maps[datapathMapFlows].MaxEntries = c.flows
+	}
 	if c.handshakes != 0 {
 		spec.Maps[datapathMapHandshakes].MaxEntries = c.handshakes
 	}

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/loader/internal/floor"
+	f "github.com/earlydrop/earlydrop/loader/internal/frames"
+)
+
+// The benchmarks below time programs under BPF_PROG_RUN, which repeats one packet
+// inside the kernel. Floor and data path are timed in turn, several times, and the
+// least of each is taken: what a busy machine adds is not the program's.
+
+const (
+	benchRepeat = 200_000
+	benchRounds = 15
+)
+
+func timeProgram(b *testing.B, p *ebpf.Program, frame []byte, repeat int) time.Duration {
+	b.Helper()
+	_, d, err := p.Benchmark(frame, repeat, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return d
+}
+
+// compare reports what a packet costs in the data path, on the floor, and the ratio.
+func compare(b *testing.B, ours, least *ebpf.Program, frame []byte) {
+	b.Helper()
+	var best, bestFloor time.Duration
+	for range benchRounds {
+		if d := timeProgram(b, least, frame, benchRepeat); bestFloor == 0 || d < bestFloor {
+			bestFloor = d
+		}
+		if d := timeProgram(b, ours, frame, benchRepeat); best == 0 || d < best {
+			best = d
+		}
+	}
+	for range b.N { // the figures above are what counts
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(float64(best.Nanoseconds()), "ns/packet")
+	b.ReportMetric(float64(bestFloor.Nanoseconds()), "ns/packet-floor")
+	b.ReportMetric(float64(best)/float64(bestFloor), "x-floor")
+}
+
+func loadFloorPrograms(b *testing.B, frame []byte, flows int) *ebpf.Collection {
+	b.Helper()
+	spec, err := floor.Spec()
+	if err != nil {
+		b.Fatal(err)
+	}
+	spec.Maps["floor_flows"].MaxEntries = uint32(max(1024, flows))
+	coll, err := ebpf.NewCollection(spec)
+	if err != nil {
+		b.Fatal(loadError(err))
+	}
+	b.Cleanup(coll.Close)
+	key := make([]byte, 40)
+	copy(key[12:16], frame[26:30])
+	copy(key[28:32], frame[30:34])
+	copy(key[32:36], frame[34:38])
+	key[36] = f.TCP
+	m := coll.Maps["floor_flows"]
+	for i := 1; i < flows; i++ {
+		other := append([]byte(nil), key...)
+		binary.BigEndian.PutUint32(other[0:], uint32(i))
+		if err := m.Update(other, uint64(1), ebpf.UpdateAny); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := m.Update(key, uint64(1), ebpf.UpdateAny); err != nil {
+		b.Fatal(err)
+	}
+	return coll
+}
+
+func benchmarkDecided(b *testing.B, flows int, blocked bool) {
+	frame := up(f.ACK, 0)
+	k := loadKernel(b, config{flows: uint32(max(1024, flows)), blocked: uint32(max(1024, flows))})
+	fl := loadFloorPrograms(b, frame, flows)
+	for i := 1; i < flows; i++ {
+		key := toKernelKey(tcpKey())
+		binary.BigEndian.PutUint32(key.LoAddr[0:], uint32(i))
+		var err error
+		if blocked {
+			err = k.blocked.Update(&key, &datapathBlock{ExpiresNs: 1 << 62}, ebpf.UpdateAny)
+		} else {
+			err = k.flows.Update(&key, &datapathFlow{Verdict: datapathVerdictVERDICT_PASS}, ebpf.UpdateAny)
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	least := fl.Programs["floor_pass"]
+	if blocked {
+		least = fl.Programs["floor_drop"]
+		if err := k.Block(tcpKey(), time.Hour, "", ""); err != nil {
+			b.Fatal(err)
+		}
+	} else {
+		k.run(ingress, frame) // mid-stream: known from now on
+	}
+	if dropped := k.run(ingress, frame); dropped != blocked {
+		b.Fatalf("dropped: %v", dropped)
+	}
+	compare(b, k.coll.Programs[string(ingress)], least, frame)
+}
+
+func BenchmarkDecidedFlow(b *testing.B) {
+	for name, flows := range map[string]int{"1-flow": 1, "1000000-flows": 1_000_000} {
+		b.Run("passed/"+name, func(b *testing.B) { benchmarkDecided(b, flows, false) })
+		b.Run("dropped/"+name, func(b *testing.B) { benchmarkDecided(b, flows, true) })
+	}
+}
+
+// benchmarkFresh times packets each of which belongs to a flow of its own.
+func benchmarkFresh(b *testing.B, frame []byte, repeat, slots int) {
+	spec, err := floor.Spec()
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, name := range []string{datapathMapSlots, datapathMapFreeSlots, datapathMapCollecting} {
+		spec.Maps[name].MaxEntries = uint32(slots)
+	}
+	spec.Maps[datapathMapSamples].MaxEntries = 1 << 28
+	var best time.Duration
+	for range 3 {
+		coll, err := ebpf.NewCollection(spec)
+		if err != nil {
+			b.Fatal(loadError(err))
+		}
+		for i := range uint32(slots) {
+			if err := coll.Maps[datapathMapFreeSlots].Update(nil, i, ebpf.UpdateAny); err != nil {
+				b.Fatal(err)
+			}
+		}
+		d := timeProgram(b, coll.Programs["bench_packet"], frame, repeat)
+		if best == 0 || d < best {
+			best = d
+		}
+		c, err := readCounters(coll.Maps[datapathMapCounters])
+		coll.Close()
+		if err != nil {
+			b.Fatal(err)
+		}
+		if opened := c.TcpOpened + c.UdpOpened; opened != uint64(repeat) || c.RingFull+c.SlotsFull+c.CollectingFull != 0 {
+			b.Fatalf("not what was to be timed: %+v", c)
+		}
+	}
+	for range b.N {
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(float64(best.Nanoseconds()), "ns/packet")
+}
+
+// A SYN that opens a flow.
+func BenchmarkSYN(b *testing.B) { benchmarkFresh(b, up(f.SYN, 0), 100_000, 1024) }
+
+// A 1 KB datagram that opens a flow and is captured, short of a hand-over.
+func BenchmarkCapture(b *testing.B) { benchmarkFresh(b, udp(true, 958), 16_000, 16_384) }
+
+// A datagram that opens a flow, fills its capture and hands it over.
+func BenchmarkHandover(b *testing.B) { benchmarkFresh(b, udp(true, 982), 100_000, 1024) }
+
+// From a packet table to the reader's Sample: what user space adds per capture.
+func BenchmarkDecodeSample(b *testing.B) {
+	k := loadKernel(b, config{})
+	for _, p := range after(handshake(), up(f.ACK, 1400)) {
+		k.run(ingress, p)
+	}
+	k.ring.SetDeadline(time.Now())
+	rec, err := k.ring.Read()
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := new(flow.Sample)
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := decodeSample(rec.RawSample, s); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkBlock(b *testing.B) {
+	k := loadKernel(b, config{})
+	key := tcpKey()
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		key.Lo = netip.AddrPortFrom(key.Lo.Addr(), uint16(i%1000))
+		if err := k.Block(key, time.Hour, "shadowsocks", "tunnels"); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -15,8 +15,9 @@ import (
 	"github.com/earlydrop/earlydrop/test/lab"
 )
 
-// need skips where the lab can't run. As that would hide a broken lab, it
-// fails instead for root with all programs, and wherever a lab is demanded.
+// need skips where the lab can't run and says what is missing: root or a
+// program. With EARLYDROP_NEED_LAB set, which whoever runs all tests does,
+// that is a failure.
 func need(t *testing.T) {
 	t.Helper()
 	missing := lab.Missing()

@@ -154,83 +154,110 @@ func (r *recorder) end(ports ...uint16) {
 
 func (r *recorder) run() {
 	defer close(r.done)
-	var (
-		eth     layers.Ethernet
-		dot1q   layers.Dot1Q
-		ip4     layers.IPv4
-		ip6     layers.IPv6
-		tcp     layers.TCP
-		udp     layers.UDP
-		decoded []gopacket.LayerType
-	)
-	parser := gopacket.NewDecodingLayerParser(layers.LayerTypeEthernet, &eth, &dot1q, &ip4, &ip6, &tcp, &udp)
-	parser.IgnoreUnsupported = true
+	d := newDecoder()
 	for {
 		f, err := r.sniffer.Read()
 		if err != nil {
 			return
 		}
-		// A frame cut at snapBytes is an error of a length only after its
-		// headers, which are decoded by then.
-		_ = parser.DecodeLayers(f.Data, &decoded)
-		var src, dst netip.Addr
-		var sport, dport uint16
-		var isUDP, isTCP bool
-		for _, t := range decoded {
-			switch t {
-			case layers.LayerTypeIPv4:
-				src, _ = netip.AddrFromSlice(ip4.SrcIP)
-				dst, _ = netip.AddrFromSlice(ip4.DstIP)
-			case layers.LayerTypeIPv6:
-				src, _ = netip.AddrFromSlice(ip6.SrcIP)
-				dst, _ = netip.AddrFromSlice(ip6.DstIP)
-			case layers.LayerTypeTCP:
-				isTCP, sport, dport = true, uint16(tcp.SrcPort), uint16(tcp.DstPort)
-			case layers.LayerTypeUDP:
-				isUDP, sport, dport = true, uint16(udp.SrcPort), uint16(udp.DstPort)
-			}
+		if p, ok := d.decode(f.Data); ok {
+			r.take(p, f)
 		}
-		if !isTCP && !isUDP {
-			continue
-		}
-		key := flowKey{client: netip.AddrPortFrom(src, sport), server: netip.AddrPortFrom(dst, dport), udp: isUDP}
-		dir := 0
-		if dst != r.server {
-			key.client, key.server, dir = key.server, key.client, 1
-		}
-		if key.server.Addr() != r.server {
-			continue
-		}
-		r.mu.Lock()
-		st := r.flows[key]
-		first := dir == 0 && (isUDP && st == nil || isTCP && tcp.SYN && !tcp.ACK && (st == nil || st.payload))
-		if first {
-			if s := r.sections[key.server.Port()]; s != nil {
-				st = &flowState{section: s}
-				r.flows[key] = st
-			}
-		}
-		r.mu.Unlock()
-		if st == nil {
-			continue
-		}
-		st.section.add(key, st, dir, f, isTCP && (tcp.SYN || tcp.FIN || tcp.RST), isTCP && tcp.FIN, isTCP && tcp.RST,
-			isUDP && len(udp.Payload) > 0 || isTCP && len(tcp.Payload) > 0)
 	}
 }
 
-func (s *section) add(key flowKey, st *flowState, dir int, f lab.Frame, control, fin, rst, payload bool) {
+// packet is what a recorder needs to know of a frame.
+type packet struct {
+	src, dst      netip.AddrPort
+	udp           bool
+	syn, fin, rst bool // syn: without ACK
+	control       bool // has SYN, FIN or RST
+	payload       bool
+}
+
+// decoder reads frames into one set of layers. It is for one goroutine.
+type decoder struct {
+	eth     layers.Ethernet
+	dot1q   layers.Dot1Q
+	ip4     layers.IPv4
+	ip6     layers.IPv6
+	tcp     layers.TCP
+	udp     layers.UDP
+	parser  *gopacket.DecodingLayerParser
+	decoded []gopacket.LayerType
+}
+
+func newDecoder() *decoder {
+	d := &decoder{}
+	d.parser = gopacket.NewDecodingLayerParser(layers.LayerTypeEthernet, &d.eth, &d.dot1q, &d.ip4, &d.ip6, &d.tcp, &d.udp)
+	d.parser.IgnoreUnsupported = true
+	return d
+}
+
+// decode returns false for what is neither TCP nor UDP over IP.
+func (d *decoder) decode(data []byte) (p packet, ok bool) {
+	// A frame cut at snapBytes gives an error after its headers, which are
+	// decoded by then.
+	_ = d.parser.DecodeLayers(data, &d.decoded)
+	var src, dst netip.Addr
+	for _, t := range d.decoded {
+		switch t {
+		case layers.LayerTypeIPv4:
+			src, _ = netip.AddrFromSlice(d.ip4.SrcIP)
+			dst, _ = netip.AddrFromSlice(d.ip4.DstIP)
+		case layers.LayerTypeIPv6:
+			src, _ = netip.AddrFromSlice(d.ip6.SrcIP)
+			dst, _ = netip.AddrFromSlice(d.ip6.DstIP)
+		case layers.LayerTypeTCP:
+			t := &d.tcp
+			p = packet{src: netip.AddrPortFrom(src, uint16(t.SrcPort)), dst: netip.AddrPortFrom(dst, uint16(t.DstPort)),
+				syn: t.SYN && !t.ACK, fin: t.FIN, rst: t.RST, control: t.SYN || t.FIN || t.RST, payload: len(t.Payload) > 0}
+			ok = true
+		case layers.LayerTypeUDP:
+			p = packet{src: netip.AddrPortFrom(src, uint16(d.udp.SrcPort)), dst: netip.AddrPortFrom(dst, uint16(d.udp.DstPort)),
+				udp: true, payload: len(d.udp.Payload) > 0}
+			ok = true
+		}
+	}
+	return p, ok
+}
+
+// take puts a packet into its flow's section, if it has one.
+func (r *recorder) take(p packet, f lab.Frame) {
+	key, dir := flowKey{client: p.src, server: p.dst, udp: p.udp}, 0
+	if p.dst.Addr() != r.server {
+		key.client, key.server, dir = p.dst, p.src, 1
+	}
+	if key.server.Addr() != r.server {
+		return
+	}
+	r.mu.Lock()
+	st := r.flows[key]
+	// A SYN on a flow that has carried something is a reused port.
+	if dir == 0 && (p.udp && st == nil || p.syn && (st == nil || st.payload)) {
+		if s := r.sections[key.server.Port()]; s != nil {
+			st = &flowState{section: s}
+			r.flows[key] = st
+		}
+	}
+	r.mu.Unlock()
+	if st != nil {
+		st.section.add(key, st, dir, p, f)
+	}
+}
+
+func (s *section) add(key flowKey, st *flowState, dir int, p packet, f lab.Frame) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.w == nil {
 		return // already finished
 	}
 	s.flows[key] = st
-	st.fin[dir] = st.fin[dir] || fin
-	st.rst = st.rst || rst
-	st.payload = st.payload || payload
+	st.fin[dir] = st.fin[dir] || p.fin
+	st.rst = st.rst || p.rst
+	st.payload = st.payload || p.payload
 	st.frames++
-	if st.frames > flowFrames && !control {
+	if st.frames > flowFrames && !p.control {
 		return
 	}
 	err := s.w.WritePacket(gopacket.CaptureInfo{Timestamp: f.Time, CaptureLength: len(f.Data), Length: f.Wire}, f.Data)

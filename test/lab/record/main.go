@@ -41,6 +41,7 @@ type options struct {
 	workers    int
 	scale      float64
 	only       string
+	packages   string
 	verbose    bool
 }
 
@@ -55,6 +56,7 @@ func main() {
 	flag.IntVar(&o.workers, "workers", 8, "programs at a time under one condition")
 	flag.Float64Var(&o.scale, "scale", 1, "flows of each program, as a multiple of the usual number")
 	flag.StringVar(&o.only, "only", "", "run only the activities whose name contains this, as background")
+	flag.StringVar(&o.packages, "packages", "", "print the Debian packages that the lab (\"lab\") or a recording (\"record\") needs, and end")
 	flag.BoolVar(&o.verbose, "v", false, "log each failure")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -70,6 +72,13 @@ func main() {
 const overrun = 2 * time.Minute
 
 func run(ctx context.Context, o options) error {
+	if o.packages != "" {
+		names, err := packages(o.packages)
+		if err == nil {
+			fmt.Println(strings.Join(names, "\n"))
+		}
+		return err
+	}
 	if o.out == "" {
 		return errors.New("no --out directory given")
 	}
@@ -85,9 +94,6 @@ func run(ctx context.Context, o options) error {
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	for name, pkg := range programs {
-		if strings.HasPrefix(pkg, "python3-") {
-			continue // modules; their service says what it lacks
-		}
 		if _, err := lab.Program(name); err != nil {
 			log.Warn("program missing, its traffic is left out", "program", name, "package", pkg)
 		}

@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -34,7 +35,6 @@ var programs = map[string]string{
 	"memcached":        "memcached",
 	"mosquitto":        "mosquitto",
 	"mosquitto_pub":    "mosquitto-clients",
-	"mosquitto_sub":    "mosquitto-clients",
 	"ngircd":           "ngircd",
 	"microsocks":       "microsocks",
 	"tinyproxy":        "tinyproxy",
@@ -44,11 +44,28 @@ var programs = map[string]string{
 	"gnutls-cli":       "gnutls-bin",
 	"obfs4proxy":       "obfs4proxy",
 	"openvpn":          "openvpn",
-	"sftp":             "openssh-client",
-	"zstd":             "zstd",
-	"aiosmtpd":         "python3-aiosmtpd",
-	"python3-ftp":      "python3-pyftpdlib",
 	"/usr/bin/python3": "python3",
+}
+
+// modules of Python that are servers, of these Debian packages.
+var modules = []string{"python3-aiosmtpd", "python3-pyftpdlib"}
+
+// packages returns the Debian packages for a recording, or only those for the
+// lab itself.
+func packages(which string) ([]string, error) {
+	names := lab.DebianPackages()
+	switch which {
+	case "lab":
+		return names, nil
+	case "record":
+		names = append(names, modules...)
+		for _, p := range programs {
+			names = append(names, p)
+		}
+		slices.Sort(names)
+		return slices.Compact(names), nil
+	}
+	return nil, fmt.Errorf("--packages %q: want lab or record", which)
 }
 
 // env is what runs on the server under one condition.

@@ -103,43 +103,44 @@ static __always_inline int load_bytes(const struct source *src, __u32 off, void 
 	return bpf_skb_load_bytes(src->ctx, off, to, len) ? -1 : 0;
 }
 
-/* Puts the endpoints into the key in canonical order. */
-static __always_inline void set_endpoints(struct packet *pkt, const __be32 *saddr,
-					  const __be32 *daddr, __u16 sport, __u16 dport)
-{
-	struct flow_key *key = &pkt->key;
-	const __be32 *lo = saddr, *hi = daddr;
-	__u16 lo_port = sport, hi_port = dport;
-	bool src_is_lo = sport <= dport;
-
-#pragma unroll
-	for (int i = 3; i >= 0; i--) {
-		__u32 s = bpf_ntohl(saddr[i]), d = bpf_ntohl(daddr[i]);
-
-		if (s != d)
-			src_is_lo = s < d;
-	}
-	pkt->src_is_lo = src_is_lo;
-	if (!src_is_lo) {
-		lo = daddr;
-		hi = saddr;
-		lo_port = dport;
-		hi_port = sport;
-	}
-	__builtin_memcpy(key->lo_addr, lo, 16);
-	__builtin_memcpy(key->hi_addr, hi, 16);
-	key->lo_port = lo_port;
-	key->hi_port = hi_port;
-}
-
-/* Where the network header says that the transport header is. */
+/* Where the network header says that the transport header is, and between whom. */
 struct network {
 	__u32 off; /* of the transport header, in the buffer */
 	__u32 end; /* of the IP packet, in the buffer */
 	__u8 proto;
+	bool v4; /* then only the last words of the addresses are set */
 	__be32 saddr[4];
 	__be32 daddr[4];
 };
+
+/* Puts the endpoints into the key, which is all zero so far, in canonical order. */
+static __always_inline void set_endpoints(struct packet *pkt, const struct network *net,
+					  __u16 sport, __u16 dport)
+{
+	__be32 *lo = (__be32 *)pkt->key.lo_addr, *hi = (__be32 *)pkt->key.hi_addr;
+	bool src_is_lo = sport <= dport;
+
+#pragma unroll
+	for (int i = 3; i >= 0; i--) {
+		__u32 s = bpf_ntohl(net->saddr[i]), d = bpf_ntohl(net->daddr[i]);
+
+		if (s != d)
+			src_is_lo = s < d;
+		if (net->v4) /* the words before are equal */
+			break;
+	}
+	pkt->src_is_lo = src_is_lo;
+	pkt->key.lo_port = src_is_lo ? sport : dport;
+	pkt->key.hi_port = src_is_lo ? dport : sport;
+	if (net->v4) {
+		lo[2] = hi[2] = bpf_htonl(0xffff);
+		lo[3] = src_is_lo ? net->saddr[3] : net->daddr[3];
+		hi[3] = src_is_lo ? net->daddr[3] : net->saddr[3];
+		return;
+	}
+	__builtin_memcpy(lo, src_is_lo ? net->saddr : net->daddr, 16);
+	__builtin_memcpy(hi, src_is_lo ? net->daddr : net->saddr, 16);
+}
 
 static __always_inline enum parse_result
 parse_transport(const struct source *src, struct packet *pkt, const struct network *net)
@@ -184,7 +185,7 @@ parse_transport(const struct source *src, struct packet *pkt, const struct netwo
 		return PARSE_OTHER_PROTO;
 	}
 	pkt->key.proto = net->proto;
-	set_endpoints(pkt, net->saddr, net->daddr, bpf_ntohs(source), bpf_ntohs(dest));
+	set_endpoints(pkt, net, bpf_ntohs(source), bpf_ntohs(dest));
 	return PARSE_FLOW;
 }
 
@@ -208,7 +209,7 @@ static __always_inline enum parse_result parse_ipv4(const struct source *src, __
 	net->off = off + header_len;
 	net->end = off + total_len;
 	net->proto = ip.protocol;
-	net->saddr[2] = net->daddr[2] = bpf_htonl(0xffff);
+	net->v4 = true;
 	net->saddr[3] = ip.saddr;
 	net->daddr[3] = ip.daddr;
 	return PARSE_FLOW;

@@ -20,7 +20,7 @@ PKG_BUILD := gcc libc6-dev ca-certificates
 PKG_GENERATE := clang llvm libbpf-dev linux-libc-dev libc6-dev
 PKG_LAB := curl dnsmasq-base nginx-light openssh-client openssh-server openssl shadowsocks-libev v2ray
 PKG_TEST := $(PKG_LAB) bpftool ethtool iproute2 util-linux
-PKG_TRAIN := python3 python3-numpy python3-onnx python3-torch
+PKG_TRAIN := libopenblas0-pthread python3 python3-numpy python3-onnx python3-torch
 
 # What a run of make finds installed is not asked for again.
 install = @test/install-packages.sh $(1)

@@ -8,9 +8,11 @@
 //  1. The allow-list. A flow that matches one of its entries passes, whatever
 //     the rules say.
 //  2. The rules, from top to bottom. A rule takes a flow when the predicted
-//     class is one of its classes, the confidence of that class is at least
-//     the rule's min_confidence, and none of its exceptions matches. The first
-//     rule that takes the flow decides.
+//     class is one of its classes, the probabilities of its classes add up to
+//     at least the rule's min_confidence, and none of its exceptions matches.
+//     The first rule that takes the flow decides. They are added because a rule
+//     with two classes asks whether the flow is one of them, not which: classes
+//     that are hard to tell apart share the probability between them.
 //  3. Otherwise the flow passes.
 //
 // A rule that names the class but does not take the flow (confidence too low,
@@ -97,9 +99,12 @@ type Decision struct {
 	// names the class and was stepped over. It is the entry, as Match.String
 	// prints it, when the allow-list decided, and empty when no rule names
 	// the class.
-	Rule       string
-	Class      string        // the predicted class
-	Confidence float64       // of Class, 0 to 1
+	Rule  string
+	Class string // the predicted class
+	// Confidence, 0 to 1, is what was compared with min_confidence: the
+	// probability that the flow is of one of the classes of Rule. Where no rule
+	// was asked it is that of Class.
+	Confidence float64
 	TTL        time.Duration // how long the block is to last; 0 for Pass
 	Reason     string        // one of the Reason constants
 }
@@ -221,6 +226,25 @@ type Policy struct {
 	Rules []Rule
 }
 
+// confidence returns the probability that a flow is of one of the rule's classes,
+// at most 1: rounding must not carry a sum over it. A result without scores knows
+// the predicted class's only.
+func (rule *Rule) confidence(r *flow.Result) float64 {
+	if len(r.Scores) == 0 || len(r.Scores) != len(r.Labels) {
+		return r.Confidence
+	}
+	var sum float64
+	for i, label := range r.Labels {
+		if slices.Contains(rule.Classes, label) {
+			sum += r.Scores[i]
+		}
+	}
+	if sum > 1 { // not min(): a sum that is no number has to stay one that is not
+		return 1
+	}
+	return sum
+}
+
 // Decide returns what becomes of a flow that m describes and that the
 // classifier gave the result r. It depends on nothing but p and its
 // arguments, changes nothing, and does not allocate. Confidence that is not a
@@ -239,19 +263,20 @@ func (p *Policy) Decide(m *flow.Meta, r flow.Result) Decision {
 		if !slices.Contains(rule.Classes, r.Class) {
 			continue
 		}
-		why := ReasonRule
+		confidence, why := rule.confidence(&r), ReasonRule
 		switch {
 		// Not "<": it has to hold for a confidence that is not a number.
-		case !(r.Confidence >= rule.MinConfidence):
+		case !(confidence >= rule.MinConfidence):
 			why = ReasonLowConfidence
 		case matchesAny(rule.Except, initiator, responder) >= 0:
 			why = ReasonException
 		default:
 			d.Action, d.Rule, d.Reason, d.TTL = rule.Action, rule.Name, why, rule.TTL
+			d.Confidence = confidence
 			return d
 		}
 		if d.Rule == "" {
-			d.Rule, d.Reason = rule.Name, why
+			d.Rule, d.Reason, d.Confidence = rule.Name, why, confidence
 		}
 	}
 	return d

@@ -5,6 +5,7 @@ package policy
 import (
 	"math"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -67,6 +68,44 @@ rules:
     action: drop
     ttl: 1s
 `
+
+// A rule with several classes asks whether the flow is one of them.
+func TestDecideAddsUpTheClassesOfARule(t *testing.T) {
+	p := mustParse(t, `rules:
+  - {name: both, class: [shadowsocks, v2ray], min_confidence: 0.9, action: drop, ttl: 10m}
+  - {name: one, class: v2ray, min_confidence: 0.4, action: drop, ttl: 1h}
+`)
+	labels := []string{"background", "shadowsocks", "v2ray"}
+	for _, tt := range []struct {
+		name   string
+		class  string
+		scores []float64
+		want   Decision
+	}{
+		{"a clear tunnel of unclear kind", "shadowsocks", []float64{0.02, 0.55, 0.43},
+			Decision{Action: Drop, Rule: "both", Confidence: 0.98, TTL: 10 * time.Minute, Reason: ReasonRule}},
+		{"not enough together", "shadowsocks", []float64{0.2, 0.5, 0.3},
+			Decision{Rule: "both", Confidence: 0.8, Reason: ReasonLowConfidence}},
+		{"not enough together, enough for a rule of one", "v2ray", []float64{0.2, 0.35, 0.45},
+			Decision{Action: Drop, Rule: "one", Confidence: 0.45, TTL: time.Hour, Reason: ReasonRule}},
+		{"background leads, whatever the rest adds up to", "background", []float64{0.05, 0.475, 0.475},
+			Decision{Confidence: 0.05, Reason: ReasonNoRule}},
+		{"rounding above one", "shadowsocks", []float64{0, 0.6, 0.4000000001},
+			Decision{Action: Drop, Rule: "both", Confidence: 1, TTL: 10 * time.Minute, Reason: ReasonRule}},
+		{"not a number", "shadowsocks", []float64{0, math.NaN(), 1},
+			Decision{Rule: "both", Confidence: math.NaN(), Reason: ReasonLowConfidence}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := flow.Result{Class: tt.class, Labels: labels, Scores: tt.scores, Confidence: tt.scores[slices.Index(labels, tt.class)]}
+			got := p.Decide(meta("10.0.0.2:40000", "198.51.100.7:8388"), r)
+			tt.want.Class = tt.class
+			near := cmp.Comparer(func(a, b float64) bool { return a == b || math.Abs(a-b) < 1e-12 || math.IsNaN(a) && math.IsNaN(b) })
+			if diff := cmp.Diff(tt.want, got, near); diff != "" {
+				t.Errorf("decision (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
 
 func TestDecide(t *testing.T) {
 	p := mustParse(t, decideYAML)

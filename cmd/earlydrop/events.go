@@ -46,21 +46,24 @@ type event struct {
 
 	// verdict
 	Class      string             `json:"class,omitempty"`
-	Confidence *float64           `json:"confidence,omitempty"`
+	Confidence *float64           `json:"confidence,omitempty"` // of class
 	Scores     map[string]float64 `json:"scores,omitempty"`
 	Decision   string             `json:"decision,omitempty"` // pass or drop, as the policy says
 	Enforced   *bool              `json:"enforced,omitempty"` // the kernel drops it
 	Rule       string             `json:"rule,omitempty"`
-	Reason     string             `json:"reason,omitempty"`
-	TTL        float64            `json:"ttl_seconds,omitempty"`
-	Model      string             `json:"model,omitempty"`
-	Captured   int                `json:"captured,omitempty"`    // bytes
-	Complete   *bool              `json:"complete,omitempty"`    // all 1024 of them
-	HandedOver string             `json:"handed_over,omitempty"` // full, closed, idle
-	Packets    int                `json:"packets,omitempty"`     // until the verdict
-	Bytes      uint64             `json:"bytes,omitempty"`       // on the wire, until the verdict
-	VerdictMS  float64            `json:"verdict_ms,omitempty"`  // from the flow's first packet
-	LatencyUS  float64            `json:"latency_us,omitempty"`  // from the hand-over to the verdict in the map
+	// What was compared with the rule's min_confidence: the probability that
+	// the flow is of one of its classes.
+	RuleConfidence *float64 `json:"rule_confidence,omitempty"`
+	Reason         string   `json:"reason,omitempty"`
+	TTL            float64  `json:"ttl_seconds,omitempty"`
+	Model          string   `json:"model,omitempty"`
+	Captured       int      `json:"captured,omitempty"`    // bytes
+	Complete       *bool    `json:"complete,omitempty"`    // all 1024 of them
+	HandedOver     string   `json:"handed_over,omitempty"` // full, closed, idle
+	Packets        int      `json:"packets,omitempty"`     // until the verdict
+	Bytes          uint64   `json:"bytes,omitempty"`       // on the wire, until the verdict
+	VerdictMS      float64  `json:"verdict_ms,omitempty"`  // from the flow's first packet
+	LatencyUS      float64  `json:"latency_us,omitempty"`  // from the hand-over to the verdict in the map
 
 	// block_ended, ended
 	DroppedPackets *uint64           `json:"dropped_packets,omitempty"`
@@ -83,12 +86,16 @@ func newVerdictEvent(d *daemon, s *flow.Sample, r flow.Result, dec policy.Decisi
 	}
 	complete := s.Complete()
 	handedOver := s.Start.Add(s.Elapsed)
+	var ruleConfidence *float64
+	if dec.Rule != "" && dec.Reason != policy.ReasonAllowList {
+		ruleConfidence = &dec.Confidence
+	}
 	return event{
 		Time: at, Event: "verdict", Interface: d.iface, Mode: d.mode.String(),
 		Src: s.Initiator().String(), Dst: s.Responder().String(), Proto: s.Key.Proto.String(),
 		VLAN: s.Key.VLAN, InnerVLAN: s.Key.InnerVLAN, Start: s.Start,
 		Class: r.Class, Confidence: &r.Confidence, Scores: scores,
-		Decision: dec.Action.String(), Enforced: &enforced, Rule: dec.Rule, Reason: dec.Reason,
+		Decision: dec.Action.String(), Enforced: &enforced, Rule: dec.Rule, RuleConfidence: ruleConfidence, Reason: dec.Reason,
 		TTL: dec.TTL.Seconds(), Model: d.model,
 		Captured: len(s.Data), Complete: &complete, HandedOver: s.Reason.String(),
 		Packets: len(s.Packets), Bytes: wire,
@@ -217,6 +224,9 @@ func (s *sinks) printVerdict(w io.Writer, e *event) error {
 	line := fmt.Sprintf("%s  %-10s  %s %s > %s%s  %s %.3f  %.1f ms, %d packets", clock(e.Time), what, e.Proto, e.Src, e.Dst, vlan, e.Class, *e.Confidence, e.VerdictMS, e.Packets)
 	if e.Rule != "" {
 		line += "  " + e.Reason + " " + e.Rule
+		if e.RuleConfidence != nil && *e.RuleConfidence != *e.Confidence {
+			line += fmt.Sprintf(" (%.3f)", *e.RuleConfidence)
+		}
 	}
 	if s.verbose {
 		var scores []string

@@ -139,24 +139,20 @@ func describePolicy(p *policy.Policy) string {
 	}
 	for i, rule := range p.Rules {
 		if len(rule.Classes) > 0 && neverDecides(p.Rules[:i], &rule) {
-			fmt.Fprintf(&b, "note: rule %s never decides: rules above it take all of its flows\n", rule.Name)
+			fmt.Fprintf(&b, "note: rule %s never decides: a rule above it takes all of its flows\n", rule.Name)
 		}
 	}
 	return b.String()
 }
 
-// neverDecides reports whether the rules above take every flow that rule
-// would: each of its classes, with no exception, at no more confidence.
+// neverDecides reports whether a rule above takes every flow that rule would: it
+// has all of its classes, so its probabilities add up to no less, no exception,
+// and wants no more confidence.
 func neverDecides(above []policy.Rule, rule *policy.Rule) bool {
-	for _, class := range rule.Classes {
-		taken := slices.ContainsFunc(above, func(r policy.Rule) bool {
-			return len(r.Except) == 0 && r.MinConfidence <= rule.MinConfidence && slices.Contains(r.Classes, class)
-		})
-		if !taken {
-			return false
-		}
-	}
-	return true
+	return slices.ContainsFunc(above, func(r policy.Rule) bool {
+		return len(r.Except) == 0 && r.MinConfidence <= rule.MinConfidence &&
+			!slices.ContainsFunc(rule.Classes, func(class string) bool { return !slices.Contains(r.Classes, class) })
+	})
 }
 
 // matchInWords says which flows m fits, to be read after "flows".

@@ -70,7 +70,7 @@ otherwise rule late: drop v2ray for 1h when the confidence is at least 0.9
 otherwise rule lower: drop v2ray for 1h when the confidence is at least 0.4
 otherwise rule other: drop v2ray or shadowsocks for 1h when the confidence is at least 0.9
 everything else passes
-note: rule late never decides: rules above it take all of its flows
+note: rule late never decides: a rule above it takes all of its flows
 `},
 	}
 	for _, tt := range tests {

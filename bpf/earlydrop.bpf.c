@@ -320,7 +320,7 @@ static __always_inline void collect(struct counts *cnt, const struct source *src
 	}
 }
 
-static __always_inline enum action process_packet(const struct source *src, bool offloaded_tag,
+static __always_inline enum action process_packet(struct source *src, bool offloaded_tag,
 						  __be16 tag_proto, __u16 tci)
 {
 	struct packet packet = {}, *pkt = &packet;
@@ -397,7 +397,7 @@ int ed_ingress(struct xdp_md *ctx)
 		.is_xdp = true,
 	};
 
-	src.len = bpf_xdp_get_buff_len(ctx);
+	src.len = src.data_end - src.data;
 	return process_packet(&src, false, 0, 0) == ACTION_DROP ? XDP_DROP : XDP_PASS;
 }
 

@@ -78,10 +78,17 @@ struct ports {
 	__be16 dest;
 };
 
+/* Replaces the length of the linear part by that of the whole buffer: a helper
+ * call that a packet which is linear as far as it is read does not need. */
+static __always_inline void measure(struct source *src)
+{
+	if (src->is_xdp)
+		src->len = bpf_xdp_get_buff_len(src->ctx);
+}
+
 /* Copies len bytes, a constant, from offset off. Directly where the linear part
  * holds them, through the helper where it does not. Returns 0 or -1. */
-static __always_inline int load_bytes(const struct source *src, __u32 off, void *to,
-				      const __u32 len)
+static __always_inline int load_bytes(struct source *src, __u32 off, void *to, const __u32 len)
 {
 	void *from;
 
@@ -96,6 +103,7 @@ static __always_inline int load_bytes(const struct source *src, __u32 off, void 
 		__builtin_memcpy(to, __builtin_assume_aligned(from, 4), len);
 		return 0;
 	}
+	measure(src);
 	if (off + len > src->len)
 		return -1;
 	if (src->is_xdp)
@@ -142,8 +150,8 @@ static __always_inline void set_endpoints(struct packet *pkt, const struct netwo
 	__builtin_memcpy(hi, src_is_lo ? net->daddr : net->saddr, 16);
 }
 
-static __always_inline enum parse_result
-parse_transport(const struct source *src, struct packet *pkt, const struct network *net)
+static __always_inline enum parse_result parse_transport(struct source *src, struct packet *pkt,
+							 const struct network *net)
 {
 	__be16 source, dest;
 
@@ -189,16 +197,19 @@ parse_transport(const struct source *src, struct packet *pkt, const struct netwo
 	return PARSE_FLOW;
 }
 
-static __always_inline enum parse_result parse_ipv4(const struct source *src, __u32 off,
+static __always_inline enum parse_result parse_ipv4(struct source *src, __u32 off,
 						    struct network *net)
 {
-	__u32 header_len, total_len, rest = src->len - off;
+	__u32 header_len, total_len, rest;
 	struct iphdr ip;
 
 	if (load_bytes(src, off, &ip, sizeof(ip)))
 		return PARSE_MALFORMED;
 	header_len = ip.ihl * 4;
 	total_len = bpf_ntohs(ip.tot_len);
+	if (!total_len || total_len > src->len - off)
+		measure(src);
+	rest = src->len - off;
 	/* BIG TCP leaves the length at 0: the packet ends where the frame does. */
 	if (!total_len || total_len > rest)
 		total_len = rest;
@@ -273,15 +284,18 @@ static long walk_extension_skb(__u32 index, struct extension_walk *walk)
 	return walk_extension(walk, false);
 }
 
-static __always_inline enum parse_result parse_ipv6(const struct source *src, __u32 off,
+static __always_inline enum parse_result parse_ipv6(struct source *src, __u32 off,
 						    struct network *net)
 {
-	__u32 payload_len, rest = src->len - off;
+	__u32 payload_len, rest;
 	struct ipv6hdr ip6;
 
 	if (load_bytes(src, off, &ip6, sizeof(ip6)) || ip6.version != 6)
 		return PARSE_MALFORMED;
 	payload_len = bpf_ntohs(ip6.payload_len);
+	if (!payload_len || payload_len > src->len - off - sizeof(ip6))
+		measure(src);
+	rest = src->len - off;
 	if (!payload_len || payload_len > rest - sizeof(ip6))
 		payload_len = rest - sizeof(ip6);
 	net->off = off + sizeof(ip6);
@@ -313,7 +327,7 @@ static __always_inline enum parse_result parse_ipv6(const struct source *src, __
 }
 
 /* offloaded_tag: the hardware took a tag, tag_proto and tci, out of the frame. */
-static __always_inline enum parse_result parse_packet(const struct source *src, struct packet *pkt,
+static __always_inline enum parse_result parse_packet(struct source *src, struct packet *pkt,
 						      bool offloaded_tag, __be16 tag_proto,
 						      __u16 tci)
 {
@@ -338,14 +352,13 @@ static __always_inline enum parse_result parse_packet(const struct source *src, 
 		pkt->prefix_len = ETH_HLEN;
 		*(__be16 *)&pkt->prefix[12] = proto;
 	} else {
-		struct ethhdr eth;
-
-		if (load_bytes(src, 0, &eth, sizeof(eth)))
+		/* The addresses matter only where they have to be copied. */
+		if (load_bytes(src, 12, &proto, sizeof(proto)))
 			return PARSE_MALFORMED;
-		proto = eth.h_proto;
-		off = sizeof(eth);
+		off = ETH_HLEN;
 		if (offloaded_tag) {
-			__builtin_memcpy(pkt->prefix, &eth, 12);
+			if (load_bytes(src, 0, pkt->prefix, 12))
+				return PARSE_LOAD_FAILED;
 			*(__be16 *)&pkt->prefix[12] = tag_proto;
 			*(__be16 *)&pkt->prefix[14] = bpf_htons(tci);
 			pkt->prefix_len = 16;

@@ -86,29 +86,27 @@ static __always_inline void measure(struct source *src)
 		src->len = bpf_xdp_get_buff_len(src->ctx);
 }
 
-/* Copies len bytes, a constant, from offset off. Directly where the linear part
- * holds them, through the helper where it does not. Returns 0 or -1. */
-static __always_inline int load_bytes(struct source *src, __u32 off, void *to, const __u32 len)
+/* Returns a pointer to len bytes, a constant, at offset off: into the packet where
+ * its linear part holds them, else to buf, which a helper fills. NULL if the packet
+ * ends before. */
+static __always_inline void *header(struct source *src, __u32 off, void *buf, const __u32 len)
 {
-	void *from;
+	void *at;
 
 	/* The verifier wants a bound below 64 KiB on what is added to a packet
 	 * pointer. No header starts that far in. */
 	if (off > 0x3fff)
-		return -1;
-	from = src->data + off;
-	if (from + len <= src->data_end) {
-		/* Claimed alignment: clang would copy byte by byte. Both targets
-		 * load unaligned words at full speed, and the verifier knows. */
-		__builtin_memcpy(to, __builtin_assume_aligned(from, 4), len);
-		return 0;
-	}
+		return NULL;
+	at = src->data + off;
+	if (at + len <= src->data_end)
+		return at;
 	measure(src);
 	if (off + len > src->len)
-		return -1;
-	if (src->is_xdp)
-		return bpf_xdp_load_bytes(src->ctx, off, to, len) ? -1 : 0;
-	return bpf_skb_load_bytes(src->ctx, off, to, len) ? -1 : 0;
+		return NULL;
+	if (src->is_xdp ? bpf_xdp_load_bytes(src->ctx, off, buf, len)
+			: bpf_skb_load_bytes(src->ctx, off, buf, len))
+		return NULL;
+	return buf;
 }
 
 /* Where the network header says that the transport header is, and between whom. */
@@ -156,39 +154,41 @@ static __always_inline enum parse_result parse_transport(struct source *src, str
 	__be16 source, dest;
 
 	if (net->proto == IPPROTO_TCP) {
-		struct tcphdr tcp;
+		struct tcphdr buf, *tcp;
 		__u32 header_len;
 
-		if (net->off + sizeof(tcp) > net->end)
+		if (net->off + sizeof(buf) > net->end)
 			return PARSE_MALFORMED;
-		if (load_bytes(src, net->off, &tcp, sizeof(tcp)))
+		tcp = header(src, net->off, &buf, sizeof(buf));
+		if (!tcp)
 			return PARSE_LOAD_FAILED;
-		header_len = tcp.doff * 4;
-		if (header_len < sizeof(tcp) || net->off + header_len > net->end)
+		header_len = tcp->doff * 4;
+		if (header_len < sizeof(buf) || net->off + header_len > net->end)
 			return PARSE_MALFORMED;
 		/* The flags are byte 13; the struct has them as bit fields. */
-		pkt->tcp_flags = ((__u8 *)&tcp)[13];
+		pkt->tcp_flags = ((__u8 *)tcp)[13];
 		pkt->payload_len = net->end - net->off - header_len;
-		source = tcp.source;
-		dest = tcp.dest;
+		source = tcp->source;
+		dest = tcp->dest;
 	} else if (net->proto == IPPROTO_UDP) {
-		struct udphdr udp;
+		struct udphdr buf, *udp;
 		__u32 len;
 
-		if (net->off + sizeof(udp) > net->end)
+		if (net->off + sizeof(buf) > net->end)
 			return PARSE_MALFORMED;
-		if (load_bytes(src, net->off, &udp, sizeof(udp)))
+		udp = header(src, net->off, &buf, sizeof(buf));
+		if (!udp)
 			return PARSE_LOAD_FAILED;
-		len = bpf_ntohs(udp.len);
+		len = bpf_ntohs(udp->len);
 		/* 0 stands for "the rest" (jumbograms, GSO); a length beyond the
 		 * packet can't be true, but the bytes that are there are. */
-		if (len && len < sizeof(udp))
+		if (len && len < sizeof(buf))
 			return PARSE_MALFORMED;
 		if (!len || len > net->end - net->off)
 			len = net->end - net->off;
-		pkt->payload_len = len - sizeof(udp);
-		source = udp.source;
-		dest = udp.dest;
+		pkt->payload_len = len - sizeof(buf);
+		source = udp->source;
+		dest = udp->dest;
 	} else {
 		return PARSE_OTHER_PROTO;
 	}
@@ -201,28 +201,29 @@ static __always_inline enum parse_result parse_ipv4(struct source *src, __u32 of
 						    struct network *net)
 {
 	__u32 header_len, total_len, rest;
-	struct iphdr ip;
+	struct iphdr buf, *ip;
 
-	if (load_bytes(src, off, &ip, sizeof(ip)))
+	ip = header(src, off, &buf, sizeof(buf));
+	if (!ip)
 		return PARSE_MALFORMED;
-	header_len = ip.ihl * 4;
-	total_len = bpf_ntohs(ip.tot_len);
+	header_len = ip->ihl * 4;
+	total_len = bpf_ntohs(ip->tot_len);
 	if (!total_len || total_len > src->len - off)
 		measure(src);
 	rest = src->len - off;
 	/* BIG TCP leaves the length at 0: the packet ends where the frame does. */
 	if (!total_len || total_len > rest)
 		total_len = rest;
-	if (ip.version != 4 || header_len < sizeof(ip) || header_len > total_len)
+	if (ip->version != 4 || header_len < sizeof(buf) || header_len > total_len)
 		return PARSE_MALFORMED;
-	if (bpf_ntohs(ip.frag_off) & IP_OFFSET_MASK)
+	if (ip->frag_off & bpf_htons(IP_OFFSET_MASK))
 		return PARSE_LATER_FRAGMENT;
 	net->off = off + header_len;
 	net->end = off + total_len;
-	net->proto = ip.protocol;
+	net->proto = ip->protocol;
 	net->v4 = true;
-	net->saddr[3] = ip.saddr;
-	net->daddr[3] = ip.daddr;
+	net->saddr[3] = ip->saddr;
+	net->daddr[3] = ip->daddr;
 	return PARSE_FLOW;
 }
 
@@ -288,21 +289,23 @@ static __always_inline enum parse_result parse_ipv6(struct source *src, __u32 of
 						    struct network *net)
 {
 	__u32 payload_len, rest;
-	struct ipv6hdr ip6;
+	struct ipv6hdr buf, *ip6;
 
-	if (load_bytes(src, off, &ip6, sizeof(ip6)) || ip6.version != 6)
+	ip6 = header(src, off, &buf, sizeof(buf));
+	if (!ip6 || ip6->version != 6)
 		return PARSE_MALFORMED;
-	payload_len = bpf_ntohs(ip6.payload_len);
-	if (!payload_len || payload_len > src->len - off - sizeof(ip6))
+	payload_len = bpf_ntohs(ip6->payload_len);
+	if (!payload_len || payload_len > src->len - off - sizeof(buf))
 		measure(src);
 	rest = src->len - off;
-	if (!payload_len || payload_len > rest - sizeof(ip6))
-		payload_len = rest - sizeof(ip6);
-	net->off = off + sizeof(ip6);
+	if (!payload_len || payload_len > rest - sizeof(buf))
+		payload_len = rest - sizeof(buf);
+	net->off = off + sizeof(buf);
 	net->end = net->off + payload_len;
-	net->proto = ip6.nexthdr;
-	__builtin_memcpy(net->saddr, &ip6.saddr, sizeof(net->saddr));
-	__builtin_memcpy(net->daddr, &ip6.daddr, sizeof(net->daddr));
+	net->proto = ip6->nexthdr;
+	net->v4 = false;
+	__builtin_memcpy(net->saddr, &ip6->saddr, sizeof(net->saddr));
+	__builtin_memcpy(net->daddr, &ip6->daddr, sizeof(net->daddr));
 
 	if (is_extension(net->proto)) {
 		struct extension_walk walk = {
@@ -332,19 +335,20 @@ static __always_inline enum parse_result parse_packet(struct source *src, struct
 						      __u16 tci)
 {
 	enum parse_result result;
-	struct network net = {};
-	__be16 proto;
+	struct network net;
+	__be16 proto, *type;
 	__u32 off = 0;
 	int tags = 0;
 
 	if (cfg_raw_ip) {
-		__u8 first;
+		__u8 buf, *first;
 
-		if (load_bytes(src, 0, &first, sizeof(first)))
+		first = header(src, 0, &buf, sizeof(buf));
+		if (!first)
 			return PARSE_MALFORMED;
-		if ((first >> 4) == 4)
+		if ((*first >> 4) == 4)
 			proto = ETH_P_IP_NET;
-		else if ((first >> 4) == 6)
+		else if ((*first >> 4) == 6)
 			proto = ETH_P_IPV6_NET;
 		else
 			return PARSE_NOT_IP;
@@ -353,12 +357,20 @@ static __always_inline enum parse_result parse_packet(struct source *src, struct
 		*(__be16 *)&pkt->prefix[12] = proto;
 	} else {
 		/* The addresses matter only where they have to be copied. */
-		if (load_bytes(src, 12, &proto, sizeof(proto)))
+		type = header(src, 12, &proto, sizeof(proto));
+		if (!type)
 			return PARSE_MALFORMED;
+		proto = *type;
 		off = ETH_HLEN;
 		if (offloaded_tag) {
-			if (load_bytes(src, 0, pkt->prefix, 12))
-				return PARSE_LOAD_FAILED;
+			__u32 *macs, buf[3], *prefix = (__u32 *)pkt->prefix;
+
+			macs = header(src, 0, buf, sizeof(buf));
+			if (!macs)
+				return PARSE_MALFORMED;
+			prefix[0] = macs[0];
+			prefix[1] = macs[1];
+			prefix[2] = macs[2];
 			*(__be16 *)&pkt->prefix[12] = tag_proto;
 			*(__be16 *)&pkt->prefix[14] = bpf_htons(tci);
 			pkt->prefix_len = 16;
@@ -368,21 +380,22 @@ static __always_inline enum parse_result parse_packet(struct source *src, struct
 		}
 #pragma unroll
 		for (int i = 0; i < VLAN_TAGS + 1; i++) {
-			struct vlan_header tag;
+			struct vlan_header buf, *tag;
 
 			if (proto != ETH_P_8021Q_NET && proto != ETH_P_8021AD_NET &&
 			    proto != ETH_P_QINQ_NET)
 				break;
 			if (tags >= VLAN_TAGS)
 				return PARSE_UNPARSABLE;
-			if (load_bytes(src, off, &tag, sizeof(tag)))
+			tag = header(src, off, &buf, sizeof(buf));
+			if (!tag)
 				return PARSE_MALFORMED;
 			if (tags == 0)
-				pkt->key.vlan = bpf_ntohs(tag.tci) & VLAN_ID_MASK;
+				pkt->key.vlan = bpf_ntohs(tag->tci) & VLAN_ID_MASK;
 			else
-				pkt->key.inner_vlan = bpf_ntohs(tag.tci) & VLAN_ID_MASK;
-			proto = tag.proto;
-			off += sizeof(tag);
+				pkt->key.inner_vlan = bpf_ntohs(tag->tci) & VLAN_ID_MASK;
+			proto = tag->proto;
+			off += sizeof(buf);
 			tags++;
 		}
 	}

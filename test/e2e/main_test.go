@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package e2e tries the whole program on real traffic: earlydrop attached to the
+// gateway of a lab, real clients and servers on both sides of it, the shipped
+// model. It needs root and the lab's programs; without them it fails.
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/earlydrop/earlydrop/test/e2e/rig"
+	"github.com/earlydrop/earlydrop/test/lab"
+)
+
+// binary is the program under test, built by TestMain.
+var binary string
+
+func TestMain(m *testing.M) {
+	code, err := run(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func run(m *testing.M) (code int, err error) {
+	if missing := lab.Missing(); missing != "" {
+		return 1, errors.New(missing)
+	}
+	for _, name := range []string{"bpftool", "ip", "nsenter", "setpriv", "unshare"} {
+		if _, err := lab.Program(name); err != nil {
+			return 1, err
+		}
+	}
+	dir, err := os.MkdirTemp("", "ed-e2e-")
+	if err != nil {
+		return 1, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if binary, err = rig.Build(context.Background(), dir); err != nil {
+		return 1, err
+	}
+	pins, _ := filepath.Glob("/sys/fs/bpf/earlydrop/*")
+	code = m.Run()
+	return code, left(dir, pins)
+}
+
+// left looks for what the tests should have removed.
+func left(dir string, pinsBefore []string) error {
+	var errs []error
+	names, _ := filepath.Glob(fmt.Sprintf("/var/run/netns/ed-lab-%d-*", os.Getpid()))
+	if len(names) > 0 {
+		errs = append(errs, fmt.Errorf("network namespaces are left: %v", names))
+	}
+	// The machine's own BPF file system is none of the tests' business.
+	if pins, _ := filepath.Glob("/sys/fs/bpf/earlydrop/" + rig.Device); len(pins) > 0 && !strings.Contains(strings.Join(pinsBefore, " "), pins[0]) {
+		errs = append(errs, fmt.Errorf("pins are left: %v", pins))
+	}
+	exes, _ := filepath.Glob("/proc/[0-9]*/exe")
+	for _, exe := range exes {
+		if target, err := os.Readlink(exe); err == nil && strings.HasPrefix(target, dir) {
+			errs = append(errs, fmt.Errorf("a process is left: %s runs %s", exe, target))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// scene is a lab with earlydrop's gateway and the servers that the tests use.
+type scene struct {
+	*rig.Rig
+	t   *testing.T
+	ctx context.Context
+	web *lab.Nginx
+
+	ownTCX int // egress programs of the lab itself: one where it tags frames
+}
+
+// slow has a download take seconds instead of an instant, so that "it was cut"
+// and "it was over before" can't be confused. The leg at earlydrop stays a veth.
+var slow = lab.LinkConfig{Relay: lab.RelayConfig{Delay: time.Millisecond, Rate: 80e6}}
+
+const largeMB = 16 // 1.7 s on a slow leg
+
+func newScene(t *testing.T, cfg lab.Config) *scene {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	t.Cleanup(cancel)
+	l, err := lab.New(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Errorf("close the lab: %v", err)
+		}
+	})
+	r, err := rig.New(ctx, l, binary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &scene{Rig: r, t: t, ctx: ctx}
+	if cfg.VLAN != 0 {
+		s.ownTCX = 1
+	}
+	if s.web, err = l.StartNginx(ctx, lab.NginxConfig{LargeMB: largeMB}); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func must[T any](v T, err error) func(*testing.T) T {
+	return func(t *testing.T) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+// attach starts earlydrop; it must be able to be ended in order when the test
+// has not done so itself.
+func (s *scene) attach(args ...string) *rig.Daemon {
+	s.t.Helper()
+	d, err := s.Attach(s.ctx, args...)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() {
+		d.Kill()
+		if s.t.Failed() {
+			for _, e := range d.Events() {
+				s.t.Logf("%s %s %s > %s vlan %d %s %.4f %s %s, %d packets, %.1f ms", e.Time.Format("05.000"), e.Event, e.Src, e.Dst, e.VLAN, e.Class, e.Confidence, e.Decision, e.HandedOver, e.Packets, e.VerdictMS)
+			}
+			if text := d.Stderr(); text != "" {
+				s.t.Logf("standard error:\n%s", text)
+			}
+		}
+	})
+	return d
+}
+
+// stop ends earlydrop as Ctrl-C does and makes sure that nothing stays behind.
+func (s *scene) stop(d *rig.Daemon) rig.Event {
+	s.t.Helper()
+	last, err := d.Stop(s.ctx)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.clean()
+	return last
+}
+
+// file writes a file into the lab's folder and returns its path.
+func (s *scene) file(name, text string) string {
+	s.t.Helper()
+	path := filepath.Join(s.Dir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+	return path
+}
+
+// transfer is a download through a tunnel that is going on.
+type transfer struct {
+	tunnel *lab.Tunnel
+	bytes  atomic.Int64
+	cancel context.CancelFunc
+	done   chan struct{}
+	result lab.Result
+}
+
+// download begins to fetch the large file. It ends with the test.
+func (s *scene) download(tun *lab.Tunnel) *transfer {
+	ctx, cancel := context.WithCancel(s.ctx)
+	tr := &transfer{tunnel: tun, cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(tr.done)
+		tr.result = s.Download(ctx, tun, s.URL("https", 4, s.web.HTTPSPort, "/large"), tr.bytes.Store)
+	}()
+	s.t.Cleanup(tr.stop)
+	return tr
+}
+
+func (tr *transfer) stop() {
+	tr.cancel()
+	<-tr.done
+}
+
+// complete waits for the whole file.
+func (s *scene) complete(what string, tr *transfer) {
+	s.t.Helper()
+	select {
+	case <-tr.done:
+	case <-s.ctx.Done():
+		s.t.Fatalf("%s: not complete after %d bytes", what, tr.bytes.Load())
+	}
+	if tr.result.Err != nil || tr.result.Bytes != s.web.LargeBytes {
+		s.t.Errorf("%s: %d of %d bytes, %v", what, tr.result.Bytes, s.web.LargeBytes, tr.result.Err)
+	}
+}
+
+// risen waits until the kernel has dropped n packets more of the flow than now.
+func (s *scene) risen(v rig.Event, n uint64) rig.Block {
+	s.t.Helper()
+	var first, b rig.Block
+	err := rig.Until(s.ctx, func() (bool, error) {
+		var ok bool
+		var err error
+		if b, ok, err = s.Block(s.ctx, v.Src, v.Dst); err != nil {
+			return false, err
+		}
+		if !ok {
+			return false, fmt.Errorf("%s > %s is not blocked", v.Src, v.Dst)
+		}
+		if first.Since.IsZero() {
+			first = b
+		}
+		return b.Packets >= first.Packets+n && b.Bytes > first.Bytes, nil
+	})
+	if err != nil {
+		s.t.Fatalf("wait for dropped packets: %v (%d at first, %d at last)", err, first.Packets, b.Packets)
+	}
+	return b
+}
+
+// stalled makes sure that a blocked transfer gets nothing any more while the
+// kernel goes on dropping its packets, and that it has not got far.
+func (s *scene) stalled(tr *transfer, v rig.Event) {
+	s.t.Helper()
+	s.risen(v, 2) // what the programs had in their buffers has come out by then
+	before := tr.bytes.Load()
+	b := s.risen(v, 2)
+	if now := tr.bytes.Load(); now != before {
+		s.t.Errorf("the blocked download went on: %d bytes, then %d, %d packets dropped", before, now, b.Packets)
+	}
+	if limit := s.web.LargeBytes / 4; before > limit {
+		s.t.Errorf("%d bytes passed of the blocked download, want less than %d", before, limit)
+	}
+	select {
+	case <-tr.done:
+		s.t.Errorf("the blocked download ended: %+v", tr.result)
+	default:
+	}
+	s.t.Logf("%s: %s, %.4f, after %.1f ms, %d packets; %d of %d bytes passed, %d packets (%d bytes) dropped",
+		v.Dst, v.Class, v.RuleConfidence, v.VerdictMS, v.Packets, before, s.web.LargeBytes, b.Packets, b.Bytes)
+}
+
+// tunnelClasses are the classes of the shipped policy's rule. The first 1024 bytes
+// of Shadowsocks and of VMess are alike, so the model may take one for the other;
+// the rule asks whether a flow is one of them.
+var tunnelClasses = []string{"shadowsocks", "v2ray"}
+
+// dropVerdict checks what a verdict about a tunnel says.
+func dropVerdict(t *testing.T, v rig.Event, enforced bool) {
+	t.Helper()
+	if !slices.Contains(tunnelClasses, v.Class) || v.Decision != "drop" || v.Enforced == nil || *v.Enforced != enforced {
+		t.Fatalf("verdict about %s: class %q, scores %v, decision %q, enforced %v; want one of %v, drop, %v",
+			v.Dst, v.Class, v.Scores, v.Decision, v.Enforced != nil && *v.Enforced, tunnelClasses, enforced)
+	}
+	sum, all := 0.0, 0.0
+	for class, p := range v.Scores {
+		all += p
+		if slices.Contains(tunnelClasses, class) {
+			sum += p
+		}
+	}
+	if v.Confidence != v.Scores[v.Class] || math.Abs(v.RuleConfidence-sum) > 1e-9 || sum < 0.9 || math.Abs(all-1) > 1e-6 {
+		t.Errorf("confidence %v, of the rule %v, scores %v", v.Confidence, v.RuleConfidence, v.Scores)
+	}
+	if v.Rule == "" || v.Proto != "tcp" || v.Packets < 4 || v.Captured == 0 || v.Captured > 1024 || v.VerdictMS <= 0 {
+		t.Errorf("verdict lacks something: %+v", v)
+	}
+}

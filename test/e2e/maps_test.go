@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/earlydrop/earlydrop/test/e2e/rig"
+	"github.com/earlydrop/earlydrop/test/lab"
+)
+
+// Fields that bpftool has to show by name: of the key, and of the value.
+var mapFields = map[string][2][]string{
+	"attachment": {nil, {"layout_version", "pid", "xdp_mode", "egress", "mode", "model", "policy", "classified"}},
+	"blocked":    {flowKey, {"since_ns", "expires_ns", "packets", "bytes", "class", "rule"}},
+	"collecting": {flowKey, {"slot", "generation"}},
+	"counters":   {nil, {"packets_ingress", "dropped_packets", "ring_full"}},
+	"flows":      {flowKey, {"last_ns", "verdict"}},
+	"handshakes": {flowKey, {"start_ns", "packets", "data"}},
+	"slots":      {nil, {"last_ns", "sample"}},
+}
+
+var flowKey = []string{"lo_addr", "hi_addr", "lo_port", "hi_port", "vlan", "proto"}
+
+// Kinds of map that have no keys: bpftool prints no fields of them.
+var keyless = []string{"free_slots", "samples"}
+
+func TestBpftoolShowsEveryMapByFieldNames(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, lab.Config{ServerLink: slow})
+	d := s.attach("--mode", "enforce")
+	_, v := s.blockedDownload(d)
+	if r := s.Curl(s.ctx, nil, s.URL("http", 4, s.web.HTTPPort, "/1k")); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+
+	pins, err := s.Pins()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var seen []string
+	for _, pin := range pins {
+		name := path.Base(pin)
+		if !strings.HasPrefix(pin, "/earlydrop/"+rig.Device+"/") || strings.HasPrefix(name, "link_") {
+			continue
+		}
+		seen = append(seen, name)
+		if len(name) > 15 {
+			t.Errorf("bpftool cuts the name of map %s", name)
+		}
+		if slices.Contains(keyless, name) {
+			continue
+		}
+		var key, value []string
+		err := rig.Until(s.ctx, func() (ok bool, err error) {
+			// Flows without a verdict fall idle, so each try makes them anew.
+			if err := s.silentFlows(); err != nil {
+				return false, err
+			}
+			key, value, ok, err = s.firstEntry(name)
+			return ok, err
+		})
+		if err != nil {
+			t.Fatalf("bpftool map dump of %s: %v", name, err)
+		}
+		t.Logf("%s: key %v, value %v", name, key, value)
+		for i, got := range [][]string{key, value} {
+			for _, want := range mapFields[name][i] {
+				if !slices.Contains(got, want) {
+					t.Errorf("%s shows no field %s: key %v, value %v", name, want, key, value)
+				}
+			}
+		}
+	}
+	slices.Sort(seen)
+	if want := slices.Sorted(maps.Keys(mapFields)); !slices.Equal(without(seen, keyless), want) {
+		t.Errorf("pinned are %v, want %v and %v", seen, want, keyless)
+	}
+
+	// What stands in the block is what the verdict said.
+	out := must(s.Run(s.ctx, "bpftool", "map", "dump", "pinned", rig.PinDir+"/blocked"))(t)
+	for _, w := range []string{`"rule": "tunnels"`, fmt.Sprintf(`"class": %q`, v.Class), `"proto": 6`, fmt.Sprintf(`_port": %d`, v.Src.Port()), fmt.Sprintf(`_port": %d`, v.Dst.Port())} {
+		if !strings.Contains(out.Stdout, w) {
+			t.Errorf("the dump of blocked lacks %s:\n%s", w, out.Stdout)
+		}
+	}
+	s.stop(d)
+}
+
+func without(all, some []string) []string {
+	return slices.DeleteFunc(slices.Clone(all), func(s string) bool { return slices.Contains(some, s) })
+}
+
+// silentFlows leaves one connection without payload, and one with a single byte.
+func (s *scene) silentFlows() error {
+	address := strings.TrimPrefix(s.URL("", 4, s.web.HTTPPort, ""), "://")
+	for _, payload := range []string{"", "G"} {
+		c, err := s.Client.Dial(s.ctx, "tcp", address)
+		if err != nil {
+			return err
+		}
+		s.t.Cleanup(func() { c.Close() })
+		if _, err := c.Write([]byte(payload)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// firstEntry returns the names of the fields of the first entry that bpftool dumps
+// of a map: of key and value, where they are structs. ok is false for an empty map.
+func (s *scene) firstEntry(name string) (key, value []string, ok bool, err error) {
+	cmd, err := s.Command(s.ctx, "bpftool", "--json", "map", "dump", "pinned", rig.PinDir+"/"+name)
+	if err != nil {
+		return nil, nil, false, err
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, nil, false, err
+	}
+	if err := s.Start(cmd); err != nil {
+		return nil, nil, false, err
+	}
+	// A dump of all captures takes long; its first entry is enough.
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}()
+	var entry struct {
+		Formatted struct {
+			Key    any `json:"key"`
+			Value  any `json:"value"`
+			Values []struct {
+				Value any `json:"value"`
+			} `json:"values"` // of a per-CPU map
+		} `json:"formatted"`
+	}
+	dec := json.NewDecoder(stdout)
+	if _, err := dec.Token(); err != nil || !dec.More() {
+		return nil, nil, false, err
+	}
+	if err := dec.Decode(&entry); err != nil {
+		return nil, nil, false, err
+	}
+	f := entry.Formatted
+	if len(f.Values) > 0 {
+		f.Value = f.Values[0].Value
+	}
+	return fieldNames(f.Key), fieldNames(f.Value), true, nil
+}
+
+func fieldNames(v any) []string {
+	fields, _ := v.(map[string]any)
+	return slices.Sorted(maps.Keys(fields))
+}

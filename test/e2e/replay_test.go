@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"encoding/json"
+	"math"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/earlydrop/earlydrop/test/e2e/rig"
+	"github.com/earlydrop/earlydrop/test/lab"
+)
+
+// replayed is a line of `earlydrop replay --json`.
+type replayed struct {
+	Src        netip.AddrPort     `json:"src"`
+	Dst        netip.AddrPort     `json:"dst"`
+	Proto      string             `json:"proto"`
+	Packets    int                `json:"packets"` // of the whole flow
+	Captured   int                `json:"captured"`
+	Complete   bool               `json:"complete"`
+	Class      string             `json:"class"`
+	Confidence float64            `json:"confidence"`
+	Scores     map[string]float64 `json:"scores"`
+	Decision   string             `json:"decision"`
+	Rule       string             `json:"rule"`
+}
+
+// A recording made at earlydrop's device gives, flow by flow, the verdicts that
+// were given while it was made: the path through the kernel and the path through a
+// file end in the same bytes.
+func TestReplayGivesTheLiveVerdicts(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name string
+		cfg  lab.Config
+		args []string
+	}{
+		// Super-packets and checksums that are still to be filled in.
+		{"offload", lab.Config{}, nil},
+		{"slow", lab.Config{ServerLink: slow}, nil},
+		{"no offload", lab.Config{ClientLink: lab.LinkConfig{NoOffload: true}, ServerLink: lab.LinkConfig{NoOffload: true}}, nil},
+		{"vlan", lab.Config{VLAN: 5}, nil},
+		{"generic", lab.Config{}, []string{"--xdp", "generic"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			s := newScene(t, tt.cfg)
+			d := s.attach(tt.args...)
+			file := filepath.Join(s.Dir(), "recording.pcap")
+			rec := must(s.Record(file))(t)
+			s.t.Cleanup(func() { _ = rec.Stop() })
+			var servers []netip.AddrPort
+			for _, version := range []int{4, 6} {
+				ss := must(s.StartShadowsocks(s.ctx, lab.ShadowsocksConfig{Version: version}))(t)
+				vmess := must(s.StartVMess(s.ctx, lab.VMessConfig{Version: version}))(t)
+				web := netip.AddrPortFrom(s.ServerAddr(version), s.web.HTTPSPort)
+				servers = append(servers, ss.Server, vmess.Server, web)
+				for range 3 {
+					for _, tun := range []*lab.Tunnel{ss, vmess, nil} {
+						if r := s.Download(s.ctx, tun, s.URL("https", version, s.web.HTTPSPort, "/64k"), nil); r.Err != nil {
+							t.Fatal(r.Err)
+						}
+					}
+				}
+			}
+			live := map[netip.AddrPort]rig.Event{} // by client
+			for _, server := range servers {
+				must(d.Verdict(s.ctx, server, 2))(t)
+				for _, v := range d.Verdicts(server) {
+					live[v.Src] = v
+				}
+			}
+			if err := rec.Stop(); err != nil {
+				t.Fatal(err)
+			}
+			s.stop(d)
+
+			// No rights, no namespace: any user can replay.
+			out := must(s.Earlydrop(s.ctx, "replay", "--json", file))(t)
+			matched := 0
+			for line := range strings.Lines(out) {
+				var r replayed
+				if err := json.Unmarshal([]byte(line), &r); err != nil {
+					t.Fatalf("%v in %q", err, line)
+				}
+				v, ok := live[r.Src]
+				if !ok || v.Dst != r.Dst {
+					continue // not one of the flows above, or not decided while it ran
+				}
+				matched++
+				if r.Class != v.Class || math.Abs(r.Confidence-v.Confidence) > 1e-6 || r.Decision != v.Decision || r.Rule != v.Rule ||
+					r.Captured != v.Captured || r.Packets < v.Packets || r.Complete != v.Complete || r.Proto != v.Proto {
+					t.Errorf("%s > %s\nlive:   %s %.7f %s, %d packets, %d bytes captured\nreplay: %s %.7f %s, %d packets, %d bytes captured",
+						r.Src, r.Dst, v.Class, v.Confidence, v.Decision, v.Packets, v.Captured, r.Class, r.Confidence, r.Decision, r.Packets, r.Captured)
+				}
+			}
+			if matched != len(live) || matched < 3*len(servers) {
+				t.Errorf("%d of %d live verdicts are in the replay, want all and at least %d", matched, len(live), 3*len(servers))
+			}
+			t.Logf("%d flows", matched)
+		})
+	}
+}

@@ -117,7 +117,7 @@ func Attach(opts Options) (_ *DataPath, err error) {
 	lock, err := lockDir(dir)
 	if err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, refused(err, "earlydrop is already attached to %s by a running process%s", opts.Interface, pidHint(opts.Interface))
+			return nil, refused(err, "already attached to %s by a running process%s", opts.Interface, pidHint(opts.Interface))
 		}
 		return nil, err
 	}

@@ -25,4 +25,4 @@ func (e *RefusedError) Error() string { return e.msg }
 func (e *RefusedError) Unwrap() error { return e.err }
 
 // ErrNotAttached means that nothing is pinned for the interface.
-var ErrNotAttached = errors.New("earlydrop is not attached")
+var ErrNotAttached = errors.New("not attached")

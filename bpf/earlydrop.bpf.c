@@ -45,32 +45,46 @@ static __always_inline struct slot *get_slot(__u32 id)
 	return bpf_map_lookup_elem(&slots, &id);
 }
 
+/* The slowest tick that kernels are built with (CONFIG_HZ=100), in nanoseconds. */
+#define SLOWEST_TICK 10000000ULL
+
+/* The flow's block, if it has one with time left. Reading a clock costs more than
+ * the rest of a dropped packet, reading jiffies next to nothing; how long a jiffy
+ * is, a program can't know. So the clock is read once and then not again until the
+ * time left could be over if every tick were as short as 1 ms and is surely not if
+ * it is as long as 10 ms: each reading covers at least a tenth of what is left, and
+ * the block ends to the nanosecond. */
 static __always_inline struct block *get_block(const struct flow_key *key)
 {
-	struct block *block = bpf_map_lookup_elem(&blocked, key);
+	struct block *block;
+	__u64 now, jiffies;
 
-	/* The coarse clock costs a fifth of the exact one and lags it by one tick
-	 * at most, so a block may end one tick late, never early. */
-	if (block && bpf_ktime_get_coarse_ns() < block->expires_ns)
+	if (!block_filter[flow_bucket(key)])
+		return NULL;
+	block = bpf_map_lookup_elem(&blocked, key);
+	if (!block)
+		return NULL;
+	jiffies = bpf_jiffies64();
+	if (jiffies < block->sure_until)
 		return block;
-	return NULL;
+	now = bpf_ktime_get_ns();
+	if (now >= block->expires_ns)
+		return NULL;
+	block->sure_until = jiffies + (block->expires_ns - now) / SLOWEST_TICK;
+	return block;
 }
 
 static __always_inline void remember(const struct flow_key *key, enum verdict verdict)
 {
 	struct flow flow = {
 		.last_ns = bpf_ktime_get_coarse_ns(),
+		.last_tick = bpf_jiffies64(),
 		.verdict = verdict,
 	};
 
 	/* An LRU map refuses no entry; were one refused, the flow would be seen as
 	 * mid-stream, which passes. */
 	bpf_map_update_elem(&flows, key, &flow, BPF_ANY);
-	/* `flows` is looked up before `blocked`. User space adds a block and then
-	 * deletes the flow; this side adds the flow and then looks for a block. In
-	 * whichever order the four happen, a blocked flow does not stay in `flows`. */
-	if (get_block(key))
-		bpf_map_delete_elem(&flows, key);
 }
 
 static __always_inline void release_slot(struct slot *slot, __u32 id)
@@ -320,6 +334,23 @@ static __always_inline void collect(struct counts *cnt, const struct source *src
 	}
 }
 
+/* Notes a packet of a known UDP flow, and tells whether it comes after so long a
+ * silence that it starts another. The clock is read once a tick at most. */
+static __always_inline bool fell_silent(struct flow *flow)
+{
+	__u32 tick = bpf_jiffies64();
+	__u64 now, last;
+
+	if (tick == flow->last_tick)
+		return false;
+	now = bpf_ktime_get_coarse_ns();
+	last = flow->last_ns;
+	flow->last_ns = now;
+	flow->last_tick = tick;
+	/* User space writes an exact time, which the coarse clock may lag. */
+	return now > last && now - last > cfg_udp_idle_ns;
+}
+
 static __always_inline enum action process_packet(struct source *src, bool offloaded_tag,
 						  __be16 tag_proto, __u16 tci)
 {
@@ -360,28 +391,20 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 	}
 
 	opens = pkt->key.proto == IPPROTO_TCP && (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	block = get_block(&pkt->key);
+	if (block) {
+		__sync_fetch_and_add(&block->packets, 1);
+		__sync_fetch_and_add(&block->bytes, pkt->frame_len);
+		cnt->dropped_packets++;
+		cnt->dropped_bytes += pkt->frame_len;
+		return ACTION_DROP;
+	}
 	flow = bpf_map_lookup_elem(&flows, &pkt->key);
 	if (flow) {
-		if (pkt->key.proto == IPPROTO_UDP) {
-			__u64 now = bpf_ktime_get_coarse_ns(), last = flow->last_ns;
-
-			flow->last_ns = now;
-			if (now - last <= cfg_udp_idle_ns)
-				return ACTION_PASS;
-		} else if (!opens) {
+		if (pkt->key.proto == IPPROTO_UDP ? !fell_silent(flow) : !opens)
 			return ACTION_PASS;
-		}
 		/* The key's next flow. */
 		bpf_map_delete_elem(&flows, &pkt->key);
-	} else {
-		block = get_block(&pkt->key);
-		if (block) {
-			__sync_fetch_and_add(&block->packets, 1);
-			__sync_fetch_and_add(&block->bytes, pkt->frame_len);
-			cnt->dropped_packets++;
-			cnt->dropped_bytes += pkt->frame_len;
-			return ACTION_DROP;
-		}
 	}
 	collect(cnt, src, pkt, opens);
 	return ACTION_PASS;

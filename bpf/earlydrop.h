@@ -48,16 +48,17 @@ enum verdict {
 
 /* Value of `flows`. Blocked flows are not in here but in `blocked`. */
 struct flow {
-	__u64 last_ns; /* CLOCK_MONOTONIC_COARSE of the last packet; UDP only */
+	__u64 last_ns;	 /* CLOCK_MONOTONIC of the last packet, to a tick; UDP only */
+	__u32 last_tick; /* low half of jiffies at last_ns; UDP only */
 	enum verdict verdict;
-	__u32 pad;
 };
 
 /* Value of `blocked`. */
 struct block {
 	__u64 expires_ns; /* CLOCK_MONOTONIC; packets pass from then on */
 	__u64 since_ns;
-	__u64 packets; /* dropped so far, both directions */
+	__u64 sure_until; /* jiffies before which expires_ns is surely not reached */
+	__u64 packets;	  /* dropped so far, both directions */
 	__u64 bytes;
 	char class[NAME_LEN]; /* truncated, NUL-terminated */
 	char rule[NAME_LEN];

@@ -49,7 +49,7 @@ struct handshake {
 
 /* key: flow. value: verdict. Written by the kernel at hand-over and by the
  * loader with a verdict; deleted by the kernel when a SYN or an idle time starts
- * the flow afresh, by the loader when it blocks the flow, by the LRU.
+ * the flow afresh, and by the LRU.
  * 262144 * (64 + 48 + 16) = 32 MiB. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -60,13 +60,26 @@ struct {
 
 /* key: flow. value: until when, what was dropped, why. Written and deleted by
  * user space alone (the loader, `earlydrop blocked`); the kernel adds to the
- * counters and obeys expires_ns. 65536 * (48 + 48 + 64) = 10 MiB. */
+ * counters and obeys expires_ns. 65536 * (48 + 48 + 72) = 10.5 MiB. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
 	__type(key, struct flow_key);
 	__type(value, struct block);
 } blocked SEC(".maps");
+
+/* How many blocked flows fall into each bucket of flow_bucket(): a packet whose
+ * bucket is empty belongs to no blocked flow, and `blocked` is not looked up for it.
+ * Counted by user space alone, up before a block is added and down after it was
+ * deleted, so that a bucket never says less than there is. Pinned as block_filter.
+ * 65536 * 4 = 256 KiB. */
+#define BLOCK_BUCKETS 65536
+__u32 block_filter[BLOCK_BUCKETS] SEC(".data.filter");
+
+static __always_inline __u16 flow_bucket(const struct flow_key *key)
+{
+	return key->lo_port ^ key->hi_port;
+}
 
 /* key: flow. value: handshake packets without payload. Written by the kernel;
  * deleted by it when payload comes or the flow closes, else by the LRU.

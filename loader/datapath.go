@@ -156,11 +156,8 @@ func Attach(opts Options) (_ *DataPath, err error) {
 	if err != nil {
 		return nil, loadError(err)
 	}
-	m := d.coll.Maps
-	d.Tables = &Tables{
-		iface: opts.Interface,
-		flows: m[datapathMapFlows], blocked: m[datapathMapBlocked], collecting: m[datapathMapCollecting],
-		handshakes: m[datapathMapHandshakes], counters: m[datapathMapCounters], att: m[datapathMapAttachment],
+	if d.Tables, err = newTables(opts.Interface, d.coll.Maps); err != nil {
+		return nil, err
 	}
 	if d.Info.Adopted {
 		if err := d.adoptBlocks(opts.Monitor); err != nil {
@@ -210,19 +207,16 @@ func configuredSpec(opts Options, ifc *iface) (*ebpf.CollectionSpec, error) {
 			return nil, fmt.Errorf("set %s: %w", name, err)
 		}
 	}
+	// Creating the map adds the flag by itself; comparing with a pinned one
+	// does not.
+	spec.Maps[mapBlockFilter].Flags |= unix.BPF_F_MMAPABLE
 	return spec, nil
 }
 
-// pinnedMaps are the maps that outlive the process: all but those that hold
+// outlives reports whether a map outlives the process: all but those that hold
 // constants or scratch of one program.
-func pinnedMaps(spec *ebpf.CollectionSpec) []string {
-	var names []string
-	for name, ms := range spec.Maps {
-		if len(ms.Contents) == 0 && name != datapathMapScratch && name[0] != '.' {
-			names = append(names, name)
-		}
-	}
-	return names
+func outlives(name string) bool {
+	return name == mapBlockFilter || name != datapathMapScratch && name[0] != '.'
 }
 
 // adoptable opens the pinned maps if a complete set with this layout is there.
@@ -238,8 +232,11 @@ func adoptable(spec *ebpf.CollectionSpec, dir string) (_ map[string]*ebpf.Map, w
 			closeMaps(maps)
 		}
 	}()
-	for _, name := range pinnedMaps(spec) {
-		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
+	for name := range spec.Maps {
+		if !outlives(name) {
+			continue
+		}
+		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, pinName(name)), nil)
 		if err != nil {
 			return nil, fmt.Sprintf("pinned map %s: %v", name, err)
 		}
@@ -286,10 +283,10 @@ func (d *DataPath) prepareMaps(dir string) error {
 		}
 	}
 	for name, m := range d.coll.Maps {
-		if name == datapathMapScratch || name[0] == '.' {
+		if !outlives(name) {
 			continue
 		}
-		if err := m.Pin(filepath.Join(dir, name)); err != nil {
+		if err := m.Pin(filepath.Join(dir, pinName(name))); err != nil {
 			return fmt.Errorf("pin map %s below %s: %w", name, dir, err)
 		}
 	}
@@ -362,10 +359,14 @@ func (d *DataPath) closeLinks() error {
 }
 
 func (d *DataPath) close() error {
-	if d.coll != nil {
-		d.coll.Close() // the maps of Tables are its own
+	var err error
+	if d.Tables != nil {
+		err = d.filter.close() // its maps are the collection's
 	}
-	return d.lock.Close()
+	if d.coll != nil {
+		d.coll.Close()
+	}
+	return errors.Join(err, d.lock.Close())
 }
 
 // abandon undoes a failed Attach. What was adopted keeps running.

@@ -36,6 +36,7 @@ type datapathBlock struct {
 	_         structs.HostLayout
 	ExpiresNs uint64
 	SinceNs   uint64
+	SureUntil uint64
 	Packets   uint64
 	Bytes     uint64
 	Class     [16]int8
@@ -69,10 +70,10 @@ type datapathCounts struct {
 }
 
 type datapathFlow struct {
-	_       structs.HostLayout
-	LastNs  uint64
-	Verdict datapathVerdict
-	Pad     uint32
+	_        structs.HostLayout
+	LastNs   uint64
+	LastTick uint32
+	Verdict  datapathVerdict
 }
 
 type datapathFlowKey struct {
@@ -161,6 +162,7 @@ const (
 	datapathProgEdEgress    = "ed_egress"
 	datapathProgEdIngress   = "ed_ingress"
 	datapathProgEdSweep     = "ed_sweep"
+	datapathVarBlockFilter  = "block_filter"
 	datapathVarCfgIdleNs    = "cfg_idle_ns"
 	datapathVarCfgRawIp     = "cfg_raw_ip"
 	datapathVarCfgUdpIdleNs = "cfg_udp_idle_ns"
@@ -233,6 +235,7 @@ type datapathMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathVariableSpecs struct {
+	BlockFilter  *ebpf.VariableSpec `ebpf:"block_filter"`
 	CfgIdleNs    *ebpf.VariableSpec `ebpf:"cfg_idle_ns"`
 	CfgRawIp     *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
 	CfgUdpIdleNs *ebpf.VariableSpec `ebpf:"cfg_udp_idle_ns"`
@@ -289,6 +292,7 @@ func (m *datapathMaps) Close() error {
 //
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathVariables struct {
+	BlockFilter  *ebpf.Variable `ebpf:"block_filter"`
 	CfgIdleNs    *ebpf.Variable `ebpf:"cfg_idle_ns"`
 	CfgRawIp     *ebpf.Variable `ebpf:"cfg_raw_ip"`
 	CfgUdpIdleNs *ebpf.Variable `ebpf:"cfg_udp_idle_ns"`

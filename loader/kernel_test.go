@@ -94,12 +94,16 @@ func loadKernel(t testing.TB, c config) *kernel {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { ring.Close() })
-	m := coll.Maps
-	return &kernel{t: t, coll: coll, ring: ring, Tables: &Tables{
-		iface: "test",
-		flows: m[datapathMapFlows], blocked: m[datapathMapBlocked], collecting: m[datapathMapCollecting],
-		handshakes: m[datapathMapHandshakes], counters: m[datapathMapCounters], att: m[datapathMapAttachment],
-	}}
+	tables, err := newTables("test", coll.Maps)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := tables.filter.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return &kernel{t: t, coll: coll, ring: ring, Tables: tables}
 }
 
 const (

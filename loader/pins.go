@@ -23,6 +23,14 @@ const (
 	pinTCX = "link_egress"
 )
 
+// pinName is the file name of a pinned map.
+func pinName(mapName string) string {
+	if mapName == mapBlockFilter {
+		return datapathVarBlockFilter
+	}
+	return mapName
+}
+
 func pinDir(iface string) string { return filepath.Join(pinRoot, iface) }
 
 // Interfaces returns the names of the interfaces that something is pinned for.

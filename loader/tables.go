@@ -20,6 +20,7 @@ import (
 type Tables struct {
 	iface                                                 string
 	flows, blocked, collecting, handshakes, counters, att *ebpf.Map
+	filter                                                *blockFilter
 }
 
 // Block is a flow that the kernel drops.
@@ -68,36 +69,50 @@ func Open(iface string) (*Tables, error) {
 		}
 		return nil, fmt.Errorf("%w to %s (nothing at %s)", ErrNotAttached, iface, dir)
 	}
-	t := &Tables{iface: iface}
-	for name, m := range t.byName() {
-		var err error
-		if *m, err = ebpf.LoadPinnedMap(filepath.Join(dir, name), nil); err != nil {
-			_ = t.Close()
+	maps := make(map[string]*ebpf.Map)
+	for _, name := range tableMaps {
+		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, pinName(name)), nil)
+		if err != nil {
+			closeMaps(maps)
 			if errors.Is(err, os.ErrPermission) {
 				return nil, refused(err, "map %s of %s can't be opened: run as root", name, iface)
 			}
 			return nil, fmt.Errorf("open pinned map %s of %s (detach and attach again): %w", name, iface, err)
 		}
+		maps[name] = m
 	}
-	return t, nil
+	t, err := newTables(iface, maps)
+	if err != nil {
+		closeMaps(maps)
+	}
+	return t, err
 }
 
-func (t *Tables) byName() map[string]**ebpf.Map {
-	return map[string]**ebpf.Map{
-		datapathMapFlows:      &t.flows,
-		datapathMapBlocked:    &t.blocked,
-		datapathMapCollecting: &t.collecting,
-		datapathMapHandshakes: &t.handshakes,
-		datapathMapCounters:   &t.counters,
-		datapathMapAttachment: &t.att,
+// tableMaps are the maps that Tables works on.
+var tableMaps = []string{
+	datapathMapFlows, datapathMapBlocked, datapathMapCollecting, datapathMapHandshakes,
+	datapathMapCounters, datapathMapAttachment, mapBlockFilter,
+}
+
+// newTables takes over the maps that tableMaps names.
+func newTables(iface string, maps map[string]*ebpf.Map) (*Tables, error) {
+	filter, err := openBlockFilter(maps[mapBlockFilter])
+	if err != nil {
+		return nil, err
 	}
+	return &Tables{
+		iface: iface, filter: filter,
+		flows: maps[datapathMapFlows], blocked: maps[datapathMapBlocked],
+		collecting: maps[datapathMapCollecting], handshakes: maps[datapathMapHandshakes],
+		counters: maps[datapathMapCounters], att: maps[datapathMapAttachment],
+	}, nil
 }
 
 // Close gives the file descriptors back. It changes nothing in the kernel.
 func (t *Tables) Close() error {
-	var errs []error
-	for _, m := range t.byName() {
-		errs = append(errs, (*m).Close()) // nil maps close
+	errs := []error{t.filter.close()}
+	for _, m := range []*ebpf.Map{t.flows, t.blocked, t.collecting, t.handshakes, t.counters, t.att, t.filter.m} {
+		errs = append(errs, m.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -113,25 +128,44 @@ func (t *Tables) Block(key flow.Key, ttl time.Duration, class, rule string) erro
 	k, b := toKernelKey(key), datapathBlock{SinceNs: now, ExpiresNs: now + uint64(ttl)}
 	fixed(b.Class[:], class)
 	fixed(b.Rule[:], rule)
-	// The order matters: see remember() in bpf/earlydrop.bpf.c.
-	if err := t.blocked.Update(&k, &b, ebpf.UpdateAny); err != nil {
-		return fmt.Errorf("block %s: %w", key, err)
+	// The filter first: a block that it does not count is not looked up.
+	t.filter.add(&k, 1)
+	for {
+		err := t.blocked.Update(&k, &b, ebpf.UpdateNoExist)
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, ebpf.ErrKeyExist) {
+			// It is counted already. If somebody deletes it in between, it is
+			// a new one again.
+			if err = t.blocked.Update(&k, &b, ebpf.UpdateExist); errors.Is(err, ebpf.ErrKeyNotExist) {
+				continue
+			}
+		}
+		t.filter.add(&k, -1)
+		if err != nil {
+			return fmt.Errorf("block %s: %w", key, err)
+		}
+		return nil
 	}
-	if err := t.flows.Delete(&k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("block %s: forget its verdict: %w", key, err)
-	}
-	return nil
 }
 
 // Unblock lets the flow's packets pass again and returns what was dropped. The
 // error wraps [ebpf.ErrKeyNotExist] when the flow is not blocked.
 func (t *Tables) Unblock(key flow.Key) (Block, error) {
 	k := toKernelKey(key)
-	var b datapathBlock
-	if err := t.blocked.LookupAndDelete(&k, &b); err != nil {
+	b, err := t.unblock(&k)
+	if err != nil {
 		return Block{}, fmt.Errorf("unblock %s: %w", key, err)
 	}
 	return fromKernelBlock(&k, &b), nil
+}
+
+func (t *Tables) unblock(k *datapathFlowKey) (b datapathBlock, err error) {
+	if err = t.blocked.LookupAndDelete(k, &b); err == nil {
+		t.filter.add(k, -1)
+	}
+	return b, err
 }
 
 func fromKernelBlock(k *datapathFlowKey, b *datapathBlock) Block {
@@ -180,7 +214,7 @@ func (t *Tables) ExpireBlocks() ([]Block, error) {
 		if err := t.blocked.Lookup(&keys[i], &b); err != nil || now < b.ExpiresNs {
 			continue
 		}
-		if err := t.blocked.Delete(&keys[i]); err == nil {
+		if b, err := t.unblock(&keys[i]); err == nil {
 			expired = append(expired, fromKernelBlock(&keys[i], &b))
 		}
 	}
@@ -194,7 +228,7 @@ func (t *Tables) UnblockAll() (int, error) {
 		return 0, err
 	}
 	for i := range keys {
-		if err := t.blocked.Delete(&keys[i]); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		if _, err := t.unblock(&keys[i]); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return i, fmt.Errorf("remove block: %w", err)
 		}
 	}
@@ -226,12 +260,6 @@ func (t *Tables) Pass(key flow.Key) error {
 	v := datapathFlow{LastNs: monotonic(), Verdict: datapathVerdictVERDICT_PASS}
 	if err := t.flows.Update(&k, &v, ebpf.UpdateExist); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("write verdict of %s: %w", key, err)
-	}
-	// Somebody may have blocked it by hand at the same time; the order matters:
-	// see remember() in bpf/earlydrop.bpf.c.
-	var b datapathBlock
-	if t.blocked.Lookup(&k, &b) == nil && monotonic() < b.ExpiresNs {
-		_ = t.flows.Delete(&k)
 	}
 	return nil
 }

@@ -36,6 +36,7 @@ type floorBlock struct {
 	_         structs.HostLayout
 	ExpiresNs uint64
 	SinceNs   uint64
+	SureUntil uint64
 	Packets   uint64
 	Bytes     uint64
 	Class     [16]int8
@@ -79,10 +80,10 @@ type floorFloorKey struct {
 }
 
 type floorFlow struct {
-	_       structs.HostLayout
-	LastNs  uint64
-	Verdict uint32
-	Pad     uint32
+	_        structs.HostLayout
+	LastNs   uint64
+	LastTick uint32
+	Verdict  uint32
 }
 
 type floorFlowKey struct {
@@ -171,6 +172,7 @@ const (
 	floorProgFloorDrop   = "floor_drop"
 	floorProgFloorPass   = "floor_pass"
 	floorVarBenchNumber  = "bench_number"
+	floorVarBlockFilter  = "block_filter"
 	floorVarCfgIdleNs    = "cfg_idle_ns"
 	floorVarCfgRawIp     = "cfg_raw_ip"
 	floorVarCfgUdpIdleNs = "cfg_udp_idle_ns"
@@ -248,6 +250,7 @@ type floorMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type floorVariableSpecs struct {
 	BenchNumber  *ebpf.VariableSpec `ebpf:"bench_number"`
+	BlockFilter  *ebpf.VariableSpec `ebpf:"block_filter"`
 	CfgIdleNs    *ebpf.VariableSpec `ebpf:"cfg_idle_ns"`
 	CfgRawIp     *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
 	CfgUdpIdleNs *ebpf.VariableSpec `ebpf:"cfg_udp_idle_ns"`
@@ -307,6 +310,7 @@ func (m *floorMaps) Close() error {
 // It can be passed to loadFloorObjects or ebpf.CollectionSpec.LoadAndAssign.
 type floorVariables struct {
 	BenchNumber  *ebpf.Variable `ebpf:"bench_number"`
+	BlockFilter  *ebpf.Variable `ebpf:"block_filter"`
 	CfgIdleNs    *ebpf.Variable `ebpf:"cfg_idle_ns"`
 	CfgRawIp     *ebpf.Variable `ebpf:"cfg_raw_ip"`
 	CfgUdpIdleNs *ebpf.Variable `ebpf:"cfg_udp_idle_ns"`

@@ -214,23 +214,9 @@ func (s *scene) complete(what string, tr *transfer) {
 // risen waits until the kernel has dropped n packets more of the flow than now.
 func (s *scene) risen(v rig.Event, n uint64) rig.Block {
 	s.t.Helper()
-	var first, b rig.Block
-	err := rig.Until(s.ctx, func() (bool, error) {
-		var ok bool
-		var err error
-		if b, ok, err = s.Block(s.ctx, v.Src, v.Dst); err != nil {
-			return false, err
-		}
-		if !ok {
-			return false, fmt.Errorf("%s > %s is not blocked", v.Src, v.Dst)
-		}
-		if first.Since.IsZero() {
-			first = b
-		}
-		return b.Packets >= first.Packets+n && b.Bytes > first.Bytes, nil
-	})
+	b, err := s.Dropped(s.ctx, v.Src, v.Dst, n)
 	if err != nil {
-		s.t.Fatalf("wait for dropped packets: %v (%d at first, %d at last)", err, first.Packets, b.Packets)
+		s.t.Fatal(err)
 	}
 	return b
 }

@@ -170,6 +170,30 @@ func (r *Rig) Block(ctx context.Context, a, b netip.AddrPort) (Block, bool, erro
 	return Block{}, false, err
 }
 
+// Dropped waits until the kernel has dropped n packets more of a blocked flow than
+// at the call. It fails when the flow is not blocked.
+func (r *Rig) Dropped(ctx context.Context, a, b netip.AddrPort, n uint64) (Block, error) {
+	var first, last Block
+	err := Until(ctx, func() (bool, error) {
+		var ok bool
+		var err error
+		if last, ok, err = r.Block(ctx, a, b); err != nil {
+			return false, err
+		}
+		if !ok {
+			return false, errors.New("it is not blocked")
+		}
+		if first.Since.IsZero() {
+			first = last
+		}
+		return last.Packets >= first.Packets+n && last.Bytes > first.Bytes, nil
+	})
+	if err != nil {
+		return last, fmt.Errorf("wait for dropped packets of %s - %s: %w (%d at first, %d at last)", a, b, err, first.Packets, last.Packets)
+	}
+	return last, nil
+}
+
 // Status is what `earlydrop status --json` tells of the device.
 type Status struct {
 	Running  bool              `json:"running"`

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/jedib0t/go-pretty/v6/text"
+
+	"github.com/earlydrop/earlydrop/test/e2e/rig"
+)
+
+func verdict(ms float64, packets int) rig.Event {
+	return rig.Event{Event: "verdict", VerdictMS: ms, Packets: packets}
+}
+
+func TestConclusionFollowsTheFlows(t *testing.T) {
+	web := &flow{what: "https", ok: true, passed: 10, wanted: 10}
+	badWeb := &flow{what: "https", passed: 3, wanted: 10}
+	cut := &flow{tunnel: true, ok: true, passed: 5, wanted: 100, verdict: verdict(3, 4)}
+	slowCut := &flow{tunnel: true, ok: true, wanted: 100, verdict: verdict(12.5, 6)}
+	missed := &flow{tunnel: true, passed: 100, wanted: 100, verdict: verdict(900, 99)}
+	for _, tt := range []struct {
+		name  string
+		flows []*flow
+		ok    bool
+		words string
+	}{
+		{"all as it should be", []*flow{web, cut, slowCut}, true, "2 of 2 tunnels cut, each within 6 packets and 12.5 ms; 5 of 200 bytes got through them. 1 of 1 ordinary flows untouched."},
+		{"a tunnel was missed", []*flow{web, cut, missed}, false, "1 of 2 tunnels cut, each within 4 packets and 3.0 ms; 105 of 200 bytes got through them. 1 of 1 ordinary flows untouched."},
+		{"all tunnels were missed", []*flow{web, missed}, false, "0 of 1 tunnels cut; 100 of 100 bytes got through them. 1 of 1 ordinary flows untouched."},
+		{"an ordinary flow was cut", []*flow{web, badWeb, cut}, false, "1 of 1 tunnels cut, each within 4 packets and 3.0 ms; 5 of 100 bytes got through them. 1 of 2 ordinary flows untouched."},
+		{"nothing was tried", nil, false, "0 of 0 tunnels cut; 0 of 0 bytes got through them. 0 of 0 ordinary flows untouched."},
+	} {
+		if ok, words := conclude(tt.flows); ok != tt.ok || words != tt.words {
+			t.Errorf("%s: %v, %q\nwant %v, %q", tt.name, ok, words, tt.ok, tt.words)
+		}
+	}
+}
+
+func TestFirstEntryOfADump(t *testing.T) {
+	const one = "[{\n        \"key\": {\n            \"vlan\": 0\n        },\n        \"value\": {\n        }\n    }\n]\n"
+	const two = "[{\n        \"key\": {\n            \"vlan\": 0\n        },\n        \"value\": {\n        }\n    },{\n        \"key\": {\n        },\n        \"value\": {\n        }\n    }\n]\n"
+	for _, tt := range []struct {
+		dump, entry string
+		more        int
+	}{
+		{one, one, 0},
+		{two, strings.TrimSuffix(one, "]\n"), 1},
+		{"[]\n", "[]\n", 0},
+	} {
+		if entry, more := firstEntry(tt.dump); entry != tt.entry || more != tt.more {
+			t.Errorf("%q and %d more\nwant %q and %d", entry, more, tt.entry, tt.more)
+		}
+	}
+}
+
+func TestTableTellsCutFromMissed(t *testing.T) {
+	text.DisableColors()
+	var out bytes.Buffer
+	printFlows(&out, []*flow{
+		{what: "web", ok: true},
+		{what: "disturbed"},
+		{what: "caught", tunnel: true, ok: true},
+		{what: "missed", tunnel: true},
+	})
+	for what, word := range map[string]string{"web": "untouched", "disturbed": "DISTURBED", "caught": "cut", "missed": "NOT CUT"} {
+		found := false
+		for line := range strings.Lines(out.String()) {
+			found = found || strings.Contains(line, " "+what+" ") && strings.Contains(line, " "+word+" ")
+		}
+		if !found {
+			t.Errorf("no row says that %s is %s:\n%s", what, word, out.String())
+		}
+	}
+	if strings.Contains(out.String(), "\x1b") {
+		t.Error("escape sequences without a terminal")
+	}
+}

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command demo shows earlydrop at work on real traffic: in network namespaces of
+// its own it runs a client, a gateway with earlydrop attached, and a server, uses
+// HTTPS, SSH, DNS, Shadowsocks and VMess through it, and prints what became of
+// each. It needs root. The exit code is 1 when a tunnel got through or an ordinary
+// flow did not.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/jedib0t/go-pretty/v6/text"
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+
+	"github.com/earlydrop/earlydrop/test/e2e/rig"
+	"github.com/earlydrop/earlydrop/test/lab"
+)
+
+// limit bounds the whole demonstration.
+const limit = 2 * time.Minute
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	asExpected, err := run(ctx, os.Stdout)
+	cancel()
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "demo:", err)
+	}
+	if err != nil || !asExpected {
+		os.Exit(1)
+	}
+}
+
+// run shows everything on out and reports whether all went as it should.
+func run(ctx context.Context, out io.Writer) (asExpected bool, err error) {
+	if missing := lab.Missing(); missing != "" {
+		return false, errors.New(missing)
+	}
+	for _, name := range []string{"bpftool", "nsenter", "unshare"} {
+		if _, err := lab.Program(name); err != nil {
+			return false, err
+		}
+	}
+	if f, ok := out.(*os.File); !ok || !term.IsTerminal(int(f.Fd())) {
+		text.DisableColors()
+	}
+	dir, err := os.MkdirTemp("", "ed-demo-")
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	binary, err := rig.Build(ctx, dir)
+	if err != nil {
+		return false, err
+	}
+
+	// A way to the server as it is to a near one on the Internet; the leg that
+	// earlydrop watches is a veth, as to a container.
+	l, err := lab.New(ctx, lab.Config{ServerLink: lab.LinkConfig{Relay: lab.RelayConfig{Delay: 5 * time.Millisecond, Rate: 100e6}}})
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	r, err := rig.New(ctx, l, binary)
+	if err != nil {
+		return false, err
+	}
+	fmt.Fprintf(out, "client %s -- [%s] gateway -- server %s, 5 ms and 100 Mbit/s away\n\n",
+		l.ClientAddr(4), rig.Device, l.ServerAddr(4))
+	fmt.Fprintf(out, "$ earlydrop attach -i %s --mode enforce\n", rig.Device)
+	d, err := r.Attach(ctx, "--mode", "enforce")
+	if err != nil {
+		return false, err
+	}
+	// What it says about itself comes at once with the event that Attach waits for.
+	if err := rig.Until(ctx, func() (bool, error) { return strings.Contains(d.Stderr(), "maps:"), nil }); err != nil {
+		return false, err
+	}
+	fmt.Fprintf(out, "%s\n", d.Stderr())
+
+	flows, err := useNetwork(ctx, r, d)
+	if err != nil {
+		return false, err
+	}
+	printFlows(out, flows)
+	blocks := 0
+	for _, v := range d.Events() {
+		if v.Enforced != nil && *v.Enforced {
+			blocks++
+		}
+	}
+	if err := printKernel(ctx, out, r, blocks); err != nil {
+		return false, err
+	}
+	if _, err := d.Stop(ctx); err != nil {
+		return false, err
+	}
+	asExpected, words := conclude(flows)
+	color := text.Colors{text.FgGreen, text.Bold}
+	if !asExpected {
+		color = text.Colors{text.FgRed, text.Bold}
+	}
+	fmt.Fprintln(out, color.Sprint(words))
+	return asExpected, nil
+}
+
+func printFlows(out io.Writer, flows []*flow) {
+	tw := table.NewWriter()
+	tw.SetOutputMirror(out)
+	tw.SetStyle(table.StyleLight)
+	tw.Style().Format.Header = text.FormatDefault
+	tw.AppendHeader(table.Row{"what it is", "flow", "class", "confidence", "tunnel", "ms", "packets", "bytes passed", "pkts dropped", ""})
+	var right []table.ColumnConfig
+	for n := 4; n <= 9; n++ {
+		right = append(right, table.ColumnConfig{Number: n, Align: text.AlignRight, AlignHeader: text.AlignRight})
+	}
+	tw.SetColumnConfigs(right)
+	for i, f := range flows {
+		if i > 0 && f.tunnel != flows[i-1].tunnel {
+			tw.AppendSeparator()
+		}
+		v := f.verdict
+		proto := v.Proto
+		if v.Src.Addr().Is6() {
+			proto += "6"
+		}
+		tw.AppendRow(table.Row{
+			f.what, fmt.Sprintf("%s %d > %d", proto, v.Src.Port(), v.Dst.Port()),
+			v.Class, fmt.Sprintf("%.3f", v.Confidence), fmt.Sprintf("%.3f", 1-v.Scores["background"]),
+			fmt.Sprintf("%.1f", v.VerdictMS), v.Packets, f.passed, f.block.Packets, outcome(f),
+		})
+	}
+	tw.Render()
+	fmt.Fprint(out, `confidence: of the class. tunnel: of being any class but background; the policy asks for 0.9.
+ms, packets: from the flow's first packet to the verdict; dns is judged when it has fallen silent.
+bytes passed: content that the client got. pkts dropped: by the kernel, of both directions.
+`)
+}
+
+func outcome(f *flow) string {
+	word := "untouched"
+	switch {
+	case f.tunnel && f.ok:
+		word = "cut"
+	case f.tunnel:
+		word = "NOT CUT"
+	case !f.ok:
+		word = "DISTURBED"
+	}
+	if !f.ok {
+		return text.FgRed.Sprint(word)
+	}
+	return text.FgGreen.Sprint(word)
+}
+
+// printKernel shows what the kernel holds while the flows are blocked, through
+// bpftool and through the program.
+func printKernel(ctx context.Context, out io.Writer, r *rig.Rig, blocks int) error {
+	argv := []string{"bpftool", "map", "dump", "pinned", rig.PinDir + "/blocked"}
+	dump, err := r.Run(ctx, argv...)
+	if err != nil {
+		return err
+	}
+	if dump.Code != 0 {
+		return fmt.Errorf("bpftool: %s", strings.TrimSpace(dump.Stderr))
+	}
+	entry, more := firstEntry(dump.Stdout)
+	fmt.Fprintf(out, "\n$ %s\n%s", strings.Join(argv, " "), entry)
+	if more > 0 {
+		fmt.Fprintf(out, "  ... and %d more\n", more)
+	}
+	// The daemon writes its own counters down once a second.
+	var status string
+	err = rig.Until(ctx, func() (bool, error) {
+		status, err = r.Earlydrop(ctx, "status", "-i", rig.Device)
+		return strings.Contains(status, fmt.Sprintf(" %d blocks written", blocks)), err
+	})
+	if err != nil {
+		return fmt.Errorf("status with %d blocks: %w", blocks, err)
+	}
+	fmt.Fprintf(out, "\n$ earlydrop status -i %s   # counters that are not zero\n", rig.Device)
+	for line := range strings.Lines(status) {
+		if fields := strings.Fields(line); len(fields) != 2 || fields[1] != "0" {
+			fmt.Fprint(out, line)
+		}
+	}
+	fmt.Fprintln(out)
+	return nil
+}
+
+// firstEntry cuts what bpftool prints of a map after its first entry and returns
+// how many follow.
+func firstEntry(dump string) (entry string, more int) {
+	more = max(0, strings.Count(dump, `"key":`)-1)
+	if more == 0 {
+		return dump, 0
+	}
+	at := strings.Index(dump, "},{")
+	if at < 0 {
+		return dump, 0
+	}
+	return dump[:at] + "}\n", more
+}

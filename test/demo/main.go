@@ -33,6 +33,9 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	asExpected, err := run(ctx, os.Stdout)
+	if errors.Is(ctx.Err(), context.Canceled) {
+		err = errors.New("interrupted")
+	}
 	cancel()
 	stop()
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -172,7 +173,7 @@ func (s *scene) file(name, text string) string {
 	return path
 }
 
-// transfer is a download through a tunnel that is going on.
+// transfer is a download that is going on, directly when tunnel is nil.
 type transfer struct {
 	tunnel *lab.Tunnel
 	bytes  atomic.Int64
@@ -196,6 +197,14 @@ func (s *scene) download(tun *lab.Tunnel) *transfer {
 func (tr *transfer) stop() {
 	tr.cancel()
 	<-tr.done
+}
+
+// server is where the flows of the download go that earlydrop sees.
+func (tr *transfer) server(s *scene) netip.AddrPort {
+	if tr.tunnel != nil {
+		return tr.tunnel.Server
+	}
+	return netip.AddrPortFrom(s.ServerAddr(4), s.web.HTTPSPort)
 }
 
 // complete waits for the whole file.

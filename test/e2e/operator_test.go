@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/earlydrop/earlydrop/test/e2e/rig"
+	"github.com/earlydrop/earlydrop/test/lab"
+)
+
+// What an operator blocks and unblocks by hand takes effect on connections that
+// are going on, in monitor mode too.
+func TestBlockingByHand(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, lab.Config{ServerLink: slow})
+	d := s.attach("--mode", "enforce")
+	tr, v := s.blockedDownload(d)
+	flow := []string{"tcp", v.Dst.String(), v.Src.String()} // in any order
+	list := must(s.Earlydrop(s.ctx, "blocked", "list", "-i", rig.Device))(t)
+	for _, w := range []string{v.Src.String(), v.Dst.String(), v.Class, "tunnels"} {
+		if !strings.Contains(list, w) {
+			t.Errorf("blocked list lacks %s:\n%s", w, list)
+		}
+	}
+	out := must(s.Earlydrop(s.ctx, append([]string{"blocked", "del", "-i", rig.Device}, flow...)...))(t)
+	if !strings.HasPrefix(out, "passes again: ") {
+		t.Errorf("blocked del printed %q", out)
+	}
+	s.complete("the download that was unblocked", tr)
+	if again := must(s.Run(s.ctx, append([]string{s.Binary(), "blocked", "del", "-i", rig.Device}, flow...)...))(t); again.Code != 2 || !strings.Contains(again.Stderr, "not blocked") {
+		t.Errorf("a second del: %+v", again)
+	}
+	s.stop(d)
+
+	// An ordinary download that has been decided, cut by hand.
+	d = s.attach("--mode", "monitor")
+	plain := s.download(nil)
+	v = must(d.Verdict(s.ctx, plain.server(s), 0))(t)
+	if v.Decision != "pass" {
+		t.Errorf("an ordinary download: %+v", v)
+	}
+	must(s.Earlydrop(s.ctx, "blocked", "add", "-i", rig.Device, "--ttl", "1h", "tcp", v.Src.String(), v.Dst.String()))(t)
+	s.risen(v, 2)
+	before := plain.bytes.Load()
+	s.risen(v, 2)
+	if now := plain.bytes.Load(); now != before || now >= s.web.LargeBytes {
+		t.Errorf("blocked by hand, but %d bytes, then %d of %d", before, now, s.web.LargeBytes)
+	}
+	if out := must(s.Earlydrop(s.ctx, "blocked", "del", "-i", rig.Device, "--all"))(t); out != "1 flows pass again\n" {
+		t.Errorf("del --all printed %q", out)
+	}
+	s.complete("the download after del --all", plain)
+	s.stop(d)
+}
+
+// What attach prints for people: what it attached, one line per verdict, a
+// summary; with --events the same as JSON in a file.
+func TestAttachPrintsForPeople(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		flag           string
+		ordinary, more bool // ordinary verdicts are printed, with details
+	}{{"", true, false}, {"--quiet", false, false}, {"--verbose", true, true}} {
+		t.Run("with "+tt.flag, func(t *testing.T) {
+			t.Parallel()
+			s := newScene(t, lab.Config{})
+			events := filepath.Join(s.Dir(), "events.jsonl")
+			argv := []string{s.Binary(), "attach", "-i", rig.Device, "--mode", "enforce", "--events", events}
+			if tt.flag != "" {
+				argv = append(argv, tt.flag)
+			}
+			cmd, err := s.Command(s.ctx, argv...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var stdout, stderr locked
+			cmd.Stdout, cmd.Stderr = &stdout, &stderr
+			if err := s.Start(cmd); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = cmd.Process.Kill() })
+			wait := func(pattern string) {
+				t.Helper()
+				re := regexp.MustCompile(pattern)
+				if err := rig.Until(s.ctx, func() (bool, error) { return re.MatchString(stdout.String()), nil }); err != nil {
+					t.Fatalf("no line fits %s (%v) in:\n%s%s", pattern, err, stdout.String(), stderr.String())
+				}
+			}
+			wait(`^attached gw-c: xdp native, egress tcx, mode enforce, policy built-in, model .+, device cpu\nmaps: bpftool map dump pinned /sys/fs/bpf/earlydrop/gw-c/blocked\n`)
+			if r := s.Curl(s.ctx, nil, s.URL("https", 4, s.web.HTTPSPort, "/64k")); r.Err != nil {
+				t.Fatal(r.Err)
+			}
+			web := fmt.Sprintf(`\npass +tcp \S+ > %s:%d  background`, regexp.QuoteMeta(s.ServerAddr(4).String()), s.web.HTTPSPort)
+			web = strings.Replace(web, `\n`, `\n\d\d:\d\d:\d\d\.\d{3}  `, 1)
+			if tt.ordinary {
+				wait(web)
+			}
+			tun := must(s.StartShadowsocks(s.ctx, lab.ShadowsocksConfig{}))(t)
+			s.download(tun)
+			details := ""
+			if tt.more {
+				details = `  \[background .*, shadowsocks .*, v2ray .*; full, \d+ bytes captured, \d+ on the wire; verdict \d+ us after the hand-over; model .+\]`
+			}
+			wait(`\n\d\d:\d\d:\d\d\.\d{3}  drop +tcp \S+ > ` + regexp.QuoteMeta(tun.Server.String()) + `  (shadowsocks|v2ray) \d\.\d+  \d+\.\d ms, \d+ packets  rule tunnels( \(\d\.\d+\))?` + details + `\n`)
+			if !tt.ordinary && regexp.MustCompile(web).MatchString(stdout.String()) {
+				t.Errorf("an ordinary verdict is printed:\n%s", stdout.String())
+			}
+			if err := cmd.Process.Signal(os.Interrupt); err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Wait(); err != nil || stderr.String() != "" {
+				t.Errorf("%v, standard error %q", err, stderr.String())
+			}
+			wait(`\ngw-c after .*, mode enforce\n  background +1 flows\n(.*\n)*  dropped_packets +\d+\n(.*\n)*  blocked +1\n(.*\n)*detached from gw-c\n$`)
+			s.clean()
+
+			// The file has all of it, quiet or not.
+			text, err := os.ReadFile(events)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var kinds []string
+			for line := range strings.Lines(string(text)) {
+				var e rig.Event
+				if err := json.Unmarshal([]byte(line), &e); err != nil {
+					t.Fatalf("%v in %q", err, line)
+				}
+				kinds = append(kinds, strings.TrimSpace(e.Event+" "+e.Decision))
+			}
+			if got, want := strings.Join(kinds, ", "), "attached, verdict pass, verdict drop, ended"; got != want {
+				t.Errorf("the event file has %s; want %s", got, want)
+			}
+		})
+	}
+}
+
+// locked is a buffer that a program writes while a test reads.
+type locked struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *locked) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *locked) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+// When the device goes, its programs go with it; the daemon says so and leaves no
+// pins.
+func TestInterfaceVanishes(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, lab.Config{})
+	d := s.attach("--mode", "enforce")
+	dev, err := s.Gateway.Netlink().LinkByName(rig.Device)
+	if err == nil {
+		err = s.Gateway.Netlink().LinkDel(dev)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, err := d.Exited(s.ctx)
+	if err != nil || code != 1 {
+		t.Errorf("exit code %d, %v, want 1", code, err)
+	}
+	if !strings.Contains(d.Stderr(), "earlydrop: interface gw-c was removed\n") {
+		t.Errorf("standard error: %s", d.Stderr())
+	}
+	if pins, err := s.Pins(); err != nil || len(pins) > 0 {
+		t.Errorf("pins are left: %v, %v", pins, err)
+	}
+}

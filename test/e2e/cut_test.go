@@ -71,9 +71,7 @@ func TestEnforceCutsTunnelsAndNothingElse(t *testing.T) {
 		must(s.StartVMess(s.ctx, lab.VMessConfig{}))(t),
 	}
 	for _, tun := range tunnels {
-		tr := s.download(tun)
-		v := must(d.Verdict(s.ctx, tun.Server, 0))(t)
-		dropVerdict(t, v, true)
+		tr, v := s.tunnelled(d, tun, true)
 		s.stalled(tr, v)
 	}
 	// The tunnels' downloads hang while ordinary traffic goes on beside them.
@@ -108,9 +106,7 @@ func TestMonitorDropsNothingAndReportsTheSame(t *testing.T) {
 		"shadowsocks": must(s.StartShadowsocks(s.ctx, lab.ShadowsocksConfig{}))(t),
 		"vmess":       must(s.StartVMess(s.ctx, lab.VMessConfig{}))(t),
 	} {
-		tr := s.download(tun)
-		v := must(d.Verdict(s.ctx, tun.Server, 0))(t)
-		dropVerdict(t, v, false)
+		tr, _ := s.tunnelled(d, tun, false)
 		s.complete(what, tr)
 	}
 	if blocks := must(s.Blocks(s.ctx))(t); len(blocks) > 0 {
@@ -146,9 +142,7 @@ func TestEnforceOnOtherPaths(t *testing.T) {
 				t.Errorf("xdp %s, want %s", d.Attached.XDP, tt.xdp)
 			}
 			tun := must(s.StartShadowsocks(s.ctx, lab.ShadowsocksConfig{Version: tt.version}))(t)
-			tr := s.download(tun)
-			v := must(d.Verdict(s.ctx, tun.Server, 0))(t)
-			dropVerdict(t, v, true)
+			tr, v := s.tunnelled(d, tun, true)
 			// The fourth packet is there only if both directions have one key:
 			// the capture is full with the third of the client's.
 			if v.VLAN != tt.cfg.VLAN || v.InnerVLAN != 0 || v.Src.Addr() != s.ClientAddr(tt.version) {

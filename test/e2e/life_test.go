@@ -5,6 +5,7 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,9 +21,7 @@ import (
 func (s *scene) blockedDownload(d *rig.Daemon) (*transfer, rig.Event) {
 	s.t.Helper()
 	tun := must(s.StartShadowsocks(s.ctx, lab.ShadowsocksConfig{}))(s.t)
-	tr := s.download(tun)
-	v := must(d.Verdict(s.ctx, tun.Server, 0))(s.t)
-	dropVerdict(s.t, v, true)
+	tr, v := s.tunnelled(d, tun, true)
 	s.risen(v, 1)
 	return tr, v
 }
@@ -54,13 +53,11 @@ rules:
 `)
 	d := s.attach("--policy", policy)
 	tun := must(s.StartShadowsocks(s.ctx, lab.ShadowsocksConfig{}))(t)
-	tr := s.download(tun)
-	v := must(d.Verdict(s.ctx, tun.Server, 0))(t)
-	dropVerdict(t, v, true)
+	tr, v := s.tunnelled(d, tun, true)
 	s.risen(v, 1)
 	passed := tr.bytes.Load()
 	ended := must(d.Wait(s.ctx, "the end of the block", func(e rig.Event) bool {
-		return e.Event == "block_ended" && (e.Src == tun.Server || e.Dst == tun.Server)
+		return e.Event == "block_ended" && (e.Src == v.Src || e.Dst == v.Src)
 	}))(t)
 	if took := ended.Time.Sub(v.Time); took < 2*time.Second || took > 5*time.Second {
 		t.Errorf("the block of 2 s was reported over after %s", took)
@@ -75,7 +72,8 @@ rules:
 		t.Errorf("still listed as blocked: %v, %v", ok, err)
 	}
 	s.complete("the download after the block", tr)
-	if n := len(d.Verdicts(tun.Server)); n != 1 {
+	verdicts := d.Verdicts(tun.Server)
+	if n := len(slices.DeleteFunc(verdicts, func(e rig.Event) bool { return e.Src != v.Src })); n != 1 {
 		t.Errorf("%d verdicts about one connection", n)
 	}
 	s.stop(d)

@@ -54,14 +54,16 @@ static __always_inline int copy_frame(const struct source *src, const struct pac
 			to += ETH_HLEN;
 		len -= pkt->prefix_len;
 	}
+	/* The helpers take no empty range. Verifiers before Linux 6.8 learn nothing
+	 * from a comparison with 0; from one of a value that is 1 less they learn
+	 * both bounds. */
+	len--;
 	hide(len);
-	if (len > max)
-		len = max;
-	if (len == 0) /* the helpers take no empty range */
+	if (len >= max)
 		return 0;
 	if (src->is_xdp)
-		return bpf_xdp_load_bytes(src->ctx, skip, to, len);
-	return bpf_skb_load_bytes(src->ctx, skip, to, len);
+		return bpf_xdp_load_bytes(src->ctx, skip, to, len + 1);
+	return bpf_skb_load_bytes(src->ctx, skip, to, len + 1);
 }
 
 static __always_inline __u32 microseconds(__u64 from_ns, __u64 to_ns)

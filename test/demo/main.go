@@ -10,10 +10,12 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -30,9 +32,15 @@ import (
 const limit = 2 * time.Minute
 
 func main() {
+	program := flag.String("earlydrop", "", "show this program instead of one built from the source")
+	flag.Parse()
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "demo: unexpected argument %q\n", flag.Arg(0))
+		os.Exit(2)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	ctx, cancel := context.WithTimeout(ctx, limit)
-	asExpected, err := run(ctx, os.Stdout)
+	asExpected, err := run(ctx, os.Stdout, *program)
 	if errors.Is(ctx.Err(), context.Canceled) {
 		err = errors.New("interrupted")
 	}
@@ -46,8 +54,9 @@ func main() {
 	}
 }
 
-// run shows everything on out and reports whether all went as it should.
-func run(ctx context.Context, out io.Writer) (asExpected bool, err error) {
+// run shows everything on out and reports whether all went as it should. program is
+// the earlydrop to run; when it is empty, one is built.
+func run(ctx context.Context, out io.Writer, program string) (asExpected bool, err error) {
 	if missing := lab.Missing(); missing != "" {
 		return false, errors.New(missing)
 	}
@@ -59,14 +68,22 @@ func run(ctx context.Context, out io.Writer) (asExpected bool, err error) {
 	if f, ok := out.(*os.File); !ok || !term.IsTerminal(int(f.Fd())) {
 		text.DisableColors()
 	}
-	dir, err := os.MkdirTemp("", "ed-demo-")
-	if err != nil {
+	if program == "" {
+		dir, err := os.MkdirTemp("", "ed-demo-")
+		if err != nil {
+			return false, err
+		}
+		defer os.RemoveAll(dir)
+		if program, err = rig.Build(ctx, dir); err != nil {
+			return false, err
+		}
+	}
+	// It is started from another folder.
+	if program, err = filepath.Abs(program); err != nil {
 		return false, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	binary, err := rig.Build(ctx, dir)
-	if err != nil {
-		return false, err
+	if _, err := os.Stat(program); err != nil {
+		return false, fmt.Errorf("the program to show: %w", err)
 	}
 
 	// A way to the server as it is to a near one on the Internet; the leg that
@@ -76,7 +93,7 @@ func run(ctx context.Context, out io.Writer) (asExpected bool, err error) {
 		return false, err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
-	r, err := rig.New(ctx, l, binary)
+	r, err := rig.New(ctx, l, program)
 	if err != nil {
 		return false, err
 	}

@@ -188,9 +188,11 @@ func TestDetachLeavesNothing(t *testing.T) {
 			// The kernel frees what nobody holds a little later.
 			var still rig.Objects
 			err := rig.Until(s.ctx, func() (bool, error) {
-				var err error
-				still, err = s.Present(s.ctx, objects)
-				return len(still.Progs)+len(still.Maps)+len(still.Links) == 0, err
+				now, err := s.Present(s.ctx, objects)
+				if err == nil {
+					still = now
+				}
+				return len(now.Progs)+len(now.Maps)+len(now.Links) == 0, err
 			})
 			if err != nil {
 				t.Errorf("left in the kernel: %+v (%v)", still, err)

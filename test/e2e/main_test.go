@@ -96,7 +96,7 @@ const largeMB = 16 // 1.7 s on a slow leg
 
 func newScene(t *testing.T, cfg lab.Config) *scene {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
 	t.Cleanup(cancel)
 	l, err := lab.New(ctx, cfg)
 	if err != nil {

@@ -276,8 +276,11 @@ func (d *Daemon) Objects() (Objects, error) {
 func (r *Rig) Present(ctx context.Context, want Objects) (Objects, error) {
 	list := func(kind string, ids []int) ([]int, error) {
 		out, err := r.Run(ctx, "bpftool", "--json", kind, "list")
-		if err != nil || out.Code != 0 {
-			return nil, fmt.Errorf("bpftool %s list: code %d: %s: %w", kind, out.Code, out.Stderr, err)
+		if err != nil {
+			return nil, err
+		}
+		if out.Code != 0 {
+			return nil, fmt.Errorf("bpftool %s list: %s", kind, strings.TrimSpace(out.Stderr))
 		}
 		var all []struct {
 			ID int `json:"id"`

@@ -60,7 +60,7 @@ func New(ctx context.Context, l *lab.Lab, binary string) (*Rig, error) {
 		return strings.TrimSpace(string(name)) == "sleep", err
 	})
 	if err != nil {
-		return nil, errors.Join(err, fmt.Errorf("rig: %w", err))
+		return nil, fmt.Errorf("rig: %w", err)
 	}
 	return r, nil
 }

@@ -99,7 +99,10 @@ func attach(c *cli.Context) error {
 	}
 	defer out.close()
 
-	// From here on a signal ends the program in order, not at once.
+	// From here on a signal ends the program in order, not at once. A reader of
+	// standard output that ends (attach --json | head) must not end it either: that
+	// would be a crash, which leaves everything attached.
+	signal.Ignore(unix.SIGPIPE)
 	ctx, stop := signal.NotifyContext(c.Context, unix.SIGINT, unix.SIGTERM)
 	defer stop()
 	model := manifest.Name + " " + manifest.Version

@@ -5,6 +5,7 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -151,7 +152,7 @@ func (s *sinks) write() {
 	defer close(s.done)
 	var buffers []*bufio.Writer
 	buffer := func(w io.Writer) *bufio.Writer {
-		b := bufio.NewWriterSize(w, 64<<10)
+		b := bufio.NewWriterSize(&output{to: w}, 64<<10)
 		buffers = append(buffers, b)
 		return b
 	}
@@ -167,34 +168,58 @@ func (s *sinks) write() {
 	for _, w := range s.json {
 		encoders = append(encoders, json.NewEncoder(buffer(w)))
 	}
-	var warned rateLimit
 	for e := range s.queue {
-		var err error
+		// output takes everything, so that none of these fails.
 		switch {
 		case e.text != "":
-			_, err = notes.WriteString(e.text)
+			_, _ = notes.WriteString(e.text)
 		case text != nil:
-			err = s.print(text, &e)
+			_ = s.print(text, &e)
 		}
 		for _, enc := range encoders {
-			if encErr := enc.Encode(&e); encErr != nil {
-				err = encErr
-			}
+			_ = enc.Encode(&e)
 		}
 		if len(s.queue) == 0 { // nothing is waiting: let people see it
 			for _, b := range buffers {
-				if flushErr := b.Flush(); flushErr != nil {
-					err = flushErr
-				}
+				_ = b.Flush()
 			}
-		}
-		if err != nil && warned.allow() {
-			slog.Warn("event not written", "error", err)
 		}
 	}
 	for _, b := range buffers {
 		_ = b.Flush()
 	}
+}
+
+// output warns where a write fails and takes what comes next: a disk may have
+// room again. An output whose reader is gone is left alone.
+type output struct {
+	to     io.Writer
+	gone   bool
+	cut    bool // a line may have been cut
+	warned rateLimit
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	if o.gone {
+		return len(p), nil
+	}
+	var err error
+	if o.cut {
+		_, err = o.to.Write([]byte("\n"))
+	}
+	if err == nil {
+		_, err = o.to.Write(p)
+	}
+	o.cut = err != nil
+	switch {
+	case err == nil:
+	case errors.Is(err, unix.EPIPE):
+		o.gone = true
+		slog.Warn("nobody reads the events any more; the work goes on", "error", err)
+	case o.warned.allow():
+		slog.Warn("events not written", "error", err)
+	}
+	return len(p), nil
 }
 
 // print writes e as a line for people.

@@ -145,9 +145,10 @@ func TestPersistLeavesFlowsBlocked(t *testing.T) {
 	if st := must(s.Status(s.ctx))(t); st.Running {
 		t.Errorf("status: %+v", st)
 	}
-	// Monitor drops nothing, so it lets what it finds blocked go on.
-	d = s.attach("--mode", "monitor")
-	if !d.Attached.Adopted {
+	// Monitor drops nothing, so it lets what it finds blocked go on. The XDP mode
+	// can change with an adoption.
+	d = s.attach("--mode", "monitor", "--xdp", "generic")
+	if !d.Attached.Adopted || d.Attached.XDP != "generic" {
 		t.Errorf("not adopted: %+v", d.Attached)
 	}
 	s.says(d, "1 blocks removed")

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -173,6 +174,53 @@ func (l *locked) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.buf.String()
+}
+
+// `attach --json | head -1`: the reader ends, the work goes on, and Ctrl-C still
+// detaches.
+func TestReaderOfTheEventsEnds(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, lab.Config{})
+	cmd, err := s.Command(s.ctx, s.Binary(), "attach", "-i", rig.Device, "--json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stderr locked
+	cmd.Stderr = &stderr
+	if err := s.Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	if err != nil || !strings.Contains(line, `"attached"`) {
+		t.Fatalf("%q, %v", line, err)
+	}
+	_ = stdout.Close()
+	for range 3 { // each verdict is a write into the closed pipe
+		if r := s.Curl(s.ctx, nil, s.URL("https", 4, s.web.HTTPSPort, "/64k")); r.Err != nil {
+			t.Error(r.Err)
+		}
+	}
+	err = rig.Until(s.ctx, func() (bool, error) {
+		return strings.Contains(stderr.String(), "nobody reads the events"), nil
+	})
+	if err != nil {
+		t.Errorf("nothing is said (%v): %s", err, stderr.String())
+	}
+	if st := must(s.Status(s.ctx))(t); !st.Running {
+		t.Error("the daemon has ended with its reader")
+	}
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%v: %s", err, stderr.String())
+	}
+	s.clean()
 }
 
 // When the device goes, its programs go with it; the daemon says so and leaves no

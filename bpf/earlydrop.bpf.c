@@ -324,6 +324,11 @@ static __always_inline void collect(struct counts *cnt, const struct source *src
 		open_handshake(cnt, src, pkt, now);
 		return;
 	}
+	/* Neither decided, a moment ago, nor collecting now: unless another CPU handed
+	 * the flow over in between, and then it is decided by now. Without this look
+	 * its next packet would open it a second time. */
+	if (!opens && bpf_map_lookup_elem(&flows, &pkt->key))
+		return;
 	if (pkt->key.proto == IPPROTO_TCP) {
 		new_tcp_packet(cnt, src, pkt, opens, now);
 	} else if (pkt->payload_len) {

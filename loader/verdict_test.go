@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -372,6 +373,7 @@ func TestConcurrentHooks(t *testing.T) {
 		return slices.Concat(frame[:12], []byte{0x81, 0, byte((i + 1) >> 8), byte(i + 1)}, frame[12:])
 	}
 	var wg sync.WaitGroup
+	var arrived atomic.Int32 // at a start line, both sides together
 	for _, side := range []struct {
 		e          entry
 		fromClient bool
@@ -382,7 +384,15 @@ func TestConcurrentHooks(t *testing.T) {
 			runtime.LockOSThread()
 			for i := range rounds {
 				frame := dgram(side.fromClient, i)
-				for range 8 {
+				for n := range 8 {
+					// The first two packets start at once on both sides, however
+					// busy the CPUs are.
+					if n < 2 {
+						arrived.Add(1)
+						for all := int32(2 * (2*i + n + 1)); arrived.Load() < all && !t.Failed(); {
+							runtime.Gosched()
+						}
+					}
 					_, err := k.coll.Programs[string(side.e)].Run(&ebpf.RunOptions{Data: frame})
 					if err != nil {
 						t.Error(err)

@@ -62,6 +62,9 @@ func (r *result) note(line string) bool {
 		r.status = status
 		return false
 	}
+	if r.status != "" { // the kernel's parting words
+		return false
+	}
 	text := strings.TrimLeft(line, " ")
 	top := text == line
 	for word, list := range map[string]*[]string{"--- PASS: ": &r.passed, "--- FAIL: ": &r.failed, "--- SKIP: ": &r.skipped} {

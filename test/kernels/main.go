@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -29,6 +30,7 @@ import (
 type options struct {
 	kernels   []string // package names; none: the newest of each series
 	run, skip string   // patterns of tests, as go test has them
+	count     int
 	timeout   time.Duration
 	cache     string
 	list      bool
@@ -40,6 +42,7 @@ func main() {
 	flag.StringVar(&o.run, "run", "^Test", "run the tests that match this `pattern`")
 	// bpftool is no part of the machine's file system.
 	flag.StringVar(&o.skip, "skip", "^TestBpftoolPrintsNames$", "leave out the tests that match this `pattern`")
+	flag.IntVar(&o.count, "count", 1, "run each test this many `times`")
 	flag.DurationVar(&o.timeout, "timeout", 8*time.Minute, "how long the tests of one kernel may take")
 	flag.StringVar(&o.cache, "cache", ".cache/kernels", "`folder` for packages and console logs")
 	flag.BoolVar(&o.list, "list", false, "only print the packages that would be used")
@@ -127,7 +130,7 @@ func testKernel(ctx context.Context, o options, work, name string, out io.Writer
 		return nil, err
 	}
 	root := filepath.Join(work, "root.gz")
-	args := []string{"-test.v", "-test.timeout=" + o.timeout.String(), "-test.run=" + o.run}
+	args := []string{"-test.v", "-test.timeout=" + o.timeout.String(), "-test.count=" + strconv.Itoa(o.count), "-test.run=" + o.run}
 	if o.skip != "" {
 		args = append(args, "-test.skip="+o.skip)
 	}

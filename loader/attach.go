@@ -50,17 +50,26 @@ func (i *iface) rawIP() bool {
 }
 
 // refuseForeignXDP refuses an interface that has an XDP program other than the one
-// pinned in dir: the kernel takes one only.
+// pinned in dir, for the kernel takes one only, and pins whose program is attached
+// to an interface other than this one.
 func (i *iface) refuseForeignXDP(dir string) error {
 	xdp := i.link.Attrs().Xdp
-	if xdp == nil || !xdp.Attached {
-		return nil
-	}
+	attached := xdp != nil && xdp.Attached
 	if l, err := link.LoadPinnedLink(dir+"/"+pinXDP, nil); err == nil {
 		defer l.Close()
-		if info, err := l.Info(); err == nil && uint32(info.Program) == xdp.ProgId {
+		info, err := l.Info()
+		switch {
+		case err != nil:
+			return fmt.Errorf("read the link pinned for %s: %w", i.name, err)
+		case attached && uint32(info.Program) == xdp.ProgId:
 			return nil
+		case !attached && !severed(l):
+			return refused(unix.EBUSY, "what is pinned at %s is attached to another interface that is or was called %s, renamed or in another network namespace: earlydrop detach -i %s removes it",
+				dir, i.name, i.name)
 		}
+	}
+	if !attached {
+		return nil
 	}
 	name := "unknown"
 	if p, err := ebpf.NewProgramFromID(ebpf.ProgramID(xdp.ProgId)); err == nil {
@@ -73,12 +82,49 @@ func (i *iface) refuseForeignXDP(dir string) error {
 		i.name, name, xdp.ProgId, i.name)
 }
 
+// severed reports whether the interface that a link was attached to is gone. A new
+// one of the same name needs a new link.
+func severed(l link.Link) bool {
+	info, err := l.Info()
+	if err != nil {
+		return false
+	}
+	if x := info.XDP(); x != nil {
+		return x.Ifindex == 0
+	}
+	if t := info.TCX(); t != nil {
+		return t.Ifindex == 0
+	}
+	return false
+}
+
+// openPinnedLink returns the link that an earlier process pinned, or nil when there
+// is none. One whose interface is gone is removed.
+func openPinnedLink(pin string) (link.Link, error) {
+	l, err := link.LoadPinnedLink(pin, nil)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("open pinned link %s: %w", pin, err)
+	case !severed(l):
+		return l, nil
+	}
+	if err := errors.Join(l.Unpin(), l.Close()); err != nil {
+		return nil, fmt.Errorf("remove pinned link %s of an interface that is gone: %w", pin, err)
+	}
+	return nil, nil
+}
+
 // attachIngress attaches the XDP program, or puts it in the place of the one that
 // is pinned.
 func (d *DataPath) attachIngress(ifc *iface, opts Options, pin string) error {
 	prog := d.coll.Programs[datapathProgEdIngress]
-	old, err := link.LoadPinnedLink(pin, nil)
-	if err == nil {
+	old, err := openPinnedLink(pin)
+	if err != nil {
+		return err
+	}
+	if old != nil {
 		mode := ifc.attachedMode()
 		if opts.XDPMode == XDPAuto || opts.XDPMode == mode {
 			if err := old.Update(prog); err != nil {
@@ -92,8 +138,6 @@ func (d *DataPath) attachIngress(ifc *iface, opts Options, pin string) error {
 		if err := errors.Join(old.Unpin(), old.Close()); err != nil {
 			return fmt.Errorf("detach the ingress program of %s: %w", ifc.name, err)
 		}
-	} else if !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("open pinned ingress link of %s: %w", ifc.name, err)
 	}
 
 	attach := func(flags link.XDPAttachFlags) (link.Link, error) {
@@ -149,16 +193,17 @@ type egressLink interface{ Close() error }
 // kernels before 6.6.
 func (d *DataPath) attachEgress(ifc *iface, opts Options, pin string) error {
 	prog := d.coll.Programs[datapathProgEdEgress]
-	old, err := link.LoadPinnedLink(pin, nil)
-	if err == nil {
+	old, err := openPinnedLink(pin)
+	if err != nil {
+		return err
+	}
+	if old != nil {
 		if err := old.Update(prog); err != nil {
 			_ = old.Close()
 			return fmt.Errorf("swap the egress program of %s: %w", ifc.name, err)
 		}
 		d.egress, d.Info.Egress = old, "tcx"
 		return nil
-	} else if !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("open pinned egress link of %s: %w", ifc.name, err)
 	}
 	if !opts.forceClsact {
 		l, err := link.AttachTCX(link.TCXOptions{Interface: ifc.index(), Program: prog, Attach: ebpf.AttachTCXEgress})

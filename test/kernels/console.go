@@ -13,10 +13,11 @@ import (
 
 // result is what a machine's console told about the tests.
 type result struct {
-	passed, failed, skipped []string // tests without their subtests
-	subtests                int      // that passed
-	closing                 string   // the test program's own last word: PASS or FAIL
-	status                  string   // how it ended; empty: the machine ended before
+	passed, failed []string // tests without their subtests
+	skipped        []string // tests and subtests
+	subtests       int      // that passed
+	closing        string   // the test program's own last word: PASS or FAIL
+	status         string   // how it ended; empty: the machine ended before
 }
 
 // err says why the tests do not count as passed; a skipped one does not either.
@@ -66,20 +67,19 @@ func (r *result) note(line string) bool {
 		return false
 	}
 	text := strings.TrimLeft(line, " ")
-	top := text == line
 	for word, list := range map[string]*[]string{"--- PASS: ": &r.passed, "--- FAIL: ": &r.failed, "--- SKIP: ": &r.skipped} {
 		rest, ok := strings.CutPrefix(text, word)
 		if !ok {
 			continue
 		}
-		if !top {
-			if list == &r.passed {
-				r.subtests++
-			}
-			return list != &r.passed
-		}
 		name, _, _ := strings.Cut(rest, " ")
-		*list = append(*list, name)
+		switch {
+		case text == line || list == &r.skipped:
+			*list = append(*list, name)
+		case list == &r.passed:
+			r.subtests++
+			return false
+		}
 		return true
 	}
 	if line == "PASS" || line == "FAIL" {

@@ -163,7 +163,7 @@ func printFlows(out io.Writer, flows []*flow) {
 		})
 	}
 	tw.Render()
-	fmt.Fprint(out, `confidence: of the class. tunnel: of being any class but background; the policy asks for 0.9.
+	fmt.Fprint(out, `confidence: of the class. tunnel: of any class but background; the policy's rule asks for enough of this.
 ms, packets: from the flow's first packet to the verdict; dns is judged when it has fallen silent.
 bytes passed: content that the client got. pkts dropped: by the kernel, of both directions.
 `)

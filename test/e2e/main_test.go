@@ -301,7 +301,7 @@ func dropVerdict(t *testing.T, v rig.Event, enforced bool) {
 			sum += p
 		}
 	}
-	if v.Confidence != v.Scores[v.Class] || math.Abs(v.RuleConfidence-sum) > 1e-9 || sum < 0.9 || math.Abs(all-1) > 1e-6 {
+	if v.Confidence != v.Scores[v.Class] || math.Abs(v.RuleConfidence-sum) > 1e-9 || sum <= 0.5 || math.Abs(all-1) > 1e-6 {
 		t.Errorf("confidence %v, of the rule %v, scores %v", v.Confidence, v.RuleConfidence, v.Scores)
 	}
 	if v.Rule == "" || v.Proto != "tcp" || v.Packets < 4 || v.Captured == 0 || v.Captured > 1024 || v.VerdictMS <= 0 {

@@ -383,7 +383,9 @@ func (d *DataPath) abandon(ifc *iface) error {
 // its programs along; the pins are removed all the same.
 func Detach(name string, stop bool) error {
 	dir := pinDir(name)
-	if _, err := os.Stat(dir); err != nil {
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrPermission) {
+		return refused(err, "%s can't be read: run as root", dir)
+	} else if err != nil {
 		return fmt.Errorf("%w to %s (nothing at %s)", ErrNotAttached, name, dir)
 	}
 	if err := requireCapabilities(); err != nil {

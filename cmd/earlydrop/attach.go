@@ -119,6 +119,7 @@ func attach(c *cli.Context) error {
 		Policy:    policyName,
 	})
 	if err != nil {
+		out.uncreate()
 		return fromLoader(err)
 	}
 	d := &daemon{
@@ -178,6 +179,9 @@ func openSinks(c *cli.Context) (*sinks, error) {
 	case "-":
 		s.json = append(s.json, c.App.Writer)
 	default:
+		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+			s.created = path
+		}
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
 		if err != nil {
 			return nil, badInput("open the event file: %w", err)

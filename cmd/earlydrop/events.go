@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -115,6 +116,7 @@ type sinks struct {
 	closers        []io.Closer
 	stderr         io.Writer
 	quiet, verbose bool
+	created        string // the event file, if it was not there before
 
 	queue chan event
 	done  chan struct{}
@@ -137,6 +139,13 @@ func (s *sinks) close() {
 	}
 	if n := s.lost.Load(); n > 0 {
 		slog.Warn("events were not written: the output was too slow", "lost", n)
+	}
+}
+
+// uncreate removes an event file that was created for nothing.
+func (s *sinks) uncreate() {
+	if s.created != "" {
+		_ = os.Remove(s.created)
 	}
 }
 

@@ -54,7 +54,9 @@ func run(m *testing.M) (code int, err error) {
 	}
 	pins, _ := filepath.Glob("/sys/fs/bpf/earlydrop/*")
 	code = m.Run()
-	fmt.Printf("%d of %d connections through tunnels were identified\n", identified.drop.Load(), identified.connections.Load())
+	if n := identified.connections.Load(); n > 0 {
+		fmt.Printf("%d of %d connections through tunnels were identified\n", identified.drop.Load(), n)
+	}
 	return code, left(dir, pins)
 }
 

@@ -41,7 +41,8 @@ func TestBadInputIsRefusedAndChangesNothing(t *testing.T) {
 	rule := "mode: enforce\nrules:\n  - name: r\n    class: %s\n    min_confidence: 0.9\n    action: drop\n    ttl: %s\n"
 	attach := []string{s.Binary(), "attach", "-i", rig.Device}
 	with := func(args ...string) []string { return append(attach[:len(attach):len(attach)], args...) }
-	nobody := append([]string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"}, attach...)
+	nobody := []string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", s.Binary()}
+	asNobody := func(args ...string) []string { return append(nobody[:len(nobody):len(nobody)], args...) }
 
 	for _, tt := range []struct {
 		name  string
@@ -51,7 +52,7 @@ func TestBadInputIsRefusedAndChangesNothing(t *testing.T) {
 	}{
 		{"no such interface", []string{s.Binary(), "attach", "-i", "nope0"}, nil, []string{"no such interface", "nope0"}},
 		{"no interface given", []string{s.Binary(), "attach"}, nil, []string{"--interface"}},
-		{"not root", nobody, nil, []string{"CAP_NET_ADMIN", "CAP_BPF", "root"}},
+		{"not root", asNobody("attach", "-i", rig.Device), nil, []string{"CAP_NET_ADMIN", "CAP_BPF", "root"}},
 		{"one capability is missing", append([]string{"setpriv", "--bounding-set=-net_admin"}, attach...), nil, []string{"CAP_NET_ADMIN"}},
 		{"model is missing", with("--model", "/nonexistent.onnx"), nil, []string{"/nonexistent.onnx", "no such file"}},
 		{"model is truncated", with("--model", truncated), nil, []string{truncated}},
@@ -80,6 +81,19 @@ func TestBadInputIsRefusedAndChangesNothing(t *testing.T) {
 			s.clean()
 		})
 	}
+
+	t.Run("no event file is left", func(t *testing.T) {
+		path, kept := filepath.Join(s.Dir(), "new.jsonl"), s.file("old.jsonl", "{}\n")
+		for _, file := range []string{path, kept} {
+			s.refused(t, []string{s.Binary(), "attach", "-i", "nope0", "--events", file}, nil, []string{"nope0"})
+		}
+		if _, err := os.Stat(path); !os.IsNotExist(err) {
+			t.Errorf("%s is left (%v)", path, err)
+		}
+		if text, err := os.ReadFile(kept); err != nil || string(text) != "{}\n" {
+			t.Errorf("the file that was there before: %q, %v", text, err)
+		}
+	})
 
 	t.Run("another XDP program", func(t *testing.T) {
 		prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
@@ -116,6 +130,9 @@ func TestBadInputIsRefusedAndChangesNothing(t *testing.T) {
 	t.Run("a second daemon", func(t *testing.T) {
 		d := s.attach()
 		s.refused(t, attach, nil, []string{"earlydrop: already attached", fmt.Sprint(d.PID())})
+		for _, args := range [][]string{{"detach", "-i", rig.Device}, {"status", "-i", rig.Device}, {"status"}, {"blocked", "list"}, {"blocked", "del", "--all", "-i", rig.Device}} {
+			s.refused(t, asNobody(args...), nil, []string{"run as root"})
+		}
 		// The first one works on.
 		if r := s.Curl(s.ctx, nil, s.URL("https", 4, s.web.HTTPSPort, "/64k")); r.Err != nil {
 			t.Error(r.Err)

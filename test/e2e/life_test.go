@@ -43,15 +43,7 @@ func (s *scene) says(d *rig.Daemon, words ...string) {
 func TestBlockExpires(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, lab.Config{ServerLink: slow})
-	policy := s.file("short.yaml", `mode: enforce
-rules:
-  - name: short
-    class: [shadowsocks, v2ray]
-    min_confidence: 0.9
-    action: drop
-    ttl: 2s
-`)
-	d := s.attach("--policy", policy)
+	d := s.attach("--policy", s.policy("enforce", "2s"))
 	tun := must(s.StartShadowsocks(s.ctx, lab.ShadowsocksConfig{}))(t)
 	tr, v := s.tunnelled(d, tun, true)
 	s.risen(v, 1)
@@ -62,7 +54,7 @@ rules:
 	if took := ended.Time.Sub(v.Time); took < 2*time.Second || took > 5*time.Second {
 		t.Errorf("the block of 2 s was reported over after %s", took)
 	}
-	if ended.DroppedPackets == 0 || ended.DroppedBytes == 0 || ended.Class != v.Class || ended.Rule != "short" {
+	if ended.DroppedPackets == 0 || ended.DroppedBytes == 0 || ended.Class != v.Class || ended.Rule != "tunnels" {
 		t.Errorf("block_ended: %+v", ended)
 	}
 	if passed >= s.web.LargeBytes {
@@ -84,7 +76,7 @@ rules:
 func TestKilledDaemonLeavesFlowsBlocked(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, lab.Config{ServerLink: slow})
-	d := s.attach("--mode", "enforce")
+	d := s.enforce()
 	tr, v := s.blockedDownload(d)
 	before := must(d.Objects())(t)
 
@@ -101,7 +93,7 @@ func TestKilledDaemonLeavesFlowsBlocked(t *testing.T) {
 		t.Errorf("a new flow while no daemon runs: %v", r.Err)
 	}
 
-	d = s.attach("--mode", "enforce")
+	d = s.enforce()
 	if !d.Attached.Adopted {
 		t.Errorf("not adopted: %+v", d.Attached)
 	}
@@ -134,7 +126,7 @@ func TestKilledDaemonLeavesFlowsBlocked(t *testing.T) {
 func TestPersistLeavesFlowsBlocked(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, lab.Config{ServerLink: slow})
-	d := s.attach("--mode", "enforce", "--persist")
+	d := s.enforce("--persist")
 	tr, v := s.blockedDownload(d)
 	last, err := d.Stop(s.ctx)
 	if err != nil || !last.Persisted {
@@ -163,7 +155,7 @@ func TestDetachLeavesNothing(t *testing.T) {
 		t.Run(fmt.Sprintf("killed %v", kill), func(t *testing.T) {
 			t.Parallel()
 			s := newScene(t, lab.Config{ServerLink: slow})
-			d := s.attach("--mode", "enforce")
+			d := s.enforce()
 			tr, _ := s.blockedDownload(d)
 			objects := must(d.Objects())(t)
 			if len(objects.Progs) < 2 || len(objects.Maps) < 8 || len(objects.Links) != 2 {

@@ -233,6 +233,27 @@ func (s *scene) risen(v rig.Event, n uint64) rig.Block {
 	return b
 }
 
+// policy writes a policy that drops what is more likely a tunnel than not. The
+// shipped one wants more, so that it takes little ordinary traffic; that would have
+// these tests try many connections until one is taken.
+func (s *scene) policy(mode, ttl string) string {
+	s.t.Helper()
+	return s.file(mode+"-"+ttl+".yaml", fmt.Sprintf(`mode: %s
+rules:
+  - name: tunnels
+    class: [shadowsocks, v2ray]
+    min_confidence: 0.5
+    action: drop
+    ttl: %s
+`, mode, ttl))
+}
+
+// enforce starts earlydrop with such a policy.
+func (s *scene) enforce(args ...string) *rig.Daemon {
+	s.t.Helper()
+	return s.attach(append([]string{"--policy", s.policy("enforce", "10m")}, args...)...)
+}
+
 // tries bounds how many connections a tunnel gets to be identified. The model does
 // not know each at once (its card tells how many); what is tested here is what
 // becomes of one that it does know.
@@ -284,7 +305,7 @@ func (s *scene) stalled(tr *transfer, v rig.Event) {
 		v.Dst, v.Class, v.RuleConfidence, v.VerdictMS, v.Packets, before, s.web.LargeBytes, b.Packets, b.Bytes)
 }
 
-// tunnelClasses are the classes of the shipped policy's rule. The first 1024 bytes
+// tunnelClasses are the classes of the policies' rule. The first 1024 bytes
 // of Shadowsocks and of VMess are alike, so the model may take one for the other;
 // the rule asks whether a flow is one of them.
 var tunnelClasses = []string{"shadowsocks", "v2ray"}

@@ -36,7 +36,7 @@ var keyless = []string{"free_slots", "samples"}
 func TestBpftoolShowsEveryMapByFieldNames(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, lab.Config{ServerLink: slow})
-	d := s.attach("--mode", "enforce")
+	d := s.enforce()
 	_, v := s.blockedDownload(d)
 	if r := s.Curl(s.ctx, nil, s.URL("http", 4, s.web.HTTPPort, "/1k")); r.Err != nil {
 		t.Fatal(r.Err)

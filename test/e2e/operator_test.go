@@ -25,7 +25,7 @@ import (
 func TestBlockingByHand(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, lab.Config{ServerLink: slow})
-	d := s.attach("--mode", "enforce")
+	d := s.enforce()
 	tr, v := s.blockedDownload(d)
 	flow := []string{"tcp", v.Dst.String(), v.Src.String()} // in any order
 	list := must(s.Earlydrop(s.ctx, "blocked", "list", "-i", rig.Device))(t)
@@ -77,7 +77,7 @@ func TestAttachPrintsForPeople(t *testing.T) {
 			t.Parallel()
 			s := newScene(t, lab.Config{})
 			events := filepath.Join(s.Dir(), "events.jsonl")
-			argv := []string{s.Binary(), "attach", "-i", rig.Device, "--mode", "enforce", "--events", events}
+			argv := []string{s.Binary(), "attach", "-i", rig.Device, "--policy", s.policy("enforce", "10m"), "--events", events}
 			if tt.flag != "" {
 				argv = append(argv, tt.flag)
 			}
@@ -98,7 +98,7 @@ func TestAttachPrintsForPeople(t *testing.T) {
 					t.Fatalf("no line fits %s (%v) in:\n%s%s", pattern, err, stdout.String(), stderr.String())
 				}
 			}
-			wait(`^attached gw-c: xdp native, egress tcx, mode enforce, policy built-in, model .+, device cpu\nmaps: bpftool map dump pinned /sys/fs/bpf/earlydrop/gw-c/blocked\n`)
+			wait(`^attached gw-c: xdp native, egress tcx, mode enforce, policy \S+, model .+, device cpu\nmaps: bpftool map dump pinned /sys/fs/bpf/earlydrop/gw-c/blocked\n`)
 			if r := s.Curl(s.ctx, nil, s.URL("https", 4, s.web.HTTPSPort, "/64k")); r.Err != nil {
 				t.Fatal(r.Err)
 			}
@@ -113,18 +113,20 @@ func TestAttachPrintsForPeople(t *testing.T) {
 				details = `  \[background .*, shadowsocks .*, v2ray .*; full, \d+ bytes captured, \d+ on the wire; verdict \d+ us after the hand-over; model .+\]`
 			}
 			drop := `\n\d\d:\d\d:\d\d\.\d{3}  drop +tcp \S+ > ` + regexp.QuoteMeta(tun.Server.String()) + `  (shadowsocks|v2ray) \d\.\d+  \d+\.\d ms, \d+ packets  rule tunnels( \(\d\.\d+\))?` + details + `\n`
-			// The verdict about a connection comes with it.
-			for range tries {
+			dropped := func() (bool, error) { return regexp.MustCompile(drop).MatchString(stdout.String()), nil }
+			for n := 0; ; n++ {
 				tr := s.download(tun)
-				ctx, cancel := context.WithTimeout(s.ctx, 2*time.Second)
-				err := rig.Until(ctx, func() (bool, error) { return regexp.MustCompile(drop).MatchString(stdout.String()), nil })
+				ctx, cancel := context.WithTimeout(s.ctx, 3*time.Second)
+				err := rig.Until(ctx, dropped)
 				cancel()
 				if err == nil {
 					break
 				}
+				if n == tries {
+					t.Fatalf("no line fits %s in:\n%s%s", drop, stdout.String(), stderr.String())
+				}
 				tr.stop()
 			}
-			wait(drop)
 			if !tt.ordinary && regexp.MustCompile(web).MatchString(stdout.String()) {
 				t.Errorf("an ordinary verdict is printed:\n%s", stdout.String())
 			}
@@ -228,7 +230,7 @@ func TestReaderOfTheEventsEnds(t *testing.T) {
 func TestInterfaceVanishes(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, lab.Config{})
-	d := s.attach("--mode", "enforce")
+	d := s.enforce()
 	dev, err := s.Gateway.Netlink().LinkByName(rig.Device)
 	if err == nil {
 		err = s.Gateway.Netlink().LinkDel(dev)

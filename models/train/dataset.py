@@ -143,11 +143,13 @@ class Sampler:
     Half of them are background, the other classes share the other half. Of
     the background, random : real is random_ratio, where the random part is
     images of uniformly random bytes (the paper's approximate completeness).
-    Among the real background a group is drawn with the square root of its
-    size, counted up to limit: a large source must not drown the small ones.
+    Of the real background, captures_share comes from groups that hold nothing
+    else, the rest from groups that hold wanted classes too. Among the groups of
+    a kind each is drawn with the square root of its size, counted up to limit:
+    a large source must not drown the small ones.
     """
 
-    def __init__(self, data, indices, labels, size, random_ratio, limit, rng):
+    def __init__(self, data, indices, labels, size, random_ratio, captures_share, limit, rng):
         self.data, self.rng = data, rng
         background = size // 2
         self.random = round(background * random_ratio / (1 + random_ratio))
@@ -155,10 +157,13 @@ class Sampler:
         index = {g: indices[(data.group[indices] == g) & (data.label[indices] == BACKGROUND)]
                  for g in sorted(set(data.group[indices]))}
         index = {g: i for g, i in index.items() if len(i)}
-        weight = {g: np.sqrt(min(len(i), limit)) for g, i in index.items()}
-        total = sum(weight.values())
-        for g, i in index.items():
-            self.pools.append((0, i, (background - self.random) * weight[g] / total))
+        wanted = set(data.group[indices[data.label[indices] != BACKGROUND]])
+        kinds = [[g for g in index if g not in wanted], [g for g in index if g in wanted]]
+        shares = [captures_share, 1 - captures_share] if all(kinds) else [1, 1]
+        for groups, share in zip(kinds, shares):
+            weight = {g: np.sqrt(min(len(index[g]), limit)) for g in groups}
+            for g in groups:
+                self.pools.append((0, index[g], (background - self.random) * share * weight[g] / sum(weight.values())))
         for k, label in enumerate(labels[1:], 1):
             i = indices[data.label[indices] == label]
             if len(i) == 0:

@@ -10,13 +10,14 @@ a CPU, libopenblas0-pthread.
 
 The data folders are those of `earlydrop dataset`. Whole groups (a source of
 captures, a network of the lab) are held out: the test groups give the figures,
-the validation groups the temperature and the thresholds. Beside the model
+the validation groups the epoch, the temperature and the thresholds. Beside the model
 stand its card (.md) and its figures (.json).
 
 The second form prints the card's figures again.
 """
 import argparse
 import collections
+import copy
 import datetime
 import json
 import os
@@ -33,14 +34,23 @@ import dataset
 import network
 
 VERSION = "0.1.0"
-RULE = "the most probable class, if its probability reaches the class's threshold, else background"
+
+# A background flow of this kind imitates what the wanted classes look like; the
+# false positives of ordinary traffic, which a network is full of, leave it out.
+RANDOM_LIKE = "random-like"
 
 # Images of random bytes that an evaluation counts the false positives of.
 RANDOM_IMAGES = 5000
 
-# Probabilities at which the card tells what a rule for all wanted classes
-# together would take.
+# The card tells what a rule over all wanted classes takes at these values of
+# min_confidence, beside the recommended one.
 SUMS = (0.5, 0.9, 0.99, 0.999)
+
+# The value of SUMS at which the card tells the figures in detail.
+DETAIL = 0.9
+
+# Aims for false positives whose thresholds stand in the card, too.
+AIMS = (0.001, 0.003, 0.01, 0.03)
 
 
 def arguments(argv):
@@ -56,6 +66,12 @@ def arguments(argv):
     p.add_argument("--max-minutes", type=float, default=0, metavar="M", help="begin no epoch after M minutes (0: no limit)")
     p.add_argument("--batch", type=int, default=128)
     p.add_argument("--lr", type=float, default=1e-4, help="learning rate of Adam (default %(default)s, the paper's)")
+    p.add_argument("--average", type=float, default=0.998, metavar="D",
+                   help="the model is the moving average of the weights with this decay per step; 0: the last weights "
+                        "(default %(default)s)")
+    p.add_argument("--captures-share", type=ratio, default=0.4, metavar="P",
+                   help="share of the real background that is drawn from groups with background only, which are "
+                        "captures of others and not networks of the lab (default %(default)s)")
     p.add_argument("--random-ratio", type=ratio, default=ratio("1/9"), metavar="R",
                    help="random images : real background, as 1/9 (default, the paper's best) or 0")
     p.add_argument("--cut-share", type=float, default=0.25, metavar="P",
@@ -67,8 +83,8 @@ def arguments(argv):
                    help="test groups, as file name patterns (may be repeated; default: a fifth, drawn by the seed)")
     p.add_argument("--validation-group", action="append", default=[], metavar="PATTERN", help="likewise")
     p.add_argument("--false-positives", type=float, default=0.001, metavar="P",
-                   help="budget for the thresholds: share of validation background that each class may take "
-                        "(default %(default)s)")
+                   help="budget for the thresholds: share of the ordinary validation background that a rule "
+                        "at its threshold may take (default %(default)s)")
     p.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto: cuda where there is one)")
     p.add_argument("--bf16", action="store_true",
                    help="compute in bfloat16, the weights stay float32 (faster where the CPU or GPU knows it)")
@@ -137,28 +153,37 @@ def calibrate(logits, truth, classes):
     return float(np.exp((low + high) / 2))
 
 
-def choose_thresholds(p, truth, labels, budget):
-    """Per class the least threshold, at least 0.5, at which the class takes no
-    more than budget of the background."""
-    thresholds = {}
-    background = p[truth == 0]
-    allowed = int(budget * len(background))
-    best = background.argmax(axis=1)
-    for k, label in enumerate(labels[1:], 1):
-        taken = np.sort(background[best == k, k])[::-1]
-        threshold = 0.5
-        if len(taken) > allowed:
-            # Just above the strongest one that must not pass.
-            threshold = max(0.5, min(1.0, float(taken[allowed]) + 1e-6))
-        thresholds[label] = round(threshold, 6)
-    return thresholds
+def threshold_for(p, budget):
+    """The least threshold, at least 0.5 and rounded up to four digits, that no
+    more than budget of the background flows reach. p: their probabilities."""
+    allowed = int(budget * len(p))
+    strongest = np.sort(p)[::-1]
+    # Just above the strongest flow that must not be taken.
+    least = float(strongest[allowed]) + 1e-6 if len(p) > allowed else 0.0
+    return min(1.0, max(0.5, np.ceil(least * 10000) / 10000))
 
 
-def decide(p, labels, thresholds):
-    """Class numbers by RULE."""
-    best = p.argmax(axis=1)
-    need = np.array([0.0] + [thresholds[label] for label in labels[1:]])
-    return np.where(p.max(axis=1) >= need[best], best, 0)
+def choose_thresholds(p, ordinary, labels, budget):
+    """Returns ({class: threshold}, threshold of all wanted classes together)
+    from probabilities [N, K]; ordinary: bool [N], the ordinary background."""
+    each = {label: threshold_for(p[ordinary, k], budget) for k, label in enumerate(labels[1:], 1)}
+    return each, threshold_for(wanted_sum(p)[ordinary], budget)
+
+
+def wanted_sum(p):
+    """The probability that a flow is of a wanted class, whichever."""
+    return p[:, 1:].sum(axis=1)
+
+
+def decide(p, together):
+    """Class numbers: the likelier wanted class where all of them together reach
+    the threshold, else background."""
+    return np.where(wanted_sum(p) >= together, p[:, 1:].argmax(axis=1) + 1, 0)
+
+
+def rule_text(together):
+    return (f"the probabilities of the wanted classes sum up to {together:g} or more "
+            "(a rule over all of them with this min_confidence); named is the likelier one")
 
 
 def share(hits, total):
@@ -183,45 +208,92 @@ def score(predicted, truth, labels):
     }
 
 
-def figures_of(logits, data, indices, labels, temperature, thresholds, net, device, seed):
+def kinds_of(data, indices):
+    """What a figure counts a flow as: its class, or for background the lab's
+    kind (ordinary, random-like) or "captures" if it is not from the lab."""
+    kind = data.column("kind")[indices]
+    return np.where(data.label[indices] != dataset.BACKGROUND, data.label[indices],
+                    np.where(kind != "", np.char.add("lab, ", kind), "captures"))
+
+
+def ordinary_of(data, indices):
+    """bool: background other than what the lab made to look random."""
+    return ((data.label[indices] == dataset.BACKGROUND) & (data.column("kind")[indices] != RANDOM_LIKE))
+
+
+def conditions_of(data, indices):
+    """{attribute: array of str}: the lab's network conditions, as few values."""
+    rows = [dict(word.split("=", 1) for word in text.split() if "=" in word)
+            for text in data.column("condition")[indices]]
+    some = lambda names: {n: np.array([r.get(n, "") for r in rows]) for n in names}
+    out = some(("ip", "point", "offload"))
+    presence = lambda name, none: np.array(["" if not r else "no" if r.get(name, none) == none else "yes" for r in rows])
+    out.update(vlan=presence("vlan", "0"), delay=presence("delay", ""), loss=presence("loss", "0.0000"))
+    return out
+
+
+def figures_of(logits, data, indices, labels, temperature, thresholds, together, aims, net, device, seed):
     """All figures of a model on the samples of its test groups."""
     truth = np.array([labels.index(v) for v in data.label[indices]])
     p = network.softmax(logits, temperature)
-    predicted = decide(p, labels, thresholds)
-    groups = data.group[indices]
-    figures = {"flows": len(indices), "groups": len(set(groups)), "rule": RULE, **score(predicted, truth, labels)}
+    predicted, likelier = decide(p, together), p[:, 1:].argmax(axis=1) + 1
+    groups, kinds, ordinary = data.group[indices], kinds_of(data, indices), ordinary_of(data, indices)
+    wanted, taken = truth > 0, predicted > 0
+    figures = {"flows": len(indices), "groups": len(set(groups)), "rule": rule_text(together),
+               "min_confidence": together, **score(predicted, truth, labels)}
     figures["argmax"] = score(p.argmax(axis=1), truth, labels)
-    wanted = 1 - p[:, 0]
-    figures["any_wanted"] = {str(t): {label: share((wanted[truth == k] >= t).sum(), (truth == k).sum())
-                                      for k, label in enumerate(labels)} for t in SUMS}
+    of = lambda hit, among: share((hit & among).sum(), among.sum())
+    figures["false_positives_ordinary"] = of(taken, ordinary)
+    figures["told_apart"] = {"all": of(likelier == truth, wanted), "taken": of(likelier == truth, wanted & taken)}
+    columns = [*labels[1:], *sorted(set(kinds[~wanted]))]
+    figures["sums"] = {f"{t:g}": {"ordinary": of(wanted_sum(p) >= t, ordinary),
+                                  **{k: of(wanted_sum(p) >= t, kinds == k) for k in columns}}
+                       for t in sorted({*SUMS, together})}
+    figures["aims"] = {str(aim): {"min_confidence": t, "ordinary": of(wanted_sum(p) >= t, ordinary),
+                                  **{k: of(wanted_sum(p) >= t, kinds == k) for k in columns}}
+                       for aim, t in aims.items()}
+    figures["single"] = {label: {k: of(p[:, i] >= thresholds[label], kinds == k) for k in columns}
+                         for i, label in enumerate(labels[1:], 1)}
+    detail = wanted_sum(p) >= DETAIL
     figures["false_positives_by_group"] = {
-        g: share(((predicted != 0) & (truth == 0) & (groups == g)).sum(), ((truth == 0) & (groups == g)).sum())
-        for g in sorted(set(groups[truth == 0]))}
-    for name in ("proto", "reason", "program", "cipher", "carried", "kind"):
-        column = data.column(name)[indices]
+        g: {f"{together:g}": of(taken, (groups == g) & ~wanted), f"{DETAIL:g}": of(detail, (groups == g) & ~wanted)}
+        for g in sorted(set(groups[~wanted]))}
+    named = {name: data.column(name)[indices] for name in ("proto", "reason", "program", "cipher", "carried")}
+    named["full"] = np.where(data.captured[indices] >= dataset.BYTES, "1024 bytes", "fewer")
+    named.update(conditions_of(data, indices))
+    for name, column in named.items():
         by = {}
-        for k, label in enumerate(labels):
-            for v in sorted(set(column[truth == k]) - {""}):
-                here = (truth == k) & (column == v)
-                by.setdefault(label, {})[v] = share((predicted[here] == k).sum(), here.sum())
+        for k in columns:
+            for v in sorted(set(column[kinds == k]) - {""}):
+                here = (kinds == k) & (column == v)
+                by.setdefault(k, {})[v] = {"taken": of(detail, here)}
+                if k in labels:
+                    by[k][v]["told_apart"] = of(likelier == truth, here)
         if by:
-            figures[f"recall_by_{name}"] = by
+            figures[f"by_{name}"] = by
     rng = np.random.default_rng(seed)
     random = rng.integers(0, 256, (RANDOM_IMAGES, dataset.BYTES), dtype=np.uint8)
-    taken = decide(network.softmax(logits_of(net, random, device), temperature), labels, thresholds) != 0
-    figures["false_positives_random_images"] = share(taken.sum(), len(random))
+    of_random = decide(network.softmax(logits_of(net, random, device), temperature), together) != 0
+    figures["false_positives_random_images"] = share(of_random.sum(), len(random))
     return figures
 
 
+def follow(average, net, decay):
+    """Moves the averaged weights one step towards those of net."""
+    with torch.no_grad():
+        for a, b in zip(average.parameters(), net.parameters()):
+            a.lerp_(b, 1 - decay)
+
+
 def train(args, data, part, labels, log):
-    """Returns (network, best epoch, losses). The network is the one of the
-    epoch with the least loss on the validation groups."""
+    """Returns (network, best epoch, losses). The network is the averaged one of
+    the epoch with the least loss on the validation groups."""
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     where = np.array([part[g] for g in data.group])
     train_set, validation_set = np.flatnonzero(where == "train"), np.flatnonzero(where == "validation")
     sampler = dataset.Sampler(data, train_set, labels, args.epoch_samples, args.random_ratio,
-                              args.limit_per_group, rng)
+                              args.captures_share, args.limit_per_group, rng)
     # A large validation source adds time, not knowledge.
     keep = []
     for g in sorted(set(data.group[validation_set])):
@@ -233,6 +305,7 @@ def train(args, data, part, labels, log):
 
     net = network.PaperNet(len(labels)).to(args.device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(net.parameters(), lr=args.lr)
+    average, steps = copy.deepcopy(net), 0
     best = {"loss": float("inf"), "epoch": 0, "state": None}
     losses, first = [], 1
     if args.resume:
@@ -240,6 +313,8 @@ def train(args, data, part, labels, log):
         if saved["digest"] != data.digest or saved["labels"] != labels or saved["seed"] != args.seed:
             raise ValueError(f"{args.checkpoint} was made from other data or another seed")
         net.load_state_dict(saved["net"])
+        average.load_state_dict(saved["average"])
+        steps = saved["steps"]
         optimizer.load_state_dict(saved["optimizer"])
         best, losses, first = saved["best"], saved["losses"], saved["epoch"] + 1
         rng.bit_generator.state = saved["rng"]
@@ -262,25 +337,29 @@ def train(args, data, part, labels, log):
             loss = F.cross_entropy(logits.float(), y)
             loss.backward()
             optimizer.step()
+            # Early on the average has to forget quickly where it began.
+            follow(average, net, min(args.average, steps / (steps + 10)))
+            steps += 1
             total += loss.item() * len(y)
             if sys.stderr.isatty():
                 done = i + len(y)
                 print(f"\repoch {epoch} {done}/{len(indices)} loss {total / done:.4f} "
                       f"{done / (time.monotonic() - begun):.0f} samples/s ", end="", file=sys.stderr, flush=True)
         speed = len(indices) / (time.monotonic() - begun)
-        logits = deployed_logits(net, data, watch, args.mask, args.device)
+        logits = deployed_logits(average, data, watch, args.mask, args.device)
         nll = balanced_nll(logits, truth, 1.0, len(labels))
         right = logits.argmax(axis=1) == truth
         losses.append({"epoch": epoch, "train": round(total / len(indices), 5), "validation": round(float(nll), 5)})
         if nll < best["loss"]:
-            best = {"loss": nll, "epoch": epoch, "state": {k: v.cpu().clone() for k, v in net.state_dict().items()}}
+            best = {"loss": nll, "epoch": epoch, "state": {k: v.cpu().clone() for k, v in average.state_dict().items()}}
         if sys.stderr.isatty():
             print("\r\033[K", end="", file=sys.stderr)
         recall = " ".join(f"{label} {right[truth == k].mean():.3f}" for k, label in enumerate(labels) if (truth == k).any())
         log(f"epoch {epoch:3d}  loss {losses[-1]['train']:.4f}  validation {nll:.4f}  recall {recall}  "
             f"{speed:.0f} samples/s  {time.monotonic() - start:.0f} s")
         os.makedirs(os.path.dirname(args.checkpoint) or ".", exist_ok=True)
-        torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict(), "best": best, "losses": losses,
+        torch.save({"net": net.state_dict(), "average": average.state_dict(), "steps": steps,
+                    "optimizer": optimizer.state_dict(), "best": best, "losses": losses,
                     "epoch": epoch, "rng": rng.bit_generator.state, "torch_rng": torch.get_rng_state(),
                     "digest": data.digest, "labels": labels, "seed": args.seed}, args.checkpoint + ".part")
         os.replace(args.checkpoint + ".part", args.checkpoint)
@@ -305,32 +384,57 @@ def table(header, rows):
     return "\n".join([line(rows[0]), "| " + " | ".join("-" * w for w in width) + " |"] + [line(r) for r in rows[1:]])
 
 
+# The tables of the card: column of the data, heading.
+TABLES = (("program", "program"), ("cipher", "cipher or variant"), ("carried", "what was carried"),
+          ("full", "bytes captured"), ("reason", "end of the capture"), ("proto", "protocol"), ("ip", "IP version"),
+          ("vlan", "VLAN tag"), ("point", "capture point (client, gateways, server)"), ("offload", "segmentation offload"),
+          ("delay", "relay with delay"), ("loss", "loss"))
+
+
 def report(figures, labels, thresholds):
     """The figures as Markdown; the card and --evaluate print this."""
-    out = [f"{figures['flows']} flows of {figures['groups']} groups that were in no other part. "
-           f"Decided is: {figures['rule']}. In brackets are the counts and the 95 % Wilson interval.", ""]
-    out += [table(["class", "threshold", "recall", "precision", "recall, most probable class"],
-                  [[label, thresholds.get(label, "-"), text_share(figures["classes"][label]["recall"]),
-                    text_share(figures["classes"][label]["precision"]),
-                    text_share(figures["argmax"]["classes"][label]["recall"])] for label in labels]), ""]
-    out += [f"Accuracy: {text_share(figures['accuracy'])}.",
-            f"False positives, all background: {text_share(figures['false_positives'])}.",
-            f"False positives, images of uniformly random bytes: {text_share(figures['false_positives_random_images'])}.", ""]
-    out += ["Confusion (rows: true, columns: decided):", "",
-            table(["", *labels], [[a, *(figures["confusion"][a][b] for b in labels)] for a in labels]), ""]
-    out += ["Flows whose wanted classes together have at least this probability:", "",
-            table(["probability", *(f"of {label}" for label in labels)],
-                  [[t, *(text_share(by[label]) for label in labels)] for t, by in figures["any_wanted"].items()]), ""]
-    out += ["False positives by group:", "",
-            table(["group", "false positives"],
-                  [[g, text_share(s)] for g, s in figures["false_positives_by_group"].items()]), ""]
-    for name in ("program", "cipher", "carried", "kind", "proto", "reason"):
-        by = figures.get(f"recall_by_{name}")
-        if not by:
-            continue
-        out += [f"Right by {name}:", "",
-                table(["class", name, "right"], [[label, v, text_share(s)] for label in labels
-                                                 for v, s in by.get(label, {}).items()]), ""]
+    wanted = labels[1:]
+    columns = list(next(iter(figures["sums"].values())))
+    together = f"{figures['min_confidence']:g}"
+    at = figures["sums"][together]
+    out = [f"{figures['flows']} flows of {figures['groups']} groups that were in no other part. A flow is taken when "
+           f"{figures['rule']}. In brackets are the counts and the 95 % Wilson interval.", ""]
+    out += [table(["", f"at the recommended min_confidence {together}"],
+                  [[f"{label} taken", text_share(at[label])] for label in wanted] +
+                  [["taken flows named rightly", text_share(figures["told_apart"]["taken"])],
+                   ["all flows of wanted classes: the likelier one is the right one", text_share(figures["told_apart"]["all"])],
+                   ["false positives, ordinary traffic (captures and lab)", text_share(at["ordinary"])]] +
+                  [[f"false positives, {k}", text_share(at[k])] for k in columns if k not in labels and k != "ordinary"] +
+                  [["false positives, images of random bytes", text_share(figures["false_positives_random_images"])]]), ""]
+    out += ["What a rule over all wanted classes takes at other values of min_confidence:", "",
+            table(["min_confidence", *columns],
+                  [[f"{t} (recommended)" if t == together else t, *(text_share(by[k]) for k in columns)]
+                   for t, by in figures["sums"].items()]), ""]
+    out += ["The same at values chosen on the validation groups for an aim: this share of their ordinary background, at most, "
+            "is taken (and no value below 0.5 is chosen):", "",
+            table(["aim", "min_confidence", *columns],
+                  [[f"{float(aim):.1%}", f"{by['min_confidence']:g}", *(text_share(by[k]) for k in columns)]
+                   for aim, by in figures["aims"].items()]), ""]
+    out += ["What a rule over one class takes at the class's threshold of the metadata:", "",
+            table(["class", "threshold", *(k for k in columns if k != "ordinary")],
+                  [[label, f"{thresholds[label]:g}", *(text_share(by[k]) for k in columns if k != "ordinary")]
+                   for label, by in figures["single"].items()]), ""]
+    names = lambda confusion: table(["", *labels], [[a, *(confusion[a][b] for b in labels)] for a in labels])
+    out += ["Confusion at the recommended min_confidence (rows: true, columns: decided):", "",
+            names(figures["confusion"]), "",
+            f"The same for the most probable class, with no threshold (accuracy {text_share(figures['argmax']['accuracy'])}):", "",
+            names(figures["argmax"]["confusion"]), ""]
+    by = figures["false_positives_by_group"]
+    at = list(next(iter(by.values())))
+    out += ["False positives by group, of its background of all kinds:", "",
+            table(["group", *(f"at {t}" for t in at)], [[g, *(text_share(s[t]) for t in at)] for g, s in by.items()]), ""]
+    for name, heading in TABLES:
+        by = figures.get(f"by_{name}", {})
+        rows = [[k, v, text_share(s["taken"]), text_share(s["told_apart"]) if "told_apart" in s else ""]
+                for k in (c for c in columns if c in by) for v, s in by[k].items()]
+        if rows:
+            out += [f"By {heading}, at a min_confidence of {DETAIL:g}:", "",
+                    table(["flows", heading, "taken", "likelier class is right"], rows), ""]
     return "\n".join(out)
 
 
@@ -344,7 +448,8 @@ The network of the paper's Table 2 (five convolutions, three full layers, {param
 | input | 32x32, channel `byte` |
 | mask | `{mask}` |
 | temperature | {temperature:.4f} |
-| thresholds | {thresholds} |
+| min_confidence of a rule over {wanted} | {together:g} (recommended) |
+| thresholds of rules over one class | {thresholds} |
 | training data | {digest} |
 | seed | {seed} |
 | created | {created} |
@@ -376,13 +481,15 @@ one source of captures) is in one part only.
 {command}
 ```
 
-Adam, learning rate {lr}; cross-entropy; dropout 0.5; {epochs} epochs of {epoch_samples} samples, of which epoch
-{best_epoch} had the least loss on the validation groups. Half of an epoch is background, with images of uniformly
-random bytes in the ratio {ratio:.3f} to the real ones (the paper's approximate completeness). The bytes under the mask are
-drawn anew every time. {cut:.0%} of the captures are cut at a random place.
+Adam, learning rate {lr}, batches of {batch}; cross-entropy; dropout 0.5; {epochs} epochs of {epoch_samples} samples. The
+weights are averaged over the steps (decay {average}); those of epoch {best_epoch} had the least loss on the validation groups. Half
+of an epoch is background, with images of uniformly random bytes in the ratio {ratio:.3f} to the real ones (the paper's
+approximate completeness); {captures:.0%} of the real ones are from captures of others. The bytes under the mask are drawn anew
+every time. {cut:.0%} of the images are cut at a random place.
 
-Each threshold is the least one, but at least 0.5, at which its class takes no more than {budget:.2%} of the
-background of the validation groups.
+Chosen on the validation groups alone: the epoch, the temperature, and the thresholds. A threshold is the least one, but
+at least 0.5, that no more than {budget:.2%} of their ordinary background reaches ({ordinary} flows; ordinary is all but
+what the lab made to look random). What is compared with it is the sum of the probabilities of the classes that a rule lists.
 
 ## Figures
 
@@ -400,37 +507,58 @@ The same figures again, from the same data and the model file:
 """
 
 
+def missed(s):
+    return share(s["total"] - s["hits"], s["total"])
+
+
 def known_failures(figures, labels):
     """What a reader of the figures should not overlook, from the figures."""
+    wanted = labels[1:]
+    together = f"{figures['min_confidence']:g}"
     out = ["- The wanted classes were seen in one lab only, with one release of each program. Other releases, other "
            "transports and other settings are unknown to the model."]
-    for g, s in sorted(figures["false_positives_by_group"].items(), key=lambda kv: -kv[1]["hits"]):
-        if s["hits"]:
-            out.append(f"- Background of {g} is taken for a wanted class: {text_share(s)}.")
-    for name in ("program", "cipher", "carried", "reason"):
-        for label in labels[1:]:
-            for v, s in figures.get(f"recall_by_{name}", {}).get(label, {}).items():
-                if s["total"] >= 20 and s["hits"] < 0.8 * s["total"]:
-                    out.append(f"- {label} with {name} {v} is often missed: right {text_share(s)}.")
-    for label in labels[1:]:
-        s = figures["classes"][label]["recall"]
-        if s["total"] < 100:
-            out.append(f"- Only {s['total']} test flows of {label}: its figures are weak.")
+    for k, s in figures["sums"][together].items():
+        detail = figures["sums"][f"{DETAIL:g}"][k]
+        if k in wanted:
+            out.append(f"- Of {k}, {text_share(missed(s))} are missed at {together}, "
+                       f"{text_share(missed(detail))} at {DETAIL:g}.")
+            if s["total"] < 100:
+                out.append(f"- Only {s['total']} test flows of {k}: its figures are weak.")
+        elif k != "ordinary" and detail["hits"] > 0.01 * detail["total"]:
+            out.append(f"- Background of the kind \"{k}\" is taken for a wanted class: {text_share(s)} at {together}, "
+                       f"{text_share(detail)} at {DETAIL:g}.")
+    apart = figures["told_apart"]["all"]
+    if apart["hits"] < 0.95 * apart["total"]:
+        out.append(f"- Which wanted class a flow is of is right in {text_share(apart)} only: list all of them in one rule.")
+    for name, heading in TABLES:
+        for k, by in figures.get(f"by_{name}", {}).items():
+            overall = figures["sums"][f"{DETAIL:g}"][k]
+            for v, s in by.items():
+                s = s["taken"]
+                if k in wanted and s["total"] >= 20 and s["hits"] * overall["total"] < 0.8 * s["total"] * overall["hits"]:
+                    out.append(f"- {k} with {heading} {v} is missed more often, at {DETAIL:g}: taken {text_share(s)}.")
+                if k not in wanted and k != f"lab, {RANDOM_LIKE}" and name == "carried" and s["hits"] > 0.01 * s["total"]:
+                    out.append(f"- Ordinary traffic, {v}, is taken for a wanted class, at {DETAIL:g}: {text_share(s)}.")
     return "\n".join(out)
 
 
 def counts_text(data, labels, part):
     """Tables of flows by group and by part."""
     by_group = collections.Counter(zip(data.group, data.label))
+    wanted = set(data.group[data.label != dataset.BACKGROUND])
     rows = []
-    for g in sorted(part, key=lambda g: (["train", "validation", "test"].index(part[g]), g)):
-        rows.append([g, part[g], *(by_group.get((g, label), 0) for label in labels)])
+    for name in ("train", "validation", "test"):
+        here = sorted(g for g in part if part[g] == name)
+        networks = [g for g in here if g in wanted]
+        rows.append([" ".join(networks), name, *(sum(by_group[g, label] for g in networks) for label in labels)])
+        rows += [[g, name, *(by_group[g, label] for label in labels)] for g in here if g not in wanted]
     per_part = []
     for name in ("train", "validation", "test"):
         here = np.array([part[g] == name for g in data.group])
         per_part.append([name, sum(v == name for v in part.values()),
                          *(int((here & (data.label == label)).sum()) for label in labels)])
-    return (table(["part", "groups", *labels], per_part), table(["group", "part", *labels], rows))
+    lines = ["| " + " | ".join(map(str, r)) + " |" for r in [["groups", "part", *labels], ["---"] * (len(labels) + 2), *rows]]
+    return table(["part", "groups", *labels], per_part), "\n".join(lines)
 
 
 def main(argv):
@@ -458,9 +586,12 @@ def main(argv):
     truth = np.array([labels.index(v) for v in data.label[validation]])
     logits = deployed_logits(net, data, validation, args.mask, args.device)
     temperature = calibrate(logits, truth, len(labels))
-    thresholds = choose_thresholds(network.softmax(logits, temperature), truth, labels, args.false_positives)
+    ordinary = ordinary_of(data, validation)
+    p = network.softmax(logits, temperature)
+    thresholds, together = choose_thresholds(p, ordinary, labels, args.false_positives)
+    aims = {aim: threshold_for(wanted_sum(p)[ordinary], aim) for aim in AIMS}
     figures = figures_of(deployed_logits(net, data, test, args.mask, args.device), data, test, labels,
-                         temperature, thresholds, net, args.device, args.seed)
+                         temperature, thresholds, together, aims, net, args.device, args.seed)
     figures["test_groups"] = sorted(g for g in part if part[g] == "test")
     figures["validation_groups"] = sorted(g for g in part if part[g] == "validation")
 
@@ -471,7 +602,7 @@ def main(argv):
     base = os.path.splitext(args.out)[0]
     with open(base + ".json", "w", encoding="utf-8") as f:
         json.dump({"figures": figures, "losses": losses, "best_epoch": best_epoch, "training_data": data.digest,
-                   "temperature": temperature, "thresholds": thresholds, "seed": args.seed, "parts": part}, f, indent=1,
+                   "temperature": temperature, "thresholds": thresholds, "min_confidence": together, "seed": args.seed, "parts": part}, f, indent=1,
                   sort_keys=True)
         f.write("\n")
     parts, groups = counts_text(data, labels, part)
@@ -481,13 +612,14 @@ def main(argv):
     folders = " ".join(f"--data {shlex.quote(short(d))}" for d in args.data)
     with open(base + ".md", "w", encoding="utf-8") as f:
         f.write(CARD.format(
-            name=args.name, version=args.model_version, labels=", ".join(f"`{v}`" for v in labels), mask=args.mask,
+            wanted=" and ".join(f"`{v}`" for v in labels[1:]), name=args.name, version=args.model_version, labels=", ".join(f"`{v}`" for v in labels), mask=args.mask,
             parameters=f"{sum(p.numel() for p in net.parameters()):,}", temperature=temperature,
-            thresholds=", ".join(f"{k} {v}" for k, v in thresholds.items()), digest=data.digest, seed=args.seed,
+            together=together, thresholds=", ".join(f"{k} {v:g}" for k, v in thresholds.items()), digest=data.digest, seed=args.seed,
             created=f"{datetime.date.today()}, {created}", data=parts, parts=groups,
             command=shlex.join(["models/train/train.py", *shown]), lr=args.lr, epochs=len(losses),
             epoch_samples=args.epoch_samples, best_epoch=best_epoch, ratio=args.random_ratio, cut=args.cut_share,
-            budget=args.false_positives, figures=report(figures, labels, thresholds),
+            budget=args.false_positives, batch=args.batch, average=args.average, captures=args.captures_share,
+            ordinary=ordinary.sum(), figures=report(figures, labels, thresholds),
             evaluate=f"models/train/train.py {folders} --evaluate {short(args.out)}",
             failures=known_failures(figures, labels)))
     print(report(figures, labels, thresholds))
@@ -506,8 +638,10 @@ def evaluate(args, data):
         raise ValueError(f"the data has classes that the model does not know: {sorted(unknown)}")
     if data.digest != meta["training_data"]:
         print(f"note: the data is {data.digest}, the model was trained on {meta['training_data']}", file=sys.stderr)
+    told = meta["figures"]
+    aims = {aim: by["min_confidence"] for aim, by in told["aims"].items()}
     figures = figures_of(deployed_logits(net, data, test, meta["mask"], args.device), data, test, meta["labels"],
-                         meta["temperature"], meta["thresholds"], net, args.device, args.seed)
+                         meta["temperature"], meta["thresholds"], told["min_confidence"], aims, net, args.device, args.seed)
     print(report(figures, meta["labels"], meta["thresholds"]))
 
 

@@ -31,9 +31,10 @@ def write_folder(folder, n=330, seed=1):
     np.save(os.path.join(folder, "capture.npy"), capture)
     np.save(os.path.join(folder, "mask.npy"), mask)
     with open(os.path.join(folder, "samples.tsv"), "w", encoding="utf-8") as f:
-        f.write("index\tlabel\tgroup\tfile\tsrc\tdst\tproto\tcaptured\treason\tprogram\n")
+        f.write("index\tlabel\tgroup\tfile\tsrc\tdst\tproto\tcaptured\treason\tprogram\tkind\tcondition\n")
         for i in range(n):
-            f.write(f"{i}\t{labels[i]}\tnet-{i // 3 % 10}\tf.pcap\t\"a\tb\ttcp\t1024\tfull\tprogram-{i % 3}\n")
+            kind = ["ordinary", "tunnel", "tunnel"][i % 3] if i % 7 else "random-like" if i % 3 == 0 else "tunnel"
+            f.write(f"{i}\t{labels[i]}\tnet-{i // 3 % 10}\tf.pcap\t\"a\tb\ttcp\t1024\tfull\tprogram-{i % 3}\t{kind}\tip=4 vlan=7\n")
     with open(os.path.join(folder, "dataset.json"), "w", encoding="utf-8") as f:
         json.dump({"format": 1, "digest": "sha256:" + "1" * 64}, f)
 
@@ -83,7 +84,7 @@ class Drawing(unittest.TestCase):
 
     def test_epoch_has_the_shares_asked_for(self):
         rng = np.random.default_rng(1)
-        s = dataset.Sampler(self.data, np.arange(300), self.data.labels(), 2000, 1 / 9, 1000, rng)
+        s = dataset.Sampler(self.data, np.arange(300), self.data.labels(), 2000, 1 / 9, 0.4, 1000, rng)
         indices, classes = s.epoch()
         self.assertAlmostEqual(len(indices), 2000, delta=12)
         self.assertEqual((indices < 0).sum(), 100)          # a ninth of the 900 real ones
@@ -116,17 +117,22 @@ class Figures(unittest.TestCase):
     def test_thresholds_keep_the_budget(self):
         rng = np.random.default_rng(1)
         p = rng.dirichlet([3, 1, 1], 5000)
-        truth = np.zeros(5000, np.int64)
         labels = ["background", "a", "b"]
+        ordinary = np.arange(5000) % 5 != 0
         for budget in (0.0, 0.01, 0.5):
-            t = train.choose_thresholds(p, truth, labels, budget)
-            for k, label in enumerate(labels[1:], 1):
-                taken = (train.decide(p, labels, t) == k).sum()
-                self.assertLessEqual(taken, budget * 5000)
-                self.assertGreaterEqual(t[label], 0.5)
-        # With a budget that binds, it is also used up.
-        t = train.choose_thresholds(p, truth, labels, 0.01)
-        self.assertEqual((train.decide(p, labels, t) == 1).sum(), 50)
+            each, together = train.choose_thresholds(p, ordinary, labels, budget)
+            for taken, t in ((p[:, 1], each["a"]), (p[:, 2], each["b"]), (p[:, 1] + p[:, 2], together)):
+                self.assertLessEqual((taken[ordinary] >= t).sum(), budget * 4000)
+                self.assertGreaterEqual(t, 0.5)
+        # A budget that binds is also used up, but for the rounding.
+        _, together = train.choose_thresholds(p, ordinary, labels, 0.01)
+        self.assertGreater((p[ordinary, 1:].sum(axis=1) >= together - 0.0001).sum(), 40)
+        self.assertEqual(train.threshold_for(np.array([]), 0.1), 0.5)
+
+    def test_decide_adds_the_wanted_classes(self):
+        p = np.array([[0.1, 0.5, 0.4], [0.1, 0.4, 0.5], [0.4, 0.5, 0.1], [0.9, 0.1, 0.0]])
+        self.assertEqual(train.decide(p, 0.9).tolist(), [1, 2, 0, 0])
+        self.assertEqual(train.decide(p, 0.5).tolist(), [1, 2, 1, 0])
 
     def test_calibration_finds_the_temperature(self):
         rng = np.random.default_rng(1)
@@ -167,8 +173,14 @@ class Model(unittest.TestCase):
             data = dataset.Data([d + "/data"])
             test = np.flatnonzero(np.isin(data.group, meta["figures"]["test_groups"]))
             again = train.figures_of(train.deployed_logits(net, data, test, "strict", "cpu"), data, test, meta["labels"],
-                                     meta["temperature"], meta["thresholds"], net, "cpu", 5)
+                                     meta["temperature"], meta["thresholds"], meta["figures"]["min_confidence"], {0.5: 0.5}, net, "cpu", 5)
             self.assertEqual(again["confusion"], meta["figures"]["confusion"])
+            # What the figures count adds up.
+            at = meta["figures"]["sums"][f"{meta['figures']['min_confidence']:g}"]
+            background = at["lab, ordinary"]["total"] + at["lab, random-like"]["total"]
+            self.assertEqual(background, (data.label[test] == "background").sum())
+            self.assertEqual(at["ordinary"], at["lab, ordinary"])
+            self.assertEqual(set(meta["figures"]["by_vlan"]["v2ray"]), {"yes"})
             with open(d + "/m.md", encoding="utf-8") as f:
                 card = f.read()
             for text in ("False positives by group", "--seed 5", "sha256:111", "Known failures", "| net-"):

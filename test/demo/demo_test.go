@@ -19,20 +19,21 @@ func verdict(ms float64, packets int) rig.Event {
 func TestConclusionFollowsTheFlows(t *testing.T) {
 	web := &flow{what: "https", ok: true, passed: 10, wanted: 10}
 	badWeb := &flow{what: "https", passed: 3, wanted: 10}
-	cut := &flow{tunnel: true, ok: true, passed: 5, wanted: 100, verdict: verdict(3, 4)}
-	slowCut := &flow{tunnel: true, ok: true, wanted: 100, verdict: verdict(12.5, 6)}
-	missed := &flow{tunnel: true, passed: 100, wanted: 100, verdict: verdict(900, 99)}
+	cut := &flow{what: "a", tunnel: true, ok: true, passed: 5, wanted: 100, verdict: verdict(3, 4)}
+	slowCut := &flow{what: "b", tunnel: true, ok: true, wanted: 100, verdict: verdict(12.5, 6)}
+	missed := &flow{what: "b", tunnel: true, passed: 100, wanted: 100, verdict: verdict(900, 99)}
 	for _, tt := range []struct {
 		name  string
 		flows []*flow
 		ok    bool
 		words string
 	}{
-		{"all as it should be", []*flow{web, cut, slowCut}, true, "2 of 2 tunnels cut, each within 6 packets and 12.5 ms; 5 of 200 bytes got through them. 1 of 1 ordinary flows untouched."},
-		{"a tunnel was missed", []*flow{web, cut, missed}, false, "1 of 2 tunnels cut, each within 4 packets and 3.0 ms; 105 of 200 bytes got through them. 1 of 1 ordinary flows untouched."},
-		{"all tunnels were missed", []*flow{web, missed}, false, "0 of 1 tunnels cut; 100 of 100 bytes got through them. 1 of 1 ordinary flows untouched."},
-		{"an ordinary flow was cut", []*flow{web, badWeb, cut}, false, "1 of 1 tunnels cut, each within 4 packets and 3.0 ms; 5 of 100 bytes got through them. 1 of 2 ordinary flows untouched."},
-		{"nothing was tried", nil, false, "0 of 0 tunnels cut; 0 of 0 bytes got through them. 0 of 0 ordinary flows untouched."},
+		{"all as it should be", []*flow{web, cut, slowCut}, true, "2 of 2 connections through 2 tunnels cut, each within 6 packets and 12.5 ms; 5 of 200 bytes got through. 1 of 1 ordinary flows untouched."},
+		{"a connection was missed, the next one cut", []*flow{web, cut, missed, slowCut}, true, "2 of 3 connections through 2 tunnels cut, each within 6 packets and 12.5 ms; 105 of 300 bytes got through. 1 of 1 ordinary flows untouched."},
+		{"a tunnel was missed", []*flow{web, cut, missed, missed}, false, "1 of 3 connections through 2 tunnels cut, each within 4 packets and 3.0 ms; 205 of 300 bytes got through. 1 of 1 ordinary flows untouched."},
+		{"all tunnels were missed", []*flow{web, missed}, false, "0 of 1 connections through 1 tunnels cut; 100 of 100 bytes got through. 1 of 1 ordinary flows untouched."},
+		{"an ordinary flow was cut", []*flow{web, badWeb, cut}, false, "1 of 1 connections through 1 tunnels cut, each within 4 packets and 3.0 ms; 5 of 100 bytes got through. 1 of 2 ordinary flows untouched."},
+		{"nothing was tried", nil, false, "0 of 0 connections through 0 tunnels cut; 0 of 0 bytes got through. 0 of 0 ordinary flows untouched."},
 	} {
 		if ok, words := conclude(tt.flows); ok != tt.ok || words != tt.words {
 			t.Errorf("%s: %v, %q\nwant %v, %q", tt.name, ok, words, tt.ok, tt.words)
@@ -64,9 +65,9 @@ func TestTableTellsCutFromMissed(t *testing.T) {
 		{what: "web", ok: true},
 		{what: "disturbed"},
 		{what: "caught", tunnel: true, ok: true},
-		{what: "missed", tunnel: true},
+		{what: "other", tunnel: true},
 	})
-	for what, word := range map[string]string{"web": "untouched", "disturbed": "DISTURBED", "caught": "cut", "missed": "NOT CUT"} {
+	for what, word := range map[string]string{"web": "untouched", "disturbed": "DISTURBED", "caught": "cut", "other": "MISSED"} {
 		found := false
 		for line := range strings.Lines(out.String()) {
 			found = found || strings.Contains(line, " "+what+" ") && strings.Contains(line, " "+word+" ")

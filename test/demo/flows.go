@@ -18,6 +18,10 @@ import (
 
 const largeMB = 8
 
+// connections bounds how many a tunnel gets until one is cut: the model misses some,
+// as its card tells.
+const connections = 3
+
 // flow is one row of the demonstration: one use of the network.
 type flow struct {
 	what   string
@@ -103,19 +107,25 @@ func useNetwork(ctx context.Context, r *rig.Rig, d *rig.Daemon) ([]*flow, error)
 		tunnels = append(tunnels, tunnel{"vmess " + strings.TrimSuffix(vmess[i].Security, "-poly1305"), tun})
 	}
 	for _, tun := range tunnels {
-		f, err := useTunnel(ctx, r, d, tun.Tunnel, url("https", 4, "/large"), web.LargeBytes)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", tun.what, err)
+		// As somebody would whose download was cut or was not: once more.
+		for n := range connections {
+			f, err := useTunnel(ctx, r, d, tun.Tunnel, n, url("https", 4, "/large"), web.LargeBytes)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", tun.what, err)
+			}
+			f.what = tun.what
+			flows = append(flows, f)
+			if f.ok {
+				break
+			}
 		}
-		f.what = tun.what
-		flows = append(flows, f)
 	}
 	return flows, nil
 }
 
-// useTunnel downloads through a tunnel until that ends or has come to a standstill
-// while the kernel drops its packets.
-func useTunnel(ctx context.Context, r *rig.Rig, d *rig.Daemon, tun *lab.Tunnel, url string, size int64) (*flow, error) {
+// useTunnel downloads over the n-th connection of a tunnel until that ends or has
+// come to a standstill while the kernel drops its packets.
+func useTunnel(ctx context.Context, r *rig.Rig, d *rig.Daemon, tun *lab.Tunnel, n int, url string, size int64) (*flow, error) {
 	f := &flow{tunnel: true, wanted: size}
 	var passed atomic.Int64
 	downloading, cancel := context.WithCancel(ctx)
@@ -130,7 +140,7 @@ func useTunnel(ctx context.Context, r *rig.Rig, d *rig.Daemon, tun *lab.Tunnel, 
 	}()
 
 	var err error
-	if f.verdict, err = d.Verdict(ctx, tun.Server, 0); err != nil {
+	if f.verdict, err = d.Verdict(ctx, tun.Server, n); err != nil {
 		return nil, err
 	}
 	if f.verdict.Decision != "drop" {
@@ -156,32 +166,38 @@ func useTunnel(ctx context.Context, r *rig.Rig, d *rig.Daemon, tun *lab.Tunnel, 
 	return f, nil
 }
 
-// conclude says in one line what the flows show.
+// conclude says in one line what the flows show. All is as it should be when every
+// tunnel had a connection cut and no ordinary flow was disturbed.
 func conclude(flows []*flow) (asExpected bool, words string) {
-	var tunnels, cut, ordinary, untouched, packets int
+	cutTunnels := map[string]bool{}
+	var cut, tunnelled, ordinary, untouched, packets int
 	var passed, wanted int64
 	var slowest float64
 	for _, f := range flows {
-		switch {
-		case !f.tunnel:
+		if !f.tunnel {
 			ordinary++
 			if f.ok {
 				untouched++
 			}
-		default:
-			tunnels++
-			passed += f.passed
-			wanted += f.wanted
-			if f.ok {
-				cut++
-				slowest, packets = max(slowest, f.verdict.VerdictMS), max(packets, f.verdict.Packets)
-			}
+			continue
+		}
+		tunnelled++
+		passed += f.passed
+		wanted += f.wanted
+		cutTunnels[f.what] = cutTunnels[f.what] || f.ok
+		if f.ok {
+			cut++
+			slowest, packets = max(slowest, f.verdict.VerdictMS), max(packets, f.verdict.Packets)
 		}
 	}
-	words = fmt.Sprintf("%d of %d tunnels cut", cut, tunnels)
+	all := true
+	for _, ok := range cutTunnels {
+		all = all && ok
+	}
+	words = fmt.Sprintf("%d of %d connections through %d tunnels cut", cut, tunnelled, len(cutTunnels))
 	if cut > 0 {
 		words += fmt.Sprintf(", each within %d packets and %.1f ms", packets, slowest)
 	}
-	words += fmt.Sprintf("; %d of %d bytes got through them. %d of %d ordinary flows untouched.", passed, wanted, untouched, ordinary)
-	return tunnels > 0 && ordinary > 0 && cut == tunnels && untouched == ordinary, words
+	words += fmt.Sprintf("; %d of %d bytes got through. %d of %d ordinary flows untouched.", passed, wanted, untouched, ordinary)
+	return len(cutTunnels) > 0 && ordinary > 0 && all && untouched == ordinary, words
 }

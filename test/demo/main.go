@@ -3,8 +3,8 @@
 // Command demo shows earlydrop at work on real traffic: in network namespaces of
 // its own it runs a client, a gateway with earlydrop attached, and a server, uses
 // HTTPS, SSH, DNS, Shadowsocks and VMess through it, and prints what became of
-// each. It needs root. The exit code is 1 when a tunnel got through or an ordinary
-// flow did not.
+// each. It needs root. The exit code is 1 when no connection of a tunnel
+// was cut, or an ordinary flow was.
 package main
 
 import (
@@ -163,10 +163,11 @@ func printFlows(out io.Writer, flows []*flow) {
 		})
 	}
 	tw.Render()
-	fmt.Fprint(out, `confidence: of the class. tunnel: of any class but background; the policy's rule asks for enough of this.
+	fmt.Fprintf(out, `confidence: of the class. tunnel: of any class but background; the policy's rule asks for enough of this.
 ms, packets: from the flow's first packet to the verdict; dns is judged when it has fallen silent.
 bytes passed: content that the client got. pkts dropped: by the kernel, of both directions.
-`)
+A tunnel of which a connection was missed is used again, up to %d times in all.
+`, connections)
 }
 
 func outcome(f *flow) string {
@@ -175,7 +176,7 @@ func outcome(f *flow) string {
 	case f.tunnel && f.ok:
 		word = "cut"
 	case f.tunnel:
-		word = "NOT CUT"
+		word = "MISSED"
 	case !f.ok:
 		word = "DISTURBED"
 	}

@@ -125,6 +125,9 @@ func libraryError(path, how string, err error) error {
 	if i := strings.LastIndex(reason, `": `); i >= 0 {
 		reason = reason[i+len(`": `):]
 	}
+	if reason == "" { // a library that loads, but has none of its functions
+		reason = "no ONNX Runtime library"
+	}
 	return fmt.Errorf("%w: %s (%s): %s; run 'make onnxruntime' or set %s to the library's path",
 		ErrLibrary, path, how, reason, LibraryEnv)
 }

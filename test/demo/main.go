@@ -9,6 +9,7 @@ package main
 
 import (
 	"context"
+	_ "embed"
 	"errors"
 	"flag"
 	"fmt"
@@ -27,6 +28,9 @@ import (
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
+
+//go:embed demo.yaml
+var policyText []byte
 
 // limit bounds the whole demonstration.
 const limit = 2 * time.Minute
@@ -68,12 +72,16 @@ func run(ctx context.Context, out io.Writer, program string) (asExpected bool, e
 	if f, ok := out.(*os.File); !ok || !term.IsTerminal(int(f.Fd())) {
 		text.DisableColors()
 	}
+	dir, err := os.MkdirTemp("", "ed-demo-")
+	if err != nil {
+		return false, err
+	}
+	defer os.RemoveAll(dir)
+	policyFile := filepath.Join(dir, "demo.yaml")
+	if err := os.WriteFile(policyFile, policyText, 0o644); err != nil {
+		return false, err
+	}
 	if program == "" {
-		dir, err := os.MkdirTemp("", "ed-demo-")
-		if err != nil {
-			return false, err
-		}
-		defer os.RemoveAll(dir)
 		if program, err = rig.Build(ctx, dir); err != nil {
 			return false, err
 		}
@@ -99,8 +107,8 @@ func run(ctx context.Context, out io.Writer, program string) (asExpected bool, e
 	}
 	fmt.Fprintf(out, "client %s -- [%s] gateway -- server %s, 5 ms and 100 Mbit/s away\n\n",
 		l.ClientAddr(4), rig.Device, l.ServerAddr(4))
-	fmt.Fprintf(out, "$ earlydrop attach -i %s --mode enforce\n", rig.Device)
-	d, err := r.Attach(ctx, "--mode", "enforce")
+	fmt.Fprintf(out, "$ cat demo.yaml\n%s\n$ earlydrop attach -i %s --policy demo.yaml\n", policyText, rig.Device)
+	d, err := r.Attach(ctx, "--policy", policyFile)
 	if err != nil {
 		return false, err
 	}

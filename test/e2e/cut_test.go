@@ -56,13 +56,27 @@ func (s *scene) passed(d *rig.Daemon, servers []netip.AddrPort) {
 	}
 }
 
+// With the policy and the model that the program ships, ordinary traffic passes.
+func TestBuiltInPolicyLeavesOrdinaryTrafficAlone(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, lab.Config{})
+	d := s.attach("--mode", "enforce")
+	if d.Attached.Policy != "built-in" {
+		t.Errorf("attached: %+v", d.Attached)
+	}
+	s.passed(d, s.ordinary())
+	if blocks := must(s.Blocks(s.ctx))(t); len(blocks) != 0 {
+		t.Errorf("blocked: %+v", blocks)
+	}
+	s.stop(d)
+}
+
 // Enforce cuts what runs through Shadowsocks and VMess and leaves ordinary
-// traffic on the same interface alone, with the policy and the model that the
-// program ships.
+// traffic on the same interface alone.
 func TestEnforceCutsTunnelsAndNothingElse(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, lab.Config{ServerLink: slow})
-	d := s.attach("--mode", "enforce")
+	d := s.enforce()
 	if d.Attached.XDP != "native" || d.Attached.Egress != "tcx" || d.Attached.Mode != "enforce" || d.Attached.Adopted {
 		t.Errorf("attached: %+v", d.Attached)
 	}

@@ -36,12 +36,18 @@ type options struct {
 	list      bool
 }
 
+// unsuitable are the tests that don't suit these machines: bpftool is no part of
+// their file system; and the software emulation of QEMU 7.2 fails, by itself, when
+// the kernel patches instructions that another CPU is about to run, which is what
+// attaching under traffic does over and over (stuck on a patched no-op in
+// __netif_receive_skb_core, or a breakpoint left in bpf_dispatcher_xdp_func).
+const unsuitable = "^(TestBpftoolPrintsNames|TestSwapUnderTrafficPassesNothingBlocked|TestAttachAndDetachAgainAndAgainLeaksNothing)$"
+
 func main() {
 	var o options
 	kernels := flag.String("kernel", "", "kernel `packages`, separated by commas (default: the newest of each series that the package sources offer)")
 	flag.StringVar(&o.run, "run", "^Test", "run the tests that match this `pattern`")
-	// bpftool is no part of the machine's file system.
-	flag.StringVar(&o.skip, "skip", "^TestBpftoolPrintsNames$", "leave out the tests that match this `pattern`")
+	flag.StringVar(&o.skip, "skip", unsuitable, "leave out the tests that match this `pattern`")
 	flag.IntVar(&o.count, "count", 1, "run each test this many `times`")
 	flag.DurationVar(&o.timeout, "timeout", 8*time.Minute, "how long the tests of one kernel may take")
 	flag.StringVar(&o.cache, "cache", ".cache/kernels", "`folder` for packages and console logs")
@@ -150,7 +156,7 @@ func testKernel(ctx context.Context, o options, work, name string, out io.Writer
 		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1G",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-kernel", k.image, "-initrd", root,
-		"-append", "console=ttyS0 panic=-1 quiet mitigations=off rdinit=/init")
+		"-append", "console=ttyS0 panic=-1 loglevel=4 mitigations=off rdinit=/init")
 	console, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err

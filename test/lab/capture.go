@@ -79,8 +79,11 @@ func (s *Sniffer) Read() (Frame, error) {
 		n, oobn, _, _, rerr = unix.Recvmsg(int(fd), s.buf[gap:], s.oob, unix.MSG_TRUNC)
 		return !errors.Is(rerr, unix.EAGAIN)
 	})
-	if err = errors.Join(err, rerr); err != nil {
-		return Frame{}, err
+	if err != nil { // the poller's own error says only that the file is closing
+		return Frame{}, errors.Join(os.ErrClosed, err)
+	}
+	if rerr != nil {
+		return Frame{}, rerr
 	}
 	f := Frame{Wire: n, Data: s.buf[gap : gap+min(n, len(s.buf)-gap)]}
 	msgs, err := unix.ParseSocketControlMessage(s.oob[:oobn])

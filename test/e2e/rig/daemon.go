@@ -26,6 +26,7 @@ type Event struct {
 	Event     string    `json:"event"`
 	Interface string    `json:"interface"`
 	Mode      string    `json:"mode"`
+	Policy    string    `json:"policy"`
 	XDP       string    `json:"xdp"`
 	Egress    string    `json:"egress"`
 	Adopted   bool      `json:"adopted"`

@@ -20,6 +20,7 @@ PKG_BUILD := gcc libc6-dev ca-certificates
 PKG_GENERATE := clang llvm libbpf-dev linux-libc-dev libc6-dev
 PKG_LAB := curl dnsmasq-base nginx-light openssh-client openssh-server openssl shadowsocks-libev v2ray
 PKG_TEST := $(PKG_LAB) bpftool ethtool iproute2 util-linux
+PKG_KERNELS := qemu-system-x86 xz-utils
 PKG_TRAIN := libopenblas0-pthread python3 python3-numpy python3-onnx python3-torch
 
 # What a run of make finds installed is not asked for again.
@@ -54,7 +55,12 @@ demo: build onnxruntime ## Show it: real tunnels and ordinary flows through an e
 .PHONY: test
 test: build onnxruntime ## Run every Go test, the end-to-end ones in network namespaces included
 	$(call install,$(PKG_TEST))
-	go test -count=1 -timeout 20m ./...
+	EARLYDROP_NEED_LAB=1 go test -count=1 -timeout 20m ./...
+
+.PHONY: test-kernels
+test-kernels: ## Run the loader's tests on Debian's other kernels, in software-emulated machines (minutes)
+	$(call install,$(PKG_BUILD) $(PKG_KERNELS))
+	go run ./test/kernels
 
 .PHONY: test-race
 test-race: build onnxruntime ## Run the tests of the concurrent packages with the race detector

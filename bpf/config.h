@@ -13,3 +13,7 @@ volatile const __u64 cfg_idle_ns = 2000000000ULL;
 
 /* A UDP flow without a packet for this long starts afresh with the next. */
 volatile const __u64 cfg_udp_idle_ns = 60000000000ULL;
+
+/* TCP flows that are seen without their SYN are captured from their next payload
+ * byte on, as if its sender had opened them; otherwise they are left alone. */
+volatile const bool cfg_mid_stream = false;

@@ -276,9 +276,12 @@ static __always_inline void new_tcp_packet(struct counts *cnt, const struct sour
 	if (!hs) {
 		if (opens) {
 			open_handshake(cnt, src, pkt, now);
-		} else {
+		} else if (!cfg_mid_stream) {
 			cnt->mid_stream++;
 			remember(&pkt->key, VERDICT_MID_STREAM);
+		} else if (pkt->payload_len) {
+			cnt->mid_stream++;
+			open_capture(cnt, src, pkt, NULL, now);
 		}
 		return;
 	}

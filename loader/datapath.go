@@ -45,6 +45,10 @@ type Options struct {
 	// UDPIdle is how long a UDP flow may be silent before its next datagram
 	// starts a new flow; default 60 s. (optional)
 	UDPIdle time.Duration
+	// MidStream captures TCP flows that are seen without their SYN, from their
+	// next payload byte on and with its sender as the initiator. By default they
+	// are left alone, as what a model knows is how flows begin. (optional)
+	MidStream bool
 	// Monitor says that no flow may be dropped: blocks that an earlier daemon
 	// left are removed before the programs run.
 	Monitor bool
@@ -202,6 +206,7 @@ func configuredSpec(opts Options, ifc *iface) (*ebpf.CollectionSpec, error) {
 		datapathVarCfgIdleNs:    uint64(opts.Idle),
 		datapathVarCfgUdpIdleNs: uint64(opts.UDPIdle),
 		datapathVarCfgRawIp:     ifc.rawIP(),
+		datapathVarCfgMidStream: opts.MidStream,
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("set %s: %w", name, err)

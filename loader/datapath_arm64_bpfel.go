@@ -164,6 +164,7 @@ const (
 	datapathProgEdSweep     = "ed_sweep"
 	datapathVarBlockFilter  = "block_filter"
 	datapathVarCfgIdleNs    = "cfg_idle_ns"
+	datapathVarCfgMidStream = "cfg_mid_stream"
 	datapathVarCfgRawIp     = "cfg_raw_ip"
 	datapathVarCfgUdpIdleNs = "cfg_udp_idle_ns"
 )
@@ -237,6 +238,7 @@ type datapathMapSpecs struct {
 type datapathVariableSpecs struct {
 	BlockFilter  *ebpf.VariableSpec `ebpf:"block_filter"`
 	CfgIdleNs    *ebpf.VariableSpec `ebpf:"cfg_idle_ns"`
+	CfgMidStream *ebpf.VariableSpec `ebpf:"cfg_mid_stream"`
 	CfgRawIp     *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
 	CfgUdpIdleNs *ebpf.VariableSpec `ebpf:"cfg_udp_idle_ns"`
 }
@@ -294,6 +296,7 @@ func (m *datapathMaps) Close() error {
 type datapathVariables struct {
 	BlockFilter  *ebpf.Variable `ebpf:"block_filter"`
 	CfgIdleNs    *ebpf.Variable `ebpf:"cfg_idle_ns"`
+	CfgMidStream *ebpf.Variable `ebpf:"cfg_mid_stream"`
 	CfgRawIp     *ebpf.Variable `ebpf:"cfg_raw_ip"`
 	CfgUdpIdleNs *ebpf.Variable `ebpf:"cfg_udp_idle_ns"`
 }

@@ -31,7 +31,7 @@ type kernel struct {
 type config struct {
 	slots, ring, handshakes, blocked, flows uint32 // sizes; small by default
 	idle, udpIdle                           time.Duration
-	rawIP                                   bool
+	rawIP, midStream                        bool
 }
 
 // loadKernel skips nothing: without root or the features these tests fail.
@@ -61,6 +61,7 @@ func loadKernel(t testing.TB, c config) *kernel {
 	set(datapathVarCfgIdleNs, uint64(c.idle))
 	set(datapathVarCfgUdpIdleNs, uint64(c.udpIdle))
 	set(datapathVarCfgRawIp, c.rawIP)
+	set(datapathVarCfgMidStream, c.midStream)
 	for _, name := range []string{datapathMapSlots, datapathMapFreeSlots, datapathMapCollecting} {
 		spec.Maps[name].MaxEntries = c.slots
 	}
@@ -207,9 +208,9 @@ func look(s *flow.Sample) seen {
 }
 
 // assemble runs the same frames through the assembly of capture files.
-func assemble(frames [][]byte) []seen {
+func assemble(frames [][]byte, midStream bool) []seen {
 	var out []seen
-	a := assembly.New(assembly.Options{IdleTimeout: time.Hour, UDPIdle: time.Hour},
+	a := assembly.New(assembly.Options{IdleTimeout: time.Hour, UDPIdle: time.Hour, MidStream: midStream},
 		func(_ *assembly.Flow, s *flow.Sample) { out = append(out, look(s)) }, nil)
 	for i, frame := range frames {
 		a.Packet(time.Unix(1, int64(i)*1000), frame, len(frame))
@@ -261,6 +262,7 @@ func TestPackets(t *testing.T) {
 		// BPF_PROG_RUN builds no socket buffer from less than an IP header or
 		// more than a page; such frames run on ingress alone.
 		ingressOnly bool
+		midStream   bool // capture such flows
 	}{
 		{name: "frame too short for IP", frames: [][]byte{f.Ethernet(ip)[:20]}, counts: map[string]uint64{"malformed": 1}, ingressOnly: true},
 		{name: "frame too short for TCP", frames: [][]byte{f.Ethernet(ip)[:53]}, counts: map[string]uint64{"malformed": 1}},
@@ -290,7 +292,28 @@ func TestPackets(t *testing.T) {
 		{name: "handshake and close without payload", frames: after(handshake(), up(f.FIN|f.ACK, 0)), counts: map[string]uint64{"tcp_opened": 1, "header_only": 1}},
 		{name: "SYN and RST", frames: [][]byte{up(f.SYN, 0), down(f.RST|f.ACK, 0)}, counts: map[string]uint64{"tcp_opened": 1, "header_only": 1}},
 		{name: "mid-stream is remembered", frames: [][]byte{up(f.ACK, 10), up(f.ACK, 1400), down(f.ACK, 1400)}, counts: map[string]uint64{"mid_stream": 1}},
+		{
+			name:      "mid-stream is captured from its next payload byte on",
+			midStream: true,
+			frames:    [][]byte{up(f.ACK, 0), up(f.FIN|f.ACK, 0), down(f.ACK, 400), up(f.ACK, 0), up(f.ACK, 600), up(f.ACK, 1400)},
+			counts:    map[string]uint64{"mid_stream": 1, "handed_full": 1},
+			want: []seen{{
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: false, Reason: "full",
+				Offsets: []uint16{0, 454, 508}, WireLens: []uint32{454, 54, 654}, FromInitiator: []bool{true, false, false},
+			}},
+		},
+		{
+			name:      "mid-stream capture ends with the connection, or with its next one",
+			midStream: true,
+			frames:    [][]byte{up(f.RST, 0), up(f.ACK, 10), up(f.SYN, 0), up(f.ACK, 0), down(f.RST, 0), up(f.FIN|f.ACK, 5), up(f.ACK, 7)},
+			counts:    map[string]uint64{"tcp_opened": 1, "restarted": 1, "header_only": 1, "mid_stream": 2, "handed_closed": 1},
+			want: []seen{{
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "closed",
+				Offsets: []uint16{0}, WireLens: []uint32{59}, FromInitiator: []bool{true},
+			}},
+		},
 		{name: "RST first", frames: [][]byte{up(f.RST, 0)}, counts: map[string]uint64{"mid_stream": 1}},
+		{name: "RST first, then a connection", frames: [][]byte{down(f.RST|f.ACK, 0), up(f.SYN, 0)}, counts: map[string]uint64{"mid_stream": 1, "tcp_opened": 1}},
 		{name: "empty datagram", frames: [][]byte{udp(true, 0)}, counts: map[string]uint64{"header_only": 1}},
 		{
 			name:   "one byte and close",
@@ -472,13 +495,13 @@ func TestPackets(t *testing.T) {
 		},
 	}
 	for _, tt := range tests {
-		wantAssembly := assemble(tt.frames)
+		wantAssembly := assemble(tt.frames, tt.midStream)
 		for _, e := range []entry{ingress, egress} {
 			if tt.ingressOnly && e == egress {
 				continue
 			}
 			t.Run(tt.name+"/"+string(e), func(t *testing.T) {
-				k := loadKernel(t, config{})
+				k := loadKernel(t, config{midStream: tt.midStream})
 				for _, frame := range tt.frames {
 					if k.run(e, frame) {
 						t.Error("a packet was dropped")

@@ -255,7 +255,7 @@ func TestRawIPGetsAnEthernetHeader(t *testing.T) {
 		if frame := got[1].Frame(0); !slices.Equal(frame[14:], v6[:1010]) || got[1].Packets[0].WireLen != uint32(14+len(v6)) {
 			t.Errorf("%s: IPv6 frame is not whole", e)
 		}
-		want := assemble(after(handshake(), up(f.ACK, 1400)))[0]
+		want := assemble(after(handshake(), up(f.ACK, 1400)), false)[0]
 		if diff := cmp.Diff(want.Offsets, look(got[0]).Offsets); diff != "" {
 			t.Errorf("%s: offsets differ from Ethernet's:\n%s", e, diff)
 		}

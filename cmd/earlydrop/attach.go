@@ -37,6 +37,7 @@ Examples:
 			&cli.StringFlag{Name: "model", Usage: "use the model `FILE` instead of the shipped one"},
 			&cli.StringFlag{Name: "mode", Usage: "`monitor` or enforce; overrides the policy's"},
 			&cli.StringFlag{Name: "xdp", Value: string(loader.XDPAuto), Usage: "attach in the driver (native), in the stack (generic), or whichever works (`auto`)"},
+			midStreamFlag(),
 			&cli.StringFlag{Name: "device", Value: "cpu", Usage: "classify on `cpu` or cuda:N"},
 			&cli.StringFlag{Name: "events", Usage: "append one JSON object per event to `FILE`; - is standard output, instead of the text"},
 			&cli.BoolFlag{Name: "persist", Usage: "leave the data path attached at the end: blocked flows stay blocked"},
@@ -50,6 +51,22 @@ Examples:
 
 func interfaceFlag() cli.Flag {
 	return &cli.StringFlag{Name: "interface", Aliases: []string{"i"}, Usage: "network `INTERFACE`"}
+}
+
+// midStreamFlag says what becomes of TCP flows that were open before, the same for
+// live traffic and for files.
+func midStreamFlag() cli.Flag {
+	return &cli.StringFlag{Name: "mid-stream", Value: "ignore", Usage: "`ignore` TCP flows seen without their SYN, or capture them from their next payload byte on"}
+}
+
+func parseMidStream(s string) (capture bool, err error) {
+	switch s {
+	case "ignore":
+		return false, nil
+	case "capture":
+		return true, nil
+	}
+	return false, badInput("unknown mid-stream policy %q: use ignore or capture", s)
 }
 
 // fromLoader marks as bad input what the loader refused before changing anything.
@@ -68,6 +85,10 @@ func attach(c *cli.Context) error {
 	xdp, err := loader.ParseXDPMode(c.String("xdp"))
 	if err != nil {
 		return asBadInput(err)
+	}
+	midStream, err := parseMidStream(c.String("mid-stream"))
+	if err != nil {
+		return err
 	}
 	if c.Bool("quiet") && c.Bool("verbose") {
 		return badInput("--quiet and --verbose exclude each other")
@@ -113,6 +134,7 @@ func attach(c *cli.Context) error {
 	dp, err := loader.Attach(loader.Options{
 		Interface: c.String("interface"),
 		XDPMode:   xdp,
+		MidStream: midStream,
 		Monitor:   mode == policy.Monitor,
 		Version:   programVersion(),
 		Model:     model,

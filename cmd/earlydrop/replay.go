@@ -56,6 +56,7 @@ Examples:
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "policy", Usage: "policy `FILE` (default: the shipped policy)", TakesFile: true},
 			&cli.StringFlag{Name: "model", Usage: "model `FILE` (default: the shipped model)", TakesFile: true},
+			midStreamFlag(),
 			&cli.BoolFlag{Name: "json", Usage: "print one JSON object per flow on a line"},
 		},
 		Action: runReplay,
@@ -92,6 +93,8 @@ type replayJob struct {
 type replay struct {
 	engine *classifier.Engine
 	policy *policy.Policy
+	// midStream captures TCP flows whose beginning is not in the file.
+	midStream bool
 
 	jobs    chan *replayJob
 	spare   chan *replayJob // empty ones; their number bounds memory
@@ -110,6 +113,10 @@ type replay struct {
 
 func runReplay(c *cli.Context) (err error) {
 	if err := requireArgs(c, 1, -1, "FILE"); err != nil {
+		return err
+	}
+	midStream, err := parseMidStream(c.String("mid-stream"))
+	if err != nil {
 		return err
 	}
 	files := c.Args().Slice()
@@ -138,6 +145,7 @@ func runReplay(c *cli.Context) (err error) {
 	}
 
 	r := startReplay(engine, p)
+	r.midStream = midStream
 	defer r.stop()
 	bar := newProgress(c.App.ErrWriter, "replaying", total)
 	defer bar.done()
@@ -244,7 +252,7 @@ func (r *replay) read(path string, bar *progress) ([]*replayRecord, error) {
 	}
 	defer f.Close()
 	r.file, r.records = path, nil
-	a := assembly.New(assembly.Options{}, r.add, func(f *assembly.Flow) {
+	a := assembly.New(assembly.Options{MidStream: r.midStream}, r.add, func(f *assembly.Flow) {
 		record := f.User.(*replayRecord)
 		record.Packets, record.Bytes = f.Packets, f.Bytes
 	})

@@ -260,6 +260,14 @@ func TestReplayTable(t *testing.T) {
 	if want := "0 flows in 1 file classified; the policy drops 0\n2 packets: mid_stream 1 header_only 1\n"; code != exitOK || stdout != want {
 		t.Errorf("exit code %d, stdout of a file without flows %q, want %q", code, stdout, want)
 	}
+	code, stdout, _ = runForTest("replay", "--model", tinyModel, "--mid-stream", "capture", filepath.Join(dir, "silent.pcap"))
+	if code != exitOK || !strings.Contains(stdout, "1 flow in 1 file classified") || !strings.Contains(stdout, "10.0.0.9:1009") {
+		t.Errorf("exit code %d, stdout with mid-stream flows captured:\n%s", code, stdout)
+	}
+	code, _, stderr = runForTest("replay", "--mid-stream", "maybe", filepath.Join(dir, "silent.pcap"))
+	if code != exitBadInput || !strings.Contains(stderr, `"maybe"`) {
+		t.Errorf("exit code %d of an unknown policy for mid-stream flows: %s", code, stderr)
+	}
 }
 
 func TestReplayWithShippedModelAndPolicy(t *testing.T) {

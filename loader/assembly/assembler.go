@@ -25,6 +25,10 @@ type Options struct {
 	// UDPIdle starts a UDP flow afresh when a datagram comes more than this
 	// after its last one (optional, DefaultUDPIdle).
 	UDPIdle time.Duration
+	// MidStream captures TCP flows whose SYN is missing, from their next
+	// payload byte on and with its sender as the initiator, instead of leaving
+	// them alone (optional).
+	MidStream bool
 }
 
 // Counter names a cause that an Assembler counts. The numbers below verdicts
@@ -243,7 +247,7 @@ func (a *Assembler) startUDP(f *Flow, ts time.Time, p *Packet) *Flow {
 	return f
 }
 
-// startTCP returns the flow that the segment belongs to, never nil.
+// startTCP returns the flow that the segment belongs to, nil for none.
 func (a *Assembler) startTCP(f *Flow, ts time.Time, p *Packet) *Flow {
 	if p.Flags.Opens() {
 		// A SYN of the responder on a handshake is a simultaneous open, any
@@ -253,10 +257,16 @@ func (a *Assembler) startTCP(f *Flow, ts time.Time, p *Packet) *Flow {
 		}
 		return a.start(f, ts, p)
 	}
-	if f == nil {
+	if f != nil {
+		return f
+	}
+	if !a.opts.MidStream {
 		a.counters[MidStream]++
 		f = a.start(nil, ts, p)
 		f.stage = decided
+	} else if p.PayloadLen > 0 {
+		a.counters[MidStream]++
+		f = a.start(nil, ts, p)
 	}
 	return f
 }

@@ -74,6 +74,7 @@ func TestAssembler(t *testing.T) {
 
 	tests := []struct {
 		name     string
+		options  Options
 		packets  []at
 		samples  []string
 		counters map[Counter]uint64 // beyond the samples' reasons and OK
@@ -187,6 +188,14 @@ func TestAssembler(t *testing.T) {
 			counters: map[Counter]uint64{MidStream: 1},
 		},
 		{
+			name:    "mid-stream flows are captured from their next payload byte on",
+			options: Options{MidStream: true},
+			packets: []at{{0, tcp4(true, ACK, 0)}, {1, tcp4(true, FIN|ACK, 0)}, {2, tcp4(false, ACK, 10)}, {3, tcp4(true, ACK, 0)}, {4, tcp4(true, FIN|ACK, 1)},
+				{5, tcp4(true, ACK, 2000)}},
+			samples:  []string{"443 closed 173 2ms: >64@0 <54@1 <55@2"},
+			counters: map[Counter]uint64{MidStream: 1},
+		},
+		{
 			name: "a SYN on a mid-stream flow begins one", packets: append([]at{{0, tcp4(true, ACK, 10)}},
 				at{1, tcp4(true, SYN, 0)}, at{2, tcp4(true, ACK, 3)}),
 			samples:  []string{"40000 end 111 1ms: >54@0 >57@1"},
@@ -266,7 +275,7 @@ func TestAssembler(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var samples []string
-			a := New(Options{}, func(f *Flow, s *flow.Sample) {
+			a := New(tt.options, func(f *Flow, s *flow.Sample) {
 				samples = append(samples, describe(s))
 				if f.Key != s.Key || f.InitiatorIsLo != s.InitiatorIsLo || !f.Start.Equal(s.Start) {
 					t.Errorf("flow %+v with sample %+v", f, s.Meta)

@@ -70,6 +70,7 @@ func TestBadInputIsRefusedAndChangesNothing(t *testing.T) {
 		{"policy with a class that the model lacks", with("--policy", s.file("class.yaml", fmt.Sprintf(rule, "shadowsox", "10m"))), nil, []string{"class.yaml:4:", "shadowsox", "shadowsocks"}},
 		{"policy with a bad duration", with("--policy", s.file("ttl.yaml", fmt.Sprintf(rule, "v2ray", "soon"))), nil, []string{"ttl.yaml:7:", "soon"}},
 		{"mode is unknown", with("--mode", "block"), nil, []string{"block", "monitor", "enforce"}},
+		{"mid-stream policy is unknown", with("--mid-stream", "maybe"), nil, []string{"maybe", "ignore", "capture"}},
 		{"xdp mode is unknown", with("--xdp", "fast"), nil, []string{"fast", "native", "generic"}},
 		{"event file can't be written", with("--events", "/nonexistent/log"), nil, []string{"/nonexistent/log"}},
 		{"flag is unknown", with("--polcy", "x"), nil, []string{"--polcy", "--policy"}},

@@ -174,6 +174,7 @@ const (
 	floorVarBenchNumber  = "bench_number"
 	floorVarBlockFilter  = "block_filter"
 	floorVarCfgIdleNs    = "cfg_idle_ns"
+	floorVarCfgMidStream = "cfg_mid_stream"
 	floorVarCfgRawIp     = "cfg_raw_ip"
 	floorVarCfgUdpIdleNs = "cfg_udp_idle_ns"
 )
@@ -252,6 +253,7 @@ type floorVariableSpecs struct {
 	BenchNumber  *ebpf.VariableSpec `ebpf:"bench_number"`
 	BlockFilter  *ebpf.VariableSpec `ebpf:"block_filter"`
 	CfgIdleNs    *ebpf.VariableSpec `ebpf:"cfg_idle_ns"`
+	CfgMidStream *ebpf.VariableSpec `ebpf:"cfg_mid_stream"`
 	CfgRawIp     *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
 	CfgUdpIdleNs *ebpf.VariableSpec `ebpf:"cfg_udp_idle_ns"`
 }
@@ -312,6 +314,7 @@ type floorVariables struct {
 	BenchNumber  *ebpf.Variable `ebpf:"bench_number"`
 	BlockFilter  *ebpf.Variable `ebpf:"block_filter"`
 	CfgIdleNs    *ebpf.Variable `ebpf:"cfg_idle_ns"`
+	CfgMidStream *ebpf.Variable `ebpf:"cfg_mid_stream"`
 	CfgRawIp     *ebpf.Variable `ebpf:"cfg_raw_ip"`
 	CfgUdpIdleNs *ebpf.Variable `ebpf:"cfg_udp_idle_ns"`
 }

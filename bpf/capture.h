@@ -76,34 +76,110 @@ static __always_inline __u32 microseconds(__u64 from_ns, __u64 to_ns)
 	return us > 0xffffffff ? 0xffffffff : us;
 }
 
-/* Appends a header-only packet, or leaves it out where it is too large. */
+/* Spreads keys over the table of handshakes. Multiplication by odd constants (the
+ * golden ratio's and two more of the kind) moves what low bits differ in upwards. */
+static __always_inline __u32 hash_key(const struct flow_key *key)
+{
+	const __u32 *lo = (const __u32 *)key->lo_addr, *hi = (const __u32 *)key->hi_addr;
+	__u32 ports = (__u32)key->lo_port << 16 | key->hi_port;
+	__u32 tags = (__u32)key->vlan << 16 | key->inner_vlan;
+	__u32 hash;
+
+	hash = (lo[0] ^ lo[1] ^ lo[2] ^ lo[3] ^ cfg_hash_seed) * 0x9e3779b1;
+	hash = (hash ^ hash >> 15 ^ hi[0] ^ hi[1] ^ hi[2] ^ hi[3]) * 0x85ebca77;
+	hash = (hash ^ hash >> 13 ^ ports ^ tags) * 0xc2b2ae3d;
+	return hash ^ hash >> 16;
+}
+
+static __always_inline bool same_key(const struct flow_key *a, const struct flow_key *b)
+{
+	const __u32 *x = (const __u32 *)a, *y = (const __u32 *)b;
+	__u32 diff = 0;
+
+#pragma unroll
+	for (int i = 0; i < (int)(sizeof(*a) / sizeof(*x)); i++)
+		diff |= x[i] ^ y[i];
+	return !diff;
+}
+
+/* How often a CPU looks whether the other has let go of a handshake: long enough for
+ * one to copy its packet, and no longer. */
+#define HANDSHAKE_SPINS 32
+
+static __always_inline bool own_handshake(struct handshake *hs)
+{
+	for (int i = 0; i < HANDSHAKE_SPINS; i++) {
+		if (!__sync_lock_test_and_set(&hs->busy, 1))
+			return true;
+	}
+	return false;
+}
+
+static __always_inline void release_handshake(struct handshake *hs)
+{
+	/* An exchange, which is a full barrier: the next owner sees all of it. */
+	__sync_lock_test_and_set(&hs->busy, 0);
+}
+
+static __always_inline void free_handshake(struct handshake *hs)
+{
+	hs->key.proto = 0;
+	hs->start_ns = 0; /* the first to be overwritten */
+}
+
+/* Returns the key's handshake, owned, or NULL. Where `opens`, and there is none, it
+ * is the place for one: of the two that the key may have, the older. With `busy` set,
+ * NULL means that another CPU does not let go of it. */
+static __always_inline struct handshake *find_handshake(const struct flow_key *key, bool opens,
+							bool *busy)
+{
+	__u32 first = hash_key(key) & cfg_handshake_mask, second = first ^ 1;
+	struct handshake *a, *b, *hs;
+
+	a = bpf_map_lookup_elem(&handshakes, &first);
+	b = bpf_map_lookup_elem(&handshakes, &second);
+	if (!a || !b)
+		return NULL;
+	if (same_key(&a->key, key))
+		hs = a;
+	else if (same_key(&b->key, key))
+		hs = b;
+	else if (!opens)
+		return NULL;
+	else
+		hs = a->start_ns <= b->start_ns ? a : b;
+	if (!own_handshake(hs)) {
+		*busy = true;
+		return NULL;
+	}
+	/* It may have been freed or given to another flow before it was ours. */
+	if (!opens && !same_key(&hs->key, key)) {
+		release_handshake(hs);
+		return NULL;
+	}
+	return hs;
+}
+
+/* Appends a header-only packet to an owned handshake, or leaves it out where it is too
+ * large. */
 static __always_inline int append_handshake(struct handshake *hs, const struct source *src,
 					    const struct packet *pkt, __u64 now)
 {
-	__u32 len = pkt->frame_len, off, n;
+	__u32 len = pkt->frame_len, off = hs->bytes, n = hs->packet_count;
 	struct packet_record *rec;
-	__u64 old;
 
 	if (len > HANDSHAKE_FRAME)
 		return 0;
-	/* A plain look first, so that a packet which does not fit leaves no hole
-	 * in the numbering of those that do. */
-	old = hs->word;
-	if (WORD_BYTES(old) + len > HANDSHAKE_BYTES || WORD_PACKETS(old) >= HANDSHAKE_PACKETS)
-		return 0;
-	old = __sync_fetch_and_add(&hs->word, WORD_PACKET | len);
-	off = WORD_BYTES(old);
-	n = WORD_PACKETS(old);
 	hide(off);
 	hide(n);
-	if (off + len > HANDSHAKE_BYTES || off >= HANDSHAKE_BYTES || n >= HANDSHAKE_PACKETS) {
-		__sync_fetch_and_sub(&hs->word, WORD_PACKET | len);
+	if (off + len > HANDSHAKE_BYTES || off >= HANDSHAKE_BYTES || n >= HANDSHAKE_PACKETS)
 		return 0;
-	}
 	rec = &hs->packets[n];
 	rec->wire_len = len;
 	rec->time_us = microseconds(hs->start_ns, now);
 	rec->offset = off;
 	rec->from_initiator = pkt->src_is_lo == !!hs->initiator_is_lo;
+	hs->bytes = off + len;
+	hs->packet_count = n + 1;
 	return copy_frame(src, pkt, hs->data + off, len, HANDSHAKE_FRAME);
 }

@@ -17,3 +17,10 @@ volatile const __u64 cfg_udp_idle_ns = 60000000000ULL;
 /* TCP flows that are seen without their SYN are captured from their next payload
  * byte on, as if its sender had opened them; otherwise they are left alone. */
 volatile const bool cfg_mid_stream = false;
+
+/* Number of entries of `handshakes` less 1; a power of two less 1. */
+volatile const __u32 cfg_handshake_mask = 16383;
+
+/* Drawn at random with each load: who does not know it can't choose addresses and
+ * ports that fall together. */
+volatile const __u32 cfg_hash_seed = 0;

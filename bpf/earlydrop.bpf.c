@@ -219,7 +219,7 @@ static __always_inline void open_capture(struct counts *cnt, const struct source
 		slot->sample.initiator_is_lo = hs->initiator_is_lo;
 		__builtin_memcpy(slot->sample.packets, hs->packets, sizeof(hs->packets));
 		__builtin_memcpy(slot->sample.data, hs->data, HANDSHAKE_BYTES);
-		slot->word = hs->word;
+		slot->word = hs->packet_count * WORD_PACKET + hs->bytes;
 	} else {
 		slot->word = 0;
 	}
@@ -238,69 +238,67 @@ static __always_inline void open_capture(struct counts *cnt, const struct source
 		if (!slot || slot->generation != ref.generation)
 			return;
 	}
-	if (hs)
-		bpf_map_delete_elem(&handshakes, &pkt->key);
 	capture(cnt, slot, ref.slot, src, pkt, now);
 }
 
 /* A SYN without ACK: a flow begins, whatever was known of its key. */
-static __always_inline void open_handshake(struct counts *cnt, const struct source *src,
-					   const struct packet *pkt, __u64 now)
+static __always_inline void open_handshake(struct counts *cnt, struct handshake *hs,
+					   const struct source *src, const struct packet *pkt,
+					   __u64 now)
 {
-	struct handshake *hs;
-	__u32 zero = 0;
-
 	cnt->tcp_opened++;
 	if (pkt->payload_len) { /* TCP Fast Open */
-		bpf_map_delete_elem(&handshakes, &pkt->key);
+		if (same_key(&hs->key, &pkt->key))
+			free_handshake(hs);
 		open_capture(cnt, src, pkt, NULL, now);
 		return;
 	}
-	hs = bpf_map_lookup_elem(&scratch, &zero);
-	if (!hs)
-		return;
-	hs->word = 0;
+	hs->key = pkt->key;
 	hs->start_ns = now;
 	hs->initiator_is_lo = pkt->src_is_lo;
+	hs->bytes = 0;
+	hs->packet_count = 0;
 	if (append_handshake(hs, src, pkt, now))
 		cnt->load_failed++;
-	if (bpf_map_update_elem(&handshakes, &pkt->key, hs, BPF_ANY))
-		cnt->handshakes_full++;
+}
+
+/* hs: the flow's handshake or, for a SYN, a place for one; owned. */
+static __always_inline void handshake_packet(struct counts *cnt, struct handshake *hs,
+					     const struct source *src, const struct packet *pkt,
+					     bool opens, __u64 now)
+{
+	/* A SYN from the other side is a simultaneous open: part of this flow. */
+	if (opens && !(same_key(&hs->key, &pkt->key) && pkt->src_is_lo != !!hs->initiator_is_lo)) {
+		open_handshake(cnt, hs, src, pkt, now);
+	} else if (pkt->payload_len) {
+		open_capture(cnt, src, pkt, hs, now);
+		free_handshake(hs);
+	} else if (pkt->tcp_flags & (TCP_FIN | TCP_RST)) {
+		cnt->header_only++;
+		free_handshake(hs);
+	} else if (append_handshake(hs, src, pkt, now)) {
+		cnt->load_failed++;
+	}
 }
 
 static __always_inline void new_tcp_packet(struct counts *cnt, const struct source *src,
 					   const struct packet *pkt, bool opens, __u64 now)
 {
-	struct handshake *hs = bpf_map_lookup_elem(&handshakes, &pkt->key);
+	bool busy = false;
+	struct handshake *hs = find_handshake(&pkt->key, opens, &busy);
 
-	if (!hs) {
-		if (opens) {
-			open_handshake(cnt, src, pkt, now);
-		} else if (!cfg_mid_stream) {
-			cnt->mid_stream++;
-			remember(&pkt->key, VERDICT_MID_STREAM);
-		} else if (pkt->payload_len) {
-			cnt->mid_stream++;
-			open_capture(cnt, src, pkt, NULL, now);
-		}
-		return;
+	if (hs) {
+		handshake_packet(cnt, hs, src, pkt, opens, now);
+		release_handshake(hs);
+	} else if (busy) {
+		cnt->handshake_busy++;
+	} else if (!cfg_mid_stream) {
+		cnt->mid_stream++;
+		remember(&pkt->key, VERDICT_MID_STREAM);
+	} else if (pkt->payload_len) {
+		cnt->mid_stream++;
+		open_capture(cnt, src, pkt, NULL, now);
 	}
-	/* A SYN from the other side is a simultaneous open: part of this flow. */
-	if (opens && pkt->src_is_lo == !!hs->initiator_is_lo) {
-		open_handshake(cnt, src, pkt, now);
-		return;
-	}
-	if (pkt->payload_len) {
-		open_capture(cnt, src, pkt, hs, now);
-		return;
-	}
-	if (pkt->tcp_flags & (TCP_FIN | TCP_RST)) {
-		cnt->header_only++;
-		bpf_map_delete_elem(&handshakes, &pkt->key);
-		return;
-	}
-	if (append_handshake(hs, src, pkt, now))
-		cnt->load_failed++;
 }
 
 /* A packet of a flow that is neither decided nor blocked. */
@@ -324,8 +322,6 @@ static __always_inline void collect(struct counts *cnt, const struct source *src
 			return;
 		}
 		discard_capture(cnt, slot, id);
-		open_handshake(cnt, src, pkt, now);
-		return;
 	}
 	/* Neither decided, a moment ago, nor collecting now: unless another CPU handed
 	 * the flow over in between, and then it is decided by now. Without this look

@@ -118,7 +118,7 @@ struct counts {
 	/* passed without an identification: fail open, per cause */
 	__u64 slots_full;      /* no free capture slot */
 	__u64 collecting_full; /* map `collecting` refused the flow */
-	__u64 handshakes_full; /* map `handshakes` refused the flow */
+	__u64 handshake_busy;  /* another CPU was writing there; the packet is not captured */
 	__u64 ring_full;
 	__u64 load_failed; /* a helper could not read the packet */
 };

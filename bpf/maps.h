@@ -3,7 +3,7 @@
  * A flow lives in exactly one of four maps, and each of them has its own way of
  * dealing with pressure:
  *
- *   handshakes  TCP, no payload yet   LRU: a SYN flood pushes out only its like
+ *   handshakes  TCP, no payload yet   fixed table: a SYN flood pushes out its like only
  *   collecting  payload seen          plain hash: bounded, refuses, never evicts
  *   flows       handed over, decided  LRU: an evicted flow just passes
  *   blocked     named by the policy   plain hash: only its time to live ends it
@@ -37,11 +37,15 @@ struct slot_ref {
 	__u32 generation;
 };
 
+/* A handshake in progress. Whoever sets `busy` from 0 owns the rest until it sets it
+ * to 0 again; nobody waits for it. */
 struct handshake {
-	__u64 word;
-	__u64 start_ns;
+	__u32 busy;
 	__u32 initiator_is_lo;
-	__u32 pad;
+	__u64 start_ns;
+	struct flow_key key; /* all zero: free */
+	__u16 bytes;
+	__u16 packet_count;
 	struct packet_record packets[HANDSHAKE_PACKETS];
 	/* the last 176 bytes are slack */
 	__u8 data[HANDSHAKE_BYTES + 16 + HANDSHAKE_FRAME] __attribute__((aligned(8)));
@@ -81,13 +85,15 @@ static __always_inline __u16 flow_bucket(const struct flow_key *key)
 	return key->lo_port ^ key->hi_port;
 }
 
-/* key: flow. value: handshake packets without payload. Written by the kernel;
- * deleted by it when payload comes or the flow closes, else by the LRU.
- * 16384 * (64 + 48 + 680) = 13 MiB. */
+/* key: hash of the flow, see find_handshake(). value: handshake packets without
+ * payload. Written by the kernel; freed by it when payload comes or the flow closes,
+ * else overwritten. Not an LRU hash: finding room in one costs more than all the rest
+ * of what a SYN costs, and that is what a flood is made of.
+ * 16384 * 720 = 11 MiB. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 16384);
-	__type(key, struct flow_key);
+	__type(key, __u32);
 	__type(value, struct handshake);
 } handshakes SEC(".maps");
 
@@ -140,12 +146,3 @@ struct {
 	__type(key, __u32);
 	__type(value, struct attached);
 } attachment SEC(".maps");
-
-/* A per-CPU place to build a handshake that is too large for the stack (512
- * bytes). Scratch of one program run, meaningless between runs. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct handshake);
-} scratch SEC(".maps");

@@ -5,6 +5,7 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"time"
@@ -52,6 +53,10 @@ type Options struct {
 	// Monitor says that no flow may be dropped: blocks that an earlier daemon
 	// left are removed before the programs run.
 	Monitor bool
+	// Sizes of the tables; 0 is the default, or what is pinned when it is adopted.
+	// Out of bounds they are refused; RingBytes is rounded up to a power of two.
+	// Other sizes than what is pinned has replace it whole. (optional)
+	Sizes Sizes
 
 	// What `earlydrop status` shows. (optional)
 	Version, Model, Policy string
@@ -70,6 +75,8 @@ type Info struct {
 	BlocksAdopted int     // blocks with time left that go on
 	BlocksRemoved int     // blocks removed because of Options.Monitor
 	HiddenVLANs   bool    // the driver takes VLAN tags out before the ingress program sees the frame
+	Sizes         Sizes   // of the tables, none 0
+	Memory        uint64  // bytes of kernel memory that the tables take, an estimate
 	PinDir        string
 }
 
@@ -100,6 +107,9 @@ func Attach(opts Options) (_ *DataPath, err error) {
 	}
 	if opts.UDPIdle == 0 {
 		opts.UDPIdle = 60 * time.Second
+	}
+	if err := opts.Sizes.check(); err != nil {
+		return nil, err
 	}
 	ifc, err := findInterface(opts.Interface)
 	if err != nil {
@@ -139,7 +149,7 @@ func Attach(opts Options) (_ *DataPath, err error) {
 	if err != nil {
 		return nil, err
 	}
-	pinned, why := adoptable(spec, dir)
+	pinned, why := adoptable(spec, opts.Sizes, dir)
 	if why != "" {
 		d.Info.Replaced = why
 		if err := detachPinned(ifc); err != nil {
@@ -155,6 +165,7 @@ func Attach(opts Options) (_ *DataPath, err error) {
 		}
 	}
 	d.Info.Adopted = pinned != nil
+	d.Info.Sizes, d.Info.Memory = sizesOf(spec), tablesMemory(spec)
 	d.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: pinned})
 	closeMaps(pinned) // the collection has its own descriptors
 	if err != nil {
@@ -206,35 +217,46 @@ func configuredSpec(opts Options, ifc *iface) (*ebpf.CollectionSpec, error) {
 		datapathVarCfgIdleNs:    uint64(opts.Idle),
 		datapathVarCfgUdpIdleNs: uint64(opts.UDPIdle),
 		datapathVarCfgRawIp:     ifc.rawIP(),
-		datapathVarCfgMidStream: opts.MidStream,
+		datapathVarCfgHashSeed:  rand.Uint32(),
+		// The table is indexed by what the mask leaves of a hash.
+		datapathVarCfgHandshakeMask: spec.Maps[datapathMapHandshakes].MaxEntries - 1,
+		datapathVarCfgMidStream:     opts.MidStream,
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("set %s: %w", name, err)
 		}
 	}
+	opts.Sizes.apply(spec)
 	// Creating the map adds the flag by itself; comparing with a pinned one
 	// does not.
 	spec.Maps[mapBlockFilter].Flags |= unix.BPF_F_MMAPABLE
 	return spec, nil
 }
 
-// outlives reports whether a map outlives the process: all but those that hold
-// constants or scratch of one program.
+// outlives reports whether a map outlives the process: all but the one that holds a
+// program's constants.
 func outlives(name string) bool {
-	return name == mapBlockFilter || name != datapathMapScratch && name[0] != '.'
+	return name == mapBlockFilter || name[0] != '.'
 }
 
-// adoptable opens the pinned maps if a complete set with this layout is there.
+// adoptable opens the pinned maps if a complete set with this layout, and with the
+// sizes that were asked for, is there; spec then has the sizes of that set.
 // Otherwise why says what is wrong with the set; it is empty if there is none.
-func adoptable(spec *ebpf.CollectionSpec, dir string) (_ map[string]*ebpf.Map, why string) {
+func adoptable(spec *ebpf.CollectionSpec, sizes Sizes, dir string) (_ map[string]*ebpf.Map, why string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) == 0 {
 		return nil, ""
 	}
 	maps := make(map[string]*ebpf.Map)
+	asked := spec
+	spec = spec.Copy() // what is not adopted must not leave its sizes behind
 	defer func() {
 		if why != "" {
 			closeMaps(maps)
+			return
+		}
+		for name, m := range spec.Maps {
+			asked.Maps[name].MaxEntries = m.MaxEntries
 		}
 	}()
 	for name := range spec.Maps {
@@ -246,6 +268,7 @@ func adoptable(spec *ebpf.CollectionSpec, dir string) (_ map[string]*ebpf.Map, w
 			return nil, fmt.Sprintf("pinned map %s: %v", name, err)
 		}
 		maps[name] = m
+		sizes.follow(spec, name, m)
 		if err := spec.Maps[name].Compatible(m); err != nil {
 			return nil, fmt.Sprintf("pinned map %s has another layout: %v", name, err)
 		}

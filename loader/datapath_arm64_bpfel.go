@@ -64,7 +64,7 @@ type datapathCounts struct {
 	HandedIdle     uint64
 	SlotsFull      uint64
 	CollectingFull uint64
-	HandshakesFull uint64
+	HandshakeBusy  uint64
 	RingFull       uint64
 	LoadFailed     uint64
 }
@@ -90,10 +90,12 @@ type datapathFlowKey struct {
 
 type datapathHandshake struct {
 	_             structs.HostLayout
-	Word          uint64
-	StartNs       uint64
+	Busy          uint32
 	InitiatorIsLo uint32
-	Pad           uint32
+	StartNs       uint64
+	Key           datapathFlowKey
+	Bytes         uint16
+	PacketCount   uint16
 	Packets       [8]datapathPacketRecord
 	Data          [560]uint8
 }
@@ -149,24 +151,25 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	datapathMapAttachment   = "attachment"
-	datapathMapBlocked      = "blocked"
-	datapathMapCollecting   = "collecting"
-	datapathMapCounters     = "counters"
-	datapathMapFlows        = "flows"
-	datapathMapFreeSlots    = "free_slots"
-	datapathMapHandshakes   = "handshakes"
-	datapathMapSamples      = "samples"
-	datapathMapScratch      = "scratch"
-	datapathMapSlots        = "slots"
-	datapathProgEdEgress    = "ed_egress"
-	datapathProgEdIngress   = "ed_ingress"
-	datapathProgEdSweep     = "ed_sweep"
-	datapathVarBlockFilter  = "block_filter"
-	datapathVarCfgIdleNs    = "cfg_idle_ns"
-	datapathVarCfgMidStream = "cfg_mid_stream"
-	datapathVarCfgRawIp     = "cfg_raw_ip"
-	datapathVarCfgUdpIdleNs = "cfg_udp_idle_ns"
+	datapathMapAttachment       = "attachment"
+	datapathMapBlocked          = "blocked"
+	datapathMapCollecting       = "collecting"
+	datapathMapCounters         = "counters"
+	datapathMapFlows            = "flows"
+	datapathMapFreeSlots        = "free_slots"
+	datapathMapHandshakes       = "handshakes"
+	datapathMapSamples          = "samples"
+	datapathMapSlots            = "slots"
+	datapathProgEdEgress        = "ed_egress"
+	datapathProgEdIngress       = "ed_ingress"
+	datapathProgEdSweep         = "ed_sweep"
+	datapathVarBlockFilter      = "block_filter"
+	datapathVarCfgHandshakeMask = "cfg_handshake_mask"
+	datapathVarCfgHashSeed      = "cfg_hash_seed"
+	datapathVarCfgIdleNs        = "cfg_idle_ns"
+	datapathVarCfgMidStream     = "cfg_mid_stream"
+	datapathVarCfgRawIp         = "cfg_raw_ip"
+	datapathVarCfgUdpIdleNs     = "cfg_udp_idle_ns"
 )
 
 // loadDatapath returns the embedded CollectionSpec for datapath.
@@ -228,7 +231,6 @@ type datapathMapSpecs struct {
 	FreeSlots  *ebpf.MapSpec `ebpf:"free_slots"`
 	Handshakes *ebpf.MapSpec `ebpf:"handshakes"`
 	Samples    *ebpf.MapSpec `ebpf:"samples"`
-	Scratch    *ebpf.MapSpec `ebpf:"scratch"`
 	Slots      *ebpf.MapSpec `ebpf:"slots"`
 }
 
@@ -236,11 +238,13 @@ type datapathMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathVariableSpecs struct {
-	BlockFilter  *ebpf.VariableSpec `ebpf:"block_filter"`
-	CfgIdleNs    *ebpf.VariableSpec `ebpf:"cfg_idle_ns"`
-	CfgMidStream *ebpf.VariableSpec `ebpf:"cfg_mid_stream"`
-	CfgRawIp     *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
-	CfgUdpIdleNs *ebpf.VariableSpec `ebpf:"cfg_udp_idle_ns"`
+	BlockFilter      *ebpf.VariableSpec `ebpf:"block_filter"`
+	CfgHandshakeMask *ebpf.VariableSpec `ebpf:"cfg_handshake_mask"`
+	CfgHashSeed      *ebpf.VariableSpec `ebpf:"cfg_hash_seed"`
+	CfgIdleNs        *ebpf.VariableSpec `ebpf:"cfg_idle_ns"`
+	CfgMidStream     *ebpf.VariableSpec `ebpf:"cfg_mid_stream"`
+	CfgRawIp         *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
+	CfgUdpIdleNs     *ebpf.VariableSpec `ebpf:"cfg_udp_idle_ns"`
 }
 
 // datapathObjects contains all objects after they have been loaded into the kernel.
@@ -271,7 +275,6 @@ type datapathMaps struct {
 	FreeSlots  *ebpf.Map `ebpf:"free_slots"`
 	Handshakes *ebpf.Map `ebpf:"handshakes"`
 	Samples    *ebpf.Map `ebpf:"samples"`
-	Scratch    *ebpf.Map `ebpf:"scratch"`
 	Slots      *ebpf.Map `ebpf:"slots"`
 }
 
@@ -285,7 +288,6 @@ func (m *datapathMaps) Close() error {
 		m.FreeSlots,
 		m.Handshakes,
 		m.Samples,
-		m.Scratch,
 		m.Slots,
 	)
 }
@@ -294,11 +296,13 @@ func (m *datapathMaps) Close() error {
 //
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathVariables struct {
-	BlockFilter  *ebpf.Variable `ebpf:"block_filter"`
-	CfgIdleNs    *ebpf.Variable `ebpf:"cfg_idle_ns"`
-	CfgMidStream *ebpf.Variable `ebpf:"cfg_mid_stream"`
-	CfgRawIp     *ebpf.Variable `ebpf:"cfg_raw_ip"`
-	CfgUdpIdleNs *ebpf.Variable `ebpf:"cfg_udp_idle_ns"`
+	BlockFilter      *ebpf.Variable `ebpf:"block_filter"`
+	CfgHandshakeMask *ebpf.Variable `ebpf:"cfg_handshake_mask"`
+	CfgHashSeed      *ebpf.Variable `ebpf:"cfg_hash_seed"`
+	CfgIdleNs        *ebpf.Variable `ebpf:"cfg_idle_ns"`
+	CfgMidStream     *ebpf.Variable `ebpf:"cfg_mid_stream"`
+	CfgRawIp         *ebpf.Variable `ebpf:"cfg_raw_ip"`
+	CfgUdpIdleNs     *ebpf.Variable `ebpf:"cfg_udp_idle_ns"`
 }
 
 // datapathPrograms contains all programs after they have been loaded into the kernel.

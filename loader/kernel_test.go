@@ -74,6 +74,7 @@ func loadKernel(t testing.TB, c config) *kernel {
 	if c.handshakes != 0 {
 		spec.Maps[datapathMapHandshakes].MaxEntries = c.handshakes
 	}
+	set(datapathVarCfgHandshakeMask, spec.Maps[datapathMapHandshakes].MaxEntries-1)
 	if c.ring != 0 {
 		spec.Maps[datapathMapSamples].MaxEntries = c.ring
 	}

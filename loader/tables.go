@@ -18,9 +18,9 @@ import (
 // can open them. Its methods are safe for concurrent use, also by several
 // processes.
 type Tables struct {
-	iface                                                 string
-	flows, blocked, collecting, handshakes, counters, att *ebpf.Map
-	filter                                                *blockFilter
+	iface                                     string
+	flows, blocked, collecting, counters, att *ebpf.Map
+	filter                                    *blockFilter
 }
 
 // Block is a flow that the kernel drops.
@@ -90,7 +90,7 @@ func Open(iface string) (*Tables, error) {
 
 // tableMaps are the maps that Tables works on.
 var tableMaps = []string{
-	datapathMapFlows, datapathMapBlocked, datapathMapCollecting, datapathMapHandshakes,
+	datapathMapFlows, datapathMapBlocked, datapathMapCollecting,
 	datapathMapCounters, datapathMapAttachment, mapBlockFilter,
 }
 
@@ -103,15 +103,15 @@ func newTables(iface string, maps map[string]*ebpf.Map) (*Tables, error) {
 	return &Tables{
 		iface: iface, filter: filter,
 		flows: maps[datapathMapFlows], blocked: maps[datapathMapBlocked],
-		collecting: maps[datapathMapCollecting], handshakes: maps[datapathMapHandshakes],
-		counters: maps[datapathMapCounters], att: maps[datapathMapAttachment],
+		collecting: maps[datapathMapCollecting],
+		counters:   maps[datapathMapCounters], att: maps[datapathMapAttachment],
 	}, nil
 }
 
 // Close gives the file descriptors back. It changes nothing in the kernel.
 func (t *Tables) Close() error {
 	errs := []error{t.filter.close()}
-	for _, m := range []*ebpf.Map{t.flows, t.blocked, t.collecting, t.handshakes, t.counters, t.att, t.filter.m} {
+	for _, m := range []*ebpf.Map{t.flows, t.blocked, t.collecting, t.counters, t.att, t.filter.m} {
 		errs = append(errs, m.Close())
 	}
 	return errors.Join(errs...)
@@ -271,7 +271,6 @@ func (t *Tables) Counters() (Counters, error) { return readCounters(t.counters) 
 type Occupancy struct {
 	Flows      int `json:"flows"`      // handed over or decided
 	Collecting int `json:"collecting"` // being captured
-	Handshakes int `json:"handshakes"` // TCP without payload so far
 	Blocked    int `json:"blocked"`    // time left or not yet removed
 }
 
@@ -281,7 +280,6 @@ func (t *Tables) Occupancy() (Occupancy, error) {
 	err := errors.Join(
 		walk(t.flows, func(_ *datapathFlowKey, _ *datapathFlow) { o.Flows++ }),
 		walk(t.collecting, func(_ *datapathFlowKey, _ *datapathSlotRef) { o.Collecting++ }),
-		walk(t.handshakes, func(_ *datapathFlowKey, _ *datapathHandshake) { o.Handshakes++ }),
 		walk(t.blocked, func(_ *datapathFlowKey, _ *datapathBlock) { o.Blocked++ }),
 	)
 	return o, err

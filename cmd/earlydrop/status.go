@@ -126,7 +126,7 @@ func (s *interfaceStatus) print(out io.Writer) error {
 	row("policy", "%s", s.Policy)
 	row("model", "%s", s.Model)
 	row("version", "%s", s.Version)
-	row("flows", "%d known, %d collecting, %d in handshake, %d blocked", s.Flows.Flows, s.Flows.Collecting, s.Flows.Handshakes, s.Flows.Blocked)
+	row("flows", "%d known, %d collecting, %d blocked", s.Flows.Flows, s.Flows.Collecting, s.Flows.Blocked)
 	row("verdicts", "%d, of them %d to drop, %d blocks written", s.Daemon.Classified, s.Daemon.ToDrop, s.Daemon.Blocked)
 	row("passed unseen", "%d queue full, %d not classified, %d not blocked", s.Daemon.QueueFull, s.Daemon.NotClassified, s.Daemon.NotBlocked)
 	for _, name := range s.order {

@@ -64,7 +64,7 @@ type floorCounts struct {
 	HandedIdle     uint64
 	SlotsFull      uint64
 	CollectingFull uint64
-	HandshakesFull uint64
+	HandshakeBusy  uint64
 	RingFull       uint64
 	LoadFailed     uint64
 }
@@ -100,10 +100,12 @@ type floorFlowKey struct {
 
 type floorHandshake struct {
 	_             structs.HostLayout
-	Word          uint64
-	StartNs       uint64
+	Busy          uint32
 	InitiatorIsLo uint32
-	Pad           uint32
+	StartNs       uint64
+	Key           floorFlowKey
+	Bytes         uint16
+	PacketCount   uint16
 	Packets       [8]struct {
 		_             structs.HostLayout
 		WireLen       uint32
@@ -154,29 +156,30 @@ type floorSlotRef struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	floorMapAttachment   = "attachment"
-	floorMapBlocked      = "blocked"
-	floorMapCollecting   = "collecting"
-	floorMapCounters     = "counters"
-	floorMapFloorFlows   = "floor_flows"
-	floorMapFlows        = "flows"
-	floorMapFreeSlots    = "free_slots"
-	floorMapHandshakes   = "handshakes"
-	floorMapSamples      = "samples"
-	floorMapScratch      = "scratch"
-	floorMapSlots        = "slots"
-	floorProgBenchPacket = "bench_packet"
-	floorProgEdEgress    = "ed_egress"
-	floorProgEdIngress   = "ed_ingress"
-	floorProgEdSweep     = "ed_sweep"
-	floorProgFloorDrop   = "floor_drop"
-	floorProgFloorPass   = "floor_pass"
-	floorVarBenchNumber  = "bench_number"
-	floorVarBlockFilter  = "block_filter"
-	floorVarCfgIdleNs    = "cfg_idle_ns"
-	floorVarCfgMidStream = "cfg_mid_stream"
-	floorVarCfgRawIp     = "cfg_raw_ip"
-	floorVarCfgUdpIdleNs = "cfg_udp_idle_ns"
+	floorMapAttachment       = "attachment"
+	floorMapBlocked          = "blocked"
+	floorMapCollecting       = "collecting"
+	floorMapCounters         = "counters"
+	floorMapFloorFlows       = "floor_flows"
+	floorMapFlows            = "flows"
+	floorMapFreeSlots        = "free_slots"
+	floorMapHandshakes       = "handshakes"
+	floorMapSamples          = "samples"
+	floorMapSlots            = "slots"
+	floorProgBenchPacket     = "bench_packet"
+	floorProgEdEgress        = "ed_egress"
+	floorProgEdIngress       = "ed_ingress"
+	floorProgEdSweep         = "ed_sweep"
+	floorProgFloorDrop       = "floor_drop"
+	floorProgFloorPass       = "floor_pass"
+	floorVarBenchNumber      = "bench_number"
+	floorVarBlockFilter      = "block_filter"
+	floorVarCfgHandshakeMask = "cfg_handshake_mask"
+	floorVarCfgHashSeed      = "cfg_hash_seed"
+	floorVarCfgIdleNs        = "cfg_idle_ns"
+	floorVarCfgMidStream     = "cfg_mid_stream"
+	floorVarCfgRawIp         = "cfg_raw_ip"
+	floorVarCfgUdpIdleNs     = "cfg_udp_idle_ns"
 )
 
 // loadFloor returns the embedded CollectionSpec for floor.
@@ -242,7 +245,6 @@ type floorMapSpecs struct {
 	FreeSlots  *ebpf.MapSpec `ebpf:"free_slots"`
 	Handshakes *ebpf.MapSpec `ebpf:"handshakes"`
 	Samples    *ebpf.MapSpec `ebpf:"samples"`
-	Scratch    *ebpf.MapSpec `ebpf:"scratch"`
 	Slots      *ebpf.MapSpec `ebpf:"slots"`
 }
 
@@ -250,12 +252,14 @@ type floorMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type floorVariableSpecs struct {
-	BenchNumber  *ebpf.VariableSpec `ebpf:"bench_number"`
-	BlockFilter  *ebpf.VariableSpec `ebpf:"block_filter"`
-	CfgIdleNs    *ebpf.VariableSpec `ebpf:"cfg_idle_ns"`
-	CfgMidStream *ebpf.VariableSpec `ebpf:"cfg_mid_stream"`
-	CfgRawIp     *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
-	CfgUdpIdleNs *ebpf.VariableSpec `ebpf:"cfg_udp_idle_ns"`
+	BenchNumber      *ebpf.VariableSpec `ebpf:"bench_number"`
+	BlockFilter      *ebpf.VariableSpec `ebpf:"block_filter"`
+	CfgHandshakeMask *ebpf.VariableSpec `ebpf:"cfg_handshake_mask"`
+	CfgHashSeed      *ebpf.VariableSpec `ebpf:"cfg_hash_seed"`
+	CfgIdleNs        *ebpf.VariableSpec `ebpf:"cfg_idle_ns"`
+	CfgMidStream     *ebpf.VariableSpec `ebpf:"cfg_mid_stream"`
+	CfgRawIp         *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
+	CfgUdpIdleNs     *ebpf.VariableSpec `ebpf:"cfg_udp_idle_ns"`
 }
 
 // floorObjects contains all objects after they have been loaded into the kernel.
@@ -287,7 +291,6 @@ type floorMaps struct {
 	FreeSlots  *ebpf.Map `ebpf:"free_slots"`
 	Handshakes *ebpf.Map `ebpf:"handshakes"`
 	Samples    *ebpf.Map `ebpf:"samples"`
-	Scratch    *ebpf.Map `ebpf:"scratch"`
 	Slots      *ebpf.Map `ebpf:"slots"`
 }
 
@@ -302,7 +305,6 @@ func (m *floorMaps) Close() error {
 		m.FreeSlots,
 		m.Handshakes,
 		m.Samples,
-		m.Scratch,
 		m.Slots,
 	)
 }
@@ -311,12 +313,14 @@ func (m *floorMaps) Close() error {
 //
 // It can be passed to loadFloorObjects or ebpf.CollectionSpec.LoadAndAssign.
 type floorVariables struct {
-	BenchNumber  *ebpf.Variable `ebpf:"bench_number"`
-	BlockFilter  *ebpf.Variable `ebpf:"block_filter"`
-	CfgIdleNs    *ebpf.Variable `ebpf:"cfg_idle_ns"`
-	CfgMidStream *ebpf.Variable `ebpf:"cfg_mid_stream"`
-	CfgRawIp     *ebpf.Variable `ebpf:"cfg_raw_ip"`
-	CfgUdpIdleNs *ebpf.Variable `ebpf:"cfg_udp_idle_ns"`
+	BenchNumber      *ebpf.Variable `ebpf:"bench_number"`
+	BlockFilter      *ebpf.Variable `ebpf:"block_filter"`
+	CfgHandshakeMask *ebpf.Variable `ebpf:"cfg_handshake_mask"`
+	CfgHashSeed      *ebpf.Variable `ebpf:"cfg_hash_seed"`
+	CfgIdleNs        *ebpf.Variable `ebpf:"cfg_idle_ns"`
+	CfgMidStream     *ebpf.Variable `ebpf:"cfg_mid_stream"`
+	CfgRawIp         *ebpf.Variable `ebpf:"cfg_raw_ip"`
+	CfgUdpIdleNs     *ebpf.Variable `ebpf:"cfg_udp_idle_ns"`
 }
 
 // floorPrograms contains all programs after they have been loaded into the kernel.

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"fmt"
+	"math/bits"
+	"os"
+	"runtime"
+
+	"github.com/cilium/ebpf"
+)
+
+// Sizes are how much the tables of one interface hold. They take their memory at
+// attach, full or not.
+type Sizes struct {
+	Flows      uint32 // flows handed over or decided; the least recently used make room
+	Blocked    uint32 // flows that are dropped; a block that finds no room is refused
+	Handshakes uint32 // TCP flows without payload so far; the least recently used make room
+	Collecting uint32 // flows being captured; a flow that finds no room passes unseen
+	RingBytes  uint32 // captures on their way to user space; a power of two of pages
+}
+
+// sizeOption ties a field of Sizes to the maps that it sizes.
+type sizeOption struct {
+	name       string
+	field      func(*Sizes) *uint32
+	maps       []string
+	least, max uint32
+}
+
+var sizeOptions = []sizeOption{
+	{"flows", func(s *Sizes) *uint32 { return &s.Flows }, []string{datapathMapFlows}, 1024, 1 << 26},
+	{"blocked", func(s *Sizes) *uint32 { return &s.Blocked }, []string{datapathMapBlocked}, 16, 1 << 24},
+	{"handshakes", func(s *Sizes) *uint32 { return &s.Handshakes }, []string{datapathMapHandshakes}, 1024, 1 << 22},
+	{"collecting", func(s *Sizes) *uint32 { return &s.Collecting },
+		[]string{datapathMapCollecting, datapathMapSlots, datapathMapFreeSlots}, 16, 1 << 20},
+	{"ring bytes", func(s *Sizes) *uint32 { return &s.RingBytes }, []string{datapathMapSamples}, 64 << 10, 1 << 30},
+}
+
+// check refuses sizes that are out of bounds and rounds the ring up to what the
+// kernel takes. 0 stays 0, the default.
+func (s *Sizes) check() error {
+	for _, o := range sizeOptions {
+		v := o.field(s)
+		if *v != 0 && (*v < o.least || *v > o.max) {
+			return refused(nil, "size of %s is %d: use %d to %d", o.name, *v, o.least, o.max)
+		}
+	}
+	if s.RingBytes != 0 {
+		s.RingBytes = max(1<<bits.Len32(s.RingBytes-1), uint32(os.Getpagesize()))
+	}
+	return nil
+}
+
+// apply writes the sizes that were asked for into the objects.
+func (s *Sizes) apply(spec *ebpf.CollectionSpec) {
+	for _, o := range sizeOptions {
+		if n := *o.field(s); n != 0 {
+			for _, name := range o.maps {
+				spec.Maps[name].MaxEntries = n
+			}
+		}
+	}
+}
+
+// follow takes the size of a pinned map over into the objects where no other was
+// asked for.
+func (s *Sizes) follow(spec *ebpf.CollectionSpec, name string, pinned *ebpf.Map) {
+	for _, o := range sizeOptions {
+		for _, sized := range o.maps {
+			if sized == name && *o.field(s) == 0 {
+				spec.Maps[name].MaxEntries = pinned.MaxEntries()
+			}
+		}
+	}
+}
+
+// sizesOf reads the sizes out of the objects.
+func sizesOf(spec *ebpf.CollectionSpec) (s Sizes) {
+	for _, o := range sizeOptions {
+		*o.field(&s) = spec.Maps[o.maps[0]].MaxEntries
+	}
+	return s
+}
+
+// What the kernel adds to the entries of a hash map, LRU or not, on 64-bit machines.
+const (
+	hashElement = 48 // struct htab_elem, in front of key and value
+	hashBucket  = 16 // struct bucket; as many as the next power of two of entries
+)
+
+// mapMemory estimates the bytes of kernel memory that a map takes.
+func mapMemory(m *ebpf.MapSpec) uint64 {
+	round8 := func(n uint32) uint64 { return (uint64(n) + 7) &^ 7 }
+	entries := uint64(m.MaxEntries)
+	switch m.Type {
+	case ebpf.Hash, ebpf.LRUHash:
+		buckets := uint64(1) << bits.Len64(entries-1)
+		return entries*(hashElement+round8(m.KeySize)+round8(m.ValueSize)) + buckets*hashBucket
+	case ebpf.PerCPUArray:
+		return entries * round8(m.ValueSize) * uint64(runtime.NumCPU())
+	case ebpf.RingBuf:
+		// Its producer and consumer pages, and those in front of them.
+		return entries + 3*uint64(os.Getpagesize())
+	default: // array, queue
+		return entries * round8(m.ValueSize)
+	}
+}
+
+// tablesMemory is the sum of mapMemory over all maps.
+func tablesMemory(spec *ebpf.CollectionSpec) (sum uint64) {
+	for _, m := range spec.Maps {
+		if m.MaxEntries > 0 {
+			sum += mapMemory(m)
+		}
+	}
+	return sum
+}
+
+// String is one line of figures.
+func (s Sizes) String() string {
+	return fmt.Sprintf("%d flows, %d blocked, %d handshakes, %d collecting, ring of %d KiB",
+		s.Flows, s.Blocked, s.Handshakes, s.Collecting, s.RingBytes>>10)
+}

@@ -54,7 +54,8 @@ type Options struct {
 	// left are removed before the programs run.
 	Monitor bool
 	// Sizes of the tables; 0 is the default, or what is pinned when it is adopted.
-	// Out of bounds they are refused; RingBytes is rounded up to a power of two.
+	// Out of bounds they are refused; Handshakes and RingBytes are rounded up to
+	// powers of two.
 	// Other sizes than what is pinned has replace it whole. (optional)
 	Sizes Sizes
 
@@ -165,6 +166,10 @@ func Attach(opts Options) (_ *DataPath, err error) {
 		}
 	}
 	d.Info.Adopted = pinned != nil
+	if err := setHandshakeMask(spec); err != nil { // of the set that is adopted
+		closeMaps(pinned)
+		return nil, err
+	}
 	d.Info.Sizes, d.Info.Memory = sizesOf(spec), tablesMemory(spec)
 	d.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: pinned})
 	closeMaps(pinned) // the collection has its own descriptors
@@ -218,19 +223,33 @@ func configuredSpec(opts Options, ifc *iface) (*ebpf.CollectionSpec, error) {
 		datapathVarCfgUdpIdleNs: uint64(opts.UDPIdle),
 		datapathVarCfgRawIp:     ifc.rawIP(),
 		datapathVarCfgHashSeed:  rand.Uint32(),
-		// The table is indexed by what the mask leaves of a hash.
-		datapathVarCfgHandshakeMask: spec.Maps[datapathMapHandshakes].MaxEntries - 1,
-		datapathVarCfgMidStream:     opts.MidStream,
+		datapathVarCfgMidStream: opts.MidStream,
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("set %s: %w", name, err)
 		}
 	}
 	opts.Sizes.apply(spec)
+	if err := setHandshakeMask(spec); err != nil {
+		return nil, err
+	}
 	// Creating the map adds the flag by itself; comparing with a pinned one
 	// does not.
 	spec.Maps[mapBlockFilter].Flags |= unix.BPF_F_MMAPABLE
 	return spec, nil
+}
+
+// setHandshakeMask tells the programs how large the table of handshakes is: they index
+// it by what the mask leaves of a hash.
+func setHandshakeMask(spec *ebpf.CollectionSpec) error {
+	n := spec.Maps[datapathMapHandshakes].MaxEntries
+	if n == 0 || n&(n-1) != 0 {
+		return fmt.Errorf("size of map handshakes is %d, not a power of two", n)
+	}
+	if err := spec.Variables[datapathVarCfgHandshakeMask].Set(n - 1); err != nil {
+		return fmt.Errorf("set %s: %w", datapathVarCfgHandshakeMask, err)
+	}
+	return nil
 }
 
 // outlives reports whether a map outlives the process: all but the one that holds a

@@ -16,7 +16,7 @@ import (
 type Sizes struct {
 	Flows      uint32 // flows handed over or decided; the least recently used make room
 	Blocked    uint32 // flows that are dropped; a block that finds no room is refused
-	Handshakes uint32 // TCP flows without payload so far; the least recently used make room
+	Handshakes uint32 // TCP flows without payload so far, a power of two; old ones make room
 	Collecting uint32 // flows being captured; a flow that finds no room passes unseen
 	RingBytes  uint32 // captures on their way to user space; a power of two of pages
 }
@@ -38,8 +38,8 @@ var sizeOptions = []sizeOption{
 	{"ring bytes", func(s *Sizes) *uint32 { return &s.RingBytes }, []string{datapathMapSamples}, 64 << 10, 1 << 30},
 }
 
-// check refuses sizes that are out of bounds and rounds the ring up to what the
-// kernel takes. 0 stays 0, the default.
+// check refuses sizes that are out of bounds and rounds up what has to be a power of
+// two, for the programs' mask and for the kernel's ring. 0 stays 0, the default.
 func (s *Sizes) check() error {
 	for _, o := range sizeOptions {
 		v := o.field(s)
@@ -47,8 +47,10 @@ func (s *Sizes) check() error {
 			return refused(nil, "size of %s is %d: use %d to %d", o.name, *v, o.least, o.max)
 		}
 	}
-	if s.RingBytes != 0 {
-		s.RingBytes = max(1<<bits.Len32(s.RingBytes-1), uint32(os.Getpagesize()))
+	for _, n := range []*uint32{&s.Handshakes, &s.RingBytes} {
+		if *n != 0 {
+			*n = 1 << bits.Len32(*n-1)
+		}
 	}
 	return nil
 }
@@ -103,7 +105,9 @@ func mapMemory(m *ebpf.MapSpec) uint64 {
 	case ebpf.RingBuf:
 		// Its producer and consumer pages, and those in front of them.
 		return entries + 3*uint64(os.Getpagesize())
-	default: // array, queue
+	case ebpf.Queue:
+		return entries * uint64(m.ValueSize)
+	default: // array
 		return entries * round8(m.ValueSize)
 	}
 }

@@ -42,17 +42,17 @@ func TestSizesOutOfBoundsAreRefused(t *testing.T) {
 	}
 }
 
-func TestRingIsRoundedUpToAPowerOfTwo(t *testing.T) {
-	for from, want := range map[uint32]uint32{0: 0, 65536: 65536, 65537: 131072, 100000: 131072, 1<<30 - 1: 1 << 30} {
-		s := Sizes{RingBytes: from}
-		if err := s.check(); err != nil || s.RingBytes != want {
-			t.Errorf("%d becomes %d, want %d (%v)", from, s.RingBytes, want, err)
+func TestSizesAreRoundedUpToPowersOfTwo(t *testing.T) {
+	for from, want := range map[uint32]uint32{0: 0, 65536: 65536, 65537: 131072, 100000: 131072, 1<<22 - 1: 1 << 22} {
+		s := Sizes{RingBytes: from, Handshakes: from}
+		if err := s.check(); err != nil || s != (Sizes{RingBytes: want, Handshakes: want}) {
+			t.Errorf("%d becomes %+v, want %d (%v)", from, s, want, err)
 		}
 	}
 }
 
 func TestSizesAreAdoptedOrReplaceWhatIsPinned(t *testing.T) {
-	small := Sizes{Flows: 2000, Blocked: 20, Handshakes: 1100, Collecting: 30, RingBytes: 64 << 10}
+	small := Sizes{Flows: 2000, Blocked: 20, Handshakes: 1024, Collecting: 30, RingBytes: 64 << 10}
 	larger := small
 	larger.Blocked = 21
 	defaults := Sizes{Flows: 262144, Blocked: 65536, Handshakes: 16384, Collecting: 8192, RingBytes: 4 << 20}
@@ -82,6 +82,11 @@ func TestSizesAreAdoptedOrReplaceWhatIsPinned(t *testing.T) {
 			if !tt.adopted && !strings.Contains(d.Info.Replaced, "MaxEntries") {
 				t.Errorf("replaced without saying that a size changed: %q", d.Info.Replaced)
 			}
+			v := d.coll.Variables[datapathVarCfgHandshakeMask]
+			var mask uint32
+			if err := v.Get(&mask); err != nil || mask != tt.end.Handshakes-1 {
+				t.Errorf("mask %d of %d handshakes, %v", mask, tt.end.Handshakes, err)
+			}
 			for _, o := range sizeOptions {
 				for _, name := range o.maps {
 					if got, want := d.coll.Maps[name].MaxEntries(), *o.field(&tt.end); got != want {
@@ -103,7 +108,7 @@ func TestSizesAreAdoptedOrReplaceWhatIsPinned(t *testing.T) {
 // What is printed at attach is what the kernel itself accounts for. Of a ring buffer
 // it counts the page pointers only, not the pages, so that one is left out.
 func TestMemoryOfTheTablesIsWhatTheKernelAccounts(t *testing.T) {
-	for _, sizes := range []Sizes{{}, {Flows: 1 << 20, Blocked: 100_000, Handshakes: 70_000, Collecting: 10_000}} {
+	for _, sizes := range []Sizes{{}, {Flows: 1 << 20, Blocked: 100_000, Handshakes: 1 << 17, Collecting: 10_000}} {
 		spec, err := loadDatapath()
 		if err != nil {
 			t.Fatal(err)

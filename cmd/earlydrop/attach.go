@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/signal"
 	"time"
@@ -40,6 +41,10 @@ Examples:
 			midStreamFlag(),
 			&cli.StringFlag{Name: "device", Value: "cpu", Usage: "classify on `cpu` or cuda:N"},
 			&cli.StringFlag{Name: "events", Usage: "append one JSON object per event to `FILE`; - is standard output, instead of the text"},
+			&cli.UintFlag{Name: "max-flows", Usage: "remember the verdicts of `N` flows; the least recently used make room", DefaultText: "262144, or as adopted"},
+			&cli.UintFlag{Name: "max-blocked", Usage: "drop `N` flows at a time at most", DefaultText: "65536, or as adopted"},
+			&cli.UintFlag{Name: "max-collecting", Usage: "capture `N` flows at a time; more pass unseen", DefaultText: "8192, or as adopted"},
+			&cli.UintFlag{Name: "max-handshakes", Usage: "keep `N` TCP handshakes, rounded up to a power of two; old ones make room", DefaultText: "16384, or as adopted"},
 			&cli.BoolFlag{Name: "persist", Usage: "leave the data path attached at the end: blocked flows stay blocked"},
 			&cli.BoolFlag{Name: "json", Usage: "the same as --events -"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print no verdicts that pass"},
@@ -93,6 +98,10 @@ func attach(c *cli.Context) error {
 	if c.Bool("quiet") && c.Bool("verbose") {
 		return badInput("--quiet and --verbose exclude each other")
 	}
+	sizes, err := tableSizes(c)
+	if err != nil {
+		return err
+	}
 	// Everything that can be wrong is found before anything is attached.
 	name, onnx, err := readModel(c.String("model"))
 	if err != nil {
@@ -136,6 +145,7 @@ func attach(c *cli.Context) error {
 		XDPMode:   xdp,
 		MidStream: midStream,
 		Monitor:   mode == policy.Monitor,
+		Sizes:     sizes,
 		Version:   programVersion(),
 		Model:     model,
 		Policy:    policyName,
@@ -159,6 +169,21 @@ func attach(c *cli.Context) error {
 	}
 	out.ended(summary, c.Bool("persist"))
 	return errors.Join(runErr, err)
+}
+
+// tableSizes reads the flags --max-...; one that is not given is 0.
+func tableSizes(c *cli.Context) (loader.Sizes, error) {
+	var s loader.Sizes
+	for name, to := range map[string]*uint32{
+		"max-flows": &s.Flows, "max-blocked": &s.Blocked, "max-collecting": &s.Collecting, "max-handshakes": &s.Handshakes,
+	} {
+		n := c.Uint(name)
+		if c.IsSet(name) && n == 0 || n > math.MaxUint32 {
+			return s, badInput("--%s %d: use a positive number below 2^32", name, n)
+		}
+		*to = uint32(n)
+	}
+	return s, nil
 }
 
 func detachCommand() *cli.Command {

@@ -316,6 +316,7 @@ func (s *sinks) attached(d *daemon, policyName string) {
 	if info.HiddenVLANs {
 		say("%s strips VLAN tags on receive, so the two directions of tagged flows don't match: ethtool -K %s rxvlan off", d.iface, d.iface)
 	}
+	say("tables: %s; %s of kernel memory", info.Sizes, byteCount(info.Memory))
 	say("maps: bpftool map dump pinned %s/blocked", info.PinDir)
 	s.queue <- event{
 		Time: time.Now(), Event: "attached", Interface: d.iface, Mode: d.mode.String(), XDP: string(info.XDPMode),

@@ -1,0 +1,384 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command bench measures what forwarding through a gateway costs with earlydrop
+// attached, beside nothing, an XDP program that only passes, xdp-filter and
+// nftables, all in one run, and prints one table. It works in network namespaces
+// of its own, on veth pairs with XDP in the driver, and needs root.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/earlydrop/earlydrop/test/e2e/rig"
+	"github.com/earlydrop/earlydrop/test/lab"
+)
+
+const iperfPort = 5201
+
+// packages maps the programs that are used to the Debian packages that hold them.
+var packages = map[string]string{
+	"ethtool":    "ethtool",
+	"iperf3":     "iperf3",
+	"nft":        "nftables",
+	"nsenter":    "util-linux",
+	"unshare":    "util-linux",
+	"xdp-filter": "xdp-tools",
+}
+
+// options are what the command line says.
+type options struct {
+	program string
+	rounds  int
+	length  time.Duration
+	json    bool
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.program, "earlydrop", "", "measure this program instead of one built from the source")
+	flag.IntVar(&o.rounds, "rounds", 3, "measure everything this many times, in turn, and take the medians")
+	flag.DurationVar(&o.length, "time", 1500*time.Millisecond, "length of each measurement")
+	flag.BoolVar(&o.json, "json", false, "print one JSON object, each round's figures included")
+	flag.Parse()
+	if err := o.check(flag.Args()); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	ctx, cancel := context.WithTimeout(ctx, o.limit())
+	err := run(ctx, os.Stdout, o)
+	if errors.Is(ctx.Err(), context.Canceled) {
+		err = errors.New("interrupted")
+	}
+	cancel()
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func (o options) check(args []string) error {
+	switch {
+	case len(args) > 0:
+		return fmt.Errorf("unexpected argument %q", args[0])
+	case o.rounds < 1 || o.rounds > 100:
+		return fmt.Errorf("rounds %d: want 1 to 100", o.rounds)
+	case o.length < 100*time.Millisecond || o.length > time.Minute:
+		return fmt.Errorf("time %v: want 100ms to 1m", o.length)
+	}
+	return nil
+}
+
+// limit bounds the whole run, generously.
+func (o options) limit() time.Duration {
+	return time.Minute + time.Duration(o.rounds*len(candidates))*(3*o.length+5*time.Second)
+}
+
+// missing says which programs are lacking, and from which packages they come.
+func missing() error {
+	if os.Geteuid() != 0 {
+		return errors.New("needs root: it makes network namespaces and loads programs into the kernel")
+	}
+	var names []string
+	for name, pkg := range packages {
+		if _, err := lab.Program(name); err != nil {
+			names = append(names, fmt.Sprintf("%s (Debian package %s)", name, pkg))
+		}
+	}
+	if len(names) > 0 {
+		slices.Sort(names)
+		return fmt.Errorf("missing programs: %s", strings.Join(names, ", "))
+	}
+	return nil
+}
+
+// bench is what all measurements share.
+type bench struct {
+	rig        *rig.Rig
+	opts       options
+	policyFile string
+
+	generators map[uint16]*generator // by destination port
+	sink       *sink
+	pass       *ebpf.Program
+}
+
+func run(ctx context.Context, out io.Writer, o options) (err error) {
+	if err := missing(); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "ed-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if o.program == "" {
+		if o.program, err = rig.Build(ctx, dir); err != nil {
+			return err
+		}
+	}
+	// It is started from another folder.
+	if o.program, err = filepath.Abs(o.program); err != nil {
+		return err
+	}
+	if _, err := os.Stat(o.program); err != nil {
+		return fmt.Errorf("the program to measure: %w", err)
+	}
+	l, err := lab.New(ctx, lab.Config{})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	b := &bench{opts: o, policyFile: filepath.Join(dir, "policy.yaml"), generators: map[uint16]*generator{}}
+	policy := fmt.Sprintf(policyText, netip.PrefixFrom(l.ServerAddr(4), 32), passedPort, iperfPort)
+	if err := os.WriteFile(b.policyFile, []byte(policy), 0o644); err != nil {
+		return err
+	}
+	if b.rig, err = rig.New(ctx, l, o.program); err != nil {
+		return err
+	}
+	if err := b.prepare(ctx); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.close()) }()
+
+	rep, err := b.measureAll(ctx)
+	if err != nil {
+		return err
+	}
+	if o.json {
+		enc := json.NewEncoder(out)
+		enc.SetIndent("", "  ")
+		return enc.Encode(rep)
+	}
+	rep.print(out)
+	return nil
+}
+
+// prepare makes the veth pairs behave as NICs on cables do: hosts send frames no
+// longer than the MTU, and receivers join those of one TCP flow (GRO). On a veth
+// GRO also is what lets a device without XDP receive in batches, as a driver does.
+func (b *bench) prepare(ctx context.Context) error {
+	for _, d := range []struct {
+		ns   *lab.Namespace
+		argv []string
+	}{
+		{b.rig.Client, []string{lab.ClientDev, "gro", "on", "gso", "off", "tso", "off"}},
+		{b.rig.Server, []string{lab.ServerDev, "gro", "on", "gso", "off", "tso", "off"}},
+		{b.rig.Gateway, []string{lab.GatewayClientDev, "gro", "on"}},
+		{b.rig.Gateway, []string{lab.GatewayServerDev, "gro", "on"}},
+	} {
+		if _, err := b.rig.Exec(ctx, d.ns, append([]string{"ethtool", "-K"}, d.argv...)...); err != nil {
+			return fmt.Errorf("set offloads of %s: %w", d.argv[0], err)
+		}
+	}
+	var err error
+	if b.sink, err = newSink(); err != nil {
+		return err
+	}
+	if b.pass, err = newPass(); err != nil {
+		return errors.Join(err, b.close())
+	}
+	for _, port := range []uint16{passedPort, droppedPort} {
+		if b.generators[port], err = newGenerator(b.rig.Lab, port); err != nil {
+			delete(b.generators, port)
+			return errors.Join(err, b.close())
+		}
+	}
+	addr := netip.AddrPortFrom(b.rig.ServerAddr(4), iperfPort)
+	server, err := b.rig.Lab.Start(b.rig.Server, "iperf3", "iperf3", "--server", "--port", fmt.Sprint(iperfPort))
+	if err == nil {
+		err = b.rig.WaitReady(ctx, b.rig.Server, addr, server)
+	}
+	if err != nil {
+		return errors.Join(err, b.close())
+	}
+	return nil
+}
+
+func (b *bench) close() error {
+	var errs []error
+	for _, g := range b.generators {
+		errs = append(errs, g.close())
+	}
+	if b.pass != nil {
+		errs = append(errs, b.pass.Close())
+	}
+	return errors.Join(append(errs, b.sink.close())...)
+}
+
+// measureAll measures each candidate once a round. A round starts with another
+// candidate than the one before, so that none has the same place each time.
+func (b *bench) measureAll(ctx context.Context) (*report, error) {
+	rep := newReport(b.opts)
+	for round := range b.opts.rounds {
+		for i := range candidates {
+			n := (i + round) % len(candidates)
+			c := candidates[n]
+			m, err := b.measure(ctx, c)
+			if err != nil {
+				return nil, fmt.Errorf("%s, round %d: %w", c.Name, round+1, err)
+			}
+			rep.Candidates[n].Rounds = append(rep.Candidates[n].Rounds, m)
+		}
+	}
+	rep.finish()
+	return rep, nil
+}
+
+// measure takes all figures of one candidate.
+func (b *bench) measure(ctx context.Context, c candidate) (m measurement, err error) {
+	// XDP on both hosts is for the small packets alone: the client's device sends
+	// XDP frames only when it could receive some, and the server counts.
+	var links []link.Link
+	closeLinks := func() error {
+		var errs []error
+		for _, lk := range links {
+			errs = append(errs, lk.Close())
+		}
+		links = nil
+		return errors.Join(errs...)
+	}
+	defer func() { err = errors.Join(err, closeLinks()) }()
+	for _, at := range []struct {
+		ns   *lab.Namespace
+		dev  string
+		prog *ebpf.Program
+	}{{b.rig.Client, lab.ClientDev, b.pass}, {b.rig.Server, lab.ServerDev, b.sink.prog}} {
+		lk, err := attachXDP(at.ns, at.dev, at.prog)
+		if err != nil {
+			return m, err
+		}
+		links = append(links, lk)
+	}
+	a, err := c.attach(ctx, b)
+	if err != nil {
+		return m, err
+	}
+	defer func() {
+		// Taken off even when the run was interrupted.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		err = errors.Join(err, a.stop(ctx))
+	}()
+	daemon := func() (time.Duration, error) {
+		if a.daemon == nil {
+			return 0, nil
+		}
+		return readProcessTime(a.daemon.PID())
+	}
+	before, err := daemon()
+	if err != nil {
+		return m, err
+	}
+	start := time.Now()
+	if m.Passed, err = b.small(ctx, passedPort, false); err != nil {
+		return m, err
+	}
+	if m.Dropped, err = b.small(ctx, droppedPort, c.Drops); err != nil {
+		return m, err
+	}
+	if err := closeLinks(); err != nil {
+		return m, err
+	}
+	if m.Bulk, err = b.bulk(ctx); err != nil {
+		return m, err
+	}
+	after, err := daemon()
+	m.DaemonCPU = (after - before).Seconds() / time.Since(start).Seconds()
+	return m, err
+}
+
+// small measures small packets to a port. drops says that none may get through.
+func (b *bench) small(ctx context.Context, port uint16, drops bool) (r packets, err error) {
+	g := b.generators[port]
+	if err := g.send(warmUp); err != nil {
+		return r, err
+	}
+	first, err := b.settled(ctx, port)
+	if err != nil {
+		return r, err
+	}
+	cpu, err := readCPUTime()
+	if err != nil {
+		return r, err
+	}
+	sent, d, err := g.sendFor(ctx, b.opts.length)
+	if err != nil {
+		return r, err
+	}
+	cpuEnd, err := readCPUTime()
+	if err != nil {
+		return r, err
+	}
+	last, err := b.settled(ctx, port)
+	if err != nil {
+		return r, err
+	}
+	r = packets{Sent: sent, Arrived: last - first, Seconds: d.Seconds(), SoftIRQ: cpuEnd.sub(cpu).SoftIRQ.Seconds()}
+	switch {
+	case drops && r.Arrived > 0:
+		return r, fmt.Errorf("%d of %d packets to port %d came through, but are to be dropped", r.Arrived, sent, port)
+	case !drops && r.Arrived < sent/2:
+		return r, fmt.Errorf("only %d of %d packets to port %d came through", r.Arrived, sent, port)
+	}
+	r.drops = drops
+	return r, nil
+}
+
+// settled returns the count of arrived packets once it has stopped moving.
+func (b *bench) settled(ctx context.Context, port uint16) (uint64, error) {
+	for last, first := uint64(0), true; ; {
+		n, err := b.sink.arrived(port)
+		if err != nil {
+			return 0, err
+		}
+		if !first && n == last {
+			return n, nil
+		}
+		last, first = n, false
+		select {
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// bulk measures one TCP connection that sends all it can.
+func (b *bench) bulk(ctx context.Context) (r bulk, err error) {
+	cpu, err := readCPUTime()
+	if err != nil {
+		return r, err
+	}
+	seconds := max(1, int((b.opts.length+time.Second-1)/time.Second))
+	out, err := b.rig.Exec(ctx, b.rig.Client, "iperf3", "--client", b.rig.ServerAddr(4).String(),
+		"--port", fmt.Sprint(iperfPort), "--time", fmt.Sprint(seconds), "--json")
+	if err != nil {
+		return r, fmt.Errorf("%w: %s", err, out)
+	}
+	cpuEnd, err := readCPUTime()
+	if err != nil {
+		return r, err
+	}
+	bytes, d, err := parseIperf(out)
+	return bulk{Bytes: bytes, Seconds: d.Seconds(), Busy: cpuEnd.sub(cpu).Busy.Seconds()}, err
+}

@@ -216,15 +216,14 @@ func (c *choices) packet(raw bool) step {
 		tagged = false
 	}
 	// BPF_PROG_RUN takes no less than an Ethernet header, and for a socket buffer
-	// no less than an IP header behind it and no more than a page.
+	// no less than an IP header behind it, with the tag taken out, and no more than a page.
 	if len(frame) < 14 {
 		frame = append(frame, make([]byte, 14-len(frame))...)
 	}
-	taken := tagged && c.oneIn(2)
-	if len(frame) < 14+40 || len(frame) > 3000 {
+	if len(frame) < 14+4+40 || len(frame) > 3000 {
 		hook = ingress
 	}
-	return step{hook: hook, taken: taken && hook == egress, frame: frame}
+	return step{hook: hook, taken: tagged && hook == egress && c.oneIn(2), frame: frame}
 }
 
 // inputPackets bounds the packets of one input.
@@ -453,8 +452,13 @@ func (p *twinPath) forget(keys map[flow.Key]bool) {
 	p.t.Helper()
 	for key := range keys {
 		if key.Proto == flow.TCP {
+			lo, hi := key.Lo, key.Hi
+			if lo.Addr().Is4() != hi.Addr().Is4() { // an IPv6 packet with one mapped address
+				lo = netip.AddrPortFrom(netip.AddrFrom16(lo.Addr().As16()), lo.Port())
+				hi = netip.AddrPortFrom(netip.AddrFrom16(hi.Addr().As16()), hi.Port())
+			}
 			for _, flags := range []byte{f.SYN, f.RST} {
-				frame := f.IP(key.Lo, key.Hi, f.TCP, f.Segment(key.Lo, key.Hi, flags, nil, nil))
+				frame := f.IP(lo, hi, f.TCP, f.Segment(lo, hi, flags, nil, nil))
 				if !p.rawIP {
 					var tags []int
 					if key.VLAN != 0 || key.InnerVLAN != 0 {
@@ -484,6 +488,15 @@ func (w *twin) compare(t testing.TB, input []byte) (packets int, got outcome) {
 	path, steps := decode(input)
 	p := w.paths[path]
 	p.t = t
+	defer func() {
+		if !t.Failed() {
+			return
+		}
+		t.Logf("input %q, %+v", input, p.config)
+		for i, s := range steps {
+			t.Logf("packet %d: %s, tag taken out: %v, %d bytes: %s", i, s.hook, s.taken, len(s.frame), hex.EncodeToString(s.frame[:min(len(s.frame), 160)]))
+		}
+	}()
 	if p.before == nil {
 		p.before = p.counts()
 	}
@@ -497,12 +510,6 @@ func (w *twin) compare(t testing.TB, input []byte) (packets int, got outcome) {
 		w.counts[name] += v - before[name]
 	}
 	p.forget(keys)
-	if t.Failed() {
-		t.Logf("input %q, %+v", input, p.config)
-		for i, s := range steps {
-			t.Logf("packet %d: %s, tag taken out: %v, %d bytes: %s", i, s.hook, s.taken, len(s.frame), hex.EncodeToString(s.frame[:min(len(s.frame), 160)]))
-		}
-	}
 	return len(steps), got
 }
 

@@ -224,6 +224,10 @@ var (
 	server = netip.MustParseAddrPort("192.0.2.7:443")
 	peer6  = netip.MustParseAddrPort("[fd00::2]:40000")
 	host6  = netip.MustParseAddrPort("[2001:db8::7]:443")
+	mdns4  = netip.MustParseAddrPort("10.0.0.2:5353")
+	group4 = netip.MustParseAddrPort("224.0.0.251:5353")
+	mdns6  = netip.MustParseAddrPort("[fe80::1]:5353")
+	group6 = netip.MustParseAddrPort("[ff02::fb]:5353")
 )
 
 // up is a TCP frame of the client with n payload bytes, down one of the server.
@@ -255,7 +259,8 @@ func TestPackets(t *testing.T) {
 	data6 := f.Segment(peer6, host6, f.ACK, nil, f.Payload(1200))
 	timestamps := []byte{1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8}
 	const header = 54 // Ethernet, IPv4, TCP without options
-	tests := []struct {
+	data := f.IP(client, server, f.TCP, f.Segment(client, server, f.ACK, nil, f.Payload(1400)))
+	type row struct {
 		name   string
 		frames [][]byte
 		counts map[string]uint64 // without packets_*
@@ -264,7 +269,8 @@ func TestPackets(t *testing.T) {
 		// more than a page; such frames run on ingress alone.
 		ingressOnly bool
 		midStream   bool // capture such flows
-	}{
+	}
+	tests := []row{
 		{name: "frame too short for IP", frames: [][]byte{f.Ethernet(ip)[:20]}, counts: map[string]uint64{"malformed": 1}, ingressOnly: true},
 		{name: "frame too short for TCP", frames: [][]byte{f.Ethernet(ip)[:53]}, counts: map[string]uint64{"malformed": 1}},
 		{name: "ARP", frames: [][]byte{f.With(f.Ethernet(ip), 12, 0x08, 0x06)}, counts: map[string]uint64{"not_ip": 1}},
@@ -494,6 +500,140 @@ func TestPackets(t *testing.T) {
 				Offsets: []uint16{0, 54, 108, 162}, WireLens: []uint32{54, 54, 54, 8954}, FromInitiator: []bool{true, false, true, true},
 			}},
 		},
+		{
+			name: "each pair of tag types is a QinQ",
+			frames: [][]byte{
+				f.Ethernet(data, f.TypeVLAN, 7, f.TypeVLAN, 8), f.Ethernet(data, 0x9100, 7, f.TypeVLAN, 9),
+				f.Ethernet(data, f.TypeQinQ, 7, f.TypeQinQ, 10), f.Ethernet(data, f.TypeQinQ, 11), f.Ethernet(data, f.TypeVLAN, 0, f.TypeVLAN, 12),
+			},
+			counts:    map[string]uint64{"mid_stream": 5, "handed_full": 5},
+			midStream: true,
+			want: []seen{
+				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443 vlan 7.8", InitiatorIsLo: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1462}, FromInitiator: []bool{true}},
+				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443 vlan 7.9", InitiatorIsLo: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1462}, FromInitiator: []bool{true}},
+				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443 vlan 7.10", InitiatorIsLo: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1462}, FromInitiator: []bool{true}},
+				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443 vlan 11", InitiatorIsLo: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1458}, FromInitiator: []bool{true}},
+				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443.12", InitiatorIsLo: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1462}, FromInitiator: []bool{true}},
+			},
+		},
+		{
+			name: "multicast is a flow like any other",
+			frames: [][]byte{
+				f.With(f.Ethernet(f.IP(mdns4, group4, f.UDP, f.Datagram(mdns4, group4, f.Payload(1200)))), 0, 1, 0, 0x5e, 0, 0, 0xfb),
+				f.With(f.Ethernet(f.IP(mdns6, group6, f.UDP, f.Datagram(mdns6, group6, f.Payload(1200)))), 0, 0x33, 0x33, 0, 0, 0, 0xfb),
+			},
+			counts: map[string]uint64{"udp_opened": 2, "handed_full": 2},
+			want: []seen{
+				{Key: "udp 10.0.0.2:5353 <> 224.0.0.251:5353", InitiatorIsLo: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1242}, FromInitiator: []bool{true}},
+				{Key: "udp [fe80::1]:5353 <> [ff02::fb]:5353", InitiatorIsLo: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1262}, FromInitiator: []bool{true}},
+			},
+		},
+		{name: "IGMP and MLD", frames: [][]byte{f.Ethernet(f.IP(client, group4, 2, f.Payload(64))), f.Ethernet(f.IP(peer6, group6, 0, slices.Concat(f.Extension(58, 0), f.Payload(64))))}, counts: map[string]uint64{"other_proto": 2}},
+		{
+			name: "ihl=15 and doff=15 in one packet",
+			frames: [][]byte{
+				f.Ethernet(f.With(f.IP(client, server, f.TCP, slices.Concat(make([]byte, 40), f.Segment(client, server, f.SYN, make([]byte, 40), nil))), 0, 0x4f)),
+				f.Ethernet(f.With(f.IP(client, server, f.TCP, slices.Concat(make([]byte, 40), f.Segment(client, server, f.ACK, make([]byte, 40), f.Payload(900)))), 0, 0x4f)),
+			},
+			counts: map[string]uint64{"tcp_opened": 1, "handed_full": 1},
+			want: []seen{{
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
+				Offsets: []uint16{0, 134}, WireLens: []uint32{134, 1034}, FromInitiator: []bool{true, true},
+			}},
+		},
+		{
+			name: "IPv6 padding is cut",
+			frames: [][]byte{
+				f.Ethernet(f.IP(peer6, host6, f.TCP, syn6)), slices.Concat(f.Ethernet(f.IP(peer6, host6, f.TCP, f.Segment(peer6, host6, f.ACK|f.FIN, nil, f.Payload(1)))), f.Payload(9)),
+			},
+			counts: map[string]uint64{"tcp_opened": 1, "handed_closed": 1},
+			want: []seen{{
+				Key: "tcp [2001:db8::7]:443 <> [fd00::2]:40000", InitiatorIsLo: false, Reason: "closed",
+				Offsets: []uint16{0, 74}, WireLens: []uint32{74, 75}, FromInitiator: []bool{true, true},
+			}},
+		},
+		{
+			name:   "a retransmitted SYN with data starts the capture afresh",
+			frames: [][]byte{up(f.SYN, 10), up(f.SYN, 10), down(f.SYN|f.ACK, 0), up(f.ACK, 1400)},
+			counts: map[string]uint64{"tcp_opened": 2, "restarted": 1, "handed_full": 1},
+			want: []seen{{
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
+				Offsets: []uint16{0, 64, 118}, WireLens: []uint32{64, 54, 1454}, FromInitiator: []bool{true, false, true},
+			}},
+		},
+		{
+			name:   "a retransmission is a packet like any other",
+			frames: after(handshake(), up(f.ACK, 300), up(f.ACK, 300), down(f.SYN|f.ACK, 0), up(f.ACK, 300)),
+			counts: map[string]uint64{"tcp_opened": 1, "handed_full": 1},
+			want: []seen{{
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
+				Offsets: []uint16{0, 54, 108, 162, 516, 870, 924}, WireLens: []uint32{54, 54, 54, 354, 354, 54, 354},
+				FromInitiator: []bool{true, false, true, true, true, false, true},
+			}},
+		},
+		{
+			name:   "one packet of UDP bounded by its own length",
+			frames: [][]byte{f.With(udp(true, 300), 38, 0, 8), f.With(udp(true, 1000), 38, 0, 9)},
+			counts: map[string]uint64{"header_only": 1, "udp_opened": 1, "handed_full": 1},
+			want: []seen{{
+				Key: "udp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
+				Offsets: []uint16{0}, WireLens: []uint32{1042}, FromInitiator: []bool{true},
+			}},
+		},
+	}
+	// Each extension header in front of the transport header, alone.
+	for _, ext := range []struct {
+		name   string
+		number byte
+		header []byte
+	}{
+		{"hop-by-hop options", 0, f.Extension(f.TCP, 0)},
+		{"long hop-by-hop options", 0, f.Extension(f.TCP, 7)},
+		{"routing", 43, f.Extension(f.TCP, 2)},
+		{"destination options", 60, f.Extension(f.TCP, 1)},
+		{"first fragment", 44, []byte{f.TCP, 0xff, 0, 7, 0, 0, 0, 1}}, // with its reserved bits set
+		{"authentication", 51, slices.Concat([]byte{f.TCP, 4}, make([]byte, 22))},
+	} {
+		n := uint32(len(ext.header))
+		tests = append(tests, row{
+			name: "IPv6 with " + ext.name,
+			frames: [][]byte{
+				f.Ethernet(f.IP(peer6, host6, ext.number, slices.Concat(ext.header, syn6))),
+				f.Ethernet(f.IP(peer6, host6, ext.number, slices.Concat(ext.header, data6))),
+			},
+			counts: map[string]uint64{"tcp_opened": 1, "handed_full": 1},
+			want: []seen{{
+				Key: "tcp [2001:db8::7]:443 <> [fd00::2]:40000", InitiatorIsLo: false, Reason: "full",
+				Offsets: []uint16{0, uint16(74 + n)}, WireLens: []uint32{74 + n, 1274 + n}, FromInitiator: []bool{true, true},
+			}},
+		})
+	}
+	// A frame that ends at each boundary, and one byte before it.
+	for _, cut := range []struct {
+		name  string
+		frame []byte
+		ends  []int
+	}{
+		{"IPv4", f.Ethernet(ip), []int{14, 15, 33, 34, 35, 53}},
+		{"UDP", udp(true, 1), []int{34, 41}},
+		{"IPv6", f.Ethernet(f.IP(peer6, host6, f.TCP, syn6)), []int{14, 53, 54, 73}},
+		{"VLAN", f.Ethernet(ip, f.TypeVLAN, 7), []int{14, 17, 18, 37, 38, 57}},
+		{"QinQ", f.Ethernet(ip, f.TypeQinQ, 7, f.TypeVLAN, 8), []int{18, 21, 22, 41, 61}},
+		{"IPv6 hop-by-hop", f.Ethernet(f.IP(peer6, host6, 0, slices.Concat(f.Extension(f.TCP, 0), syn6))), []int{54, 61, 62, 81}},
+		{"IPv4 options", f.Ethernet(f.With(f.IP(client, server, f.TCP, slices.Concat(make([]byte, 40), syn)), 0, 0x4f)), []int{34, 73, 74, 93}},
+		{"TCP options", f.Ethernet(f.IP(client, server, f.TCP, f.Segment(client, server, f.SYN, make([]byte, 40), nil))), []int{54, 93}},
+	} {
+		var all, long [][]byte
+		for _, end := range cut.ends {
+			all = append(all, cut.frame[:end])
+			if end >= 14+40 {
+				long = append(long, cut.frame[:end])
+			}
+		}
+		tests = append(tests, row{name: cut.name + " frames that end early", frames: all, counts: map[string]uint64{"malformed": uint64(len(all))}, ingressOnly: true})
+		if len(long) > 0 {
+			tests = append(tests, row{name: cut.name + " frames that end in the last header", frames: long, counts: map[string]uint64{"malformed": uint64(len(long))}})
+		}
 	}
 	for _, tt := range tests {
 		wantAssembly := assemble(tt.frames, tt.midStream)

@@ -149,9 +149,13 @@ func TestReportTakesMediansAndRatios(t *testing.T) {
 	if x := other.Ratio; x.PassedRate != 0.5 || x.DroppedRate != 2 || x.DroppedNS != 0.5 || x.BulkGbits != 0.25 || x.BulkPerGiB != 4 {
 		t.Errorf("ratios: %+v", x)
 	}
+	// 1, 2 and 4.5 million a second.
+	if got := rep.spread(func(m measurement) float64 { return m.Passed.rate() }); got != 1.75 {
+		t.Errorf("spread %v, want 1.75", got)
+	}
 	var out strings.Builder
 	rep.print(&out)
-	for _, want := range []string{nothing, enforce, "2.000", "0.25"} {
+	for _, want := range []string{nothing, enforce, "2.000", "0.25", "up to 175 %"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the table lacks %q:\n%s", want, out.String())
 		}

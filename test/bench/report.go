@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -158,7 +159,7 @@ func ratio(a, b float64) float64 {
 
 func (rep *report) print(out io.Writer) {
 	rounds := len(rep.Candidates[0].Rounds)
-	fmt.Fprintf(out, "client -- gateway -- server on veth, native XDP; Linux %s, %d CPUs; load %s before, %s after\nmedians of %d rounds in turn, %g s each; x: ratio to %s\n\n",
+	fmt.Fprintf(out, "client -- gateway -- server on veth, native XDP; Linux %s, %d CPUs; load %s before, %s after\nmedians of %d round(s) in turn, %g s each; x: ratio to %s\n\n",
 		rep.Kernel, rep.CPUs, rep.LoadBefore, rep.LoadAfter, rounds, rep.Seconds, nothing)
 	tw := table.NewWriter()
 	tw.SetOutputMirror(out)
@@ -190,21 +191,40 @@ func (rep *report) print(out io.Writer) {
 		})
 	}
 	tw.Render()
-	fmt.Fprintf(out, `Small packets: UDP in 64-byte frames of %d flows, decided before; XDP live frames from one CPU, as
-fast as it goes, so that the generator's own time bounds the rate. Mpps: forwarded, counted where they
-reach the server, or, where the port is dropped (%s), sent.
-ns/pkt: time in soft and hard interrupts of all CPUs (/proc/stat) per such packet: the gateway's work
-and the counting, without the generator. lost: sent, but never at the server (a full receive queue).
+	fmt.Fprintf(out, `Small packets: UDP in 64-byte frames of %d flows, decided before; XDP live frames from one CPU, as fast as
+it goes, so that the generator's own time bounds the rate. Mpps: forwarded, counted where they reach the
+server; of what drops the port (%s): sent.
+ns/pkt: time in soft and hard interrupts of all CPUs (/proc/stat) per such packet: the gateway's work and
+the counting, without the generator. lost: sent, but never at the server (a full receive queue).
 iperf3: one TCP connection of MTU-sized frames, GRO on; CPU: busy time of all CPUs, both ends included.
-daemon: CPU of earlydrop's own process. Other work on the machine is in every CPU figure.
-`, flowCount, strings.Join(droppers(), "; "))
+daemon: CPU of earlydrop's own process. Other work on the machine is in every figure.
+Between rounds, one candidate's Mpps differed by up to %.0f %% of its median, its Gbit/s by up to %.0f %%.
+`, flowCount, strings.Join(rep.droppers(), "; "),
+		100*max(rep.spread(func(m measurement) float64 { return m.Passed.rate() }), rep.spread(func(m measurement) float64 { return m.Dropped.rate() })),
+		100*rep.spread(func(m measurement) float64 { return m.Bulk.gbits() }))
 }
 
-func droppers() []string {
+// spread is the greatest difference between rounds of one candidate, relative to
+// its median.
+func (rep *report) spread(of func(measurement) float64) float64 {
+	var most float64
+	for _, r := range rep.Candidates {
+		var values []float64
+		for _, m := range r.Rounds {
+			values = append(values, of(m))
+		}
+		if len(values) > 0 {
+			most = max(most, ratio(slices.Max(values)-slices.Min(values), median(values)))
+		}
+	}
+	return most
+}
+
+func (rep *report) droppers() []string {
 	var names []string
-	for _, c := range candidates {
-		if c.Drops {
-			names = append(names, c.Name)
+	for _, r := range rep.Candidates {
+		if r.Drops {
+			names = append(names, r.Name)
 		}
 	}
 	return names

@@ -22,6 +22,12 @@ import (
 const (
 	sweepEvery = 100 * time.Millisecond // idle flows wait at most this much longer
 	tidyEvery  = time.Second            // expired blocks, counters for status
+
+	// After the program stood still, the ring buffer is full of captures whose
+	// flows are far ahead. New flows must not wait until all of them are
+	// classified: what is staleAfter old passes while more than a few wait.
+	staleAfter   = time.Second
+	staleWaiting = 64
 )
 
 // daemon joins data path, classifier and policy: it carries captures one way and
@@ -89,7 +95,8 @@ func (d *daemon) read(reader *loader.Reader) error {
 			}
 			continue
 		}
-		if !d.engine.Submit(s) {
+		stale := d.engine.Waiting() >= staleWaiting && time.Since(s.Start.Add(s.Elapsed)) > staleAfter
+		if stale || !d.engine.Submit(s) {
 			// Fail open: the flow passes, as it does already.
 			d.queueFull.Add(1)
 			d.engine.Put(s)

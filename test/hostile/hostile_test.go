@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/earlydrop/earlydrop/test/e2e/rig"
+	"github.com/earlydrop/earlydrop/test/lab"
+)
+
+var binary string
+
+func TestMain(m *testing.M) {
+	code, err := func() (code int, err error) {
+		if missing := lab.Missing(); missing != "" {
+			return 1, errors.New(missing)
+		}
+		dir, err := os.MkdirTemp("", "ed-hostile-")
+		if err != nil {
+			return 1, err
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+		if binary, err = rig.Build(context.Background(), dir); err != nil {
+			return 1, err
+		}
+		return m.Run(), nil
+	}()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "hostile:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// short is what `make test` has time for; the command has longer floods.
+func short(t *testing.T) (context.Context, options) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	t.Cleanup(cancel)
+	return ctx, options{binary: binary, duration: 6 * time.Second, cycles: 5, logf: t.Logf}
+}
+
+func TestConnectionsAreIdentifiedDuringASYNFlood(t *testing.T) {
+	ctx, o := short(t)
+	r, err := synFlood(ctx, o)
+	if err := errors.Join(err, r.check()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestCollectingFlowsSurviveAUDPFlood(t *testing.T) {
+	ctx, o := short(t)
+	r, err := udpFlood(ctx, o)
+	if err := errors.Join(err, r.check()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestStoppedReaderComesBack(t *testing.T) {
+	ctx, o := short(t)
+	r, err := stoppedReader(ctx, o)
+	if err := errors.Join(err, r.check()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTwoInterfacesAndAttachAgainAndAgain(t *testing.T) {
+	ctx, o := short(t)
+	r, err := cycles(ctx, o)
+	if err := errors.Join(err, r.check(o.cycles)); err != nil {
+		t.Error(err)
+	}
+}
+
+// The targets must be able to be missed.
+func TestChecksNameWhatIsMissed(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		err  error
+		ok   bool
+	}{
+		{"flood", floodResult{seen: 1e6, opened: 100, identified: 99}.check(), true},
+		{"flood, more verdicts than connections", floodResult{seen: 1e6, opened: 100, identified: 101}.check(), true},
+		{"flood, missed", floodResult{seen: 1e6, opened: 100, identified: 98}.check(), false},
+		{"flood, stray", floodResult{seen: 1e6, opened: 100, identified: 100, strays: 1}.check(), false},
+		{"flood, none", floodResult{opened: 100, identified: 100}.check(), false},
+		{"udp", udpResult{slotsFull: 1, held: 100, complete: 95, slots: 10, most: 10}.check(), true},
+		{"udp, incomplete", udpResult{slotsFull: 1, held: 100, complete: 94}.check(), false},
+		{"udp, unbounded", udpResult{slotsFull: 1, held: 1, complete: 1, slots: 10, most: 11}.check(), false},
+		{"udp, early", udpResult{slotsFull: 1, held: 1, complete: 1, early: 1}.check(), false},
+		{"reader", readerResult{ringFull: 1, passed: true, identified: time.Second}.check(), true},
+		{"reader, late", readerResult{ringFull: 1, passed: true, identified: time.Second + 1}.check(), false},
+		{"reader, nothing passed", readerResult{ringFull: 1, identified: 1}.check(), false},
+		{"cycles", cyclesResult{cycles: 5, identified: [2]int{1, 1}}.check(5), true},
+		{"cycles, left", cyclesResult{cycles: 5, left: 1, identified: [2]int{1, 1}}.check(5), false},
+		{"cycles, one interface", cyclesResult{cycles: 5, identified: [2]int{1, 0}}.check(5), false},
+	} {
+		if (tt.err == nil) != tt.ok {
+			t.Errorf("%s: %v", tt.name, tt.err)
+		}
+	}
+}

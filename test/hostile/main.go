@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command hostile puts earlydrop under pressure and prints what becomes of ordinary
+// connections meanwhile. It needs root and the programs of package lab; all of it
+// happens in network namespaces of its own.
+//
+//	go run ./test/hostile flood          # SYNs from spoofed sources, 60 s
+//	go run ./test/hostile udp            # one-packet UDP flows, 60 s
+//	go run ./test/hostile reader         # the daemon is stopped and goes on
+//	go run ./test/hostile cycles         # 200 times attach and detach under traffic
+//	go run ./test/hostile all
+//
+// The exit code is 1 when a target is missed.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/earlydrop/earlydrop/test/e2e/rig"
+	"github.com/earlydrop/earlydrop/test/lab"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	err := run(ctx, os.Args[1:])
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "hostile:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) (err error) {
+	flags := flag.NewFlagSet("hostile", flag.ExitOnError)
+	o := options{logf: func(format string, args ...any) { fmt.Printf(format+"\n", args...) }}
+	flags.DurationVar(&o.duration, "d", time.Minute, "how long a flood lasts")
+	flags.DurationVar(&o.rtt, "rtt", 0, "round trip added between gateway and server")
+	flags.IntVar(&o.rate, "rate", 0, "`frames` per second of a flood; 0: as many as go")
+	flags.IntVar(&o.handshakes, "max-handshakes", 0, "as of earlydrop attach; 0: its default")
+	flags.IntVar(&o.cycles, "n", 200, "how many `times` to attach and detach")
+	if len(args) == 0 {
+		return errors.New("name a scenario: flood, udp, reader, cycles or all")
+	}
+	if err := flags.Parse(args[1:]); err != nil {
+		return err
+	}
+	if o.duration < 4*time.Second || o.cycles < 1 || flags.NArg() > 0 {
+		return fmt.Errorf("-d %s, -n %d, %q: a flood takes 4 s at least, cycles are positive, there is no argument", o.duration, o.cycles, flags.Args())
+	}
+	if missing := lab.Missing(); missing != "" {
+		return errors.New(missing)
+	}
+	dir, err := os.MkdirTemp("", "ed-hostile-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if o.binary, err = rig.Build(ctx, dir); err != nil {
+		return err
+	}
+	all := []struct {
+		name string
+		run  func(context.Context, options) error
+	}{
+		{"flood", func(ctx context.Context, o options) error {
+			r, err := synFlood(ctx, o)
+			return errors.Join(err, r.check())
+		}},
+		{"udp", func(ctx context.Context, o options) error {
+			r, err := udpFlood(ctx, o)
+			return errors.Join(err, r.check())
+		}},
+		{"reader", func(ctx context.Context, o options) error {
+			r, err := stoppedReader(ctx, o)
+			return errors.Join(err, r.check())
+		}},
+		{"cycles", func(ctx context.Context, o options) error {
+			r, err := cycles(ctx, o)
+			return errors.Join(err, r.check(o.cycles))
+		}},
+	}
+	known := false
+	for _, s := range all {
+		if args[0] == s.name || args[0] == "all" {
+			known = true
+			if e := s.run(ctx, o); e != nil {
+				err = errors.Join(err, fmt.Errorf("%s: %w", s.name, e))
+			}
+		}
+	}
+	if !known {
+		return fmt.Errorf("unknown scenario %q: use flood, udp, reader, cycles or all", args[0])
+	}
+	return err
+}
+
+// check compares with the targets.
+func (r floodResult) check() error {
+	var errs []error
+	if r.seen < 1000 {
+		errs = append(errs, fmt.Errorf("that was no flood: earlydrop saw %d SYNs", r.seen))
+	}
+	if r.opened == 0 || r.share() < 0.99 {
+		errs = append(errs, fmt.Errorf("%d of %d connections were identified, want 99 %%", r.identified, r.opened))
+	}
+	if r.strays > 0 || r.cut > 0 {
+		errs = append(errs, fmt.Errorf("%d header-only flows reached user space, %d captures begin late", r.strays, r.cut))
+	}
+	return errors.Join(errs...)
+}
+
+func (r udpResult) check() error {
+	var errs []error
+	if r.slotsFull == 0 {
+		errs = append(errs, errors.New("that was no flood: nothing was refused"))
+	}
+	if r.held == 0 || float64(r.complete) < 0.95*float64(r.held) {
+		errs = append(errs, fmt.Errorf("%d of %d flows that were collecting before completed, want 95 %%", r.complete, r.held))
+	}
+	if r.most > r.slots {
+		errs = append(errs, fmt.Errorf("%d flows collect in %d slots", r.most, r.slots))
+	}
+	if r.early > 0 || r.late > 100*time.Millisecond {
+		errs = append(errs, fmt.Errorf("a block let %d packets pass early and ended %s late", r.early, r.late))
+	}
+	return errors.Join(errs...)
+}
+
+func (r readerResult) check() error {
+	var errs []error
+	if r.ringFull == 0 {
+		errs = append(errs, errors.New("the ring never was full"))
+	}
+	if !r.passed {
+		errs = append(errs, errors.New("traffic did not pass while the reader was stopped"))
+	}
+	if r.identified == 0 || r.identified > time.Second {
+		errs = append(errs, fmt.Errorf("the first verdict came %s after the reader was back, want a second at most", r.identified))
+	}
+	return errors.Join(errs...)
+}
+
+func (r cyclesResult) check(want int) error {
+	var errs []error
+	if r.cycles != want || r.left > 0 {
+		errs = append(errs, fmt.Errorf("%d of %d cycles, %d objects left in the kernel", r.cycles, want, r.left))
+	}
+	if r.identified[0] == 0 || r.identified[1] == 0 {
+		errs = append(errs, fmt.Errorf("verdicts on two interfaces: %v", r.identified))
+	}
+	return errors.Join(errs...)
+}

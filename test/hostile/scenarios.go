@@ -1,0 +1,407 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/earlydrop/earlydrop/test/e2e/rig"
+)
+
+// options of a scenario.
+type options struct {
+	binary     string
+	duration   time.Duration
+	rtt        time.Duration
+	rate       int // frames per second, 0: all that goes
+	handshakes int // 0: the default
+	cycles     int
+	logf       func(format string, args ...any)
+}
+
+func (o options) attachArgs() []string {
+	if o.handshakes == 0 {
+		return nil
+	}
+	return []string{"--max-handshakes", fmt.Sprint(o.handshakes)}
+}
+
+// floodResult is what a SYN flood came to.
+type floodResult struct {
+	sent, seen     uint64 // frames sent, frames that the ingress program saw
+	opened, failed int    // connections through the tunnel
+	identified     int
+	cut, strays    int
+	midStream      uint64
+}
+
+func (r floodResult) share() float64 {
+	return float64(min(r.identified, r.opened)) / float64(max(1, r.opened))
+}
+
+// synFlood sends SYNs from spoofed sources while connections open through the tunnel.
+func synFlood(ctx context.Context, o options) (r floodResult, err error) {
+	g, err := newGateway(ctx, o.binary, o.rtt, o.attachArgs()...)
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, g.close(ctx)) }()
+	frame, err := synFrame()
+	if err != nil {
+		return r, err
+	}
+	stop, err := g.flood(ctx, frame, o.rate)
+	if err != nil {
+		return r, err
+	}
+	start := time.Now()
+	r.opened, r.failed = g.tunnelled(ctx, o.duration, 50*time.Millisecond)
+	if r.sent, err = stop(); err != nil {
+		return r, err
+	}
+	took := time.Since(start)
+	if err := g.settle(ctx); err != nil {
+		return r, err
+	}
+	s, err := g.status(ctx)
+	if err != nil {
+		return r, err
+	}
+	r.seen, r.midStream = s.Counters["tcp_opened"], s.Counters["mid_stream"]
+	r.identified, r.cut = g.identified()
+	r.strays = g.strays()
+	o.logf("SYN flood, %s, round trip +%s: %d sent, %d seen (%.2f million per second); of %d connections through the tunnel %d were identified (%.1f %%), %d failed; %d mid-stream; %d verdicts about flows of the flood",
+		took.Round(time.Second), o.rtt, r.sent, r.seen, float64(r.seen)/took.Seconds()/1e6, r.opened, r.identified, 100*r.share(), r.failed, r.midStream, r.strays)
+	return r, nil
+}
+
+// udpResult is what a flood of one-packet UDP flows came to.
+type udpResult struct {
+	sent                  uint64
+	held, complete        int // flows that were collecting before
+	fresh, freshCompleted int // TCP flows that opened during the flood
+	most, slots           int // flows collecting at once
+	slotsFull, ringFull   uint64
+	queueFull             uint64
+	early                 int           // packets that passed before a block's end
+	late                  time.Duration // from a block's end to the first packet that passed
+}
+
+// udpFlood sends one-packet UDP flows while others are collecting, others open, and
+// one is blocked for three seconds.
+func udpFlood(ctx context.Context, o options) (r udpResult, err error) {
+	g, err := newGateway(ctx, o.binary, o.rtt)
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, g.close(ctx)) }()
+	r.slots = 8192
+	var held []request
+	defer func() {
+		for _, h := range held {
+			h.Close()
+		}
+	}()
+	for range 200 {
+		h, err := g.request(ctx)
+		if err != nil {
+			return r, err
+		}
+		held = append(held, h)
+	}
+	r.held = len(held)
+	frame, err := udpFrame(100)
+	if err != nil {
+		return r, err
+	}
+	stop, err := g.flood(ctx, frame, o.rate)
+	if err != nil {
+		return r, err
+	}
+	defer stop()
+	ended := make(chan error, 1)
+	go func() {
+		var err error
+		r.early, r.late, err = g.blockEnds(ctx)
+		ended <- err
+	}()
+	time.Sleep(time.Second) // the flood has taken every slot long ago
+	for _, h := range held {
+		if err := h.finish(); err != nil {
+			o.logf("a held connection failed: %v", err)
+		}
+	}
+	var fresh []request
+	for end := time.Now().Add(o.duration - time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		h, err := g.request(ctx)
+		if err != nil {
+			return r, err
+		}
+		if err := h.finish(); err != nil {
+			o.logf("a connection failed: %v", err)
+		}
+		fresh = append(fresh, h)
+		if len(fresh)%20 == 1 {
+			s, err := g.status(ctx)
+			if err != nil {
+				return r, err
+			}
+			r.most = max(r.most, s.Occupancy["collecting"])
+		}
+	}
+	if err := <-ended; err != nil {
+		return r, err
+	}
+	if r.sent, err = stop(); err != nil {
+		return r, err
+	}
+	if err := g.settle(ctx); err != nil {
+		return r, err
+	}
+	s, err := g.status(ctx)
+	if err != nil {
+		return r, err
+	}
+	r.complete = g.verdictsOf(held)
+	r.fresh, r.freshCompleted = len(fresh), g.verdictsOf(fresh)
+	r.slotsFull, r.ringFull, r.queueFull = s.Counters["slots_full"], s.Counters["ring_full"], s.Daemon["queue_full"]
+	o.logf("UDP flood, %s: %d sent, %d at most of %d slots taken, %d refused, %d ring full, %d queue full; %d of %d flows that were collecting before completed (%.1f %%), %d of %d TCP flows that opened in it (%.1f %%)",
+		o.duration, r.sent, r.most, r.slots, r.slotsFull, r.ringFull, r.queueFull, r.complete, r.held, 100*float64(r.complete)/float64(r.held),
+		r.freshCompleted, r.fresh, 100*float64(r.freshCompleted)/float64(max(1, r.fresh)))
+	o.logf("a block of 3 s under the flood: %d packets passed early, the first passed %.2f ms after its end", r.early, float64(r.late.Microseconds())/1e3)
+	return r, nil
+}
+
+// blockEnds blocks a UDP flow of one datagram per half millisecond for three seconds,
+// and tells when the first arrives again.
+func (g *gateway) blockEnds(ctx context.Context) (early int, late time.Duration, err error) {
+	server, err := g.Server.ListenPacket("udp", netip.AddrPortFrom(g.ServerAddr(4), 0).String())
+	if err != nil {
+		return 0, 0, err
+	}
+	defer server.Close()
+	c, err := g.Client.Dial(ctx, "udp", server.LocalAddr().String())
+	if err != nil {
+		return 0, 0, err
+	}
+	defer c.Close()
+	src, dst := c.LocalAddr().(*net.UDPAddr).AddrPort(), server.LocalAddr().(*net.UDPAddr).AddrPort()
+	if _, err := g.Earlydrop(ctx, "blocked", "add", "-i", rig.Device, "--ttl", "3s", "udp", src.String(), dst.String()); err != nil {
+		return 0, 0, err
+	}
+	block, ok, err := g.Block(ctx, src, dst)
+	if err != nil || !ok {
+		return 0, 0, fmt.Errorf("the block of %s is not there: %w", src, err)
+	}
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				_, _ = c.Write([]byte("still there?"))
+				time.Sleep(500 * time.Microsecond)
+			}
+		}
+	})
+	defer wg.Wait()
+	defer close(done)
+	buf := make([]byte, 64)
+	_ = server.SetReadDeadline(block.Expires.Add(5 * time.Second))
+	for {
+		if _, _, err := server.ReadFrom(buf); err != nil {
+			return early, 0, fmt.Errorf("nothing passes after the block's end: %w", err)
+		}
+		at := time.Now()
+		if !at.Before(block.Expires) {
+			return early, at.Sub(block.Expires), nil
+		}
+		early++
+	}
+}
+
+// readerResult is what a stopped reader came to.
+type readerResult struct {
+	ringFull   uint64
+	passed     bool          // traffic, while the reader was stopped
+	identified time.Duration // from SIGCONT to the verdict about the next connection
+}
+
+// stoppedReader stops the daemon until the ring buffer is full, and lets it go on.
+func stoppedReader(ctx context.Context, o options) (r readerResult, err error) {
+	g, err := newGateway(ctx, o.binary, o.rtt)
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, g.close(ctx)) }()
+	if err := g.daemon.Signal(syscall.SIGSTOP); err != nil {
+		return r, err
+	}
+	goOn := sync.OnceValue(func() error { return g.daemon.Signal(syscall.SIGCONT) })
+	defer goOn()
+	frame, err := udpFrame(1200) // each of them a whole capture
+	if err != nil {
+		return r, err
+	}
+	stop, err := g.flood(ctx, frame, 20_000)
+	if err != nil {
+		return r, err
+	}
+	time.Sleep(time.Second)
+	if _, err := stop(); err != nil {
+		return r, err
+	}
+	s, err := g.status(ctx)
+	if err != nil {
+		return r, err
+	}
+	r.ringFull = s.Counters["ring_full"]
+	opened, failed := g.tunnelled(ctx, 500*time.Millisecond, 100*time.Millisecond)
+	r.passed = opened > 0 && failed == 0
+	if err := goOn(); err != nil {
+		return r, err
+	}
+	start := time.Now()
+	var next []request
+	for r.identified == 0 {
+		h, err := g.request(ctx)
+		if err != nil {
+			return r, err
+		}
+		if err := h.finish(); err != nil {
+			return r, err
+		}
+		next = append(next, h)
+		time.Sleep(20 * time.Millisecond)
+		if g.verdictsOf(next) > 0 {
+			r.identified = time.Since(start)
+		}
+	}
+	o.logf("reader stopped: %d captures found the ring full; traffic passed: %v; back, the first verdict about a new connection came after %d ms (connection %d)",
+		r.ringFull, r.passed, r.identified.Milliseconds(), len(next))
+	return r, nil
+}
+
+// cyclesResult is what attaching and detaching over and over came to.
+type cyclesResult struct {
+	cycles     int
+	left       int   // programs, maps and links that outlived their daemon
+	memory     int64 // kernel memory after less before, bytes
+	identified [2]int
+}
+
+// cycles runs two daemons on the two devices of the gateway, and attaches and detaches
+// a third program's worth of times under traffic.
+func cycles(ctx context.Context, o options) (r cyclesResult, err error) {
+	g, err := newGateway(ctx, o.binary, o.rtt)
+	if err != nil {
+		return r, err
+	}
+	closed := false
+	defer func() {
+		if !closed {
+			err = errors.Join(err, g.close(ctx))
+		}
+	}()
+	// Two at once: each sees the same connections, with tables of its own.
+	other, err := g.Attach(ctx, "-i", "gw-s", "--mode", "monitor")
+	if err != nil {
+		return r, err
+	}
+	if opened, failed := g.tunnelled(ctx, time.Second, 100*time.Millisecond); failed > 0 {
+		return r, fmt.Errorf("%d of %d connections failed", failed, opened+failed)
+	}
+	if err := g.settle(ctx); err != nil {
+		return r, err
+	}
+	r.identified = [2]int{len(g.daemon.Verdicts(g.tunnel.Server)), len(other.Verdicts(g.tunnel.Server))}
+	a, errA := g.daemon.Objects()
+	b, errB := other.Objects()
+	if err := errors.Join(errA, errB); err != nil {
+		return r, err
+	}
+	for _, id := range a.Maps {
+		for _, id2 := range b.Maps {
+			if id == id2 {
+				return r, fmt.Errorf("the two daemons share map %d", id)
+			}
+		}
+	}
+	if _, err := other.Stop(ctx); err != nil {
+		return r, err
+	}
+
+	traffic, end := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { g.tunnelled(traffic, time.Hour, 100*time.Millisecond) })
+	defer wg.Wait()
+	defer end()
+	var all rig.Objects
+	before := int64(0)
+	for r.cycles = 0; r.cycles < o.cycles && ctx.Err() == nil; r.cycles++ {
+		objects, err := g.daemon.Objects()
+		if err != nil {
+			return r, err
+		}
+		all.Progs, all.Maps, all.Links = append(all.Progs, objects.Progs...), append(all.Maps, objects.Maps...), append(all.Links, objects.Links...)
+		if _, err := g.daemon.Stop(ctx); err != nil {
+			return r, err
+		}
+		if pins, err := g.Pins(); err != nil || len(pins) > 0 {
+			return r, fmt.Errorf("pins are left: %v, %w", pins, err)
+		}
+		if r.cycles == 0 { // the first has the kernel's caches filled
+			if before, err = kernelMemory(); err != nil {
+				return r, err
+			}
+		} else if after, err := kernelMemory(); err == nil {
+			r.memory = after - before
+		}
+		if g.daemon, err = g.Attach(ctx, "--mode", "monitor"); err != nil {
+			return r, err
+		}
+	}
+	// Maps are freed some time after the last reference is gone.
+	gone, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	_ = rig.Until(gone, func() (bool, error) {
+		present, err := g.Present(ctx, all)
+		r.left = len(present.Progs) + len(present.Maps) + len(present.Links)
+		return r.left == 0, err
+	})
+	end()
+	wg.Wait()
+	closed = true
+	err = g.close(ctx)
+	o.logf("two interfaces at once: %d and %d verdicts about the same connections; %d times attached and detached under traffic: %d programs, maps, links left of %d; kernel memory of maps %+.1f MiB",
+		r.identified[0], r.identified[1], r.cycles, r.left, len(all.Progs)+len(all.Maps)+len(all.Links), float64(r.memory)/(1<<20))
+	return r, err
+}
+
+// kernelMemory returns what the kernel has allocated for itself, in bytes: slabs and
+// the pages behind vmalloc, which is where maps are.
+func kernelMemory() (sum int64, err error) {
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		var name string
+		var kib int64
+		if n, _ := fmt.Sscanf(line, "%s %d", &name, &kib); n == 2 && (name == "SUnreclaim:" || name == "VmallocUsed:" || name == "Percpu:") {
+			sum += kib << 10
+		}
+	}
+	return sum, nil
+}

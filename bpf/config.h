@@ -19,7 +19,7 @@ volatile const __u64 cfg_udp_idle_ns = 60000000000ULL;
 volatile const bool cfg_mid_stream = false;
 
 /* Number of entries of `handshakes` less 1; a power of two less 1. */
-volatile const __u32 cfg_handshake_mask = 16383;
+volatile const __u32 cfg_handshake_mask = 65535;
 
 /* Drawn at random with each load: who does not know it can't choose addresses and
  * ports that fall together. */

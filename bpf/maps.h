@@ -89,10 +89,10 @@ static __always_inline __u16 flow_bucket(const struct flow_key *key)
  * payload. Written by the kernel; freed by it when payload comes or the flow closes,
  * else overwritten. Not an LRU hash: finding room in one costs more than all the rest
  * of what a SYN costs, and that is what a flood is made of.
- * 16384 * 720 = 11 MiB. */
+ * 65536 * 720 = 45 MiB. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 16384);
+	__uint(max_entries, 65536);
 	__type(key, __u32);
 	__type(value, struct handshake);
 } handshakes SEC(".maps");

@@ -55,7 +55,7 @@ func TestSizesAreAdoptedOrReplaceWhatIsPinned(t *testing.T) {
 	small := Sizes{Flows: 2000, Blocked: 20, Handshakes: 1024, Collecting: 30, RingBytes: 64 << 10}
 	larger := small
 	larger.Blocked = 21
-	defaults := Sizes{Flows: 262144, Blocked: 65536, Handshakes: 16384, Collecting: 8192, RingBytes: 4 << 20}
+	defaults := Sizes{Flows: 262144, Blocked: 65536, Handshakes: 65536, Collecting: 8192, RingBytes: 4 << 20}
 	for _, tt := range []struct {
 		name             string
 		first, then, end Sizes

@@ -44,7 +44,7 @@ Examples:
 			&cli.UintFlag{Name: "max-flows", Usage: "remember the verdicts of `N` flows; the least recently used make room", DefaultText: "262144, or as adopted"},
 			&cli.UintFlag{Name: "max-blocked", Usage: "drop `N` flows at a time at most", DefaultText: "65536, or as adopted"},
 			&cli.UintFlag{Name: "max-collecting", Usage: "capture `N` flows at a time; more pass unseen", DefaultText: "8192, or as adopted"},
-			&cli.UintFlag{Name: "max-handshakes", Usage: "keep `N` TCP handshakes, rounded up to a power of two; old ones make room", DefaultText: "16384, or as adopted"},
+			&cli.UintFlag{Name: "max-handshakes", Usage: "keep `N` TCP handshakes, rounded up to a power of two; old ones make room", DefaultText: "65536, or as adopted"},
 			&cli.BoolFlag{Name: "persist", Usage: "leave the data path attached at the end: blocked flows stay blocked"},
 			&cli.BoolFlag{Name: "json", Usage: "the same as --events -"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print no verdicts that pass"},

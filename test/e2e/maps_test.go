@@ -24,7 +24,7 @@ var mapFields = map[string][2][]string{
 	"collecting": {flowKey, {"slot", "generation"}},
 	"counters":   {nil, {"packets_ingress", "dropped_packets", "ring_full"}},
 	"flows":      {flowKey, {"last_ns", "verdict"}},
-	"handshakes": {flowKey, {"start_ns", "packets", "data"}},
+	"handshakes": {nil, {"key", "start_ns", "packets", "data"}},
 	"slots":      {nil, {"last_ns", "sample"}},
 }
 

@@ -87,7 +87,8 @@ type scene struct {
 	ctx context.Context
 	web *lab.Nginx
 
-	ownTCX int // egress programs of the lab itself: one where it tags frames
+	ownTCX int         // egress programs of the lab itself: one where it tags frames
+	daemon *rig.Daemon // of tests with one
 }
 
 // slow has a download take seconds instead of an instant, so that "it was cut"

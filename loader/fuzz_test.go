@@ -304,6 +304,8 @@ func offloadTag(t testing.TB, k *kernel) *ebpf.Program {
 			asm.LoadMem(asm.R3, asm.R6, 8, asm.Word),
 			asm.FnSkbVlanPush.Call(),
 			asm.JNE.Imm(asm.R0, 0, "failed"),
+			asm.LoadMem(asm.R2, asm.R6, 20, asm.Word), // vlan_present
+			asm.JEq.Imm(asm.R2, 0, "failed"),
 			asm.Mov.Reg(asm.R1, asm.R6),
 			asm.LoadMapPtr(asm.R2, next.FD()),
 			asm.Mov.Imm(asm.R3, 0),
@@ -511,6 +513,54 @@ func (w *twin) compare(t testing.TB, input []byte) (packets int, got outcome) {
 	}
 	p.forget(keys)
 	return len(steps), got
+}
+
+// A tag that hardware is to insert, and therefore stands beside the frame at egress,
+// gives the bytes that it would give inside the frame.
+func TestOffloadedTagIsCapturedAsIfInTheFrame(t *testing.T) {
+	segment := func(src, dst netip.AddrPort, flags byte, n int, tags ...int) []byte {
+		return f.Ethernet(f.IP(src, dst, f.TCP, f.Segment(src, dst, flags, nil, f.Payload(n))), tags...)
+	}
+	for _, tt := range []struct {
+		name string
+		tags []int
+		key  string
+	}{
+		{"802.1Q", []int{f.TypeVLAN, 0xe064}, " vlan 100"},
+		{"802.1ad", []int{f.TypeQinQ, 100}, " vlan 100"},
+		{"priority tag", []int{f.TypeVLAN, 0xe000}, ""},
+		{"QinQ", []int{f.TypeQinQ, 7, f.TypeVLAN, 4094}, " vlan 7.4094"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := newTwin(t).paths[0]
+			steps := func(taken bool) (all []step) {
+				for _, frame := range [][]byte{
+					segment(client, server, f.SYN, 5, tt.tags...), segment(server, client, f.ACK, 0, tt.tags...), segment(client, server, f.ACK, 1400, tt.tags...),
+					segment(peer6, host6, f.SYN, 5, tt.tags...), segment(peer6, host6, f.ACK|f.FIN, 100, tt.tags...),
+				} {
+					all = append(all, step{hook: egress, taken: taken, frame: frame})
+				}
+				return all
+			}
+			want, keys := assembled(steps(false), p.config)
+			p.before = p.counts()
+			inFrame := p.captured(steps(false))
+			p.forget(keys)
+			beside := p.captured(steps(true))
+			if diff := gocmp.Diff(inFrame, beside); diff != "" {
+				t.Errorf("the tag makes a difference (-in the frame +beside it):\n%s", diff)
+			}
+			if diff := gocmp.Diff(want, beside); diff != "" {
+				t.Errorf("assembly and kernel differ (-assembly +kernel):\n%s", diff)
+			}
+			if len(beside.HandedOver) != 2 || beside.HandedOver[0].Key != "tcp 10.0.0.2:40000 <> 192.0.2.7:443"+tt.key {
+				t.Errorf("handed over %+v", beside.HandedOver)
+			}
+			if n := 2 * len(tt.tags); len(beside.HandedOver[0].Data) != 1024 || beside.HandedOver[0].WireLens[1] != uint32(54+n) {
+				t.Errorf("wire lengths %v", beside.HandedOver[0].WireLens)
+			}
+		})
+	}
 }
 
 // FuzzKernelAgainstAssembly: whatever the packets, both hooks and the assembly of

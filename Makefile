@@ -20,6 +20,7 @@ PKG_BUILD := gcc libc6-dev ca-certificates
 PKG_GENERATE := clang llvm libbpf-dev linux-libc-dev libc6-dev
 PKG_LAB := curl dnsmasq-base nginx-light openssh-client openssh-server openssl shadowsocks-libev v2ray
 PKG_TEST := $(PKG_LAB) bpftool ethtool iproute2 util-linux
+PKG_BENCH := iperf3 nftables xdp-tools
 PKG_KERNELS := qemu-system-x86 xz-utils
 PKG_TRAIN := libopenblas0-pthread python3 python3-numpy python3-onnx python3-torch
 
@@ -83,9 +84,10 @@ fuzz: build onnxruntime ## Fuzz each target for FUZZTIME (30s)
 	done
 
 .PHONY: bench
-bench: onnxruntime ## Print the benchmarks, the data path as ratios against a floor of the same run
-	$(call install,$(PKG_BUILD))
+bench: build onnxruntime ## Print the benchmarks: data path, user space, forwarding beside xdp-filter and nftables
+	$(call install,$(PKG_TEST) $(PKG_BENCH))
 	go test -run '^$$' -bench . -benchtime 1s ./loader/... ./policy ./classifier
+	go run ./test/bench -earlydrop $(BIN)
 
 .PHONY: lint
 lint: ## Check format, vet, staticcheck, imports, C format and shell scripts

@@ -135,12 +135,17 @@ func (g *gateway) tunnelled(ctx context.Context, d, every time.Duration) (opened
 // among them whose capture does not hold a whole handshake. For TCP there is no
 // verdict without a SYN.
 func (g *gateway) identified() (n, cut int) {
-	seen := map[netip.AddrPort]bool{}
+	type connection struct { // ports come again within a minute
+		src   netip.AddrPort
+		start time.Time
+	}
+	seen := map[connection]bool{}
 	for _, e := range g.daemon.Verdicts(g.tunnel.Server) {
-		if seen[e.Src] {
+		c := connection{e.Src, e.Start}
+		if seen[c] {
 			continue
 		}
-		seen[e.Src] = true
+		seen[c] = true
 		if e.Packets < 4 {
 			cut++
 		}

@@ -4,7 +4,9 @@ package loader
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -182,6 +184,21 @@ func openFiles(t *testing.T) int {
 	return len(entries)
 }
 
+// resident returns the bytes of memory that this process has, garbage left out.
+func resident(t *testing.T) int64 {
+	t.Helper()
+	debug.FreeOSMemory()
+	text, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var size, pages int64
+	if _, err := fmt.Sscan(string(text), &size, &pages); err != nil {
+		t.Fatalf("/proc/self/statm %q: %v", text, err)
+	}
+	return pages * int64(os.Getpagesize())
+}
+
 func TestAttachAndDetachAgainAndAgainLeaksNothing(t *testing.T) {
 	inNamespace(t)
 	tr := startTraffic(t, udp(true, 100), up(f.ACK, 100))
@@ -194,12 +211,18 @@ func TestAttachAndDetachAgainAndAgainLeaksNothing(t *testing.T) {
 		}
 	}
 	cycle() // what is opened once stays open: probes, pollers
-	before := openFiles(t)
+	before, memory := openFiles(t), resident(t)
 	for range 25 {
 		cycle()
 	}
 	if after := openFiles(t); after != before {
 		t.Errorf("%d open files after 25 cycles, %d before", after, before)
+	}
+	// The objects' bytes alone, which each cycle parses, are more than 256 KiB.
+	if grown := resident(t) - memory; grown > 25*256<<10 {
+		t.Errorf("the process has grown by %d KiB in 25 cycles", grown>>10)
+	} else {
+		t.Logf("the process has grown by %d KiB in 25 cycles", grown>>10)
 	}
 	nothingLeft(t)
 }

@@ -76,19 +76,26 @@ static __always_inline __u32 microseconds(__u64 from_ns, __u64 to_ns)
 	return us > 0xffffffff ? 0xffffffff : us;
 }
 
-/* Spreads keys over the table of handshakes. Multiplication by odd constants (the
- * golden ratio's and two more of the kind) moves what low bits differ in upwards. */
+static __always_inline __u32 mix(__u32 hash, __u32 word)
+{
+	/* An odd constant (the golden ratio's) moves what low bits differ in upwards,
+	 * the shift brings it down again. */
+	hash = (hash ^ word) * 0x9e3779b1;
+	return hash ^ hash >> 15;
+}
+
+/* Spreads keys over the table of handshakes. Each word is mixed in by itself, behind
+ * a seed that nobody outside knows: were some of them added up first, whoever chooses
+ * addresses could make two flows fall together under any seed. */
 static __always_inline __u32 hash_key(const struct flow_key *key)
 {
-	const __u32 *lo = (const __u32 *)key->lo_addr, *hi = (const __u32 *)key->hi_addr;
-	__u32 ports = (__u32)key->lo_port << 16 | key->hi_port;
-	__u32 tags = (__u32)key->vlan << 16 | key->inner_vlan;
-	__u32 hash;
+	const __u32 *word = (const __u32 *)key;
+	__u32 hash = cfg_hash_seed;
 
-	hash = (lo[0] ^ lo[1] ^ lo[2] ^ lo[3] ^ cfg_hash_seed) * 0x9e3779b1;
-	hash = (hash ^ hash >> 15 ^ hi[0] ^ hi[1] ^ hi[2] ^ hi[3]) * 0x85ebca77;
-	hash = (hash ^ hash >> 13 ^ ports ^ tags) * 0xc2b2ae3d;
-	return hash ^ hash >> 16;
+#pragma unroll
+	for (int i = 0; i < (int)(sizeof(*key) / sizeof(*word)); i++)
+		hash = mix(hash, word[i]);
+	return hash;
 }
 
 static __always_inline bool same_key(const struct flow_key *a, const struct flow_key *b)

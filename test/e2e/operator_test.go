@@ -98,7 +98,7 @@ func TestAttachPrintsForPeople(t *testing.T) {
 					t.Fatalf("no line fits %s (%v) in:\n%s%s", pattern, err, stdout.String(), stderr.String())
 				}
 			}
-			wait(`^attached gw-c: xdp native, egress tcx, mode enforce, policy \S+, model .+, device cpu\nmaps: bpftool map dump pinned /sys/fs/bpf/earlydrop/gw-c/blocked\n`)
+			wait(`^attached gw-c: xdp native, egress tcx, mode enforce, policy \S+, model .+, device cpu\ntables: .+ MiB of kernel memory\nmaps: bpftool map dump pinned /sys/fs/bpf/earlydrop/gw-c/blocked\n`)
 			if r := s.Curl(s.ctx, nil, s.URL("https", 4, s.web.HTTPSPort, "/64k")); r.Err != nil {
 				t.Fatal(r.Err)
 			}

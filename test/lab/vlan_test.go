@@ -4,6 +4,7 @@ package lab_test
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,9 +24,15 @@ func tagged(t *testing.T, l *lab.Lab, port uint16) (both [2]bool) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
+	// Frames that wait to be read are lost with the sniffer: it is closed when the
+	// page is there and frames of both directions were read.
+	var seen [2]atomic.Bool
 	go func() {
+		defer s.Close()
 		l.Curl(ctx, nil, l.URL("http", 4, port, "/1k"))
-		s.Close()
+		for !(seen[0].Load() && seen[1].Load()) && ctx.Err() == nil {
+			time.Sleep(time.Millisecond)
+		}
 	}()
 	var with, without [2]int
 	for {
@@ -47,6 +54,7 @@ func tagged(t *testing.T, l *lab.Lab, port uint16) (both [2]bool) {
 		} else {
 			without[dir]++
 		}
+		seen[dir].Store(true)
 	}
 	for i := range both {
 		both[i] = with[i] > 0 && without[i] == 0

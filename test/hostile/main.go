@@ -125,7 +125,9 @@ func (r udpResult) check() error {
 	if r.held == 0 || float64(r.complete) < 0.95*float64(r.held) {
 		errs = append(errs, fmt.Errorf("%d of %d flows that were collecting before completed, want 95 %%", r.complete, r.held))
 	}
-	if r.most > r.slots {
+	// The map is walked in several calls while flows come and go: one that takes the
+	// place of another between two of them is counted beside it.
+	if r.most > r.slots+r.slots/100 {
 		errs = append(errs, fmt.Errorf("%d flows collect in %d slots", r.most, r.slots))
 	}
 	if r.early > 0 || r.late > 100*time.Millisecond {

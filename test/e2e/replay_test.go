@@ -67,11 +67,12 @@ func TestReplayGivesTheLiveVerdicts(t *testing.T) {
 					}
 				}
 			}
-			live := map[netip.AddrPort]rig.Event{} // by client
+			// By both ends: a client may use a port with several servers at once.
+			live := map[[2]netip.AddrPort]rig.Event{}
 			for _, server := range servers {
 				must(d.Verdict(s.ctx, server, 2))(t)
 				for _, v := range d.Verdicts(server) {
-					live[v.Src] = v
+					live[[2]netip.AddrPort{v.Src, v.Dst}] = v
 				}
 			}
 			if err := rec.Stop(); err != nil {
@@ -87,8 +88,8 @@ func TestReplayGivesTheLiveVerdicts(t *testing.T) {
 				if err := json.Unmarshal([]byte(line), &r); err != nil {
 					t.Fatalf("%v in %q", err, line)
 				}
-				v, ok := live[r.Src]
-				if !ok || v.Dst != r.Dst {
+				v, ok := live[[2]netip.AddrPort{r.Src, r.Dst}]
+				if !ok {
 					continue // not one of the flows above, or not decided while it ran
 				}
 				matched++

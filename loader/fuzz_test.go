@@ -482,7 +482,7 @@ func (p *twinPath) captured(steps []step) (o outcome) {
 		o.Counters[c.String()] = diff[c.String()]
 	}
 	o.Started = diff["tcp_opened"] + diff["udp_opened"] + diff["mid_stream"]
-	for _, name := range []string{"load_failed", "slots_full", "collecting_full", "handshakes_full", "ring_full", "dropped_packets"} {
+	for _, name := range []string{"load_failed", "slots_full", "collecting_full", "handshake_busy", "ring_full", "dropped_packets"} {
 		if diff[name] != 0 {
 			p.t.Errorf("%s rose by %d", name, diff[name])
 		}

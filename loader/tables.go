@@ -119,7 +119,7 @@ func (t *Tables) Close() error {
 
 // Block drops the flow's packets in the kernel for the given time, at most 100
 // years, from now on. A flow that is blocked already gets the new time and
-// reason and keeps its counters' history no longer.
+// reason, and its counters begin at zero again.
 func (t *Tables) Block(key flow.Key, ttl time.Duration, class, rule string) error {
 	if ttl <= 0 {
 		return fmt.Errorf("block %s: time to live %s is not positive", key, ttl)

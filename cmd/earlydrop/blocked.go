@@ -89,12 +89,9 @@ func blockedList(c *cli.Context) error {
 	if err := requireArgs(c, 0, 0, ""); err != nil {
 		return err
 	}
-	names := []string{c.String("interface")}
-	if !c.IsSet("interface") {
-		var err error
-		if names, err = loader.Interfaces(); err != nil {
-			return fromLoader(err)
-		}
+	names, err := chosenInterfaces(c)
+	if err != nil {
+		return err
 	}
 	tw := table.NewWriter()
 	tw.SetOutputMirror(c.App.Writer)

@@ -56,15 +56,12 @@ func status(c *cli.Context) error {
 	if err := requireArgs(c, 0, 0, ""); err != nil {
 		return err
 	}
-	names := []string{c.String("interface")}
-	if !c.IsSet("interface") {
-		var err error
-		if names, err = loader.Interfaces(); err != nil {
-			return fromLoader(err)
-		}
-		if len(names) == 0 && !c.Bool("json") {
-			fmt.Fprintln(c.App.Writer, "earlydrop is attached to no interface")
-		}
+	names, err := chosenInterfaces(c)
+	if err != nil {
+		return err
+	}
+	if len(names) == 0 && !c.Bool("json") {
+		fmt.Fprintln(c.App.Writer, "earlydrop is attached to no interface")
 	}
 	for i, name := range names {
 		s, err := readStatus(name)
@@ -84,6 +81,16 @@ func status(c *cli.Context) error {
 		}
 	}
 	return nil
+}
+
+// chosenInterfaces returns the interface that -i names, else all that something is
+// pinned for.
+func chosenInterfaces(c *cli.Context) ([]string, error) {
+	if c.IsSet("interface") {
+		return []string{c.String("interface")}, nil
+	}
+	names, err := loader.Interfaces()
+	return names, fromLoader(err)
 }
 
 func readStatus(name string) (*interfaceStatus, error) {

@@ -492,6 +492,9 @@ func (e *Engine) compute(l *lane, samples []*flow.Sample, results []flow.Result)
 			}
 		}
 		r.Class, r.Confidence = r.Labels[best], r.Scores[best]
+		if r.Confidence < e.manifest.Unknown {
+			r.Class = flow.Unknown
+		}
 	}
 	return nil
 }

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -47,8 +49,10 @@ func TestEngineOpensShippedModel(t *testing.T) {
 	if len(m.Check) == 0 {
 		t.Error("the shipped model has no check images")
 	}
-	if got := fmt.Sprint(m.Labels); got != "[background shadowsocks v2ray]" {
-		t.Errorf("labels are %s", got)
+	for _, label := range []string{"background", "shadowsocks", "v2ray"} {
+		if !slices.Contains(m.Labels, label) {
+			t.Errorf("labels are %s, without %s", m.Labels, label)
+		}
 	}
 }
 
@@ -144,6 +148,46 @@ func compareResults(t *testing.T, i int, got, want flow.Result) {
 	}
 	if got.Class != want.Class || math.Abs(got.Confidence-want.Confidence) > maxDifference {
 		t.Fatalf("sample %d: %s %v, want %s %v", i, got.Class, got.Confidence, want.Class, want.Confidence)
+	}
+}
+
+// Below the model's bound the outcome is unknown; the probabilities stay.
+func TestUnknownIsTheOutcomeBelowTheBound(t *testing.T) {
+	const n = 100
+	samples := make([]*flow.Sample, n)
+	for i := range samples {
+		samples[i] = randomSample(uint64(i))
+	}
+	plain := make([]flow.Result, n)
+	if err := openEngine(t, "tiny.onnx", Options{Workers: 1}).Classify(samples, plain); err != nil {
+		t.Fatal(err)
+	}
+	confidences := make([]float64, n)
+	for i := range plain {
+		confidences[i] = plain[i].Confidence
+	}
+	slices.Sort(confidences)
+	bound := strconv.FormatFloat((confidences[n/2-1]+confidences[n/2])/2, 'g', -1, 64) // half of them are below it
+	e, err := Open("bounded", setMetadata(t, readModel(t, "tiny.onnx"), "unknown", &bound), Options{Workers: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	got := make([]flow.Result, n)
+	if err := e.Classify(samples, got); err != nil {
+		t.Fatal(err)
+	}
+	unknown := 0
+	for i := range got {
+		want := plain[i]
+		if want.Confidence < e.Manifest().Unknown {
+			want.Class = flow.Unknown
+			unknown++
+		}
+		compareResults(t, i, got[i], want)
+	}
+	if unknown != n/2 {
+		t.Errorf("%d of %d flows are unknown, want half", unknown, n)
 	}
 }
 

@@ -44,8 +44,8 @@ type Manifest struct {
 	Format  int    `json:"format"`  // always ManifestFormat
 	Name    string `json:"name"`    // of the model, for people
 	Version string `json:"version"` // of the model; part of every decision's record
-	// Labels names the outputs in order. Labels differ from one another, and
-	// one of them is flow.Background.
+	// Labels names the outputs in order. Labels differ from one another, one of
+	// them is flow.Background, and none is flow.Unknown.
 	Labels   []string  `json:"labels"`
 	Channels []Channel `json:"channels"` // the planes of the input, in order
 	Mask     Recipe    `json:"mask"`
@@ -55,6 +55,15 @@ type Manifest struct {
 	// 0 to 1, from which the model's author holds the label to be sure enough
 	// to act on.
 	Thresholds map[string]float64 `json:"thresholds"`
+	// AnyThreshold, 0 to 1, is the probability that the labels but
+	// flow.Background have to reach together for a flow to be one of them,
+	// whichever. A part of the labels never has more, so that it is a bound for
+	// them, too. It is the greatest of Thresholds where the file has none.
+	AnyThreshold float64 `json:"any_threshold"`
+	// Unknown, 0 to 1, is the probability that the likeliest label has to reach;
+	// below it the outcome is flow.Unknown. It is 0, which is never, where the
+	// file has none.
+	Unknown float64 `json:"unknown"`
 	// TrainingData is the digest of the data set that the model was trained
 	// on, as "sha256:<hex>".
 	TrainingData string `json:"training_data"`
@@ -191,6 +200,13 @@ func readManifest(data []byte) (*Manifest, error) {
 	if err := p.thresholds(m); err != nil {
 		return nil, err
 	}
+	m.AnyThreshold = slices.Max(slices.Collect(maps.Values(m.Thresholds)))
+	if err := p.probability("any_threshold", &m.AnyThreshold); err != nil {
+		return nil, err
+	}
+	if err := p.probability("unknown", &m.Unknown); err != nil {
+		return nil, err
+	}
 	var figures map[string]any
 	if err := p.json("figures", &figures, "expected a JSON object"); err != nil {
 		return nil, err
@@ -266,6 +282,9 @@ func (p properties) labels(m *Manifest) error {
 		if !isLabel(label) {
 			return p.wrong("labels", "label %q is not made of a-z, 0-9, '-', '_' and '.'", label)
 		}
+		if label == flow.Unknown {
+			return p.wrong("labels", "%q is the outcome of a flow that is like no label, so it can't be one", label)
+		}
 		if slices.Contains(m.Labels[:i], label) {
 			return p.wrong("labels", "label %q stands twice", label)
 		}
@@ -314,6 +333,20 @@ func (p properties) thresholds(m *Manifest) error {
 	if len(m.Thresholds) != len(m.Labels)-1 {
 		return p.wrong("thresholds", expected)
 	}
+	return nil
+}
+
+// probability reads an optional value into dst, which keeps its own without it.
+func (p properties) probability(key string, dst *float64) error {
+	v, ok := p.values[keyPrefix+key]
+	if !ok {
+		return nil
+	}
+	f, err := strconv.ParseFloat(v, 64)
+	if err != nil || !(f >= 0 && f <= 1) {
+		return p.wrong(key, "expected a number from 0 to 1")
+	}
+	*dst = f
 	return nil
 }
 

@@ -29,6 +29,7 @@ func TestReadManifest(t *testing.T) {
 		Mask:         RecipePaper,
 		Temperature:  1.5,
 		Thresholds:   map[string]float64{"shadowsocks": 0.9, "v2ray": 0.8},
+		AnyThreshold: 0.9,
 		TrainingData: "sha256:" + strings.Repeat("0", 64),
 		Figures:      json.RawMessage("{}"),
 		CreatedBy:    "make_models.py",
@@ -48,6 +49,35 @@ func TestReadManifest(t *testing.T) {
 	for _, want := range []string{`"mask":"paper"`, `"channels":["byte","direction","payload","length","time"]`} {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("JSON %s lacks %s", text, want)
+		}
+	}
+}
+
+func TestReadManifestReadsOptionalThresholds(t *testing.T) {
+	for _, tt := range []struct {
+		any, unknown         string // "" leaves the key out
+		wantAny, wantUnknown float64
+	}{
+		{"", "", 0.9, 0},
+		{"0.97", "", 0.97, 0},
+		{"0.5", "0.4", 0.5, 0.4}, // may be less than a label's own
+		{"0", "0", 0, 0},
+		{"1", "1.0", 1, 1},
+		{"9e-1", "1e-3", 0.9, 0.001},
+	} {
+		onnx := readModel(t, "tiny.onnx")
+		for key, v := range map[string]string{"any_threshold": tt.any, "unknown": tt.unknown} {
+			if v != "" {
+				onnx = setMetadata(t, onnx, key, &v)
+			}
+		}
+		m, err := ReadManifest("file.onnx", onnx)
+		if err != nil {
+			t.Errorf("%q, %q: %v", tt.any, tt.unknown, err)
+			continue
+		}
+		if m.AnyThreshold != tt.wantAny || m.Unknown != tt.wantUnknown {
+			t.Errorf("%q, %q: read as %v and %v, want %v and %v", tt.any, tt.unknown, m.AnyThreshold, m.Unknown, tt.wantAny, tt.wantUnknown)
 		}
 	}
 }
@@ -79,6 +109,7 @@ func TestReadManifestRefusesMetadata(t *testing.T) {
 	add(value("labels", `["background","v2ray","v2ray"]`, `"v2ray" stands twice`))
 	add(value("labels", `["background","v2ray","Shadow Socks"]`, `"Shadow Socks"`))
 	add(value("labels", `["other","shadowsocks","v2ray"]`, `"background" is missing`))
+	add(value("labels", `["background","shadowsocks","unknown"]`, `"unknown" is the outcome of a flow that is like no label`))
 	add(value("labels", `["background","shadowsocks","v2ray","tor"]`, "expected a JSON object with a probability for every label"))
 	add(value("channels", `[]`, "at least one"))
 	add(value("channels", `["colour"]`, `unknown channel "colour" (known: byte`))
@@ -95,6 +126,11 @@ func TestReadManifestRefusesMetadata(t *testing.T) {
 	add(value("thresholds", `{"shadowsocks":0.9,"tor":0.5}`, `"tor" can't have a threshold`))
 	add(value("thresholds", `{"shadowsocks":0.9,"background":0.5}`, `"background" can't have a threshold`))
 	add(value("thresholds", `[]`, "expected a JSON object"))
+	for _, key := range []string{"any_threshold", "unknown"} {
+		for _, v := range []string{"", "high", "1.01", "-0.1", "NaN", "Inf", "0,5", "[0.5]"} {
+			add(value(key, v, "metadata earlydrop."+key+` is "`+v+`": expected a number from 0 to 1`))
+		}
+	}
 	add(value("training_data", "sha256:123", "64 hexadecimal digits"))
 	add(value("training_data", strings.Repeat("0", 64), "64 hexadecimal digits"))
 	add(value("figures", "null", "expected a JSON object"))
@@ -187,7 +223,8 @@ func FuzzReadManifest(f *testing.F) {
 			}
 			return
 		}
-		if len(m.Labels) < 2 || len(m.Channels) == 0 || !(m.Temperature > 0) || len(m.Thresholds) != len(m.Labels)-1 {
+		if len(m.Labels) < 2 || len(m.Channels) == 0 || !(m.Temperature > 0) || len(m.Thresholds) != len(m.Labels)-1 ||
+			!(m.AnyThreshold >= 0 && m.AnyThreshold <= 1) || !(m.Unknown >= 0 && m.Unknown <= 1) {
 			t.Fatalf("accepted %+v", m)
 		}
 		if _, err := json.Marshal(m); err != nil {

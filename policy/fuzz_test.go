@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -30,13 +31,14 @@ func FuzzParse(f *testing.F) {
 		"", "mode: enforce", "mode: \"monitor\"\r\nrules: []\r\n", "- a\n- b", "{mode: monitor, allow: [{port: [1, 2-3]}]}",
 		"mode: &a monitor", "mode: *a", "<<: {}", "? a\n: b", "mode: |\n  x\n", "mode: 'a\nb'", "a: b\n---\nc: d\n", "%YAML 1.2\n---\n",
 		"rules:\n\t- x", "[[[[", "- - - -", "\xff\xfe", "rules: [{class: v2ray, min_confidence: .9, action: drop, ttl: 1m, except: [{cidr: '::ffff:1.2.3.0/120'}]}]",
+		"rules: [{class: unknown, action: drop, ttl: 1m}, {class: tor, action: drop, ttl: 1m}, {class: [tor, v2ray], action: drop, ttl: 1m}]",
 		"!!map {}", "# only\n", "mode: monitor # x\n...\n", "rules:\n- name: é\n", "\ufeffmode: x", "a: >-\n x\n\n y\nmode:", "allow:\n - cidr: ::/0\n   port:\n",
 	} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		begin := time.Now()
-		p, err := Parse("f.yaml", data, labels)
+		p, err := Parse("f.yaml", data, model)
 		if took := time.Since(begin); took > 5*time.Second {
 			t.Fatalf("%d bytes took %v", len(data), took)
 		}
@@ -46,7 +48,7 @@ func FuzzParse(f *testing.F) {
 		}
 		checkPolicy(t, p)
 
-		again, err := Parse("again.yaml", []byte(writeYAML(p)), labels)
+		again, err := Parse("again.yaml", []byte(writeYAML(p)), model)
 		if err != nil {
 			t.Fatalf("written out, it is refused: %v\n%s", err, writeYAML(p))
 		}
@@ -54,7 +56,7 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("written out, it is another policy:\n%s", diff)
 		}
 		for _, m := range probes(p) {
-			for _, class := range labels {
+			for _, class := range append(slices.Clone(labels), flow.Unknown) {
 				for _, confidence := range []float64{0, 0.5, 0.9, 1} {
 					r := flow.Result{Class: class, Confidence: confidence}
 					one, two := p.Decide(m, r), again.Decide(m, r)
@@ -96,11 +98,15 @@ func checkPolicy(t *testing.T, p *Policy) {
 			t.Fatalf("classes %q", r.Classes)
 		}
 		for i, class := range r.Classes {
-			if !slices.Contains(labels, class) || slices.Contains(r.Classes[:i], class) {
+			if !slices.Contains(labels, class) && !(class == flow.Unknown && len(r.Classes) == 1) || slices.Contains(r.Classes[:i], class) {
 				t.Fatalf("classes %q", r.Classes)
 			}
 		}
-		if !(r.MinConfidence > 0 && r.MinConfidence <= 1) || r.Action != Drop || r.TTL < MinTTL || r.TTL > MaxTTL {
+		least := 0.0 // of a threshold of the model, and for unknown
+		if !r.ModelThreshold && r.Classes[0] != flow.Unknown {
+			least = math.SmallestNonzeroFloat64
+		}
+		if !(r.MinConfidence >= least && r.MinConfidence <= 1) || r.Action != Drop || r.TTL < MinTTL || r.TTL > MaxTTL {
 			t.Fatalf("rule %+v", r)
 		}
 		checkMatches(t, r.Except)
@@ -216,8 +222,10 @@ func writeYAML(p *Policy) string {
 	for _, r := range p.Rules {
 		// A quoted name, for it may look like a number; a plain fraction, for
 		// YAML wants a point before an exponent.
-		fmt.Fprintf(&b, "  - name: %q\n    class: [%s]\n    min_confidence: %s\n    action: %s\n    ttl: %s\n",
-			r.Name, strings.Join(r.Classes, ", "), strconv.FormatFloat(r.MinConfidence, 'f', -1, 64), r.Action, r.TTL)
+		fmt.Fprintf(&b, "  - name: %q\n    class: [%s]\n    action: %s\n    ttl: %s\n", r.Name, strings.Join(r.Classes, ", "), r.Action, r.TTL)
+		if !r.ModelThreshold && r.Classes[0] != flow.Unknown {
+			fmt.Fprintf(&b, "    min_confidence: %s\n", strconv.FormatFloat(r.MinConfidence, 'f', -1, 64))
+		}
 		matches("    ", "except", r.Except)
 	}
 	return b.String()

@@ -67,21 +67,57 @@ func (e *Error) Error() string {
 //go:embed default.yaml
 var defaultYAML []byte
 
+// Model is what a policy has to know of the model that decides beside it.
+type Model struct {
+	// Labels are the classes that the model tells apart, flow.Background
+	// included.
+	Labels []string
+	// Thresholds gives for each of them but flow.Background the probability, 0
+	// to 1, that a rule over this class alone asks for when it has no
+	// min_confidence.
+	Thresholds map[string]float64
+	// AnyThreshold is the same for a rule over several classes: the
+	// probability that the flow is one of them.
+	AnyThreshold float64
+	// Unknown says that the model may give the outcome flow.Unknown.
+	Unknown bool
+}
+
+// classes returns what a rule can name, without flow.Unknown.
+func (m *Model) classes() []string {
+	return slices.DeleteFunc(slices.Clone(m.Labels), func(s string) bool { return s == flow.Background })
+}
+
 // DefaultName is the file name in the errors of Default.
 const DefaultName = "default.yaml"
 
-// DefaultYAML returns the text of the policy that Default parses.
-func DefaultYAML() string { return string(defaultYAML) }
+// defaultClasses are what the embedded policy drops if the model knows them:
+// programs made to pass unseen. What administrators use to get in and networks
+// to be joined (ssh, openvpn, wireguard, socks5) has to be named by somebody who
+// knows that it is not needed here.
+var defaultClasses = []string{"shadowsocks", "v2ray", "trojan", "vless", "obfs4"}
 
-// Default returns the embedded policy. As with Parse it is an *Error when the
-// model lacks a class that the policy names.
-func Default(labels []string) (*Policy, error) {
-	return Parse(DefaultName, defaultYAML, labels)
+// DefaultYAML returns the text of the embedded policy for a model with these
+// labels.
+func DefaultYAML(labels []string) string {
+	classes := slices.DeleteFunc(slices.Clone(defaultClasses), func(s string) bool { return !slices.Contains(labels, s) })
+	return strings.Replace(string(defaultYAML), "CLASSES", strings.Join(classes, ", "), 1)
+}
+
+// Default returns the embedded policy for the model. It is an *Error when the
+// model has none of the classes that the policy is about.
+func Default(model *Model) (*Policy, error) {
+	if !slices.ContainsFunc(defaultClasses, func(s string) bool { return slices.Contains(model.Labels, s) }) {
+		return nil, &Error{File: DefaultName, Line: 1, Column: 1, Msg: fmt.Sprintf(
+			"the built-in policy is about %s, and the model has none of them (it has %s); write a policy of your own",
+			strings.Join(defaultClasses, ", "), someOf(model.classes()))}
+	}
+	return Parse(DefaultName, []byte(DefaultYAML(model.Labels)), model)
 }
 
 // Load reads and parses the policy file at path. The error is an *Error where
 // the text is wrong, and else wraps the one of the file system.
-func Load(path string, labels []string) (*Policy, error) {
+func Load(path string, model *Model) (*Policy, error) {
 	file, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("read policy: %w", err)
@@ -91,14 +127,15 @@ func Load(path string, labels []string) (*Policy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read policy: %w", err)
 	}
-	return Parse(path, data, labels)
+	return Parse(path, data, model)
 }
 
 // Parse parses the text of a policy file. Name stands for the file in errors.
-// Labels are the classes that the model knows; nil accepts any class. Every
-// error is an *Error.
-func Parse(name string, data []byte, labels []string) (*Policy, error) {
-	d := &decoder{file: oneLine(name), labels: labels}
+// The rules may name the classes of model, and take from it the min_confidence
+// that they lack; with nil they may name any class, but need a min_confidence.
+// Every error is an *Error.
+func Parse(name string, data []byte, model *Model) (*Policy, error) {
+	d := &decoder{file: oneLine(name), model: model}
 	body, err := d.read(data)
 	if err != nil {
 		return nil, err
@@ -110,8 +147,8 @@ func Parse(name string, data []byte, labels []string) (*Policy, error) {
 // on structs, because every mistake, missing keys included, is to be shown
 // with its place.
 type decoder struct {
-	file   string
-	labels []string
+	file  string
+	model *Model // nil: not known
 }
 
 func (d *decoder) errorAt(line, column int, format string, args ...any) error {
@@ -551,7 +588,7 @@ func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 		what = "rule " + r.Name
 	}
 	for _, required := range []struct{ key, example string }{
-		{"class", "shadowsocks"}, {"min_confidence", "0.9"}, {"action", "drop"}, {"ttl", "10m"},
+		{"class", "shadowsocks"}, {"action", "drop"}, {"ttl", "10m"},
 	} {
 		if _, ok := keys[required.key]; !ok {
 			return r, at, d.errorIn(n, "%s has no %s; add one, for example \"%s: %s\"", what, required.key, required.key, required.example)
@@ -560,7 +597,21 @@ func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 	if r.Classes, err = d.classes(keys["class"]); err != nil {
 		return r, at, err
 	}
-	if r.MinConfidence, err = d.confidence(keys["min_confidence"]); err != nil {
+	confidence, hasConfidence := keys["min_confidence"]
+	switch unknown := r.Classes[0] == flow.Unknown; {
+	case unknown && hasConfidence:
+		err = d.errorOn(confidence.key, "class %s is the outcome when no class is likely enough, so there is no confidence in it; take min_confidence out", quote(flow.Unknown))
+	case unknown:
+	case hasConfidence:
+		r.MinConfidence, err = d.confidence(confidence)
+	case d.model == nil:
+		err = d.errorIn(n, "%s has no min_confidence, and no model is known to take it from; add one, for example \"min_confidence: 0.9\"", what)
+	case len(r.Classes) == 1:
+		r.MinConfidence, r.ModelThreshold = d.model.Thresholds[r.Classes[0]], true
+	default:
+		r.MinConfidence, r.ModelThreshold = d.model.AnyThreshold, true
+	}
+	if err != nil {
 		return r, at, err
 	}
 	if r.Action, err = d.action(keys["action"]); err != nil {
@@ -594,9 +645,17 @@ func (d *decoder) classes(e entry) ([]string, error) {
 			return nil, d.errorOn(at, "class %s is everything that is not a wanted class and can't be named in a rule; take it out", quote(class))
 		case class == "":
 			return nil, d.errorOn(at, "class is empty; name a class of the model")
-		case d.labels != nil && !slices.Contains(d.labels, class):
-			known := slices.DeleteFunc(slices.Clone(d.labels), func(s string) bool { return s == flow.Background })
-			return nil, d.errorOn(at, "the model has no class %s%s; it has %s", quote(class), didYouMean(class, known), someOf(known))
+		case class == flow.Unknown && len(nodes) > 1:
+			return nil, d.errorOn(at, "class %s is the outcome when no class is likely enough and can't stand beside others; give it a rule of its own", quote(class))
+		case class == flow.Unknown && d.model != nil && !d.model.Unknown:
+			return nil, d.errorOn(at, "class %s never comes: this model always decides for one of its classes, which are %s; take the rule out", quote(class), someOf(d.model.classes()))
+		case class != flow.Unknown && d.model != nil && !slices.Contains(d.model.Labels, class):
+			known := d.model.classes()
+			words := known
+			if d.model.Unknown {
+				words = append(words, flow.Unknown)
+			}
+			return nil, d.errorOn(at, "the model has no class %s%s; it has %s", quote(class), didYouMean(class, words), someOf(known))
 		case slices.Contains(classes, class):
 			return nil, d.errorOn(at, "class %s is named twice; keep one of them", quote(class))
 		}

@@ -62,6 +62,16 @@ func TestParse(t *testing.T) {
 			r.Except = []Match{{Prefix: prefix("10.0.0.0/8")}, {Ports: []PortRange{{8388, 8388}}}}
 		})},
 		{"several classes", strings.Replace(ruleYAML, "v2ray", "[v2ray, tor]", 1) + "}]", with(func(r *Rule) { r.Classes = []string{"v2ray", "tor"} })},
+		{"the model's threshold of one class", strings.Replace(ruleYAML, "min_confidence: 0.9, ", "", 1) + "}]",
+			with(func(r *Rule) { r.MinConfidence, r.ModelThreshold = 0.7, true })},
+		{"a threshold of 0", "rules: [{class: [tor], action: drop, ttl: 10m}]",
+			with(func(r *Rule) { r.Classes, r.MinConfidence, r.ModelThreshold = []string{"tor"}, 0, true })},
+		{"the model's threshold of several classes", "rules: [{class: [v2ray, tor], action: drop, ttl: 10m}]",
+			with(func(r *Rule) { r.Classes, r.MinConfidence, r.ModelThreshold = []string{"v2ray", "tor"}, 0.95, true })},
+		{"unknown", "rules: [{class: unknown, action: drop, ttl: 10m}]",
+			with(func(r *Rule) { r.Classes, r.MinConfidence = []string{"unknown"}, 0 })},
+		{"unknown in a list", "rules: [{class: [unknown], action: drop, ttl: 10m}]",
+			with(func(r *Rule) { r.Classes, r.MinConfidence = []string{"unknown"}, 0 })},
 		{"confidence 1", strings.Replace(ruleYAML, "0.9", "1", 1) + "}]", with(func(r *Rule) { r.MinConfidence = 1 })},
 		{"confidence .5", strings.Replace(ruleYAML, "0.9", ".5", 1) + "}]", with(func(r *Rule) { r.MinConfidence = 0.5 })},
 		{"confidence with exponent", strings.Replace(ruleYAML, "0.9", "9.0e-1", 1) + "}]", with(func(*Rule) {})},
@@ -71,7 +81,7 @@ func TestParse(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := Parse("p.yaml", []byte(tt.text), labels)
+			got, err := Parse("p.yaml", []byte(tt.text), model)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -205,10 +215,9 @@ func TestParseErrors(t *testing.T) {
 		{"rule is text", "rules:\n  - drop v2ray", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, except, but is text"},
 		{"rule is nothing", "rules:\n  -\n", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, except, but is nothing"},
 		{"no class", rule("    class: v2ray\n", ""), `2:5: rule a has no class; add one, for example "class: shadowsocks"`},
-		{"no confidence", rule("    min_confidence: 0.9\n", ""), `2:5: rule a has no min_confidence; add one, for example "min_confidence: 0.9"`},
 		{"no action", rule("    action: drop\n", ""), `2:5: rule a has no action; add one, for example "action: drop"`},
 		{"no ttl", rule("    ttl: 10m\n", ""), `2:5: rule a has no ttl; add one, for example "ttl: 10m"`},
-		{"unnamed second rule", rule("ttl: 10m\n", "ttl: 10m\n  - class: tor\n"), `7:5: rule 2 has no min_confidence; add one, for example "min_confidence: 0.9"`},
+		{"unnamed second rule", rule("ttl: 10m\n", "ttl: 10m\n  - class: tor\n"), `7:5: rule 2 has no action; add one, for example "action: drop"`},
 		{"name is taken", "rules:\n" + strings.Repeat("  - {name: b, class: tor, min_confidence: 1, action: drop, ttl: 1m}\n", 2),
 			`3:12: the name "b" is taken by the rule of line 2; give this rule another name`},
 		{"default name is taken", "rules:\n  - {name: rule-2, class: tor, min_confidence: 1, action: drop, ttl: 1m}\n  - {class: tor, min_confidence: 1, action: drop, ttl: 1m}\n",
@@ -221,6 +230,10 @@ func TestParseErrors(t *testing.T) {
 		{"mistyped class in a list", rule("v2ray", "[v2ray, shadowsock]"), `3:20: the model has no class "shadowsock", did you mean shadowsocks?; it has shadowsocks, v2ray, tor`},
 		{"class in the wrong case", rule("v2ray", "V2Ray"), `3:12: the model has no class "V2Ray", did you mean v2ray?; it has shadowsocks, v2ray, tor`},
 		{"background", rule("v2ray", "[v2ray, background]"), `3:20: class "background" is everything that is not a wanted class and can't be named in a rule; take it out`},
+		{"unknown beside a class", rule("v2ray", "[v2ray, unknown]"), `3:20: class "unknown" is the outcome when no class is likely enough and can't stand beside others; give it a rule of its own`},
+		{"unknown twice", rule("v2ray", "[unknown, unknown]"), `3:13: class "unknown" is the outcome when no class is likely enough and can't stand beside others; give it a rule of its own`},
+		{"unknown in the wrong case", rule("v2ray", "Unknown"), `3:12: the model has no class "Unknown", did you mean unknown?; it has shadowsocks, v2ray, tor`},
+		{"unknown with a confidence", rule("v2ray", "unknown"), "4:5: class \"unknown\" is the outcome when no class is likely enough, so there is no confidence in it; take min_confidence out"},
 		{"class twice", rule("v2ray", "[v2ray, tor, v2ray]"), `3:25: class "v2ray" is named twice; keep one of them`},
 		{"empty list of classes", rule("v2ray", "[]"), "3:12: class is an empty list; name at least one"},
 		{"empty class", rule("v2ray", "''"), "3:12: class is empty; name a class of the model"},
@@ -255,7 +268,7 @@ func TestParseErrors(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			p, err := Parse("p.yaml", []byte(tt.text), labels)
+			p, err := Parse("p.yaml", []byte(tt.text), model)
 			if err == nil {
 				t.Fatalf("accepted as %+v", p)
 			}
@@ -280,7 +293,7 @@ func TestParseAcceptsManyRules(t *testing.T) {
 	for range 1000 {
 		text.WriteString("  - class: v2ray\n    min_confidence: 0.9\n    action: drop\n    ttl: 10m\n    except:\n      - port: 1\n        cidr: 10.0.0.0/8\n")
 	}
-	p, err := Parse("p.yaml", []byte(text.String()), labels)
+	p, err := Parse("p.yaml", []byte(text.String()), model)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -289,7 +302,7 @@ func TestParseAcceptsManyRules(t *testing.T) {
 	}
 }
 
-func TestParseWithoutLabelsAcceptsAnyClassButBackground(t *testing.T) {
+func TestParseWithoutModelAcceptsAnyClassButBackground(t *testing.T) {
 	text := "rules: [{class: anything, min_confidence: 0.5, action: drop, ttl: 1m}]"
 	if _, err := Parse("p.yaml", []byte(text), nil); err != nil {
 		t.Error(err)
@@ -298,8 +311,38 @@ func TestParseWithoutLabelsAcceptsAnyClassButBackground(t *testing.T) {
 		t.Error("background was accepted")
 	}
 	// A model without wanted classes is not the same as no model.
-	_, err := Parse("p.yaml", []byte(text), []string{"background"})
+	_, err := Parse("p.yaml", []byte(text), &Model{Labels: []string{"background"}})
 	if want := `p.yaml:1:17: the model has no class "anything"; it has none`; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+func TestParseWithoutModelNeedsAConfidence(t *testing.T) {
+	for text, want := range map[string]string{
+		"rules: [{class: unknown, action: drop, ttl: 1m}]":                       "",
+		"rules: [{class: a, min_confidence: 0.5, action: drop, ttl: 1m}]":        "",
+		"rules: [{class: a, action: drop, ttl: 1m}]":                             `p.yaml:1:9: rule 1 has no min_confidence, and no model is known to take it from; add one, for example "min_confidence: 0.9"`,
+		"rules: [{class: [a, b], name: two, action: drop, ttl: 1m}]":             `p.yaml:1:9: rule two has no min_confidence, and no model is known to take it from; add one, for example "min_confidence: 0.9"`,
+		"rules: [{class: unknown, min_confidence: 1, action: drop, ttl: 1m}]":    "p.yaml:1:26: class \"unknown\" is the outcome when no class is likely enough, so there is no confidence in it; take min_confidence out",
+		"rules: [{class: unknown, min_confidence: null, action: drop, ttl: 1m}]": "p.yaml:1:26: class \"unknown\" is the outcome when no class is likely enough, so there is no confidence in it; take min_confidence out",
+	} {
+		_, err := Parse("p.yaml", []byte(text), nil)
+		got := ""
+		if err != nil {
+			got = err.Error()
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", text, got, want)
+		}
+	}
+}
+
+func TestParseRefusesUnknownOfAModelThatAlwaysDecides(t *testing.T) {
+	decided := *model
+	decided.Unknown = false
+	_, err := Parse("p.yaml", []byte("rules: [{class: unknown, action: drop, ttl: 1m}]"), &decided)
+	const want = `p.yaml:1:17: class "unknown" never comes: this model always decides for one of its classes, which are shadowsocks, v2ray, tor; take the rule out`
+	if err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 }
@@ -323,33 +366,34 @@ func TestLoad(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	p, err := Load(good, labels)
+	p, err := Load(good, model)
 	if err != nil || p.Mode != Enforce {
 		t.Errorf("Load = %+v, %v", p, err)
 	}
 	for _, path := range []string{bad, big} {
 		var e *Error
-		if _, err := Load(path, labels); !errors.As(err, &e) || e.File != path {
+		if _, err := Load(path, model); !errors.As(err, &e) || e.File != path {
 			t.Errorf("Load(%s) = %v, want an *Error that names the file", path, err)
 		}
 	}
-	if _, err := Load(filepath.Join(dir, "none.yaml"), labels); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := Load(filepath.Join(dir, "none.yaml"), model); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("missing file: %v", err)
 	}
-	if _, err := Load(dir, labels); err == nil || !strings.HasPrefix(err.Error(), "read policy: ") {
+	if _, err := Load(dir, model); err == nil || !strings.HasPrefix(err.Error(), "read policy: ") {
 		t.Errorf("folder: %v", err)
 	}
 }
 
 func TestDefault(t *testing.T) {
-	p, err := Default([]string{"background", "shadowsocks", "v2ray"})
+	p, err := Default(model)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if p.Mode != Monitor {
 		t.Errorf("mode %s; the default must not drop", p.Mode)
 	}
-	want := []Rule{{Name: "tunnels", Classes: []string{"shadowsocks", "v2ray"}, MinConfidence: 0.9, Action: Drop, TTL: 10 * time.Minute}}
+	// The model's tor is not among them: the built-in policy is about what it names.
+	want := []Rule{{Name: "tunnels", Classes: []string{"shadowsocks", "v2ray"}, MinConfidence: 0.95, ModelThreshold: true, Action: Drop, TTL: 10 * time.Minute}}
 	if diff := cmp.Diff(want, p.Rules, comparePolicies); diff != "" {
 		t.Errorf("rules (-want +got):\n%s", diff)
 	}
@@ -363,13 +407,23 @@ func TestDefault(t *testing.T) {
 			t.Errorf("%s is on the allow-list", addr)
 		}
 	}
+	// It names what the model has, and never what somebody may log in with.
+	p, err = Default(&Model{Labels: []string{"background", "ssh", "obfs4", "wireguard"}, Thresholds: map[string]float64{"obfs4": 0.6}, AnyThreshold: 0.9})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := p.Rules[0]; !slices.Equal(r.Classes, []string{"obfs4"}) || r.MinConfidence != 0.6 {
+		t.Errorf("rule for a model that has obfs4: %+v", r)
+	}
 	var e *Error
-	if _, err := Default([]string{"background", "shadowsocks"}); !errors.As(err, &e) || e.File != DefaultName {
-		t.Errorf("a model without v2ray: %v", err)
+	_, err = Default(&Model{Labels: []string{"background", "ssh"}})
+	const none = "default.yaml:1:1: the built-in policy is about shadowsocks, v2ray, trojan, vless, obfs4, and the model has none of them (it has ssh); write a policy of your own"
+	if !errors.As(err, &e) || err.Error() != none {
+		t.Errorf("a model with none of the classes: %v", err)
 	}
 	// What the comments offer has to be right as well.
-	text := DefaultYAML()
-	for _, comment := range []string{"- cidr: 192.0.2.0/24", "  side: initiator", "  port: 22", "except:", "  - cidr: 10.0.0.0/8", "  - port: 8388"} {
+	text := DefaultYAML(labels)
+	for _, comment := range []string{"min_confidence: 0.9", "- cidr: 192.0.2.0/24", "  side: initiator", "  port: 22", "except:", "  - cidr: 10.0.0.0/8", "  - port: 8388"} {
 		if !strings.Contains(text, "# "+comment+"\n") {
 			t.Fatalf("default.yaml has no comment %q", comment)
 		}

@@ -12,7 +12,10 @@
 //     at least the rule's min_confidence, and none of its exceptions matches.
 //     The first rule that takes the flow decides. They are added because a rule
 //     with two classes asks whether the flow is one of them, not which: classes
-//     that are hard to tell apart share the probability between them.
+//     that are hard to tell apart share the probability between them. So where
+//     the outcome is flow.Unknown, as no class is likely enough by itself, a rule
+//     with several classes is asked if one of them is the likeliest. A rule that
+//     names flow.Unknown takes every flow with this outcome.
 //  3. Otherwise the flow passes.
 //
 // A rule that names the class but does not take the flow (confidence too low,
@@ -100,10 +103,10 @@ type Decision struct {
 	// prints it, when the allow-list decided, and empty when no rule names
 	// the class.
 	Rule  string
-	Class string // the predicted class
+	Class string // the predicted class, or flow.Unknown
 	// Confidence, 0 to 1, is what was compared with min_confidence: the
 	// probability that the flow is of one of the classes of Rule. Where no rule
-	// was asked it is that of Class.
+	// was asked, or one for flow.Unknown, it is that of the likeliest class.
 	Confidence float64
 	TTL        time.Duration // how long the block is to last; 0 for Pass
 	Reason     string        // one of the Reason constants
@@ -210,12 +213,17 @@ func matchesAny(list []Match, initiator netip.Addr, responder netip.AddrPort) in
 
 // Rule is one rule of a policy.
 type Rule struct {
-	Name          string   // unique in its policy
-	Classes       []string // labels of the model, at least one, no duplicate
-	MinConfidence float64  // above 0, at most 1
-	Action        Action   // always Drop: what no rule takes passes anyway
-	TTL           time.Duration
-	Except        []Match
+	Name string // unique in its policy
+	// Classes are labels of the model, at least one, no duplicate; or
+	// flow.Unknown alone.
+	Classes       []string
+	MinConfidence float64 // 0 to 1; 0 for flow.Unknown
+	// ModelThreshold is true where MinConfidence is the model's threshold, as
+	// the rule has none of its own.
+	ModelThreshold bool
+	Action         Action // always Drop: what no rule takes passes anyway
+	TTL            time.Duration
+	Except         []Match
 }
 
 // Policy is a checked policy. It is made by Load, Parse or Default and must
@@ -226,11 +234,25 @@ type Policy struct {
 	Rules []Rule
 }
 
+// asks reports whether the rule is about flows with this result.
+func (rule *Rule) asks(r *flow.Result) bool {
+	if r.Class == flow.Unknown && len(rule.Classes) > 1 && len(r.Scores) > 0 && len(r.Scores) == len(r.Labels) {
+		likeliest := 0
+		for i, p := range r.Scores {
+			if p > r.Scores[likeliest] {
+				likeliest = i
+			}
+		}
+		return slices.Contains(rule.Classes, r.Labels[likeliest])
+	}
+	return slices.Contains(rule.Classes, r.Class)
+}
+
 // confidence returns the probability that a flow is of one of the rule's classes,
 // at most 1: rounding must not carry a sum over it. A result without scores knows
-// the predicted class's only.
+// the predicted class's only; flow.Unknown has no probability of its own.
 func (rule *Rule) confidence(r *flow.Result) float64 {
-	if len(r.Scores) == 0 || len(r.Scores) != len(r.Labels) {
+	if len(r.Scores) == 0 || len(r.Scores) != len(r.Labels) || rule.Classes[0] == flow.Unknown {
 		return r.Confidence
 	}
 	var sum float64
@@ -260,7 +282,7 @@ func (p *Policy) Decide(m *flow.Meta, r flow.Result) Decision {
 	}
 	for i := range p.Rules {
 		rule := &p.Rules[i]
-		if !slices.Contains(rule.Classes, r.Class) {
+		if !rule.asks(&r) {
 			continue
 		}
 		confidence, why := rule.confidence(&r), ReasonRule

@@ -17,6 +17,13 @@ import (
 
 var labels = []string{"background", "shadowsocks", "v2ray", "tor"}
 
+var model = &Model{
+	Labels:       labels,
+	Thresholds:   map[string]float64{"shadowsocks": 0.8, "v2ray": 0.7, "tor": 0},
+	AnyThreshold: 0.95,
+	Unknown:      true,
+}
+
 // meta describes a TCP flow from initiator to responder.
 func meta(initiator, responder string) *flow.Meta {
 	key, isLo := flow.NewKey(netip.MustParseAddrPort(initiator), netip.MustParseAddrPort(responder), flow.TCP, 0, 0)
@@ -25,7 +32,7 @@ func meta(initiator, responder string) *flow.Meta {
 
 func mustParse(tb testing.TB, text string) *Policy {
 	tb.Helper()
-	p, err := Parse("test.yaml", []byte(text), labels)
+	p, err := Parse("test.yaml", []byte(text), model)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -104,6 +111,51 @@ func TestDecideAddsUpTheClassesOfARule(t *testing.T) {
 				t.Errorf("decision (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// The outcome unknown means that no class is likely enough by itself. Only a rule
+// that names it, or one over several classes, has a say then.
+func TestDecideUnknown(t *testing.T) {
+	const both = "  - {name: both, class: [shadowsocks, v2ray], min_confidence: 0.9, action: drop, ttl: 10m}\n"
+	const one = "  - {name: one, class: shadowsocks, min_confidence: 0.1, action: drop, ttl: 10m}\n"
+	const unknown = "  - {name: strange, class: unknown, action: drop, ttl: 1h, except: [{port: 53}]}\n"
+	drop := func(rule string, ttl time.Duration, confidence float64) Decision {
+		return Decision{Action: Drop, Rule: rule, Confidence: confidence, TTL: ttl, Reason: ReasonRule}
+	}
+	for _, tt := range []struct {
+		name, rules string
+		port        string
+		scores      []float64 // background, shadowsocks, v2ray, tor
+		want        Decision
+	}{
+		{"no rule names it", one, "443", []float64{0.2, 0.4, 0.3, 0.1}, Decision{Confidence: 0.4, Reason: ReasonNoRule}},
+		{"a rule names it", one + unknown, "443", []float64{0.2, 0.4, 0.3, 0.1}, drop("strange", time.Hour, 0.4)},
+		{"background is the likeliest", unknown, "443", []float64{0.4, 0.2, 0.3, 0.1}, drop("strange", time.Hour, 0.4)},
+		{"an exception", unknown, "53", []float64{0.4, 0.2, 0.3, 0.1}, Decision{Rule: "strange", Confidence: 0.4, Reason: ReasonException}},
+		{"several classes are likely enough together", both + unknown, "443", []float64{0.04, 0.47, 0.47, 0.02}, drop("both", 10*time.Minute, 0.94)},
+		{"several classes are not", both, "443", []float64{0.2, 0.4, 0.3, 0.1}, Decision{Rule: "both", Confidence: 0.7, Reason: ReasonLowConfidence}},
+		{"several classes are not, and another rule names it", both + unknown, "443", []float64{0.2, 0.4, 0.3, 0.1}, drop("strange", time.Hour, 0.4)},
+		{"the likeliest is none of the several", both, "443", []float64{0, 0.3, 0.3, 0.4}, Decision{Confidence: 0.4, Reason: ReasonNoRule}},
+		{"not a number", both, "443", []float64{0, math.NaN(), 0.3, 0.4}, Decision{Confidence: 0.4, Reason: ReasonNoRule}},
+		{"without scores", both + unknown, "443", nil, drop("strange", time.Hour, 0.4)},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := mustParse(t, "rules:\n"+tt.rules)
+			r := flow.Result{Class: flow.Unknown, Confidence: 0.4, Labels: labels, Scores: tt.scores}
+			tt.want.Class = flow.Unknown
+			got := p.Decide(meta("10.0.0.2:40000", "198.51.100.7:"+tt.port), r)
+			near := cmp.Comparer(func(a, b float64) bool { return math.Abs(a-b) < 1e-12 })
+			if diff := cmp.Diff(tt.want, got, near); diff != "" {
+				t.Errorf("decision (-want +got):\n%s", diff)
+			}
+		})
+	}
+	// The other way round: a flow with a class is not unknown.
+	p := mustParse(t, "rules:\n"+unknown)
+	got := p.Decide(meta("10.0.0.2:40000", "198.51.100.7:443"), flow.Result{Class: "shadowsocks", Confidence: 0.1})
+	if want := (Decision{Class: "shadowsocks", Confidence: 0.1, Reason: ReasonNoRule}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
 	}
 }
 
@@ -289,7 +341,7 @@ func TestMode(t *testing.T) {
 }
 
 func BenchmarkDecide(b *testing.B) {
-	def, err := Default(nil)
+	def, err := Default(model)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -113,7 +113,7 @@ func attach(c *cli.Context) error {
 	}
 	defer engine.Close()
 	manifest := engine.Manifest()
-	pol, err := loadPolicy(c.String("policy"), manifest.Labels)
+	pol, err := loadPolicy(c.String("policy"), policyModel(manifest))
 	if err != nil {
 		return err
 	}

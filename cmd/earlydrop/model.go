@@ -35,6 +35,9 @@ as attach and replay check it, but not run: ONNX Runtime is not needed.
 The figures were measured on traffic that the model had not seen in training;
 the ranges are 95 % confidence intervals. They hold for that traffic only.
 
+A policy rule without min_confidence asks for the threshold of its label or, when
+it names several, for the any threshold, to be reached by the sum of theirs.
+
 Examples:
    earlydrop model info
    earlydrop model info my.onnx --json | jq .labels`,
@@ -137,6 +140,10 @@ func (d modelDescription) print(w io.Writer) error {
 	for i, channel := range d.Channels {
 		channels[i] = channel.String()
 	}
+	unknown := "never"
+	if d.Unknown > 0 {
+		unknown = "when the likeliest label is below " + strconv.FormatFloat(d.Unknown, 'g', 6, 64)
+	}
 	for _, row := range [][2]string{
 		{"model", d.Name + " " + d.Version},
 		{"file", fmt.Sprintf("%s, %d bytes, sha256 %s", d.File, d.Bytes, d.SHA256)},
@@ -145,6 +152,8 @@ func (d modelDescription) print(w io.Writer) error {
 		{"input", fmt.Sprintf("%dx%d, channels %s", classifier.ImageSide, classifier.ImageSide, strings.Join(channels, ", "))},
 		{"mask", d.Mask.String()},
 		{"temperature", strconv.FormatFloat(d.Temperature, 'g', 6, 64)},
+		{"any threshold", strconv.FormatFloat(d.AnyThreshold, 'g', 6, 64)},
+		{"unknown", unknown},
 	} {
 		fmt.Fprintf(t, "%s\t%s\n", row[0], row[1])
 	}

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/earlydrop/earlydrop/models"
 )
 
 const tinyModel = "../../classifier/testdata/tiny.onnx"
@@ -20,7 +22,7 @@ func TestModelInfoPrintsContract(t *testing.T) {
 		t.Fatalf("code %d, stderr %q", code, stderr)
 	}
 	for _, want := range []string{"test 0.1.0", tinyModel, "sha256:000000", "32x32, channels byte", "strict",
-		"temperature  1.5\n", "\nbackground   -\n", "\nshadowsocks  0.9\n", "\nv2ray        0.8\n", "figures: {}"} {
+		"temperature    1.5\n", "any threshold  0.9\n", "unknown        never\n", "\nbackground   -\n", "\nshadowsocks  0.9\n", "\nv2ray        0.8\n", "figures: {}"} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("stdout lacks %q:\n%s", want, stdout)
 		}
@@ -47,7 +49,7 @@ func TestModelInfoJSON(t *testing.T) {
 	want := map[string]any{
 		"file": tinyModel, "bytes": float64(info.Size()), "format": 1.0, "name": "test", "version": "0.1.0",
 		"labels": []any{"background", "shadowsocks", "v2ray"}, "channels": []any{"byte"}, "mask": "strict",
-		"temperature": 1.5, "thresholds": map[string]any{"shadowsocks": 0.9, "v2ray": 0.8},
+		"temperature": 1.5, "thresholds": map[string]any{"shadowsocks": 0.9, "v2ray": 0.8}, "any_threshold": 0.9, "unknown": 0.0,
 		"training_data": "sha256:" + strings.Repeat("0", 64), "figures": map[string]any{}, "created_by": "make_models.py",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -55,9 +57,17 @@ func TestModelInfoJSON(t *testing.T) {
 	}
 }
 
+func TestModelInfoPrintsWhenTheOutcomeIsUnknown(t *testing.T) {
+	code, stdout, stderr := runForTest("model", "info", writeFile(t, "m.onnx", boundedModel(t)))
+	if code != exitOK || stderr != "" || !strings.Contains(stdout, "any threshold  0.85\n") ||
+		!strings.Contains(stdout, "unknown        when the likeliest label is below 0.5\n") {
+		t.Errorf("code %d, stderr %q, stdout:\n%s", code, stderr, stdout)
+	}
+}
+
 func TestModelInfoOfShippedModel(t *testing.T) {
 	code, stdout, stderr := runForTest("model", "info")
-	if code != exitOK || stderr != "" || !strings.Contains(stdout, "paper.onnx") || !strings.Contains(stdout, "shadowsocks") {
+	if code != exitOK || stderr != "" || !strings.Contains(stdout, models.DefaultName) || !strings.Contains(stdout, "shadowsocks") {
 		t.Errorf("code %d, stderr %q, stdout:\n%s", code, stderr, stdout)
 	}
 }

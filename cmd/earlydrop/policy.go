@@ -13,6 +13,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/models"
 	"github.com/earlydrop/earlydrop/policy"
 )
@@ -28,7 +29,10 @@ func policyCommand() *cli.Command {
 				ArgsUsage: "FILE",
 				Description: `Reads FILE as attach and replay do. A mistake is shown as one line,
 FILE:LINE:COLUMN, and the exit code is 2. The classes have to be labels of the
-shipped model, or of the one that --model names.
+shipped model, or of the one that --model names. A rule without min_confidence
+asks for the model's own threshold: that of its class or, when it names several,
+the any_threshold, which is about the sum of their probabilities. A rule may
+name the class unknown, alone, for flows of which no class is likely enough.
 
 Examples:
    earlydrop policy check /etc/earlydrop/policy.yaml
@@ -50,7 +54,11 @@ Example:
 					if err := requireArgs(c, 0, 0, ""); err != nil {
 						return err
 					}
-					_, err := io.WriteString(c.App.Writer, policy.DefaultYAML())
+					model, err := readPolicyModel("")
+					if err != nil {
+						return err
+					}
+					_, err = io.WriteString(c.App.Writer, policy.DefaultYAML(model.Labels))
 					return err
 				},
 			},
@@ -63,14 +71,14 @@ func checkPolicy(c *cli.Context) error {
 		return err
 	}
 	path := c.Args().First()
-	labels, err := modelLabels(c.String("model"))
+	model, err := readPolicyModel(c.String("model"))
 	if err != nil {
 		return err
 	}
 	if path == "" {
 		return badInput("policy check needs FILE, but its name is empty")
 	}
-	p, err := loadPolicy(path, labels)
+	p, err := loadPolicy(path, model)
 	if err != nil {
 		return err
 	}
@@ -78,9 +86,14 @@ func checkPolicy(c *cli.Context) error {
 	return err
 }
 
-// modelLabels returns the labels of the model file at path, or of the shipped
+// policyModel returns what a policy has to know of a model.
+func policyModel(m *classifier.Manifest) *policy.Model {
+	return &policy.Model{Labels: m.Labels, Thresholds: m.Thresholds, AnyThreshold: m.AnyThreshold, Unknown: m.Unknown > 0}
+}
+
+// readPolicyModel is policyModel of the model file at path, or of the shipped
 // model when path is empty. It needs no ONNX Runtime. Every error is bad input.
-func modelLabels(path string) ([]string, error) {
+func readPolicyModel(path string) (*policy.Model, error) {
 	var manifest *classifier.Manifest
 	var err error
 	if path == "" {
@@ -91,17 +104,17 @@ func modelLabels(path string) ([]string, error) {
 	if err != nil {
 		return nil, asBadInput(err)
 	}
-	return manifest.Labels, nil
+	return policyModel(manifest), nil
 }
 
 // loadPolicy reads the policy file at path, or the embedded one when path is
 // empty. Every error is bad input.
-func loadPolicy(path string, labels []string) (*policy.Policy, error) {
+func loadPolicy(path string, model *policy.Model) (*policy.Policy, error) {
 	if path == "" {
-		p, err := policy.Default(labels)
+		p, err := policy.Default(model)
 		return p, asBadInput(err)
 	}
-	p, err := policy.Load(path, labels)
+	p, err := policy.Load(path, model)
 	return p, asBadInput(err)
 }
 
@@ -125,9 +138,15 @@ func describePolicy(p *policy.Policy) string {
 		if i == 0 {
 			otherwise = ""
 		}
-		fmt.Fprintf(&b, "%srule %s: %s %s for %s when the confidence is at least %s\n",
-			otherwise, rule.Name, rule.Action, orList(rule.Classes), shortDuration(rule.TTL),
-			strconv.FormatFloat(rule.MinConfidence, 'f', -1, 64))
+		when := "when the confidence is at least " + strconv.FormatFloat(rule.MinConfidence, 'f', -1, 64)
+		switch {
+		case rule.Classes[0] == flow.Unknown:
+			when = "whatever is the likeliest class"
+		case rule.ModelThreshold:
+			when += " (the model's threshold)"
+		}
+		fmt.Fprintf(&b, "%srule %s: %s %s for %s %s\n",
+			otherwise, rule.Name, rule.Action, orList(rule.Classes), shortDuration(rule.TTL), when)
 		for j := range rule.Except {
 			fmt.Fprintf(&b, "  except %s\n", matchInWords(&rule.Except[j]))
 		}

@@ -3,11 +3,15 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/earlydrop/earlydrop/models"
 	"github.com/earlydrop/earlydrop/policy"
@@ -20,6 +24,26 @@ func writeFile(t *testing.T, name, text string) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// boundedModel returns the tiny model with an any_threshold of 0.85 and the
+// outcome unknown below 0.5.
+func boundedModel(t testing.TB) string {
+	t.Helper()
+	onnx, err := os.ReadFile(tinyModel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, property := range [][2]string{{"any_threshold", "0.85"}, {"unknown", "0.5"}} {
+		var entry []byte
+		entry = protowire.AppendTag(entry, 1, protowire.BytesType) // StringStringEntryProto.key
+		entry = protowire.AppendString(entry, "earlydrop."+property[0])
+		entry = protowire.AppendTag(entry, 2, protowire.BytesType) // .value
+		entry = protowire.AppendString(entry, property[1])
+		onnx = protowire.AppendTag(onnx, 14, protowire.BytesType) // ModelProto.metadata_props
+		onnx = protowire.AppendBytes(onnx, entry)
+	}
+	return string(onnx)
 }
 
 func TestPolicyCheckSaysWhatThePolicyDoes(t *testing.T) {
@@ -47,6 +71,15 @@ rules:
     min_confidence: 1
     action: drop
     ttl: 90s
+  - class: v2ray
+    action: drop
+    ttl: 1m
+  - class: [v2ray, shadowsocks]
+    action: drop
+    ttl: 1m
+  - class: unknown
+    action: drop
+    ttl: 1m
 `, `mode monitor: decides and logs, drops nothing
 always pass flows
   from or to 192.0.2.0/24
@@ -56,6 +89,9 @@ rule tunnels: drop shadowsocks or v2ray for 1h when the confidence is at least 0
   except to 10.0.0.0/8
   except to port 8388
 otherwise rule rule-2: drop v2ray for 1m30s when the confidence is at least 1
+otherwise rule rule-3: drop v2ray for 1m when the confidence is at least 0.8 (the model's threshold)
+otherwise rule rule-4: drop v2ray or shadowsocks for 1m when the confidence is at least 0.85 (the model's threshold)
+otherwise rule rule-5: drop unknown for 1m whatever is the likeliest class
 everything else passes
 `},
 		{"a rule behind one that takes all", `
@@ -73,9 +109,10 @@ everything else passes
 note: rule late never decides: a rule above it takes all of its flows
 `},
 	}
+	model := writeFile(t, "m.onnx", boundedModel(t))
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			code, stdout, stderr := runForTest("policy", "check", writeFile(t, "p.yaml", tt.text))
+			code, stdout, stderr := runForTest("policy", "check", "--model", model, writeFile(t, "p.yaml", tt.text))
 			if code != exitOK || stderr != "" {
 				t.Errorf("code %d, stderr %q", code, stderr)
 			}
@@ -119,10 +156,14 @@ func TestPolicyCheckRefusesFilesItCanNotRead(t *testing.T) {
 
 // The shipped model and the one of --model know different classes.
 func TestPolicyCheckTakesTheLabelsFromTheModel(t *testing.T) {
-	const shipped = "the model has no class \"vpn-2\"; it has shadowsocks, v2ray\n"
+	shipped, err := readPolicyModel("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	has := strings.Join(slices.DeleteFunc(slices.Clone(shipped.Labels), func(s string) bool { return s == "background" }), ", ")
 	path := writeFile(t, "p.yaml", "rules: [{class: vpn-2, min_confidence: 0.9, action: drop, ttl: 10m}]")
 	code, stdout, stderr := runForTest("policy", "check", path)
-	if want := "earlydrop: " + path + ":1:17: " + shipped; code != exitBadInput || stdout != "" || stderr != want {
+	if want := "earlydrop: " + path + ":1:17: the model has no class \"vpn-2\"; it has " + has + "\n"; code != exitBadInput || stdout != "" || stderr != want {
 		t.Errorf("shipped model: code %d, stdout %q, stderr\n%swant\n%s", code, stdout, stderr, want)
 	}
 	_, onnx := models.Default()
@@ -144,23 +185,28 @@ func TestPolicyCheckRefusesAModelThatIsNone(t *testing.T) {
 }
 
 func TestPolicyDefaultPassesItsOwnCheck(t *testing.T) {
+	model, err := readPolicyModel("")
+	if err != nil {
+		t.Fatal(err)
+	}
 	code, text, stderr := runForTest("policy", "default")
-	if code != exitOK || stderr != "" || text != policy.DefaultYAML() {
+	if code != exitOK || stderr != "" || text != policy.DefaultYAML(model.Labels) {
 		t.Fatalf("code %d, stderr %q, stdout %q", code, stderr, text)
 	}
 	code, stdout, stderr := runForTest("policy", "check", writeFile(t, "p.yaml", text))
-	if code != exitOK || stderr != "" || !strings.Contains(stdout, "rule tunnels: drop shadowsocks or v2ray for 10m when the confidence is at least 0.9\n") {
+	if code != exitOK || stderr != "" || !strings.Contains(stdout, "rule tunnels: drop shadowsocks") ||
+		!strings.Contains(stdout, fmt.Sprintf(" for 10m when the confidence is at least %v (the model's threshold)\n", model.AnyThreshold)) {
 		t.Errorf("code %d, stderr %q, stdout\n%s", code, stderr, stdout)
 	}
 }
 
 func TestLoadPolicy(t *testing.T) {
-	p, err := loadPolicy("", []string{"background", "shadowsocks", "v2ray"})
+	p, err := loadPolicy("", &policy.Model{Labels: []string{"background", "shadowsocks", "v2ray"}})
 	if err != nil || len(p.Rules) == 0 {
 		t.Errorf("embedded policy: %+v, %v", p, err)
 	}
 	for _, path := range []string{"", filepath.Join(t.TempDir(), "none"), writeFile(t, "p.yaml", "x")} {
-		p, err := loadPolicy(path, []string{"background"})
+		p, err := loadPolicy(path, &policy.Model{Labels: []string{"background"}})
 		if err == nil || exitCode(err) != exitBadInput || p != nil {
 			t.Errorf("loadPolicy(%q) = %v, %v; want bad input", path, p, err)
 		}

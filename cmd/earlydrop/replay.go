@@ -139,7 +139,7 @@ func runReplay(c *cli.Context) (err error) {
 		return asBadInput(err)
 	}
 	defer func() { err = errors.Join(err, engine.Close()) }()
-	p, err := loadPolicy(c.String("policy"), engine.Manifest().Labels)
+	p, err := loadPolicy(c.String("policy"), policyModel(engine.Manifest()))
 	if err != nil {
 		return err
 	}

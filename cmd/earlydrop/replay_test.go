@@ -270,6 +270,43 @@ func TestReplayTable(t *testing.T) {
 	}
 }
 
+// The outcome unknown is shown as a class, and a rule may name it.
+func TestReplayShowsTheOutcomeUnknown(t *testing.T) {
+	dir := replayFixture(t)
+	model, policy := writeFile(t, "m.onnx", boundedModel(t)), writeFile(t, "p.yaml", `rules:
+  - {name: strange, class: unknown, action: drop, ttl: 1m}
+  - {name: sure, class: shadowsocks, min_confidence: 0.53, action: drop, ttl: 1m}
+`)
+	code, stdout, stderr := runForTest("replay", "--json", "--model", model, "--policy", policy, filepath.Join(dir, "many.pcap"))
+	if code != exitOK {
+		t.Fatalf("exit code %d: %s", code, stderr)
+	}
+	got := map[string]int{}
+	for line := range strings.Lines(stdout) {
+		var r replayRecord
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			t.Fatal(err)
+		}
+		rule := ""
+		switch {
+		case r.Confidence < 0.5:
+			rule = "strange"
+		case r.Class == "shadowsocks" && r.Confidence >= 0.53:
+			rule = "sure"
+		}
+		if (r.Class == flow.Unknown) != (r.Confidence < 0.5) || r.Rule != rule && r.Decision == "drop" || r.Decision == "drop" != (rule != "") {
+			t.Errorf("%s", line)
+		}
+		got[rule]++
+	}
+	if len(got) != 3 {
+		t.Errorf("rules that decided: %v, want each at least once", got)
+	}
+	if !strings.Contains(stderr, fmt.Sprintf(" %d unknown", got["strange"])) {
+		t.Errorf("summary %q does not count %d unknown", stderr, got["strange"])
+	}
+}
+
 func TestReplayWithShippedModelAndPolicy(t *testing.T) {
 	code, stdout, stderr := runForTest("replay", "--json", filepath.Join(replayFixture(t), "mixed.pcap"))
 	if code != exitOK || strings.Count(stdout, "\n") != 2 || !strings.Contains(stdout, `"scores":{"background":`) {

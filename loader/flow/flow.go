@@ -205,8 +205,8 @@ func (s *Sample) Frame(i int) []byte {
 
 // Result is the classifier's answer for one sample.
 type Result struct {
-	Class      string    // one of the model's labels
-	Confidence float64   // probability of Class, 0 to 1, calibrated
+	Class      string    // the likeliest of the model's labels, or Unknown
+	Confidence float64   // probability of the likeliest label, 0 to 1, calibrated
 	Labels     []string  // the model's labels; shared, read-only
 	Scores     []float64 // probability of each label, in the order of Labels
 }
@@ -214,3 +214,7 @@ type Result struct {
 // Background is the label that every model has for traffic that belongs to no
 // wanted class. A policy can't name it in a rule.
 const Background = "background"
+
+// Unknown is the class of a flow whose likeliest label is less likely than the
+// model asks for. No label is called so.
+const Unknown = "unknown"

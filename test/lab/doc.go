@@ -43,6 +43,14 @@ var Packages = map[string]string{
 	"openssl":    "openssl",
 }
 
+// extra maps further programs to their packages, which a lab does without
+// unless it is asked for them.
+var extra = map[string]string{
+	"danted":     "dante-server",
+	"microsocks": "microsocks",
+	"trojan":     "trojan",
+}
+
 // DebianPackages returns the names in [Packages], sorted, each once.
 func DebianPackages() []string {
 	var names []string
@@ -72,8 +80,13 @@ func Program(name string) (string, error) {
 			return p, nil
 		}
 	}
-	if pkg, ok := Packages[name]; ok {
-		return "", fmt.Errorf("program %q not found: install the Debian package %s", name, pkg)
+	for _, packages := range []map[string]string{Packages, extra} {
+		if pkg, ok := packages[name]; ok {
+			return "", fmt.Errorf("program %q not found: install the Debian package %s", name, pkg)
+		}
+	}
+	if m, ok := Modules[name]; ok {
+		return "", fmt.Errorf("program %q not found: build %s@%s (Install does)", name, m.Path, m.Version)
 	}
 	return "", fmt.Errorf("program %q not found", name)
 }

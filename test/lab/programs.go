@@ -286,92 +286,19 @@ func (l *Lab) StartVMess(ctx context.Context, cfg VMessConfig) (*Tunnel, error) 
 // StartVMessAll starts one v2ray on the server and one on the client that
 // hold a tunnel for each configuration; the DNS server is the first one's.
 func (l *Lab) StartVMessAll(ctx context.Context, cfgs []VMessConfig) ([]*Tunnel, error) {
-	dir, err := l.Subdir("v2ray")
-	if err != nil {
-		return nil, err
-	}
-	type obj = map[string]any
-	var ts []*Tunnel
-	var sIn, cIn, cOut, rules []any
-	for i, cfg := range cfgs {
-		if cfg.Security == "" {
-			cfg.Security = "auto"
+	var resolve netip.Addr
+	var all []ProxyConfig
+	for i, c := range cfgs {
+		if i == 0 {
+			resolve = c.Resolve
 		}
-		if cfg.Port, err = l.Server.portOr(cfg.Port); err != nil {
-			return nil, err
+		p := ProxyConfig{Protocol: VMess, Method: c.Security, AlterID: c.AlterID, Mux: c.Mux, Port: c.Port, Version: c.Version}
+		if c.HTTPHeader {
+			p.Transport = "http"
 		}
-		local, err := l.Client.FreePort()
-		if err != nil {
-			return nil, err
-		}
-		t := &Tunnel{
-			SOCKS:  netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), local),
-			Server: netip.AddrPortFrom(l.ServerAddr(cfg.Version), cfg.Port),
-		}
-		ts = append(ts, t)
-		stream := obj{"network": "tcp"}
-		clientStream := obj{"network": "tcp"}
-		if cfg.HTTPHeader {
-			stream["tcpSettings"] = obj{"header": obj{"type": "http"}}
-			clientStream["tcpSettings"] = obj{"header": obj{"type": "http", "request": obj{
-				"version": "1.1", "method": "GET", "path": []string{"/"},
-				"headers": obj{
-					"Host":            []string{"www.lab.example", "cdn.lab.example"},
-					"User-Agent":      []string{"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/86.0 Safari/537.36", "Mozilla/5.0 (iPhone; CPU iPhone OS 14_0 like Mac OS X) AppleWebKit/605.1.15"},
-					"Accept-Encoding": []string{"gzip, deflate"},
-					"Connection":      []string{"keep-alive"},
-				}}}}
-		}
-		id := uuid()
-		sIn = append(sIn, obj{
-			"listen": t.Server.Addr().String(), "port": cfg.Port, "protocol": "vmess",
-			"settings":       obj{"clients": []any{obj{"id": id, "alterId": cfg.AlterID}}},
-			"streamSettings": stream,
-		})
-		in, out := fmt.Sprintf("in%d", i), fmt.Sprintf("out%d", i)
-		cIn = append(cIn, obj{"tag": in, "listen": "127.0.0.1", "port": local, "protocol": "socks", "settings": obj{"auth": "noauth", "udp": false}})
-		outbound := obj{
-			"tag": out, "protocol": "vmess", "streamSettings": clientStream,
-			"settings": obj{"vnext": []any{obj{"address": t.Server.Addr().String(), "port": cfg.Port,
-				"users": []any{obj{"id": id, "alterId": cfg.AlterID, "security": cfg.Security}}}}},
-		}
-		if cfg.Mux {
-			outbound["mux"] = obj{"enabled": true, "concurrency": 4}
-		}
-		cOut = append(cOut, outbound)
-		rules = append(rules, obj{"type": "field", "inboundTag": []string{in}, "outboundTag": out})
+		all = append(all, p)
 	}
-	logs := obj{"loglevel": "warning"}
-	free := obj{"protocol": "freedom"}
-	server := obj{"log": logs, "inbounds": sIn}
-	if len(cfgs) > 0 && cfgs[0].Resolve.IsValid() {
-		server["dns"] = obj{"servers": []string{cfgs[0].Resolve.String()}}
-		free["settings"] = obj{"domainStrategy": "UseIP"}
-	}
-	server["outbounds"] = []any{free}
-	client := obj{"log": logs, "inbounds": cIn, "outbounds": cOut, "routing": obj{"rules": rules}}
-	serverFile, clientFile := filepath.Join(dir, "server.json"), filepath.Join(dir, "client.json")
-	if err := writeJSON(serverFile, server); err != nil {
-		return nil, err
-	}
-	if err := writeJSON(clientFile, client); err != nil {
-		return nil, err
-	}
-	sp, err := l.Start(l.Server, "v2ray server", "v2ray", "-config", serverFile)
-	if err != nil {
-		return nil, err
-	}
-	cp, err := l.Start(l.Client, "v2ray client", "v2ray", "-config", clientFile)
-	if err != nil {
-		return nil, err
-	}
-	for _, t := range ts {
-		t.ServerProc, t.ClientProc = sp, cp
-		if err := l.tunnelReady(ctx, t); err != nil {
-			return nil, err
-		}
-	}
-	return ts, nil
+	return l.StartProxies(ctx, V2Ray, resolve, all)
 }
 
 // tunnelReady asks each program from its own host, so that no packet of the

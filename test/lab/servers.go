@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+)
+
+// StartResolving starts a program in a namespace with a file /etc/resolv.conf
+// of its own that names a DNS server, and further files or folders in place of
+// those of the machine (binds, from path to path). The program sees them in a
+// mount namespace of its own.
+func (l *Lab) StartResolving(n *Namespace, name string, resolve netip.Addr, binds map[string]string, argv ...string) (*Proc, error) {
+	if len(argv) == 0 {
+		return nil, fmt.Errorf("start %s: no program given", name)
+	}
+	program, err := Program(argv[0])
+	if err != nil {
+		return nil, err
+	}
+	dir, err := l.Subdir("resolve")
+	if err != nil {
+		return nil, err
+	}
+	file := filepath.Join(dir, "resolv.conf")
+	if err := os.WriteFile(file, []byte("nameserver "+resolve.String()+"\n"), 0o644); err != nil {
+		return nil, err
+	}
+	script := `mount --bind "$1" /etc/resolv.conf && shift`
+	args := []string{file}
+	for from, to := range binds {
+		script += ` && mount --bind "$1" "$2" && shift 2`
+		args = append(args, from, to)
+	}
+	all := append([]string{"unshare", "--mount", "--propagation", "private", "sh", "-c", script + ` && exec "$@"`, "sh"}, args...)
+	return l.Start(n, name, append(append(all, program), argv[1:]...)...)
+}
+
+// ServerConfig sets up a proxy server that resolves names itself.
+type ServerConfig struct {
+	Port    uint16     // (optional: a free one)
+	Version int        // of IP, 4 or 6 (optional: 4)
+	Resolve netip.Addr // DNS server
+}
+
+// StartTrojan starts Debian's trojan on the server and on the client.
+func (l *Lab) StartTrojan(ctx context.Context, cfg ServerConfig) (*Tunnel, error) {
+	dir, err := l.Subdir("trojan")
+	if err != nil {
+		return nil, err
+	}
+	if err := l.Certificate(ctx, dir, ""); err != nil {
+		return nil, err
+	}
+	if cfg.Port, err = l.Server.portOr(cfg.Port); err != nil {
+		return nil, err
+	}
+	local, err := l.Client.FreePort()
+	if err != nil {
+		return nil, err
+	}
+	t := &Tunnel{
+		SOCKS:  netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), local),
+		Server: netip.AddrPortFrom(l.ServerAddr(cfg.Version), cfg.Port),
+	}
+	secret := []string{password("")}
+	tcp := object{"no_delay": true, "keep_alive": true, "reuse_port": false, "fast_open": false}
+	server := object{
+		"run_type": "server", "local_addr": t.Server.Addr().String(), "local_port": cfg.Port, "remote_addr": "127.0.0.1", "remote_port": 80,
+		"password": secret, "log_level": 2, "tcp": tcp,
+		"ssl": object{"cert": filepath.Join(dir, "cert.pem"), "key": filepath.Join(dir, "key.pem"), "alpn": []string{"http/1.1"}},
+	}
+	client := object{
+		"run_type": "client", "local_addr": "127.0.0.1", "local_port": local, "remote_addr": t.Server.Addr().String(), "remote_port": cfg.Port,
+		"password": secret, "log_level": 2, "tcp": tcp,
+		"ssl": object{"verify": false, "verify_hostname": false, "sni": "www.lab.example", "alpn": []string{"h2", "http/1.1"}},
+	}
+	serverFile, clientFile := filepath.Join(dir, "server.json"), filepath.Join(dir, "client.json")
+	if err := writeJSON(serverFile, server); err != nil {
+		return nil, err
+	}
+	if err := writeJSON(clientFile, client); err != nil {
+		return nil, err
+	}
+	if t.ServerProc, err = l.StartResolving(l.Server, "trojan server", cfg.Resolve, nil, "trojan", "-c", serverFile); err != nil {
+		return nil, err
+	}
+	if t.ClientProc, err = l.Start(l.Client, "trojan client", "trojan", "-c", clientFile); err != nil {
+		return nil, err
+	}
+	return t, l.tunnelReady(ctx, t)
+}
+
+// StartSOCKS starts a plain SOCKS5 server, "microsocks" or "danted", on the
+// server. Clients speak SOCKS5 to it over the network.
+func (l *Lab) StartSOCKS(ctx context.Context, program string, cfg ServerConfig) (*Tunnel, error) {
+	dir, err := l.Subdir(program)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Port, err = l.Server.portOr(cfg.Port); err != nil {
+		return nil, err
+	}
+	at := netip.AddrPortFrom(l.ServerAddr(cfg.Version), cfg.Port)
+	t := &Tunnel{SOCKS: at, Server: at}
+	var argv []string
+	switch program {
+	case "microsocks":
+		argv = []string{program, "-i", at.Addr().String(), "-p", fmt.Sprint(cfg.Port)}
+	case "danted":
+		file := filepath.Join(dir, "conf")
+		conf := fmt.Sprintf(`logoutput: stderr
+internal: %s port = %d
+external: %s
+clientmethod: none
+socksmethod: none
+user.privileged: root
+user.unprivileged: root
+client pass { from: 0/0 to: 0/0 }
+socks pass { from: 0/0 to: 0/0 }
+`, at.Addr(), cfg.Port, ServerDev)
+		if err := os.WriteFile(file, []byte(conf), 0o644); err != nil {
+			return nil, err
+		}
+		argv = []string{program, "-f", file, "-p", filepath.Join(dir, "pid")}
+	default:
+		return nil, fmt.Errorf("SOCKS server %q: want microsocks or danted", program)
+	}
+	if t.ServerProc, err = l.StartResolving(l.Server, program, cfg.Resolve, nil, argv...); err != nil {
+		return nil, err
+	}
+	return t, l.WaitReady(ctx, l.Server, at, t.ServerProc)
+}

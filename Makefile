@@ -22,7 +22,7 @@ PKG_LAB := curl dnsmasq-base nginx-light openssh-client openssh-server openssl s
 PKG_TEST := $(PKG_LAB) bpftool ethtool iproute2 util-linux
 PKG_BENCH := iperf3 nftables xdp-tools
 PKG_KERNELS := qemu-system-x86 xz-utils
-PKG_TRAIN := libopenblas0-pthread python3 python3-numpy python3-onnx python3-torch
+PKG_TRAIN := libopenblas0-pthread python3 python3-matplotlib python3-numpy python3-onnx python3-torch
 
 # What a run of make finds installed is not asked for again.
 install = @test/install-packages.sh $(1)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Folders that `earlydrop dataset` writes: reading, masking, splitting."""
+import collections
+import copy
 import csv
 import fnmatch
 import hashlib
@@ -15,17 +17,32 @@ BACKGROUND = "background"
 # Bits of mask.npy's values: a byte is replaced where its value has the bit.
 RECIPES = {"paper": 1, "strict": 2}
 
+# The planes that a model's image may have (classifier/image.go). "byte" is the
+# masked capture; the other two leave the headers out, so nothing in them needs
+# a mask.
+CHANNELS = ("byte", "streams", "packets")
+
+# The plane "packets": rows of 32 bytes, one per packet with payload, behind
+# them one per message, which is a run of packets of one direction.
+SIDE = 32
+PACKET_ROWS = 24
+MESSAGE_ROWS = 8
+STREAM = BYTES // 2
+
 
 class Data:
     """One or more dataset folders, one behind the other.
 
     capture, mask: uint8 [N, 1024]; captured: int64 [N], bytes that are in;
-    label, group: arrays of str [N]; rows: one dict per sample, all columns of
-    samples.tsv; digest: "sha256:..." over the folders' own digests.
+    packets: int32 [N, 32, 4], per packet its offset in the capture (-1: no
+    packet), its length on the wire, whether the initiator sent it, and the
+    microseconds since the flow began; label, group: arrays of str [N]; rows:
+    one dict per sample, all columns of samples.tsv; digest: "sha256:..." over
+    the folders' own digests.
     """
 
     def __init__(self, folders):
-        captures, masks, rows, digests = [], [], [], []
+        captures, masks, packets, rows, digests = [], [], [], [], []
         for folder in folders:
             with open(os.path.join(folder, "dataset.json"), encoding="utf-8") as f:
                 info = json.load(f)
@@ -39,22 +56,67 @@ class Data:
                 if array.dtype != np.uint8 or array.shape != (len(part), BYTES):
                     raise ValueError(f"{folder}: {name} is {array.dtype} {array.shape}, "
                                      f"expected uint8 {(len(part), BYTES)} as samples.tsv has {len(part)} rows")
+            record = np.load(os.path.join(folder, "packets.npy"), mmap_mode="r")
+            if record.dtype != np.int32 or record.shape != (len(part), SIDE, 4):
+                raise ValueError(f"{folder}: packets.npy is {record.dtype} {record.shape}, "
+                                 f"expected int32 {(len(part), SIDE, 4)} as samples.tsv has {len(part)} rows")
             captures.append(capture)
             masks.append(mask)
+            packets.append(record)
             rows += part
             digests.append(info["digest"])
         self.capture = np.concatenate(captures)
         self.mask = np.concatenate(masks)
+        self.packets = np.concatenate(packets)
         self.rows = rows
         self.label = np.array([r["label"] for r in rows])
         self.group = np.array([r["group"] for r in rows])
+        self.kind = self.column("kind")
         self.captured = np.array([int(r["captured"]) for r in rows])
+        self._payloads = self._planes = self._all_random = None
         self.digest = digests[0]
         if len(digests) > 1:
             self.digest = "sha256:" + hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
 
     def __len__(self):
         return len(self.rows)
+
+    def payloads(self):
+        """Where the payload is, of all samples; worked out once."""
+        if self._payloads is None:
+            parts = [find_payloads(self.capture[i:i + 8192], self.captured[i:i + 8192], self.packets[i:i + 8192])
+                     for i in range(0, len(self), 8192)]
+            self._payloads = Payloads(*(np.concatenate(a) for a in zip(*parts)))
+        return self._payloads
+
+    def planes(self):
+        """(streams, packets) of all samples, uint8 [N, 1024] each; worked out
+        once."""
+        if self._planes is None:
+            payloads = self.payloads()
+            self._planes = tuple(np.empty((len(self), BYTES), np.uint8) for _ in range(2))
+            for i in range(0, len(self), 4096):
+                some = planes(self.capture[i:i + 4096], Payloads(*(a[i:i + 4096] for a in payloads)))
+                for whole, plane in zip(self._planes, some):
+                    whole[i:i + 4096] = plane
+        return self._planes
+
+    def all_random(self):
+        """all_random of these samples; worked out once."""
+        if self._all_random is None:
+            self._all_random = all_random(self)
+        return self._all_random
+
+    def folded(self, classes):
+        """The same data in which only classes are told apart: the flows of all
+        other labels are background."""
+        missing = sorted(set(classes) - set(self.label))
+        if missing:
+            raise ValueError(f"the data has no flow of class {', '.join(missing)}")
+        self.payloads(), self.planes(), self.all_random()   # shared, so that they are made once
+        other = copy.copy(self)
+        other.label = np.where(np.isin(self.label, list(classes)), self.label, BACKGROUND)
+        return other
 
     def labels(self):
         """The classes, background first, the others by name."""
@@ -97,6 +159,159 @@ def mask_at_random(capture, mask, recipe, rng):
     """Images [N, 1024] with fresh random bytes where the recipe replaces."""
     random = rng.integers(0, 256, capture.shape, dtype=np.uint8)
     return np.where((mask & RECIPES[recipe]) != 0, random, capture)
+
+
+# What find_payloads tells of each packet, arrays [N, 32]: where its captured
+# payload begins and how many bytes of it were captured (uint16), how long it is
+# on the wire (int32; 0 where there is none), whether the initiator sent it
+# (bool), the microseconds since the flow began (int32); and of each sample,
+# whether it is UDP (bool [N]).
+Payloads = collections.namedtuple("Payloads", "start captured length initiator time udp")
+
+# Header sizes, EtherTypes and protocol numbers (classifier/mask.go).
+ETHERNET, VLAN_TAG, IPV4, IPV6, TCP, UDP = 14, 4, 20, 40, 20, 8
+VLANS = (0x8100, 0x88A8, 0x9100)
+PROTO_TCP, PROTO_UDP = 6, 17
+EXTENSIONS = 6
+
+
+def find_payloads(capture, captured, packets):
+    """Walks the headers of every packet as classifier/mask.go does; Payloads."""
+    sample, slot = np.nonzero(packets[:, :, 0] >= 0)
+    limit = np.minimum(captured, BYTES)
+    start = np.minimum(packets[sample, slot, 0], limit[sample])
+    last = np.ones(len(sample), bool)
+    last[:-1] = sample[1:] != sample[:-1]
+    end = np.where(last, limit[sample], np.roll(start, -1))
+    size = np.maximum(end - start, 0)
+    wire = np.minimum(packets[sample, slot, 1].astype(np.int64), 1 << 30)
+
+    has = lambda off, n: off + n <= size
+    at = lambda off: capture[sample, np.clip(start + off, 0, BYTES - 1)].astype(np.int64)
+    word = lambda off: at(off) << 8 | at(off + 1)
+
+    alive = has(12, 2)                         # not yet found to be opaque
+    ether, ip = word(12), np.full(len(sample), ETHERNET)
+    for _ in range(2):
+        tag = alive & np.isin(ether, VLANS)
+        alive &= ~tag | has(ip + 2, 2)
+        tag &= alive
+        ether = np.where(tag, word(ip + 2), ether)
+        ip = np.where(tag, ip + VLAN_TAG, ip)
+
+    v4 = alive & (ether == 0x0800) & has(ip, 1)
+    ihl = (at(ip) & 15) * 4
+    v4 &= (at(ip) >> 4 == 4) & (ihl >= IPV4) & has(ip, 10)
+    v4 &= word(ip + 6) & 0x1FFF == 0
+    total = word(ip + 2)
+    wire = np.where(v4 & (total >= ihl), np.minimum(wire, ip + total), wire)
+
+    v6 = alive & (ether == 0x86DD) & has(ip, 7) & (at(ip) >> 4 == 6)
+    rest = word(ip + 4)
+    wire = np.where(v6 & (rest > 0), np.minimum(wire, ip + IPV6 + rest), wire)
+    proto = np.where(v4, at(ip + 9), at(ip + 6))
+    l4 = np.where(v4, ip + ihl, ip + IPV6)
+    walking = v6.copy()
+    for _ in range(EXTENSIONS):
+        eight = walking & np.isin(proto, (0, 43, 60))
+        four = walking & (proto == 51)
+        fragment = walking & (proto == 44)
+        walking = eight | four | fragment
+        v6 &= ~(eight | four) | has(l4, 2)
+        v6 &= ~fragment | (has(l4, 4) & (word(l4 + 2) & 0xFFF8 == 0))
+        walking &= v6
+        step = 8 + np.where(eight, 8 * at(l4 + 1), np.where(four, 4 * at(l4 + 1), 0))
+        proto, l4 = np.where(walking, at(l4), proto), np.where(walking, l4 + step, l4)
+
+    tcp = (v4 | v6) & (proto == PROTO_TCP)
+    doff = np.where(has(l4 + 12, 1), (at(l4 + 12) >> 4) * 4, TCP)
+    tcp &= doff >= TCP
+    udp = (v4 | v6) & (proto == PROTO_UDP)
+    datagram = word(l4 + 4)
+    wire = np.where(udp & has(l4 + 4, 2) & (datagram >= UDP), np.minimum(wire, l4 + datagram), wire)
+    header = np.where(tcp, l4 + doff, np.where(udp, l4 + UDP, size))
+    length = np.where(tcp | udp, np.maximum(0, wire - header), 0)
+    inside = np.where(tcp | udp, np.clip(size - header, 0, length), 0)
+
+    shape = packets.shape[:2]
+
+    def spread(values, dtype):
+        out = np.zeros(shape, dtype)
+        out[sample, slot] = values
+        return out
+
+    of_udp = np.zeros(shape, bool)
+    of_udp[sample, slot] = udp
+    return Payloads(spread(np.minimum(start + header, end), np.uint16), spread(inside, np.uint16),
+                    spread(np.where(inside > 0, length, 0), np.int32), packets[:, :, 2] != 0,
+                    packets[:, :, 3].copy(), of_udp.any(axis=1))
+
+
+def planes(capture, payloads):
+    """The planes "streams" and "packets", uint8 [N, 1024] each, of captures.
+
+    streams: the initiator's first 512 bytes of payload in the order captured,
+    then the responder's. packets: 32 rows of 32 bytes. Rows 0 to 23 are the
+    packets of which payload was captured; 24 to 31 the first messages, runs of
+    such packets of one direction. In a row: 255; 255 for the initiator, 128
+    for the responder; the length of the payload on the wire (two bytes, high
+    first, at most 65535); the bytes of it that were captured (two); 255 for
+    UDP, 128 for TCP; how many packets it is.
+    """
+    n = len(capture)
+    streams = np.zeros((n, 2, STREAM), np.uint8)
+    rows = np.zeros((n, SIDE, SIDE), np.uint8)
+    at = np.arange(BYTES)
+    # Which bytes of the capture are payload, and whose: +1 where it begins, -1
+    # behind its end, summed up.
+    present = payloads.captured > 0
+    sample, slot = np.nonzero(present)
+    begin = payloads.start[sample, slot].astype(np.int64)
+    count = payloads.captured[sample, slot].astype(np.int64)
+    side = np.where(payloads.initiator[sample, slot], 0, 1)
+    edge = np.zeros((n, 2, BYTES + 1), np.int8)
+    np.add.at(edge, (sample, side, begin), 1)
+    np.add.at(edge, (sample, side, begin + count), -1)
+    inside = np.cumsum(edge[:, :, :BYTES], axis=2, dtype=np.int8) > 0
+    rank = np.cumsum(inside, axis=2, dtype=np.int16) - 1
+    who, whose, where = np.nonzero(inside & (rank < STREAM))
+    streams[who, whose, rank[who, whose, where]] = capture[who, at[where]]
+
+    nth = (np.cumsum(present, axis=1) - 1)[sample, slot]
+    length = np.minimum(payloads.length[sample, slot], 65535).astype(np.int64)
+    proto = np.where(payloads.udp[sample], 255, 128)
+    direction = np.where(side == 0, 255, 128)
+    keep = nth < PACKET_ROWS
+    fill_rows(rows, sample[keep], nth[keep], direction[keep], length[keep], count[keep], proto[keep], 1)
+
+    # Messages: a new one where the sample or the side changes.
+    if len(sample):
+        new = np.ones(len(sample), bool)
+        new[1:] = (sample[1:] != sample[:-1]) | (side[1:] != side[:-1])
+        first = np.flatnonzero(new)
+        lengths = np.minimum(np.add.reduceat(payloads.length[sample, slot].astype(np.int64), first), 65535)
+        counts = np.add.reduceat(count, first)
+        many = np.diff(np.append(first, len(sample)))
+        order = np.cumsum(new) - 1
+        begun = np.zeros(n, np.int64)
+        np.add.at(begun, sample[first], 1)
+        before = np.cumsum(begun) - begun
+        nth = order[first] - before[sample[first]]
+        keep = nth < MESSAGE_ROWS
+        f = first[keep]
+        fill_rows(rows, sample[f], PACKET_ROWS + nth[keep], direction[f], lengths[keep], counts[keep], proto[f], many[keep])
+    return streams.reshape(n, BYTES), rows.reshape(n, BYTES)
+
+
+def fill_rows(rows, sample, row, direction, length, captured, proto, packets):
+    rows[sample, row, 0] = 255
+    rows[sample, row, 1] = direction
+    rows[sample, row, 2] = length >> 8
+    rows[sample, row, 3] = length & 255
+    rows[sample, row, 4] = captured >> 8
+    rows[sample, row, 5] = captured & 255
+    rows[sample, row, 6] = proto
+    rows[sample, row, 7] = packets
 
 
 def matches(group, patterns):
@@ -144,26 +359,33 @@ class Sampler:
     the background, random : real is random_ratio, where the random part is
     images of uniformly random bytes (the paper's approximate completeness).
     Of the real background, captures_share comes from groups that hold nothing
-    else, the rest from groups that hold wanted classes too. Among the groups of
-    a kind each is drawn with the square root of its size, counted up to limit:
+    else, the rest from groups that hold wanted classes too, random_like_share
+    of that from their flows of the kind random-like (None: as many as there
+    are). Among the groups of a kind each is drawn with the square root of its size, counted up to limit:
     a large source must not drown the small ones.
     """
 
-    def __init__(self, data, indices, labels, size, random_ratio, captures_share, limit, rng):
+    def __init__(self, data, indices, labels, size, random_ratio, captures_share, limit, rng, random_like_share=None):
         self.data, self.rng = data, rng
         background = size // 2
         self.random = round(background * random_ratio / (1 + random_ratio))
         self.pools = []   # (class number, indices, draws per epoch)
-        index = {g: indices[(data.group[indices] == g) & (data.label[indices] == BACKGROUND)]
-                 for g in sorted(set(data.group[indices]))}
-        index = {g: i for g, i in index.items() if len(i)}
+        innocent = indices[data.label[indices] == BACKGROUND]
         wanted = set(data.group[indices[data.label[indices] != BACKGROUND]])
-        kinds = [[g for g in index if g not in wanted], [g for g in index if g in wanted]]
-        shares = [captures_share, 1 - captures_share] if all(kinds) else [1, 1]
-        for groups, share in zip(kinds, shares):
-            weight = {g: np.sqrt(min(len(index[g]), limit)) for g in groups}
-            for g in groups:
-                self.pools.append((0, index[g], (background - self.random) * share * weight[g] / sum(weight.values())))
+        lab = np.isin(data.group[innocent], sorted(wanted))
+        hard = lab & (data.kind[innocent] == "random-like")
+        kinds = [(captures_share, innocent[~lab]), (1 - captures_share, innocent[lab])]
+        if random_like_share is not None and hard.any():
+            kinds[1:] = [((1 - captures_share) * (1 - random_like_share), innocent[lab & ~hard]),
+                         ((1 - captures_share) * random_like_share, innocent[hard])]
+        kinds = [(share, part) for share, part in kinds if len(part) and share > 0]
+        whole = sum(share for share, _ in kinds)
+        for share, part in kinds:
+            index = {g: part[data.group[part] == g] for g in sorted(set(data.group[part]))}
+            weight = {g: np.sqrt(min(len(i), limit)) for g, i in index.items()}
+            for g, i in index.items():
+                draws = (background - self.random) * share / whole * weight[g] / sum(weight.values())
+                self.pools.append((0, i, draws))
         for k, label in enumerate(labels[1:], 1):
             i = indices[data.label[indices] == label]
             if len(i) == 0:
@@ -195,17 +417,81 @@ class Sampler:
         return indices[order], classes[order]
 
 
-def training_images(data, indices, recipe, cut_share, rng):
-    """Images uint8 [n, 1024] of a batch: fresh random bytes under the mask,
-    random images for index -1, and a share of captures cut at a random place,
-    so that no class is told by how much of it was captured."""
-    real = np.maximum(indices, 0)
-    images = mask_at_random(data.capture[real], data.mask[real], recipe, rng)
-    cut = rng.random(len(indices)) < cut_share
-    if cut.any():
-        end = rng.integers(200, BYTES, len(indices))
-        images[cut[:, None] & (np.arange(BYTES) >= end[:, None])] = 0
+def images(data, indices, channels, recipe):
+    """Images uint8 [n, channels, 1024] exactly as the Go program renders them."""
+    out = np.empty((len(indices), len(channels), BYTES), np.uint8)
+    if "byte" in channels:
+        out[:, channels.index("byte")] = mask_as_deployed(data.capture[indices], data.mask[indices],
+                                                          data.captured[indices], recipe)
+    fill_planes(out, data, indices, channels)
+    return out
+
+
+def fill_planes(out, data, indices, channels):
+    for name, plane in zip(("streams", "packets"), data.planes() if set(channels) & {"streams", "packets"} else ()):
+        if name in channels:
+            out[:, channels.index(name)] = plane[indices]
+
+
+def all_random(data):
+    """bool [N]: flows whose payload is pseudo-random from the first byte on, by
+    the way their protocol is made. Other random bytes in their place make
+    another flow of the same kind."""
+    return np.isin(data.label, ("shadowsocks", "obfs4")) & ~np.isin(data.column("cipher"), ("none", "plain"))
+
+
+def training_images(data, indices, channels, recipe, cut_share, rng):
+    """Images uint8 [n, channels, 1024] of a batch.
+
+    Everything that may differ without the class being another one is drawn
+    anew: the bytes under the mask, the payload of flows that are random
+    throughout, and for a cut_share of the captures where they end, so that no
+    class is told by how much of it was captured. Index -1 stands for a random
+    image: random bytes, and in the planes without headers the packets of
+    some flow of background.
+    """
+    n = len(indices)
     noise = indices < 0
-    if noise.any():
-        images[noise] = rng.integers(0, 256, (int(noise.sum()), BYTES), dtype=np.uint8)
-    return images
+    real = np.maximum(indices, 0)
+    if noise.any() and set(channels) != {"byte"}:
+        real[noise] = rng.choice(np.flatnonzero(data.label == BACKGROUND), int(noise.sum()))
+    out = np.empty((n, len(channels), BYTES), np.uint8)
+    cut = rng.random(n) < cut_share
+    ends = rng.integers(200, BYTES, n)
+    if "byte" in channels:
+        plane = mask_at_random(data.capture[real], data.mask[real], recipe, rng)
+        plane[cut[:, None] & (np.arange(BYTES) >= ends[:, None])] = 0
+        plane[noise] = rng.integers(0, 256, (int(noise.sum()), BYTES), dtype=np.uint8)
+        out[:, channels.index("byte")] = plane
+    fill_planes(out, data, real, channels)
+    if "streams" in channels or "packets" in channels:
+        which = np.flatnonzero(cut)
+        if len(which):
+            shortened = cut_payloads(data.payloads(), real[which], ends[which])
+            for name, plane in zip(("streams", "packets"), planes(data.capture[real[which]], shortened)):
+                if name in channels:
+                    out[which, channels.index(name)] = plane
+    if "streams" in channels:
+        which = np.flatnonzero(noise | data.all_random()[real])
+        streams = out[which, channels.index("streams")].reshape(-1, 2, STREAM)
+        used = payload_bytes(data.payloads(), real[which], np.where(cut[which], ends[which], BYTES))
+        random = rng.integers(0, 256, streams.shape, dtype=np.uint8)
+        streams = np.where(np.arange(STREAM) < used[:, :, None], random, streams)
+        out[which, channels.index("streams")] = streams.reshape(-1, BYTES)
+    return out
+
+
+def cut_payloads(payloads, indices, ends):
+    """Payloads of samples as if their captures ended earlier."""
+    part = Payloads(*(a[indices] for a in payloads))
+    captured = np.clip(ends[:, None] - part.start.astype(np.int64), 0, part.captured).astype(np.uint16)
+    return part._replace(captured=captured, length=np.where(captured > 0, part.length, 0))
+
+
+def payload_bytes(payloads, indices, ends):
+    """int64 [n, 2]: bytes of payload captured of the initiator and of the
+    responder, before the ends."""
+    part = cut_payloads(payloads, indices, ends)
+    of = part.initiator
+    count = part.captured.astype(np.int64)
+    return np.stack([(count * of).sum(axis=1), (count * ~of).sum(axis=1)], axis=1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's network, and the way it becomes a model file for earlydrop."""
+"""The networks, and the way they become model files for earlydrop."""
 import json
 import math
 import os
@@ -7,7 +7,10 @@ import warnings
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
+
+import dataset
 
 SIDE = 32
 PIXELS = SIDE * SIDE
@@ -16,6 +19,10 @@ PIXELS = SIDE * SIDE
 # side is classifier/manifest.go.
 FORMAT = 1
 PREFIX = "earlydrop."
+
+
+# The planes that each network sees.
+CHANNELS = {"paper": ["byte"], "compact": ["streams", "packets"]}
 
 
 class PaperNet(nn.Module):
@@ -54,6 +61,125 @@ class PaperNet(nn.Module):
         return self.classifier(self.features(image.float() * (1 / 255)))
 
 
+# What CompactNet looks at: so many packets and messages, so many bytes at the
+# beginning of each side by themselves, and the rest in chunks.
+PACKETS = 10
+MESSAGES = dataset.MESSAGE_ROWS
+FIRST = 32
+CHUNK = 16
+STREAM = dataset.STREAM
+LENGTHS = 2048   # a payload of this length or more is like any other such
+LENGTH_SIZE = 16
+BYTE_SIZE = 8
+
+
+def length_features():
+    """float32 [LENGTHS, F]: what is known of a length before anything is
+    learnt: its bits, where it lies on a logarithmic scale, and its phase."""
+    n = np.arange(LENGTHS)
+    log = np.log2(1 + n)
+    columns = [(n >> b & 1) * 2.0 - 1 for b in range(11)]
+    columns += [np.clip((log - t) * 4, -1, 1) for t in np.arange(0.5, 11, 0.5)]
+    columns += [f(2 * np.pi * n / period) for period in (16, 32, 64, 128, 256, 512) for f in (np.sin, np.cos)]
+    columns += [log / 11, (n > 0) * 1.0]
+    return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
+
+
+class Lengths(nn.Module):
+    """A table of vectors, one for each direction and length: a linear function
+    of length_features and what is learnt about single lengths."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("features", length_features(), persistent=False)
+        self.linear = nn.Linear(self.features.shape[1], 2 * LENGTH_SIZE)
+        self.exact = nn.Parameter(torch.zeros(2 * LENGTHS, LENGTH_SIZE))
+
+    def table(self):
+        known = self.linear(self.features)
+        return torch.cat([known[:, :LENGTH_SIZE], known[:, LENGTH_SIZE:]]) + self.exact
+
+    def forward(self, indices):
+        return F.embedding(indices, self.table())
+
+
+class CompactNet(nn.Module):
+    """A small network over the packets' lengths and the payload's bytes.
+
+    It has no convolution in the usual sense: the first FIRST bytes of each
+    side and chunks of CHUNK bytes go through full layers, at fixed places of
+    the streams, and the packets' and messages' lengths through a table. Of the
+    packets it knows order, direction, length and protocol; it sees no time
+    and no header.
+
+    Input:  uint8 [N, 2, 32, 32], the planes streams and packets.
+    Output: float32 [N, labels], logits.
+    """
+
+    def __init__(self, labels, folded=False, dropout=0.1):
+        super().__init__()
+        # What is folded gives the same logits, faster, and learns no more.
+        self.lengths = nn.Embedding(2 * LENGTHS, LENGTH_SIZE) if folded else Lengths()
+        self.bytes = nn.Embedding(257, BYTE_SIZE)   # 0: behind the end
+        rows = PACKETS + MESSAGES
+        self.rows = nn.Linear(rows * (LENGTH_SIZE + 4), 256)
+        self.first = nn.ModuleList(nn.Linear(FIRST * BYTE_SIZE, 48) for _ in range(2))
+        self.chunk = nn.Linear(CHUNK * BYTE_SIZE, 16)
+        self.chunks = nn.ModuleList(nn.Linear(STREAM // CHUNK * 16, 32) for _ in range(2))
+        self.mix = nn.Linear(256 + 2 * 48 + 2 * 32, 192)
+        self.hidden = nn.Linear(192, 128)
+        self.out = nn.Linear(128, labels)
+        self.dropout = nn.Dropout(dropout)
+        # Nothing but positions; they need no place in the file's weights.
+        self.register_buffer("place", torch.arange(STREAM).float(), persistent=False)
+
+    def forward(self, image):
+        packets = image[:, 1, :, :8].float()
+        present, direction, captured = packets[:, :, 0:1] / 255, packets[:, :, 1], packets[:, :, 4] * 256 + packets[:, :, 5]
+        length = packets[:, :, 2] * 256 + packets[:, :, 3]
+        initiator = (direction > 192).float()
+
+        # Rows: the packets and behind them the messages.
+        of = lambda x: torch.cat([x[:, :PACKETS], x[:, dataset.PACKET_ROWS:]], dim=1)
+        index = torch.clamp(of(length), max=LENGTHS - 1) + of(initiator) * LENGTHS
+        more = torch.stack([torch.log(1 + of(length)) * (1 / 11), of(captured) * (1 / 512), of(packets[:, :, 6]) * (1 / 255),
+                            of(packets[:, :, 7]) * (1 / 8)], dim=2)
+        rows = torch.cat([self.lengths(index.int()), more], dim=2) * of(present)
+        x = [torch.relu(self.rows(self.dropout(rows.flatten(1))))]
+
+        # Bytes: 1 + value, 0 behind the end.
+        mine = captured[:, :dataset.PACKET_ROWS]
+        whose = initiator[:, :dataset.PACKET_ROWS]
+        used = torch.stack([(mine * whose).sum(dim=1), (mine * (1 - whose)).sum(dim=1)], dim=1)
+        streams = image[:, 0].reshape(-1, 2, STREAM).float()
+        streams = (streams + 1) * (self.place < used.unsqueeze(2)).float()
+        vectors = self.bytes(streams.int())                            # [N, 2, STREAM, BYTE_SIZE]
+        chunks = torch.relu(self.chunk(vectors.reshape(-1, CHUNK * BYTE_SIZE)))
+        chunks = chunks.reshape(-1, 2, STREAM // CHUNK * 16)
+        for side in range(2):
+            first = vectors[:, side, :FIRST].reshape(-1, FIRST * BYTE_SIZE)
+            x.append(torch.relu(self.first[side](self.dropout(first))))
+            x.append(torch.relu(self.chunks[side](self.dropout(chunks[:, side]))))
+        x = torch.relu(self.mix(self.dropout(torch.cat(x, dim=1))))
+        return self.out(self.dropout(torch.relu(self.hidden(x))))
+
+    def fold(self):
+        """The same network with its table of lengths worked out."""
+        if isinstance(self.lengths, nn.Embedding):
+            return self
+        net = CompactNet(self.out.out_features, folded=True)
+        state = {k: v for k, v in self.state_dict().items() if not k.startswith("lengths.")}
+        with torch.no_grad():
+            state["lengths.weight"] = self.lengths.table()
+        net.load_state_dict(state)
+        return net.eval()
+
+
+def create(kind, labels):
+    """A new network: "paper" or "compact"."""
+    return {"paper": PaperNet, "compact": CompactNet}[kind](labels)
+
+
 def check_images(count, planes=1):
     """Fixed images; classifier/engine.go makes the same bytes (checkImage)."""
     i = np.arange(planes * PIXELS)
@@ -62,7 +188,7 @@ def check_images(count, planes=1):
 
 
 def export_onnx(net, path, *, name, version, labels, channels, mask, temperature, thresholds,
-                training_data, figures, created_by):
+                training_data, figures, created_by, any_threshold, unknown):
     """Writes net to path with the metadata of the contract, atomically.
 
     The logits that net gives for fixed images go along, so that whoever loads
@@ -71,6 +197,8 @@ def export_onnx(net, path, *, name, version, labels, channels, mask, temperature
     import onnx
 
     net = net.cpu().eval()
+    if isinstance(net, CompactNet):
+        net = net.fold()
     images = check_images(4, len(channels))
     with torch.no_grad():
         check = net(images)
@@ -90,6 +218,7 @@ def export_onnx(net, path, *, name, version, labels, channels, mask, temperature
         "labels": json.dumps(labels), "channels": json.dumps(channels), "mask": mask,
         "temperature": repr(float(temperature)),
         "thresholds": json.dumps({k: round(float(v), 6) for k, v in thresholds.items()}),
+        "any_threshold": repr(round(float(any_threshold), 6)), "unknown": repr(round(float(unknown), 6)),
         "training_data": training_data, "figures": json.dumps(figures, sort_keys=True),
         "created_by": created_by,
         "check": json.dumps([[round(float(v), 5) for v in row] for row in check]),
@@ -111,12 +240,15 @@ def load_onnx(path):
         raise ValueError(f"{path}: format is {meta.get('format')!r}, expected {FORMAT}")
     for key in ("labels", "channels", "thresholds", "figures", "check"):
         meta[key] = json.loads(meta[key])
-    net = PaperNet(len(meta["labels"]), len(meta["channels"]))
+    kinds = [k for k, channels in CHANNELS.items() if channels == meta["channels"]]
+    if not kinds:
+        raise ValueError(f"{path}: no network here has the channels {meta['channels']}")
+    net = PaperNet(len(meta["labels"])) if kinds[0] == "paper" else CompactNet(len(meta["labels"]), folded=True)
     weights = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
     state = net.state_dict()
     for key in state:
         if key not in weights:
-            raise ValueError(f"{path}: no weights {key}; this is not the paper's network")
+            raise ValueError(f"{path}: no weights {key}; this is not the network {kinds[0]}")
         state[key] = torch.from_numpy(weights[key].copy())
     net.load_state_dict(state)
     net.eval()
@@ -125,7 +257,11 @@ def load_onnx(path):
     want = np.array(meta["check"])
     if not np.allclose(got, want, atol=1e-3 * max(1.0, np.abs(want).max())):
         raise ValueError(f"{path}: the network computes other logits than its metadata says")
+    meta["network"] = kinds[0]
     meta["temperature"] = float(meta["temperature"])
+    for key in ("any_threshold", "unknown"):
+        if key in meta:
+            meta[key] = float(meta[key])
     return net, meta
 
 

@@ -1,43 +1,41 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the paper's network and writes it as a model for earlydrop.
+"""Trains a network and writes it as a model for earlydrop.
 
-  train.py --data DIR [--data DIR...] --out models/paper.onnx
-  train.py --data DIR [--data DIR...] --evaluate models/paper.onnx
+  train.py --data DIR [--data DIR...] --network compact --out models/compact.onnx
+  train.py --data DIR [--data DIR...] --evaluate models/compact.onnx
 
-Debian packages: python3-torch, python3-onnx and, for four times the speed on
-a CPU, libopenblas0-pthread.
+The networks are "compact" and "paper", the paper's CNN. Debian packages:
+python3-torch, python3-onnx, python3-matplotlib and, for four times the speed
+on a CPU, libopenblas0-pthread.
 
 The data folders are those of `earlydrop dataset`. Whole groups (a source of
 captures, a network of the lab) are held out: the test groups give the figures,
 the validation groups the epoch, the temperature and the thresholds. Beside the model
-stand its card (.md) and its figures (.json).
+stand its card (.md) and its figures (.json); beside the checkpoint a picture
+of the learning curves (.png).
 
 The second form prints the card's figures again.
 """
 import argparse
 import collections
-import copy
+import dataclasses
 import datetime
 import json
 import os
 import platform
 import shlex
 import sys
-import time
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 import dataset
+import fit
 import network
+from fit import RANDOM_LIKE, choose_thresholds, ordinary_of, threshold_for, wanted_sum
 
 VERSION = "0.1.0"
-
-# A background flow of this kind imitates what the wanted classes look like; the
-# false positives of ordinary traffic, which a network is full of, leave it out.
-RANDOM_LIKE = "random-like"
 
 # Images of random bytes that an evaluation counts the false positives of.
 RANDOM_IMAGES = 5000
@@ -58,17 +56,24 @@ def arguments(argv):
     p.add_argument("--data", action="append", required=True, metavar="DIR", help="dataset folder (may be repeated)")
     p.add_argument("--out", metavar="FILE", help="model file to write; its card and figures stand beside it")
     p.add_argument("--evaluate", metavar="FILE", help="print the figures of this model instead of training")
-    p.add_argument("--name", default="paper", help="the model's name")
+    p.add_argument("--network", choices=sorted(fit.DEFAULTS), default="compact", help="(default %(default)s)")
+    p.add_argument("--classes", metavar="A,B,...",
+                   help="tell these labels apart and take all others for background (default: every label of the data)")
+    p.add_argument("--name", help="the model's name (default: the network's)")
     p.add_argument("--model-version", default=VERSION, metavar="V", help="the model's version (default %(default)s)")
     p.add_argument("--seed", type=int, default=1)
-    p.add_argument("--epochs", type=int, default=20)
-    p.add_argument("--epoch-samples", type=int, default=20000, metavar="N", help="samples per epoch (default %(default)s)")
+    default = lambda name: ", ".join(f"{k} {v.get(name)}" for k, v in sorted(fit.DEFAULTS.items()))
+    p.add_argument("--epochs", type=int, help=f"(default: {default('epochs')})")
+    p.add_argument("--epoch-samples", type=int, metavar="N", help=f"samples per epoch (default: {default('epoch_samples')})")
     p.add_argument("--max-minutes", type=float, default=0, metavar="M", help="begin no epoch after M minutes (0: no limit)")
-    p.add_argument("--batch", type=int, default=128)
-    p.add_argument("--lr", type=float, default=1e-4, help="learning rate of Adam (default %(default)s, the paper's)")
-    p.add_argument("--average", type=float, default=0.998, metavar="D",
+    p.add_argument("--batch", type=int, help=f"(default: {default('batch')})")
+    p.add_argument("--lr", type=float, help=f"learning rate of Adam (default: {default('lr')})")
+    p.add_argument("--average", type=float, metavar="D",
                    help="the model is the moving average of the weights with this decay per step; 0: the last weights "
-                        "(default %(default)s)")
+                        f"(default: {default('average')})")
+    p.add_argument("--random-like-share", type=ratio, metavar="P",
+                   help="share of the lab's background that is drawn from what was made to look random "
+                        f"(default: {default('random_like_share')}; None: as much as there is)")
     p.add_argument("--captures-share", type=ratio, default=0.4, metavar="P",
                    help="share of the real background that is drawn from groups with background only, which are "
                         "captures of others and not networks of the lab (default %(default)s)")
@@ -82,19 +87,21 @@ def arguments(argv):
     p.add_argument("--holdout-group", action="append", default=[], metavar="PATTERN",
                    help="test groups, as file name patterns (may be repeated; default: a fifth, drawn by the seed)")
     p.add_argument("--validation-group", action="append", default=[], metavar="PATTERN", help="likewise")
-    p.add_argument("--false-positives", type=float, default=0.001, metavar="P",
+    p.add_argument("--false-positives", type=float, default=0.0005, metavar="P",
                    help="budget for the thresholds: share of the ordinary validation background that a rule "
                         "at its threshold may take (default %(default)s)")
     p.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto: cuda where there is one)")
     p.add_argument("--bf16", action="store_true",
                    help="compute in bfloat16, the weights stay float32 (faster where the CPU or GPU knows it)")
     p.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
-    p.add_argument("--checkpoint", default=".cache/train/paper.pt", metavar="FILE",
-                   help="state after each epoch (default %(default)s)")
+    p.add_argument("--checkpoint", metavar="FILE", help="state after each epoch (default .cache/train/NAME.pt)")
     p.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     args = p.parse_args(argv)
     if bool(args.out) == bool(args.evaluate):
         p.error("give either --out or --evaluate")
+    args.name = args.name or args.network
+    args.checkpoint = args.checkpoint or f".cache/train/{args.name}.pt"
+    args.classes = args.classes.split(",") if args.classes else None
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     return args
@@ -110,69 +117,6 @@ def ratio(text):
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
     return value
-
-
-def logits_of(net, images, device, batch=512):
-    """Logits float64 [N, K] of uint8 images [N, 1024]."""
-    net.eval()
-    out = []
-    with torch.no_grad():
-        for i in range(0, len(images), batch):
-            x = torch.from_numpy(images[i:i + batch]).view(-1, 1, network.SIDE, network.SIDE)
-            out.append(net(x.to(device)).cpu().numpy())
-    return np.concatenate(out).astype(np.float64)
-
-
-def deployed_logits(net, data, indices, recipe, device, limit=4096):
-    """Logits of samples, masked as the Go program masks them."""
-    out = []
-    for i in range(0, len(indices), limit):
-        part = indices[i:i + limit]
-        images = dataset.mask_as_deployed(data.capture[part], data.mask[part], data.captured[part], recipe)
-        out.append(logits_of(net, images, device))
-    return np.concatenate(out) if out else np.zeros((0, 0))
-
-
-def balanced_nll(logits, truth, temperature, classes):
-    """Mean negative log-likelihood in which every class counts the same."""
-    p = network.softmax(logits, temperature)[np.arange(len(truth)), truth]
-    loss = -np.log(np.maximum(p, 1e-30))
-    return np.mean([loss[truth == k].mean() for k in range(classes) if (truth == k).any()])
-
-
-def calibrate(logits, truth, classes):
-    """The temperature of the least balanced loss, by golden-section search."""
-    low, high = np.log(0.05), np.log(20.0)
-    g = (np.sqrt(5) - 1) / 2
-    for _ in range(60):
-        a, b = high - g * (high - low), low + g * (high - low)
-        if balanced_nll(logits, truth, np.exp(a), classes) < balanced_nll(logits, truth, np.exp(b), classes):
-            high = b
-        else:
-            low = a
-    return float(np.exp((low + high) / 2))
-
-
-def threshold_for(p, budget):
-    """The least threshold, at least 0.5 and rounded up to four digits, that no
-    more than budget of the background flows reach. p: their probabilities."""
-    allowed = int(budget * len(p))
-    strongest = np.sort(p)[::-1]
-    # Just above the strongest flow that must not be taken.
-    least = float(strongest[allowed]) + 1e-6 if len(p) > allowed else 0.0
-    return min(1.0, max(0.5, np.ceil(least * 10000) / 10000))
-
-
-def choose_thresholds(p, ordinary, labels, budget):
-    """Returns ({class: threshold}, threshold of all wanted classes together)
-    from probabilities [N, K]; ordinary: bool [N], the ordinary background."""
-    each = {label: threshold_for(p[ordinary, k], budget) for k, label in enumerate(labels[1:], 1)}
-    return each, threshold_for(wanted_sum(p)[ordinary], budget)
-
-
-def wanted_sum(p):
-    """The probability that a flow is of a wanted class, whichever."""
-    return p[:, 1:].sum(axis=1)
 
 
 def decide(p, together):
@@ -216,9 +160,11 @@ def kinds_of(data, indices):
                     np.where(kind != "", np.char.add("lab, ", kind), "captures"))
 
 
-def ordinary_of(data, indices):
-    """bool: background other than what the lab made to look random."""
-    return ((data.label[indices] == dataset.BACKGROUND) & (data.column("kind")[indices] != RANDOM_LIKE))
+def random_logits(net, data, channels, recipe, device, seed):
+    """Logits of random images, made as the training makes them."""
+    rng = np.random.default_rng(seed)
+    images = dataset.training_images(data, np.full(RANDOM_IMAGES, -1), channels, recipe, 0.0, rng)
+    return fit.logits_of(net, images, device)
 
 
 def conditions_of(data, indices):
@@ -232,7 +178,7 @@ def conditions_of(data, indices):
     return out
 
 
-def figures_of(logits, data, indices, labels, temperature, thresholds, together, aims, net, device, seed):
+def figures_of(logits, data, indices, labels, temperature, thresholds, together, aims, random_logits):
     """All figures of a model on the samples of its test groups."""
     truth = np.array([labels.index(v) for v in data.label[indices]])
     p = network.softmax(logits, temperature)
@@ -271,102 +217,9 @@ def figures_of(logits, data, indices, labels, temperature, thresholds, together,
                     by[k][v]["told_apart"] = of(likelier == truth, here)
         if by:
             figures[f"by_{name}"] = by
-    rng = np.random.default_rng(seed)
-    random = rng.integers(0, 256, (RANDOM_IMAGES, dataset.BYTES), dtype=np.uint8)
-    of_random = decide(network.softmax(logits_of(net, random, device), temperature), together) != 0
-    figures["false_positives_random_images"] = share(of_random.sum(), len(random))
+    of_random = decide(network.softmax(random_logits, temperature), together) != 0
+    figures["false_positives_random_images"] = share(of_random.sum(), len(random_logits))
     return figures
-
-
-def follow(average, net, decay):
-    """Moves the averaged weights one step towards those of net."""
-    with torch.no_grad():
-        for a, b in zip(average.parameters(), net.parameters()):
-            a.lerp_(b, 1 - decay)
-
-
-def train(args, data, part, labels, log):
-    """Returns (network, best epoch, losses). The network is the averaged one of
-    the epoch with the least loss on the validation groups."""
-    torch.manual_seed(args.seed)
-    rng = np.random.default_rng(args.seed)
-    where = np.array([part[g] for g in data.group])
-    train_set, validation_set = np.flatnonzero(where == "train"), np.flatnonzero(where == "validation")
-    sampler = dataset.Sampler(data, train_set, labels, args.epoch_samples, args.random_ratio,
-                              args.captures_share, args.limit_per_group, rng)
-    # A large validation source adds time, not knowledge.
-    keep = []
-    for g in sorted(set(data.group[validation_set])):
-        for label in labels:
-            i = validation_set[(data.group[validation_set] == g) & (data.label[validation_set] == label)]
-            keep.append(rng.permutation(i)[:args.limit_per_group])
-    watch = np.sort(np.concatenate(keep))
-    truth = np.array([labels.index(v) for v in data.label[watch]])
-
-    net = network.PaperNet(len(labels)).to(args.device).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(net.parameters(), lr=args.lr)
-    average, steps = copy.deepcopy(net), 0
-    best = {"loss": float("inf"), "epoch": 0, "state": None}
-    losses, first = [], 1
-    if args.resume:
-        saved = torch.load(args.checkpoint, map_location=args.device)
-        if saved["digest"] != data.digest or saved["labels"] != labels or saved["seed"] != args.seed:
-            raise ValueError(f"{args.checkpoint} was made from other data or another seed")
-        net.load_state_dict(saved["net"])
-        average.load_state_dict(saved["average"])
-        steps = saved["steps"]
-        optimizer.load_state_dict(saved["optimizer"])
-        best, losses, first = saved["best"], saved["losses"], saved["epoch"] + 1
-        rng.bit_generator.state = saved["rng"]
-        torch.set_rng_state(saved["torch_rng"])
-    start = time.monotonic()
-    for epoch in range(first, args.epochs + 1):
-        if args.max_minutes and time.monotonic() - start > args.max_minutes * 60:
-            log(f"stopped before epoch {epoch}: {args.max_minutes:g} minutes are over")
-            break
-        net.train()
-        indices, classes = sampler.epoch()
-        total, begun = 0.0, time.monotonic()
-        for i in range(0, len(indices), args.batch):
-            images = dataset.training_images(data, indices[i:i + args.batch], args.mask, args.cut_share, rng)
-            x = torch.from_numpy(images).view(-1, 1, network.SIDE, network.SIDE).to(args.device)
-            y = torch.from_numpy(classes[i:i + args.batch]).to(args.device)
-            optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=args.bf16):
-                logits = net(x)
-            loss = F.cross_entropy(logits.float(), y)
-            loss.backward()
-            optimizer.step()
-            # Early on the average has to forget quickly where it began.
-            follow(average, net, min(args.average, steps / (steps + 10)))
-            steps += 1
-            total += loss.item() * len(y)
-            if sys.stderr.isatty():
-                done = i + len(y)
-                print(f"\repoch {epoch} {done}/{len(indices)} loss {total / done:.4f} "
-                      f"{done / (time.monotonic() - begun):.0f} samples/s ", end="", file=sys.stderr, flush=True)
-        speed = len(indices) / (time.monotonic() - begun)
-        logits = deployed_logits(average, data, watch, args.mask, args.device)
-        nll = balanced_nll(logits, truth, 1.0, len(labels))
-        right = logits.argmax(axis=1) == truth
-        losses.append({"epoch": epoch, "train": round(total / len(indices), 5), "validation": round(float(nll), 5)})
-        if nll < best["loss"]:
-            best = {"loss": nll, "epoch": epoch, "state": {k: v.cpu().clone() for k, v in average.state_dict().items()}}
-        if sys.stderr.isatty():
-            print("\r\033[K", end="", file=sys.stderr)
-        recall = " ".join(f"{label} {right[truth == k].mean():.3f}" for k, label in enumerate(labels) if (truth == k).any())
-        log(f"epoch {epoch:3d}  loss {losses[-1]['train']:.4f}  validation {nll:.4f}  recall {recall}  "
-            f"{speed:.0f} samples/s  {time.monotonic() - start:.0f} s")
-        os.makedirs(os.path.dirname(args.checkpoint) or ".", exist_ok=True)
-        torch.save({"net": net.state_dict(), "average": average.state_dict(), "steps": steps,
-                    "optimizer": optimizer.state_dict(), "best": best, "losses": losses,
-                    "epoch": epoch, "rng": rng.bit_generator.state, "torch_rng": torch.get_rng_state(),
-                    "digest": data.digest, "labels": labels, "seed": args.seed}, args.checkpoint + ".part")
-        os.replace(args.checkpoint + ".part", args.checkpoint)
-    if best["state"] is None:
-        raise ValueError("no epoch was trained")
-    net.load_state_dict(best["state"])
-    return net, best["epoch"], losses
 
 
 def text_share(s):
@@ -438,18 +291,24 @@ def report(figures, labels, thresholds):
     return "\n".join(out)
 
 
+WHAT = {
+    "paper": "The network of the paper's Table 2 (five convolutions, three full layers).",
+    "compact": "A small network over the lengths and directions of the packets with payload, and the bytes of that payload.",
+}
+
 CARD = """# {name} {version}
 
-The network of the paper's Table 2 (five convolutions, three full layers, {parameters} weights). It says of the first
+{what} It has {parameters} weights. It says of the first
 1024 bytes of a TCP or UDP connection whether they are of one of these classes: {labels}.
 
 | | |
 | --- | --- |
-| input | 32x32, channel `byte` |
+| input | 32x32, {channels} |
 | mask | `{mask}` |
 | temperature | {temperature:.4f} |
 | min_confidence of a rule over {wanted} | {together:g} (recommended) |
 | thresholds of rules over one class | {thresholds} |
+| unknown below | {unknown:g} |
 | training data | {digest} |
 | seed | {seed} |
 | created | {created} |
@@ -481,15 +340,15 @@ one source of captures) is in one part only.
 {command}
 ```
 
-Adam, learning rate {lr}, batches of {batch}; cross-entropy; dropout 0.5; {epochs} epochs of {epoch_samples} samples. The
+Adam, learning rate {lr}, batches of {batch}; cross-entropy; {epochs} epochs of {epoch_samples} samples. The
 weights are averaged over the steps (decay {average}); those of epoch {best_epoch} had the least loss on the validation groups. Half
 of an epoch is background, with images of uniformly random bytes in the ratio {ratio:.3f} to the real ones (the paper's
 approximate completeness); {captures:.0%} of the real ones are from captures of others. The bytes under the mask are drawn anew
 every time. {cut:.0%} of the images are cut at a random place.
 
 Chosen on the validation groups alone: the epoch, the temperature, and the thresholds. A threshold is the least one, but
-at least 0.5, that no more than {budget:.2%} of their ordinary background reaches ({ordinary} flows; ordinary is all but
-what the lab made to look random). What is compared with it is the sum of the probabilities of the classes that a rule lists.
+at least 0.5, that no more than {allowed} flows of their ordinary background reach ({ordinary} flows; ordinary is all but
+what the lab made to look random; the aim is {budget:.2%}). What is compared with it is the sum of the probabilities of the classes that a rule lists.
 
 ## Figures
 
@@ -505,6 +364,23 @@ The same figures again, from the same data and the model file:
 
 {failures}
 """
+
+
+def card(data, labels, part, model, options, figures, args, created, command, evaluate):
+    """The model card."""
+    parts, groups = counts_text(data, labels, part)
+    return CARD.format(
+        wanted=" and ".join(f"`{v}`" for v in labels[1:]), name=args.name, version=args.model_version,
+        labels=", ".join(f"`{v}`" for v in labels), mask=model.mask, what=WHAT[options.network],
+        channels=", ".join(f"`{c}`" for c in model.channels),
+        parameters=f"{sum(p.numel() for p in model.net.parameters()):,}", temperature=model.temperature,
+        together=model.any_threshold, unknown=model.unknown,
+        thresholds=", ".join(f"{k} {v:g}" for k, v in model.thresholds.items()), digest=data.digest, seed=options.seed,
+        created=f"{datetime.date.today()}, {created}", data=parts, parts=groups, command=command, lr=options.lr,
+        epochs=len(model.losses), epoch_samples=options.epoch_samples, best_epoch=model.epoch, ratio=options.random_ratio,
+        cut=options.cut_share, budget=options.false_positives, batch=options.batch, average=options.average,
+        captures=options.captures_share, ordinary=model.choice["ordinary"], allowed=model.choice["allowed"],
+        figures=report(figures, labels, model.thresholds), evaluate=evaluate, failures=known_failures(figures, labels))
 
 
 def missed(s):
@@ -568,6 +444,8 @@ def main(argv):
     data = dataset.Data(args.data)
     if args.evaluate:
         return evaluate(args, data)
+    if args.classes:
+        data = data.folded(args.classes)
     labels = data.labels()
     if labels[0] not in data.label or len(labels) < 2:
         raise ValueError(f"the data has the classes {sorted(set(data.label))}: background and another are needed")
@@ -580,68 +458,60 @@ def main(argv):
         if present != set(labels):
             raise ValueError(f"the {name} groups lack {sorted(set(labels) - present)}: choose other groups")
 
-    net, best_epoch, losses = train(args, data, part, labels, log)
+    options = fit.Options(**{f.name: getattr(args, f.name) for f in dataclasses.fields(fit.Options) if hasattr(args, f.name)})
+    model = fit.fit(data, part, log=log, picture=os.path.splitext(args.checkpoint)[0] + ".png", **vars(options))
     where = np.array([part[g] for g in data.group])
     validation, test = np.flatnonzero(where == "validation"), np.flatnonzero(where == "test")
-    truth = np.array([labels.index(v) for v in data.label[validation]])
-    logits = deployed_logits(net, data, validation, args.mask, args.device)
-    temperature = calibrate(logits, truth, len(labels))
-    ordinary = ordinary_of(data, validation)
-    p = network.softmax(logits, temperature)
-    thresholds, together = choose_thresholds(p, ordinary, labels, args.false_positives)
-    aims = {aim: threshold_for(wanted_sum(p)[ordinary], aim) for aim in AIMS}
-    figures = figures_of(deployed_logits(net, data, test, args.mask, args.device), data, test, labels,
-                         temperature, thresholds, together, aims, net, args.device, args.seed)
+    p = wanted_sum(model(validation))[ordinary_of(data, validation)]
+    aims = {aim: threshold_for(p, aim) for aim in AIMS}
+    figures = figures_of(model.logits(test), data, test, labels, model.temperature, model.thresholds, model.any_threshold, aims,
+                         random_logits(model.net, data, model.channels, model.mask, model.device, args.seed))
     figures["test_groups"] = sorted(g for g in part if part[g] == "test")
     figures["validation_groups"] = sorted(g for g in part if part[g] == "validation")
 
     created = f"train.py {args.model_version}, PyTorch {torch.__version__}, Python {platform.python_version()}"
-    network.export_onnx(net, args.out, name=args.name, version=args.model_version, labels=labels, channels=["byte"],
-                        mask=args.mask, temperature=temperature, thresholds=thresholds, training_data=data.digest,
+    network.export_onnx(model.net, args.out, name=args.name, version=args.model_version, labels=labels,
+                        channels=model.channels, mask=model.mask, temperature=model.temperature, thresholds=model.thresholds,
+                        any_threshold=model.any_threshold, unknown=model.unknown, training_data=data.digest,
                         figures=figures, created_by=created)
     base = os.path.splitext(args.out)[0]
     with open(base + ".json", "w", encoding="utf-8") as f:
-        json.dump({"figures": figures, "losses": losses, "best_epoch": best_epoch, "training_data": data.digest,
-                   "temperature": temperature, "thresholds": thresholds, "min_confidence": together, "seed": args.seed, "parts": part}, f, indent=1,
-                  sort_keys=True)
+        json.dump({"figures": figures, "losses": model.losses, "best_epoch": model.epoch, "training_data": data.digest,
+                   "temperature": model.temperature, "thresholds": model.thresholds, "any_threshold": model.any_threshold,
+                   "unknown": model.unknown, "options": dataclasses.asdict(options), "parts": part}, f, indent=1, sort_keys=True)
         f.write("\n")
-    parts, groups = counts_text(data, labels, part)
     # The folders of the machine that trained do not belong on the card.
     short = lambda a: os.path.basename(os.path.normpath(a)) if os.path.isabs(a) else a
     shown = [short(a) for a in argv if a != "--resume"]
     folders = " ".join(f"--data {shlex.quote(short(d))}" for d in args.data)
     with open(base + ".md", "w", encoding="utf-8") as f:
-        f.write(CARD.format(
-            wanted=" and ".join(f"`{v}`" for v in labels[1:]), name=args.name, version=args.model_version, labels=", ".join(f"`{v}`" for v in labels), mask=args.mask,
-            parameters=f"{sum(p.numel() for p in net.parameters()):,}", temperature=temperature,
-            together=together, thresholds=", ".join(f"{k} {v:g}" for k, v in thresholds.items()), digest=data.digest, seed=args.seed,
-            created=f"{datetime.date.today()}, {created}", data=parts, parts=groups,
-            command=shlex.join(["models/train/train.py", *shown]), lr=args.lr, epochs=len(losses),
-            epoch_samples=args.epoch_samples, best_epoch=best_epoch, ratio=args.random_ratio, cut=args.cut_share,
-            budget=args.false_positives, batch=args.batch, average=args.average, captures=args.captures_share,
-            ordinary=ordinary.sum(), figures=report(figures, labels, thresholds),
-            evaluate=f"models/train/train.py {folders} --evaluate {short(args.out)}",
-            failures=known_failures(figures, labels)))
-    print(report(figures, labels, thresholds))
+        f.write(card(data, labels, part, model, options, figures, args, created,
+                     command=shlex.join(["models/train/train.py", *shown]),
+                     evaluate=f"models/train/train.py {folders} --evaluate {short(args.out)}"))
+    print(report(figures, labels, model.thresholds))
 
 
 def evaluate(args, data):
     """Prints the figures of a model file on its test groups of the data."""
     net, meta = network.load_onnx(args.evaluate)
-    net = net.to(args.device).to(memory_format=torch.channels_last)
+    net = net.to(args.device)
     patterns = args.holdout_group or meta["figures"].get("test_groups", [])
     test = np.flatnonzero([dataset.matches(g, patterns) for g in data.group])
     if len(test) == 0:
         raise ValueError(f"the data has none of the model's test groups {patterns}; name others with --holdout-group")
     unknown = set(data.label[test]) - set(meta["labels"])
-    if unknown:
-        raise ValueError(f"the data has classes that the model does not know: {sorted(unknown)}")
+    if unknown and not args.classes:
+        raise ValueError(f"the data has classes that the model does not know: {', '.join(sorted(unknown))}; "
+                         f"to count them as background, say --classes {','.join(meta['labels'][1:])}")
+    if args.classes:
+        data = data.folded(args.classes)
     if data.digest != meta["training_data"]:
         print(f"note: the data is {data.digest}, the model was trained on {meta['training_data']}", file=sys.stderr)
     told = meta["figures"]
     aims = {aim: by["min_confidence"] for aim, by in told["aims"].items()}
-    figures = figures_of(deployed_logits(net, data, test, meta["mask"], args.device), data, test, meta["labels"],
-                         meta["temperature"], meta["thresholds"], told["min_confidence"], aims, net, args.device, args.seed)
+    figures = figures_of(fit.deployed_logits(net, data, test, meta["channels"], meta["mask"], args.device), data, test, meta["labels"],
+                         meta["temperature"], meta["thresholds"], told["min_confidence"], aims,
+                         random_logits(net, data, meta["channels"], meta["mask"], args.device, args.seed))
     print(report(figures, meta["labels"], meta["thresholds"]))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 import dataset
+import fit
 import network
 import train
 
@@ -27,9 +28,16 @@ def write_folder(folder, n=330, seed=1):
     mask = np.zeros((n, 1024), np.uint8)
     mask[:, :12] = 3
     mask[:, 22] = 2
+    # One datagram of an IPv4 flow, as long as the capture.
+    capture[:, 12:14], capture[:, 14], capture[:, 20:22], capture[:, 23] = (8, 0), 0x45, 0, 17
+    capture[:, 16:18], capture[:, 38:40] = (1010 >> 8, 1010 & 255), (990 >> 8, 990 & 255)
+    packets = np.zeros((n, 32, 4), np.int32)
+    packets[:, 0] = 0, 1024, 1, 0
+    packets[:, 1:, 0] = -1
     os.makedirs(folder)
     np.save(os.path.join(folder, "capture.npy"), capture)
     np.save(os.path.join(folder, "mask.npy"), mask)
+    np.save(os.path.join(folder, "packets.npy"), packets)
     with open(os.path.join(folder, "samples.tsv"), "w", encoding="utf-8") as f:
         f.write("index\tlabel\tgroup\tfile\tsrc\tdst\tproto\tcaptured\treason\tprogram\tkind\tcondition\n")
         for i in range(n):
@@ -100,7 +108,7 @@ class Drawing(unittest.TestCase):
 
     def test_cut_and_random_images(self):
         rng = np.random.default_rng(1)
-        images = dataset.training_images(self.data, np.array([0] * 400 + [-1] * 100), "strict", 0.5, rng)
+        images = dataset.training_images(self.data, np.array([0] * 400 + [-1] * 100), ["byte"], "strict", 0.5, rng)[:, 0]
         cut = (images[:400, -8:] == 0).all(axis=1)
         self.assertTrue(150 < cut.sum() < 250, cut.sum())
         self.assertTrue(images[:400, :200].any(axis=1).all())
@@ -120,14 +128,14 @@ class Figures(unittest.TestCase):
         labels = ["background", "a", "b"]
         ordinary = np.arange(5000) % 5 != 0
         for budget in (0.0, 0.01, 0.5):
-            each, together = train.choose_thresholds(p, ordinary, labels, budget)
+            each, together = fit.choose_thresholds(p, ordinary, labels, budget)
             for taken, t in ((p[:, 1], each["a"]), (p[:, 2], each["b"]), (p[:, 1] + p[:, 2], together)):
                 self.assertLessEqual((taken[ordinary] >= t).sum(), budget * 4000)
                 self.assertGreaterEqual(t, 0.5)
         # A budget that binds is also used up, but for the rounding.
-        _, together = train.choose_thresholds(p, ordinary, labels, 0.01)
+        _, together = fit.choose_thresholds(p, ordinary, labels, 0.01)
         self.assertGreater((p[ordinary, 1:].sum(axis=1) >= together - 0.0001).sum(), 40)
-        self.assertEqual(train.threshold_for(np.array([]), 0.1), 0.5)
+        self.assertEqual(fit.threshold_for(np.array([]), 0.1), 0.5)
 
     def test_decide_adds_the_wanted_classes(self):
         p = np.array([[0.1, 0.5, 0.4], [0.1, 0.4, 0.5], [0.4, 0.5, 0.1], [0.9, 0.1, 0.0]])
@@ -138,7 +146,7 @@ class Figures(unittest.TestCase):
         rng = np.random.default_rng(1)
         logits = rng.normal(0, 2, (20000, 3))
         truth = np.array([rng.choice(3, p=row) for row in network.softmax(logits, 1.0)])
-        self.assertAlmostEqual(train.calibrate(logits * 2.5, truth, 3), 2.5, delta=0.25)
+        self.assertAlmostEqual(fit.calibrate(logits * 2.5, truth, 3), 2.5, delta=0.25)
 
     def test_score(self):
         s = train.score(np.array([0, 1, 1, 0]), np.array([0, 0, 1, 1]), ["background", "a"])
@@ -157,7 +165,7 @@ class Model(unittest.TestCase):
         with tempfile.TemporaryDirectory() as d:
             write_folder(d + "/data")
             out, state = d + "/m.onnx", d + "/state.pt"
-            options = ["--data", d + "/data", "--out", out, "--checkpoint", state, "--epoch-samples", "300",
+            options = ["--data", d + "/data", "--out", out, "--network", "paper", "--checkpoint", state, "--epoch-samples", "300",
                        "--batch", "32", "--lr", "5e-4", "--random-ratio", "1/9", "--seed", "5"]
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 train.main(options + ["--epochs", "1"])
@@ -172,8 +180,9 @@ class Model(unittest.TestCase):
             self.assertEqual([e["epoch"] for e in written["losses"]], [1, 2, 3])
             data = dataset.Data([d + "/data"])
             test = np.flatnonzero(np.isin(data.group, meta["figures"]["test_groups"]))
-            again = train.figures_of(train.deployed_logits(net, data, test, "strict", "cpu"), data, test, meta["labels"],
-                                     meta["temperature"], meta["thresholds"], meta["figures"]["min_confidence"], {0.5: 0.5}, net, "cpu", 5)
+            again = train.figures_of(fit.deployed_logits(net, data, test, ["byte"], "strict", "cpu"), data, test, meta["labels"],
+                                     meta["temperature"], meta["thresholds"], meta["figures"]["min_confidence"], {0.5: 0.5},
+                                     train.random_logits(net, data, ["byte"], "strict", "cpu", 5))
             self.assertEqual(again["confusion"], meta["figures"]["confusion"])
             # What the figures count adds up.
             at = meta["figures"]["sums"][f"{meta['figures']['min_confidence']:g}"]

@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training one network on a data set, and what is chosen on its validation part."""
+import copy
+import dataclasses
+import math
+import os
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import dataset
+import network
+
+# A background flow of this kind imitates what the wanted classes look like; the
+# false positives of ordinary traffic, which a network is full of, leave it out.
+RANDOM_LIKE = "random-like"
+
+
+@dataclasses.dataclass
+class Options:
+    """How a network is trained; None: the network's own value, see DEFAULTS."""
+    network: str = "compact"
+    seed: int = 1
+    epochs: int = None
+    epoch_samples: int = None        # drawn per epoch
+    batch: int = None
+    lr: float = None
+    decay: float = None              # weight decay, of matrices
+    falling: bool = None             # the learning rate falls to 0 along a cosine
+    average: float = None            # decay per step of the averaged weights; 0: the last weights
+    any_weight: float = None         # of the loss that knows only "any wanted class"
+    captures_share: float = 0.4      # of the real background: from groups with background only
+    random_like_share: float = None  # of the lab's background: of that kind; None: as many as there are
+    random_ratio: float = 1 / 9      # random images : real background
+    cut_share: float = 0.25
+    limit_per_group: int = 2000
+    mask: str = "strict"
+    false_positives: float = 0.0005  # budget of the thresholds
+    device: str = "cpu"
+    bf16: bool = False
+    threads: int = 0                 # 0: as PyTorch has been told
+    max_minutes: float = 0
+    checkpoint: str = None           # file for the state after each epoch
+    resume: bool = False
+
+    def __post_init__(self):
+        if self.network not in DEFAULTS:
+            raise ValueError(f"unknown network {self.network!r} (known: {', '.join(sorted(DEFAULTS))})")
+        for name, value in DEFAULTS[self.network].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+
+
+DEFAULTS = {
+    # The paper's optimizer.
+    "paper": {"epochs": 20, "epoch_samples": 20000, "batch": 128, "lr": 1e-4, "decay": 0.0, "falling": False,
+              "average": 0.998, "any_weight": 0.0},
+    "compact": {"epochs": 30, "epoch_samples": 40000, "batch": 256, "lr": 2e-3, "decay": 0.01, "falling": True,
+                "average": 0.998, "any_weight": 0.5, "random_like_share": 0.4},
+}
+
+
+class Predictor:
+    """A trained network and what was chosen for it on the validation part.
+
+    net; labels, background first; channels; mask; temperature; thresholds
+    {label: probability}; any_threshold; unknown; epoch: the best one; losses:
+    one dict per epoch; choice: the counts behind the thresholds.
+    """
+
+    def __init__(self, data, net, labels, options):
+        self.data, self.net, self.labels = data, net, labels
+        self.channels, self.mask, self.device = network.CHANNELS[options.network], options.mask, options.device
+        self.temperature, self.thresholds, self.any_threshold, self.unknown = 1.0, {}, 1.0, 0.0
+        self.epoch, self.losses, self.choice = 0, [], {}
+
+    def logits(self, indices):
+        """float64 [n, labels] of samples, rendered as the Go program does it."""
+        return deployed_logits(self.net, self.data, np.asarray(indices), self.channels, self.mask, self.device)
+
+    def __call__(self, indices):
+        """Calibrated probabilities, float64 [n, labels]."""
+        return network.softmax(self.logits(indices), self.temperature)
+
+
+def fit(data, part, network="compact", classes=None, epochs=None, seed=1, threads=0, log=lambda line: None, picture=None,
+        **options):
+    """Trains a network on the part "train" of data; returns a Predictor.
+
+    part: {group: name} or an array of names [N], the names being "train",
+    "validation" and "test" (or any other for what is not to be touched). The
+    epoch, the temperature and the thresholds are chosen on "validation".
+    classes: the labels to tell apart, the others count as background; None:
+    all. epochs: None for the network's default. picture: a file (.png) for the
+    learning curves. options: further fields of Options. The global generator of PyTorch is seeded and its number of
+    threads set.
+    """
+    options = Options(network=network, epochs=epochs, seed=seed, threads=threads, **options)
+    if classes is not None:
+        data = data.folded(classes)
+    where = np.array([part.get(g, "") for g in data.group]) if isinstance(part, dict) else np.asarray(part)
+    labels = [dataset.BACKGROUND, *(classes if classes is not None else data.labels()[1:])]
+    predictor = train(options, data, where, labels, log)
+    if picture:
+        draw(predictor.losses, picture)
+    choose(predictor, np.flatnonzero(where == "validation"), options.false_positives)
+    return predictor
+
+
+def logits_of(net, images, device, batch=512):
+    """Logits float64 [n, K] of uint8 images [n, channels, 1024]."""
+    net.eval()
+    out = []
+    with torch.no_grad():
+        for i in range(0, len(images), batch):
+            x = torch.from_numpy(images[i:i + batch]).view(-1, images.shape[1], network.SIDE, network.SIDE)
+            out.append(net(x.to(device)).cpu().numpy())
+    return np.concatenate(out).astype(np.float64)
+
+
+def deployed_logits(net, data, indices, channels, recipe, device, limit=4096):
+    """Logits of samples, rendered as the Go program renders them."""
+    out = [logits_of(net, dataset.images(data, indices[i:i + limit], channels, recipe), device)
+           for i in range(0, len(indices), limit)]
+    return np.concatenate(out) if out else np.zeros((0, 0))
+
+
+def ordinary_of(data, indices):
+    """bool: background other than what the lab made to look random."""
+    return (data.label[indices] == dataset.BACKGROUND) & (data.kind[indices] != RANDOM_LIKE)
+
+
+def balanced_nll(logits, truth, temperature, classes):
+    """Mean negative log-likelihood in which every class counts the same."""
+    p = network.softmax(logits, temperature)[np.arange(len(truth)), truth]
+    loss = -np.log(np.maximum(p, 1e-30))
+    return np.mean([loss[truth == k].mean() for k in range(classes) if (truth == k).any()])
+
+
+def calibrate(logits, truth, classes):
+    """The temperature of the least balanced loss, by golden-section search."""
+    low, high = np.log(0.05), np.log(20.0)
+    g = (np.sqrt(5) - 1) / 2
+    for _ in range(60):
+        a, b = high - g * (high - low), low + g * (high - low)
+        if balanced_nll(logits, truth, np.exp(a), classes) < balanced_nll(logits, truth, np.exp(b), classes):
+            high = b
+        else:
+            low = a
+    return float(np.exp((low + high) / 2))
+
+
+def allowed(total, budget):
+    """How many of total background flows a rule may take on the validation part:
+    as many as budget lets through, and no more than one flow less where that
+    is few: the flow that comes next must not break the budget by itself."""
+    return max(0, math.floor(budget * total) - 1) if budget * total < 10 else math.floor(budget * total)
+
+
+def threshold_for(p, budget):
+    """The least threshold, at least 0.5 and rounded up to six digits, that no
+    more than allowed(len(p), budget) of the background flows reach. p: their
+    probabilities."""
+    take = allowed(len(p), budget)
+    strongest = np.sort(p)[::-1]
+    # Just above the strongest flow that must not be taken.
+    least = float(strongest[take]) + 1e-7 if len(p) > take else 0.0
+    return min(1.0, max(0.5, np.ceil(least * 1e6) / 1e6))
+
+
+def choose_thresholds(p, ordinary, labels, budget):
+    """Returns ({class: threshold}, threshold of all wanted classes together)
+    from probabilities [N, K]; ordinary: bool [N], the ordinary background."""
+    each = {label: threshold_for(p[ordinary, k], budget) for k, label in enumerate(labels[1:], 1)}
+    return each, threshold_for(wanted_sum(p)[ordinary], budget)
+
+
+def choose_unknown(p, truth, right=0.99):
+    """The least probability at which, of the flows whose most probable class
+    has at least that much, the share right is named rightly, every class
+    counting the same; rounded up to four digits, at most 1."""
+    top, hit = p.max(axis=1), p.argmax(axis=1) == truth
+    weight = 1 / np.bincount(truth, minlength=p.shape[1])[truth]
+    order = np.argsort(-top, kind="stable")
+    share = np.cumsum((hit * weight)[order]) / np.cumsum(weight[order])
+    good = np.flatnonzero(share >= right)
+    if len(good) == len(top):
+        return 0.0
+    return min(1.0, math.ceil(float(top[order][good[-1]]) * 1e4) / 1e4) if len(good) else 1.0
+
+
+def wanted_sum(p):
+    """The probability that a flow is of a wanted class, whichever."""
+    return p[:, 1:].sum(axis=1)
+
+
+def choose(predictor, indices, budget):
+    """Sets the temperature and the thresholds of predictor from the samples."""
+    data, labels = predictor.data, predictor.labels
+    truth = np.array([labels.index(v) for v in data.label[indices]])
+    logits = predictor.logits(indices)
+    predictor.temperature = calibrate(logits, truth, len(labels))
+    p = network.softmax(logits, predictor.temperature)
+    ordinary = ordinary_of(data, indices)
+    predictor.thresholds, predictor.any_threshold = choose_thresholds(p, ordinary, labels, budget)
+    predictor.unknown = choose_unknown(p, truth)
+    total = int(ordinary.sum())
+    predictor.choice = {"ordinary": total, "allowed": allowed(total, budget), "budget": budget,
+                        "taken": int((wanted_sum(p)[ordinary] >= predictor.any_threshold).sum())}
+
+
+def follow(average, net, decay):
+    """Moves the averaged weights one step towards those of net."""
+    with torch.no_grad():
+        for a, b in zip(average.parameters(), net.parameters()):
+            a.lerp_(b, 1 - decay)
+
+
+def loss_of(logits, truth, any_weight):
+    """Cross-entropy of the class, and, weighed, of "a wanted class or not"."""
+    loss = F.cross_entropy(logits, truth)
+    if any_weight:
+        wanted = torch.logsumexp(logits[:, 1:], dim=1) - logits[:, 0]
+        loss = loss + any_weight * F.binary_cross_entropy_with_logits(wanted, (truth > 0).float())
+    return loss
+
+
+def train(o, data, where, labels, log):
+    """Returns a Predictor without thresholds. Its network is the averaged one
+    of the epoch with the least loss on the validation part."""
+    if o.threads:
+        torch.set_num_threads(o.threads)
+    torch.manual_seed(o.seed)
+    rng = np.random.default_rng(o.seed)
+    train_set, validation_set = np.flatnonzero(where == "train"), np.flatnonzero(where == "validation")
+    for name, indices in (("train", train_set), ("validation", validation_set)):
+        if len(indices) == 0:
+            raise ValueError(f"the part {name!r} has no sample")
+    sampler = dataset.Sampler(data, train_set, labels, o.epoch_samples, o.random_ratio, o.captures_share,
+                              o.limit_per_group, rng, random_like_share=o.random_like_share)
+    # A large validation source adds time, not knowledge.
+    keep = []
+    for g in sorted(set(data.group[validation_set])):
+        for label in labels:
+            i = validation_set[(data.group[validation_set] == g) & (data.label[validation_set] == label)]
+            keep.append(rng.permutation(i)[:o.limit_per_group])
+    watch = np.sort(np.concatenate(keep))
+    truth = np.array([labels.index(v) for v in data.label[watch]])
+
+    channels = network.CHANNELS[o.network]
+    net = network.create(o.network, len(labels)).to(o.device)
+    if o.network == "paper":
+        net = net.to(memory_format=torch.channels_last)
+    groups = [{"params": [p for p in net.parameters() if p.ndim > 1], "weight_decay": o.decay},
+              {"params": [p for p in net.parameters() if p.ndim <= 1], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=o.lr)
+    average, steps = copy.deepcopy(net), 0
+    predictor = Predictor(data, average, labels, o)
+    best = {"loss": float("inf"), "epoch": 0, "state": None}
+    losses, first = [], 1
+    if o.resume:
+        saved = torch.load(o.checkpoint, map_location=o.device)
+        if (saved["digest"], saved["labels"], saved["seed"], saved["network"]) != (data.digest, labels, o.seed, o.network):
+            raise ValueError(f"{o.checkpoint} was made from other data, another network or another seed")
+        net.load_state_dict(saved["net"])
+        average.load_state_dict(saved["average"])
+        steps = saved["steps"]
+        optimizer.load_state_dict(saved["optimizer"])
+        best, losses, first = saved["best"], saved["losses"], saved["epoch"] + 1
+        rng.bit_generator.state = saved["rng"]
+        torch.set_rng_state(saved["torch_rng"])
+        sampler.decks = saved["decks"]
+    start = time.monotonic()
+    for epoch in range(first, o.epochs + 1):
+        if o.max_minutes and time.monotonic() - start > o.max_minutes * 60:
+            log(f"stopped before epoch {epoch}: {o.max_minutes:g} minutes are over")
+            break
+        net.train()
+        indices, classes = sampler.epoch()
+        total, begun = 0.0, time.monotonic()
+        for i in range(0, len(indices), o.batch):
+            images = dataset.training_images(data, indices[i:i + o.batch], channels, o.mask, o.cut_share, rng)
+            x = torch.from_numpy(images).view(len(images), -1, network.SIDE, network.SIDE).to(o.device)
+            y = torch.from_numpy(classes[i:i + o.batch]).to(o.device)
+            if o.falling:
+                done = (epoch - 1 + i / len(indices)) / o.epochs
+                for group in optimizer.param_groups:
+                    group["lr"] = o.lr * min(1, (steps + 1) / 200) * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=o.bf16):
+                logits = net(x)
+            loss = loss_of(logits.float(), y, o.any_weight)
+            loss.backward()
+            optimizer.step()
+            # Early on the average has to forget quickly where it began.
+            follow(average, net, min(o.average, steps / (steps + 10)))
+            steps += 1
+            total += loss.item() * len(y)
+            if sys.stderr.isatty():
+                done = i + len(y)
+                print(f"\repoch {epoch} {done}/{len(indices)} loss {total / done:.4f} "
+                      f"{done / (time.monotonic() - begun):.0f} samples/s ", end="", file=sys.stderr, flush=True)
+        speed = len(indices) / (time.monotonic() - begun)
+        logits = predictor.logits(watch)
+        nll = balanced_nll(logits, truth, 1.0, len(labels))
+        right = logits.argmax(axis=1) == truth
+        losses.append({"epoch": epoch, "train": round(total / len(indices), 5), "validation": round(float(nll), 5)})
+        if nll < best["loss"]:
+            best = {"loss": nll, "epoch": epoch, "state": {k: v.cpu().clone() for k, v in average.state_dict().items()}}
+        if sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr)
+        recall = " ".join(f"{label} {right[truth == k].mean():.3f}" for k, label in enumerate(labels) if (truth == k).any())
+        log(f"epoch {epoch:3d}  loss {losses[-1]['train']:.4f}  validation {nll:.4f}  recall {recall}  "
+            f"{speed:.0f} samples/s  {time.monotonic() - start:.0f} s")
+        if o.checkpoint:
+            save(o.checkpoint, {
+                "net": net.state_dict(), "average": average.state_dict(), "steps": steps, "network": o.network,
+                "optimizer": optimizer.state_dict(), "best": best, "losses": losses, "epoch": epoch,
+                "rng": rng.bit_generator.state, "torch_rng": torch.get_rng_state(), "decks": sampler.decks,
+                "digest": data.digest, "labels": labels, "seed": o.seed})
+    if best["state"] is None:
+        raise ValueError("no epoch was trained")
+    average.load_state_dict(best["state"])
+    predictor.epoch, predictor.losses = best["epoch"], losses
+    return predictor
+
+
+def draw(losses, path):
+    """Draws the learning curves."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    epochs = [row["epoch"] for row in losses]
+    for key, text in (("train", "training (loss of the class and of the pair)"), ("validation", "validation (balanced)")):
+        axes.plot(epochs, [row[key] for row in losses], label=text)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("cross-entropy")
+    axes.set_yscale("log")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def save(path, state):
+    """Writes a checkpoint atomically."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    torch.save(state, path + ".part")
+    os.replace(path + ".part", path)

@@ -467,13 +467,46 @@ func (e *Engine) Classify(samples []*flow.Sample, results []flow.Result) error {
 	return nil
 }
 
+// ClassifyImages is Classify for images that the caller has rendered, as Render
+// does for the model's mask and channels: one behind the other, one for each of
+// results.
+func (e *Engine) ClassifyImages(images []uint8, results []flow.Result) error {
+	size := len(e.manifest.Channels) * ImagePixels
+	if len(images) != len(results)*size {
+		return fmt.Errorf("classifier: %d bytes of images, expected %d of %d bytes", len(images), len(results), size)
+	}
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if e.closed {
+		return ErrClosed
+	}
+	for done := 0; done < len(results); {
+		n := min(e.maxBatch, len(results)-done)
+		l := <-e.lanes
+		copy(l.images, images[done*size:(done+n)*size])
+		err := e.infer(l, results[done:done+n])
+		e.lanes <- l
+		if err != nil {
+			return err
+		}
+		done += n
+	}
+	return nil
+}
+
 // compute fills results with the answers for samples, at most maxBatch.
 func (e *Engine) compute(l *lane, samples []*flow.Sample, results []flow.Result) error {
-	size, labels := len(e.manifest.Channels)*ImagePixels, len(e.manifest.Labels)
+	size := len(e.manifest.Channels) * ImagePixels
 	for i, s := range samples {
 		Render(s, e.manifest.Mask, e.manifest.Channels, l.images[i*size:(i+1)*size])
 	}
-	if err := e.run(l, len(samples)); err != nil {
+	return e.infer(l, results)
+}
+
+// infer fills results with the answers for the lane's first images.
+func (e *Engine) infer(l *lane, results []flow.Result) error {
+	labels := len(e.manifest.Labels)
+	if err := e.run(l, len(results)); err != nil {
 		return fmt.Errorf("model %s on %s: %w", e.name, e.device, err)
 	}
 	for i := range results {

@@ -151,6 +151,36 @@ func compareResults(t *testing.T, i int, got, want flow.Result) {
 	}
 }
 
+func TestClassifyImagesGivesTheSameAsClassify(t *testing.T) {
+	const n = 40
+	e := openEngine(t, "tiny5.onnx", Options{Workers: 1, MaxBatch: 16})
+	m := e.Manifest()
+	samples, want, got := make([]*flow.Sample, n), make([]flow.Result, n), make([]flow.Result, n)
+	size := len(m.Channels) * ImagePixels
+	images := make([]uint8, n*size)
+	for i := range samples {
+		samples[i] = randomSample(uint64(i))
+		Render(samples[i], m.Mask, m.Channels, images[i*size:(i+1)*size])
+	}
+	if err := e.Classify(samples, want); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.ClassifyImages(images, got); err != nil {
+		t.Fatal(err)
+	}
+	for i := range got {
+		compareResults(t, i, got[i], want[i])
+	}
+	for _, size := range []int{0, len(images) - 1, len(images) + 1} {
+		if err := e.ClassifyImages(make([]uint8, size), got); err == nil {
+			t.Errorf("%d bytes for %d images are accepted", size, n)
+		}
+	}
+	if err := e.ClassifyImages(nil, nil); err != nil {
+		t.Errorf("no image: %v", err)
+	}
+}
+
 // Below the model's bound the outcome is unknown; the probabilities stay.
 func TestUnknownIsTheOutcomeBelowTheBound(t *testing.T) {
 	const n = 100

@@ -26,6 +26,7 @@ func main() {
 func commands() []*cli.Command {
 	return []*cli.Command{
 		replayCommand(),
+		explainCommand(),
 		attachCommand(),
 		detachCommand(),
 		statusCommand(),

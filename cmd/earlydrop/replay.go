@@ -26,6 +26,9 @@ import (
 	"github.com/earlydrop/earlydrop/policy"
 )
 
+// startFormat is how the start of a flow is printed for people, in UTC.
+const startFormat = "2006-01-02 15:04:05.000"
+
 // replayBatch is how many flows replay classifies at once.
 const replayBatch = 32
 
@@ -291,15 +294,19 @@ func (r *replay) add(f *assembly.Flow, s *flow.Sample) {
 	if len(job.samples) == len(job.records) {
 		job.samples = append(job.samples, new(flow.Sample))
 	}
-	mine := job.samples[len(job.records)] // s is used again after this call
-	mine.Reset()
-	mine.Meta = s.Meta
-	mine.Packets = append(mine.Packets, s.Packets...)
-	mine.Data = append(mine.Data, s.Data...)
+	copySample(job.samples[len(job.records)], s) // s is used again after this call
 	job.records = append(job.records, record)
 	if len(job.records) == replayBatch {
 		r.submit()
 	}
+}
+
+// copySample makes dst equal to s, in memory of its own.
+func copySample(dst, s *flow.Sample) {
+	dst.Reset()
+	dst.Meta = s.Meta
+	dst.Packets = append(dst.Packets, s.Packets...)
+	dst.Data = append(dst.Data, s.Data...)
 }
 
 // submit gives the batch that is being filled to the workers.
@@ -372,7 +379,7 @@ func (t *replayTable) print(r *replayRecord) error {
 	if err != nil {
 		return err
 	}
-	return t.row(r.File, start.Format("2006-01-02 15:04:05.000"), r.Proto, r.Src, r.Dst, fmt.Sprint(r.Packets), fmt.Sprint(r.Bytes),
+	return t.row(r.File, start.Format(startFormat), r.Proto, r.Src, r.Dst, fmt.Sprint(r.Packets), fmt.Sprint(r.Bytes),
 		fmt.Sprint(r.Captured), r.Class, fmt.Sprintf("%.4f", r.Confidence), r.Decision, cmp.Or(r.Rule, "-"))
 }
 

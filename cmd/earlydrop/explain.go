@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
+
+	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/loader/assembly"
+	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/policy"
+)
+
+// strongestShown is how many single parts of a capture explain names.
+const strongestShown = 15
+
+func explainCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "explain",
+		Usage:     "show what the verdict on a flow hangs on",
+		ArgsUsage: "FILE",
+		Description: `Reads a capture file as replay does and explains the verdict on one of its flows:
+the model's probabilities, and by how much the probability of the decided class falls
+when a part of the capture is replaced by random values (the mean of 16 draws). The
+parts are each header field, each 16 bytes of payload, and the length, direction and
+time of each packet, as far as the model is told. A part above 0 speaks for the class,
+one below against it. Parts that say the same thing stand in for one another: each
+alone may have little effect. Fields that the model's mask replaces have none.
+
+The 1024 bytes are shown as a grid of 32 by 32, in colour on a terminal unless the
+variable NO_COLOR is set. --out writes the same as a PNG picture.
+
+The flows are numbered in order of their start, as replay prints them. Without
+--flow, a file with several flows is listed with their numbers.
+
+Examples:
+   earlydrop explain capture.pcapng
+   earlydrop explain capture.pcapng --flow 3 --out why.png`,
+		Flags: []cli.Flag{
+			&cli.IntFlag{Name: "flow", Usage: "explain the flow of this `NUMBER`, from 1"},
+			&cli.StringFlag{Name: "model", Usage: "model `FILE` (default: the shipped model)", TakesFile: true},
+			midStreamFlag(),
+			&cli.StringFlag{Name: "out", Usage: "write a picture to the PNG `FILE`", TakesFile: true},
+		},
+		Action: explain,
+	}
+}
+
+func explain(c *cli.Context) (err error) {
+	if err := requireArgs(c, 1, 1, "FILE"); err != nil {
+		return err
+	}
+	midStream, err := parseMidStream(c.String("mid-stream"))
+	if err != nil {
+		return err
+	}
+	path, number := c.Args().First(), c.Int("flow")
+	if c.IsSet("flow") && number < 1 {
+		return badInput("--flow %d: flows are numbered from 1", number)
+	}
+	if c.IsSet("out") && c.String("out") == "" {
+		return badInput("--out needs the name of a file, but it is empty")
+	}
+	file, err := assembly.Open(path)
+	if err != nil {
+		return asBadInput(err)
+	}
+	size := file.Size()
+	file.Close()
+	name, onnx, err := readModel(c.String("model"))
+	if err != nil {
+		return err
+	}
+	engine, err := classifier.Open(name, onnx, classifier.Options{MaxBatch: replayBatch})
+	if err != nil {
+		return asBadInput(err)
+	}
+	defer func() { err = errors.Join(err, engine.Close()) }()
+
+	// Twice through the file: flows are numbered by their start, but come in the
+	// order of their hand-over, and there may be more than fit into memory.
+	bar := newProgress(c.App.ErrWriter, "reading", 2*size)
+	defer bar.done()
+	flows, cut := flowsOf(path, midStream, bar, nil, 0)
+	var fileErr *assembly.FileError
+	switch {
+	case cut != nil && !errors.As(cut, &fileErr):
+		return cut
+	case len(flows) == 0 && cut != nil:
+		return cut
+	case len(flows) == 0:
+		return badInput("%s has no flow with payload whose beginning is in it", path)
+	case number > len(flows):
+		return badInput("%s has %s, no number %d (without --flow they are listed)", path, count(uint64(len(flows)), "flow"), number)
+	case number == 0 && len(flows) > 1:
+		if c.IsSet("out") {
+			return badInput("--out is about one flow, but %s has %d: choose one with --flow", path, len(flows))
+		}
+		return errors.Join(listFlows(c, engine, path, midStream, bar), cut)
+	}
+	number = max(number, 1)
+	var s flow.Sample
+	if _, err := flowsOf(path, midStream, bar, &s, flows[number-1]); err != nil && cut == nil {
+		return err
+	}
+	bar.done()
+
+	o, err := newOcclusion(engine, &s)
+	if err != nil {
+		return err
+	}
+	e := explanation{o, path, number, len(flows)}
+	if out := c.String("out"); out != "" {
+		if err := e.writePicture(out); err != nil {
+			return err
+		}
+	}
+	_, err = io.WriteString(c.App.Writer, e.text(hasColors(c.App.Writer)))
+	return errors.Join(err, cut)
+}
+
+// flowsOf returns the numbers that the assembler gave to the flows of a file that
+// it handed over, in order. The capture of the flow of the number wanted goes to
+// found, unless that is nil. With an *assembly.FileError comes what could be read.
+func flowsOf(path string, midStream bool, bar *progress, found *flow.Sample, wanted uint64) (numbers []uint64, err error) {
+	f, err := assembly.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	a := assembly.New(assembly.Options{MidStream: midStream}, func(f *assembly.Flow, s *flow.Sample) {
+		numbers = append(numbers, f.Seq)
+		if found != nil && f.Seq == wanted {
+			copySample(found, s)
+		}
+	}, nil)
+	err = f.Run(a, bar.at)
+	bar.fileDone(f.Size())
+	slices.Sort(numbers)
+	return numbers, err
+}
+
+// listFlows prints the flows of a file with their numbers.
+func listFlows(c *cli.Context, engine *classifier.Engine, path string, midStream bool, bar *progress) error {
+	r := startReplay(engine, &policy.Policy{})
+	r.midStream = midStream
+	defer r.stop()
+	records, err := r.read(path, bar)
+	var fileErr *assembly.FileError
+	if err != nil && !errors.As(err, &fileErr) { // the caller has that one already
+		return err
+	}
+	bar.done()
+	t := tabwriter.NewWriter(c.App.Writer, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "FLOW\tSTART\tPROTO\tSRC\tDST\tCAPTURED\tCLASS\tCONFIDENCE")
+	for i, record := range records {
+		start, err := time.Parse(time.RFC3339Nano, record.Start)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%d\t%s\t%.4f\n", i+1, start.Format(startFormat), record.Proto, record.Src, record.Dst,
+			record.Captured, record.Class, record.Confidence)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(c.App.Writer, "choose one with --flow NUMBER\n")
+	return err
+}
+
+// hasColors reports whether w is a terminal whose user doesn't mind colours
+// (no-color.org).
+func hasColors(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && os.Getenv("NO_COLOR") == "" && term.IsTerminal(int(f.Fd()))
+}
+
+// explanation is what is said about one flow of a file.
+type explanation struct {
+	*occlusion
+	file   string
+	number int // of the flow, from 1
+	flows  int
+}
+
+// heading says which flow it is and what the model makes of it.
+func (e *explanation) heading() []string {
+	s, m := e.sample, e.engine.Manifest()
+	lines := []string{
+		fmt.Sprintf("%s, flow %d of %d: %s %s > %s", e.file, e.number, e.flows, s.Key.Proto, s.Initiator(), s.Responder()),
+		fmt.Sprintf("started %s, %s with %d bytes captured, handed over: %s", s.Start.UTC().Format(startFormat),
+			count(uint64(len(s.Packets)), "packet"), len(s.Data), s.Reason),
+		fmt.Sprintf("model %s %s, mask %s", m.Name, m.Version, m.Mask),
+	}
+	verdict := "class " + e.result.Class
+	if e.result.Class == flow.Unknown {
+		verdict += fmt.Sprintf(" (no label reaches %s); the likeliest is %s", strconv.FormatFloat(m.Unknown, 'g', 6, 64), e.label)
+	}
+	order := make([]int, len(m.Labels))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int {
+		switch {
+		case e.result.Scores[a] > e.result.Scores[b]:
+			return -1
+		case e.result.Scores[a] < e.result.Scores[b]:
+			return 1
+		}
+		return 0
+	})
+	var scores []string
+	for _, i := range order {
+		scores = append(scores, fmt.Sprintf("%s %.4f", m.Labels[i], e.result.Scores[i]))
+	}
+	return append(lines, verdict, "probabilities: "+strings.Join(scores, ", "))
+}
+
+// table says what has how much effect.
+func (e *explanation) table() []string {
+	var b strings.Builder
+	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "EFFECT\tWHAT\tVALUE\n")
+	for _, p := range append(e.groups(), e.strongest(strongestShown)...) {
+		fmt.Fprintf(t, "%+.4f\t%s\t%s\n", printedEffect(p.effect), p.name, p.value)
+	}
+	t.Flush()
+	lines := strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")
+	for i := range lines {
+		lines[i] = strings.TrimRight(lines[i], " ")
+	}
+	return lines
+}
+
+// text is the explanation for a terminal.
+func (e *explanation) text(colors bool) string {
+	grid := e.textGrid()
+	if colors {
+		grid = e.colorGrid()
+	}
+	return strings.Join(e.heading(), "\n") + "\n\n" + grid + "\n" + strings.Join(e.table(), "\n") + "\n"
+}
+
+// writePicture writes the explanation as a PNG file.
+func (e *explanation) writePicture(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return badInput("--out: %w", err)
+	}
+	err = e.writePNG(f, append(e.heading(), ""), append([]string{""}, e.table()...))
+	return errors.Join(err, f.Close())
+}

@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"math"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/loader/flow"
+)
+
+const (
+	// occlusionDraws is how often each part of a capture is replaced by random
+	// values; what comes out is the mean.
+	occlusionDraws = 16
+	// payloadRun is how many bytes of payload are replaced at a time.
+	payloadRun = 16
+)
+
+// part is a piece of what a model may look at: bytes of the capture, or what was
+// noted about packets beside their bytes.
+type part struct {
+	name    string
+	packets []int // whose bytes or records these are
+	bytes   []int // of the capture
+	records records
+	value   string // what it was, for people
+	group   bool   // stands for many other parts
+
+	masked bool // the mask replaces all of it, so that the model never sees it
+	seen   bool // the model's input changed when it was replaced
+	// effect is by how much the probability of the decided class falls when the
+	// part is replaced, -1 to 1: above 0 it speaks for the class.
+	effect float64
+}
+
+// records says which of a packet's records are replaced.
+type records uint8
+
+const (
+	recordLength records = 1 << iota
+	recordDirection
+	recordTime
+)
+
+// occlusion tells which parts of a capture a verdict hangs on.
+type occlusion struct {
+	sample *flow.Sample
+	engine *classifier.Engine
+	result flow.Result // of the whole capture
+	label  string      // whose probability is looked at
+	parts  []part
+	masked [flow.CaptureBytes]bool // replaced by the model's mask
+	input  []uint8                 // the model's image
+
+	payload   []int // per packet, where its payload begins in its frame
+	udpLength []int // per packet, where its UDP length stands in its frame; 0: nowhere
+}
+
+// newOcclusion classifies s and replaces, one after the other, each header field,
+// each run of payload and each packet's length, direction and time. The random
+// values depend on nothing but the capture.
+func newOcclusion(engine *classifier.Engine, s *flow.Sample) (*occlusion, error) {
+	o := &occlusion{sample: s, engine: engine}
+	m := engine.Manifest()
+	results := make([]flow.Result, 1)
+	if err := engine.Classify([]*flow.Sample{s}, results); err != nil {
+		return nil, err
+	}
+	o.result = results[0]
+	class := 0
+	for i, p := range o.result.Scores {
+		if p > o.result.Scores[class] {
+			class = i
+		}
+	}
+	o.label = o.result.Labels[class]
+	o.input = make([]uint8, len(m.Channels)*classifier.ImagePixels)
+	classifier.Render(s, m.Mask, m.Channels, o.input)
+	var mask [flow.CaptureBytes]uint8
+	classifier.MaskMap(s, &mask)
+	for i, v := range mask {
+		o.masked[i] = v&uint8(m.Mask) != 0
+	}
+	o.divide()
+
+	h := fnv.New64a()
+	h.Write(s.Data)
+	seed := h.Sum64()
+	work, errs := make(chan int), make([]error, len(o.parts))
+	var workers sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		workers.Go(func() {
+			images := make([]uint8, occlusionDraws*len(o.input))
+			results := make([]flow.Result, occlusionDraws)
+			for i := range work {
+				errs[i] = o.measure(&o.parts[i], rand.New(rand.NewPCG(seed, uint64(i))), images, results, class)
+			}
+		})
+	}
+	for i := range o.parts {
+		work <- i
+	}
+	close(work)
+	workers.Wait()
+	return o, errors.Join(errs...)
+}
+
+// divide finds the parts of the capture.
+func (o *occlusion) divide() {
+	var headers, payloads, all []int
+	for i := range o.sample.Packets {
+		frame, offset := o.sample.Frame(i), int(o.sample.Packets[i].Offset)
+		fields, payload := nameFields(frame)
+		o.payload = append(o.payload, payload)
+		o.udpLength = append(o.udpLength, findUDPLength(fields))
+		all = append(all, i)
+		of := fmt.Sprintf("of packet %d (%s)", i+1, sender(&o.sample.Packets[i]))
+		add := func(name string, start, end int) {
+			p := part{name: name, packets: []int{i}, value: hexBytes(frame[start:end]), masked: true}
+			for at := start; at < end; at++ {
+				p.bytes = append(p.bytes, offset+at)
+				p.masked = p.masked && o.masked[offset+at]
+			}
+			o.parts = append(o.parts, p)
+		}
+		for _, f := range fields {
+			add(f.name+" "+of, f.start, f.end)
+		}
+		for at := offset; at < offset+payload; at++ {
+			headers = append(headers, at)
+		}
+		for start := payload; start < len(frame); start += payloadRun {
+			end := min(start+payloadRun, len(frame))
+			add(fmt.Sprintf("payload %s, bytes %d-%d", of, start-payload, end-payload-1), start, end)
+		}
+		for at := offset + payload; at < offset+len(frame); at++ {
+			payloads = append(payloads, at)
+		}
+		r := &o.sample.Packets[i]
+		o.parts = append(o.parts,
+			part{name: "length " + of, packets: []int{i}, records: recordLength, value: fmt.Sprintf("%d bytes of payload", o.payloadLength(i))},
+			part{name: "direction " + of, packets: []int{i}, records: recordDirection, value: sender(r)},
+			part{name: "time " + of, packets: []int{i}, records: recordTime, value: r.Time.Round(time.Microsecond).String()})
+	}
+	for _, g := range []part{
+		{name: "all header fields", bytes: headers},
+		{name: "all payload", bytes: payloads},
+		{name: "all lengths of packets", packets: all, records: recordLength},
+		{name: "all directions of packets", packets: all, records: recordDirection},
+		{name: "all times of packets", packets: all, records: recordTime},
+	} {
+		g.group = true
+		o.parts = append(o.parts, g)
+	}
+}
+
+// findUDPLength returns where a frame's UDP length stands, 0 if it has none.
+func findUDPLength(fields []field) int {
+	for _, f := range fields {
+		if f.name == "UDP length" && f.end-f.start == 2 {
+			return f.start
+		}
+	}
+	return 0
+}
+
+// payloadLength returns how much L4 payload packet i had on the wire.
+func (o *occlusion) payloadLength(i int) int {
+	return max(0, int(o.sample.Packets[i].WireLen)-o.payload[i])
+}
+
+func sender(p *flow.Packet) string {
+	if p.FromInitiator {
+		return "initiator"
+	}
+	return "responder"
+}
+
+// hexBytes prints the first bytes of b.
+func hexBytes(b []byte) string {
+	const most = 16
+	if len(b) > most {
+		return fmt.Sprintf("% x ...", b[:most])
+	}
+	return fmt.Sprintf("% x", b)
+}
+
+// measure fills in what becomes of the probability without p. images and results
+// are memory for all draws.
+func (o *occlusion) measure(p *part, r *rand.Rand, images []uint8, results []flow.Result, class int) error {
+	if p.masked {
+		return nil
+	}
+	size := len(o.input)
+	for d := range occlusionDraws {
+		image := images[d*size : (d+1)*size]
+		o.replace(p, r, image)
+		p.seen = p.seen || !bytes.Equal(image, o.input)
+	}
+	if !p.seen {
+		return nil
+	}
+	if err := o.engine.ClassifyImages(images, results); err != nil {
+		return err
+	}
+	sum := 0.0
+	for i := range results {
+		sum += results[i].Scores[class]
+	}
+	p.effect = o.result.Scores[class] - sum/occlusionDraws
+	return nil
+}
+
+// replace writes to image what the model gets when p is replaced by random values.
+//
+// The plane of the bytes is changed in place: where headers begin and end, and what
+// the mask puts in, stays as it was. All other planes are made anew from a capture
+// whose payload or records are changed, whatever these planes show of them.
+func (o *occlusion) replace(p *part, r *rand.Rand, image []uint8) {
+	m := o.engine.Manifest()
+	var s flow.Sample
+	copySample(&s, o.sample)
+	random := make(map[int]uint8, len(p.bytes))
+	for _, at := range p.bytes {
+		random[at] = uint8(r.Uint32())
+	}
+	for i := range s.Packets {
+		start := int(s.Packets[i].Offset) + o.payload[i]
+		for at := start; at < int(s.Packets[i].Offset)+len(s.Frame(i)); at++ {
+			if b, ok := random[at]; ok {
+				s.Data[at] = b
+			}
+		}
+	}
+	for _, i := range p.packets {
+		if p.records&recordLength != 0 {
+			o.replaceLength(&s, i, r)
+		}
+		if p.records&recordDirection != 0 {
+			// One alone has only the other one to change to.
+			s.Packets[i].FromInitiator = r.IntN(2) == 0 && p.group || !p.group && !s.Packets[i].FromInitiator
+		}
+		if p.records&recordTime != 0 {
+			// As likely to be of any order of magnitude, from 1 us to a minute.
+			s.Packets[i].Time = time.Duration(math.Exp2(r.Float64()*26)) * time.Microsecond
+		}
+	}
+	classifier.Render(&s, m.Mask, m.Channels, image)
+	for c, channel := range m.Channels {
+		if channel != classifier.ChannelByte {
+			continue
+		}
+		plane := image[c*classifier.ImagePixels:][:classifier.ImagePixels]
+		copy(plane, o.input[c*classifier.ImagePixels:])
+		for _, at := range p.bytes {
+			if !o.masked[at] {
+				plane[at] = random[at]
+			}
+		}
+	}
+}
+
+// replaceLength gives packet i of s a payload of 1 to 1460 bytes.
+func (o *occlusion) replaceLength(s *flow.Sample, i int, r *rand.Rand) {
+	length := 1 + r.IntN(1460)
+	s.Packets[i].WireLen = uint32(o.payload[i] + length)
+	if at := o.udpLength[i]; at > 0 { // a UDP header says it, too
+		binary.BigEndian.PutUint16(s.Frame(i)[at:], uint16(8+length))
+	}
+}
+
+// strongest returns the single parts that the model sees, those with the largest
+// effects first, at most n and none whose effect is printed as zero.
+func (o *occlusion) strongest(n int) (parts []*part) {
+	for i := range o.parts {
+		if p := &o.parts[i]; p.seen && !p.group && printedEffect(p.effect) != 0 {
+			parts = append(parts, p)
+		}
+	}
+	// What is printed alike keeps its order, so that the last digits, which
+	// depend on the machine, don't matter.
+	slices.SortStableFunc(parts, func(a, b *part) int {
+		return cmp.Compare(math.Abs(printedEffect(b.effect)), math.Abs(printedEffect(a.effect)))
+	})
+	return parts[:min(n, len(parts))]
+}
+
+// groups returns the parts that stand for many others, those that the model sees.
+func (o *occlusion) groups() (parts []*part) {
+	for i := range o.parts {
+		if p := &o.parts[i]; p.seen && p.group {
+			parts = append(parts, p)
+		}
+	}
+	return parts
+}
+
+// printedEffect rounds an effect to the digits that are printed.
+func printedEffect(e float64) float64 { return math.Round(e*1e4) / 1e4 }
+
+// byteEffects returns the effect of each byte of the capture, which is that of its
+// field or run of payload.
+func (o *occlusion) byteEffects() (effects [flow.CaptureBytes]float64) {
+	for i := range o.parts {
+		if p := &o.parts[i]; !p.group {
+			for _, at := range p.bytes {
+				effects[at] = p.effect
+			}
+		}
+	}
+	return effects
+}
+
+// recordEffects returns for each byte the largest effect of its packet's length,
+// direction and time, and whether the model sees any of these.
+func (o *occlusion) recordEffects() (effects [flow.CaptureBytes]float64, seen bool) {
+	for i := range o.parts {
+		p := &o.parts[i]
+		if p.group || p.records == 0 || !p.seen {
+			continue
+		}
+		seen = true
+		first := int(o.sample.Packets[p.packets[0]].Offset)
+		for at := first; at < first+len(o.sample.Frame(p.packets[0])); at++ {
+			if math.Abs(p.effect) > math.Abs(effects[at]) {
+				effects[at] = p.effect
+			}
+		}
+	}
+	return effects, seen
+}

@@ -15,10 +15,14 @@ import (
 	"strings"
 )
 
+// npmPackage is a program of its own name from the npm registry, which runs
+// in Node.js.
+const npmPackage, npmVersion = "blinksocks", "3.3.0"
+
 // Install builds each of [Modules] that dir lacks, by go install, and leaves
-// its program there. A file beside it names the version, so that another one
-// is built when the table changes. What the Go tool prints goes to out. It
-// takes minutes of CPU time the first time.
+// its program there; where there is npm it adds blinksocks. A file beside each
+// names the version, so that another one is built when the table changes. What
+// the tools print goes to out. It takes minutes of CPU time the first time.
 func Install(ctx context.Context, dir string, out io.Writer) error {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -55,5 +59,30 @@ func Install(ctx context.Context, dir string, out io.Writer) error {
 			return err
 		}
 	}
-	return nil
+	return installNPM(ctx, dir, out)
+}
+
+func installNPM(ctx context.Context, dir string, out io.Writer) error {
+	stamp := filepath.Join(dir, npmPackage+".version")
+	if have, err := os.ReadFile(stamp); err == nil && string(have) == npmVersion {
+		return nil
+	}
+	npm, err := exec.LookPath("npm")
+	if err != nil {
+		fmt.Fprintf(out, "no npm: %s is left out\n", npmPackage)
+		return nil
+	}
+	prefix := filepath.Join(dir, "npm")
+	fmt.Fprintf(out, "npm install %s@%s\n", npmPackage, npmVersion)
+	// Without the packages' own scripts: none is needed.
+	cmd := exec.CommandContext(ctx, npm, "install", "--prefix", prefix, "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel", "error", npmPackage+"@"+npmVersion)
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("install %s@%s: %w", npmPackage, npmVersion, err)
+	}
+	script := fmt.Sprintf("#!/bin/sh\nexec node '%s' \"$@\"\n", filepath.Join(prefix, "node_modules", ".bin", npmPackage))
+	if err := os.WriteFile(filepath.Join(dir, npmPackage), []byte(script), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(stamp, []byte(npmVersion), 0o644)
 }

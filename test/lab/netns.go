@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -34,6 +35,7 @@ type Namespace struct {
 
 	handle netns.NsHandle
 	nl     *netlink.Handle
+	given  sync.Map // ports that FreePort has returned
 }
 
 func newNamespace(name string) (*Namespace, error) {

@@ -34,14 +34,22 @@ func (l *Lab) Subdir(name string) (string, error) {
 	return dir, nil
 }
 
-// FreePort returns a TCP port that nothing in the namespace listens on now.
+// FreePort returns a TCP port that nothing in the namespace listens on now and
+// that it has not returned before, as its taker may be slow to listen.
 func (n *Namespace) FreePort() (uint16, error) {
-	ln, err := n.Listen("tcp", "0.0.0.0:0")
-	if err != nil {
-		return 0, fmt.Errorf("find a free port: %w", err)
+	for {
+		ln, err := n.Listen("tcp", "0.0.0.0:0")
+		if err != nil {
+			return 0, fmt.Errorf("find a free port: %w", err)
+		}
+		port := uint16(ln.Addr().(*net.TCPAddr).Port)
+		if err := ln.Close(); err != nil {
+			return 0, fmt.Errorf("find a free port: %w", err)
+		}
+		if _, given := n.given.LoadOrStore(port, true); !given {
+			return port, nil
+		}
 	}
-	defer ln.Close()
-	return uint16(ln.Addr().(*net.TCPAddr).Port), nil
 }
 
 func (n *Namespace) portOr(port uint16) (uint16, error) {
@@ -208,6 +216,7 @@ type ShadowsocksConfig struct {
 	Version int        // of IP between the two, 4 or 6 (optional: 4)
 	Resolve netip.Addr // DNS server for names asked through the tunnel (optional)
 	NoDelay bool       // TCP_NODELAY in both programs
+	UDP     bool       // relay datagrams, too
 }
 
 // StartShadowsocks starts ss-server on the server and ss-local on the client.
@@ -233,6 +242,9 @@ func (l *Lab) StartShadowsocks(ctx context.Context, cfg ShadowsocksConfig) (*Tun
 	common := map[string]any{
 		"server": t.Server.Addr().String(), "server_port": cfg.Port, "password": "a password for the lab " + strconv.Itoa(rand.Int()),
 		"method": cfg.Cipher, "timeout": 60, "mode": "tcp_only", "no_delay": cfg.NoDelay,
+	}
+	if cfg.UDP {
+		common["mode"] = "tcp_and_udp"
 	}
 	if cfg.Resolve.IsValid() {
 		common["nameserver"] = cfg.Resolve.String()

@@ -271,7 +271,8 @@ func rayStream(cfg ProxyConfig, sni, dir string) object {
 }
 
 func (f *rayFile) listen(cfg ProxyConfig, s tunnelSecret, at netip.AddrPort, dir string) error {
-	protocol, settings := cfg.Protocol, object{}
+	protocol := cfg.Protocol
+	var settings object
 	switch cfg.Protocol {
 	case Shadowsocks:
 		settings = object{"method": cfg.Method, "password": s.password, "network": "tcp,udp"}

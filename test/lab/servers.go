@@ -135,3 +135,60 @@ socks pass { from: 0/0 to: 0/0 }
 	}
 	return t, l.WaitReady(ctx, l.Server, at, t.ServerProc)
 }
+
+// blinksocksName stands for the server in blinksocks' configuration, which
+// knows no IPv6 addresses.
+const blinksocksName = "blinksocks.lab.example"
+
+// BlinksocksMethods are Shadowsocks' ciphers of the npm package blinksocks.
+var BlinksocksMethods = []string{"aes-128-gcm", "aes-192-gcm", "aes-256-gcm", "chacha20-ietf-poly1305", "xchacha20-ietf-poly1305"}
+
+// StartBlinksocks starts blinksocks on the server and on the client, for
+// protocol [Shadowsocks] or [VMess] (the form before authenticated headers).
+func (l *Lab) StartBlinksocks(ctx context.Context, protocol, method string, cfg ServerConfig) (*Tunnel, error) {
+	dir, err := l.Subdir("blinksocks")
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Port, err = l.Server.portOr(cfg.Port); err != nil {
+		return nil, err
+	}
+	local, err := l.Client.FreePort()
+	if err != nil {
+		return nil, err
+	}
+	t := &Tunnel{
+		SOCKS:  netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), local),
+		Server: netip.AddrPortFrom(l.ServerAddr(cfg.Version), cfg.Port),
+	}
+	var presets []any
+	switch protocol {
+	case Shadowsocks:
+		presets = []any{object{"name": "ss-base"}, object{"name": "ss-aead-cipher", "params": object{"method": method}}}
+	case VMess:
+		presets = []any{object{"name": "v2ray-vmess", "params": object{"id": uuid(), "security": method}}}
+	default:
+		return nil, fmt.Errorf("protocol %q of blinksocks: want %s or %s", protocol, Shadowsocks, VMess)
+	}
+	hosts := filepath.Join(dir, "hosts")
+	if err := os.WriteFile(hosts, fmt.Appendf(nil, "%v %s\n", t.Server.Addr(), blinksocksName), 0o644); err != nil {
+		return nil, err
+	}
+	server := object{"service": fmt.Sprintf("tcp://%s:%d", blinksocksName, cfg.Port), "key": password(""), "presets": presets,
+		"log_level": "error", "log_path": filepath.Join(dir, "server.log")}
+	client := object{"service": "socks5://" + t.SOCKS.String(), "server": server, "log_level": "error", "log_path": filepath.Join(dir, "client.log")}
+	start := func(n *Namespace, side string, content object) (*Proc, error) {
+		file := filepath.Join(dir, side+".json")
+		if err := writeJSON(file, content); err != nil {
+			return nil, err
+		}
+		return l.StartResolving(n, "blinksocks "+side, cfg.Resolve, map[string]string{hosts: "/etc/hosts"}, "blinksocks", "-c", file)
+	}
+	if t.ServerProc, err = start(l.Server, "server", server); err != nil {
+		return nil, err
+	}
+	if t.ClientProc, err = start(l.Client, "client", client); err != nil {
+		return nil, err
+	}
+	return t, l.tunnelReady(ctx, t)
+}

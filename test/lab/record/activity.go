@@ -29,6 +29,11 @@ type attempt struct {
 	via  *lab.Tunnel // nil: directly
 	r    *rand.Rand
 	file string // prefix of names for temporary files, its own
+
+	// at is where the server is found, when that is not its own address.
+	at netip.Addr
+	// byAddress has the client send no names for a tunnel's end to resolve.
+	byAddress bool
 }
 
 type activityFunc func(ctx context.Context, a *attempt) error
@@ -40,67 +45,91 @@ type activity struct {
 	program string // of the server
 	variant string // of the client, for the manifest's cipher column
 	kind    string // ordinary or random-like
-	direct  int    // flows under each condition as background
+	direct  int    // flows under each condition when it runs directly
 	tunnel  bool   // may be carried through a tunnel
 	run     activityFunc
+
+	label     string // of its own flows (optional: background)
+	datagrams bool   // may be carried through a relay of datagrams
 }
 
+// tunnelOf makes it one of label's own programs.
+func (a activity) tunnelOf(label string) activity {
+	a.label = label
+	return a
+}
+
+// Kinds of flows.
 const (
 	ordinary   = "ordinary"
 	randomLike = "random-like"
+	tunnelKind = "tunnel"
 )
 
-var activities = func() []activity {
-	list := []activity{
-		{"http-curl", "http", "nginx", "curl", ordinary, 6, true, httpCurl("http", "http")},
-		{"http-go", "http", "nginx", "go", ordinary, 5, true, webGo("http", "http")},
-		{"upload-http", "http", "nginx", "curl", ordinary, 3, true, uploadCurl("http", "http")},
-		{"line-http", "http", "nginx", "raw", ordinary, 3, true, httpRaw},
-		{"https-curl", "https", "nginx", "curl", ordinary, 8, true, httpCurl("https", "https")},
-		{"https-go", "https", "nginx", "go", ordinary, 8, true, webGo("https", "https")},
-		{"https-openssl", "https", "nginx", "openssl", ordinary, 5, true, openssl("https")},
-		{"https-gnutls", "https", "nginx", "gnutls", ordinary, 5, true, gnutls("https")},
-		{"https-python", "https", "nginx", "python", ordinary, 3, true, python("https")},
-		{"upload-https", "https", "nginx", "curl", ordinary, 4, true, uploadCurl("https", "https")},
-		{"parallel-https", "https", "nginx", "curl", ordinary, 2, true, parallelCurl},
-		{"idle-http", "http", "nginx", "raw", ordinary, 2, true, idleHTTP},
-		{"gohttp-curl", "go-http", "go-http", "curl", ordinary, 2, true, httpCurl("http", "go-http")},
-		{"websocket", "go-http", "go-http", "go", ordinary, 5, true, webSocket(false)},
-		{"gohttps-curl", "go-https", "go-https", "curl", ordinary, 3, true, httpCurl("https", "go-https")},
-		{"gohttps-go", "go-https", "go-https", "go", ordinary, 4, true, webGo("https", "go-https")},
-		{"websocket-tls", "go-https", "go-https", "go", ordinary, 3, true, webSocket(true)},
-		{"ssh-command", "ssh", "sshd", "ssh", ordinary, 6, true, sshCommand},
-		{"ssh-transfer", "ssh", "sshd", "ssh", ordinary, 4, true, sshTransfer},
-		{"dns-udp-dig", "dns", "dnsmasq", "dig", ordinary, 8, false, dig},
-		{"dns-udp-go", "dns", "dnsmasq", "go", ordinary, 8, false, lookup("udp")},
-		{"dns-tcp", "dns", "dnsmasq", "go", ordinary, 3, true, dnsTCP},
-		{"tftp", "tftp", "dnsmasq", "curl", ordinary, 2, false, tftp},
-		{"smtp", "aiosmtpd", "aiosmtpd", "curl", ordinary, 5, true, smtp},
-		{"redis", "redis", "redis-server", "redis-cli", ordinary, 5, true, redis},
-		{"memcached", "memcached", "memcached", "go", ordinary, 4, true, memcached},
-		{"mqtt", "mosquitto", "mosquitto", "mosquitto_pub", ordinary, 4, true, mqtt},
-		{"irc", "ngircd", "ngircd", "go", ordinary, 4, true, irc},
-		{"ftp", "ftp", "pyftpdlib", "curl", ordinary, 3, false, ftp},
-		{"rsync", "rsync", "rsync", "rsync", ordinary, 3, true, rsync},
-		{"git", "git", "git", "git", ordinary, 3, true, gitRemote},
-		{"socks5-plain", "microsocks", "microsocks", "go", ordinary, 5, false, socksPlain},
-		{"http-proxy", "tinyproxy", "tinyproxy", "curl", ordinary, 5, false, httpProxy},
-		{"obfs4", "obfs4proxy", "obfs4proxy", "obfs4", randomLike, 6, false, obfs4},
-		{"openvpn-tcp", "openvpn", "openvpn", "tls", ordinary, 3, true, openVPN("openvpn")},
-		{"openvpn-tcp-crypt", "openvpn-crypt", "openvpn", "tls-crypt", ordinary, 3, true, openVPN("openvpn-crypt")},
-		{"random-udp", "random-udp", "lab", "udp", randomLike, 3, false, randomUDP},
-	}
+func act(name, service, program, variant, kind string, direct int, tunnel bool, run activityFunc) activity {
+	return activity{name: name, service: service, program: program, variant: variant, kind: kind, direct: direct, tunnel: tunnel, run: run}
+}
+
+var activities []activity
+
+func init() { // not a variable's value, as some activities run others
+	activities = ordinaryActivities()
 	for _, v := range variants {
-		list = append(list, activity{v, "random-tcp", "lab", v, randomLike, 3, false, randomTCP(v)})
+		activities = append(activities, act(v, "random-tcp", "lab", v, randomLike, 3, false, randomTCP(v)))
 	}
-	return list
-}()
+	for i, f := range vpnForms {
+		activities = append(activities, act(f.name, f.name, "openvpn", strings.TrimPrefix(f.name, "openvpn-"), tunnelKind, 2, f.proto == "tcp", connectVPN(i)).tunnelOf(openvpn))
+	}
+}
+
+func ordinaryActivities() []activity {
+	return []activity{
+		act("http-curl", "http", "nginx", "curl", ordinary, 6, true, httpCurl("http", "http")),
+		act("http-go", "http", "nginx", "go", ordinary, 5, true, webGo("http", "http")),
+		act("upload-http", "http", "nginx", "curl", ordinary, 3, true, uploadCurl("http", "http")),
+		act("line-http", "http", "nginx", "raw", ordinary, 3, true, httpRaw),
+		act("https-curl", "https", "nginx", "curl", ordinary, 8, true, httpCurl("https", "https")),
+		act("https-go", "https", "nginx", "go", ordinary, 8, true, webGo("https", "https")),
+		act("https-openssl", "https", "nginx", "openssl", ordinary, 5, true, openssl("https")),
+		act("https-gnutls", "https", "nginx", "gnutls", ordinary, 5, true, gnutls("https")),
+		act("https-python", "https", "nginx", "python", ordinary, 3, true, python("https")),
+		act("upload-https", "https", "nginx", "curl", ordinary, 4, true, uploadCurl("https", "https")),
+		act("parallel-https", "https", "nginx", "curl", ordinary, 2, true, parallelCurl),
+		act("idle-http", "http", "nginx", "raw", ordinary, 2, true, idleHTTP),
+		act("gohttp-curl", "go-http", "go-http", "curl", ordinary, 2, true, httpCurl("http", "go-http")),
+		act("websocket", "go-http", "go-http", "go", ordinary, 5, true, webSocket(false)),
+		act("gohttps-curl", "go-https", "go-https", "curl", ordinary, 3, true, httpCurl("https", "go-https")),
+		act("gohttps-go", "go-https", "go-https", "go", ordinary, 4, true, webGo("https", "go-https")),
+		act("websocket-tls", "go-https", "go-https", "go", ordinary, 3, true, webSocket(true)),
+		act("ssh-command", "ssh", "openssh", "command", ordinary, 4, true, sshCommand).tunnelOf(sshLabel),
+		act("ssh-transfer", "ssh", "openssh", "transfer", ordinary, 2, true, sshTransfer).tunnelOf(sshLabel),
+		act("ssh-socks", "ssh", "openssh", "socks", ordinary, 3, false, sshSOCKS).tunnelOf(sshLabel),
+		act("dropbear", "dropbear", "dropbear", "dbclient", ordinary, 8, true, dropbear).tunnelOf(sshLabel),
+		act("go-ssh", "go-ssh", "go-ssh", "x-crypto", ordinary, 8, true, goSSH).tunnelOf(sshLabel),
+		act("wireguard", "wireguard", "wireguard-go", "userspace", ordinary, 8, false, viaWireGuard).tunnelOf(wireguard),
+		{name: "dns-relayed", service: "dns", datagrams: true, run: dnsRelayed},
+		act("dns-udp-dig", "dns", "dnsmasq", "dig", ordinary, 8, false, dig),
+		act("dns-udp-go", "dns", "dnsmasq", "go", ordinary, 8, false, lookup("udp")),
+		act("dns-tcp", "dns", "dnsmasq", "go", ordinary, 3, true, dnsTCP),
+		act("tftp", "tftp", "dnsmasq", "curl", ordinary, 2, false, tftp),
+		act("smtp", "aiosmtpd", "aiosmtpd", "curl", ordinary, 5, true, smtp),
+		act("redis", "redis", "redis-server", "redis-cli", ordinary, 5, true, redis),
+		act("memcached", "memcached", "memcached", "go", ordinary, 4, true, memcached),
+		act("mqtt", "mosquitto", "mosquitto", "mosquitto_pub", ordinary, 4, true, mqtt),
+		act("irc", "ngircd", "ngircd", "go", ordinary, 4, true, irc),
+		act("ftp", "ftp", "pyftpdlib", "curl", ordinary, 3, false, ftp),
+		act("rsync", "rsync", "rsync", "rsync", ordinary, 3, true, rsync),
+		act("git", "git", "git", "git", ordinary, 3, true, gitRemote),
+		act("http-proxy", "tinyproxy", "tinyproxy", "curl", ordinary, 5, false, httpProxy),
+		act("random-udp", "random-udp", "lab", "udp", randomLike, 3, false, randomUDP),
+	}
+}
 
 // host returns a name for the server, or its address; behind a tunnel the far
 // end resolves it.
 func (a *attempt) host() string {
-	if a.r.Float64() < 0.3 {
-		return a.e.server().String()
+	if a.byAddress || a.r.Float64() < 0.3 {
+		return a.server().String()
 	}
 	return a.name()
 }
@@ -160,10 +189,10 @@ func (a *attempt) curl(ctx context.Context, scheme, service string, paths []stri
 	case a.via != nil && a.r.Float64() < 0.8:
 		argv = append(argv, "--socks5-hostname", a.via.SOCKS.String())
 	case a.via != nil:
-		host = a.e.server().String()
+		host = a.server().String()
 		argv = append(argv, "--socks5", a.via.SOCKS.String())
 	case net.ParseIP(host) == nil:
-		argv = append(argv, "--connect-to", "::"+net.JoinHostPort(a.e.server().String(), port))
+		argv = append(argv, "--connect-to", "::"+net.JoinHostPort(a.server().String(), port))
 	}
 	for k, v := range a.headers() {
 		argv = append(argv, "-H", k+": "+v[0])
@@ -252,7 +281,7 @@ func webGo(scheme, service string) activityFunc {
 		}
 		tr := &http.Transport{
 			TLSClientConfig: cfg, ForceAttemptHTTP2: a.r.Float64() < 0.5, DisableKeepAlives: true, DisableCompression: a.r.Float64() < 0.3,
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return a.e.dial(ctx, a.via, host, port) },
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return a.dial(ctx, host, port) },
 		}
 		defer tr.CloseIdleConnections()
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+net.JoinHostPort(host, num(port))+a.path(service), nil)
@@ -273,10 +302,10 @@ func webGo(scheme, service string) activityFunc {
 // open connects and bounds all further reads and writes by ctx.
 func (a *attempt) open(ctx context.Context, service string) (net.Conn, error) {
 	host := ""
-	if a.via != nil && a.r.Float64() < 0.6 {
+	if a.via != nil && !a.byAddress && a.r.Float64() < 0.6 {
 		host = a.name()
 	}
-	c, err := a.e.dial(ctx, a.via, host, a.e.port[service])
+	c, err := a.dial(ctx, host, a.e.port[service])
 	if err == nil {
 		d, _ := ctx.Deadline()
 		_ = c.SetDeadline(d)
@@ -335,7 +364,7 @@ func idleHTTP(ctx context.Context, a *attempt) error {
 // program runs a client program against a service that it reaches directly or
 // by a forwarder; argv is made from the address.
 func (a *attempt) program(ctx context.Context, service string, input []byte, argv func(addr netip.AddrPort) []string) error {
-	addr, err := a.e.addr(a.via, a.e.port[service])
+	addr, err := a.addr(a.e.port[service])
 	if err != nil {
 		return err
 	}
@@ -397,18 +426,23 @@ func (a *attempt) ssh(ctx context.Context, input []byte, command string) error {
 		return errors.New("no sshd")
 	}
 	return a.program(ctx, "ssh", input, func(addr netip.AddrPort) []string {
-		o := []string{
-			"-c", pick(a.r, "chacha20-poly1305@openssh.com", "aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes256-ctr", "aes256-cbc"),
-			"-o", "HostKeyAlgorithms=" + pick(a.r, "ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512"),
-		}
-		if a.r.Float64() < 0.6 {
-			o = append(o, "-o", "KexAlgorithms="+pick(a.r, "curve25519-sha256", "ecdh-sha2-nistp256", "sntrup761x25519-sha512@openssh.com", "diffie-hellman-group14-sha256"))
-		}
-		if a.r.Float64() < 0.2 {
-			o = append(o, "-C")
-		}
-		return append(a.e.ssh.SSHArgs(addr, o...), command)
+		return append(a.e.ssh.SSHArgs(addr, a.sshOptions()...), command)
 	})
+}
+
+// sshOptions draws the settings of an ssh client.
+func (a *attempt) sshOptions() []string {
+	o := []string{
+		"-c", pick(a.r, "chacha20-poly1305@openssh.com", "aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes256-ctr", "aes256-cbc"),
+		"-o", "HostKeyAlgorithms=" + pick(a.r, "ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512"),
+	}
+	if a.r.Float64() < 0.6 {
+		o = append(o, "-o", "KexAlgorithms="+pick(a.r, "curve25519-sha256", "ecdh-sha2-nistp256", "sntrup761x25519-sha512@openssh.com", "diffie-hellman-group14-sha256"))
+	}
+	if a.r.Float64() < 0.2 {
+		o = append(o, "-C")
+	}
+	return o
 }
 
 func sshCommand(ctx context.Context, a *attempt) error {
@@ -427,7 +461,7 @@ func sshTransfer(ctx context.Context, a *attempt) error {
 func (a *attempt) ip() string { return fmt.Sprintf("ip%d", a.e.c.Version) }
 
 func dig(ctx context.Context, a *attempt) error {
-	argv := []string{"dig", "@" + a.e.server().String(), "-p", num(a.e.port["dns"]), "+tries=2", "+time=3", pick(a.r, "+edns", "+noedns", "+dnssec", "+nocookie", "+adflag"),
+	argv := []string{"dig", "@" + a.server().String(), "-p", num(a.e.port["dns"]), "+tries=2", "+time=3", pick(a.r, "+edns", "+noedns", "+dnssec", "+nocookie", "+adflag"),
 		pick(a.r, a.name(), "lab.example"), pick(a.r, "A", "AAAA", "A", "AAAA", "TXT", "MX", "NS", "HTTPS", "SOA")}
 	_, err := a.e.l.Exec(ctx, a.e.l.Client, argv...)
 	return err
@@ -453,8 +487,17 @@ func dnsTCP(ctx context.Context, a *attempt) error {
 	return err
 }
 
+// dnsRelayed asks by UDP through a tunnel that relays datagrams.
+func dnsRelayed(ctx context.Context, a *attempt) error {
+	r := &net.Resolver{PreferGo: true, StrictErrors: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return a.e.l.Client.DialSOCKSUDP(ctx, a.via.SOCKS, netip.AddrPortFrom(a.e.server(), a.e.port["dns"]))
+	}}
+	_, err := r.LookupNetIP(ctx, a.ip(), a.name()+".")
+	return err
+}
+
 func tftp(ctx context.Context, a *attempt) error {
-	url := "tftp://" + netip.AddrPortFrom(a.e.server(), a.e.port["tftp"]).String() + pick(a.r, "/1k", "/4k")
+	url := "tftp://" + netip.AddrPortFrom(a.server(), a.e.port["tftp"]).String() + pick(a.r, "/1k", "/4k")
 	_, err := a.e.l.Exec(ctx, a.e.l.Client, "curl", "-q", "-sS", "--max-time", "15", "--tftp-blksize", strconv.Itoa(512+a.r.IntN(700)), "-o", "/dev/null", url)
 	return err
 }
@@ -541,7 +584,7 @@ func mqtt(ctx context.Context, a *attempt) error {
 }
 
 func ftp(ctx context.Context, a *attempt) error {
-	url := "ftp://" + netip.AddrPortFrom(a.e.server(), a.e.port["ftp"]).String()
+	url := "ftp://" + netip.AddrPortFrom(a.server(), a.e.port["ftp"]).String()
 	argv := []string{"curl", "-q", "-sS", "--noproxy", "", "--max-time", "20", "-o", "/dev/null", pick(a.r, "--epsv", "--disable-epsv")}
 	switch a.r.IntN(3) {
 	case 0:
@@ -575,44 +618,17 @@ func gitRemote(ctx context.Context, a *attempt) error {
 	})
 }
 
-// socksPlain uses an unencrypted SOCKS5 proxy on the server.
-func socksPlain(ctx context.Context, a *attempt) error {
-	proxy := &lab.Tunnel{SOCKS: netip.AddrPortFrom(a.e.server(), a.e.port["microsocks"])}
-	// By address: the proxy would ask this machine's resolver for a name.
-	host := a.e.server().String()
-	c, err := a.e.l.Client.DialSOCKS(ctx, proxy.SOCKS, net.JoinHostPort(host, num(a.e.port[pick(a.r, "http", "https")])))
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	d, _ := ctx.Deadline()
-	_ = c.SetDeadline(d)
-	if a.r.Float64() < 0.6 {
-		t := tls.Client(c, &tls.Config{InsecureSkipVerify: true, ServerName: a.name()})
-		if err := t.HandshakeContext(ctx); err != nil {
-			// Half of the targets speak plain HTTP and refuse: a flow as well.
-			return nil
-		}
-		c = t
-	}
-	if _, err := c.Write(a.request()); err != nil {
-		return err
-	}
-	_, err = io.Copy(io.Discard, c)
-	return err
-}
-
 // httpProxy fetches through an HTTP proxy, plainly or with CONNECT.
 func httpProxy(ctx context.Context, a *attempt) error {
 	scheme := pick(a.r, "http", "https")
-	argv := []string{"curl", "-q", "-sS", "-k", "--max-time", "20", "-o", "/dev/null", "--noproxy", "", "-x", "http://" + netip.AddrPortFrom(a.e.server(), a.e.port["tinyproxy"]).String()}
+	argv := []string{"curl", "-q", "-sS", "-k", "--max-time", "20", "-o", "/dev/null", "--noproxy", "", "-x", "http://" + netip.AddrPortFrom(a.server(), a.e.port["tinyproxy"]).String()}
 	for k, v := range a.headers() {
 		argv = append(argv, "-H", k+": "+v[0])
 	}
 	if a.r.Float64() < 0.4 {
 		argv = append(argv, "--proxytunnel")
 	}
-	_, err := a.e.l.Exec(ctx, a.e.l.Client, append(argv, scheme+"://"+netip.AddrPortFrom(a.e.server(), a.e.port[scheme]).String()+a.path(scheme))...)
+	_, err := a.e.l.Exec(ctx, a.e.l.Client, append(argv, scheme+"://"+netip.AddrPortFrom(a.server(), a.e.port[scheme]).String()+a.path(scheme))...)
 	return err
 }
 
@@ -658,40 +674,4 @@ func webSocket(secure bool) activityFunc {
 		}
 		return nil
 	}
-}
-
-// openVPN connects for a second or two. Its device is a null one, as only
-// what runs on the way to the server matters.
-func openVPN(service string) activityFunc {
-	return func(ctx context.Context, a *attempt) error {
-		addr, err := a.e.addr(a.via, a.e.port[service])
-		if err != nil {
-			return err
-		}
-		version := 4
-		if addr.Addr().Is6() {
-			version = 6
-		}
-		argv := []string{"openvpn", "--tls-client", "--pull", "--dev", "null", "--dev-type", "tap", "--proto", fmt.Sprintf("tcp%d-client", version), "--nobind",
-			"--remote", addr.Addr().String(), num(addr.Port()), "--verb", "3", "--connect-retry-max", "1"}
-		long := 1500*time.Millisecond + 12*(a.e.c.Config.ClientLink.Relay.Delay+a.e.c.Config.ServerLink.Relay.Delay)
-		short, cancel := context.WithTimeout(ctx, long)
-		defer cancel()
-		out, err := a.e.l.Exec(short, a.e.l.Client, append(argv, openVPNKeys(a.e.vpn[service], service)...)...)
-		if !bytes.Contains(out, []byte("Peer Connection Initiated")) {
-			return fmt.Errorf("openvpn did not connect: %w: %s", err, out)
-		}
-		return nil // it runs until it is stopped
-	}
-}
-
-// obfs4 carries a web request through the obfs4 transport.
-func obfs4(ctx context.Context, a *attempt) error {
-	_, rest, _ := strings.Cut(a.e.obfs4Proc.Output(), "CMETHOD obfs4 socks5 ")
-	proxy, _, _ := strings.Cut(rest, "\n")
-	args := "cert=" + a.e.obfs4Cert + ";iat-mode=0"
-	argv := []string{"curl", "-q", "-sS", "--noproxy", "", "--max-time", "20", "-o", "/dev/null", "--socks5", strings.TrimSpace(proxy), "--proxy-user", args[:len(args)-1] + ":" + args[len(args)-1:],
-		"http://" + netip.AddrPortFrom(a.e.server(), a.e.port["obfs4proxy"]).String() + a.path("http")}
-	_, err := a.e.l.Exec(ctx, a.e.l.Client, argv...)
-	return err
 }

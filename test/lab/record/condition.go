@@ -33,7 +33,7 @@ var points = []string{lab.ClientDev, lab.GatewayClientDev, lab.GatewayServerDev,
 // drawCondition returns condition number i of a seed, always the same.
 func drawCondition(seed uint64, i int) condition {
 	r := rand.New(rand.NewPCG(seed, 1<<32+uint64(i)))
-	c := condition{ID: fmt.Sprintf("lab-cond-%02d", i), Version: 4, Point: pick(r, points...)}
+	c := condition{ID: fmt.Sprintf("lab-%d-%03d", seed, i), Version: 4, Point: pick(r, points...)}
 	var text []string
 	note := func(k string, v any) { text = append(text, fmt.Sprintf("%s=%v", k, v)) }
 

@@ -4,8 +4,8 @@
 //
 //	sudo go run ./test/lab/record --out DIR --budget 20m --seed 1 [--resume]
 //
-// Under each of a number of network conditions it runs Shadowsocks and VMess
-// tunnels and ordinary programs, and writes for every activity of every
+// Under each of a number of network conditions it runs tunnels, of several
+// independent programs each, and ordinary programs, and writes for every activity of every
 // program one capture that holds just its flows: the label is known by
 // construction, as each program has a server port of its own. manifest.tsv in
 // DIR has a line for each capture. A recording that was interrupted goes on
@@ -19,10 +19,12 @@ import (
 	"fmt"
 	"hash/fnv"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -41,6 +43,8 @@ type options struct {
 	workers    int
 	scale      float64
 	only       string
+	programs   string
+	install    bool
 	packages   string
 	verbose    bool
 }
@@ -56,6 +60,8 @@ func main() {
 	flag.IntVar(&o.workers, "workers", 8, "programs at a time under one condition")
 	flag.Float64Var(&o.scale, "scale", 1, "flows of each program, as a multiple of the usual number")
 	flag.StringVar(&o.only, "only", "", "run only the activities whose name contains this, as background")
+	flag.StringVar(&o.programs, "programs", "bin/lab", "directory of the programs that --install builds")
+	flag.BoolVar(&o.install, "install", false, "build the programs that no Debian package has, and end")
 	flag.StringVar(&o.packages, "packages", "", "print the Debian packages that the lab (\"lab\") or a recording (\"record\") needs, and end")
 	flag.BoolVar(&o.verbose, "v", false, "log each failure")
 	flag.Parse()
@@ -79,8 +85,18 @@ func run(ctx context.Context, o options) error {
 		}
 		return err
 	}
+	if o.install {
+		return lab.Install(ctx, o.programs, os.Stderr)
+	}
 	if o.out == "" {
 		return errors.New("no --out directory given")
+	}
+	dir, err := filepath.Abs(o.programs)
+	if err != nil {
+		return err
+	}
+	if err := os.Setenv("PATH", dir+string(filepath.ListSeparator)+os.Getenv("PATH")); err != nil {
+		return err
 	}
 	if o.conditions < 1 || o.parallel < 1 || o.workers < 1 || o.scale <= 0 || o.budget <= 0 {
 		return errors.New("--conditions, --parallel, --workers, --scale and --budget have to be positive")
@@ -93,14 +109,16 @@ func run(ctx context.Context, o options) error {
 		level = slog.LevelInfo
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-	for name, pkg := range programs {
+	for _, name := range append(slices.Collect(maps.Keys(programs)), slices.Collect(maps.Keys(lab.Modules))...) {
 		if _, err := lab.Program(name); err != nil {
-			log.Warn("program missing, its traffic is left out", "program", name, "package", pkg)
+			log.Warn("program missing, its traffic is left out", "program", name, "package", programs[name])
 		}
 	}
 	// Others on the machine come first.
-	if err := syscall.Setpriority(syscall.PRIO_PROCESS, 0, 10); err != nil {
-		return fmt.Errorf("lower own priority: %w", err)
+	if nice, err := syscall.Getpriority(syscall.PRIO_PROCESS, 0); err == nil && nice == 20 { // the call's way to say 0
+		if err := syscall.Setpriority(syscall.PRIO_PROCESS, 0, 10); err != nil {
+			return fmt.Errorf("lower own priority: %w", err)
+		}
 	}
 	if _, err := lab.Sweep(); err != nil {
 		log.Warn("leftovers of an earlier run", "err", err)
@@ -132,9 +150,8 @@ func run(ctx context.Context, o options) error {
 			defer func() { <-slots }()
 			began := time.Now()
 			err := record(ctx, o, m, drawCondition(o.seed, i), newPorts(o.seed, i), log)
-			f := m.flows()
-			fmt.Printf("condition %2d of %d: %5.1fs, in all %5.0fs: shadowsocks %d, v2ray %d, background %d\n",
-				i, o.conditions, time.Since(began).Seconds(), time.Since(start).Seconds(), f["shadowsocks"], f["v2ray"], f["background"])
+			f := m.progress()
+			fmt.Printf("condition %3d of %d: %5.1fs, in all %5.0fs: %s\n", i, o.conditions, time.Since(began).Seconds(), time.Since(start).Seconds(), f)
 			if err != nil {
 				log.Error("condition failed", "condition", i, "err", err)
 			}
@@ -150,19 +167,16 @@ func run(ctx context.Context, o options) error {
 
 // job is the runs of one program's port, one after the other.
 type job struct {
-	label, program, cipher string
-	via                    *lab.Tunnel
-	ports                  []uint16
-	runs                   []jobRun
+	via   *lab.Tunnel
+	ports []uint16
+	runs  []jobRun
 }
 
 type jobRun struct {
-	act   activity
-	kind  string
-	flows int
-	path  string
-	// Where not empty, they override those of the job.
-	program, cipher string
+	act                          activity
+	label, program, cipher, kind string
+	flows                        int
+	path                         string
 }
 
 // record does all that is still missing of one condition.
@@ -192,7 +206,7 @@ func record(ctx context.Context, o options, m *manifest, c condition, p *ports, 
 	if err != nil {
 		return err
 	}
-	jobs = append(jobs, background(o, e, r)...)
+	jobs = append(jobs, backgroundJobs(o, e, r)...)
 	r.Shuffle(len(jobs), func(i, j int) { jobs[i], jobs[j] = jobs[j], jobs[i] })
 
 	rec, err := newRecorder(l, c)
@@ -237,84 +251,6 @@ func hash(s string) uint64 {
 	return h.Sum64()
 }
 
-// tunnels starts a tunnel of every cipher and form and draws what each
-// carries.
-func tunnels(ctx context.Context, o options, e *env, r *rand.Rand, p *ports, log *slog.Logger) ([]job, error) {
-	if o.only != "" {
-		return nil, nil
-	}
-	var carried []activity
-	for _, a := range activities {
-		if _, ok := e.port[a.service]; ok && a.tunnel {
-			carried = append(carried, a)
-		}
-	}
-	draw := func(j job, runs int) job {
-		r.Shuffle(len(carried), func(a, b int) { carried[a], carried[b] = carried[b], carried[a] })
-		n := max(1, int(float64(runs)*o.scale+0.5))
-		for i := range min(n, len(carried)) {
-			a := carried[i]
-			j.runs = append(j.runs, jobRun{act: a, kind: "tunnel", flows: 2,
-				path: filepath.Join(e.c.ID, fmt.Sprintf("%s.%s.%s.pcap", j.label, j.cipher, a.name))})
-		}
-		return j
-	}
-	var jobs []job
-	for _, cipher := range lab.Ciphers {
-		cfg := lab.ShadowsocksConfig{Cipher: cipher, Port: p.next(), Version: e.c.Version, Resolve: e.server(), NoDelay: r.Float64() < 0.5}
-		t, err := e.l.StartShadowsocks(ctx, cfg)
-		if err != nil {
-			log.Warn("tunnel left out", "condition", e.c.ID, "cipher", cipher, "err", err)
-			continue
-		}
-		jobs = append(jobs, draw(job{label: "shadowsocks", program: "shadowsocks-libev", cipher: cipher, via: t, ports: []uint16{cfg.Port}}, 6))
-	}
-	var cfgs []lab.VMessConfig
-	var names []string
-	add := func(name string, cfg lab.VMessConfig) {
-		cfg.Port, cfg.Version, cfg.Resolve = p.next(), e.c.Version, e.server()
-		cfgs, names = append(cfgs, cfg), append(names, name)
-	}
-	for _, s := range lab.Securities {
-		add(s, lab.VMessConfig{Security: s})
-	}
-	add("auto-http-header", lab.VMessConfig{HTTPHeader: true})
-	add("auto-alterid", lab.VMessConfig{AlterID: 1 + r.IntN(64)})
-	ts, err := e.l.StartVMessAll(ctx, cfgs)
-	if err != nil {
-		log.Warn("tunnels left out", "condition", e.c.ID, "program", "v2ray", "err", err)
-		return jobs, nil
-	}
-	for i, t := range ts {
-		jobs = append(jobs, draw(job{label: "v2ray", program: "v2ray", cipher: names[i], via: t, ports: []uint16{cfgs[i].Port}}, 5))
-	}
-	return jobs, nil
-}
-
-// background makes a job of each service.
-func background(o options, e *env, r *rand.Rand) []job {
-	var jobs []job
-	at := map[string]int{}
-	for _, a := range activities {
-		port, ok := e.port[a.service]
-		if !ok || a.direct == 0 || !strings.Contains(a.name, o.only) {
-			continue
-		}
-		i, ok := at[a.service]
-		if !ok {
-			i = len(jobs)
-			at[a.service] = i
-			jobs = append(jobs, job{label: "background", ports: append([]uint16{port}, e.more[a.service]...)})
-		}
-		jobs[i].runs = append(jobs[i].runs, jobRun{act: a, kind: a.kind, flows: max(1, int(float64(a.direct)*o.scale+0.5)),
-			path: filepath.Join(e.c.ID, "background."+a.name+".pcap"), program: a.program, cipher: a.variant})
-	}
-	for _, j := range jobs {
-		r.Shuffle(len(j.runs), func(a, b int) { j.runs[a], j.runs[b] = j.runs[b], j.runs[a] })
-	}
-	return jobs
-}
-
 // attemptLimit bounds one attempt, drainLimit the wait for its flows to close.
 const (
 	attemptLimit = 25 * time.Second
@@ -350,11 +286,8 @@ func (j job) record(ctx context.Context, o options, m *manifest, e *env, rec *re
 			}
 			continue
 		}
-		row := row{Path: run.path, Label: j.label, Group: e.c.ID, Program: j.program, Cipher: j.cipher, Carried: run.act.name, Kind: run.kind,
+		row := row{Path: run.path, Label: run.label, Group: e.c.ID, Program: run.program, Cipher: run.cipher, Carried: run.act.name, Kind: run.kind,
 			Flows: flows, Failed: failed, Condition: e.c.Text}
-		if run.program != "" {
-			row.Program, row.Cipher = run.program, run.cipher
-		}
 		if err := m.add(row); err != nil {
 			return err
 		}

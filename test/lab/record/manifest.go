@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,7 +18,7 @@ import (
 // row is one line of the manifest: one capture file.
 type row struct {
 	Path      string // relative to the manifest
-	Label     string // shadowsocks, v2ray or background
+	Label     string // one of the constants of tunnels.go
 	Group     string // id of the condition: rows of one group share a network
 	Program   string
 	Cipher    string // or other variant of the program
@@ -119,15 +120,19 @@ func (m *manifest) add(r row) error {
 	return nil
 }
 
-// flows sums the recorded flows by label.
-func (m *manifest) flows() map[string]int {
+// progress returns the recorded flows by label in a line.
+func (m *manifest) progress() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	sum := map[string]int{}
 	for _, r := range m.rows {
 		sum[r.Label] += r.Flows
 	}
-	return sum
+	var parts []string
+	for _, label := range slices.Sorted(maps.Keys(sum)) {
+		parts = append(parts, fmt.Sprintf("%s %d", label, sum[label]))
+	}
+	return strings.Join(parts, ", ")
 }
 
 // summary returns a text with the flows by label, kind, program and so on.

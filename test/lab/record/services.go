@@ -44,6 +44,9 @@ var programs = map[string]string{
 	"gnutls-cli":       "gnutls-bin",
 	"obfs4proxy":       "obfs4proxy",
 	"openvpn":          "openvpn",
+	"dropbear":         "dropbear-bin",
+	"danted":           "dante-server",
+	"trojan":           "trojan",
 	"/usr/bin/python3": "python3",
 }
 
@@ -79,10 +82,10 @@ type env struct {
 	port map[string]uint16 // of each service, by name
 	more map[string][]uint16
 
-	vpn map[string]string // directories of OpenVPN's keys, by service
-
-	obfs4Cert string
-	obfs4Proc *lab.Proc
+	vpn         map[string][]string // options that name OpenVPN's keys, by service
+	dropbearKey string              // file of its client's private key
+	wg0         *wgDevice           // the server's
+	wgPeers     int
 
 	scripts sync.Map // client address -> chan script, of the random-like servers
 	wg      sync.WaitGroup
@@ -100,36 +103,75 @@ type forwardKey struct {
 
 func (e *env) server() netip.Addr { return e.l.ServerAddr(e.c.Version) }
 
-// addr returns where a client program finds a service: the server itself, or
-// a forwarder on its own loopback that leads through a tunnel.
-func (e *env) addr(via *lab.Tunnel, port uint16) (netip.AddrPort, error) {
-	target := netip.AddrPortFrom(e.server(), port)
-	if via == nil {
-		return target, nil
-	}
+// set changes e under its lock, as services start at the same time.
+func (e *env) set(change func()) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	k := forwardKey{via, port}
-	if a, ok := e.forwards[k]; ok {
-		return a, nil
+	change()
+}
+
+// draws returns a source of random numbers for a service's settings.
+func (e *env) draws(name string) *rand.Rand {
+	return rand.New(rand.NewPCG(hash(e.c.ID), hash(name)))
+}
+
+// serve handles connections until the services end; the listener is then
+// closed. The handler closes the connection.
+func (e *env) serve(ln net.Listener, handle func(net.Conn)) {
+	context.AfterFunc(e.ctx, func() { ln.Close() })
+	e.wg.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			stop := context.AfterFunc(e.ctx, func() { c.Close() })
+			e.wg.Go(func() {
+				defer stop()
+				handle(c)
+			})
+		}
+	})
+}
+
+// server returns the server's address as the attempt's client knows it.
+func (a *attempt) server() netip.Addr {
+	if a.at.IsValid() {
+		return a.at
 	}
-	a, err := e.l.Forward(via, target.String())
+	return a.e.server()
+}
+
+// addr returns where a client program finds a service: the server itself, or
+// a forwarder on its own loopback that leads through a tunnel.
+func (a *attempt) addr(port uint16) (netip.AddrPort, error) {
+	target := netip.AddrPortFrom(a.server(), port)
+	if a.via == nil {
+		return target, nil
+	}
+	a.e.mu.Lock()
+	defer a.e.mu.Unlock()
+	k := forwardKey{a.via, port}
+	if at, ok := a.e.forwards[k]; ok {
+		return at, nil
+	}
+	at, err := a.e.l.Forward(a.via, target.String())
 	if err == nil {
-		e.forwards[k] = a
+		a.e.forwards[k] = at
 	}
-	return a, err
+	return at, err
 }
 
 // dial connects a Go client to a service; host is a name for the far end of a
 // tunnel to resolve, or "".
-func (e *env) dial(ctx context.Context, via *lab.Tunnel, host string, port uint16) (net.Conn, error) {
-	if via == nil {
-		return e.l.Client.Dial(ctx, "tcp", netip.AddrPortFrom(e.server(), port).String())
+func (a *attempt) dial(ctx context.Context, host string, port uint16) (net.Conn, error) {
+	if a.via == nil {
+		return a.e.l.Client.Dial(ctx, "tcp", netip.AddrPortFrom(a.server(), port).String())
 	}
 	if host == "" {
-		host = e.server().String()
+		host = a.server().String()
 	}
-	return e.l.Client.DialSOCKS(ctx, via.SOCKS, net.JoinHostPort(host, strconv.Itoa(int(port))))
+	return a.e.l.Client.DialSOCKS(ctx, a.via.SOCKS, net.JoinHostPort(host, num(port)))
 }
 
 // service is one server program: start returns when it is ready on the port.
@@ -145,15 +187,19 @@ var services = []service{
 	{"ngircd", (*env).startNgircd},
 	{"aiosmtpd", (*env).startSMTP},
 	{"ftp", (*env).startFTP},
-	{"microsocks", (*env).startMicrosocks},
 	{"tinyproxy", (*env).startTinyproxy},
 	{"rsync", (*env).startRsync},
 	{"git", (*env).startGit},
 	{"go-http", (*env).startGoHTTP},
 	{"go-https", (*env).startGoHTTPS},
-	{"obfs4proxy", (*env).startObfs4},
-	{"openvpn", (*env).startOpenVPN},
-	{"openvpn-crypt", (*env).startOpenVPNCrypt},
+	{"dropbear", (*env).startDropbear},
+	{"go-ssh", (*env).startGoSSH},
+	{"wireguard", (*env).startWireGuard},
+	{vpnForms[0].name, startVPN(0)},
+	{vpnForms[1].name, startVPN(1)},
+	{vpnForms[2].name, startVPN(2)},
+	{vpnForms[3].name, startVPN(3)},
+	{vpnForms[4].name, startVPN(4)},
 	{"random-tcp", (*env).startRandomTCP},
 	{"random-udp", (*env).startRandomUDP},
 }
@@ -162,7 +208,7 @@ var services = []service{
 // order. A program that fails is left out and reported; the web server and
 // DNS, which all else uses, must start.
 func startServices(ctx context.Context, l *lab.Lab, c condition, p *ports, log *slog.Logger) (*env, error) {
-	e := &env{l: l, c: c, port: map[string]uint16{}, more: map[string][]uint16{}, forwards: map[forwardKey]netip.AddrPort{}, vpn: map[string]string{}}
+	e := &env{l: l, c: c, port: map[string]uint16{}, more: map[string][]uint16{}, forwards: map[forwardKey]netip.AddrPort{}, vpn: map[string][]string{}}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	var err error
 	if e.dir, err = l.Subdir("clients"); err != nil {
@@ -308,10 +354,6 @@ func (e *env) startFTP(ctx context.Context, port uint16) error {
 	}
 	first, last := e.more["ftp"][0], e.more["ftp"][len(e.more["ftp"])-1]
 	return e.run(ctx, port, "/usr/bin/python3", "-m", "pyftpdlib", "-i", e.server().String(), "-p", num(port), "-d", dir, "-w", "-r", fmt.Sprintf("%d-%d", first, last))
-}
-
-func (e *env) startMicrosocks(ctx context.Context, port uint16) error {
-	return e.run(ctx, port, "microsocks", "-i", e.server().String(), "-p", num(port))
 }
 
 func (e *env) startTinyproxy(ctx context.Context, port uint16) error {
@@ -486,89 +528,6 @@ func writeWebSocket(w io.Writer, data, mask []byte) error {
 	return err
 }
 
-// startOpenVPN and startOpenVPNCrypt are OpenVPN servers over TCP; the second
-// encrypts its control channel too, so that little but lengths is plain.
-func (e *env) startOpenVPN(ctx context.Context, port uint16) error {
-	return e.openVPN(ctx, "openvpn", port)
-}
-
-func (e *env) startOpenVPNCrypt(ctx context.Context, port uint16) error {
-	return e.openVPN(ctx, "openvpn-crypt", port)
-}
-
-func (e *env) openVPN(ctx context.Context, name string, port uint16) error {
-	dir, err := e.l.Subdir(name)
-	if err != nil {
-		return err
-	}
-	if err := e.l.Certificate(ctx, dir, "ec"); err != nil {
-		return err
-	}
-	e.mu.Lock()
-	e.vpn[name] = dir
-	e.mu.Unlock()
-	argv := []string{"openvpn", "--mode", "server", "--tls-server", "--dev", "tap", "--dev-type", "tap", "--proto", fmt.Sprintf("tcp%d-server", e.c.Version),
-		"--local", e.server().String(), "--port", num(port), "--dh", "none", "--duplicate-cn", "--verb", "1"}
-	if name == "openvpn-crypt" {
-		if _, err := e.l.Exec(ctx, e.l.Server, "openvpn", "--genkey", "secret", filepath.Join(dir, "shared.key")); err != nil {
-			return err
-		}
-	}
-	return e.run(ctx, port, append(argv, openVPNKeys(dir, name)...)...)
-}
-
-func openVPNKeys(dir, name string) []string {
-	argv := []string{"--ca", filepath.Join(dir, "cert.pem"), "--cert", filepath.Join(dir, "cert.pem"), "--key", filepath.Join(dir, "key.pem")}
-	if name == "openvpn-crypt" {
-		argv = append(argv, "--tls-crypt", filepath.Join(dir, "shared.key"))
-	}
-	return argv
-}
-
-// startObfs4 starts the obfs4 transport on both sides. Its flows look random
-// from the first byte, as the tunnels' do, but are neither.
-func (e *env) startObfs4(ctx context.Context, port uint16) error {
-	state := func(side string) (string, error) {
-		dir, err := e.l.Subdir("obfs4-" + side)
-		return "TOR_PT_STATE_LOCATION=" + dir, err
-	}
-	sdir, err := state("server")
-	if err != nil {
-		return err
-	}
-	cdir, err := state("client")
-	if err != nil {
-		return err
-	}
-	common := []string{"TOR_PT_MANAGED_TRANSPORT_VER=1"}
-	bind := "obfs4-" + netip.AddrPortFrom(e.server(), port).String()
-	sp, err := e.l.StartEnv(e.l.Server, "obfs4proxy server", append(common, sdir, "TOR_PT_SERVER_TRANSPORTS=obfs4",
-		"TOR_PT_SERVER_BINDADDR="+bind, "TOR_PT_ORPORT="+netip.AddrPortFrom(e.l.ServerAddr(4), e.port["http"]).String()), "obfs4proxy")
-	if err != nil {
-		return err
-	}
-	if err := e.l.WaitReady(ctx, e.l.Server, netip.AddrPortFrom(e.server(), port), sp); err != nil {
-		return err
-	}
-	cp, err := e.l.StartEnv(e.l.Client, "obfs4proxy client", append(common, cdir, "TOR_PT_CLIENT_TRANSPORTS=obfs4"), "obfs4proxy")
-	if err != nil {
-		return err
-	}
-	smethod, err := waitOutput(ctx, sp, "cert=")
-	if err != nil {
-		return err
-	}
-	if _, err := waitOutput(ctx, cp, "CMETHOD obfs4 socks5 "); err != nil {
-		return err
-	}
-	if _, err := waitOutput(ctx, cp, "CMETHODS DONE"); err != nil {
-		return err
-	}
-	e.obfs4Cert, e.obfs4Proc = strings.TrimSuffix(strings.Fields(smethod)[0], ","), cp
-	e.obfs4Cert, _, _ = strings.Cut(e.obfs4Cert, ",")
-	return nil
-}
-
 // waitOutput returns what a program printed after the first occurrence of a
 // text.
 func waitOutput(ctx context.Context, p *lab.Proc, text string) (string, error) {
@@ -579,7 +538,7 @@ func waitOutput(ctx context.Context, p *lab.Proc, text string) (string, error) {
 	for {
 		if _, rest, ok := strings.Cut(p.Output(), text); ok && strings.Contains(rest, "\n") {
 			return rest, nil
-		} else if ok && strings.HasSuffix(text, "DONE") {
+		} else if ok && (strings.HasSuffix(text, "DONE") || strings.HasSuffix(text, "Completed")) {
 			return rest, nil
 		}
 		select {

@@ -3,12 +3,13 @@
 // Sample picks a few flows out of a recording and writes them as small
 // captures to check in as test data.
 //
-//	go run ./test/lab/sample --from DIR --out test/data
+//	go run ./test/lab/sample --from DIR --out test/testdata
 //
 // DIR is what test/lab/record wrote. For each label there is one capture,
-// LABEL.pcap, with --per flows of every program and variant, each of another
-// network condition where there are several, and labels.tsv names every flow
-// with its label. The same recording and seed always give the same files.
+// LABEL.pcap, with --flows flows, and as many of the random-like ones where the
+// label has both kinds: of as many programs, variants, uses and network
+// conditions as there can be. labels.tsv names every flow with its label. The
+// same recording and seed always give the same files.
 package main
 
 import (
@@ -18,6 +19,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -33,24 +35,29 @@ import (
 func main() {
 	from := flag.String("from", "", "directory of a recording")
 	out := flag.String("out", "", "directory for the captures")
-	per := flag.Int("per", 1, "flows of each program and variant")
+	flows := flag.Int("flows", 6, "flows of each label and kind")
 	seed := flag.Uint64("seed", 1, "seed of the choice")
 	flag.Parse()
-	if err := run(*from, *out, *per, *seed); err != nil {
+	if err := run(*from, *out, *flows, *seed); err != nil {
 		fmt.Fprintln(os.Stderr, "sample:", err)
 		os.Exit(1)
 	}
 }
 
 // flowBytes of a flow's frames are kept: more than the 1024 that are looked
-// at, so that it is seen that the rest is not.
-const flowBytes = 4096
+// at, so that it is seen that the rest is not. Of the frame that goes beyond, and
+// of later ones, there are at least headerBytes.
+const (
+	flowBytes   = 1536
+	headerBytes = 128
+)
 
 // chosen is one flow of a recording. Times of its packets are counted from
 // the first.
 type chosen struct {
 	key     string // "tcp client server" as addresses and ports
 	packets []packet
+	payload bool // there is some
 }
 
 type packet struct {
@@ -59,9 +66,9 @@ type packet struct {
 	data []byte
 }
 
-func run(from, out string, per int, seed uint64) error {
-	if from == "" || out == "" || per < 1 {
-		return errors.New("give --from and --out, and --per of at least 1")
+func run(from, out string, number int, seed uint64) error {
+	if from == "" || out == "" || number < 1 {
+		return errors.New("give --from and --out, and --flows of at least 1")
 	}
 	rows, err := readManifest(filepath.Join(from, "manifest.tsv"))
 	if err != nil {
@@ -69,30 +76,36 @@ func run(from, out string, per int, seed uint64) error {
 	}
 	r := rand.New(rand.NewPCG(seed, 0))
 	r.Shuffle(len(rows), func(i, j int) { rows[i], rows[j] = rows[j], rows[i] })
-	slices.SortStableFunc(rows, func(a, b map[string]string) int { return cmp.Compare(what(a), what(b)) })
+	sets := map[string][]map[string]string{} // by label and kind
+	for _, row := range rows {
+		set := row["label"] + "\t" + row["kind"]
+		sets[set] = append(sets[set], row)
+	}
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		return err
 	}
 	table := []string{"file\tproto\tclient\tserver\tlabel\tprogram\tvariant\tcarried\tkind"}
 	flows := map[string][]chosen{}
-	taken, used := map[string]int{}, map[string]bool{}
-	for _, row := range rows {
-		label := row["label"]
-		// One row of a condition for each variant, so that conditions vary.
-		if taken[what(row)] == per || used[what(row)+row["group"]] {
-			continue
+	for _, set := range slices.Sorted(maps.Keys(sets)) {
+		label, _, _ := strings.Cut(set, "\t")
+		used := map[string]int{}
+		rest := sets[set]
+		for taken := 0; taken < number && len(rest) > 0; {
+			row := leastUsed(&rest, used)
+			f, err := firstFlow(filepath.Join(from, row["path"]))
+			if err != nil {
+				return err
+			}
+			if !f.payload {
+				continue
+			}
+			taken++
+			for _, column := range diverse {
+				used[column+row[column]]++
+			}
+			flows[label] = append(flows[label], f)
+			table = append(table, strings.Join([]string{label + ".pcap", strings.ReplaceAll(f.key, " ", "\t"), label, row["program"], row["cipher"], row["carried"], row["kind"]}, "\t"))
 		}
-		f, err := firstFlow(filepath.Join(from, row["path"]))
-		if err != nil {
-			return err
-		}
-		if len(f.packets) == 0 {
-			continue
-		}
-		taken[what(row)]++
-		used[what(row)+row["group"]] = true
-		flows[label] = append(flows[label], f)
-		table = append(table, strings.Join([]string{label + ".pcap", strings.ReplaceAll(f.key, " ", "\t"), label, row["program"], row["cipher"], row["carried"], row["kind"]}, "\t"))
 	}
 	for label, fs := range flows {
 		if err := write(filepath.Join(out, label+".pcap"), fs); err != nil {
@@ -102,14 +115,27 @@ func run(from, out string, per int, seed uint64) error {
 	return os.WriteFile(filepath.Join(out, "labels.tsv"), []byte(strings.Join(table, "\n")+"\n"), 0o644)
 }
 
-// what names a program and its variant; of ordinary programs the activity is
-// part of it.
-func what(row map[string]string) string {
-	s := row["label"] + " " + row["program"] + " " + row["cipher"]
-	if row["kind"] == "ordinary" {
-		s += " " + row["carried"]
+// diverse lists the columns that are to be as different as can be among the flows
+// of a label, the most important one first.
+var diverse = []string{"program", "cipher", "carried", "group"}
+
+// leastUsed takes the row out of rows whose program was used least, of those the
+// one whose variant was, and so on.
+func leastUsed(rows *[]map[string]string, used map[string]int) map[string]string {
+	best := 0
+	for i, row := range *rows {
+		for _, column := range diverse {
+			if c := cmp.Compare(used[column+row[column]], used[column+(*rows)[best][column]]); c != 0 {
+				if c < 0 {
+					best = i
+				}
+				break
+			}
+		}
 	}
-	return s
+	row := (*rows)[best]
+	*rows = slices.Delete(*rows, best, best+1)
+	return row
 }
 
 func readManifest(path string) ([]map[string]string, error) {
@@ -185,6 +211,8 @@ func firstFlow(path string) (chosen, error) {
 		if size >= flowBytes && (tcp == nil || !tcp.FIN && !tcp.RST) {
 			continue
 		}
+		c.payload = c.payload || len(t.LayerPayload()) > 0
+		data = data[:min(len(data), max(flowBytes-size, headerBytes))]
 		size += ci.Length
 		c.packets = append(c.packets, packet{ci.Timestamp.Sub(start), ci.Length, data})
 	}

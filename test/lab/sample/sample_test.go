@@ -48,7 +48,7 @@ func capture(t *testing.T, path string, host byte) {
 	}
 }
 
-func TestSampleTakesOneFlowOfEachVariant(t *testing.T) {
+func TestSampleTakesDifferentFlows(t *testing.T) {
 	from, out := t.TempDir(), t.TempDir()
 	manifest := []string{"path\tlabel\tgroup\tprogram\tcipher\tcarried\tkind"}
 	for i, row := range []string{
@@ -57,6 +57,7 @@ func TestSampleTakesOneFlowOfEachVariant(t *testing.T) {
 		"shadowsocks\tc1\tss\tchacha\tssh\ttunnel",
 		"background\tc1\tnginx\tcurl\thttp\tordinary",
 		"background\tc1\tnginx\tcurl\thttps\tordinary",
+		"background\tc2\tlab\tudp\trandom-udp\trandom-like",
 	} {
 		name := filepath.Join("c", string(rune('a'+i))+".pcap")
 		capture(t, filepath.Join(from, name), byte(10+i))
@@ -65,10 +66,10 @@ func TestSampleTakesOneFlowOfEachVariant(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(from, "manifest.tsv"), []byte(strings.Join(manifest, "\n")+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := run(from, out, 1, 1); err != nil {
+	if err := run(from, out, 2, 1); err != nil {
 		t.Fatal(err)
 	}
-	for file, flows := range map[string]int{"shadowsocks.pcap": 2, "background.pcap": 2} {
+	for file, flows := range map[string]int{"shadowsocks.pcap": 2, "background.pcap": 3} {
 		f, err := os.Open(filepath.Join(out, file))
 		if err != nil {
 			t.Fatal(err)
@@ -91,7 +92,7 @@ func TestSampleTakesOneFlowOfEachVariant(t *testing.T) {
 			last = ci.Timestamp
 			n++
 		}
-		if want := flows * (5 + 1); n != want { // 5 reach flowBytes, then the FIN
+		if want := flows * (2 + 1); n != want { // 2 reach flowBytes, then the FIN
 			t.Errorf("%s has %d packets, want %d", file, n, want)
 		}
 	}
@@ -99,8 +100,14 @@ func TestSampleTakesOneFlowOfEachVariant(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Count(string(labels), "\n"); got != 1+4 {
-		t.Errorf("%d lines in labels.tsv, want a header and 4 flows:\n%s", got, labels)
+	if got := strings.Count(string(labels), "\n"); got != 1+5 {
+		t.Errorf("%d lines in labels.tsv, want a header and 5 flows:\n%s", got, labels)
+	}
+	// Of three flows of shadowsocks, two with the same cipher, it takes one of each.
+	for _, cipher := range []string{"\taes\t", "\tchacha\t"} {
+		if strings.Count(string(labels), cipher) != 1 {
+			t.Errorf("not one flow with%s:\n%s", cipher, labels)
+		}
 	}
 	if !strings.Contains(string(labels), "shadowsocks.pcap\ttcp\t10.0.0.1") {
 		t.Errorf("labels.tsv does not name the endpoints:\n%s", labels)

@@ -62,7 +62,9 @@ further columns are copied into samples.tsv. Every file of it must be readable.
 
 With --captures all files below a folder get one label; the group of each is the
 first folder on its way. Files there that are no captures, or are cut, are counted
-in a warning, and what could be read of them is used.
+in a warning, and what could be read of them is used. A folder has to hold a flow.
+
+Labels are made of a-z, 0-9, "-", "_" and "."; unknown can't be one.
 
 A sample is left out when another of its label has the same bytes after masking
 with the recipe strict: it would be the same image twice.
@@ -82,12 +84,12 @@ Examples:
 
 // datasetInput is one capture file and what is known about it.
 type datasetInput struct {
-	path    string // absolute
-	file    string // as in samples.tsv
-	label   string
-	group   string
-	extra   map[string]string // further columns of the manifest
-	lenient bool              // of a --captures folder
+	path   string // absolute
+	file   string // as in samples.tsv
+	label  string
+	group  string
+	extra  map[string]string // further columns of the manifest
+	folder string            // the --captures folder that it is of; "" of a manifest
 }
 
 func runDataset(c *cli.Context) error {
@@ -298,7 +300,7 @@ func readCaptureFolder(dir, label string) ([]datasetInput, error) {
 	}
 	var inputs []datasetInput
 	err = walkFiles(dir, func(path string) {
-		in := datasetInput{path: path, label: label, group: filepath.Base(base), lenient: true}
+		in := datasetInput{path: path, label: label, group: filepath.Base(base), folder: dir}
 		if rel, err := filepath.Rel(dir, path); err == nil {
 			in.file = filepath.ToSlash(rel)
 			if first, _, deeper := strings.Cut(in.file, "/"); deeper {
@@ -343,10 +345,18 @@ func checkLabel(label string) error {
 	ok := func(r rune) bool {
 		return r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == '.'
 	}
-	if strings.ContainsFunc(label, func(r rune) bool { return !ok(r) }) || len(label) > 64 {
-		return fmt.Errorf("label %q: use up to 64 of a-z, 0-9, '-', '_' and '.'", label)
+	good := func(label string) bool {
+		return label != "" && len(label) <= 64 && !strings.ContainsFunc(label, func(r rune) bool { return !ok(r) })
 	}
-	return nil
+	switch plain := strings.ToLower(strings.TrimSpace(label)); {
+	case good(label) && label != flow.Unknown:
+		return nil
+	case plain == flow.Unknown:
+		return fmt.Errorf("label %q is what a model answers about flows that are like none of its labels, so it can't be one", label)
+	case good(plain):
+		return fmt.Errorf("label %q: labels are lower-case and without spaces, did you mean %q?", label, plain)
+	}
+	return fmt.Errorf("label %q: use up to 64 of a-z, 0-9, '-', '_' and '.'", label)
 }
 
 // sortInputs makes the order of samples independent of the order in which
@@ -482,6 +492,7 @@ func (w *datasetWriter) readAll(c *cli.Context, inputs []datasetInput) error {
 
 	var counters assembly.Counters
 	var warnings fileWarnings
+	folders := map[string]*captureFolder{}
 	for i := range inputs {
 		if err := c.Context.Err(); err != nil {
 			return err
@@ -490,19 +501,32 @@ func (w *datasetWriter) readAll(c *cli.Context, inputs []datasetInput) error {
 		if w.dataset.Groups[in.label] == nil {
 			w.dataset.Groups[in.label] = map[string]int{}
 		}
+		before := counters.Samples()
 		err := w.readFile(in, &counters, bar.at)
 		var fileErr *assembly.FileError
+		errors.As(err, &fileErr)
+		if in.folder != "" {
+			if folders[in.folder] == nil {
+				folders[in.folder] = &captureFolder{}
+			}
+			folders[in.folder].add(counters.Samples()-before, fileErr)
+		}
 		switch {
-		case errors.As(err, &fileErr) && in.lenient:
+		case fileErr != nil && in.folder != "":
 			warnings.add(fileErr)
-		case errors.As(err, &fileErr):
+		case fileErr != nil:
 			return asBadInput(err)
 		case err != nil:
 			return err
 		}
 		bar.fileDone(sizes[i])
 	}
-	for label := range w.dataset.Groups {
+	for _, name := range slices.Sorted(maps.Keys(folders)) {
+		if err := folders[name].check(name); err != nil {
+			return asBadInput(err)
+		}
+	}
+	for _, label := range slices.Sorted(maps.Keys(w.dataset.Groups)) {
 		if w.dataset.Labels[label] == 0 {
 			return badInput("no capture of label %s holds a flow with payload", label)
 		}
@@ -513,6 +537,35 @@ func (w *datasetWriter) readAll(c *cli.Context, inputs []datasetInput) error {
 	bar.done()
 	warnings.print(c.App.ErrWriter)
 	return nil
+}
+
+// captureFolder counts what a --captures folder holds.
+type captureFolder struct {
+	files, notCaptures int
+	flows              uint64
+	first              *assembly.FileError // of a file that is no capture
+}
+
+func (f *captureFolder) add(flows uint64, err *assembly.FileError) {
+	f.files++
+	f.flows += flows
+	if err != nil && errors.Is(err, assembly.ErrNotCapture) {
+		f.notCaptures++
+		if f.first == nil {
+			f.first = err
+		}
+	}
+}
+
+// check refuses a folder that nothing can be learned from.
+func (f *captureFolder) check(name string) error {
+	switch {
+	case f.flows > 0:
+		return nil
+	case f.notCaptures == f.files:
+		return fmt.Errorf("--captures %s: none of its %s is a capture, the first is %w", name, count(uint64(f.files), "file"), f.first)
+	}
+	return fmt.Errorf("--captures %s: no capture in it holds a flow with payload whose beginning is there", name)
 }
 
 // readFile adds the samples of one file.

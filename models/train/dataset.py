@@ -434,27 +434,66 @@ def fill_planes(out, data, indices, channels):
 
 
 def all_random(data):
-    """bool [N]: flows whose payload is pseudo-random from the first byte on, by
-    the way their protocol is made. Other random bytes in their place make
-    another flow of the same kind."""
-    return np.isin(data.label, ("shadowsocks", "obfs4")) & ~np.isin(data.column("cipher"), ("none", "plain"))
+    """bool [N]: flows of the lab whose payload is random from the first byte on
+    by the way their protocol is made, so that other random bytes in its place
+    make another flow of the same kind.
+
+    It is told from many flows of one label, program and cipher (and, of
+    background, of what was carried): in none of the first 32 bytes of the first
+    six packets of either side may a half of the byte have its values more
+    unevenly than chance makes them.
+    """
+    carried = np.where(data.label == BACKGROUND, data.column("carried"), "")
+    sort = np.array(["\t".join(v) for v in zip(data.label, data.column("program"), data.column("cipher"), carried)])
+    payloads = data.payloads()
+    out = np.zeros(len(data), bool)
+    for name in sorted(set(sort[data.kind != ""])):
+        flows = np.flatnonzero((sort == name) & (data.kind != ""))
+        if len(flows) < 50:
+            continue
+        present = payloads.captured[flows] > 0
+        sample, slot = np.nonzero(present)
+        nth = (np.cumsum(present, axis=1) - 1)[sample, slot]
+        begin = payloads.start[flows][sample, slot].astype(np.int64)
+        count = payloads.captured[flows][sample, slot]
+        place = nth * 2 + payloads.initiator[flows][sample, slot]
+        out[flows] = True
+        for byte in range(32):
+            some = (count > byte) & (nth < 6)
+            value = data.capture[flows[sample[some]], begin[some] + byte]
+            for half in (value >> 4, value & 15):
+                seen = np.bincount(place[some] * 16 + half, minlength=192).reshape(12, 16)
+                expected = seen.sum(axis=1) / 16
+                # Chi-squared of 15 degrees of freedom, in standard deviations.
+                far = (((seen - expected[:, None]) ** 2).sum(axis=1) / np.maximum(expected, 1) - 15) / np.sqrt(30)
+                if (far[expected >= 2.5] > 10).any():
+                    out[flows] = False
+    return out
 
 
-def training_images(data, indices, channels, recipe, cut_share, rng):
+def training_images(data, indices, channels, recipe, cut_share, rng, pool):
     """Images uint8 [n, channels, 1024] of a batch.
 
     Everything that may differ without the class being another one is drawn
     anew: the bytes under the mask, the payload of flows that are random
     throughout, and for a cut_share of the captures where they end, so that no
-    class is told by how much of it was captured. Index -1 stands for a random
-    image: random bytes, and in the planes without headers the packets of
-    some flow of background.
+    class is told by how much of it was captured.
+
+    Index -1 stands for a flow that is made up, and background: random bytes
+    all over the plane byte; in the planes without headers, either the packets
+    of some flow of background with random bytes in them, or the packets of any
+    flow with the bytes of some ordinary one. pool: indices of the samples that
+    such flows are made of.
     """
     n = len(indices)
     noise = indices < 0
     real = np.maximum(indices, 0)
+    mixed = noise & (rng.random(n) < 0.5)
     if noise.any() and set(channels) != {"byte"}:
-        real[noise] = rng.choice(np.flatnonzero(data.label == BACKGROUND), int(noise.sum()))
+        innocent = data.label[pool] == BACKGROUND
+        real[noise] = rng.choice(pool[innocent], int(noise.sum()))
+        some = pool if innocent.all() else pool[~innocent]
+        real[mixed] = rng.choice(some, int(mixed.sum()))
     out = np.empty((n, len(channels), BYTES), np.uint8)
     cut = rng.random(n) < cut_share
     ends = rng.integers(200, BYTES, n)
@@ -472,12 +511,23 @@ def training_images(data, indices, channels, recipe, cut_share, rng):
                 if name in channels:
                     out[which, channels.index(name)] = plane
     if "streams" in channels:
-        which = np.flatnonzero(noise | data.all_random()[real])
+        which = np.flatnonzero(noise & ~mixed | data.all_random()[real] & ~noise)
         streams = out[which, channels.index("streams")].reshape(-1, 2, STREAM)
         used = payload_bytes(data.payloads(), real[which], np.where(cut[which], ends[which], BYTES))
         random = rng.integers(0, 256, streams.shape, dtype=np.uint8)
         streams = np.where(np.arange(STREAM) < used[:, :, None], random, streams)
         out[which, channels.index("streams")] = streams.reshape(-1, BYTES)
+        which = np.flatnonzero(mixed)
+        if len(which):
+            plain = pool[(data.label[pool] == BACKGROUND) & (data.kind[pool] != "random-like")]
+            donor = rng.choice(plain, len(which))
+            used = payload_bytes(data.payloads(), real[which], np.where(cut[which], ends[which], BYTES))
+            given = np.clip(payload_bytes(data.payloads(), donor, np.full(len(which), BYTES)), 1, STREAM)
+            # The donor's bytes over and over where it has fewer.
+            place = np.arange(STREAM) % given[:, :, None]
+            streams = np.take_along_axis(data.planes()[0][donor].reshape(-1, 2, STREAM), place, axis=2)
+            streams = np.where(np.arange(STREAM) < used[:, :, None], streams, 0)
+            out[which, channels.index("streams")] = streams.reshape(-1, BYTES)
     return out
 
 

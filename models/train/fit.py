@@ -282,7 +282,8 @@ def train(o, data, where, labels, log):
         indices, classes = sampler.epoch()
         total, begun = 0.0, time.monotonic()
         for i in range(0, len(indices), o.batch):
-            images = dataset.training_images(data, indices[i:i + o.batch], channels, o.mask, o.cut_share, rng)
+            images = dataset.training_images(data, indices[i:i + o.batch], channels, o.mask, o.cut_share, rng,
+                                             train_set)
             x = torch.from_numpy(images).view(len(images), -1, network.SIDE, network.SIDE).to(o.device)
             y = torch.from_numpy(classes[i:i + o.batch]).to(o.device)
             if o.falling:

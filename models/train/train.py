@@ -160,10 +160,10 @@ def kinds_of(data, indices):
                     np.where(kind != "", np.char.add("lab, ", kind), "captures"))
 
 
-def random_logits(net, data, channels, recipe, device, seed):
-    """Logits of random images, made as the training makes them."""
+def random_logits(net, data, pool, channels, recipe, device, seed):
+    """Logits of random images, made of the samples pool as the training makes them."""
     rng = np.random.default_rng(seed)
-    images = dataset.training_images(data, np.full(RANDOM_IMAGES, -1), channels, recipe, 0.0, rng)
+    images = dataset.training_images(data, np.full(RANDOM_IMAGES, -1), channels, recipe, 0.0, rng, pool)
     return fit.logits_of(net, images, device)
 
 
@@ -465,7 +465,7 @@ def main(argv):
     p = wanted_sum(model(validation))[ordinary_of(data, validation)]
     aims = {aim: threshold_for(p, aim) for aim in AIMS}
     figures = figures_of(model.logits(test), data, test, labels, model.temperature, model.thresholds, model.any_threshold, aims,
-                         random_logits(model.net, data, model.channels, model.mask, model.device, args.seed))
+                         random_logits(model.net, data, test, model.channels, model.mask, model.device, args.seed))
     figures["test_groups"] = sorted(g for g in part if part[g] == "test")
     figures["validation_groups"] = sorted(g for g in part if part[g] == "validation")
 
@@ -511,7 +511,7 @@ def evaluate(args, data):
     aims = {aim: by["min_confidence"] for aim, by in told["aims"].items()}
     figures = figures_of(fit.deployed_logits(net, data, test, meta["channels"], meta["mask"], args.device), data, test, meta["labels"],
                          meta["temperature"], meta["thresholds"], told["min_confidence"], aims,
-                         random_logits(net, data, meta["channels"], meta["mask"], args.device, args.seed))
+                         random_logits(net, data, test, meta["channels"], meta["mask"], args.device, args.seed))
     print(report(figures, meta["labels"], meta["thresholds"]))
 
 

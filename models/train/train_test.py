@@ -108,7 +108,7 @@ class Drawing(unittest.TestCase):
 
     def test_cut_and_random_images(self):
         rng = np.random.default_rng(1)
-        images = dataset.training_images(self.data, np.array([0] * 400 + [-1] * 100), ["byte"], "strict", 0.5, rng)[:, 0]
+        images = dataset.training_images(self.data, np.array([0] * 400 + [-1] * 100), ["byte"], "strict", 0.5, rng, np.arange(330))[:, 0]
         cut = (images[:400, -8:] == 0).all(axis=1)
         self.assertTrue(150 < cut.sum() < 250, cut.sum())
         self.assertTrue(images[:400, :200].any(axis=1).all())
@@ -182,7 +182,7 @@ class Model(unittest.TestCase):
             test = np.flatnonzero(np.isin(data.group, meta["figures"]["test_groups"]))
             again = train.figures_of(fit.deployed_logits(net, data, test, ["byte"], "strict", "cpu"), data, test, meta["labels"],
                                      meta["temperature"], meta["thresholds"], meta["figures"]["min_confidence"], {0.5: 0.5},
-                                     train.random_logits(net, data, ["byte"], "strict", "cpu", 5))
+                                     train.random_logits(net, data, test, ["byte"], "strict", "cpu", 5))
             self.assertEqual(again["confusion"], meta["figures"]["confusion"])
             # What the figures count adds up.
             at = meta["figures"]["sums"][f"{meta['figures']['min_confidence']:g}"]

@@ -21,8 +21,10 @@ const (
 // The image holds exactly one capture.
 var _ [ImagePixels]uint8 = [flow.CaptureBytes]uint8{}
 
-// Channel is one plane of an image. All planes have a pixel per byte of the
-// capture; pixels behind the end of the capture are 0 in every plane.
+// Channel is one plane of an image. Most planes have a pixel per byte of the
+// capture; pixels behind the end of the capture are 0 in every such plane.
+// ChannelStreams and ChannelPackets are laid out as they say. They leave the
+// headers out, and with them what a mask replaces.
 type Channel uint8
 
 const (
@@ -39,6 +41,25 @@ const (
 	// ChannelTime is the time from the flow's first packet to the packet that
 	// the byte belongs to, as 255*log2(1+microseconds)/26, at most 255 (67 s).
 	ChannelTime
+	// ChannelStreams is the payload without headers: in the first 16 rows the
+	// initiator's first 512 bytes of it, in the order captured, in the others
+	// the responder's. Behind the end of either are zeros.
+	ChannelStreams
+	// ChannelPackets describes, a row each, the first 24 packets of which
+	// payload was captured, and in the last 8 rows the first messages. A message
+	// is a run of such packets of one direction. The pixels of a row are 255; 255
+	// for the initiator, 128 for the responder; the length of the payload on
+	// the wire, at most 65535, high byte first (two pixels); how much of it was
+	// captured (two pixels); 255 for UDP, 128 for TCP; the number of packets.
+	// The rest of a row, and rows that describe nothing, are zeros.
+	ChannelPackets
+)
+
+// Rows of ChannelPackets, and the bytes per side of ChannelStreams.
+const (
+	packetRows  = 24
+	messageRows = ImageSide - packetRows
+	streamBytes = ImagePixels / 2
 )
 
 // channels lists the names in the order in which messages give them.
@@ -51,6 +72,8 @@ var channels = []struct {
 	{ChannelPayload, "payload"},
 	{ChannelLength, "length"},
 	{ChannelTime, "time"},
+	{ChannelStreams, "streams"},
+	{ChannelPackets, "packets"},
 }
 
 // String returns the name under which a model's metadata knows c.
@@ -70,7 +93,7 @@ func ParseChannel(name string) (Channel, error) {
 			return k.channel, nil
 		}
 	}
-	return 0, fmt.Errorf("unknown channel %q (known: byte, direction, payload, length, time)", name)
+	return 0, fmt.Errorf("unknown channel %q (known: byte, direction, payload, length, time, streams, packets)", name)
 }
 
 // Pixel values of the channels that hold one of two things.
@@ -79,6 +102,8 @@ const (
 	pixelInitiator = 255
 	pixelHeader    = 128
 	pixelPayload   = 255
+	pixelTCP       = 128
+	pixelUDP       = 255
 )
 
 // Full scale of the logarithmic channels, in bits.
@@ -108,6 +133,12 @@ func Render(s *flow.Sample, recipe Recipe, channels []Channel, dst []uint8) {
 			continue
 		}
 		clear(plane)
+		switch channel {
+		case ChannelStreams:
+			l.streams(s, plane)
+		case ChannelPackets:
+			l.rows(s, plane)
+		}
 		for i, p := range l.packets[:l.count] {
 			r := &s.Packets[i]
 			switch channel {
@@ -126,6 +157,68 @@ func Render(s *flow.Sample, recipe Recipe, channels []Channel, dst []uint8) {
 				us := max(0, r.Time/time.Microsecond)
 				fill(plane[p.start:p.end], logPixel(float64(us), timeBits))
 			}
+		}
+	}
+}
+
+// streams writes ChannelStreams to plane, which is zero.
+func (l *layout) streams(s *flow.Sample, plane []uint8) {
+	initiator, responder := plane[:streamBytes], plane[streamBytes:]
+	for i, p := range l.packets[:l.count] {
+		payload := s.Data[p.payload : p.payload+p.captured()]
+		if s.Packets[i].FromInitiator {
+			initiator = initiator[copy(initiator, payload):]
+		} else {
+			responder = responder[copy(responder, payload):]
+		}
+	}
+}
+
+// packetRow is what a row of ChannelPackets says.
+type packetRow struct {
+	fromInitiator, udp        bool
+	length, captured, packets int
+}
+
+func (r packetRow) write(dst []uint8) {
+	dst[0] = pixelInitiator
+	dst[1] = pixelResponder
+	if r.fromInitiator {
+		dst[1] = pixelInitiator
+	}
+	length := min(r.length, math.MaxUint16)
+	dst[2], dst[3] = uint8(length>>8), uint8(length)
+	dst[4], dst[5] = uint8(r.captured>>8), uint8(r.captured)
+	dst[6] = pixelTCP
+	if r.udp {
+		dst[6] = pixelUDP
+	}
+	dst[7] = uint8(r.packets)
+}
+
+// rows writes ChannelPackets to plane, which is zero.
+func (l *layout) rows(s *flow.Sample, plane []uint8) {
+	packets, messages := 0, 0
+	var message packetRow
+	for i, p := range l.packets[:l.count] {
+		row := packetRow{s.Packets[i].FromInitiator, p.udp, p.payloadLen, p.captured(), 1}
+		if row.captured == 0 {
+			continue
+		}
+		if packets < packetRows {
+			row.write(plane[packets*ImageSide:])
+			packets++
+		}
+		if messages == 0 || row.fromInitiator != message.fromInitiator {
+			message = row
+			messages++
+		} else {
+			message.length += row.length
+			message.captured += row.captured
+			message.packets++
+		}
+		if messages <= messageRows {
+			message.write(plane[(packetRows+messages-1)*ImageSide:])
 		}
 	}
 }

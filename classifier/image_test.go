@@ -3,6 +3,10 @@
 package classifier
 
 import (
+	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -61,6 +65,116 @@ func TestRenderDerivedChannels(t *testing.T) {
 	for i, c := range all {
 		if diff := cmp.Diff(want[c], runs(image[i*ImagePixels:][:ImagePixels])); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", c, diff)
+		}
+	}
+}
+
+// rowsOf returns the rows of ChannelPackets that describe something: where the
+// row stands and what it says, cut at the last number that is not 0.
+func rowsOf(plane []uint8) map[int][]uint8 {
+	rows := map[int][]uint8{}
+	for r := range ImageSide {
+		row := plane[r*ImageSide:][:ImageSide]
+		end := len(row)
+		for end > 0 && row[end-1] == 0 {
+			end--
+		}
+		if end > 0 {
+			rows[r] = row[:end]
+		}
+	}
+	return rows
+}
+
+func TestRenderStreamsAndPackets(t *testing.T) {
+	tcpFrame := func(payload string, padding int) []byte {
+		return join(ether(etherIPv4), ipv4(protoTCP, tcpLen+len(payload), 0), tcp(), []byte(payload), make([]byte, padding))
+	}
+	// A server name in IPv6, with a hop-by-hop header in front of UDP.
+	v6 := join(ether(etherIPv6, 7), ipv6(protoHopByHop, 8+udpLen+3), []byte{protoUDP, 0, 1, 4, 0, 0, 0, 0}, udp(3), []byte("six"))
+	long := strings.Repeat("L", 600)
+	for _, tt := range []struct {
+		name                 string
+		sample               *flow.Sample
+		initiator, responder string
+		rows                 map[int][]uint8
+	}{
+		{"handshake and padding are no payload",
+			newSample(packet{tcpFrame("", 6), true, 0}, packet{tcpFrame("", 0), false, 0}, packet{tcpFrame("ask", 3), true, 0}),
+			"ask", "",
+			map[int][]uint8{0: {255, 255, 0, 3, 0, 3, 128, 1}, 24: {255, 255, 0, 3, 0, 3, 128, 1}}},
+		{"a run of one direction is a message",
+			newSample(packet{tcpFrame("ab", 0), true, 0}, packet{tcpFrame("", 0), false, 0}, packet{tcpFrame("cde", 0), true, 0},
+				packet{tcpFrame("x", 0), false, 0}),
+			"abcde", "x",
+			map[int][]uint8{0: {255, 255, 0, 2, 0, 2, 128, 1}, 1: {255, 255, 0, 3, 0, 3, 128, 1}, 2: {255, 128, 0, 1, 0, 1, 128, 1},
+				24: {255, 255, 0, 5, 0, 5, 128, 2}, 25: {255, 128, 0, 1, 0, 1, 128, 1}}},
+		{"the capture ends in the payload, the side in the stream",
+			newSample(packet{tcpFrame(long, 0), true, 0}, packet{tcpFrame(long, 0), true, 0}),
+			strings.Repeat("L", 512), "",
+			map[int][]uint8{0: {255, 255, 2, 88, 2, 88, 128, 1}, 1: {255, 255, 2, 88, 1, 60, 128, 1},
+				24: {255, 255, 4, 176, 3, 148, 128, 2}}},
+		{"UDP over IPv6 with a VLAN tag and an extension header",
+			newSample(packet{v6, false, 0}), "", "six",
+			map[int][]uint8{0: {255, 128, 0, 3, 0, 3, 255, 1}, 24: {255, 128, 0, 3, 0, 3, 255, 1}}},
+	} {
+		image := slices.Repeat([]uint8{99}, 2*ImagePixels)
+		Render(tt.sample, RecipeStrict, []Channel{ChannelStreams, ChannelPackets}, image)
+		for side, want := range []string{tt.initiator, tt.responder} {
+			if got := strings.TrimRight(string(image[side*512:][:512]), "\x00"); got != want {
+				t.Errorf("%s: stream %d is %q, want %q", tt.name, side, got, want)
+			}
+		}
+		if diff := cmp.Diff(tt.rows, rowsOf(image[ImagePixels:])); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
+		}
+	}
+}
+
+// A packet that is larger than an IP header can say carries a length of 0.
+func TestRenderTakesWireLengthOfSuperPackets(t *testing.T) {
+	f := join(ether(etherIPv4), ipv4(protoTCP, tcpLen+900, 0), tcp(), text(900))
+	f[ethernetLen+2], f[ethernetLen+3] = 0, 0
+	s := newSample(packet{f, true, 0})
+	s.Packets[0].WireLen = 54 + 70000
+	image := make([]uint8, ImagePixels)
+	Render(s, RecipePaper, []Channel{ChannelPackets}, image)
+	if diff := cmp.Diff([]uint8{255, 255, 255, 255, 3, 132, 128, 1}, image[:8]); diff != "" {
+		t.Errorf("row (-want +got):\n%s", diff)
+	}
+}
+
+// The training code computes the same planes: its tests read the same file.
+// There are captures of the lab, and the same with damaged headers and records.
+func TestRenderIsWhatTheTrainingSees(t *testing.T) {
+	file, err := os.ReadFile("testdata/planes.tsv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSpace(string(file)), "\n")
+	if len(lines) < 40 {
+		t.Fatalf("only %d samples", len(lines))
+	}
+	image := make([]uint8, 2*ImagePixels)
+	for i, line := range lines {
+		columns := strings.Split(line, "\t")
+		s := new(flow.Sample)
+		s.Reset()
+		if s.Data, err = base64.StdEncoding.DecodeString(columns[0]); err != nil {
+			t.Fatal(err)
+		}
+		for record := range strings.FieldsSeq(columns[1]) {
+			var p flow.Packet
+			var initiator int
+			if _, err := fmt.Sscanf(record, "%d,%d,%d", &p.Offset, &p.WireLen, &initiator); err != nil {
+				t.Fatal(err)
+			}
+			p.FromInitiator = initiator == 1
+			s.Packets = append(s.Packets, p)
+		}
+		Render(s, RecipeStrict, []Channel{ChannelStreams, ChannelPackets}, image)
+		if got := fmt.Sprintf("%x", sha256.Sum256(image)); got != columns[2] {
+			t.Errorf("sample %d: the planes' digest is %s, want %s", i, got, columns[2])
 		}
 	}
 }
@@ -126,7 +240,7 @@ func TestLogPixelIsBounded(t *testing.T) {
 
 func TestRenderDoesNotAllocate(t *testing.T) {
 	s := handmade()
-	all := []Channel{ChannelByte, ChannelDirection, ChannelPayload, ChannelLength, ChannelTime}
+	all := []Channel{ChannelByte, ChannelDirection, ChannelPayload, ChannelLength, ChannelTime, ChannelStreams, ChannelPackets}
 	image := make([]uint8, len(all)*ImagePixels)
 	if n := testing.AllocsPerRun(100, func() { Render(s, RecipeStrict, all, image) }); n != 0 {
 		t.Errorf("%v allocations", n)
@@ -134,7 +248,7 @@ func TestRenderDoesNotAllocate(t *testing.T) {
 }
 
 func TestChannelNames(t *testing.T) {
-	for c := ChannelByte; c <= ChannelTime; c++ {
+	for c := ChannelByte; c <= ChannelPackets; c++ {
 		if got, err := ParseChannel(c.String()); err != nil || got != c {
 			t.Errorf("%s is read as %v, %v", c, got, err)
 		}

@@ -89,7 +89,12 @@ type span struct {
 	start, end int // bytes [start, end) of the capture
 	payload    int // the first byte of L4 payload; end if there is none
 	payloadLen int // length of the L4 payload on the wire, in bytes
+	udp        bool
 }
+
+// captured returns how many bytes of the L4 payload were captured. What pads a
+// short frame is not payload.
+func (p span) captured() int { return min(p.end-p.payload, p.payloadLen) }
 
 // build parses every packet of s. Records that do not fit the capture (out of
 // order, outside of it, more than MaxPackets) are cut to what does.
@@ -110,6 +115,7 @@ func (l *layout) build(s *flow.Sample) {
 		header, end := f.walk(wire)
 		p.payload = min(start+header, p.end)
 		p.payloadLen = max(0, end-header)
+		p.udp = f.udp
 		l.packets[l.count] = p
 		l.count++
 	}
@@ -119,6 +125,7 @@ func (l *layout) build(s *flow.Sample) {
 // slices have the same length.
 type frame struct {
 	data, mask []uint8
+	udp        bool // set by walk
 }
 
 // mark raises n bytes from off, as many as were captured, to value.
@@ -166,8 +173,8 @@ const (
 
 // walk marks the frame, which is wire bytes long on the wire, and returns
 // where its L4 payload begins and where it ends there: at the end of the
-// packet, or earlier where a UDP length says so. A frame without a known
-// payload returns equal offsets.
+// packet, or earlier where an IP or UDP length says so, for short frames are
+// padded. A frame without a known payload returns equal offsets.
 func (f *frame) walk(wire int) (header, end int) {
 	f.mark(0, 12, MaskBoth)
 	if !f.has(12, 2) {
@@ -213,6 +220,10 @@ func (f *frame) walkIPv4(ip, wire int) (header, end int) {
 		// A later fragment: what follows is the middle of a packet.
 		return f.opaque()
 	}
+	// The length is 0 in a super-packet that is larger than it can say.
+	if total := f.be16(ip + 2); total >= ihl {
+		wire = min(wire, ip+total)
+	}
 	return f.walkTransport(ip+ihl, wire, int(f.data[ip+9]))
 }
 
@@ -227,6 +238,9 @@ func (f *frame) walkIPv6(ip, wire int) (header, end int) {
 	f.mark(ip+8, 32, MaskBoth)  // addresses
 	if !f.has(ip, 7) {
 		return f.opaque()
+	}
+	if payload := f.be16(ip + 4); payload > 0 {
+		wire = min(wire, ip+ipv6Len+payload)
 	}
 	next, off := int(f.data[ip+6]), ip+ipv6Len
 	for range maxExtensions {
@@ -281,6 +295,7 @@ func (f *frame) walkTransport(off, wire, proto int) (header, end int) {
 		f.walkTCPOptions(off+tcpLen, off+size)
 		return off + size, wire
 	case protoUDP:
+		f.udp = true
 		f.mark(off, 4, MaskBoth)     // ports
 		f.mark(off+6, 2, MaskStrict) // checksum
 		if f.has(off+4, 2) {

@@ -163,9 +163,8 @@ def mask_at_random(capture, mask, recipe, rng):
 
 # What find_payloads tells of each packet, arrays [N, 32]: where its captured
 # payload begins and how many bytes of it were captured (uint16), how long it is
-# on the wire (int32; 0 where there is none), whether the initiator sent it
-# (bool), the microseconds since the flow began (int32); and of each sample,
-# whether it is UDP (bool [N]).
+# on the wire (int32; 0 where none of it was captured), whether the initiator
+# sent it, whether it is UDP (bool), the microseconds since the flow began (int32).
 Payloads = collections.namedtuple("Payloads", "start captured length initiator time udp")
 
 # Header sizes, EtherTypes and protocol numbers (classifier/mask.go).
@@ -240,11 +239,9 @@ def find_payloads(capture, captured, packets):
         out[sample, slot] = values
         return out
 
-    of_udp = np.zeros(shape, bool)
-    of_udp[sample, slot] = udp
     return Payloads(spread(np.minimum(start + header, end), np.uint16), spread(inside, np.uint16),
                     spread(np.where(inside > 0, length, 0), np.int32), packets[:, :, 2] != 0,
-                    packets[:, :, 3].copy(), of_udp.any(axis=1))
+                    packets[:, :, 3].copy(), spread(udp, bool))
 
 
 def planes(capture, payloads):
@@ -279,7 +276,7 @@ def planes(capture, payloads):
 
     nth = (np.cumsum(present, axis=1) - 1)[sample, slot]
     length = np.minimum(payloads.length[sample, slot], 65535).astype(np.int64)
-    proto = np.where(payloads.udp[sample], 255, 128)
+    proto = np.where(payloads.udp[sample, slot], 255, 128)
     direction = np.where(side == 0, 255, 128)
     keep = nth < PACKET_ROWS
     fill_rows(rows, sample[keep], nth[keep], direction[keep], length[keep], count[keep], proto[keep], 1)

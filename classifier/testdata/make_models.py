@@ -16,7 +16,7 @@ import numpy as np
 from onnx import TensorProto, checker, helper, numpy_helper
 
 LABELS = ["background", "shadowsocks", "v2ray"]
-CHANNELS = ["byte", "direction", "payload", "length", "time"]
+CHANNELS = ["byte", "direction", "payload", "length", "time", "streams", "packets"]
 OPSET = [helper.make_opsetid("", 13)]
 
 
@@ -82,22 +82,22 @@ def failing_graph():
 
 
 def planted_graph():
-    """Hangs on three pixels: of the byte, of the length and of the direction channel."""
-    pixels = np.array([48, 3 * 1024 + 200, 1024 + 400], np.int64)
-    full = np.zeros((3, 3), np.float32)
-    full[:, 1] = [4 / 255, 3 / 255, 2 / 255]
+    """Hangs on a pixel of each of the channels byte, length, direction, streams and packets."""
+    pixels = np.array([48, 3 * 1024 + 200, 1024 + 400, 5 * 1024 + 5, 6 * 1024 + 32 + 2], np.int64)
+    full = np.zeros((5, 3), np.float32)
+    full[:, 1] = [4 / 255, 3 / 255, 2 / 255, 2 / 255, 20 / 255]
     nodes = [
         helper.make_node("Flatten", ["image"], ["flat"], axis=1),
-        helper.make_node("Gather", ["flat", "pixels"], ["three"], axis=1),
-        helper.make_node("Cast", ["three"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Gather", ["flat", "pixels"], ["few"], axis=1),
+        helper.make_node("Cast", ["few"], ["float"], to=TensorProto.FLOAT),
         helper.make_node("Gemm", ["float", "full", "bias"], ["logits"]),
     ]
     return helper.make_graph(
         nodes, "test",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 5, 32, 32])],
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 7, 32, 32])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3])],
         [numpy_helper.from_array(pixels, "pixels"), numpy_helper.from_array(full, "full"),
-         numpy_helper.from_array(np.array([2, -2, 0], np.float32), "bias")])
+         numpy_helper.from_array(np.array([2, -4, 0], np.float32), "bias")])
 
 
 def metadata(planes=1, mask="strict", check=None):
@@ -139,7 +139,7 @@ def main():
     write(out / "fixed-batch.onnx", conv_graph(1, w, batch=1), metadata())
     write(out / "unknown-operator.onnx", conv_graph(1, w, op="NoSuchOperator"), metadata(), valid=False)
     write(out / "fails-at-run.onnx", failing_graph(), metadata())
-    write(out / "planted.onnx", planted_graph(), metadata(5))
+    write(out / "planted.onnx", planted_graph(), metadata(7))
 
 
 if __name__ == "__main__":

@@ -314,7 +314,7 @@ func (s *sinks) attached(d *daemon, policyName string) {
 		say("%d blocks removed: mode monitor drops nothing", info.BlocksRemoved)
 	}
 	if info.HiddenVLANs {
-		say("%s strips VLAN tags on receive, so the two directions of tagged flows don't match: ethtool -K %s rxvlan off", d.iface, d.iface)
+		say("%s strips VLAN tags on receive, so the two directions of tagged flows don't match: ethtool -K %s rxvlan off rx-vlan-stag-hw-parse off", d.iface, d.iface)
 	}
 	say("tables: %s; %s of kernel memory", info.Sizes, byteCount(info.Memory))
 	say("maps: bpftool map dump pinned %s/blocked", info.PinDir)

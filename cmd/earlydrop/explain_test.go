@@ -106,8 +106,9 @@ func TestExplainPrintsWhatMattered(t *testing.T) {
 }
 
 // The model looks at a byte of the first packet's TCP window, at the length of the
-// packet at byte 200, and at the direction of the one at byte 400. Nothing else
-// may be named.
+// packet at byte 200, at the direction of the one at byte 400, at the initiator's
+// sixth byte of payload and at the length of the second packet with payload. Nothing
+// else may be named.
 func TestExplainFindsWhatAModelHangsOn(t *testing.T) {
 	s := new(flow.Sample)
 	s.Reset()
@@ -115,7 +116,7 @@ func TestExplainFindsWhatAModelHangsOn(t *testing.T) {
 	for i, frame := range framesOf(t, filepath.Join(writeFiles(t, map[string][]byte{"a.pcap": captureBytes(t,
 		testPacket{src: "10.0.0.1:1001", dst: "10.9.0.1:443", flags: "S"},
 		testPacket{at: 1 * ms, src: "10.9.0.1:443", dst: "10.0.0.1:1001", flags: "SA"},
-		testPacket{at: 2 * ms, src: "10.0.0.1:1001", dst: "10.9.0.1:443", flags: "A", payload: bytes.Repeat([]byte("q"), 200)},
+		testPacket{at: 2 * ms, src: "10.0.0.1:1001", dst: "10.9.0.1:443", flags: "A", payload: bytes.Repeat([]byte{0xff}, 200)},
 		testPacket{at: 3 * ms, src: "10.0.0.1:1001", dst: "10.9.0.1:443", flags: "A", payload: bytes.Repeat([]byte("r"), 500)},
 	)}), "a.pcap")) {
 		s.Packets = append(s.Packets, flow.Packet{Offset: uint16(len(s.Data)), WireLen: uint32(len(frame)), FromInitiator: i != 1, Time: time.Duration(i) * ms})
@@ -141,9 +142,12 @@ func TestExplainFindsWhatAModelHangsOn(t *testing.T) {
 		}
 	}
 	want := map[string]string{
-		"TCP window of packet 1 (initiator)": "for",     // byte 48, which is as large as can be
-		"length of packet 3 (initiator)":     "against", // bytes 108-361; most lengths are larger
-		"direction of packet 4 (initiator)":  "for",     // from byte 362 on
+		"TCP window of packet 1 (initiator)":          "for",     // byte 48, which is as large as can be
+		"payload of packet 3 (initiator), bytes 0-15": "for",     // as large, too
+		"length of packet 3 (initiator)":              "against", // bytes 108-361; the others are larger
+		"direction of packet 4 (initiator)":           "for",     // from byte 362 on
+		"direction of packet 3 (initiator)":           "for",     // its payload is of the other stream then
+		"length of packet 4 (initiator)":              "against",
 	}
 	if diff := cmp.Diff(want, effects); diff != "" {
 		t.Errorf("parts with an effect (-want +got):\n%s", diff)
@@ -154,12 +158,12 @@ func TestExplainFindsWhatAModelHangsOn(t *testing.T) {
 			groups[p.name] = true
 		}
 	}
-	if diff := cmp.Diff(map[string]bool{"all header fields": true, "all lengths of packets": true, "all directions of packets": true}, groups); diff != "" {
+	if diff := cmp.Diff(map[string]bool{"all header fields": true, "all payload": true, "all lengths of packets": true, "all directions of packets": true}, groups); diff != "" {
 		t.Errorf("groups with an effect (-want +got):\n%s", diff)
 	}
 	heat := o.byteEffects()
 	for i, e := range heat {
-		if (printedEffect(e) != 0) != (i == 48 || i == 49) { // the window field
+		if (printedEffect(e) != 0) != (i == 48 || i == 49 || i >= 162 && i < 178) { // the window and the payload's beginning
 			t.Errorf("byte %d has the effect %v", i, e)
 		}
 	}

@@ -5,7 +5,6 @@ package main
 import (
 	"bytes"
 	"cmp"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -64,8 +63,8 @@ type occlusion struct {
 	masked [flow.CaptureBytes]bool // replaced by the model's mask
 	input  []uint8                 // the model's image
 
-	payload   []int // per packet, where its payload begins in its frame
-	udpLength []int // per packet, where its UDP length stands in its frame; 0: nowhere
+	payload []int   // per packet, where its payload begins in its frame
+	lengths [][]int // per packet, where its headers say how long it is
 }
 
 // newOcclusion classifies s and replaces, one after the other, each header field,
@@ -124,7 +123,7 @@ func (o *occlusion) divide() {
 		frame, offset := o.sample.Frame(i), int(o.sample.Packets[i].Offset)
 		fields, payload := nameFields(frame)
 		o.payload = append(o.payload, payload)
-		o.udpLength = append(o.udpLength, findUDPLength(fields))
+		o.lengths = append(o.lengths, lengthFields(fields))
 		all = append(all, i)
 		of := fmt.Sprintf("of packet %d (%s)", i+1, sender(&o.sample.Packets[i]))
 		add := func(name string, start, end int) {
@@ -166,14 +165,15 @@ func (o *occlusion) divide() {
 	}
 }
 
-// findUDPLength returns where a frame's UDP length stands, 0 if it has none.
-func findUDPLength(fields []field) int {
+// lengthFields returns where a frame says how long it is.
+func lengthFields(fields []field) (offsets []int) {
 	for _, f := range fields {
-		if f.name == "UDP length" && f.end-f.start == 2 {
-			return f.start
+		switch f.name {
+		case "IPv4 total length", "IPv6 payload length", "UDP length":
+			offsets = append(offsets, f.start)
 		}
 	}
-	return 0
+	return offsets
 }
 
 // payloadLength returns how much L4 payload packet i had on the wire.
@@ -272,12 +272,14 @@ func (o *occlusion) replace(p *part, r *rand.Rand, image []uint8) {
 	}
 }
 
-// replaceLength gives packet i of s a payload of 1 to 1460 bytes.
+// replaceLength makes the payload of packet i of s 1 to 1460 bytes longer than what
+// was captured of it. All planes but that of the bytes go by this length, as 0 in a
+// header says nothing.
 func (o *occlusion) replaceLength(s *flow.Sample, i int, r *rand.Rand) {
-	length := 1 + r.IntN(1460)
-	s.Packets[i].WireLen = uint32(o.payload[i] + length)
-	if at := o.udpLength[i]; at > 0 { // a UDP header says it, too
-		binary.BigEndian.PutUint16(s.Frame(i)[at:], uint16(8+length))
+	frame := s.Frame(i)
+	s.Packets[i].WireLen = uint32(len(frame) + 1 + r.IntN(1460))
+	for _, at := range o.lengths[i] {
+		clear(frame[at:min(at+2, len(frame))])
 	}
 }
 

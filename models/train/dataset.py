@@ -436,9 +436,9 @@ def all_random(data):
     make another flow of the same kind.
 
     It is told from many flows of one label, program and cipher (and, of
-    background, of what was carried): in none of the first 32 bytes of the first
-    six packets of either side may a half of the byte have its values more
-    unevenly than chance makes them.
+    background, of what was carried): in none of the first 32 bytes, nor in some
+    behind them, of the first six packets of either side may a half of the byte
+    have its values more unevenly than chance makes them.
     """
     carried = np.where(data.label == BACKGROUND, data.column("carried"), "")
     sort = np.array(["\t".join(v) for v in zip(data.label, data.column("program"), data.column("cipher"), carried)])
@@ -455,7 +455,7 @@ def all_random(data):
         count = payloads.captured[flows][sample, slot]
         place = nth * 2 + payloads.initiator[flows][sample, slot]
         out[flows] = True
-        for byte in range(32):
+        for byte in (*range(32), *range(39, 400, 8)):
             some = (count > byte) & (nth < 6)
             value = data.capture[flows[sample[some]], begin[some] + byte]
             for half in (value >> 4, value & 15):

@@ -1,7 +1,9 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
 """Tests of the training code; run with `python3 models/train/train_test.py`."""
+import base64
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -74,6 +76,28 @@ class Masking(unittest.TestCase):
             self.assertEqual(np.flatnonzero((got != 7).any(axis=0)).tolist(), replaced)
 
 
+class Planes(unittest.TestCase):
+    def test_planes_are_the_go_programs(self):
+        # TestRenderIsWhatTheTrainingSees in classifier/image_test.go renders
+        # the same captures, whole and damaged ones, to the same digests.
+        path = os.path.join(os.path.dirname(__file__), "../../classifier/testdata/planes.tsv")
+        with open(path, encoding="utf-8") as f:
+            lines = [line.rstrip("\n").split("\t") for line in f]
+        self.assertGreaterEqual(len(lines), 40)
+        capture = np.zeros((len(lines), 1024), np.uint8)
+        captured = np.zeros(len(lines), np.int64)
+        packets = np.zeros((len(lines), 32, 4), np.int32)
+        packets[:, :, 0] = -1
+        for i, (data, records, _) in enumerate(lines):
+            data = np.frombuffer(base64.b64decode(data), np.uint8)
+            capture[i, :len(data)], captured[i] = data, len(data)
+            for k, record in enumerate(records.split()):
+                packets[i, k, :3] = [int(v) for v in record.split(",")]
+        streams, rows = dataset.planes(capture, dataset.find_payloads(capture, captured, packets))
+        got = [hashlib.sha256(a.tobytes() + b.tobytes()).hexdigest() for a, b in zip(streams, rows)]
+        self.assertEqual(got, [digest for _, _, digest in lines])
+
+
 class Drawing(unittest.TestCase):
     def setUp(self):
         self.dir = tempfile.TemporaryDirectory()
@@ -106,6 +130,43 @@ class Drawing(unittest.TestCase):
         seen = np.bincount(indices[classes == 1], minlength=300)[self.data.label[:300] == "shadowsocks"]
         self.assertEqual((seen.min(), seen.max()), (5, 5))
 
+    def test_random_like_background_gets_its_share(self):
+        hard = (self.data.kind == "random-like") & (self.data.label == "background")
+        self.assertTrue(0 < hard[:300].sum() < 50)
+        s = dataset.Sampler(self.data, np.arange(300), self.data.labels(), 2000, 0, 0.4, 1000, np.random.default_rng(1), 0.7)
+        indices, classes = s.epoch()
+        self.assertAlmostEqual(hard[indices].sum(), 700, delta=12)
+
+    def test_only_flows_of_random_sorts_get_other_bytes(self):
+        # The class shadowsocks has fixed bytes here; background of one program
+        # has none, and its bytes are drawn anew, but not beyond their end.
+        self.assertEqual(set(self.data.label[self.data.all_random()]), {"background"})
+        which = np.array([0, 0, 1, 1])
+        a, b = (dataset.training_images(self.data, which, ["streams", "packets"], "strict", 0.0, np.random.default_rng(seed),
+                                        np.arange(330)) for seed in (1, 2))
+        self.assertFalse((a[0, 0] == b[0, 0])[:512].all())
+        self.assertTrue((a[2:, 0] == b[2:, 0]).all())
+        self.assertFalse(a[:, 0, 512:].any())
+        self.assertTrue((a[:, 1] == dataset.images(self.data, which, ["packets"], "strict")[:, 0]).all())
+
+    def test_cut_captures_keep_the_packets_length(self):
+        images = dataset.training_images(self.data, np.zeros(50, np.int64), ["streams", "packets"], "strict", 1.0,
+                                         np.random.default_rng(1), np.arange(330))
+        rows = images[:, 1].reshape(-1, 32, 32).astype(int)
+        self.assertTrue((rows[:, 0, 2] * 256 + rows[:, 0, 3] == 982).all())
+        captured = rows[:, 0, 4] * 256 + rows[:, 0, 5]
+        self.assertTrue((captured < 982).all() and (captured >= 200 - 42).all())
+        for image, n in zip(images[:, 0], captured):
+            self.assertFalse(image[min(n, 512):].any())
+
+    def test_folded_classes_are_background(self):
+        folded = self.data.folded(["v2ray"])
+        self.assertEqual(folded.labels(), ["background", "v2ray"])
+        self.assertEqual((folded.label == "background").sum(), 220)
+        self.assertEqual(self.data.labels(), ["background", "shadowsocks", "v2ray"])
+        with self.assertRaisesRegex(ValueError, "no flow of class trojan"):
+            self.data.folded(["trojan"])
+
     def test_cut_and_random_images(self):
         rng = np.random.default_rng(1)
         images = dataset.training_images(self.data, np.array([0] * 400 + [-1] * 100), ["byte"], "strict", 0.5, rng, np.arange(330))[:, 0]
@@ -136,6 +197,14 @@ class Figures(unittest.TestCase):
         _, together = fit.choose_thresholds(p, ordinary, labels, 0.01)
         self.assertGreater((p[ordinary, 1:].sum(axis=1) >= together - 0.0001).sum(), 40)
         self.assertEqual(fit.threshold_for(np.array([]), 0.1), 0.5)
+        # Of few flows none is taken, for one would be more than the budget.
+        self.assertGreater(fit.threshold_for(np.array([0.7, 0.91]), 0.0005), 0.91)
+
+    def test_unknown_is_the_least_value_that_is_right(self):
+        p = np.array([[0.95, 0.05], [0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.4, 0.6]])
+        self.assertEqual(fit.choose_unknown(p, np.array([0, 0, 1, 1, 1])), 0.8)
+        self.assertEqual(fit.choose_unknown(p, np.array([0, 0, 1, 0, 1])), 0.0)
+        self.assertEqual(fit.choose_unknown(p, np.array([1, 1, 0, 1, 0])), 1.0)
 
     def test_decide_adds_the_wanted_classes(self):
         p = np.array([[0.1, 0.5, 0.4], [0.1, 0.4, 0.5], [0.4, 0.5, 0.1], [0.9, 0.1, 0.0]])
@@ -195,6 +264,46 @@ class Model(unittest.TestCase):
             for text in ("False positives by group", "--seed 5", "sha256:111", "Known failures", "| net-"):
                 self.assertIn(text, card)
             self.assertNotIn(d, card)
+
+    def test_compact_goes_on_where_it_stopped_and_loads_the_same(self):
+        with tempfile.TemporaryDirectory() as d:
+            write_folder(d + "/data")
+            data = dataset.Data([d + "/data"])
+            part = dataset.split_groups(data, ["net-1"], ["net-[23]"], seed=1)
+            common = {"epochs": 3, "epoch_samples": 1500, "batch": 16, "threads": torch.get_num_threads()}
+            whole = fit.fit(data, part, **common)
+
+            class Stop(Exception):
+                pass
+
+            def stop(line):
+                if line.startswith("epoch   2"):
+                    raise Stop
+
+            # What is killed in the middle is done again from the last checkpoint.
+            with self.assertRaises(Stop):
+                fit.fit(data, part, checkpoint=d + "/c.pt", log=stop, **common)
+            model = fit.fit(data, part, checkpoint=d + "/c.pt", resume=True, picture=d + "/c.png", **common)
+            self.assertEqual(model.losses, whole.losses)
+            with open(d + "/c.png", "rb") as f:
+                self.assertEqual(f.read(4), b"\x89PNG")
+            test = np.flatnonzero(data.group == "net-1")
+            p = model(test)
+            self.assertTrue(np.allclose(p, whole(test), atol=1e-6))
+            self.assertGreater((p.argmax(axis=1) == [model.labels.index(v) for v in data.label[test]]).mean(), 0.9)
+            with self.assertRaisesRegex(ValueError, "other data, another network or another seed"):
+                fit.fit(data, part, checkpoint=d + "/c.pt", resume=True, **{**common, "seed": 2})
+
+            network.export_onnx(model.net, d + "/c.onnx", name="compact", version="1", labels=model.labels, channels=model.channels,
+                                mask=model.mask, temperature=model.temperature, thresholds=model.thresholds,
+                                any_threshold=model.any_threshold, unknown=model.unknown, training_data=data.digest, figures={},
+                                created_by="test")
+            net, meta = network.load_onnx(d + "/c.onnx")
+            self.assertEqual((meta["network"], meta["channels"], meta["any_threshold"], meta["unknown"]),
+                             ("compact", ["streams", "packets"], round(model.any_threshold, 6), model.unknown))
+            again = fit.deployed_logits(net, data, test, meta["channels"], meta["mask"], "cpu")
+            self.assertTrue(np.allclose(again, model.logits(test), atol=1e-4))
+            self.assertLess(os.path.getsize(d + "/c.onnx"), 2 << 20)
 
     def test_wrong_folder_is_refused(self):
         with tempfile.TemporaryDirectory() as d:

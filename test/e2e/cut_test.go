@@ -8,6 +8,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
@@ -105,7 +106,11 @@ func TestEnforceCutsTunnelsAndNothingElse(t *testing.T) {
 		t.Errorf("counters show no drop: %v", c)
 	}
 	last := s.stop(d)
-	if last.Classes["shadowsocks"]+last.Classes["v2ray"] < 3 || last.Counters["blocked"] < 3 || last.Persisted {
+	tunnelled := last.Classes[flow.Unknown]
+	for _, class := range tunnelClasses {
+		tunnelled += last.Classes[class]
+	}
+	if tunnelled < 3 || last.Counters["blocked"] < 3 || last.Persisted {
 		t.Errorf("summary %+v", last)
 	}
 }

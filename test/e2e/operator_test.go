@@ -112,7 +112,7 @@ func TestAttachPrintsForPeople(t *testing.T) {
 			if tt.more {
 				details = `  \[background .*, shadowsocks .*, v2ray .*; full, \d+ bytes captured, \d+ on the wire; verdict \d+ us after the hand-over; model .+\]`
 			}
-			drop := `\n\d\d:\d\d:\d\d\.\d{3}  drop +tcp \S+ > ` + regexp.QuoteMeta(tun.Server.String()) + `  (shadowsocks|v2ray) \d\.\d+  \d+\.\d ms, \d+ packets  rule tunnels( \(\d\.\d+\))?` + details + `\n`
+			drop := `\n\d\d:\d\d:\d\d\.\d{3}  drop +tcp \S+ > ` + regexp.QuoteMeta(tun.Server.String()) + `  (` + strings.Join(tunnelClasses, "|") + `|unknown) \d\.\d+  \d+\.\d ms, \d+ packets  rule tunnels( \(\d\.\d+\))?` + details + `\n`
 			dropped := func() (bool, error) { return regexp.MustCompile(drop).MatchString(stdout.String()), nil }
 			for n := 0; ; n++ {
 				tr := s.download(tun)

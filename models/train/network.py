@@ -97,7 +97,9 @@ class Lengths(nn.Module):
 
     def table(self):
         known = self.linear(self.features)
-        return torch.cat([known[:, :LENGTH_SIZE], known[:, LENGTH_SIZE:]]) + self.exact
+        table = torch.cat([known[:, :LENGTH_SIZE], known[:, LENGTH_SIZE:]]) + self.exact
+        # A row without a packet has the length 0, and says nothing.
+        return torch.cat([torch.zeros_like(table[:1]), table[1:]])
 
     def forward(self, indices):
         return F.embedding(indices, self.table())
@@ -106,11 +108,12 @@ class Lengths(nn.Module):
 class CompactNet(nn.Module):
     """A small network over the packets' lengths and the payload's bytes.
 
-    It has no convolution in the usual sense: the first FIRST bytes of each
-    side and chunks of CHUNK bytes go through full layers, at fixed places of
+    It has no convolution in the usual sense: the first FIRST bytes of both
+    sides and chunks of CHUNK bytes go through full layers, at fixed places of
     the streams, and the packets' and messages' lengths through a table. Of the
     packets it knows order, direction, length and protocol; it sees no time
-    and no header.
+    and no header. It is made of few operations, for with one flow at a time
+    each of them costs more than what it computes.
 
     Input:  uint8 [N, 2, 32, 32], the planes streams and packets.
     Output: float32 [N, labels], logits.
@@ -121,46 +124,51 @@ class CompactNet(nn.Module):
         # What is folded gives the same logits, faster, and learns no more.
         self.lengths = nn.Embedding(2 * LENGTHS, LENGTH_SIZE) if folded else Lengths()
         self.bytes = nn.Embedding(257, BYTE_SIZE)   # 0: behind the end
-        rows = PACKETS + MESSAGES
-        self.rows = nn.Linear(rows * (LENGTH_SIZE + 4), 256)
-        self.first = nn.ModuleList(nn.Linear(FIRST * BYTE_SIZE, 48) for _ in range(2))
+        self.rows = nn.Linear((PACKETS + MESSAGES) * (LENGTH_SIZE + 4), 256)
+        self.first = nn.Linear(2 * FIRST * BYTE_SIZE, 96)
         self.chunk = nn.Linear(CHUNK * BYTE_SIZE, 16)
-        self.chunks = nn.ModuleList(nn.Linear(STREAM // CHUNK * 16, 32) for _ in range(2))
-        self.mix = nn.Linear(256 + 2 * 48 + 2 * 32, 192)
+        self.chunks = nn.Linear(2 * STREAM // CHUNK * 16, 64)
+        self.mix = nn.Linear(256 + 96 + 64, 192)
         self.hidden = nn.Linear(192, 128)
         self.out = nn.Linear(128, labels)
         self.dropout = nn.Dropout(dropout)
-        # Nothing but positions; they need no place in the file's weights.
-        self.register_buffer("place", torch.arange(STREAM).float(), persistent=False)
+        # Constants; they need no place among the file's weights. What stands
+        # in a row of packets, from its first eight pixels: direction, length,
+        # bytes captured; UDP, packets, bytes captured, scaled.
+        read = torch.zeros(8, 6)
+        read[1, 0] = read[3, 1] = read[5, 2] = 1
+        read[2, 1] = read[4, 2] = 256
+        read[6, 3], read[7, 4], read[4, 5], read[5, 5] = 1 / 255, 1 / 8, 256 / 512, 1 / 512
+        constants = {"read": read, "place": torch.arange(STREAM).float(),
+                     "seen": torch.tensor([*range(PACKETS), *range(dataset.PACKET_ROWS, dataset.PACKET_ROWS + MESSAGES)])}
+        for name, value in constants.items():
+            self.register_buffer(name, value, persistent=False)
 
     def forward(self, image):
-        packets = image[:, 1, :, :8].float()
-        present, direction, captured = packets[:, :, 0:1] / 255, packets[:, :, 1], packets[:, :, 4] * 256 + packets[:, :, 5]
-        length = packets[:, :, 2] * 256 + packets[:, :, 3]
-        initiator = (direction > 192).float()
+        packets = torch.matmul(image[:, 1, :, :8].float(), self.read)
+        initiator = (packets[:, :, 0] > 192).float()
 
         # Rows: the packets and behind them the messages.
-        of = lambda x: torch.cat([x[:, :PACKETS], x[:, dataset.PACKET_ROWS:]], dim=1)
-        index = torch.clamp(of(length), max=LENGTHS - 1) + of(initiator) * LENGTHS
-        more = torch.stack([torch.log(1 + of(length)) * (1 / 11), of(captured) * (1 / 512), of(packets[:, :, 6]) * (1 / 255),
-                            of(packets[:, :, 7]) * (1 / 8)], dim=2)
-        rows = torch.cat([self.lengths(index.int()), more], dim=2) * of(present)
-        x = [torch.relu(self.rows(self.dropout(rows.flatten(1))))]
+        rows = packets[:, self.seen]
+        length = rows[:, :, 1]
+        index = torch.clamp(length, max=LENGTHS - 1) + initiator[:, self.seen] * LENGTHS
+        log = torch.log(1 + length) * (1 / 11)
+        rows = torch.cat([self.lengths(index.int()), rows[:, :, 3:], log.unsqueeze(2)], dim=2)
+        rows = rows.reshape(-1, (PACKETS + MESSAGES) * (LENGTH_SIZE + 4))
 
         # Bytes: 1 + value, 0 behind the end.
-        mine = captured[:, :dataset.PACKET_ROWS]
+        captured = packets[:, :dataset.PACKET_ROWS, 2]
         whose = initiator[:, :dataset.PACKET_ROWS]
-        used = torch.stack([(mine * whose).sum(dim=1), (mine * (1 - whose)).sum(dim=1)], dim=1)
+        whose = torch.stack([whose, 1 - whose], dim=1)
+        used = torch.matmul(whose, captured.unsqueeze(2))                                # [N, 2, 1]
         streams = image[:, 0].reshape(-1, 2, STREAM).float()
-        streams = (streams + 1) * (self.place < used.unsqueeze(2)).float()
-        vectors = self.bytes(streams.int())                            # [N, 2, STREAM, BYTE_SIZE]
+        streams = (streams + 1) * (self.place < used).float()
+        vectors = self.bytes(streams.int())                                              # [N, 2, STREAM, BYTE_SIZE]
         chunks = torch.relu(self.chunk(vectors.reshape(-1, CHUNK * BYTE_SIZE)))
-        chunks = chunks.reshape(-1, 2, STREAM // CHUNK * 16)
-        for side in range(2):
-            first = vectors[:, side, :FIRST].reshape(-1, FIRST * BYTE_SIZE)
-            x.append(torch.relu(self.first[side](self.dropout(first))))
-            x.append(torch.relu(self.chunks[side](self.dropout(chunks[:, side]))))
-        x = torch.relu(self.mix(self.dropout(torch.cat(x, dim=1))))
+        chunks = chunks.reshape(-1, 2 * STREAM // CHUNK * 16)
+        first = vectors[:, :, :FIRST].reshape(-1, 2 * FIRST * BYTE_SIZE)
+        x = [layer(self.dropout(x)) for layer, x in ((self.rows, rows), (self.first, first), (self.chunks, chunks))]
+        x = torch.relu(self.mix(self.dropout(torch.relu(torch.cat(x, dim=1)))))
         return self.out(self.dropout(torch.relu(self.hidden(x))))
 
     def fold(self):

@@ -48,7 +48,7 @@ type event struct {
 
 	// verdict
 	Class      string             `json:"class,omitempty"`
-	Confidence *float64           `json:"confidence,omitempty"` // of class
+	Confidence *float64           `json:"confidence,omitempty"` // of the likeliest label
 	Scores     map[string]float64 `json:"scores,omitempty"`
 	Decision   string             `json:"decision,omitempty"` // pass or drop, as the policy says
 	Enforced   *bool              `json:"enforced,omitempty"` // the kernel drops it

@@ -44,7 +44,9 @@ and changes nothing. Link types: Ethernet, raw IP, Linux cooked (v1, v2), BSD lo
 Each flow with payload, whose beginning is in the file, is one line. src is the side
 that opened the flow; packets and bytes count the whole flow (bytes on the wire, link
 header included), captured is what the model saw, and decision is what the policy
-says, whatever its mode. A summary says what else was in the files.
+says, whatever its mode. The class is unknown where the model's likeliest label, whose
+probability is the confidence, is below the model's bound. A summary says what else was
+in the files.
 
 With --json each line is an object with the fields file, src, dst, proto, start,
 packets, bytes, captured, complete, class, confidence, scores, decision and rule,

@@ -187,8 +187,8 @@ func TestExplainLeavesOutWhatTheModelDoesNotSee(t *testing.T) {
 			t.Errorf("a model of bytes alone, mask strict, is said to depend on %q:\n%s", word, stdout)
 		}
 	}
-	if !strings.Contains(stdout, "\n   0  mmmmmmmmmmmm") {
-		t.Errorf("the Ethernet addresses are not shown as masked:\n%s", stdout)
+	if !strings.Contains(stdout, "\n   0  ____________") {
+		t.Errorf("the Ethernet addresses are not shown as unseen:\n%s", stdout)
 	}
 	_, stdout, _ = runForTest("explain", filepath.Join(dir, "one.pcap"), "--model", fiveChannels)
 	for _, word := range []string{"length of packet", "direction of packet", "time of packet", "all lengths of packets", "all times of packets"} {
@@ -234,7 +234,7 @@ func TestExplainWritesAPicture(t *testing.T) {
 			x := pictureMargin + i%pictureColumns*(panelSize+pictureMargin) + 46%side*pictureScale + pictureScale/2
 			y := pictureMargin + 6*lineHeight + i/pictureColumns*(lineHeight+panelSize+pictureMargin) + lineHeight + 46/side*pictureScale + pictureScale/2
 			got := color.RGBAModel.Convert(img.At(x, y)).(color.RGBA)
-			if i < len(want) && got != want[i] || i >= len(want) && (got == colorOut || got == colorMasked) {
+			if i < len(want) && got != want[i] || i >= len(want) && (got == colorOut || got == colorUnseen) {
 				t.Errorf("%s: byte 46 has the colour %v in panel %d", tt.model, got, i)
 			}
 		}

@@ -61,6 +61,7 @@ type occlusion struct {
 	label  string      // whose probability is looked at
 	parts  []part
 	masked [flow.CaptureBytes]bool // replaced by the model's mask
+	unseen [flow.CaptureBytes]bool // masked, or no part of the model's input
 	input  []uint8                 // the model's image
 
 	payload []int   // per packet, where its payload begins in its frame
@@ -113,6 +114,14 @@ func newOcclusion(engine *classifier.Engine, s *flow.Sample) (*occlusion, error)
 	}
 	close(work)
 	workers.Wait()
+	o.unseen = o.masked
+	for i := range o.parts {
+		if p := &o.parts[i]; !p.seen && !p.group {
+			for _, at := range p.bytes {
+				o.unseen[at] = true
+			}
+		}
+	}
 	return o, errors.Join(errs...)
 }
 

@@ -33,7 +33,7 @@ type panel struct {
 
 // Colours of a panel's pixels.
 var (
-	colorMasked = color.RGBA{0xd3, 0xc4, 0xe6, 0xff} // replaced by the mask
+	colorUnseen = color.RGBA{0xd3, 0xc4, 0xe6, 0xff} // not seen by the model
 	colorNone   = color.RGBA{0xe4, 0xe4, 0xe4, 0xff} // no effect
 	colorOut    = color.RGBA{0xff, 0xff, 0xff, 0xff} // behind the end of the capture
 	colorFor    = color.RGBA{0xc8, 0x10, 0x10, 0xff} // the strongest effect for the class
@@ -49,8 +49,8 @@ func (o *occlusion) panels() []*panel {
 		switch {
 		case i >= captured:
 			data.pixels[i] = colorOut
-		case o.masked[i]:
-			data.pixels[i] = colorMasked
+		case o.unseen[i]:
+			data.pixels[i] = colorUnseen
 		default:
 			data.pixels[i] = gray(o.sample.Data[i])
 		}
@@ -91,8 +91,8 @@ func (o *occlusion) effectPanels() []*panel {
 	effects := o.byteEffects()
 	bytes := heat("effect of the bytes", effects)
 	for i := range o.sample.Data {
-		if o.masked[i] && effects[i] == 0 {
-			bytes.pixels[i] = colorMasked
+		if o.unseen[i] && effects[i] == 0 {
+			bytes.pixels[i] = colorUnseen
 		}
 	}
 	panels := []*panel{bytes}
@@ -246,8 +246,8 @@ func (o *occlusion) drawLegend(img draw.Image, y int, text func(x, y int, s stri
 	}
 	x += steps + 6
 	say(fmt.Sprintf("%+.4f: by how much the probability of %s falls without it", o.scale(), o.label))
-	box(colorMasked)
-	say("replaced by the mask")
+	box(colorUnseen)
+	say("not seen by the model")
 	box(colorInitiator)
 	say("packet of the initiator")
 	box(colorResponder)
@@ -289,7 +289,7 @@ func (o *occlusion) colorGrid() string {
 		begin = append(begin, o.beginning(i))
 	}
 	fmt.Fprintf(&b, "packets begin: %s\n", strings.Join(begin, ", "))
-	fmt.Fprintf(&b, "red: speaks for %s, blue: against it, violet: replaced by the mask; the strongest is %.4f\n", o.label, o.scale())
+	fmt.Fprintf(&b, "red: speaks for %s, blue: against it, violet: not seen by the model; the strongest is %.4f\n", o.label, o.scale())
 	return b.String()
 }
 
@@ -302,7 +302,7 @@ func (o *occlusion) textGrid() string {
 	for y := 0; y < side && y*side < len(o.sample.Data); y++ {
 		line := make([]byte, 0, side)
 		for i := y * side; i < (y+1)*side && i < len(o.sample.Data); i++ {
-			line = append(line, effectLetter(effects[i]/scale, o.masked[i]))
+			line = append(line, effectLetter(effects[i]/scale, o.unseen[i]))
 		}
 		var begin []string
 		for ; next < len(o.sample.Packets) && int(o.sample.Packets[next].Offset) < (y+1)*side; next++ {
@@ -310,7 +310,7 @@ func (o *occlusion) textGrid() string {
 		}
 		fmt.Fprintln(&b, strings.TrimRight(fmt.Sprintf("%4d  %-32s  %s", y*side, line, strings.Join(begin, ", ")), " "))
 	}
-	fmt.Fprintf(&b, "1 to 9: tenths of the strongest effect, %.4f, for %s; a to i: against it; . less; m replaced by the mask\n", scale, o.label)
+	fmt.Fprintf(&b, "1 to 9: tenths of the strongest effect, %.4f, for %s; a to i: against it; . less; _ not seen by the model\n", scale, o.label)
 	return b.String()
 }
 
@@ -321,15 +321,15 @@ func (o *occlusion) beginning(i int) string {
 }
 
 // effectLetter stands for an effect of -1 to 1.
-func effectLetter(effect float64, masked bool) byte {
+func effectLetter(effect float64, unseen bool) byte {
 	tenths := min(int(math.Abs(effect)*10), 9)
 	switch {
 	case tenths > 0 && effect > 0:
 		return '0' + byte(tenths)
 	case tenths > 0:
 		return 'a' + byte(tenths) - 1
-	case masked && effect == 0:
-		return 'm'
+	case unseen && effect == 0:
+		return '_'
 	}
 	return '.'
 }

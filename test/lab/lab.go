@@ -14,7 +14,6 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -216,7 +215,7 @@ func (l *Lab) build(ctx context.Context, base string) error {
 // checkPath makes sure that both protocols pass before anything is started on
 // top: a TCP connection to a listener of our own through the gateway.
 func (l *Lab) checkPath(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, readyLimit)
 	defer cancel()
 	for _, addr := range []netip.Addr{l.ServerAddr(4), l.ServerAddr(6)} {
 		ln, err := l.Server.Listen("tcp", netip.AddrPortFrom(addr, 0).String())

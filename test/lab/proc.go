@@ -64,7 +64,7 @@ func command(ctx context.Context, argv []string) (*exec.Cmd, error) {
 	// signal is tied to the starting thread; those of Namespace.Do live on.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = time.Second // a grandchild may hold the output open
+	cmd.WaitDelay = 5 * time.Second // a grandchild may hold the output open
 	return cmd, nil
 }
 
@@ -176,7 +176,7 @@ func lastLine(s string) string {
 }
 
 // readyLimit bounds the start of a server.
-const readyLimit = 15 * time.Second
+const readyLimit = 30 * time.Second
 
 // WaitReady returns when a TCP connection from inside the namespace to addr
 // succeeds: the server accepts. It fails at once when the program p (which
@@ -189,7 +189,7 @@ func (l *Lab) WaitReady(ctx context.Context, n *Namespace, addr netip.AddrPort, 
 	if p != nil {
 		ended, name = p.done, p.Name
 	}
-	tick := time.NewTicker(5 * time.Millisecond)
+	tick := time.NewTicker(25 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		c, err := n.Dial(ctx, "tcp", addr.String())

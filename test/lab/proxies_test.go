@@ -68,7 +68,7 @@ func TestProxyProgramsCarryDownloads(t *testing.T) {
 	for name, start := range map[string]func(context.Context, lab.ServerConfig) (*lab.Tunnel, error){
 		"trojan": l.StartTrojan,
 		"blinksocks": func(ctx context.Context, cfg lab.ServerConfig) (*lab.Tunnel, error) {
-			cfg.Version = 6
+			cfg.Version, cfg.Resolve = 6, l.ServerAddr(6)
 			return l.StartBlinksocks(ctx, lab.Shadowsocks, "aes-256-gcm", cfg)
 		},
 		"microsocks": func(ctx context.Context, cfg lab.ServerConfig) (*lab.Tunnel, error) {

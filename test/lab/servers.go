@@ -171,7 +171,12 @@ func (l *Lab) StartBlinksocks(ctx context.Context, protocol, method string, cfg 
 		return nil, fmt.Errorf("protocol %q of blinksocks: want %s or %s", protocol, Shadowsocks, VMess)
 	}
 	hosts := filepath.Join(dir, "hosts")
-	if err := os.WriteFile(hosts, fmt.Appendf(nil, "%v %s\n", t.Server.Addr(), blinksocksName), 0o644); err != nil {
+	// It also wants an IPv4 address for a UDP socket; the IPv6 one comes first.
+	names := fmt.Appendf(nil, "%v %s\n", t.Server.Addr(), blinksocksName)
+	if t.Server.Addr().Is6() {
+		names = fmt.Appendf(names, "%v %s\n", l.ServerAddr(4), blinksocksName)
+	}
+	if err := os.WriteFile(hosts, names, 0o644); err != nil {
 		return nil, err
 	}
 	server := object{"service": fmt.Sprintf("tcp://%s:%d", blinksocksName, cfg.Port), "key": password(""), "presets": presets,

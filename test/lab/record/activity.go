@@ -73,7 +73,7 @@ func act(name, service, program, variant, kind string, direct int, tunnel bool, 
 var activities []activity
 
 func init() { // not a variable's value, as some activities run others
-	activities = ordinaryActivities()
+	activities = append(ordinaryActivities(), moreActivities()...)
 	for _, v := range variants {
 		activities = append(activities, act(v, "random-tcp", "lab", v, randomLike, 3, false, randomTCP(v)))
 	}
@@ -184,7 +184,7 @@ func (a *attempt) path(service string) string {
 func (a *attempt) curl(ctx context.Context, scheme, service string, paths []string, options ...string) error {
 	port := num(a.e.port[service])
 	host := a.host()
-	argv := []string{"curl", "-q", "-sS", "-k", "--noproxy", "", "--max-time", "20"}
+	argv := []string{"curl", "-q", "-sS", "-k", "--noproxy", "", "--max-time", "10"}
 	switch {
 	case a.via != nil && a.r.Float64() < 0.8:
 		argv = append(argv, "--socks5-hostname", a.via.SOCKS.String())
@@ -498,14 +498,14 @@ func dnsRelayed(ctx context.Context, a *attempt) error {
 
 func tftp(ctx context.Context, a *attempt) error {
 	url := "tftp://" + netip.AddrPortFrom(a.server(), a.e.port["tftp"]).String() + pick(a.r, "/1k", "/4k")
-	_, err := a.e.l.Exec(ctx, a.e.l.Client, "curl", "-q", "-sS", "--max-time", "15", "--tftp-blksize", strconv.Itoa(512+a.r.IntN(700)), "-o", "/dev/null", url)
+	_, err := a.e.l.Exec(ctx, a.e.l.Client, "curl", "-q", "-sS", "--max-time", "10", "--tftp-blksize", strconv.Itoa(512+a.r.IntN(700)), "-o", "/dev/null", url)
 	return err
 }
 
 func smtp(ctx context.Context, a *attempt) error {
 	body := fmt.Sprintf("From: <%s>\r\nTo: <%s>\r\nSubject: %s\r\n\r\n%s\r\n", "a@"+a.name(), "b@"+a.name(), words(a.r, 20), bytes.ReplaceAll(words(a.r, logUniform(a.r, 50, 8000)), []byte("\n"), []byte("\r\n")))
 	return a.program(ctx, "aiosmtpd", []byte(body), func(addr netip.AddrPort) []string {
-		return []string{"curl", "-q", "-sS", "--noproxy", "", "--max-time", "20", "smtp://" + addr.String() + "/" + a.name(), "--mail-from", "a@" + a.name(), "--mail-rcpt", "b@" + a.name(), "--upload-file", "-"}
+		return []string{"curl", "-q", "-sS", "--noproxy", "", "--max-time", "10", "smtp://" + addr.String() + "/" + a.name(), "--mail-from", "a@" + a.name(), "--mail-rcpt", "b@" + a.name(), "--upload-file", "-"}
 	})
 }
 
@@ -585,7 +585,7 @@ func mqtt(ctx context.Context, a *attempt) error {
 
 func ftp(ctx context.Context, a *attempt) error {
 	url := "ftp://" + netip.AddrPortFrom(a.server(), a.e.port["ftp"]).String()
-	argv := []string{"curl", "-q", "-sS", "--noproxy", "", "--max-time", "20", "-o", "/dev/null", pick(a.r, "--epsv", "--disable-epsv")}
+	argv := []string{"curl", "-q", "-sS", "--noproxy", "", "--max-time", "10", "-o", "/dev/null", pick(a.r, "--epsv", "--disable-epsv")}
 	switch a.r.IntN(3) {
 	case 0:
 		argv = append(argv, url+"/")
@@ -621,7 +621,7 @@ func gitRemote(ctx context.Context, a *attempt) error {
 // httpProxy fetches through an HTTP proxy, plainly or with CONNECT.
 func httpProxy(ctx context.Context, a *attempt) error {
 	scheme := pick(a.r, "http", "https")
-	argv := []string{"curl", "-q", "-sS", "-k", "--max-time", "20", "-o", "/dev/null", "--noproxy", "", "-x", "http://" + netip.AddrPortFrom(a.server(), a.e.port["tinyproxy"]).String()}
+	argv := []string{"curl", "-q", "-sS", "-k", "--max-time", "10", "-o", "/dev/null", "--noproxy", "", "-x", "http://" + netip.AddrPortFrom(a.server(), a.e.port["tinyproxy"]).String()}
 	for k, v := range a.headers() {
 		argv = append(argv, "-H", k+": "+v[0])
 	}

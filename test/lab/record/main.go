@@ -52,12 +52,12 @@ type options struct {
 func main() {
 	var o options
 	flag.StringVar(&o.out, "out", "", "directory for the captures and the manifest")
-	flag.DurationVar(&o.budget, "budget", 20*time.Minute, "time after which no further condition is begun")
+	flag.DurationVar(&o.budget, "budget", 30*time.Minute, "time after which no further condition is begun")
 	flag.Uint64Var(&o.seed, "seed", 1, "seed of all draws")
 	flag.BoolVar(&o.resume, "resume", false, "go on with an interrupted recording")
-	flag.IntVar(&o.conditions, "conditions", 30, "number of network conditions")
-	flag.IntVar(&o.parallel, "parallel", 2, "conditions at a time")
-	flag.IntVar(&o.workers, "workers", 8, "programs at a time under one condition")
+	flag.IntVar(&o.conditions, "conditions", 110, "number of network conditions")
+	flag.IntVar(&o.parallel, "parallel", 4, "conditions at a time")
+	flag.IntVar(&o.workers, "workers", 12, "programs at a time under one condition")
 	flag.Float64Var(&o.scale, "scale", 1, "flows of each program, as a multiple of the usual number")
 	flag.StringVar(&o.only, "only", "", "run only the activities whose name contains this, as background")
 	flag.StringVar(&o.programs, "programs", "bin/lab", "directory of the programs that --install builds")
@@ -253,7 +253,7 @@ func hash(s string) uint64 {
 
 // attemptLimit bounds one attempt, drainLimit the wait for its flows to close.
 const (
-	attemptLimit = 25 * time.Second
+	attemptLimit = 12 * time.Second
 	drainLimit   = 700 * time.Millisecond
 )
 

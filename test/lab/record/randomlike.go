@@ -40,7 +40,8 @@ type script []step
 
 // variants of random-like protocols.
 var variants = []string{"raw-random", "server-first", "length-prefixed", "key-exchange", "fixed-records", "encrypted-download",
-	"encrypted-upload", "gzip", "zlib", "deflate", "openssl-enc", "zstd-like", "chatter", "one-way"}
+	"encrypted-upload", "gzip", "zlib", "deflate", "openssl-enc", "zstd-like", "chatter", "one-way",
+	"bittorrent-encrypted", "noise", "ssh-like-random", "zstd", "zstd-upload", "encrypted-archive", "http-download"}
 
 // logUniform draws an integer from lo to hi, small ones as likely as large.
 func logUniform(r *rand.Rand, lo, hi int) int {
@@ -127,6 +128,8 @@ func drawScript(r *rand.Rand, variant string) script {
 		for range 1 + r.IntN(8) {
 			say(server, random(logUniform(r, 50, 3000)))
 		}
+	default:
+		return tcpScript(r, variant)
 	}
 	return s
 }

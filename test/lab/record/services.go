@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -44,14 +45,32 @@ var programs = map[string]string{
 	"gnutls-cli":       "gnutls-bin",
 	"obfs4proxy":       "obfs4proxy",
 	"openvpn":          "openvpn",
+	"apache2":          "apache2-bin",
+	"beanstalkd":       "beanstalkd",
+	"caddy":            "caddy",
+	"chronyd":          "chrony",
+	"dovecot":          "dovecot-imapd",
+	"haproxy":          "haproxy",
+	"kdig":             "knot-dnsutils",
+	"ldapsearch":       "ldap-utils",
+	"lighttpd":         "lighttpd",
+	"nats-server":      "nats-server",
+	"prosody":          "prosody",
+	"slapd":            "slapd",
+	"snmpd":            "snmpd",
+	"snmpget":          "snmp",
+	"stunnel4":         "stunnel4",
+	"svnserve":         "subversion",
+	"turnserver":       "coturn",
+	"Xtigervnc":        "tigervnc-standalone-server",
 	"dropbear":         "dropbear-bin",
 	"danted":           "dante-server",
 	"trojan":           "trojan",
 	"/usr/bin/python3": "python3",
 }
 
-// modules of Python that are servers, of these Debian packages.
-var modules = []string{"python3-aiosmtpd", "python3-pyftpdlib"}
+// modules are packages beyond those of programs: of Python, and of dovecot.
+var modules = []string{"dovecot-pop3d", "python3-aiosmtpd", "python3-pyftpdlib"}
 
 // packages returns the Debian packages for a recording, or only those for the
 // lab itself.
@@ -79,11 +98,15 @@ type env struct {
 	dns  *lab.DNS
 	web  *lab.Nginx
 	ssh  *lab.SSH
-	port map[string]uint16 // of each service, by name
-	more map[string][]uint16
+	port map[string]uint16 // of each service that runs, by name
+	// drawn has the ports of all services; it is not written once they start.
+	drawn     map[string]uint16
+	mailPorts [3]uint16 // further ones of the mail server
+	more      map[string][]uint16
 
 	vpn         map[string][]string // options that name OpenVPN's keys, by service
 	dropbearKey string              // file of its client's private key
+	certs       map[string]string   // files of certificates, by service
 	wg0         *wgDevice           // the server's
 	wgPeers     int
 
@@ -204,11 +227,15 @@ var services = []service{
 	{"random-udp", (*env).startRandomUDP},
 }
 
+// moreShare is the chance of each of moreServices to run under a condition:
+// starting them all would take longer than what they then do.
+const moreShare = 0.6
+
 // startServices starts everything on the server; ports are drawn in a fixed
 // order. A program that fails is left out and reported; the web server and
 // DNS, which all else uses, must start.
 func startServices(ctx context.Context, l *lab.Lab, c condition, p *ports, log *slog.Logger) (*env, error) {
-	e := &env{l: l, c: c, port: map[string]uint16{}, more: map[string][]uint16{}, forwards: map[forwardKey]netip.AddrPort{}, vpn: map[string][]string{}}
+	e := &env{l: l, c: c, port: map[string]uint16{}, more: map[string][]uint16{}, forwards: map[forwardKey]netip.AddrPort{}, vpn: map[string][]string{}, certs: map[string]string{}}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	var err error
 	if e.dir, err = l.Subdir("clients"); err != nil {
@@ -224,9 +251,19 @@ func startServices(ctx context.Context, l *lab.Lab, c condition, p *ports, log *
 		delete(e.port, name)
 		log.Warn("service left out", "condition", c.ID, "service", name, "err", err)
 	}
-	ports := map[string]uint16{}
+	e.drawn = maps.Clone(e.port)
+	all := slices.Clone(services)
 	for _, s := range services {
-		ports[s.name] = p.next()
+		e.drawn[s.name] = p.next()
+	}
+	for _, s := range moreServices {
+		e.drawn[s.name] = p.next()
+		if s.name == "scripted-udp" || p.r.Float64() < moreShare {
+			all = append(all, s)
+		}
+	}
+	for i := range e.mailPorts {
+		e.mailPorts[i] = p.next()
 	}
 	for i := range 10 {
 		e.more["ftp"] = append(e.more["ftp"], 31000+uint16(i))
@@ -250,14 +287,14 @@ func startServices(ctx context.Context, l *lab.Lab, c condition, p *ports, log *
 		}
 		e.ssh = s
 	})
-	for _, s := range services {
+	for _, s := range all {
 		wg.Go(func() {
-			if err := s.start(e, ctx, ports[s.name]); err != nil {
+			if err := s.start(e, ctx, e.drawn[s.name]); err != nil {
 				fail(s.name, err)
 				return
 			}
 			e.mu.Lock()
-			e.port[s.name] = ports[s.name]
+			e.port[s.name] = e.drawn[s.name]
 			e.mu.Unlock()
 		})
 	}
@@ -547,6 +584,28 @@ func waitOutput(ctx context.Context, p *lab.Proc, text string) (string, error) {
 			return "", fmt.Errorf("%s ended: %s", p.Name, p.Output())
 		case <-ctx.Done():
 			return "", fmt.Errorf("%s does not print %q: %w", p.Name, text, ctx.Err())
+		}
+	}
+}
+
+// waitUDP returns when a program has a UDP socket on a port.
+func waitUDP(ctx context.Context, p *lab.Proc, port uint16) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	want := fmt.Sprintf(":%04X ", port)
+	for {
+		for _, file := range []string{"udp", "udp6"} {
+			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", p.PID(), file))
+			if err == nil && strings.Contains(string(b), want) {
+				return nil
+			}
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-p.Done():
+			return fmt.Errorf("%s ended: %s", p.Name, p.Output())
+		case <-ctx.Done():
+			return fmt.Errorf("%s has no UDP port %d: %w", p.Name, port, ctx.Err())
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -90,17 +91,17 @@ func families() []family {
 		offer{cipher: "auto-padding", proxy: lab.ProxyConfig{Protocol: lab.VMess, Padding: true}},
 		offer{cipher: "auto-alterid", proxy: lab.ProxyConfig{Protocol: lab.VMess, AlterID: 16}})
 	return []family{
-		{shadowsocks, "shadowsocks-libev", 4, 3, libev},
-		{shadowsocks, lab.V2Ray, 2, 3, methods(lab.V2Ray, lab.Shadowsocks)},
-		{shadowsocks, lab.Xray, 3, 3, methods(lab.Xray, lab.Shadowsocks)},
-		{shadowsocks, lab.SingBox, 3, 3, methods(lab.SingBox, lab.Shadowsocks)},
-		{shadowsocks, "blinksocks", 1, 5, blinkSS},
-		{v2ray, lab.V2Ray, 4, 3, v2rayVMess},
-		{v2ray, lab.Xray, 4, 3, methods(lab.Xray, lab.VMess)},
-		{v2ray, lab.SingBox, 4, 3, singVMess},
-		{v2ray, "blinksocks", 1, 5, blinkVMess},
+		{shadowsocks, "shadowsocks-libev", 3, 3, libev},
+		{shadowsocks, lab.V2Ray, 2, 2, methods(lab.V2Ray, lab.Shadowsocks)},
+		{shadowsocks, lab.Xray, 3, 2, methods(lab.Xray, lab.Shadowsocks)},
+		{shadowsocks, lab.SingBox, 3, 2, methods(lab.SingBox, lab.Shadowsocks)},
+		{shadowsocks, "blinksocks", 1, 4, blinkSS},
+		{v2ray, lab.V2Ray, 4, 2, v2rayVMess},
+		{v2ray, lab.Xray, 4, 2, methods(lab.Xray, lab.VMess)},
+		{v2ray, lab.SingBox, 4, 2, singVMess},
+		{v2ray, "blinksocks", 1, 4, blinkVMess},
 		// These look like any other TLS; they are here to measure that.
-		{v2ray, lab.V2Ray, 1, 3, transports(lab.VMess, "tls", "ws-tls")},
+		{v2ray, lab.V2Ray, 1, 2, transports(lab.VMess, "tls", "ws-tls")},
 		{v2ray, lab.Xray, 1, 2, transports(lab.VMess, "tls", "ws-tls")},
 		{vless, lab.V2Ray, 2, 2, transports(lab.VLESS, "", "tls")},
 		{vless, lab.Xray, 2, 2, transports(lab.VLESS, "", "tls")},
@@ -131,6 +132,9 @@ func (e *env) serverConfig(port uint16) lab.ServerConfig {
 // shared are the programs that hold many tunnels in one process.
 var shared = []string{lab.V2Ray, lab.Xray, lab.SingBox}
 
+// clientFirst are services in whose protocols the client speaks first.
+var clientFirst = []string{"http", "https", "go-http", "go-https", "apache", "caddy", "haproxy", "lighttpd", "redis", "memcached", "dns", "dot"}
+
 // drawn is a tunnel to be started.
 type drawn struct {
 	family
@@ -148,7 +152,7 @@ func tunnels(ctx context.Context, o options, e *env, r *rand.Rand, p *ports, log
 	}
 	var all []*drawn
 	byProgram := map[string][]*drawn{}
-	for _, f := range families() {
+	for _, f := range append(families(), family{background, "custom", 5, 3, customOffers(r, 5)}) {
 		r.Shuffle(len(f.offers), func(a, b int) { f.offers[a], f.offers[b] = f.offers[b], f.offers[a] })
 		for _, of := range f.offers[:f.draw] {
 			d := &drawn{family: f, offer: of, port: p.next(), r: rand.New(rand.NewPCG(r.Uint64(), 0))}
@@ -208,16 +212,29 @@ func tunnels(ctx context.Context, o options, e *env, r *rand.Rand, p *ports, log
 		}
 	}
 	var jobs []job
-	for _, d := range all {
+	for i, d := range all {
 		if d.via == nil {
 			continue
 		}
+		kind := tunnelKind
+		if d.label == background {
+			kind = randomLike
+		}
 		j := job{via: d.via, ports: []uint16{d.port}}
 		run := func(a activity, cipher string, flows int) {
-			j.runs = append(j.runs, jobRun{act: a, label: d.label, kind: tunnelKind, flows: flows, program: d.program, cipher: cipher,
-				path: filepath.Join(e.c.ID, strings.Join([]string{d.label, d.program, cipher, a.name, "pcap"}, "."))})
+			j.runs = append(j.runs, jobRun{act: a, label: d.label, kind: kind, flows: flows, program: d.program, cipher: cipher,
+				path: filepath.Join(e.c.ID, fmt.Sprintf("%s.%s.%s.%d.%s.pcap", d.label, d.program, cipher, i, a.name))})
 		}
-		for _, a := range drawActivities(d.r, carried, scaled(o, d.runs)) {
+		mine := carried
+		if d.program == "blinksocks" { // it waits for what its client says first
+			mine = nil
+			for _, a := range carried {
+				if slices.Contains(clientFirst, a.service) {
+					mine = append(mine, a)
+				}
+			}
+		}
+		for _, a := range drawActivities(d.r, mine, scaled(o, d.runs)) {
 			run(a, d.cipher, 2)
 		}
 		if d.udp {
@@ -254,7 +271,12 @@ func drawActivities(r *rand.Rand, from []activity, n int) []activity {
 	return got
 }
 
-func (a activity) weight() int { return max(1, a.direct) }
+func (a activity) weight() int {
+	if a.label != "" {
+		return 2
+	}
+	return max(1, a.direct)
+}
 
 // backgroundJobs makes a job of each service, of what runs directly: the
 // background, and tunnels that are reached without a local proxy.

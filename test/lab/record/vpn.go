@@ -90,7 +90,7 @@ func connectVPN(form int) activityFunc {
 		}
 		argv := []string{"openvpn", "--tls-client", "--pull", "--dev", "null", "--dev-type", "tap", "--proto", proto, "--nobind",
 			"--remote", addr.Addr().String(), num(addr.Port()), "--verb", "3", "--connect-retry-max", "1"}
-		long := 1200*time.Millisecond + 12*(a.e.c.Config.ClientLink.Relay.Delay+a.e.c.Config.ServerLink.Relay.Delay)
+		long := 2*time.Second + 12*(a.e.c.Config.ClientLink.Relay.Delay+a.e.c.Config.ServerLink.Relay.Delay)
 		short, cancel := context.WithTimeout(ctx, long)
 		defer cancel()
 		out, err := a.e.l.Exec(short, a.e.l.Client, append(argv, a.e.vpn[f.name]...)...)

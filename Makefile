@@ -75,6 +75,11 @@ test-train: ## Run the tests of the training code
 	$(call install,$(PKG_TRAIN))
 	cd models/train && $(PYTHON) -B -m unittest -q train_test
 
+.PHONY: record-programs
+record-programs: ## Install what a recording of training data runs: Debian packages, Go modules, one npm package
+	test/install-packages.sh $$(go run ./test/lab/record --packages record)
+	go run ./test/lab/record --install
+
 FUZZTIME ?= 30s
 .PHONY: fuzz
 fuzz: build onnxruntime ## Fuzz each target for FUZZTIME (30s)

@@ -81,7 +81,8 @@ class Flows:
     def __init__(self, capture, payloads):
         n = len(capture)
         self.length, self.start = payloads.length.astype(np.int64), payloads.start.astype(np.int64)
-        self.kept, self.initiator, self.tcp = payloads.captured.astype(np.int64), payloads.initiator, ~payloads.udp
+        self.kept, self.initiator = payloads.captured.astype(np.int64), payloads.initiator
+        self.tcp = ~payloads.udp.reshape(n, -1).any(axis=1)
         self.stream = np.zeros((n, 2, BYTES), np.uint8)
         self.stream_length = np.zeros((n, 2), np.int64)
         for side, whose in enumerate((self.initiator, ~self.initiator)):

@@ -1,0 +1,110 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""Measures models and other methods on a dataset: the paper's two experiments,
+what the paper did not test, and the bars that a model has to reach.
+
+  eval.py STUDY... --data DIR [--captures DIR...] [--model FILE...] [--out DIR]
+
+Studies:
+  bars             each bar with counts and intervals, for the models, the boosted
+                   trees and the exemption rules
+  experiment1      approximate completeness: R = 0, 1/9, 2/8, 3/7
+  experiment2      all methods on the same flows, with the time per flow
+  implementations  each program of a tunnel left out of training
+  groups           each network of the lab and each source of captures left out
+  transfer         trained on the lab alone, tested on captures of others
+  masks            the network of the paper with the recipes paper and strict
+  bytes            accuracy against the number of bytes seen
+  base-rates       precision where tunnels are rare
+  shortcuts        what the verdict hangs on: fields replaced by random values
+  all              all of them
+
+A study whose result stands in the output folder for the same data and options
+is not computed again. Tables go to standard output and to STUDY.txt, figures to
+results/ as JSON, curves to STUDY.png. No threshold is chosen on flows that it
+is scored on: training, validation and test are different groups (a network of
+the lab, or a source of captures).
+
+Debian packages: python3-torch python3-onnx python3-sklearn python3-matplotlib
+libndpi-bin netbase.
+"""
+import argparse
+import os
+import sys
+
+import torch
+
+import dataset
+import eval_report
+import eval_studies
+import network
+
+STUDIES = {
+    "bars": eval_studies.bars, "experiment1": eval_studies.experiment1, "experiment2": eval_studies.experiment2,
+    "implementations": eval_studies.implementations, "groups": eval_studies.groups, "transfer": eval_studies.transfer,
+    "masks": eval_studies.masks, "bytes": eval_studies.bytes_seen, "base-rates": eval_studies.base_rates,
+    "shortcuts": eval_studies.shortcuts,
+}
+
+
+def arguments(argv):
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("study", nargs="+", choices=[*STUDIES, "all"], metavar="STUDY", help="see above")
+    p.add_argument("--data", action="append", required=True, metavar="DIR", help="dataset folder (may be repeated)")
+    p.add_argument("--captures", action="append", default=[], metavar="DIR",
+                   help="folder that the dataset's file names are relative to, for what reads whole sessions (may be repeated)")
+    p.add_argument("--model", action="append", default=[], metavar="FILE", help="model file to measure (may be repeated)")
+    p.add_argument("--out", default=".cache/eval", metavar="DIR", help="folder for results (default %(default)s)")
+    p.add_argument("--network", action="append", default=[], choices=sorted(network.CHANNELS),
+                   help="network that experiment1 trains (may be repeated; default compact), others train compact")
+    p.add_argument("--flows", type=int, default=6000, metavar="N", help="flows of experiment1 and masks (default %(default)s)")
+    p.add_argument("--epochs", type=int, default=8, metavar="N", help="epochs of each training (default %(default)s)")
+    p.add_argument("--epoch-samples", type=int, default=30000, metavar="N",
+                   help="samples per epoch where all flows are trained on (default %(default)s)")
+    p.add_argument("--run-folds", type=int, default=10, metavar="N",
+                   help="how many of experiment1's ten folds are run (default %(default)s)")
+    p.add_argument("--folds", type=int, default=5, metavar="N", help="folds of the study groups (default %(default)s)")
+    p.add_argument("--budget", type=float, default=0.0005, metavar="P",
+                   help="share of ordinary validation background that a threshold may let through (default %(default)s)")
+    p.add_argument("--left-out", action="append", default=[], metavar="PROGRAM",
+                   help="bars: a program that the models were not trained on (may be repeated; patterns)")
+    p.add_argument("--holdout-group", action="append", default=[], metavar="PATTERN",
+                   help="test groups (may be repeated; default: those of the first model, else drawn)")
+    p.add_argument("--validation-group", action="append", default=[], metavar="PATTERN", help="likewise")
+    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
+    args = p.parse_args(argv)
+    for name in ("flows", "epochs", "epoch_samples", "run_folds", "folds"):
+        if getattr(args, name) < 1:
+            p.error(f"--{name.replace('_', '-')} is {getattr(args, name)}: give 1 or more")
+    if args.folds < 3:
+        p.error(f"--folds is {args.folds}: training, validation and test need 3 or more")
+    args.run_folds = min(args.run_folds, eval_studies.TEN)
+    if not 0 <= args.budget < 1:
+        p.error(f"--budget is {args.budget:g}: give a share of 0 or more and less than 1")
+    if "all" in args.study:
+        args.study = list(STUDIES)
+    return args
+
+
+def main(argv):
+    args = arguments(argv)
+    torch.set_num_threads(args.threads or os.cpu_count() or 1)
+    data = dataset.Data(args.data)
+    models = [eval_studies.Model.load(path, data) for path in args.model]
+    if args.holdout_group or not models:
+        test, validation = args.holdout_group, args.validation_group
+    else:
+        test, validation = models[0].groups("test"), args.validation_group or models[0].groups("validation")
+    part = dataset.split_groups(data, test, validation, args.seed)
+    e = eval_studies.Evaluation(args, data, models, part, eval_report.Store(args.out, data.digest, args.threads))
+    for name in args.study:
+        STUDIES[name](e)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        print(f"eval.py: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -23,6 +23,7 @@ PKG_TEST := $(PKG_LAB) bpftool ethtool iproute2 util-linux
 PKG_BENCH := iperf3 nftables xdp-tools
 PKG_KERNELS := qemu-system-x86 xz-utils
 PKG_TRAIN := libopenblas0-pthread python3 python3-matplotlib python3-numpy python3-onnx python3-torch
+PKG_EVAL := $(PKG_TRAIN) libndpi-bin netbase python3-sklearn
 
 # What a run of make finds installed is not asked for again.
 install = @test/install-packages.sh $(1)
@@ -72,8 +73,19 @@ test-race: build onnxruntime ## Run the tests of the concurrent packages with th
 
 .PHONY: test-train
 test-train: ## Run the tests of the training code
-	$(call install,$(PKG_TRAIN))
-	cd models/train && $(PYTHON) -B -m unittest -q train_test
+	$(call install,$(PKG_EVAL))
+	cd models/train && $(PYTHON) -B -m unittest -q train_test baselines_test eval_test
+
+DATA ?=
+CAPTURES ?=
+MODELS ?= $(wildcard models/compact.onnx models/paper.onnx)
+STUDY ?= bars
+OUT ?= .cache/eval
+.PHONY: eval
+eval: ## Measure models and other methods: make eval DATA=dir [STUDY=all CAPTURES="dir..." MODELS="file..." OUT=dir]
+	@[ -n "$(DATA)" ] || { echo "name the folder that earlydrop dataset wrote: make eval DATA=dir" >&2; exit 2; }
+	$(call install,$(PKG_EVAL))
+	$(PYTHON) -B models/train/eval.py $(STUDY) $(DATA:%=--data %) $(CAPTURES:%=--captures %) $(MODELS:%=--model %) --out $(OUT)
 
 .PHONY: record-programs
 record-programs: ## Install what a recording of training data runs: Debian packages, Go modules, one npm package

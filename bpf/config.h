@@ -18,8 +18,11 @@ volatile const __u64 cfg_udp_idle_ns = 60000000000ULL;
  * byte on, as if its sender had opened them; otherwise they are left alone. */
 volatile const bool cfg_mid_stream = false;
 
-/* Number of entries of `handshakes` less 1; a power of two less 1. */
-volatile const __u32 cfg_handshake_mask = 65535;
+/* Number of entries of `handshake_tags` less 1; a power of two less 1. */
+volatile const __u32 cfg_bucket_mask = 65536 / 16 - 1;
+
+/* Slots with lower numbers are for TCP flows only. */
+volatile const __u32 cfg_tcp_slots = 8192 / 4;
 
 /* Drawn at random with each load: who does not know it can't choose addresses and
  * ports that fall together. */

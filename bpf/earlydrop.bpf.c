@@ -8,6 +8,7 @@
  * of a flow that is decided costs the parser and one map lookup.
  */
 #include <linux/bpf.h>
+#include <linux/errno.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
@@ -87,20 +88,40 @@ static __always_inline void remember(const struct flow_key *key, enum verdict ve
 	bpf_map_update_elem(&flows, key, &flow, BPF_ANY);
 }
 
+static __always_inline bool take_slot(__u8 proto, __u32 *id)
+{
+	if (proto == IPPROTO_TCP && !bpf_map_pop_elem(&free_tcp_slots, id))
+		return true;
+	return !bpf_map_pop_elem(&free_slots, id);
+}
+
+static __always_inline void give_back(__u32 id)
+{
+	if (id < cfg_tcp_slots)
+		bpf_map_push_elem(&free_tcp_slots, &id, 0);
+	else
+		bpf_map_push_elem(&free_slots, &id, 0);
+}
+
 static __always_inline void release_slot(struct slot *slot, __u32 id)
 {
 	bpf_map_delete_elem(&collecting, &slot->sample.key);
-	bpf_map_push_elem(&free_slots, &id, 0);
+	give_back(id);
 }
 
-/* Called with the word that the last one to leave a full or closed capture saw. */
-static __always_inline void hand_over(struct counts *cnt, struct slot *slot, __u32 id, __u64 word)
+/* Called with the word that the last one to leave a full or closed capture saw. Not
+ * static, so that the verifier looks at it once and not wherever it is called; which is
+ * why it looks for its counters and its slot again. Returns 0. */
+__noinline int hand_over(__u32 id, __u64 word)
 {
-	struct sample *sample = &slot->sample;
+	struct counts *cnt = get_counters();
+	struct slot *slot = get_slot(id);
 	__u32 len = WORD_BYTES(word);
+	struct sample *sample;
 
-	if (__sync_lock_test_and_set(&slot->handed_over, 1))
-		return;
+	if (!cnt || !slot || __sync_lock_test_and_set(&slot->handed_over, 1))
+		return 0;
+	sample = &slot->sample;
 	if (len >= CAPTURE_BYTES) {
 		len = CAPTURE_BYTES;
 		sample->reason = REASON_FULL;
@@ -126,11 +147,11 @@ static __always_inline void hand_over(struct counts *cnt, struct slot *slot, __u
 		remember(&sample->key, VERDICT_PASS);
 	}
 	release_slot(slot, id);
+	return 0;
 }
 
 /* Stops a capture; what is in it is handed over by whoever leaves it last. */
-static __always_inline void close_capture(struct counts *cnt, struct slot *slot, __u32 id,
-					  __u8 reason)
+static __always_inline void close_capture(struct slot *slot, __u32 id, __u8 reason)
 {
 	__u64 old;
 
@@ -139,7 +160,7 @@ static __always_inline void close_capture(struct counts *cnt, struct slot *slot,
 	slot->sample.reason = reason;
 	old = __sync_fetch_and_or(&slot->word, WORD_CLOSED);
 	if (!WORD_REFS(old))
-		hand_over(cnt, slot, id, old | WORD_CLOSED);
+		hand_over(id, old | WORD_CLOSED);
 }
 
 /* Throws a capture away: its flow starts afresh. */
@@ -184,112 +205,135 @@ static __always_inline void capture(struct counts *cnt, struct slot *slot, __u32
 		word = __sync_fetch_and_sub(&slot->word, WORD_REF) - WORD_REF;
 	}
 	if (!WORD_REFS(word) && ((word & WORD_CLOSED) || WORD_BYTES(word) >= CAPTURE_BYTES))
-		hand_over(cnt, slot, id, word);
+		hand_over(id, word);
 }
 
-/* Starts the capture of a flow, with the handshake packets where there are any.
- * A flow that finds no room is remembered as decided: what is captured later
- * would not be its first bytes. */
-static __always_inline void open_capture(struct counts *cnt, const struct source *src,
-					 const struct packet *pkt, const struct handshake *hs,
-					 __u64 now)
+/* Starts the capture of a flow, with the handshake packets where there are any (syn and
+ * hs, or neither). A flow that finds no room is remembered as decided: what is captured
+ * later would not be its first bytes. Returns false if another CPU had started it. */
+static __always_inline bool open_capture(struct counts *cnt, const struct source *src,
+					 const struct packet *pkt, const struct syn *syn,
+					 const struct handshake *hs, __u64 now)
 {
 	struct slot_ref ref = {}, *existing;
+	bool opened = true;
 	struct slot *slot;
 	long err;
 
-	if (bpf_map_pop_elem(&free_slots, &ref.slot)) {
+	if (!take_slot(pkt->key.proto, &ref.slot)) {
 		cnt->slots_full++;
 		remember(&pkt->key, VERDICT_PASS);
-		return;
+		return true;
 	}
 	slot = get_slot(ref.slot);
 	if (!slot)
-		return;
+		return true;
 	ref.generation = slot->generation + 1;
 	slot->generation = ref.generation;
 	slot->handed_over = 0;
 	slot->last_ns = now;
 	slot->sample.key = pkt->key;
 	slot->sample.reason = 0;
-	slot->sample.start_ns = now;
-	slot->sample.initiator_is_lo = pkt->src_is_lo;
 	if (hs) {
-		slot->sample.start_ns = hs->start_ns;
-		slot->sample.initiator_is_lo = hs->initiator_is_lo;
+		slot->sample.start_ns = syn->start_ns;
+		slot->sample.initiator_is_lo = syn->initiator_is_lo;
 		__builtin_memcpy(slot->sample.packets, hs->packets, sizeof(hs->packets));
 		__builtin_memcpy(slot->sample.data, hs->data, HANDSHAKE_BYTES);
 		slot->word = hs->packet_count * WORD_PACKET + hs->bytes;
 	} else {
+		slot->sample.start_ns = now;
+		slot->sample.initiator_is_lo = pkt->src_is_lo;
 		slot->word = 0;
 	}
 	err = bpf_map_update_elem(&collecting, &pkt->key, &ref, BPF_NOEXIST);
-	if (err) {
-		bpf_map_push_elem(&free_slots, &ref.slot, 0);
+	if (err == -EEXIST) {
 		/* The other direction's first packet was faster on another CPU. */
+		opened = false;
+		give_back(ref.slot);
 		existing = bpf_map_lookup_elem(&collecting, &pkt->key);
-		if (!existing) {
-			cnt->collecting_full++;
-			remember(&pkt->key, VERDICT_PASS);
-			return;
-		}
+		if (!existing) /* and is handed over by now */
+			return false;
 		ref = *existing;
 		slot = get_slot(ref.slot);
 		if (!slot || slot->generation != ref.generation)
-			return;
+			return false;
+	} else if (err) {
+		give_back(ref.slot);
+		cnt->collecting_full++;
+		remember(&pkt->key, VERDICT_PASS);
+		return true;
 	}
 	capture(cnt, slot, ref.slot, src, pkt, now);
+	return opened;
 }
 
 /* A SYN without ACK: a flow begins, whatever was known of its key. */
-static __always_inline void open_handshake(struct counts *cnt, struct handshake *hs,
-					   const struct source *src, const struct packet *pkt,
-					   __u64 now)
+static __always_inline void open_syn(struct counts *cnt, struct syn *syn, struct place *at,
+				     const struct source *src, const struct packet *pkt, __u64 now)
 {
 	cnt->tcp_opened++;
 	if (pkt->payload_len) { /* TCP Fast Open */
-		if (same_key(&hs->key, &pkt->key))
-			free_handshake(hs);
-		open_capture(cnt, src, pkt, NULL, now);
+		if (same_key(&syn->key, &pkt->key))
+			free_handshake(at);
+		else
+			leave_handshake(at);
+		open_capture(cnt, src, pkt, NULL, NULL, now);
 		return;
 	}
-	hs->key = pkt->key;
-	hs->start_ns = now;
-	hs->initiator_is_lo = pkt->src_is_lo;
-	hs->bytes = 0;
-	hs->packet_count = 0;
-	if (append_handshake(hs, src, pkt, now))
-		cnt->load_failed++;
+	syn->key = pkt->key;
+	syn->start_ns = now;
+	syn->initiator_is_lo = pkt->src_is_lo;
+	syn->answered = 0;
+	syn->bytes = 0;
+	if (pkt->frame_len <= HANDSHAKE_FRAME) {
+		syn->bytes = pkt->frame_len;
+		if (copy_frame(src, pkt, syn->frame, pkt->frame_len, HANDSHAKE_FRAME))
+			cnt->load_failed++;
+	}
+	release_handshake(at, false);
 }
 
-/* hs: the flow's handshake or, for a SYN, a place for one; owned. */
-static __always_inline void handshake_packet(struct counts *cnt, struct handshake *hs,
+/* A packet of a flow whose SYN was seen; owned. */
+static __always_inline void handshake_packet(struct counts *cnt, struct syn *syn, struct place *at,
 					     const struct source *src, const struct packet *pkt,
-					     bool opens, __u64 now)
+					     __u64 now)
 {
-	/* A SYN from the other side is a simultaneous open: part of this flow. */
-	if (opens && !(same_key(&hs->key, &pkt->key) && pkt->src_is_lo != !!hs->initiator_is_lo)) {
-		open_handshake(cnt, hs, src, pkt, now);
-	} else if (pkt->payload_len) {
-		open_capture(cnt, src, pkt, hs, now);
-		free_handshake(hs);
-	} else if (pkt->tcp_flags & (TCP_FIN | TCP_RST)) {
+	struct handshake *hs;
+
+	if (!pkt->payload_len && (pkt->tcp_flags & (TCP_FIN | TCP_RST))) {
 		cnt->header_only++;
-		free_handshake(hs);
-	} else if (append_handshake(hs, src, pkt, now)) {
-		cnt->load_failed++;
+		free_handshake(at);
+		return;
 	}
+	hs = get_handshake(syn, at);
+	if (!hs) { /* never */
+		free_handshake(at);
+		return;
+	}
+	if (pkt->payload_len) {
+		open_capture(cnt, src, pkt, syn, hs, now);
+		free_handshake(at);
+		return;
+	}
+	if (append_handshake(syn, hs, src, pkt, now))
+		cnt->load_failed++;
+	release_handshake(at, pkt->src_is_lo == !!syn->initiator_is_lo);
 }
 
 static __always_inline void new_tcp_packet(struct counts *cnt, const struct source *src,
 					   const struct packet *pkt, bool opens, __u64 now)
 {
 	bool busy = false;
-	struct handshake *hs = find_handshake(&pkt->key, opens, &busy);
+	struct place at;
+	struct syn *syn = find_syn(&pkt->key, opens, now, &at, &busy);
 
-	if (hs) {
-		handshake_packet(cnt, hs, src, pkt, opens, now);
-		release_handshake(hs);
+	if (syn) {
+		/* A SYN from the other side is a simultaneous open: part of this flow. */
+		if (opens && !(same_key(&syn->key, &pkt->key) && (*at.word & ~WAY_BUSY) &&
+			       pkt->src_is_lo != !!syn->initiator_is_lo))
+			open_syn(cnt, syn, &at, src, pkt, now);
+		else
+			handshake_packet(cnt, syn, &at, src, pkt, now);
 	} else if (busy) {
 		cnt->handshake_busy++;
 	} else if (!cfg_mid_stream) {
@@ -297,7 +341,7 @@ static __always_inline void new_tcp_packet(struct counts *cnt, const struct sour
 		remember(&pkt->key, VERDICT_MID_STREAM);
 	} else if (pkt->payload_len) {
 		cnt->mid_stream++;
-		open_capture(cnt, src, pkt, NULL, now);
+		open_capture(cnt, src, pkt, NULL, NULL, now);
 	}
 }
 
@@ -331,8 +375,8 @@ static __always_inline void collect(struct counts *cnt, const struct source *src
 	if (pkt->key.proto == IPPROTO_TCP) {
 		new_tcp_packet(cnt, src, pkt, opens, now);
 	} else if (pkt->payload_len) {
-		cnt->udp_opened++;
-		open_capture(cnt, src, pkt, NULL, now);
+		if (open_capture(cnt, src, pkt, NULL, NULL, now))
+			cnt->udp_opened++;
 	} else {
 		cnt->header_only++;
 	}
@@ -446,7 +490,6 @@ int ed_egress(struct __sk_buff *skb)
 }
 
 struct sweep_state {
-	struct counts *cnt;
 	__u64 now;
 	__u64 found;
 };
@@ -454,15 +497,14 @@ struct sweep_state {
 static long sweep_one(void *map, struct flow_key *key, struct slot_ref *ref,
 		      struct sweep_state *state)
 {
-	struct counts *cnt = get_counters();
 	__u32 id = ref->slot, generation = ref->generation;
 	struct slot *slot = get_slot(id);
 
-	if (!cnt || !slot || slot->generation != generation)
+	if (!slot || slot->generation != generation)
 		return 0;
 	if (state->now < slot->last_ns || state->now - slot->last_ns < cfg_idle_ns)
 		return 0;
-	close_capture(cnt, slot, id, REASON_IDLE);
+	close_capture(slot, id, REASON_IDLE);
 	state->found++;
 	return 0;
 }

@@ -11,7 +11,7 @@
  */
 #pragma once
 
-#define LAYOUT_VERSION 1
+#define LAYOUT_VERSION 2
 
 /* The first bytes of a flow that are captured: a 32x32 image. */
 #define CAPTURE_BYTES 1024

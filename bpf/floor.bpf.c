@@ -6,9 +6,12 @@
  * read Ethernet, IPv4 and TCP headers from linear data, make a 40-byte key, look
  * it up in an LRU hash. The data path's cost per packet is told as a ratio to them.
  *
- * bench_packet runs the data path itself on a packet whose source address it
- * changes each time, since BPF_PROG_RUN repeats one packet only, and a repeated
- * packet belongs to a flow that is known already.
+ * floor_insert is what any program does that remembers each new flow in an LRU hash:
+ * the floor of a SYN.
+ *
+ * bench_packet and floor_insert change the packet's source address each time, since
+ * BPF_PROG_RUN repeats one packet only, and a repeated packet belongs to a flow that is
+ * known already. bench_join empties the capture of the packet's flow each time.
  */
 #include "earlydrop.bpf.c"
 
@@ -29,22 +32,28 @@ struct {
 	__type(value, __u64);
 } floor_flows SEC(".maps");
 
-static __always_inline bool floor_lookup(struct xdp_md *ctx)
+static __always_inline bool floor_parse(struct xdp_md *ctx, struct floor_key *key)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	struct floor_key key = {};
 	struct ethhdr *eth = data;
 	struct iphdr *ip = data + sizeof(*eth);
 	struct tcphdr *tcp = (void *)(ip + 1);
 
 	if ((void *)(tcp + 1) > end || eth->h_proto != ETH_P_IP_NET || ip->protocol != IPPROTO_TCP)
 		return false;
-	*(__be32 *)&key.saddr[12] = ip->saddr;
-	*(__be32 *)&key.daddr[12] = ip->daddr;
-	key.source = tcp->source;
-	key.dest = tcp->dest;
-	key.proto = ip->protocol;
-	return bpf_map_lookup_elem(&floor_flows, &key);
+	*(__be32 *)&key->saddr[12] = ip->saddr;
+	*(__be32 *)&key->daddr[12] = ip->daddr;
+	key->source = tcp->source;
+	key->dest = tcp->dest;
+	key->proto = ip->protocol;
+	return true;
+}
+
+static __always_inline bool floor_lookup(struct xdp_md *ctx)
+{
+	struct floor_key key = {};
+
+	return floor_parse(ctx, &key) && bpf_map_lookup_elem(&floor_flows, &key);
 }
 
 SEC("xdp.frags")
@@ -61,14 +70,46 @@ int floor_drop(struct xdp_md *ctx)
 
 __u32 bench_number = 0;
 
-SEC("xdp.frags")
-int bench_packet(struct xdp_md *ctx)
+static __always_inline bool next_source(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct iphdr *ip = data + sizeof(struct ethhdr);
 
 	if ((void *)(ip + 1) > end)
-		return XDP_ABORTED;
+		return false;
 	ip->saddr = bench_number++;
+	return true;
+}
+
+SEC("xdp.frags")
+int floor_insert(struct xdp_md *ctx)
+{
+	struct floor_key key = {};
+	__u64 value = 1;
+
+	if (!next_source(ctx) || !floor_parse(ctx, &key))
+		return XDP_ABORTED;
+	bpf_map_update_elem(&floor_flows, &key, &value, BPF_ANY);
+	return XDP_PASS;
+}
+
+SEC("xdp.frags")
+int bench_packet(struct xdp_md *ctx)
+{
+	return next_source(ctx) ? ed_ingress(ctx) : XDP_ABORTED;
+}
+
+/* The slot that the flow of bench_join's packet has. */
+__u32 bench_slot = 0;
+
+SEC("xdp.frags")
+int bench_join(struct xdp_md *ctx)
+{
+	__u32 id = bench_slot;
+	struct slot *slot = get_slot(id);
+
+	if (!slot)
+		return XDP_ABORTED;
+	slot->word = 0;
 	return ed_ingress(ctx);
 }

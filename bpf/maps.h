@@ -3,7 +3,7 @@
  * A flow lives in exactly one of four maps, and each of them has its own way of
  * dealing with pressure:
  *
- *   handshakes  TCP, no payload yet   fixed table: a SYN flood pushes out its like only
+ *   syns        TCP, no payload yet   fixed table: a SYN flood pushes out its like only
  *   collecting  payload seen          plain hash: bounded, refuses, never evicts
  *   flows       handed over, decided  LRU: an evicted flow just passes
  *   blocked     named by the policy   plain hash: only its time to live ends it
@@ -37,13 +37,34 @@ struct slot_ref {
 	__u32 generation;
 };
 
-/* A handshake in progress. Whoever sets `busy` from 0 owns the rest until it sets it
- * to 0 again; nobody waits for it. */
-struct handshake {
-	__u32 busy;
-	__u32 initiator_is_lo;
+/* Sixteen handshakes that a flow's hash may choose from, one word for each:
+ *
+ *   bits 16-31  tag: more of the hash, never 0
+ *   bit  15     busy: whoever set it owns the handshake until it clears it
+ *   bits 0-14   stamp: when it was last wanted, see capture.h
+ *
+ * A word of 0 is free. A packet looks at these words, which stay in a CPU's cache, and
+ * then at no more than one handshake. */
+#define HANDSHAKE_WAYS 16
+
+struct handshake_bucket {
+	__u32 word[HANDSHAKE_WAYS];
+};
+
+/* A flow that began with its SYN: all that a SYN flood writes, and little, since most
+ * of what a SYN costs is memory that is not in a cache. Written by the owner of its
+ * word alone. */
+struct syn {
 	__u64 start_ns;
-	struct flow_key key; /* all zero: free */
+	struct flow_key key;
+	__u8 initiator_is_lo;
+	__u8 answered; /* more than this packet came: handshakes[] has them all */
+	__u16 bytes;   /* of frame; 0: the SYN was too long to keep */
+	__u8 frame[HANDSHAKE_FRAME + 16] __attribute__((aligned(8)));
+};
+
+/* All packets of a handshake that has more than a SYN. Of the same owner. */
+struct handshake {
 	__u16 bytes;
 	__u16 packet_count;
 	struct packet_record packets[HANDSHAKE_PACKETS];
@@ -85,11 +106,29 @@ static __always_inline __u16 flow_bucket(const struct flow_key *key)
 	return key->lo_port ^ key->hi_port;
 }
 
-/* key: hash of the flow, see find_handshake(). value: handshake packets without
- * payload. Written by the kernel; freed by it when payload comes or the flow closes,
- * else overwritten. Not an LRU hash: finding room in one costs more than all the rest
- * of what a SYN costs, and that is what a flood is made of.
- * 65536 * 720 = 45 MiB. */
+/* key: hash of the flow. value: which handshakes are in use, see above. Written by the
+ * kernel. Not an LRU hash, which would have to move 900 bytes per SYN through its free
+ * lists, and locks them for it: SYNs are what a flood is made of.
+ * 65536 / 16 * 64 = 256 KiB. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 65536 / HANDSHAKE_WAYS);
+	__type(key, __u32);
+	__type(value, struct handshake_bucket);
+} handshake_tags SEC(".maps");
+
+/* key: bucket * 16 + way. value: a flow of which a SYN was seen and no payload yet.
+ * Written by the kernel; freed by it when payload comes or the flow closes, else
+ * overwritten. 65536 * 240 = 15 MiB. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct syn);
+} syns SEC(".maps");
+
+/* key: as of syns. value: the handshake's packets, where there is more than the SYN.
+ * Written by the kernel. 65536 * 664 = 41.5 MiB. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 65536);
@@ -117,13 +156,22 @@ struct {
 } slots SEC(".maps");
 
 /* Numbers of the free slots, first in, first out: a slot that was given back is
- * used again only after all others, so that a CPU which still holds a pointer to
- * it has long left. Filled by the loader once, then the kernel's. */
+ * used again only after all others of its queue, so that a CPU which still holds a
+ * pointer to it has long left. Filled by the loader once, then the kernel's.
+ * 8192 * 4 = 32 KiB each. */
 struct {
 	__uint(type, BPF_MAP_TYPE_QUEUE);
 	__uint(max_entries, 8192);
 	__type(value, __u32);
 } free_slots SEC(".maps");
+
+/* Those below cfg_tcp_slots, which only TCP flows get: whoever can send datagrams can
+ * take all the others, with an address of its own in each. */
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, 8192);
+	__type(value, __u32);
+} free_tcp_slots SEC(".maps");
 
 /* Captures on their way to user space; room for 2900 full ones. */
 struct {

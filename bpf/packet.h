@@ -65,7 +65,7 @@ struct packet {
 	__u32 frame_len; /* captured frame: prefix and buffer, padding left out */
 	__u32 payload_len;
 	__u8 prefix[PREFIX_LEN] __attribute__((aligned(8)));
-	struct flow_key key;
+	struct flow_key key __attribute__((aligned(8))); /* hashed by longer words */
 };
 
 struct vlan_header {

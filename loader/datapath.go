@@ -166,7 +166,7 @@ func Attach(opts Options) (_ *DataPath, err error) {
 		}
 	}
 	d.Info.Adopted = pinned != nil
-	if err := setHandshakeMask(spec); err != nil { // of the set that is adopted
+	if err := setSizes(spec); err != nil { // of the set that is adopted
 		closeMaps(pinned)
 		return nil, err
 	}
@@ -230,26 +230,13 @@ func configuredSpec(opts Options, ifc *iface) (*ebpf.CollectionSpec, error) {
 		}
 	}
 	opts.Sizes.apply(spec)
-	if err := setHandshakeMask(spec); err != nil {
+	if err := setSizes(spec); err != nil {
 		return nil, err
 	}
 	// Creating the map adds the flag by itself; comparing with a pinned one
 	// does not.
 	spec.Maps[mapBlockFilter].Flags |= unix.BPF_F_MMAPABLE
 	return spec, nil
-}
-
-// setHandshakeMask tells the programs how large the table of handshakes is: they index
-// it by what the mask leaves of a hash.
-func setHandshakeMask(spec *ebpf.CollectionSpec) error {
-	n := spec.Maps[datapathMapHandshakes].MaxEntries
-	if n == 0 || n&(n-1) != 0 {
-		return fmt.Errorf("size of map handshakes is %d, not a power of two", n)
-	}
-	if err := spec.Variables[datapathVarCfgHandshakeMask].Set(n - 1); err != nil {
-		return fmt.Errorf("set %s: %w", datapathVarCfgHandshakeMask, err)
-	}
-	return nil
 }
 
 // outlives reports whether a map outlives the process: all but the one that holds a
@@ -309,7 +296,7 @@ func closeMaps(maps map[string]*ebpf.Map) {
 }
 
 // layoutVersion is LAYOUT_VERSION of bpf/earlydrop.h.
-const layoutVersion = 1
+const layoutVersion = 2
 
 func (d *DataPath) adoptBlocks(monitor bool) error {
 	if monitor {
@@ -323,11 +310,8 @@ func (d *DataPath) adoptBlocks(monitor bool) error {
 }
 
 func (d *DataPath) prepareMaps(dir string) error {
-	free := d.coll.Maps[datapathMapFreeSlots]
-	for i := range free.MaxEntries() {
-		if err := free.Update(nil, i, ebpf.UpdateAny); err != nil {
-			return fmt.Errorf("fill map free_slots: %w", err)
-		}
+	if err := fillSlots(d.coll.Maps); err != nil {
+		return err
 	}
 	for name, m := range d.coll.Maps {
 		if !outlives(name) {

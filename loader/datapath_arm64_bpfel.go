@@ -89,15 +89,17 @@ type datapathFlowKey struct {
 }
 
 type datapathHandshake struct {
-	_             structs.HostLayout
-	Busy          uint32
-	InitiatorIsLo uint32
-	StartNs       uint64
-	Key           datapathFlowKey
-	Bytes         uint16
-	PacketCount   uint16
-	Packets       [8]datapathPacketRecord
-	Data          [560]uint8
+	_           structs.HostLayout
+	Bytes       uint16
+	PacketCount uint16
+	Packets     [8]datapathPacketRecord
+	_           [4]byte
+	Data        [560]uint8
+}
+
+type datapathHandshakeBucket struct {
+	_    structs.HostLayout
+	Word [16]uint32
 }
 
 type datapathPacketRecord struct {
@@ -139,6 +141,16 @@ type datapathSlotRef struct {
 	Generation uint32
 }
 
+type datapathSyn struct {
+	_             structs.HostLayout
+	StartNs       uint64
+	Key           datapathFlowKey
+	InitiatorIsLo uint8
+	Answered      uint8
+	Bytes         uint16
+	Frame         [176]uint8
+}
+
 type datapathVerdict uint32
 
 const (
@@ -151,25 +163,29 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	datapathMapAttachment       = "attachment"
-	datapathMapBlocked          = "blocked"
-	datapathMapCollecting       = "collecting"
-	datapathMapCounters         = "counters"
-	datapathMapFlows            = "flows"
-	datapathMapFreeSlots        = "free_slots"
-	datapathMapHandshakes       = "handshakes"
-	datapathMapSamples          = "samples"
-	datapathMapSlots            = "slots"
-	datapathProgEdEgress        = "ed_egress"
-	datapathProgEdIngress       = "ed_ingress"
-	datapathProgEdSweep         = "ed_sweep"
-	datapathVarBlockFilter      = "block_filter"
-	datapathVarCfgHandshakeMask = "cfg_handshake_mask"
-	datapathVarCfgHashSeed      = "cfg_hash_seed"
-	datapathVarCfgIdleNs        = "cfg_idle_ns"
-	datapathVarCfgMidStream     = "cfg_mid_stream"
-	datapathVarCfgRawIp         = "cfg_raw_ip"
-	datapathVarCfgUdpIdleNs     = "cfg_udp_idle_ns"
+	datapathMapAttachment    = "attachment"
+	datapathMapBlocked       = "blocked"
+	datapathMapCollecting    = "collecting"
+	datapathMapCounters      = "counters"
+	datapathMapFlows         = "flows"
+	datapathMapFreeSlots     = "free_slots"
+	datapathMapFreeTcpSlots  = "free_tcp_slots"
+	datapathMapHandshakeTags = "handshake_tags"
+	datapathMapHandshakes    = "handshakes"
+	datapathMapSamples       = "samples"
+	datapathMapSlots         = "slots"
+	datapathMapSyns          = "syns"
+	datapathProgEdEgress     = "ed_egress"
+	datapathProgEdIngress    = "ed_ingress"
+	datapathProgEdSweep      = "ed_sweep"
+	datapathVarBlockFilter   = "block_filter"
+	datapathVarCfgBucketMask = "cfg_bucket_mask"
+	datapathVarCfgHashSeed   = "cfg_hash_seed"
+	datapathVarCfgIdleNs     = "cfg_idle_ns"
+	datapathVarCfgMidStream  = "cfg_mid_stream"
+	datapathVarCfgRawIp      = "cfg_raw_ip"
+	datapathVarCfgTcpSlots   = "cfg_tcp_slots"
+	datapathVarCfgUdpIdleNs  = "cfg_udp_idle_ns"
 )
 
 // loadDatapath returns the embedded CollectionSpec for datapath.
@@ -223,28 +239,32 @@ type datapathProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathMapSpecs struct {
-	Attachment *ebpf.MapSpec `ebpf:"attachment"`
-	Blocked    *ebpf.MapSpec `ebpf:"blocked"`
-	Collecting *ebpf.MapSpec `ebpf:"collecting"`
-	Counters   *ebpf.MapSpec `ebpf:"counters"`
-	Flows      *ebpf.MapSpec `ebpf:"flows"`
-	FreeSlots  *ebpf.MapSpec `ebpf:"free_slots"`
-	Handshakes *ebpf.MapSpec `ebpf:"handshakes"`
-	Samples    *ebpf.MapSpec `ebpf:"samples"`
-	Slots      *ebpf.MapSpec `ebpf:"slots"`
+	Attachment    *ebpf.MapSpec `ebpf:"attachment"`
+	Blocked       *ebpf.MapSpec `ebpf:"blocked"`
+	Collecting    *ebpf.MapSpec `ebpf:"collecting"`
+	Counters      *ebpf.MapSpec `ebpf:"counters"`
+	Flows         *ebpf.MapSpec `ebpf:"flows"`
+	FreeSlots     *ebpf.MapSpec `ebpf:"free_slots"`
+	FreeTcpSlots  *ebpf.MapSpec `ebpf:"free_tcp_slots"`
+	HandshakeTags *ebpf.MapSpec `ebpf:"handshake_tags"`
+	Handshakes    *ebpf.MapSpec `ebpf:"handshakes"`
+	Samples       *ebpf.MapSpec `ebpf:"samples"`
+	Slots         *ebpf.MapSpec `ebpf:"slots"`
+	Syns          *ebpf.MapSpec `ebpf:"syns"`
 }
 
 // datapathVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathVariableSpecs struct {
-	BlockFilter      *ebpf.VariableSpec `ebpf:"block_filter"`
-	CfgHandshakeMask *ebpf.VariableSpec `ebpf:"cfg_handshake_mask"`
-	CfgHashSeed      *ebpf.VariableSpec `ebpf:"cfg_hash_seed"`
-	CfgIdleNs        *ebpf.VariableSpec `ebpf:"cfg_idle_ns"`
-	CfgMidStream     *ebpf.VariableSpec `ebpf:"cfg_mid_stream"`
-	CfgRawIp         *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
-	CfgUdpIdleNs     *ebpf.VariableSpec `ebpf:"cfg_udp_idle_ns"`
+	BlockFilter   *ebpf.VariableSpec `ebpf:"block_filter"`
+	CfgBucketMask *ebpf.VariableSpec `ebpf:"cfg_bucket_mask"`
+	CfgHashSeed   *ebpf.VariableSpec `ebpf:"cfg_hash_seed"`
+	CfgIdleNs     *ebpf.VariableSpec `ebpf:"cfg_idle_ns"`
+	CfgMidStream  *ebpf.VariableSpec `ebpf:"cfg_mid_stream"`
+	CfgRawIp      *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
+	CfgTcpSlots   *ebpf.VariableSpec `ebpf:"cfg_tcp_slots"`
+	CfgUdpIdleNs  *ebpf.VariableSpec `ebpf:"cfg_udp_idle_ns"`
 }
 
 // datapathObjects contains all objects after they have been loaded into the kernel.
@@ -267,15 +287,18 @@ func (o *datapathObjects) Close() error {
 //
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathMaps struct {
-	Attachment *ebpf.Map `ebpf:"attachment"`
-	Blocked    *ebpf.Map `ebpf:"blocked"`
-	Collecting *ebpf.Map `ebpf:"collecting"`
-	Counters   *ebpf.Map `ebpf:"counters"`
-	Flows      *ebpf.Map `ebpf:"flows"`
-	FreeSlots  *ebpf.Map `ebpf:"free_slots"`
-	Handshakes *ebpf.Map `ebpf:"handshakes"`
-	Samples    *ebpf.Map `ebpf:"samples"`
-	Slots      *ebpf.Map `ebpf:"slots"`
+	Attachment    *ebpf.Map `ebpf:"attachment"`
+	Blocked       *ebpf.Map `ebpf:"blocked"`
+	Collecting    *ebpf.Map `ebpf:"collecting"`
+	Counters      *ebpf.Map `ebpf:"counters"`
+	Flows         *ebpf.Map `ebpf:"flows"`
+	FreeSlots     *ebpf.Map `ebpf:"free_slots"`
+	FreeTcpSlots  *ebpf.Map `ebpf:"free_tcp_slots"`
+	HandshakeTags *ebpf.Map `ebpf:"handshake_tags"`
+	Handshakes    *ebpf.Map `ebpf:"handshakes"`
+	Samples       *ebpf.Map `ebpf:"samples"`
+	Slots         *ebpf.Map `ebpf:"slots"`
+	Syns          *ebpf.Map `ebpf:"syns"`
 }
 
 func (m *datapathMaps) Close() error {
@@ -286,9 +309,12 @@ func (m *datapathMaps) Close() error {
 		m.Counters,
 		m.Flows,
 		m.FreeSlots,
+		m.FreeTcpSlots,
+		m.HandshakeTags,
 		m.Handshakes,
 		m.Samples,
 		m.Slots,
+		m.Syns,
 	)
 }
 
@@ -296,13 +322,14 @@ func (m *datapathMaps) Close() error {
 //
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathVariables struct {
-	BlockFilter      *ebpf.Variable `ebpf:"block_filter"`
-	CfgHandshakeMask *ebpf.Variable `ebpf:"cfg_handshake_mask"`
-	CfgHashSeed      *ebpf.Variable `ebpf:"cfg_hash_seed"`
-	CfgIdleNs        *ebpf.Variable `ebpf:"cfg_idle_ns"`
-	CfgMidStream     *ebpf.Variable `ebpf:"cfg_mid_stream"`
-	CfgRawIp         *ebpf.Variable `ebpf:"cfg_raw_ip"`
-	CfgUdpIdleNs     *ebpf.Variable `ebpf:"cfg_udp_idle_ns"`
+	BlockFilter   *ebpf.Variable `ebpf:"block_filter"`
+	CfgBucketMask *ebpf.Variable `ebpf:"cfg_bucket_mask"`
+	CfgHashSeed   *ebpf.Variable `ebpf:"cfg_hash_seed"`
+	CfgIdleNs     *ebpf.Variable `ebpf:"cfg_idle_ns"`
+	CfgMidStream  *ebpf.Variable `ebpf:"cfg_mid_stream"`
+	CfgRawIp      *ebpf.Variable `ebpf:"cfg_raw_ip"`
+	CfgTcpSlots   *ebpf.Variable `ebpf:"cfg_tcp_slots"`
+	CfgUdpIdleNs  *ebpf.Variable `ebpf:"cfg_udp_idle_ns"`
 }
 
 // datapathPrograms contains all programs after they have been loaded into the kernel.

@@ -62,34 +62,20 @@ func loadKernel(t testing.TB, c config) *kernel {
 	set(datapathVarCfgUdpIdleNs, uint64(c.udpIdle))
 	set(datapathVarCfgRawIp, c.rawIP)
 	set(datapathVarCfgMidStream, c.midStream)
-	for _, name := range []string{datapathMapSlots, datapathMapFreeSlots, datapathMapCollecting} {
-		spec.Maps[name].MaxEntries = c.slots
-	}
-	spec.Maps[datapathMapFlows].MaxEntries = 1024 // small ones load faster
-	spec.Maps[datapathMapHandshakes].MaxEntries = 1024
-	spec.Maps[datapathMapBlocked].MaxEntries = 1024
-	if c.flows != 0 {
-		spec.Maps[datapathMapFlows].MaxEntries = c.flows
-	}
-	if c.handshakes != 0 {
-		spec.Maps[datapathMapHandshakes].MaxEntries = c.handshakes
-	}
-	set(datapathVarCfgHandshakeMask, spec.Maps[datapathMapHandshakes].MaxEntries-1)
-	if c.ring != 0 {
-		spec.Maps[datapathMapSamples].MaxEntries = c.ring
-	}
-	if c.blocked != 0 {
-		spec.Maps[datapathMapBlocked].MaxEntries = c.blocked
+	sizes := Sizes{Flows: 1024, Blocked: 1024, Handshakes: 1024} // small ones load faster
+	sizes.apply(spec)
+	sizes = Sizes{Flows: c.flows, Blocked: c.blocked, Handshakes: c.handshakes, Collecting: c.slots, RingBytes: c.ring}
+	sizes.apply(spec)
+	if err := setSizes(spec); err != nil {
+		t.Fatal(err)
 	}
 	coll, err := ebpf.NewCollection(spec)
 	if err != nil {
 		t.Fatal(loadError(err))
 	}
 	t.Cleanup(coll.Close)
-	for i := range c.slots {
-		if err := coll.Maps[datapathMapFreeSlots].Update(nil, i, ebpf.UpdateAny); err != nil {
-			t.Fatal(err)
-		}
+	if err := fillSlots(coll.Maps); err != nil {
+		t.Fatal(err)
 	}
 	ring, err := ringbuf.NewReader(coll.Maps[datapathMapSamples])
 	if err != nil {
@@ -120,6 +106,39 @@ const (
 	ingress entry = datapathProgEdIngress
 	egress  entry = datapathProgEdEgress
 )
+
+// emptied returns k for the test t, with nothing left of what earlier tests did with it:
+// loading the programs anew takes much longer, above all on an emulated kernel.
+func (k *kernel) emptied(t testing.TB) *kernel {
+	t.Helper()
+	k = &kernel{t: t, coll: k.coll, Tables: k.Tables, ring: k.ring}
+	k.samples()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{datapathMapFlows, datapathMapCollecting, datapathMapBlocked} {
+		m := k.coll.Maps[name]
+		var key datapathFlowKey
+		for m.NextKey(nil, &key) == nil {
+			must(m.Delete(&key))
+		}
+	}
+	tags := k.coll.Maps[datapathMapHandshakeTags]
+	for i := range tags.MaxEntries() {
+		must(tags.Update(i, &datapathHandshakeBucket{}, ebpf.UpdateAny))
+	}
+	for _, name := range []string{datapathMapFreeSlots, datapathMapFreeTcpSlots} {
+		var id uint32
+		for k.coll.Maps[name].LookupAndDelete(nil, &id) == nil { // an empty queue is an error
+		}
+	}
+	must(fillSlots(k.coll.Maps))
+	must(k.coll.Maps[datapathMapCounters].Update(uint32(0), make([]datapathCounts, ebpf.MustPossibleCPU()), ebpf.UpdateAny))
+	return k
+}
 
 // run passes a frame through a hook and reports whether it was dropped.
 func (k *kernel) run(e entry, frame []byte) (dropped bool) {
@@ -635,6 +654,10 @@ func TestPackets(t *testing.T) {
 			tests = append(tests, row{name: cut.name + " frames that end in the last header", frames: long, counts: map[string]uint64{"malformed": uint64(len(long))}})
 		}
 	}
+	kernels := map[bool]*kernel{}
+	for _, midStream := range []bool{false, true} {
+		kernels[midStream] = loadKernel(t, config{midStream: midStream})
+	}
 	for _, tt := range tests {
 		wantAssembly := assemble(tt.frames, tt.midStream)
 		for _, e := range []entry{ingress, egress} {
@@ -642,7 +665,7 @@ func TestPackets(t *testing.T) {
 				continue
 			}
 			t.Run(tt.name+"/"+string(e), func(t *testing.T) {
-				k := loadKernel(t, config{midStream: tt.midStream})
+				k := kernels[tt.midStream].emptied(t)
 				for _, frame := range tt.frames {
 					if k.run(e, frame) {
 						t.Error("a packet was dropped")

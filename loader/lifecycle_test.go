@@ -17,6 +17,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
+	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -61,6 +62,27 @@ func inNamespace(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// A driver that takes either kind of VLAN tag out of what it receives is found out.
+func TestStripsVLANs(t *testing.T) {
+	inNamespace(t)
+	tool, err := ethtool.NewEthtool()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tool.Close()
+	for _, tt := range []struct{ ctag, stag, want bool }{{false, false, false}, {true, false, true}, {false, true, true}, {true, true, true}} {
+		if err := tool.Change("v0", map[string]bool{"rx-vlan-hw-parse": tt.ctag, "rx-vlan-stag-hw-parse": tt.stag}); err != nil {
+			t.Fatal(err)
+		}
+		if got := stripsVLANs("v0"); got != tt.want {
+			t.Errorf("802.1Q %v, 802.1ad %v: strips is %v", tt.ctag, tt.stag, got)
+		}
+	}
+	if stripsVLANs("lacking") {
+		t.Error("an interface that is not there strips tags")
+	}
 }
 
 func attach(t *testing.T, opts Options) *DataPath {

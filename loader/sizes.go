@@ -25,17 +25,27 @@ type Sizes struct {
 type sizeOption struct {
 	name       string
 	field      func(*Sizes) *uint32
-	maps       []string
+	maps       []sizedMap
 	least, max uint32
 }
 
+// sizedMap is a map that has one entry for so many of what its option counts.
+type sizedMap struct {
+	name string
+	per  uint32
+}
+
+// handshakeWays is HANDSHAKE_WAYS of bpf/maps.h.
+const handshakeWays = 16
+
 var sizeOptions = []sizeOption{
-	{"flows", func(s *Sizes) *uint32 { return &s.Flows }, []string{datapathMapFlows}, 1024, 1 << 26},
-	{"blocked", func(s *Sizes) *uint32 { return &s.Blocked }, []string{datapathMapBlocked}, 16, 1 << 24},
-	{"handshakes", func(s *Sizes) *uint32 { return &s.Handshakes }, []string{datapathMapHandshakes}, 1024, 1 << 22},
+	{"flows", func(s *Sizes) *uint32 { return &s.Flows }, []sizedMap{{datapathMapFlows, 1}}, 1024, 1 << 26},
+	{"blocked", func(s *Sizes) *uint32 { return &s.Blocked }, []sizedMap{{datapathMapBlocked, 1}}, 16, 1 << 24},
+	{"handshakes", func(s *Sizes) *uint32 { return &s.Handshakes },
+		[]sizedMap{{datapathMapHandshakes, 1}, {datapathMapSyns, 1}, {datapathMapHandshakeTags, handshakeWays}}, 1024, 1 << 22},
 	{"collecting", func(s *Sizes) *uint32 { return &s.Collecting },
-		[]string{datapathMapCollecting, datapathMapSlots, datapathMapFreeSlots}, 16, 1 << 20},
-	{"ring bytes", func(s *Sizes) *uint32 { return &s.RingBytes }, []string{datapathMapSamples}, 64 << 10, 1 << 30},
+		[]sizedMap{{datapathMapSlots, 1}, {datapathMapCollecting, 1}, {datapathMapFreeSlots, 1}, {datapathMapFreeTcpSlots, 1}}, 16, 1 << 20},
+	{"ring bytes", func(s *Sizes) *uint32 { return &s.RingBytes }, []sizedMap{{datapathMapSamples, 1}}, 64 << 10, 1 << 30},
 }
 
 // check refuses sizes that are out of bounds and rounds up what has to be a power of
@@ -59,8 +69,8 @@ func (s *Sizes) check() error {
 func (s *Sizes) apply(spec *ebpf.CollectionSpec) {
 	for _, o := range sizeOptions {
 		if n := *o.field(s); n != 0 {
-			for _, name := range o.maps {
-				spec.Maps[name].MaxEntries = n
+			for _, m := range o.maps {
+				spec.Maps[m.name].MaxEntries = n / m.per
 			}
 		}
 	}
@@ -71,17 +81,52 @@ func (s *Sizes) apply(spec *ebpf.CollectionSpec) {
 func (s *Sizes) follow(spec *ebpf.CollectionSpec, name string, pinned *ebpf.Map) {
 	for _, o := range sizeOptions {
 		for _, sized := range o.maps {
-			if sized == name && *o.field(s) == 0 {
+			if sized.name == name && *o.field(s) == 0 {
 				spec.Maps[name].MaxEntries = pinned.MaxEntries()
 			}
 		}
 	}
 }
 
+// setSizes tells the programs those sizes that they reckon with.
+func setSizes(spec *ebpf.CollectionSpec) error {
+	buckets := spec.Maps[datapathMapHandshakeTags].MaxEntries
+	if buckets == 0 || buckets&(buckets-1) != 0 {
+		return fmt.Errorf("size of map handshake_tags is %d, not a power of two", buckets)
+	}
+	for name, value := range map[string]uint32{
+		datapathVarCfgBucketMask: buckets - 1,
+		datapathVarCfgTcpSlots:   tcpSlots(spec.Maps[datapathMapSlots].MaxEntries),
+	} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// tcpSlots is how many of the slots UDP flows don't get.
+func tcpSlots(slots uint32) uint32 { return slots / 4 }
+
+// fillSlots puts the numbers of all slots into their queues.
+func fillSlots(maps map[string]*ebpf.Map) error {
+	slots := maps[datapathMapSlots].MaxEntries()
+	for i := range slots {
+		name := datapathMapFreeSlots
+		if i < tcpSlots(slots) {
+			name = datapathMapFreeTcpSlots
+		}
+		if err := maps[name].Update(nil, i, ebpf.UpdateAny); err != nil {
+			return fmt.Errorf("fill map %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
 // sizesOf reads the sizes out of the objects.
 func sizesOf(spec *ebpf.CollectionSpec) (s Sizes) {
 	for _, o := range sizeOptions {
-		*o.field(&s) = spec.Maps[o.maps[0]].MaxEntries
+		*o.field(&s) = spec.Maps[o.maps[0].name].MaxEntries
 	}
 	return s
 }

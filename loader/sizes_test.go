@@ -82,15 +82,15 @@ func TestSizesAreAdoptedOrReplaceWhatIsPinned(t *testing.T) {
 			if !tt.adopted && !strings.Contains(d.Info.Replaced, "MaxEntries") {
 				t.Errorf("replaced without saying that a size changed: %q", d.Info.Replaced)
 			}
-			v := d.coll.Variables[datapathVarCfgHandshakeMask]
+			v := d.coll.Variables[datapathVarCfgBucketMask]
 			var mask uint32
-			if err := v.Get(&mask); err != nil || mask != tt.end.Handshakes-1 {
+			if err := v.Get(&mask); err != nil || mask != tt.end.Handshakes/handshakeWays-1 {
 				t.Errorf("mask %d of %d handshakes, %v", mask, tt.end.Handshakes, err)
 			}
 			for _, o := range sizeOptions {
-				for _, name := range o.maps {
-					if got, want := d.coll.Maps[name].MaxEntries(), *o.field(&tt.end); got != want {
-						t.Errorf("map %s has %d entries, want %d", name, got, want)
+				for _, m := range o.maps {
+					if got, want := d.coll.Maps[m.name].MaxEntries(), *o.field(&tt.end)/m.per; got != want {
+						t.Errorf("map %s has %d entries, want %d", m.name, got, want)
 					}
 				}
 			}

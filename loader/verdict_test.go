@@ -354,6 +354,87 @@ func TestSYNFloodPushesOutHandshakesOnly(t *testing.T) {
 	}
 }
 
+// A handshake outlives a flood that is a little smaller than its table, wherever the
+// flood's flows fall, and one whose initiator has answered outlives all but a SYN that
+// has its tag, too: one of 65536 that fall into its bucket, here one in 400 flows.
+func TestFloodTakesOldestHandshakesFirst(t *testing.T) {
+	const table = 4096
+	packet := func(i int, flags byte, payload int) []byte {
+		p := up(flags, payload)
+		binary.BigEndian.PutUint32(p[26:], uint32(0x0a000000+i))
+		return p
+	}
+	for _, tt := range []struct {
+		name     string
+		answered bool
+		flood    int
+		least    int // of 100 flows
+	}{
+		{"half open, a flood of half the table", false, table / 2, 99},
+		{"half open, a flood of ten tables", false, 10 * table, 0},
+		{"answered, a flood of ten tables", true, 10 * table, 97},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			k := loadKernel(t, config{handshakes: table, slots: 256})
+			const flows = 100
+			for i := range flows {
+				k.run(ingress, packet(i, f.SYN, 0))
+				if tt.answered {
+					k.run(ingress, packet(i, f.ACK, 0))
+				}
+			}
+			flood := up(f.SYN, 0)
+			for i := range tt.flood {
+				binary.BigEndian.PutUint32(flood[26:], uint32(0x0b000000+i))
+				k.run(ingress, flood)
+			}
+			for i := range flows {
+				k.run(ingress, packet(i, f.ACK, 1200))
+			}
+			got := len(k.samples())
+			if got < tt.least || tt.least == 0 && got > flows/20 {
+				t.Errorf("%d of %d flows are identified, want %d at least", got, flows, tt.least)
+			}
+		})
+	}
+}
+
+// Datagrams of ever new sources take all slots but those that TCP flows have for
+// themselves.
+func TestUDPFloodLeavesSlotsToTCP(t *testing.T) {
+	const slots = 64
+	k := loadKernel(t, config{slots: slots})
+	flood := udp(true, 100)
+	for i := range 2 * slots {
+		binary.BigEndian.PutUint32(flood[26:], uint32(0x0b000000+i))
+		k.run(ingress, flood)
+	}
+	if c := k.counts()["slots_full"]; c != 2*slots-(slots-slots/4) {
+		t.Errorf("%d datagrams were refused", c)
+	}
+	for range 2 { // what a TCP flow gives back is there for the next
+		for i := range slots / 4 {
+			tcp := func(flags byte, payload int) {
+				p := up(flags, payload)
+				binary.BigEndian.PutUint32(p[26:], uint32(0x0c000000+i))
+				k.run(ingress, p)
+			}
+			tcp(f.SYN, 0)
+			tcp(f.ACK, 100)
+			tcp(f.ACK, 1200)
+		}
+		if got := len(k.samples()); got != slots/4 {
+			t.Errorf("%d samples, want %d", got, slots/4)
+		}
+	}
+	if c := k.counts()["slots_full"]; c != 2*slots-(slots-slots/4) {
+		t.Errorf("TCP flows were refused, too: %d", c)
+	}
+	if o, err := k.Occupancy(); err != nil || o.Collecting != slots-slots/4 {
+		t.Errorf("%+v, %v: want the flood's flows collecting", o, err)
+	}
+}
+
 // Both hooks of one flow at the same time on two CPUs: every packet's bytes are
 // its own, and the capture is handed over once.
 func TestConcurrentHooks(t *testing.T) {

@@ -99,14 +99,10 @@ type floorFlowKey struct {
 }
 
 type floorHandshake struct {
-	_             structs.HostLayout
-	Busy          uint32
-	InitiatorIsLo uint32
-	StartNs       uint64
-	Key           floorFlowKey
-	Bytes         uint16
-	PacketCount   uint16
-	Packets       [8]struct {
+	_           structs.HostLayout
+	Bytes       uint16
+	PacketCount uint16
+	Packets     [8]struct {
 		_             structs.HostLayout
 		WireLen       uint32
 		TimeUs        uint32
@@ -114,7 +110,13 @@ type floorHandshake struct {
 		FromInitiator uint8
 		Pad           uint8
 	}
+	_    [4]byte
 	Data [560]uint8
+}
+
+type floorHandshakeBucket struct {
+	_    structs.HostLayout
+	Word [16]uint32
 }
 
 type floorSlot struct {
@@ -152,34 +154,51 @@ type floorSlotRef struct {
 	Generation uint32
 }
 
+type floorSyn struct {
+	_             structs.HostLayout
+	StartNs       uint64
+	Key           floorFlowKey
+	InitiatorIsLo uint8
+	Answered      uint8
+	Bytes         uint16
+	Frame         [176]uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	floorMapAttachment       = "attachment"
-	floorMapBlocked          = "blocked"
-	floorMapCollecting       = "collecting"
-	floorMapCounters         = "counters"
-	floorMapFloorFlows       = "floor_flows"
-	floorMapFlows            = "flows"
-	floorMapFreeSlots        = "free_slots"
-	floorMapHandshakes       = "handshakes"
-	floorMapSamples          = "samples"
-	floorMapSlots            = "slots"
-	floorProgBenchPacket     = "bench_packet"
-	floorProgEdEgress        = "ed_egress"
-	floorProgEdIngress       = "ed_ingress"
-	floorProgEdSweep         = "ed_sweep"
-	floorProgFloorDrop       = "floor_drop"
-	floorProgFloorPass       = "floor_pass"
-	floorVarBenchNumber      = "bench_number"
-	floorVarBlockFilter      = "block_filter"
-	floorVarCfgHandshakeMask = "cfg_handshake_mask"
-	floorVarCfgHashSeed      = "cfg_hash_seed"
-	floorVarCfgIdleNs        = "cfg_idle_ns"
-	floorVarCfgMidStream     = "cfg_mid_stream"
-	floorVarCfgRawIp         = "cfg_raw_ip"
-	floorVarCfgUdpIdleNs     = "cfg_udp_idle_ns"
+	floorMapAttachment    = "attachment"
+	floorMapBlocked       = "blocked"
+	floorMapCollecting    = "collecting"
+	floorMapCounters      = "counters"
+	floorMapFloorFlows    = "floor_flows"
+	floorMapFlows         = "flows"
+	floorMapFreeSlots     = "free_slots"
+	floorMapFreeTcpSlots  = "free_tcp_slots"
+	floorMapHandshakeTags = "handshake_tags"
+	floorMapHandshakes    = "handshakes"
+	floorMapSamples       = "samples"
+	floorMapSlots         = "slots"
+	floorMapSyns          = "syns"
+	floorProgBenchJoin    = "bench_join"
+	floorProgBenchPacket  = "bench_packet"
+	floorProgEdEgress     = "ed_egress"
+	floorProgEdIngress    = "ed_ingress"
+	floorProgEdSweep      = "ed_sweep"
+	floorProgFloorDrop    = "floor_drop"
+	floorProgFloorInsert  = "floor_insert"
+	floorProgFloorPass    = "floor_pass"
+	floorVarBenchNumber   = "bench_number"
+	floorVarBenchSlot     = "bench_slot"
+	floorVarBlockFilter   = "block_filter"
+	floorVarCfgBucketMask = "cfg_bucket_mask"
+	floorVarCfgHashSeed   = "cfg_hash_seed"
+	floorVarCfgIdleNs     = "cfg_idle_ns"
+	floorVarCfgMidStream  = "cfg_mid_stream"
+	floorVarCfgRawIp      = "cfg_raw_ip"
+	floorVarCfgTcpSlots   = "cfg_tcp_slots"
+	floorVarCfgUdpIdleNs  = "cfg_udp_idle_ns"
 )
 
 // loadFloor returns the embedded CollectionSpec for floor.
@@ -224,11 +243,13 @@ type floorSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type floorProgramSpecs struct {
+	BenchJoin   *ebpf.ProgramSpec `ebpf:"bench_join"`
 	BenchPacket *ebpf.ProgramSpec `ebpf:"bench_packet"`
 	EdEgress    *ebpf.ProgramSpec `ebpf:"ed_egress"`
 	EdIngress   *ebpf.ProgramSpec `ebpf:"ed_ingress"`
 	EdSweep     *ebpf.ProgramSpec `ebpf:"ed_sweep"`
 	FloorDrop   *ebpf.ProgramSpec `ebpf:"floor_drop"`
+	FloorInsert *ebpf.ProgramSpec `ebpf:"floor_insert"`
 	FloorPass   *ebpf.ProgramSpec `ebpf:"floor_pass"`
 }
 
@@ -236,30 +257,35 @@ type floorProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type floorMapSpecs struct {
-	Attachment *ebpf.MapSpec `ebpf:"attachment"`
-	Blocked    *ebpf.MapSpec `ebpf:"blocked"`
-	Collecting *ebpf.MapSpec `ebpf:"collecting"`
-	Counters   *ebpf.MapSpec `ebpf:"counters"`
-	FloorFlows *ebpf.MapSpec `ebpf:"floor_flows"`
-	Flows      *ebpf.MapSpec `ebpf:"flows"`
-	FreeSlots  *ebpf.MapSpec `ebpf:"free_slots"`
-	Handshakes *ebpf.MapSpec `ebpf:"handshakes"`
-	Samples    *ebpf.MapSpec `ebpf:"samples"`
-	Slots      *ebpf.MapSpec `ebpf:"slots"`
+	Attachment    *ebpf.MapSpec `ebpf:"attachment"`
+	Blocked       *ebpf.MapSpec `ebpf:"blocked"`
+	Collecting    *ebpf.MapSpec `ebpf:"collecting"`
+	Counters      *ebpf.MapSpec `ebpf:"counters"`
+	FloorFlows    *ebpf.MapSpec `ebpf:"floor_flows"`
+	Flows         *ebpf.MapSpec `ebpf:"flows"`
+	FreeSlots     *ebpf.MapSpec `ebpf:"free_slots"`
+	FreeTcpSlots  *ebpf.MapSpec `ebpf:"free_tcp_slots"`
+	HandshakeTags *ebpf.MapSpec `ebpf:"handshake_tags"`
+	Handshakes    *ebpf.MapSpec `ebpf:"handshakes"`
+	Samples       *ebpf.MapSpec `ebpf:"samples"`
+	Slots         *ebpf.MapSpec `ebpf:"slots"`
+	Syns          *ebpf.MapSpec `ebpf:"syns"`
 }
 
 // floorVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type floorVariableSpecs struct {
-	BenchNumber      *ebpf.VariableSpec `ebpf:"bench_number"`
-	BlockFilter      *ebpf.VariableSpec `ebpf:"block_filter"`
-	CfgHandshakeMask *ebpf.VariableSpec `ebpf:"cfg_handshake_mask"`
-	CfgHashSeed      *ebpf.VariableSpec `ebpf:"cfg_hash_seed"`
-	CfgIdleNs        *ebpf.VariableSpec `ebpf:"cfg_idle_ns"`
-	CfgMidStream     *ebpf.VariableSpec `ebpf:"cfg_mid_stream"`
-	CfgRawIp         *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
-	CfgUdpIdleNs     *ebpf.VariableSpec `ebpf:"cfg_udp_idle_ns"`
+	BenchNumber   *ebpf.VariableSpec `ebpf:"bench_number"`
+	BenchSlot     *ebpf.VariableSpec `ebpf:"bench_slot"`
+	BlockFilter   *ebpf.VariableSpec `ebpf:"block_filter"`
+	CfgBucketMask *ebpf.VariableSpec `ebpf:"cfg_bucket_mask"`
+	CfgHashSeed   *ebpf.VariableSpec `ebpf:"cfg_hash_seed"`
+	CfgIdleNs     *ebpf.VariableSpec `ebpf:"cfg_idle_ns"`
+	CfgMidStream  *ebpf.VariableSpec `ebpf:"cfg_mid_stream"`
+	CfgRawIp      *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
+	CfgTcpSlots   *ebpf.VariableSpec `ebpf:"cfg_tcp_slots"`
+	CfgUdpIdleNs  *ebpf.VariableSpec `ebpf:"cfg_udp_idle_ns"`
 }
 
 // floorObjects contains all objects after they have been loaded into the kernel.
@@ -282,16 +308,19 @@ func (o *floorObjects) Close() error {
 //
 // It can be passed to loadFloorObjects or ebpf.CollectionSpec.LoadAndAssign.
 type floorMaps struct {
-	Attachment *ebpf.Map `ebpf:"attachment"`
-	Blocked    *ebpf.Map `ebpf:"blocked"`
-	Collecting *ebpf.Map `ebpf:"collecting"`
-	Counters   *ebpf.Map `ebpf:"counters"`
-	FloorFlows *ebpf.Map `ebpf:"floor_flows"`
-	Flows      *ebpf.Map `ebpf:"flows"`
-	FreeSlots  *ebpf.Map `ebpf:"free_slots"`
-	Handshakes *ebpf.Map `ebpf:"handshakes"`
-	Samples    *ebpf.Map `ebpf:"samples"`
-	Slots      *ebpf.Map `ebpf:"slots"`
+	Attachment    *ebpf.Map `ebpf:"attachment"`
+	Blocked       *ebpf.Map `ebpf:"blocked"`
+	Collecting    *ebpf.Map `ebpf:"collecting"`
+	Counters      *ebpf.Map `ebpf:"counters"`
+	FloorFlows    *ebpf.Map `ebpf:"floor_flows"`
+	Flows         *ebpf.Map `ebpf:"flows"`
+	FreeSlots     *ebpf.Map `ebpf:"free_slots"`
+	FreeTcpSlots  *ebpf.Map `ebpf:"free_tcp_slots"`
+	HandshakeTags *ebpf.Map `ebpf:"handshake_tags"`
+	Handshakes    *ebpf.Map `ebpf:"handshakes"`
+	Samples       *ebpf.Map `ebpf:"samples"`
+	Slots         *ebpf.Map `ebpf:"slots"`
+	Syns          *ebpf.Map `ebpf:"syns"`
 }
 
 func (m *floorMaps) Close() error {
@@ -303,9 +332,12 @@ func (m *floorMaps) Close() error {
 		m.FloorFlows,
 		m.Flows,
 		m.FreeSlots,
+		m.FreeTcpSlots,
+		m.HandshakeTags,
 		m.Handshakes,
 		m.Samples,
 		m.Slots,
+		m.Syns,
 	)
 }
 
@@ -313,35 +345,41 @@ func (m *floorMaps) Close() error {
 //
 // It can be passed to loadFloorObjects or ebpf.CollectionSpec.LoadAndAssign.
 type floorVariables struct {
-	BenchNumber      *ebpf.Variable `ebpf:"bench_number"`
-	BlockFilter      *ebpf.Variable `ebpf:"block_filter"`
-	CfgHandshakeMask *ebpf.Variable `ebpf:"cfg_handshake_mask"`
-	CfgHashSeed      *ebpf.Variable `ebpf:"cfg_hash_seed"`
-	CfgIdleNs        *ebpf.Variable `ebpf:"cfg_idle_ns"`
-	CfgMidStream     *ebpf.Variable `ebpf:"cfg_mid_stream"`
-	CfgRawIp         *ebpf.Variable `ebpf:"cfg_raw_ip"`
-	CfgUdpIdleNs     *ebpf.Variable `ebpf:"cfg_udp_idle_ns"`
+	BenchNumber   *ebpf.Variable `ebpf:"bench_number"`
+	BenchSlot     *ebpf.Variable `ebpf:"bench_slot"`
+	BlockFilter   *ebpf.Variable `ebpf:"block_filter"`
+	CfgBucketMask *ebpf.Variable `ebpf:"cfg_bucket_mask"`
+	CfgHashSeed   *ebpf.Variable `ebpf:"cfg_hash_seed"`
+	CfgIdleNs     *ebpf.Variable `ebpf:"cfg_idle_ns"`
+	CfgMidStream  *ebpf.Variable `ebpf:"cfg_mid_stream"`
+	CfgRawIp      *ebpf.Variable `ebpf:"cfg_raw_ip"`
+	CfgTcpSlots   *ebpf.Variable `ebpf:"cfg_tcp_slots"`
+	CfgUdpIdleNs  *ebpf.Variable `ebpf:"cfg_udp_idle_ns"`
 }
 
 // floorPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadFloorObjects or ebpf.CollectionSpec.LoadAndAssign.
 type floorPrograms struct {
+	BenchJoin   *ebpf.Program `ebpf:"bench_join"`
 	BenchPacket *ebpf.Program `ebpf:"bench_packet"`
 	EdEgress    *ebpf.Program `ebpf:"ed_egress"`
 	EdIngress   *ebpf.Program `ebpf:"ed_ingress"`
 	EdSweep     *ebpf.Program `ebpf:"ed_sweep"`
 	FloorDrop   *ebpf.Program `ebpf:"floor_drop"`
+	FloorInsert *ebpf.Program `ebpf:"floor_insert"`
 	FloorPass   *ebpf.Program `ebpf:"floor_pass"`
 }
 
 func (p *floorPrograms) Close() error {
 	return _FloorClose(
+		p.BenchJoin,
 		p.BenchPacket,
 		p.EdEgress,
 		p.EdIngress,
 		p.EdSweep,
 		p.FloorDrop,
+		p.FloorInsert,
 		p.FloorPass,
 	)
 }

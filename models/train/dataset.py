@@ -525,7 +525,28 @@ def training_images(data, indices, channels, recipe, cut_share, rng, pool):
             streams = np.take_along_axis(data.planes()[0][donor].reshape(-1, 2, STREAM), place, axis=2)
             streams = np.where(np.arange(STREAM) < used[:, :, None], streams, 0)
             out[which, channels.index("streams")] = streams.reshape(-1, BYTES)
+        ordinary = mixed | (data.label[real] == BACKGROUND) & (data.kind[real] != "random-like") & ~noise
+        which = np.flatnonzero(ordinary & (rng.random(n) < SCRAMBLED))
+        if len(which):
+            used = payload_bytes(data.payloads(), real[which], np.where(cut[which], ends[which], BYTES))
+            out[which, channels.index("streams")] = scrambled(out[which, channels.index("streams")], used, rng)
     return out
+
+
+# Share of the ordinary background in which bytes change their places.
+SCRAMBLED = 0.3
+
+
+def scrambled(streams, used, rng):
+    """Streams [n, 1024] in which up to 60 % of each flow's bytes are replaced by
+    others of the same side, so that what is ordinary is not known by its exact
+    words. used: bytes of the sides, [n, 2]."""
+    streams = streams.reshape(-1, 2, STREAM)
+    used = np.clip(used, 1, STREAM)[:, :, None]
+    place = np.arange(STREAM)
+    other = (rng.random(streams.shape, dtype=np.float32) * used).astype(np.int64)
+    move = (rng.random(streams.shape, dtype=np.float32) < 0.6 * rng.random((len(streams), 1, 1))) & (place < used)
+    return np.take_along_axis(streams, np.where(move, other, place), axis=2).reshape(-1, BYTES)
 
 
 def cut_payloads(payloads, indices, ends):

@@ -154,10 +154,10 @@ def calibrate(logits, truth, classes):
 
 
 def allowed(total, budget):
-    """How many of total background flows a rule may take on the validation part:
-    as many as budget lets through, and no more than one flow less where that
-    is few: the flow that comes next must not break the budget by itself."""
-    return max(0, math.floor(budget * total) - 1) if budget * total < 10 else math.floor(budget * total)
+    """How many of total background flows of the validation part a rule may take:
+    as many as the budget lets through, rounded down, and none where that is
+    less than one. What share that stands for is the matter of an interval."""
+    return math.floor(budget * total)
 
 
 def threshold_for(p, budget):

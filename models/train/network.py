@@ -85,6 +85,18 @@ def length_features():
     return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
 
 
+def byte_features():
+    """float32 [257, BYTE_SIZE]: what the network begins with to know of a byte,
+    the value one less than the index: its bits set, whether it is printable,
+    a letter, a digit or 0, and how large it is. Index 0 is no byte."""
+    n = np.arange(256)
+    ones = np.array([bin(v).count("1") for v in n]) - 4.0
+    letter = ((n | 32) >= ord("a")) & ((n | 32) <= ord("z"))
+    columns = [ones / np.sqrt(2), (ones ** 2 - 2) / 2, (n >= 32) & (n < 127), letter, (n >= 48) & (n < 58), n == 0,
+               n >= 128, n / 128 - 1]
+    return torch.from_numpy(np.vstack([np.zeros(BYTE_SIZE), np.stack(columns, axis=1)]).astype(np.float32))
+
+
 class Lengths(nn.Module):
     """A table of vectors, one for each direction and length: a linear function
     of length_features and what is learnt about single lengths."""
@@ -123,12 +135,13 @@ class CompactNet(nn.Module):
         super().__init__()
         # What is folded gives the same logits, faster, and learns no more.
         self.lengths = nn.Embedding(2 * LENGTHS, LENGTH_SIZE) if folded else Lengths()
-        self.bytes = nn.Embedding(257, BYTE_SIZE)   # 0: behind the end
+        self.bytes = nn.Embedding(257, BYTE_SIZE, _weight=byte_features())   # 0: behind the end
         self.rows = nn.Linear((PACKETS + MESSAGES) * (LENGTH_SIZE + 4), 256)
         self.first = nn.Linear(2 * FIRST * BYTE_SIZE, 96)
         self.chunk = nn.Linear(CHUNK * BYTE_SIZE, 16)
         self.chunks = nn.Linear(2 * STREAM // CHUNK * 16, 64)
-        self.mix = nn.Linear(256 + 96 + 64, 192)
+        self.means = nn.Linear(2 * BYTE_SIZE, 32)
+        self.mix = nn.Linear(256 + 96 + 64 + 32, 192)
         self.hidden = nn.Linear(192, 128)
         self.out = nn.Linear(128, labels)
         self.dropout = nn.Dropout(dropout)
@@ -167,7 +180,9 @@ class CompactNet(nn.Module):
         chunks = torch.relu(self.chunk(vectors.reshape(-1, CHUNK * BYTE_SIZE)))
         chunks = chunks.reshape(-1, 2 * STREAM // CHUNK * 16)
         first = vectors[:, :, :FIRST].reshape(-1, 2 * FIRST * BYTE_SIZE)
+        means = (vectors.sum(dim=2) / torch.clamp(used, 1, STREAM)).reshape(-1, 2 * BYTE_SIZE)
         x = [layer(self.dropout(x)) for layer, x in ((self.rows, rows), (self.first, first), (self.chunks, chunks))]
+        x.append(self.means(means))
         x = torch.relu(self.mix(self.dropout(torch.relu(torch.cat(x, dim=1)))))
         return self.out(self.dropout(torch.relu(self.hidden(x))))
 

@@ -191,6 +191,7 @@ def figures_of(logits, data, indices, labels, temperature, thresholds, together,
     of = lambda hit, among: share((hit & among).sum(), among.sum())
     figures["false_positives_ordinary"] = of(taken, ordinary)
     figures["told_apart"] = {"all": of(likelier == truth, wanted), "taken": of(likelier == truth, wanted & taken)}
+    figures["by_class_apart"] = {label: of(likelier == truth, truth == k) for k, label in enumerate(labels[1:], 1)}
     columns = [*labels[1:], *sorted(set(kinds[~wanted]))]
     figures["sums"] = {f"{t:g}": {"ordinary": of(wanted_sum(p) >= t, ordinary),
                                   **{k: of(wanted_sum(p) >= t, kinds == k) for k in columns}}
@@ -293,30 +294,47 @@ def report(figures, labels, thresholds):
 
 WHAT = {
     "paper": "The network of the paper's Table 2 (five convolutions, three full layers).",
-    "compact": "A small network over the lengths and directions of the packets with payload, and the bytes of that payload.",
+    "compact": ("A small network over the payload of a flow: whose packets carry it, in what order and how long exactly, and "
+                "the bytes themselves. It sees no header and no time."),
+}
+
+TRAINING = {
+    "paper": """\
+Half of an epoch is background, with images of uniformly random bytes in the ratio {ratio:.3f} to the real ones (the paper's
+approximate completeness); {captures:.0%} of the real ones are from captures of others. The bytes under the mask are drawn anew
+every time. {cut:.0%} of the images are cut at a random place.""",
+    "compact": """\
+To the cross-entropy of the class is added, weighed by {any_weight}, that of "a wanted class or not". Half of an epoch is
+background; of the real background {captures:.0%} are captures of others, and of the lab's {hard:.0%} are flows that were made to look
+random. In the ratio {ratio:.3f} to the real ones there is made-up background: the packets of some background with random bytes in
+them, and the packets of any flow with the bytes of an ordinary one. The payload of flows that are random from the first byte
+on is drawn anew every time. In {scrambled:.0%} of the ordinary background bytes change their places. {cut:.0%} of the captures are cut at
+a random place.""",
 }
 
 CARD = """# {name} {version}
 
-{what} It has {parameters} weights. It says of the first
-1024 bytes of a TCP or UDP connection whether they are of one of these classes: {labels}.
+{what}
+It has {parameters} weights. It says of the first 1024 bytes of a TCP or UDP connection whether they are of one
+of these classes: {labels}.
 
 | | |
 | --- | --- |
 | input | 32x32, {channels} |
 | mask | `{mask}` |
 | temperature | {temperature:.4f} |
-| min_confidence of a rule over {wanted} | {together:g} (recommended) |
+| threshold of rules over several classes (`any_threshold`) | {together:g} |
 | thresholds of rules over one class | {thresholds} |
-| unknown below | {unknown:g} |
+| the outcome is `unknown` below | {unknown:g} |
 | training data | {digest} |
 | seed | {seed} |
 | created | {created} |
 
 ## What it is for, and what it is not for
 
-It is a first model, made to carry the whole system from the wire to the verdict. Use it in monitor mode, look at what
-it says about your own traffic, and only then let it drop anything.
+Use it in monitor mode first, look at what it says about your own traffic, and only then let it drop anything: no figure
+below says how often a network's traffic is of which kind, and where tunnels are few, most of what a rule takes can be
+false positives even at 0.1 %.
 
 Do not use it
 - to decide about people: it tells kinds of traffic apart, with the errors below, and nothing about who or why;
@@ -341,14 +359,18 @@ one source of captures) is in one part only.
 ```
 
 Adam, learning rate {lr}, batches of {batch}; cross-entropy; {epochs} epochs of {epoch_samples} samples. The
-weights are averaged over the steps (decay {average}); those of epoch {best_epoch} had the least loss on the validation groups. Half
-of an epoch is background, with images of uniformly random bytes in the ratio {ratio:.3f} to the real ones (the paper's
-approximate completeness); {captures:.0%} of the real ones are from captures of others. The bytes under the mask are drawn anew
-every time. {cut:.0%} of the images are cut at a random place.
+weights are averaged over the steps (decay {average}); those of epoch {best_epoch} had the least loss on the validation groups.
+{training}
 
-Chosen on the validation groups alone: the epoch, the temperature, and the thresholds. A threshold is the least one, but
-at least 0.5, that no more than {allowed} flows of their ordinary background reach ({ordinary} flows; ordinary is all but
-what the lab made to look random; the aim is {budget:.2%}). What is compared with it is the sum of the probabilities of the classes that a rule lists.
+Chosen on the validation groups alone: the epoch, the temperature, the thresholds and the value for `unknown`. A
+threshold is the least one, but at least 0.5, that no more than {allowed} of the {ordinary} flows of their ordinary background reach
+(ordinary is all but what the lab made to look random); that is {rate} of them, and the budget is {budget:.2%}. What is
+compared with it is the sum of the probabilities of the classes that a rule lists. `unknown` is the least probability of
+the most probable class from which on it is right in 99 % of the flows, every class counting the same.
+
+## Which classes a policy may name
+
+{classes}
 
 ## Figures
 
@@ -370,17 +392,37 @@ def card(data, labels, part, model, options, figures, args, created, command, ev
     """The model card."""
     parts, groups = counts_text(data, labels, part)
     return CARD.format(
-        wanted=" and ".join(f"`{v}`" for v in labels[1:]), name=args.name, version=args.model_version,
+        name=args.name, version=args.model_version,
         labels=", ".join(f"`{v}`" for v in labels), mask=model.mask, what=WHAT[options.network],
         channels=", ".join(f"`{c}`" for c in model.channels),
         parameters=f"{sum(p.numel() for p in model.net.parameters()):,}", temperature=model.temperature,
         together=model.any_threshold, unknown=model.unknown,
         thresholds=", ".join(f"{k} {v:g}" for k, v in model.thresholds.items()), digest=data.digest, seed=options.seed,
         created=f"{datetime.date.today()}, {created}", data=parts, parts=groups, command=command, lr=options.lr,
-        epochs=len(model.losses), epoch_samples=options.epoch_samples, best_epoch=model.epoch, ratio=options.random_ratio,
-        cut=options.cut_share, budget=options.false_positives, batch=options.batch, average=options.average,
-        captures=options.captures_share, ordinary=model.choice["ordinary"], allowed=model.choice["allowed"],
+        epochs=len(model.losses), epoch_samples=options.epoch_samples, best_epoch=model.epoch,
+        budget=options.false_positives, batch=options.batch, average=options.average,
+        ordinary=model.choice["ordinary"], allowed=model.choice["allowed"],
+        rate=text_share(share(model.choice["allowed"], model.choice["ordinary"])),
+        training=TRAINING[options.network].format(
+            ratio=options.random_ratio, captures=options.captures_share, cut=options.cut_share, any_weight=options.any_weight,
+            hard=options.random_like_share or 0, scrambled=dataset.SCRAMBLED),
+        classes=classes_text(figures, labels),
         figures=report(figures, labels, model.thresholds), evaluate=evaluate, failures=known_failures(figures, labels))
+
+
+# A class of which less is taken is no more than an experiment.
+USABLE = 0.95
+
+
+def classes_text(figures, labels):
+    """Which classes are good enough for a policy, on the test groups."""
+    at = figures["sums"][f"{figures['min_confidence']:g}"]
+    rows = [[f"`{label}`", text_share(at[label]), text_share(figures["single"][label][label]),
+             text_share(figures["by_class_apart"][label]),
+             "yes" if at[label]["hits"] >= USABLE * at[label]["total"] > 0 else "experimental"] for label in labels[1:]]
+    return (f"A class may be named if at least {USABLE:.0%} of its test flows are taken at the threshold of rules over several "
+            "classes; the others are experimental.\n\n" +
+            table(["class", "taken by a rule over all classes", "by a rule over this class alone", "named rightly", "may be named"], rows))
 
 
 def missed(s):

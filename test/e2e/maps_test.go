@@ -24,14 +24,15 @@ var mapFields = map[string][2][]string{
 	"collecting": {flowKey, {"slot", "generation"}},
 	"counters":   {nil, {"packets_ingress", "dropped_packets", "ring_full"}},
 	"flows":      {flowKey, {"last_ns", "verdict"}},
-	"handshakes": {nil, {"key", "start_ns", "packets", "data"}},
+	"handshakes": {nil, {"bytes", "packet_count", "packets", "data"}},
+	"syns":       {nil, {"key", "start_ns", "frame"}},
 	"slots":      {nil, {"last_ns", "sample"}},
 }
 
 var flowKey = []string{"lo_addr", "hi_addr", "lo_port", "hi_port", "vlan", "proto"}
 
 // Kinds of map that have no keys: bpftool prints no fields of them.
-var keyless = []string{"free_slots", "samples"}
+var keyless = []string{"free_slots", "free_tcp_slots", "samples"}
 
 func TestBpftoolShowsEveryMapByFieldNames(t *testing.T) {
 	t.Parallel()

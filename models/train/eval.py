@@ -59,11 +59,13 @@ def arguments(argv):
                    help="network that experiment1 trains (may be repeated; default compact), others train compact")
     p.add_argument("--flows", type=int, default=6000, metavar="N", help="flows of experiment1 and masks (default %(default)s)")
     p.add_argument("--epochs", type=int, default=8, metavar="N", help="epochs of each training (default %(default)s)")
-    p.add_argument("--epoch-samples", type=int, default=30000, metavar="N",
+    p.add_argument("--epoch-samples", type=int, default=20000, metavar="N",
                    help="samples per epoch where all flows are trained on (default %(default)s)")
     p.add_argument("--run-folds", type=int, default=10, metavar="N",
                    help="how many of experiment1's ten folds are run (default %(default)s)")
     p.add_argument("--folds", type=int, default=5, metavar="N", help="folds of the study groups (default %(default)s)")
+    p.add_argument("--max-minutes", type=float, default=0, metavar="M",
+                   help="implementations: leave out no further program after M minutes (0: no limit)")
     p.add_argument("--budget", type=float, default=0.0005, metavar="P",
                    help="share of ordinary validation background that a threshold may let through (default %(default)s)")
     p.add_argument("--left-out", action="append", default=[], metavar="PROGRAM",
@@ -97,7 +99,7 @@ def main(argv):
     else:
         test, validation = models[0].groups("test"), args.validation_group or models[0].groups("validation")
     part = dataset.split_groups(data, test, validation, args.seed)
-    e = eval_studies.Evaluation(args, data, models, part, eval_report.Store(args.out, data.digest, args.threads))
+    e = eval_studies.Evaluation(args, data, models, part, eval_report.Store(args.out, data.digest))
     for name in args.study:
         STUDIES[name](e)
 

@@ -98,16 +98,24 @@ class Store:
     """Results in a folder, one file per study, data and options. What is there
     is not computed again."""
 
-    def __init__(self, folder, digest, threads):
-        self.folder, self.digest, self.threads = folder, digest, threads
+    def __init__(self, folder, digest):
+        self.folder, self.digest = folder, digest
         os.makedirs(os.path.join(folder, "results"), exist_ok=True)
+
+    def place(self, name, options):
+        """(what a result says of itself, its file)."""
+        told = {"study": name, "options": options, "data": self.digest, "results": RESULTS}
+        key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+        return told, os.path.join(self.folder, "results", f"{name}-{key}.json")
+
+    def has(self, name, options):
+        """Whether get would not compute anything."""
+        return os.path.exists(self.place(name, options)[1])
 
     def get(self, name, options, make):
         """The result of make(), a JSON value, or that of an earlier run with the
         same options, data and code version."""
-        told = {"study": name, "options": options, "data": self.digest, "results": RESULTS}
-        key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
-        path = os.path.join(self.folder, "results", f"{name}-{key}.json")
+        told, path = self.place(name, options)
         if os.path.exists(path):
             with open(path, encoding="utf-8") as f:
                 return json.load(f)["result"]

@@ -573,8 +573,10 @@ def implementations(e):
         p, threshold = tree_model(e, where)
         return share((fit.wanted_sum(p(np.flatnonzero(mask))) >= threshold).sum(), mask.sum())
 
-    pairs = [(label, program) for label in e.labels[1:] for program in sorted(set(e.program[e.data.label == label]))]
-    whole = None
+    # The classes of the bars first, in case the time ends.
+    order = sorted(e.labels[1:], key=lambda label: (label not in PAPER_CLASSES, label))
+    pairs = [(label, program) for label in order for program in sorted(set(e.program[e.data.label == label]))]
+    whole, begun, skipped = None, time.monotonic(), []
     for label, program in pairs:
         mine = (e.data.label == label) & (e.program == program)
         rest = sorted(set(e.program[e.data.label == label]) - {program})
@@ -593,7 +595,11 @@ def implementations(e):
                     "ordinary without": share((fit.wanted_sum(model.p(ordinary)) >= model.any_threshold).sum(), len(ordinary)),
                     "trees": trees_verdict(where, scored)}
 
-        r = e.store.get("implementations", e.options(label=label, program=program), one)
+        options = e.options(label=label, program=program)
+        if e.args.max_minutes and time.monotonic() - begun > 60 * e.args.max_minutes and not e.store.has("implementations", options):
+            skipped.append(f"{label} {program}")
+            continue
+        r = e.store.get("implementations", options, one)
         rows.append([label, program, ", ".join(rest) or "none", text(r["with"]["taken"]), text(r["without"]["taken"]),
                      text(r["without"]["named"]) if rest else "-", text(r["ordinary without"]), text(r["trees"])])
     e.store.show("implementations", f"Each implementation left out of training and validation; scored on its flows in test groups "
@@ -601,7 +607,8 @@ def implementations(e):
                  f"{e.args.budget:g} on validation groups. Data {e.store.digest}. Where no other program of the class is in training, "
                  "the class itself is new.\n\n" +
                  table(["class", "left out", "other programs in training", "taken, it was in training", "taken, it was not",
-                        "of these named rightly", "ordinary taken", "boosted trees: taken, it was not"], rows))
+                        "of these named rightly", "ordinary taken", "boosted trees: taken, it was not"], rows) +
+                 (f"\n\nNot run, the time was over: {', '.join(skipped)}." if skipped else ""))
 
 
 def groups(e):

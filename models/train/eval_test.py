@@ -99,7 +99,7 @@ class Counting(unittest.TestCase):
             calls = []
             make = lambda: calls.append(1) or {"n": len(calls)}
             for digest, options, want in (("a", {"k": 1}, 1), ("a", {"k": 1}, 1), ("a", {"k": 2}, 2), ("b", {"k": 1}, 3), ("a", {"k": 2}, 2)):
-                self.assertEqual(eval_report.Store(folder, digest, 1).get("study", options, make), {"n": want})
+                self.assertEqual(eval_report.Store(folder, digest).get("study", options, make), {"n": want})
 
 
 class OnData(unittest.TestCase):
@@ -115,9 +115,9 @@ class OnData(unittest.TestCase):
 
     def evaluation(self, out="out"):
         args = types.SimpleNamespace(captures=[], seed=1, budget=0.01, epochs=1, epoch_samples=200, left_out=["program-1"], folds=3,
-                                     flows=200, run_folds=1, network=[], threads=1)
+                                     flows=200, run_folds=1, network=[], threads=1, max_minutes=0)
         part = dataset.split_groups(self.data, [], [], 1)
-        return eval_studies.Evaluation(args, self.data, [], part, eval_report.Store(f"{self.dir.name}/{out}", self.data.digest, 1))
+        return eval_studies.Evaluation(args, self.data, [], part, eval_report.Store(f"{self.dir.name}/{out}", self.data.digest))
 
     def test_folds_of_groups_split_no_group_and_have_both_kinds(self):
         e = self.evaluation()
@@ -198,13 +198,13 @@ class OnData(unittest.TestCase):
             network.export_onnx(p.net, model, name="small", version="0", labels=p.labels, channels=p.channels, mask=p.mask,
                                 temperature=p.temperature, thresholds=p.thresholds, training_data=self.data.digest, figures=figures,
                                 created_by="test", any_threshold=p.any_threshold, unknown=p.unknown)
-        command = ["bars", "base-rates", "bytes", "shortcuts", "groups", "transfer", "--data", f"{self.dir.name}/set", "--model", model,
+        command = ["bars", "base-rates", "bytes", "shortcuts", "groups", "transfer", "implementations", "--data", f"{self.dir.name}/set", "--model", model,
                    "--out", f"{self.dir.name}/eval", "--epochs", "1", "--epoch-samples", "300", "--folds", "3", "--threads", "1"]
         told = io.StringIO()
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(told):
             evaluation.main(command)
         text = told.getvalue()
-        for name in ("bars", "base-rates", "bytes", "shortcuts", "groups", "transfer"):
+        for name in ("bars", "base-rates", "bytes", "shortcuts", "groups", "transfer", "implementations"):
             with open(f"{self.dir.name}/eval/{name}.txt", encoding="utf-8") as f:
                 self.assertIn(f.read(), text)
         for name in ("base-rates", "bytes"):

@@ -12,10 +12,10 @@
 //     at least the rule's min_confidence, and none of its exceptions matches.
 //     The first rule that takes the flow decides. They are added because a rule
 //     with two classes asks whether the flow is one of them, not which: classes
-//     that are hard to tell apart share the probability between them. So where
-//     the outcome is flow.Unknown, as no class is likely enough by itself, a rule
-//     with several classes is asked if one of them is the likeliest. A rule that
-//     names flow.Unknown takes every flow with this outcome.
+//     that are hard to tell apart share the probability between them. Where the
+//     outcome is flow.Unknown, as no class is likely enough to be named, the
+//     likeliest stands for it: what is enough for a rule is its min_confidence. A
+//     rule that names flow.Unknown takes every flow with this outcome.
 //  3. Otherwise the flow passes.
 //
 // A rule that names the class but does not take the flow (confidence too low,
@@ -236,7 +236,7 @@ type Policy struct {
 
 // asks reports whether the rule is about flows with this result.
 func (rule *Rule) asks(r *flow.Result) bool {
-	if r.Class == flow.Unknown && len(rule.Classes) > 1 && len(r.Scores) > 0 && len(r.Scores) == len(r.Labels) {
+	if r.Class == flow.Unknown && rule.Classes[0] != flow.Unknown && len(r.Scores) > 0 && len(r.Scores) == len(r.Labels) {
 		likeliest := 0
 		for i, p := range r.Scores {
 			if p > r.Scores[likeliest] {

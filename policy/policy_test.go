@@ -114,11 +114,12 @@ func TestDecideAddsUpTheClassesOfARule(t *testing.T) {
 	}
 }
 
-// The outcome unknown means that no class is likely enough by itself. Only a rule
-// that names it, or one over several classes, has a say then.
+// The outcome unknown means that no class is likely enough to be named. A rule may
+// name it; for the others it is min_confidence that counts.
 func TestDecideUnknown(t *testing.T) {
 	const both = "  - {name: both, class: [shadowsocks, v2ray], min_confidence: 0.9, action: drop, ttl: 10m}\n"
 	const one = "  - {name: one, class: shadowsocks, min_confidence: 0.1, action: drop, ttl: 10m}\n"
+	const sure = "  - {name: sure, class: shadowsocks, min_confidence: 0.9, action: drop, ttl: 10m}\n"
 	const unknown = "  - {name: strange, class: unknown, action: drop, ttl: 1h, except: [{port: 53}]}\n"
 	drop := func(rule string, ttl time.Duration, confidence float64) Decision {
 		return Decision{Action: Drop, Rule: rule, Confidence: confidence, TTL: ttl, Reason: ReasonRule}
@@ -129,8 +130,11 @@ func TestDecideUnknown(t *testing.T) {
 		scores      []float64 // background, shadowsocks, v2ray, tor
 		want        Decision
 	}{
-		{"no rule names it", one, "443", []float64{0.2, 0.4, 0.3, 0.1}, Decision{Confidence: 0.4, Reason: ReasonNoRule}},
-		{"a rule names it", one + unknown, "443", []float64{0.2, 0.4, 0.3, 0.1}, drop("strange", time.Hour, 0.4)},
+		{"no rule names it", one, "443", []float64{0.4, 0.3, 0.2, 0.1}, Decision{Confidence: 0.4, Reason: ReasonNoRule}},
+		{"one class is likely enough for its rule", one + unknown, "443", []float64{0.2, 0.4, 0.3, 0.1}, drop("one", 10*time.Minute, 0.4)},
+		{"one class is not", sure, "443", []float64{0.2, 0.4, 0.3, 0.1}, Decision{Rule: "sure", Confidence: 0.4, Reason: ReasonLowConfidence}},
+		{"one class is not, and another rule names it", sure + unknown, "443", []float64{0.2, 0.4, 0.3, 0.1}, drop("strange", time.Hour, 0.4)},
+		{"a rule names it", unknown, "443", []float64{0.2, 0.4, 0.3, 0.1}, drop("strange", time.Hour, 0.4)},
 		{"background is the likeliest", unknown, "443", []float64{0.4, 0.2, 0.3, 0.1}, drop("strange", time.Hour, 0.4)},
 		{"an exception", unknown, "53", []float64{0.4, 0.2, 0.3, 0.1}, Decision{Rule: "strange", Confidence: 0.4, Reason: ReasonException}},
 		{"several classes are likely enough together", both + unknown, "443", []float64{0.04, 0.47, 0.47, 0.02}, drop("both", 10*time.Minute, 0.94)},

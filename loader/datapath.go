@@ -193,7 +193,7 @@ func Attach(opts Options) (_ *DataPath, err error) {
 	if err := d.attachEgress(ifc, opts, filepath.Join(dir, pinTCX)); err != nil {
 		return nil, err
 	}
-	if err := d.describe(opts); err != nil {
+	if err := d.describe(opts, spec); err != nil {
 		return nil, err
 	}
 	return d, nil
@@ -286,6 +286,10 @@ func adoptable(spec *ebpf.CollectionSpec, sizes Sizes, dir string) (_ map[string
 	if a.LayoutVersion != layoutVersion {
 		return nil, fmt.Sprintf("pinned maps have layout %d, this program has %d", a.LayoutVersion, layoutVersion)
 	}
+	// The handshakes that are under way stay where they are found.
+	if err := asked.Variables[datapathVarCfgHashSeed].Set(a.HashSeed); err != nil {
+		return nil, fmt.Sprintf("set %s: %v", datapathVarCfgHashSeed, err)
+	}
 	return maps, ""
 }
 
@@ -324,7 +328,7 @@ func (d *DataPath) prepareMaps(dir string) error {
 	return nil
 }
 
-func (d *DataPath) describe(opts Options) error {
+func (d *DataPath) describe(opts Options, spec *ebpf.CollectionSpec) error {
 	mode := "enforce"
 	if opts.Monitor {
 		mode = "monitor"
@@ -333,6 +337,9 @@ func (d *DataPath) describe(opts Options) error {
 		LayoutVersion: layoutVersion,
 		Pid:           uint32(os.Getpid()),
 		AttachedNs:    uint64(time.Now().UnixNano()),
+	}
+	if err := spec.Variables[datapathVarCfgHashSeed].Get(&a.HashSeed); err != nil {
+		return fmt.Errorf("read %s: %w", datapathVarCfgHashSeed, err)
 	}
 	fixed(a.XdpMode[:], string(d.Info.XDPMode))
 	fixed(a.Egress[:], d.Info.Egress)

@@ -18,6 +18,8 @@ type datapathAttached struct {
 	LayoutVersion uint32
 	Pid           uint32
 	AttachedNs    uint64
+	HashSeed      uint32
+	Pad           uint32
 	XdpMode       [16]int8
 	Egress        [16]int8
 	Mode          [16]int8

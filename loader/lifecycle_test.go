@@ -22,6 +22,8 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	f "github.com/earlydrop/earlydrop/loader/internal/frames"
+
 	"github.com/earlydrop/earlydrop/loader/flow"
 )
 
@@ -280,6 +282,37 @@ func TestAdoptKeepsBlocksAndSwapsPrograms(t *testing.T) {
 		}
 		nothingLeft(t)
 	}
+}
+
+// A connection whose SYN came before an adoption is captured whole after it.
+func TestAdoptionKeepsHandshakes(t *testing.T) {
+	inNamespace(t)
+	run := func(d *DataPath, frames ...[]byte) {
+		t.Helper()
+		for _, frame := range frames {
+			if _, err := d.coll.Programs[string(ingress)].Run(&ebpf.RunOptions{Data: frame}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	d := attach(t, Options{})
+	run(d, up(f.SYN, 0))
+	if err := d.Release(); err != nil {
+		t.Fatal(err)
+	}
+	d = attach(t, Options{})
+	if !d.Info.Adopted {
+		t.Fatal("nothing was adopted")
+	}
+	run(d, up(f.ACK, 0), up(f.ACK, 1400))
+	c, err := d.Counters()
+	if err != nil || c.HandedFull != 1 || c.MidStream != 0 {
+		t.Errorf("handed over %d, mid-stream %d, %v", c.HandedFull, c.MidStream, err)
+	}
+	if err := d.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	nothingLeft(t)
 }
 
 func TestAnotherLayoutIsReplacedWhole(t *testing.T) {

@@ -162,6 +162,29 @@ func TestReportTakesMediansAndRatios(t *testing.T) {
 	}
 }
 
+func TestLatencyPercentiles(t *testing.T) {
+	var values []float64
+	for i := 1000; i > 0; i-- {
+		values = append(values, float64(i))
+	}
+	for _, tt := range []struct {
+		times         []float64
+		p50, p99, max float64
+	}{
+		{nil, 0, 0, 0},
+		{[]float64{7}, 7, 7, 7},
+		{[]float64{3, 1}, 1, 3, 3},
+		{values, 500, 990, 1000},
+	} {
+		var l latency
+		n := len(tt.times)
+		l.set(tt.times)
+		if l.Verdicts != n || l.P50 != tt.p50 || l.P99 != tt.p99 || l.Max != tt.max {
+			t.Errorf("of %d values: %+v, want %v %v %v", n, l, tt.p50, tt.p99, tt.max)
+		}
+	}
+}
+
 func TestOptionsAreChecked(t *testing.T) {
 	good := options{rounds: 3, length: time.Second}
 	if err := good.check(nil); err != nil {

@@ -164,6 +164,9 @@ func run(ctx context.Context, out io.Writer, o options) (err error) {
 	if err != nil {
 		return err
 	}
+	if rep.Latency, err = b.measureLatency(ctx); err != nil {
+		return fmt.Errorf("latency of verdicts: %w", err)
+	}
 	if o.json {
 		enc := json.NewEncoder(out)
 		enc.SetIndent("", "  ")

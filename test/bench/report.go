@@ -93,6 +93,7 @@ type report struct {
 	LoadAfter  string  `json:"load_after"`
 	Seconds    float64 `json:"seconds"` // length of each measurement
 	Candidates []row   `json:"candidates"`
+	Latency    latency `json:"latency"`
 }
 
 func newReport(o options) *report {
@@ -202,6 +203,7 @@ Between rounds, one candidate's Mpps differed by up to %.0f %% of its median, it
 `, flowCount, strings.Join(rep.droppers(), "; "),
 		100*max(rep.spread(func(m measurement) float64 { return m.Passed.rate() }), rep.spread(func(m measurement) float64 { return m.Dropped.rate() })),
 		100*rep.spread(func(m measurement) float64 { return m.Bulk.gbits() }))
+	fmt.Fprintf(out, "\n%s\n", rep.Latency)
 }
 
 // spread is the greatest difference between rounds of one candidate, relative to

@@ -45,6 +45,7 @@ type Event struct {
 	Decision       string  `json:"decision"`
 	Enforced       *bool   `json:"enforced"`
 	Rule           string  `json:"rule"`
+	Model          string  `json:"model"`
 	Captured       int     `json:"captured"`
 	Complete       bool    `json:"complete"`
 	HandedOver     string  `json:"handed_over"`

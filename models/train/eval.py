@@ -35,15 +35,19 @@ import sys
 import torch
 
 import dataset
+import eval_bars
+import eval_base
+import eval_beyond
+import eval_paper
 import eval_report
-import eval_studies
+import eval_shortcuts
 import network
 
 STUDIES = {
-    "bars": eval_studies.bars, "experiment1": eval_studies.experiment1, "experiment2": eval_studies.experiment2,
-    "implementations": eval_studies.implementations, "groups": eval_studies.groups, "transfer": eval_studies.transfer,
-    "masks": eval_studies.masks, "bytes": eval_studies.bytes_seen, "base-rates": eval_studies.base_rates,
-    "shortcuts": eval_studies.shortcuts,
+    "bars": eval_bars.bars, "experiment1": eval_paper.experiment1, "experiment2": eval_paper.experiment2,
+    "implementations": eval_beyond.implementations, "groups": eval_beyond.groups, "transfer": eval_beyond.transfer,
+    "masks": eval_beyond.masks, "bytes": eval_beyond.bytes_seen, "base-rates": eval_bars.base_rates,
+    "shortcuts": eval_shortcuts.shortcuts,
 }
 
 
@@ -81,7 +85,7 @@ def arguments(argv):
             p.error(f"--{name.replace('_', '-')} is {getattr(args, name)}: give 1 or more")
     if args.folds < 3:
         p.error(f"--folds is {args.folds}: training, validation and test need 3 or more")
-    args.run_folds = min(args.run_folds, eval_studies.TEN)
+    args.run_folds = min(args.run_folds, eval_paper.TEN)
     if not 0 <= args.budget < 1:
         p.error(f"--budget is {args.budget:g}: give a share of 0 or more and less than 1")
     if "all" in args.study:
@@ -93,13 +97,13 @@ def main(argv):
     args = arguments(argv)
     torch.set_num_threads(args.threads or os.cpu_count() or 1)
     data = dataset.Data(args.data)
-    models = [eval_studies.Model.load(path, data) for path in args.model]
+    models = [eval_base.Model.load(path, data) for path in args.model]
     if args.holdout_group or not models:
         test, validation = args.holdout_group, args.validation_group
     else:
         test, validation = models[0].groups("test"), args.validation_group or models[0].groups("validation")
     part = dataset.split_groups(data, test, validation, args.seed)
-    e = eval_studies.Evaluation(args, data, models, part, eval_report.Store(args.out, data.digest))
+    e = eval_base.Evaluation(args, data, models, part, eval_report.Store(args.out, data.digest))
     for name in args.study:
         STUDIES[name](e)
 

@@ -15,8 +15,10 @@ import numpy as np
 import baselines_test
 import dataset
 import eval as evaluation
+import eval_bars
+import eval_base
 import eval_report
-import eval_studies
+import eval_shortcuts
 import fit
 import network
 
@@ -92,7 +94,7 @@ class Counting(unittest.TestCase):
                                                 (0, 100000, 0.0005, True, "met"), (1, 10, 0.05, True, "MISSED"),
                                                 (999, 1000, 0.9, False, "met"), (9, 10, 0.9, False, "met; the interval reaches beyond"),
                                                 (8, 10, 0.9, False, "MISSED"), (0, 0, 0.9, False, "not measured")):
-            self.assertEqual(eval_studies.verdict_word(eval_report.share(hits, total), bar, at_most), want, (hits, total, bar))
+            self.assertEqual(eval_bars.verdict_word(eval_report.share(hits, total), bar, at_most), want, (hits, total, bar))
 
     def test_a_result_is_computed_once_for_its_data_and_options(self):
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
@@ -117,25 +119,25 @@ class OnData(unittest.TestCase):
         args = types.SimpleNamespace(captures=[], seed=1, budget=0.01, epochs=1, epoch_samples=200, left_out=["program-1"], folds=3,
                                      flows=200, run_folds=1, network=[], threads=1, max_minutes=0)
         part = dataset.split_groups(self.data, [], [], 1)
-        return eval_studies.Evaluation(args, self.data, [], part, eval_report.Store(f"{self.dir.name}/{out}", self.data.digest))
+        return eval_base.Evaluation(args, self.data, [], part, eval_report.Store(f"{self.dir.name}/{out}", self.data.digest))
 
     def test_folds_of_groups_split_no_group_and_have_both_kinds(self):
         e = self.evaluation()
-        chosen = eval_studies.draw_flows(e, 200, 1)
+        chosen = eval_base.draw_flows(e, 200, 1)
         self.assertEqual([(e.data.label[chosen] == k).sum() for k in LABELS], [100, 50, 50])
         for by_group in (False, True):
-            fold = eval_studies.fold_flows(e, chosen, 5, by_group, 1)
+            fold = eval_base.fold_flows(e, chosen, 5, by_group, 1)
             self.assertEqual(np.flatnonzero(fold >= 0).tolist(), chosen.tolist())
             split = [g for g in set(e.data.group[chosen]) if len(set(fold[chosen][e.data.group[chosen] == g])) > 1]
             self.assertEqual(bool(split), not by_group)
             for k in range(5):
                 self.assertTrue(e.lab[fold == k].any() and (~e.lab[fold == k]).any())
-            parts = eval_studies.parts_of(fold, 4, 5)
+            parts = eval_base.parts_of(fold, 4, 5)
             self.assertEqual({v: set(fold[parts == v]) for v in set(parts)},
                              {"test": {4}, "validation": {0}, "train": {1, 2, 3}, "": {-1}})
 
     def test_header_fields_lie_where_the_headers_are(self):
-        fields = eval_studies.header_fields(self.data, np.arange(6))
+        fields = eval_shortcuts.header_fields(self.data, np.arange(6))
         second = 54 + int(self.data.packets[0, 0, 1] - 54)
         for name, where in (("MAC addresses", [*range(12)]), ("TTL, hop limit", [22]), ("IP addresses", [*range(26, 34)]),
                             ("ports", [*range(34, 38)]), ("TCP window", [48, 49])):
@@ -151,7 +153,7 @@ class OnData(unittest.TestCase):
         for channels in (["byte"], ["streams", "packets"]):
             images = dataset.images(self.data, indices, channels, "strict")
             seen = []
-            for name, has, other in eval_studies.replacements(self.data, indices, channels, images, np.random.default_rng(1)):
+            for name, has, other in eval_shortcuts.replacements(self.data, indices, channels, images, np.random.default_rng(1)):
                 changed = (other != images).reshape(len(indices), -1).any(axis=1)
                 self.assertFalse((changed & ~has).any(), name)
                 self.assertTrue(changed.any() or name in ("TCP or UDP", "IP version and header length"), name)
@@ -159,19 +161,19 @@ class OnData(unittest.TestCase):
             self.assertEqual(len(seen), len(set(seen)))
         # A row that has no packet stays empty, and a length keeps its range.
         images = dataset.images(self.data, indices, ["packets"], "strict")
-        for name, _, other in eval_studies.replacements(self.data, indices, ["packets"], images, np.random.default_rng(1)):
+        for name, _, other in eval_shortcuts.replacements(self.data, indices, ["packets"], images, np.random.default_rng(1)):
             rows = other.reshape(len(indices), 32, 32)
             self.assertFalse(rows[:, 2:24].any(), name)
             if name == "lengths of packets":
                 self.assertLessEqual((rows[:, :2, 2].astype(int) * 256 + rows[:, :2, 3]).max(), 1460)
 
     def test_cut_captures_are_those_of_a_shorter_capture(self):
-        cut = eval_studies.cut_captures(self.data, 100)
+        cut = eval_base.cut_captures(self.data, 100)
         self.assertEqual(cut.captured.max(), 100)
         self.assertFalse(cut.capture[:, 100:].any())
         self.assertEqual(cut.payloads().captured.sum(axis=1)[0], 46)
         self.assertEqual(self.data.payloads().captured.sum(axis=1)[0], self.data.captured[0] - 108)
-        part = eval_studies.part_of(self.data, np.array([5, 7]))
+        part = eval_base.part_of(self.data, np.array([5, 7]))
         self.assertEqual((part.payloads().start.shape, part.label.tolist()), ((2, 32), self.data.label[[5, 7]].tolist()))
 
     def test_bars_count_what_they_say(self):
@@ -179,11 +181,11 @@ class OnData(unittest.TestCase):
         test = np.flatnonzero(e.where == "test")
         truth = np.array([LABELS.index(v) for v in self.data.label[test]])
         taken = (truth > 0) | (e.random_like[test])
-        r = eval_studies.counted(e, test, taken, np.maximum(truth, 1), LABELS)
+        r = eval_base.counted(e, test, taken, np.maximum(truth, 1), LABELS)
         self.assertEqual((r["ordinary"]["hits"], r["ordinary"]["total"]), (0, e.ordinary[test].sum()))
         self.assertEqual(r["random-like"]["hits"], e.random_like[test].sum())
         self.assertEqual(r["told apart"]["taken"]["hits"], (truth > 0).sum())
-        words = eval_studies.bars_text(e, {"boosted trees": r})
+        words = eval_bars.bars_text(e, {"boosted trees": r})
         for name in ("program-0", "program-1"):
             self.assertIn(f"shadowsocks: {name}", words)
         self.assertRegex(words, r"recall of v2ray, programs left out *\| >= 90 % *\| 100.00 %")

@@ -77,12 +77,15 @@ def arguments(argv):
     p.add_argument("--captures-share", type=ratio, default=0.4, metavar="P",
                    help="share of the real background that is drawn from groups with background only, which are "
                         "captures of others and not networks of the lab (default %(default)s)")
-    p.add_argument("--random-ratio", type=ratio, default=ratio("1/9"), metavar="R",
-                   help="random images : real background, as 1/9 (default, the paper's best) or 0")
+    p.add_argument("--random-ratio", type=ratio, metavar="R",
+                   help="made-up background (for paper: random images) : real background, as 1/9 (the paper's best) or 0 "
+                        f"(default: {default('random_ratio')})")
     p.add_argument("--cut-share", type=float, default=0.25, metavar="P",
                    help="share of training captures that are cut at a random place (default %(default)s)")
     p.add_argument("--limit-per-group", type=int, default=2000, metavar="N",
                    help="a background group counts as at most N samples (default %(default)s)")
+    p.add_argument("--folds", type=int, default=0, metavar="N",
+                   help="train N teachers, each without one fold of the training groups, and learn from what they say of it")
     p.add_argument("--mask", choices=sorted(dataset.RECIPES), default="strict")
     p.add_argument("--holdout-group", action="append", default=[], metavar="PATTERN",
                    help="test groups, as file name patterns (may be repeated; default: a fifth, drawn by the seed)")
@@ -309,8 +312,14 @@ background; of the real background {captures:.0%} are captures of others, and of
 random. In the ratio {ratio:.3f} to the real ones there is made-up background: the packets of some background with random bytes in
 them, and the packets of any flow with the bytes of an ordinary one. The payload of flows that are random from the first byte
 on is drawn anew every time. In {scrambled:.0%} of the ordinary background bytes change their places. {cut:.0%} of the captures are cut at
-a random place.""",
+a random place.{teachers}""",
 }
+
+TEACHERS = """
+
+{folds} networks of the same kind came first, each trained without one fold of the training groups. What is learnt of a
+training flow is to {own:.0%} its class and to the rest what the network says that never saw the flow's group: what can't be
+known on a new network is not learnt by heart."""
 
 CARD = """# {name} {version}
 
@@ -405,7 +414,8 @@ def card(data, labels, part, model, options, figures, args, created, command, ev
         rate=text_share(share(model.choice["allowed"], model.choice["ordinary"])),
         training=TRAINING[options.network].format(
             ratio=options.random_ratio, captures=options.captures_share, cut=options.cut_share, any_weight=options.any_weight,
-            hard=options.random_like_share or 0, scrambled=dataset.SCRAMBLED),
+            hard=options.random_like_share or 0, scrambled=dataset.SCRAMBLED,
+            teachers="" if not options.folds else TEACHERS.format(folds=options.folds, own=1 - options.taught)),
         classes=classes_text(figures, labels),
         figures=report(figures, labels, model.thresholds), evaluate=evaluate, failures=known_failures(figures, labels))
 

@@ -62,9 +62,9 @@ test: build onnxruntime ## Run every Go test, the end-to-end ones in network nam
 	EARLYDROP_NEED_LAB=1 go test -count=1 -timeout 20m -p 1 ./test/...
 
 .PHONY: test-kernels
-test-kernels: ## Run the loader's tests on Debian's other kernels, in software-emulated machines (minutes)
+test-kernels: ## Run the loader's tests on Debian's other kernels, in software-emulated machines (minutes; RUN=pattern for some)
 	$(call install,$(PKG_BUILD) $(PKG_KERNELS))
-	go run ./test/kernels
+	go run ./test/kernels $(if $(RUN),-run '$(RUN)')
 
 .PHONY: test-race
 test-race: build onnxruntime ## Run the tests of the concurrent packages with the race detector

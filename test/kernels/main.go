@@ -50,7 +50,7 @@ func main() {
 	flag.StringVar(&o.run, "run", "^Test", "run the tests that match this `pattern`")
 	flag.StringVar(&o.skip, "skip", unsuitable, "leave out the tests that match this `pattern`")
 	flag.IntVar(&o.count, "count", 1, "run each test this many `times`")
-	flag.DurationVar(&o.timeout, "timeout", 8*time.Minute, "how long the tests of one kernel may take")
+	flag.DurationVar(&o.timeout, "timeout", 15*time.Minute, "how long the tests of one kernel may take")
 	flag.StringVar(&o.cache, "cache", ".cache/kernels", "`folder` for packages and console logs")
 	flag.BoolVar(&o.list, "list", false, "only print the packages that would be used")
 	flag.Parse()

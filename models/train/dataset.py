@@ -74,12 +74,36 @@ class Data:
         self.kind = self.column("kind")
         self.captured = np.array([int(r["captured"]) for r in rows])
         self._payloads = self._planes = self._all_random = None
+        self._leave_out()
         self.digest = digests[0]
         if len(digests) > 1:
             self.digest = "sha256:" + hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
 
     def __len__(self):
         return len(self.rows)
+
+    def _leave_out(self):
+        """Drops background that is of a class all the same: captures of others
+        hold SSH, OpenVPN and so on under the label background. Where that is a
+        class of the data, to learn or to count them as background is wrong,
+        and to relabel them would be guessing. left_out counts them by class."""
+        self.left_out = {}
+        told = set(self.labels()[1:]) & {"ssh", "socks5", "wireguard", "openvpn"}
+        foreign = np.flatnonzero((self.label == BACKGROUND) & (self.kind == ""))
+        if not told or not len(foreign):
+            return
+        name = evident_class(*self.some_planes(foreign))
+        drop = foreign[np.isin(name, sorted(told))]
+        self.left_out = dict(collections.Counter(name[np.isin(name, sorted(told))].tolist()))
+        keep = np.setdiff1d(np.arange(len(self)), drop)
+        self.capture, self.mask, self.packets = self.capture[keep], self.mask[keep], self.packets[keep]
+        self.rows = [self.rows[i] for i in keep]
+        self.label, self.group, self.kind, self.captured = self.label[keep], self.group[keep], self.kind[keep], self.captured[keep]
+
+    def some_planes(self, indices):
+        """(streams, packets) of samples, not kept."""
+        found = find_payloads(self.capture[indices], self.captured[indices], self.packets[indices])
+        return planes(self.capture[indices], found)
 
     def payloads(self):
         """Where the payload is, of all samples; worked out once."""
@@ -309,6 +333,26 @@ def fill_rows(rows, sample, row, direction, length, captured, proto, packets):
     rows[sample, row, 5] = captured & 255
     rows[sample, row, 6] = proto
     rows[sample, row, 7] = packets
+
+
+def evident_class(streams, packets):
+    """Which of some classes flows are of by their own words, "" for none: an
+    array of str [n]. It knows the first messages of SSH, SOCKS5, WireGuard and
+    of OpenVPN with TLS, and nothing that random bytes could be."""
+    side = streams.reshape(-1, 2, STREAM).astype(np.int64)
+    rows = packets.reshape(-1, SIDE, SIDE).astype(np.int64)
+    first, answer = side[:, 0], side[:, 1]
+    length, udp = rows[:, 0, 2] << 8 | rows[:, 0, 3], rows[:, 0, 6] == 255
+    begins = lambda s, text: (s[:, :len(text)] == list(text)).all(axis=1)
+    out = np.full(len(streams), "", dtype="U16")
+    out[(begins(first, b"SSH-") | begins(answer, b"SSH-")) & ~udp] = "ssh"
+    out[begins(first, b"\5") & (length == 2 + first[:, 1]) & begins(answer, b"\5") & np.isin(answer[:, 1], (0, 2, 255)) & ~udp] = "socks5"
+    out[begins(first, b"\1\0\0\0") & (length == 148) & udp] = "wireguard"
+    # A reset of either side, new or old, and its length before it over TCP.
+    reset = lambda s, at: np.isin(s[:, at], (1 << 3, 7 << 3, 10 << 3)) & (s[:, at + 9:at + 14] == 0).all(axis=1)
+    out[reset(first, 0) & (length >= 14) & udp] = "openvpn"
+    out[reset(first, 2) & ((first[:, 0] << 8 | first[:, 1]) + 2 == length) & ~udp] = "openvpn"
+    return out
 
 
 def matches(group, patterns):

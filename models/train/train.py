@@ -355,7 +355,7 @@ Do not use it
 The wanted classes, and part of the background, come from the project's traffic lab, where the real programs talk
 through networks of changing delay, loss, MTU, addresses and TCP settings. The rest of the background is real captures
 that others have published. Flows that are the same after masking were left out. A group (one network of the lab, or
-one source of captures) is in one part only.
+one source of captures) is in one part only.{left_out}
 
 {data}
 
@@ -417,6 +417,8 @@ def card(data, labels, part, model, options, figures, args, created, command, ev
             hard=options.random_like_share or 0, scrambled=dataset.SCRAMBLED,
             teachers="" if not options.folds else TEACHERS.format(folds=options.folds, own=1 - options.taught)),
         classes=classes_text(figures, labels),
+        left_out="" if not data.left_out else " Flows of such captures that are, by their own first message, of a\nclass of the model "
+        f"were left out, too: {', '.join(f'{n} {k}' for k, n in sorted(data.left_out.items()))}.",
         figures=report(figures, labels, model.thresholds), evaluate=evaluate, failures=known_failures(figures, labels))
 
 

@@ -98,6 +98,24 @@ class Planes(unittest.TestCase):
         self.assertEqual(got, [digest for _, _, digest in lines])
 
 
+    def test_evident_classes(self):
+        wireguard = b"\1\0\0\0" + bytes(range(144))
+        openvpn = b"\x38" + b"sessions" + b"\0\0\0\0\0"
+        flows = [("ssh", False, b"SSH-2.0-x\r\n", b""), ("ssh", False, b"", b"SSH-2.0-server"), ("", True, b"SSH-2.0", b""),
+                 ("socks5", False, b"\5\2\0\2", b"\5\2"), ("", False, b"\5\3\0\2", b"\5\2"), ("", False, b"\5\2\0\2", b"\1\2"),
+                 ("wireguard", True, wireguard, b""), ("", True, wireguard[:-1], b""), ("", False, wireguard, b""),
+                 ("openvpn", True, openvpn, b""), ("openvpn", False, b"\0\x0e" + openvpn, b""), ("", False, b"\0\x0f" + openvpn, b""),
+                 ("", True, openvpn[:-1] + b"\1", b"")]
+        streams = np.zeros((len(flows), 2, 512), np.uint8)
+        rows = np.zeros((len(flows), 32, 32), np.uint8)
+        for i, (_, udp, first, answer) in enumerate(flows):
+            streams[i, 0, :len(first)] = list(first)
+            streams[i, 1, :len(answer)] = list(answer)
+            rows[i, 0, :8] = 255, 255, 0, len(first), 0, len(first), 255 if udp else 128, 1
+        got = dataset.evident_class(streams.reshape(-1, 1024), rows.reshape(-1, 1024))
+        self.assertEqual(got.tolist(), [name for name, *_ in flows])
+
+
 class Drawing(unittest.TestCase):
     def setUp(self):
         self.dir = tempfile.TemporaryDirectory()
@@ -166,6 +184,28 @@ class Drawing(unittest.TestCase):
         self.assertEqual(self.data.labels(), ["background", "shadowsocks", "v2ray"])
         with self.assertRaisesRegex(ValueError, "no flow of class trojan"):
             self.data.folded(["trojan"])
+
+    def test_background_of_a_class_is_left_out(self):
+        folder = self.dir.name + "/b"
+        write_folder(folder)
+        with open(folder + "/samples.tsv", encoding="utf-8") as f:
+            lines = f.read().replace("v2ray", "ssh").splitlines()
+        # Three flows of captures of others, of which two say that they are SSH.
+        for i in (1, 4, 7):
+            columns = lines[i].split("\t")
+            columns[1], columns[lines[0].split("\t").index("kind")] = "background", ""
+            lines[i] = "\t".join(columns)
+        with open(folder + "/samples.tsv", "w", encoding="utf-8") as f:
+            f.write("\n".join(lines) + "\n")
+        capture = np.load(folder + "/capture.npy")
+        capture[[0, 3, 6], 23] = 6            # TCP, 20 bytes of header
+        capture[[0, 3, 6], 46] = 5 << 4
+        capture[[0, 6], 54:58] = list(b"SSH-")
+        np.save(folder + "/capture.npy", capture)
+        data = dataset.Data([folder])
+        self.assertEqual(data.left_out, {"ssh": 2})
+        self.assertEqual((len(data), len(data.label), len(data.capture), data.rows[0]["index"]), (328, 328, 328, "1"))
+        self.assertEqual(self.data.left_out, {})
 
     def test_cut_and_random_images(self):
         rng = np.random.default_rng(1)

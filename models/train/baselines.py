@@ -184,15 +184,14 @@ def sample_key(row):
     return min(a, b), max(a, b), 6 if row["proto"] == "tcp" else 17
 
 
-def run_ndpi(path, guess=True):
-    """read_ndpi of a capture file, and the processor time in seconds. guess:
-    whether nDPI may go by ports and addresses where the bytes say nothing."""
+def run_ndpi(path):
+    """read_ndpi of a capture file, and the processor time in seconds."""
     with tempfile.TemporaryDirectory() as folder:
         table = os.path.join(folder, "flows.csv")
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         # It writes the table only when it is told to print flows, and exits
         # with 0 whatever it met.
-        done = subprocess.run(["ndpiReader", *([] if guess else ["-d"]), "-v", "2", "-i", path, "-C", table], stdout=subprocess.PIPE,
+        done = subprocess.run(["ndpiReader", "-v", "2", "-i", path, "-C", table], stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, check=False)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         trouble = [line for line in done.stdout.decode(errors="replace").splitlines() if line.startswith("ERROR")]
@@ -212,7 +211,7 @@ def ndpi_class(name, labels):
     return 0
 
 
-def by_ndpi(data, indices, folders, guess=True, progress=lambda done, total: None):
+def by_ndpi(data, indices, folders, progress=lambda done, total: None):
     """nDPI's name of each sample ("" where it saw no such flow), and seconds of
     processor time per flow with the program's start left out."""
     files = {}
@@ -224,7 +223,7 @@ def by_ndpi(data, indices, folders, guess=True, progress=lambda done, total: Non
         empty.flush()
         start = min(run_ndpi(empty.name)[1] for _ in range(3))
     for done, (file, members) in enumerate(sorted(files.items())):
-        found, seconds = run_ndpi(eval_packets.locate(file, folders), guess)
+        found, seconds = run_ndpi(eval_packets.locate(file, folders))
         spent, flows = spent + max(0.0, seconds - start), flows + len(found)
         for n, i in members:
             names[n] = found.get(sample_key(data.rows[i]), "")

@@ -80,6 +80,9 @@ def bars_text(e, rows):
            f"other part, data {e.store.digest}.",
            "A flow is taken when the sum of the wanted classes reaches the threshold, which was chosen on validation groups.",
            "In brackets: counts and 95 % Wilson interval.", ""]
+    if e.data.left_out:
+        out[-1:] = ["Flows in captures of others that are of a class by their own first message are in no figure: "
+                    + ", ".join(f"{n} {k}" for k, n in sorted(e.data.left_out.items())) + ".", ""]
     for name, r in rows.items():
         at = f", threshold {r['threshold']:.6g}" if "threshold" in r else ", no threshold; TCP only; tells no classes apart"
         body = []
@@ -90,8 +93,8 @@ def bars_text(e, rows):
                 s = value(r)
                 body.append([what, f"{'<=' if at_most else '>='} {100 * bar:g} %", text(s), verdict_word(s, bar, at_most)])
         out += [f"{name}{at}", "", table(["bar", "aim", "measured", ""], body), ""]
-        out += [table(["source", "false positives"], [[g, text(s)] for g, s in r["sources"].items()] +
-                      [["(captures of others, named as one of the classes by nDPI: in no figure but this)", text(r["real"])]]), ""]
+        if r["sources"]:
+            out += [table(["source", "false positives"], [[g, text(s)] for g, s in r["sources"].items()]), ""]
         if "alone" in r:
             out += [table(["class by its own threshold", "threshold", "taken", "ordinary taken"],
                           [[k, f"{s['threshold']:.6g}", text(s["recall"]), text(s["ordinary"])] for k, s in r["alone"].items()]), ""]
@@ -100,8 +103,8 @@ def bars_text(e, rows):
         if r.get("told apart"):
             out += [table(["told apart", "named rightly"], [[k, text(s)] for k, s in r["told apart"].items()]), ""]
     names = list(rows)
-    out += ["Side by side:", "", table(["", *names], [[what, *(f"{100 * rate(s):.2f} %" if (s := value(rows[n])) and s["total"] else "-"
-                                                               for n in names)] for what, _, _, value in lines])]
+    short = lambda s: f"{100 * rate(s):.2f} %" if s and s["total"] else "-"
+    out += ["Side by side:", "", table(["", *names], [[what, *(short(value(rows[n])) for n in names)] for what, _, _, value in lines])]
     return "\n".join(out)
 
 

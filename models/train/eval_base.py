@@ -82,21 +82,8 @@ class Evaluation:
         self.program = data.column("program")
         # Groups with background only are captures of others.
         self.lab = np.isin(data.group, list(set(data.group[self.wanted])))
-        self.real = self.named_by_ndpi()
-        self.ordinary = ~self.wanted & (self.kind != fit.RANDOM_LIKE) & ~self.real
+        self.ordinary = ~self.wanted & (self.kind != fit.RANDOM_LIKE)
         self.random_like = ~self.wanted & (self.kind == fit.RANDOM_LIKE)
-
-    def named_by_ndpi(self):
-        """bool [N]: flows in captures of others whose bytes nDPI names as one of
-        the data's classes. They are no false positives where they are taken,
-        and are counted by themselves; none where the captures are not named."""
-        out = np.zeros(len(self.data), bool)
-        if self.args.captures and set(baselines.NDPI_CLASSES.values()) & set(self.labels):
-            others = np.flatnonzero(~self.lab)
-            names = self.store.get("named", {"classes": self.labels}, lambda: baselines.by_ndpi(
-                self.data, others, self.args.captures, guess=False, progress=eval_report.Progress("nDPI on captures of others"))[0])
-            out[others] = [baselines.ndpi_class(n, self.labels) > 0 for n in names]
-        return out
 
     def train(self, name, where, epochs=None, epoch_samples=None, **options):
         """A Model trained on a part, where: array of part names."""
@@ -124,8 +111,7 @@ def counted(e, indices, taken, likelier=None, labels=None):
     out = {"ordinary": among(taken, e.ordinary[indices]),
            "captures": among(taken, e.ordinary[indices] & ~e.lab[indices]),
            "lab ordinary": among(taken, e.ordinary[indices] & e.lab[indices]),
-           "random-like": among(taken, e.random_like[indices]),
-           "real": among(taken, e.real[indices])}
+           "random-like": among(taken, e.random_like[indices])}
     group, captures = d.group[indices], e.ordinary[indices] & ~e.lab[indices]
     out["sources"] = {g: among(taken, captures & (group == g)) for g in sorted(set(group[captures]))
                       if (captures & (group == g)).sum() >= SOURCE_FLOWS}

@@ -70,14 +70,15 @@ class Predictor:
 
     net; labels, background first; channels; mask; temperature; thresholds
     {label: probability}; any_threshold; unknown; epoch: the best one; losses:
-    one dict per epoch; choice: the counts behind the thresholds.
+    one dict per epoch; choice: the counts behind the thresholds; bias {label:
+    what cautious added to its scaled logit, which the network now does}.
     """
 
     def __init__(self, data, net, labels, options):
         self.data, self.net, self.labels = data, net, labels
         self.channels, self.mask, self.device = network.CHANNELS[options.network], options.mask, options.device
         self.temperature, self.thresholds, self.any_threshold, self.unknown = 1.0, {}, 1.0, 0.0
-        self.epoch, self.losses, self.choice = 0, [], {}
+        self.epoch, self.losses, self.choice, self.bias = 0, [], {}, {}
 
     def logits(self, indices):
         """float64 [n, labels] of samples, rendered as the Go program does it."""
@@ -199,14 +200,39 @@ def wanted_sum(p):
     return p[:, 1:].sum(axis=1)
 
 
+def cautious(z, ordinary, budget, step=0.1, most=10.0):
+    """What to add to scaled logits z [N, K] of each class, 0 or less, so that
+    no more than allowed of the ordinary flows have wanted classes that are,
+    together, likelier than background.
+
+    A class that looks like ordinary traffic becomes rarer by this, and only
+    that class: a threshold on the sum of all would have the others pay for it.
+    """
+    bias = np.zeros(z.shape[1])
+    z = z[ordinary]
+    for _ in range(int(z.shape[1] * most / step)):
+        p = network.softmax(z + bias, 1.0)
+        over = np.flatnonzero(wanted_sum(p) >= 0.5)
+        if len(over) <= allowed(len(z), budget):
+            break
+        blamed = np.bincount(p[over, 1:].argmax(axis=1) + 1, minlength=len(bias)) > 0
+        bias[blamed] = np.maximum(bias[blamed] - step, -most)
+    return bias
+
+
 def choose(predictor, indices, budget):
-    """Sets the temperature and the thresholds of predictor from the samples."""
+    """Sets the temperature, the last layer's bias and the thresholds of
+    predictor from the samples."""
     data, labels = predictor.data, predictor.labels
     truth = np.array([labels.index(v) for v in data.label[indices]])
     logits = predictor.logits(indices)
     predictor.temperature = calibrate(logits, truth, len(labels))
-    p = network.softmax(logits, predictor.temperature)
     ordinary = ordinary_of(data, indices)
+    bias = cautious(logits / predictor.temperature, ordinary, budget)
+    with torch.no_grad():
+        predictor.net.last().bias += torch.from_numpy((bias * predictor.temperature).astype(np.float32)).to(predictor.device)
+    predictor.bias = {label: round(float(b), 4) for label, b in zip(labels[1:], bias[1:])}
+    p = network.softmax(logits + bias * predictor.temperature, predictor.temperature)
     predictor.thresholds, predictor.any_threshold = choose_thresholds(p, ordinary, labels, budget)
     predictor.unknown = choose_unknown(p, truth)
     total = int(ordinary.sum())

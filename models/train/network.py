@@ -60,6 +60,10 @@ class PaperNet(nn.Module):
     def forward(self, image):
         return self.classifier(self.features(image.float() * (1 / 255)))
 
+    def last(self):
+        """The layer that gives the logits."""
+        return self.classifier[-1]
+
 
 # What CompactNet looks at: so many packets and messages, so many bytes at the
 # beginning of each side by themselves, and the rest in chunks.
@@ -185,6 +189,10 @@ class CompactNet(nn.Module):
         x.append(self.means(means))
         x = torch.relu(self.mix(self.dropout(torch.relu(torch.cat(x, dim=1)))))
         return self.out(self.dropout(torch.relu(self.hidden(x))))
+
+    def last(self):
+        """The layer that gives the logits."""
+        return self.out
 
     def fold(self):
         """The same network with its table of lengths worked out."""

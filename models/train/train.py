@@ -374,7 +374,8 @@ weights are averaged over the steps (decay {average}); those of epoch {best_epoc
 Chosen on the validation groups alone: the epoch, the temperature, the thresholds and the value for `unknown`. A
 threshold is the least one, but at least 0.5, that no more than {allowed} of the {ordinary} flows of their ordinary background reach
 (ordinary is all but what the lab made to look random); that is {rate} of them, and the budget is {budget:.2%}. What is
-compared with it is the sum of the probabilities of the classes that a rule lists. `unknown` is the least probability of
+compared with it is the sum of the probabilities of the classes that a rule lists. {bias}
+`unknown` is the least probability of
 the most probable class from which on it is right in 99 % of the flows, every class counting the same.
 
 ## Which classes a policy may name
@@ -417,9 +418,18 @@ def card(data, labels, part, model, options, figures, args, created, command, ev
             hard=options.random_like_share or 0, scrambled=dataset.SCRAMBLED,
             teachers="" if not options.folds else TEACHERS.format(folds=options.folds, own=1 - options.taught)),
         classes=classes_text(figures, labels),
+        bias=bias_text(model.bias),
         left_out="" if not data.left_out else " Flows of such captures that are, by their own first message, of a\nclass of the model "
         f"were left out, too: {', '.join(f'{n} {k}' for k, n in sorted(data.left_out.items()))}.",
         figures=report(figures, labels, model.thresholds), evaluate=evaluate, failures=known_failures(figures, labels))
+
+
+def bias_text(bias):
+    held = [f"{k} {v:g}" for k, v in bias.items() if v]
+    if not held:
+        return "No class had to be held back for it."
+    return ("For it, these classes were made rarer by adding to their logits, scaled by the temperature, until the wanted classes together\n"
+            f"are likelier than background in no more of those flows: {', '.join(held)}.")
 
 
 # A class of which less is taken is no more than an experiment.
@@ -532,7 +542,7 @@ def main(argv):
     with open(base + ".json", "w", encoding="utf-8") as f:
         json.dump({"figures": figures, "losses": model.losses, "best_epoch": model.epoch, "training_data": data.digest,
                    "temperature": model.temperature, "thresholds": model.thresholds, "any_threshold": model.any_threshold,
-                   "unknown": model.unknown, "options": dataclasses.asdict(options), "parts": part}, f, indent=1, sort_keys=True)
+                   "unknown": model.unknown, "bias": model.bias, "options": dataclasses.asdict(options), "parts": part}, f, indent=1, sort_keys=True)
         f.write("\n")
     # The folders of the machine that trained do not belong on the card.
     short = lambda a: os.path.basename(os.path.normpath(a)) if os.path.isabs(a) else a

@@ -246,6 +246,20 @@ class Figures(unittest.TestCase):
         self.assertEqual(fit.choose_unknown(p, np.array([0, 0, 1, 0, 1])), 0.0)
         self.assertEqual(fit.choose_unknown(p, np.array([1, 1, 0, 1, 0])), 1.0)
 
+    def test_only_the_class_that_ordinary_traffic_resembles_is_held_back(self):
+        rng = np.random.default_rng(1)
+        z = rng.normal(0, 1, (4000, 3)) + [4, 0, 0]
+        ordinary = np.arange(4000) < 3000
+        z[:60, 2] += 6                          # looks like the second class
+        bias = fit.cautious(z, ordinary, 0.001)
+        over = fit.wanted_sum(network.softmax(z + bias, 1.0)) >= 0.5
+        self.assertLessEqual(over[ordinary].sum(), 3)
+        self.assertLess(bias[2], -3)
+        self.assertGreater(bias[1], -1.5)
+        self.assertEqual(bias[0], 0)
+        # Where the budget is kept nothing is done.
+        self.assertFalse(fit.cautious(z[60:], ordinary[60:], 0.05).any())
+
     def test_decide_adds_the_wanted_classes(self):
         p = np.array([[0.1, 0.5, 0.4], [0.1, 0.4, 0.5], [0.4, 0.5, 0.1], [0.9, 0.1, 0.0]])
         self.assertEqual(train.decide(p, 0.9).tolist(), [1, 2, 0, 0])

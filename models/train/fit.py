@@ -37,6 +37,7 @@ class Options:
     random_ratio: float = None       # made-up background : real background
     cut_share: float = 0.25
     limit_per_group: int = 2000
+    skip: tuple = ()                 # patterns LABEL/CIPHER: variants that are neither learnt nor chosen by
     folds: int = 0                   # teachers, each trained without one fold of the groups; 0: none
     taught: float = 0.5              # how much the teachers' word counts
     mask: str = "strict"
@@ -106,6 +107,9 @@ def fit(data, part, network="compact", classes=None, epochs=None, seed=1, thread
         data = data.folded(classes)
     where = np.array([part.get(g, "") for g in data.group]) if isinstance(part, dict) else np.asarray(part)
     labels = [dataset.BACKGROUND, *(classes if classes is not None else data.labels()[1:])]
+    if options.skip:
+        skip = np.array([dataset.matches(f"{label}/{cipher}", options.skip) for label, cipher in zip(data.label, data.column("cipher"))])
+        where = np.where(skip & np.isin(where, ("train", "validation")), "", where)
     predictor = train(options, data, where, labels, log)
     if picture:
         draw(predictor.losses, picture)

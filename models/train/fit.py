@@ -38,8 +38,6 @@ class Options:
     cut_share: float = 0.25
     limit_per_group: int = 2000
     skip: tuple = ()                 # patterns LABEL/CIPHER: variants that are neither learnt nor chosen by
-    folds: int = 0                   # teachers, each trained without one fold of the groups; 0: none
-    taught: float = 0.5              # how much the teachers' word counts
     mask: str = "strict"
     false_positives: float = 0.0005  # budget of the thresholds
     device: str = "cpu"
@@ -251,49 +249,13 @@ def follow(average, net, decay):
             a.lerp_(b, 1 - decay)
 
 
-def loss_of(logits, target, any_weight):
-    """Cross-entropy of the class, and, weighed, of "a wanted class or not".
-    target: probabilities [n, labels]."""
-    loss = F.cross_entropy(logits, target)
+def loss_of(logits, truth, any_weight):
+    """Cross-entropy of the class, and, weighed, of "a wanted class or not"."""
+    loss = F.cross_entropy(logits, truth)
     if any_weight:
         wanted = torch.logsumexp(logits[:, 1:], dim=1) - logits[:, 0]
-        loss = loss + any_weight * F.binary_cross_entropy_with_logits(wanted, 1 - target[:, 0])
+        loss = loss + any_weight * F.binary_cross_entropy_with_logits(wanted, (truth > 0).float())
     return loss
-
-
-class Teachers:
-    """Networks that say what can be known of a training flow by those who never
-    saw its group: each was trained without one fold of the training groups. The
-    network that learns from them has nothing to gain from learning single
-    flows by heart."""
-
-    def __init__(self, o, data, where, labels, log):
-        groups = np.array(sorted(set(data.group[where == "train"])))
-        wanted = np.isin(groups, data.group[data.label != dataset.BACKGROUND])
-        rng = np.random.default_rng(o.seed)
-        self.fold = np.full(len(data), -1)
-        for pool in (groups[wanted], groups[~wanted]):
-            for k, g in enumerate(rng.permutation(pool)):
-                self.fold[(data.group == g) & (where == "train")] = k % o.folds
-        self.nets = []
-        for k in range(o.folds):
-            log(f"teacher {k + 1} of {o.folds}")
-            path = o.checkpoint and f"{o.checkpoint}.{k}"
-            own = dataclasses.replace(o, folds=0, checkpoint=path, resume=o.resume and os.path.exists(path))
-            self.nets.append(train(own, data, np.where(self.fold == k, "", where), labels, log).net.eval())
-
-    def __call__(self, images, indices, target, weight):
-        """target, probabilities [n, labels], mixed with what the teachers say;
-        made-up flows, index -1, keep theirs."""
-        fold = torch.from_numpy(np.where(indices < 0, -1, self.fold[np.maximum(indices, 0)]))
-        target = target.clone()
-        with torch.no_grad():
-            for k, net in enumerate(self.nets):
-                here = (fold == k).to(images.device)
-                if here.any():
-                    told = torch.softmax(net(images[here]), dim=1)
-                    target[here] = (1 - weight) * target[here] + weight * told
-        return target
 
 
 def train(o, data, where, labels, log):
@@ -306,7 +268,6 @@ def train(o, data, where, labels, log):
     for name, indices in (("train", train_set), ("validation", validation_set)):
         if len(indices) == 0:
             raise ValueError(f"the part {name!r} has no sample")
-    teachers = Teachers(o, data, where, labels, log) if o.folds else None
     torch.manual_seed(o.seed)
     sampler = dataset.Sampler(data, train_set, labels, o.epoch_samples, o.random_ratio, o.captures_share,
                               o.limit_per_group, rng, random_like_share=o.random_like_share)
@@ -330,8 +291,7 @@ def train(o, data, where, labels, log):
     predictor = Predictor(data, average, labels, o)
     best = {"loss": float("inf"), "epoch": 0, "state": None}
     losses, first = [], 1
-    # Teachers may have been trained without it having been begun.
-    if o.resume and (os.path.exists(o.checkpoint) or not o.folds):
+    if o.resume:
         saved = torch.load(o.checkpoint, map_location=o.device)
         if (saved["digest"], saved["labels"], saved["seed"], saved["network"]) != (data.digest, labels, o.seed, o.network):
             raise ValueError(f"{o.checkpoint} was made from other data, another network or another seed")
@@ -355,9 +315,7 @@ def train(o, data, where, labels, log):
             images = dataset.training_images(data, indices[i:i + o.batch], channels, o.mask, o.cut_share, rng,
                                              train_set)
             x = torch.from_numpy(images).view(len(images), -1, network.SIDE, network.SIDE).to(o.device)
-            y = F.one_hot(torch.from_numpy(classes[i:i + o.batch]), len(labels)).float().to(o.device)
-            if teachers:
-                y = teachers(x, indices[i:i + o.batch], y, o.taught)
+            y = torch.from_numpy(classes[i:i + o.batch]).to(o.device)
             if o.falling:
                 done = (epoch - 1 + i / len(indices)) / o.epochs
                 for group in optimizer.param_groups:

@@ -88,8 +88,6 @@ def arguments(argv):
                    help="variants, as a file name pattern of label and cipher, that are neither trained on nor used for the choice "
                         "of thresholds, as what they are wrapped in is all that shows; the figures count them all the same (may be "
                         "repeated)")
-    p.add_argument("--folds", type=int, default=0, metavar="N",
-                   help="train N teachers, each without one fold of the training groups, and learn from what they say of it")
     p.add_argument("--mask", choices=sorted(dataset.RECIPES), default="strict")
     p.add_argument("--holdout-group", action="append", default=[], metavar="PATTERN",
                    help="test groups, as file name patterns (may be repeated; default: a fifth, drawn by the seed)")
@@ -316,17 +314,11 @@ background; of the real background {captures:.0%} are captures of others, and of
 random. In the ratio {ratio:.3f} to the real ones there is made-up background: the packets of some background with random bytes in
 them, and the packets of any flow with the bytes of an ordinary one. The payload of flows that are random from the first byte
 on is drawn anew every time. In {scrambled:.0%} of the ordinary background bytes change their places. {cut:.0%} of the captures are cut at
-a random place.{skipped}{teachers}""",
+a random place.{skipped}""",
 }
 
 SKIPPED = """ What matches {pattern} (class and variant) was not trained on: inside TLS they look like any
 TLS, and to learn them would make ordinary HTTPS suspect. The figures count them all the same."""
-
-TEACHERS = """
-
-{folds} networks of the same kind came first, each trained without one fold of the training groups. What is learnt of a
-training flow is to {own:.0%} its class and to the rest what the network says that never saw the flow's group: what can't be
-known on a new network is not learnt by heart."""
 
 CARD = """# {name} {version}
 
@@ -423,8 +415,7 @@ def card(data, labels, part, model, options, figures, args, created, command, ev
         training=TRAINING[options.network].format(
             ratio=options.random_ratio, captures=options.captures_share, cut=options.cut_share, any_weight=options.any_weight,
             hard=options.random_like_share or 0, scrambled=dataset.SCRAMBLED,
-            skipped="" if not options.skip else SKIPPED.format(pattern=", ".join(f"`{p}`" for p in options.skip)),
-            teachers="" if not options.folds else TEACHERS.format(folds=options.folds, own=1 - options.taught)),
+            skipped="" if not options.skip else SKIPPED.format(pattern=", ".join(f"`{p}`" for p in options.skip))),
         classes=classes_text(figures, labels),
         bias=bias_text(model.bias),
         left_out="" if not data.left_out else " Flows of such captures that are, by their own first message, of a\nclass of the model "

@@ -50,6 +50,9 @@ STUDIES = {
     "shortcuts": eval_shortcuts.shortcuts,
 }
 
+# Inside TLS, in the first 1024 bytes, these look like any TLS.
+WRAPPED = ["v2ray/*tls", "vless/*tls"]
+
 
 def arguments(argv):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -74,6 +77,9 @@ def arguments(argv):
                    help="share of ordinary validation background that a threshold may let through (default %(default)s)")
     p.add_argument("--left-out", action="append", default=[], metavar="PROGRAM",
                    help="bars: a program that the models were not trained on (may be repeated; patterns)")
+    p.add_argument("--skip", action="append", metavar="LABEL/CIPHER",
+                   help="variants, as patterns, that are not trained on and are counted by themselves, because only what they are wrapped "
+                        f"in shows (may be repeated; default {' '.join(WRAPPED)})")
     p.add_argument("--holdout-group", action="append", default=[], metavar="PATTERN",
                    help="test groups (may be repeated; default: those of the first model, else drawn)")
     p.add_argument("--validation-group", action="append", default=[], metavar="PATTERN", help="likewise")
@@ -88,6 +94,7 @@ def arguments(argv):
     args.run_folds = min(args.run_folds, eval_paper.TEN)
     if not 0 <= args.budget < 1:
         p.error(f"--budget is {args.budget:g}: give a share of 0 or more and less than 1")
+    args.skip = WRAPPED if args.skip is None else args.skip
     if "all" in args.study:
         args.study = list(STUDIES)
     return args

@@ -25,7 +25,7 @@ def bars(e):
             taken, likelier = verdicts(p, m.any_threshold)
             out = counted(e, test, taken, likelier, m.labels)
             out["threshold"] = m.any_threshold
-            out["alone"] = {k: {"recall": among(p[:, i] >= m.thresholds[k], e.data.label[test] == k),
+            out["alone"] = {k: {"recall": among(p[:, i] >= m.thresholds[k], (e.data.label == k)[test] & ~e.wrapped[test]),
                                 "ordinary": among(p[:, i] >= m.thresholds[k], e.ordinary[test]), "threshold": m.thresholds[k]}
                             for i, k in enumerate(m.labels) if k in m.thresholds}
             return out
@@ -80,6 +80,8 @@ def bars_text(e, rows):
            f"other part, data {e.store.digest}.",
            "A flow is taken when the sum of the wanted classes reaches the threshold, which was chosen on validation groups.",
            "In brackets: counts and 95 % Wilson interval.", ""]
+    if e.args.skip:
+        out[-1:] = [f"Variants {', '.join(e.args.skip)} are in the table of variants only: what they are wrapped in is all that shows.", ""]
     if e.data.left_out:
         out[-1:] = ["Flows in captures of others that are of a class by their own first message are in no figure: "
                     + ", ".join(f"{n} {k}" for k, n in sorted(e.data.left_out.items())) + ".", ""]
@@ -99,6 +101,7 @@ def bars_text(e, rows):
             out += [table(["class by its own threshold", "threshold", "taken", "ordinary taken"],
                           [[k, f"{s['threshold']:.6g}", text(s["recall"]), text(s["ordinary"])] for k, s in r["alone"].items()]), ""]
         out += [table(["program", "taken"], [[k, text(s)] for k, s in r["programs"].items()]), ""]
+        out += [table(["class and variant", "taken"], [[k, text(s)] for k, s in r["variants"].items()]), ""]
         out += [table(["class and transport", "taken"], [[k, text(s)] for k, s in r["transports"].items()]), ""]
         if r.get("told apart"):
             out += [table(["told apart", "named rightly"], [[k, text(s)] for k, s in r["told apart"].items()]), ""]

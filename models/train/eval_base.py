@@ -80,6 +80,9 @@ class Evaluation:
         self.wanted = data.label != dataset.BACKGROUND
         self.kind = data.column("kind")
         self.program = data.column("program")
+        cipher = data.column("cipher")
+        # Variants that are not trained on, and counted by themselves.
+        self.wrapped = self.wanted & np.array([dataset.matches(f"{a}/{b}", args.skip) for a, b in zip(data.label, cipher)], bool)
         # Groups with background only are captures of others.
         self.lab = np.isin(data.group, list(set(data.group[self.wanted])))
         self.ordinary = ~self.wanted & (self.kind != fit.RANDOM_LIKE)
@@ -88,14 +91,15 @@ class Evaluation:
     def train(self, name, where, epochs=None, epoch_samples=None, **options):
         """A Model trained on a part, where: array of part names."""
         print(f"{name}: training on {(where == 'train').sum()} flows", flush=True, file=sys.stderr)
-        options = {"network": "compact", "seed": self.args.seed, "false_positives": self.args.budget, **options}
+        options = {"network": "compact", "seed": self.args.seed, "false_positives": self.args.budget,
+                   "skip": tuple(self.args.skip), **options}
         epochs, epoch_samples = epochs or self.args.epochs, epoch_samples or self.args.epoch_samples
         return Model(name, fit.fit(self.data, where, epochs=epochs, epoch_samples=epoch_samples, **options))
 
     def options(self, **more):
         """What every trained result depends on."""
         a = self.args
-        return {"seed": a.seed, "budget": a.budget, "epochs": a.epochs, "epoch_samples": a.epoch_samples,
+        return {"seed": a.seed, "budget": a.budget, "skip": a.skip, "epochs": a.epochs, "epoch_samples": a.epoch_samples,
                 "test": sorted(g for g in self.part if self.part[g] == "test"),
                 "validation": sorted(g for g in self.part if self.part[g] == "validation"), **more}
 
@@ -106,8 +110,10 @@ class Evaluation:
 def counted(e, indices, taken, likelier=None, labels=None):
     """The counts of a verdict on samples. taken: bool [n], flows called a tunnel;
     likelier: class numbers of the likeliest wanted class, labels its classes."""
-    d = e.data
-    label, wanted = d.label[indices], e.wanted[indices]
+    d, wrapped = e.data, e.wrapped[indices]
+    variant = np.char.add(np.char.add(d.label[indices], "/"), d.column("cipher")[indices])
+    wanted = e.wanted[indices] & ~wrapped
+    label = np.where(wrapped, "", d.label[indices])   # in no figure of its class
     out = {"ordinary": among(taken, e.ordinary[indices]),
            "captures": among(taken, e.ordinary[indices] & ~e.lab[indices]),
            "lab ordinary": among(taken, e.ordinary[indices] & e.lab[indices]),
@@ -121,6 +127,7 @@ def counted(e, indices, taken, likelier=None, labels=None):
                        for v in sorted(set(program[label == k]))}
     out["transports"] = {f"{k}, {v}": among(taken, (label == k) & (transport == v)) for k in e.labels[1:]
                          for v in sorted(set(transport[label == k]))}
+    out["variants"] = {v: among(taken, variant == v) for v in sorted(set(variant[e.wanted[indices]]))}
     if likelier is not None:
         named = np.array(labels)[likelier]
         known = wanted & np.isin(label, labels)
@@ -140,7 +147,7 @@ def tree_model(e, where, name="boosted trees"):
     (probabilities(indices), threshold)."""
     d = e.data
     rng = np.random.default_rng(e.args.seed)
-    chosen = baselines.thin(d, np.flatnonzero(where == "train"), BASELINE_LIMIT, rng)
+    chosen = baselines.thin(d, np.flatnonzero((where == "train") & ~e.wrapped), BASELINE_LIMIT, rng)
     classes = e.truth(chosen, e.labels)
     print(f"{name}: training on {len(chosen)} flows", file=sys.stderr, flush=True)
     model = baselines.fit_trees(baselines.tree_features(eval_packets.Flows.of(d, chosen)), classes, e.args.seed)
@@ -170,7 +177,7 @@ def draw_flows(e, count, seed):
     rng = np.random.default_rng(seed)
     chosen = []
     for mask, n in ((~e.wanted & ~e.lab, count // 4), (~e.wanted & e.lab, count // 4),
-                    *((e.data.label == k, count // 4) for k in PAPER_CLASSES)):
+                    *(((e.data.label == k) & ~e.wrapped, count // 4) for k in PAPER_CLASSES)):
         pool = np.flatnonzero(mask)
         if len(pool) == 0:
             raise ValueError(f"the data lacks flows for this study: it needs {' and '.join(PAPER_CLASSES)} of the lab, background of "

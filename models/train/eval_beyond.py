@@ -37,7 +37,7 @@ def implementations(e):
     for label, program in pairs:
         mine = (e.data.label == label) & (e.program == program)
         rest = sorted(set(e.program[e.data.label == label]) - {program})
-        scored = mine & test
+        scored = mine & test & ~e.wrapped
         if scored.sum() < 20:
             continue
 
@@ -106,7 +106,7 @@ def groups(e):
     worst = []
     for what, where in (("recall of all tunnels", e.wanted), ("ordinary taken", e.ordinary)):
         for method, (taken, _) in merged.items():
-            by = {g: among(taken, where & (e.data.group == g)) for g in networks}
+            by = {g: among(taken, where & ~e.wrapped & (e.data.group == g)) for g in networks}
             pick = min if what.startswith("recall") else max
             g = pick(by, key=lambda g: rate(by[g]))
             values = np.array([rate(s) for s in by.values()])
@@ -153,7 +153,7 @@ def masks(e):
     chosen = np.zeros(len(e.data), bool)
     chosen[draw_flows(e, a.flows, a.seed)] = True
     where = np.where((e.where == "train") & ~chosen, "", e.where)
-    test = np.flatnonzero((e.where == "test") & np.isin(e.data.label, [dataset.BACKGROUND, *PAPER_CLASSES]))
+    test = np.flatnonzero((e.where == "test") & np.isin(e.data.label, [dataset.BACKGROUND, *PAPER_CLASSES]) & ~e.wrapped)
     rows = []
     for recipe in dataset.RECIPES:
         def one(recipe=recipe):
@@ -178,7 +178,7 @@ def masks(e):
 
 def bytes_seen(e):
     """The models on captures that end early."""
-    test = np.flatnonzero(e.where == "test")
+    test = np.flatnonzero((e.where == "test") & ~e.wrapped)
     some = part_of(e.data, test)
     curves, out = {}, []
     for m in e.models:

@@ -100,7 +100,7 @@ def experiment2(e):
     if not a.captures:
         raise ValueError("experiment2 reads whole sessions: name the folders of the captures with --captures")
     labels = [dataset.BACKGROUND, *PAPER_CLASSES]
-    known = np.isin(d.label, labels)
+    known = np.isin(d.label, labels) & ~e.wrapped
     test = np.flatnonzero((e.where == "test") & known)
     train = baselines.thin(d, np.flatnonzero((e.where == "train") & known), BASELINE_LIMIT, np.random.default_rng(a.seed))
     truth = e.truth(test, labels)
@@ -189,7 +189,7 @@ def experiment2(e):
              f"{1000 * r['seconds']:.3f} ms"] for kind, model, features, early, r in rows]
     forest_row = rows[4][4]
     out = [f"Experiment 2: {len(test)} flows of test groups ({', '.join(f'{(truth == k).sum()} {v}' for k, v in enumerate(labels))}); "
-           f"other tunnels are left out. Data {e.store.digest}. Verdict: the most probable class, or what the method says; accuracy "
+           f"other tunnels, and what TLS wraps, are left out. Data {e.store.digest}. Verdict: the most probable class, or what the method says; accuracy "
            "depends on this mix of classes, the means of the classes' recalls do not.", "",
            table(["method", "model", "features from", "early", "all three classes right", "mean recall of the three",
                   "tunnel or not, right", "the same, mean of both", "tunnels taken", "ordinary taken", "random-like taken",

@@ -106,7 +106,7 @@ def replacements(data, indices, channels, images, rng):
 def shortcuts(e):
     """Occlusion: which part of the input the verdict hangs on."""
     rng = np.random.default_rng(e.args.seed)
-    test = np.sort(rng.permutation(np.flatnonzero(e.where == "test"))[:SHORTCUT_FLOWS])
+    test = np.sort(rng.permutation(np.flatnonzero((e.where == "test") & ~e.wrapped))[:SHORTCUT_FLOWS])
     out = []
     if not e.models:
         raise ValueError("shortcuts measures model files: name one with --model")

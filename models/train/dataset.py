@@ -396,7 +396,8 @@ def split_groups(data, test_patterns, validation_patterns, seed, test_share=0.2,
 class Sampler:
     """Draws the training samples of an epoch.
 
-    Half of them are background, the other classes share the other half. Of
+    Half of them are background, the other half are the flows of the other
+    classes, each as often as any. Of
     the background, random : real is random_ratio, where the random part is
     images of uniformly random bytes (the paper's approximate completeness).
     Of the real background, captures_share comes from groups that hold nothing
@@ -427,11 +428,12 @@ class Sampler:
             for g, i in index.items():
                 draws = (background - self.random) * share / whole * weight[g] / sum(weight.values())
                 self.pools.append((0, i, draws))
+        among = np.isin(data.label[indices], labels[1:]).sum()
         for k, label in enumerate(labels[1:], 1):
             i = indices[data.label[indices] == label]
             if len(i) == 0:
                 raise ValueError(f"no training sample of class {label}: its groups are all held out")
-            self.pools.append((k, i, (size - background) / (len(labels) - 1)))
+            self.pools.append((k, i, (size - background) * len(i) / among))
         self.decks = [np.empty(0, np.int64) for _ in self.pools]
 
     def draw(self, pool, n):
@@ -480,11 +482,11 @@ def all_random(data):
     make another flow of the same kind.
 
     It is told from many flows of one label, program and cipher (and, of
-    background, of what was carried): in none of the first 32 bytes, nor in some
+    ordinary background, of what was carried): in none of the first 32 bytes, nor in some
     behind them, of the first six packets of either side may a half of the byte
     have its values more unevenly than chance makes them.
     """
-    carried = np.where(data.label == BACKGROUND, data.column("carried"), "")
+    carried = np.where(data.kind == "ordinary", data.column("carried"), "")
     sort = np.array(["\t".join(v) for v in zip(data.label, data.column("program"), data.column("cipher"), carried)])
     payloads = data.payloads()
     out = np.zeros(len(data), bool)

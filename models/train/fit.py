@@ -202,24 +202,38 @@ def wanted_sum(p):
     return p[:, 1:].sum(axis=1)
 
 
-def cautious(z, ordinary, budget, step=0.1, most=10.0):
+def cautious(z, truth, ordinary, budget, step=0.1, most=12.0):
     """What to add to scaled logits z [N, K] of each class, 0 or less, so that
     no more than allowed of the ordinary flows have wanted classes that are,
     together, likelier than background.
 
-    A class that looks like ordinary traffic becomes rarer by this, and only
-    that class: a threshold on the sum of all would have the others pay for it.
+    A class that looks like ordinary traffic becomes rarer by this, and no
+    other: with a threshold on the sum of all, the others would pay for it. As
+    long as there are too many such flows, that class is made rarer of which the
+    least share is lost per flow got rid of.
     """
     bias = np.zeros(z.shape[1])
-    z = z[ordinary]
-    for _ in range(int(z.shape[1] * most / step)):
-        p = network.softmax(z + bias, 1.0)
-        over = np.flatnonzero(wanted_sum(p) >= 0.5)
-        if len(over) <= allowed(len(z), budget):
-            break
-        blamed = np.bincount(p[over, 1:].argmax(axis=1) + 1, minlength=len(bias)) > 0
-        bias[blamed] = np.maximum(bias[blamed] - step, -most)
-    return bias
+    over = lambda b, flows: wanted_sum(network.softmax(z[flows] + b, 1.0)) >= 0.5
+    plain = np.flatnonzero(ordinary)
+    flows = {k: np.flatnonzero(truth == k) for k in range(1, z.shape[1])}
+    while True:
+        bad = plain[over(bias, plain)]
+        if len(bad) <= allowed(len(plain), budget):
+            return bias
+        best = None
+        for k in set((z[bad, 1:] + bias[1:]).argmax(axis=1) + 1):
+            tried = bias.copy()
+            gone = 0
+            while gone == 0 and tried[k] > -most:
+                tried[k] -= step
+                gone = len(bad) - over(tried, bad).sum()
+            if gone:
+                lost = over(bias, flows[k]).mean() - over(tried, flows[k]).mean() if len(flows[k]) else 0
+                if best is None or lost / gone < best[0]:
+                    best = lost / gone, tried
+        if best is None:
+            return bias
+        bias = best[1]
 
 
 def choose(predictor, indices, budget):
@@ -230,7 +244,7 @@ def choose(predictor, indices, budget):
     logits = predictor.logits(indices)
     predictor.temperature = calibrate(logits, truth, len(labels))
     ordinary = ordinary_of(data, indices)
-    bias = cautious(logits / predictor.temperature, ordinary, budget)
+    bias = cautious(logits / predictor.temperature, truth, ordinary, budget)
     with torch.no_grad():
         predictor.net.last().bias += torch.from_numpy((bias * predictor.temperature).astype(np.float32)).to(predictor.device)
     predictor.bias = {label: round(float(b), 4) for label, b in zip(labels[1:], bias[1:])}

@@ -250,15 +250,17 @@ class Figures(unittest.TestCase):
         rng = np.random.default_rng(1)
         z = rng.normal(0, 1, (4000, 3)) + [4, 0, 0]
         ordinary = np.arange(4000) < 3000
+        truth = np.where(ordinary, 0, 1 + np.arange(4000) % 2)
+        z[~ordinary, truth[~ordinary]] += 8
         z[:60, 2] += 6                          # looks like the second class
-        bias = fit.cautious(z, ordinary, 0.001)
+        bias = fit.cautious(z, truth, ordinary, 0.001)
         over = fit.wanted_sum(network.softmax(z + bias, 1.0)) >= 0.5
         self.assertLessEqual(over[ordinary].sum(), 3)
         self.assertLess(bias[2], -3)
         self.assertGreater(bias[1], -1.5)
         self.assertEqual(bias[0], 0)
         # Where the budget is kept nothing is done.
-        self.assertFalse(fit.cautious(z[60:], ordinary[60:], 0.05).any())
+        self.assertFalse(fit.cautious(z[60:], truth[60:], ordinary[60:], 0.05).any())
 
     def test_decide_adds_the_wanted_classes(self):
         p = np.array([[0.1, 0.5, 0.4], [0.1, 0.4, 0.5], [0.4, 0.5, 0.1], [0.9, 0.1, 0.0]])

@@ -218,7 +218,7 @@ static __always_inline bool open_capture(struct counts *cnt, const struct source
 	struct slot_ref ref = {}, *existing;
 	bool opened = true;
 	struct slot *slot;
-	long err;
+	int err; /* not long: before Linux 6.4 only the low half of the result is set */
 
 	if (!take_slot(pkt->key.proto, &ref.slot)) {
 		cnt->slots_full++;

@@ -486,7 +486,7 @@ func TestConcurrentHooks(t *testing.T) {
 	wg.Wait()
 	got := k.samples()
 	if len(got) != rounds {
-		t.Errorf("%d samples of %d flows", len(got), rounds)
+		t.Errorf("%d samples of %d flows; %v", len(got), rounds, k.counts())
 	}
 	seen := make(map[flow.Key]bool)
 	mixed := 0

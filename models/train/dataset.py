@@ -7,6 +7,7 @@ import fnmatch
 import hashlib
 import json
 import os
+import re
 
 import numpy as np
 
@@ -86,13 +87,19 @@ class Data:
         """Drops background that is of a class all the same: captures of others
         hold SSH, OpenVPN and so on under the label background. Where that is a
         class of the data, to learn or to count them as background is wrong,
-        and to relabel them would be guessing. left_out counts them by class."""
+        and to relabel them would be guessing. What a flow is is seen from its
+        first bytes, or from the name that its file or folder was given.
+        left_out counts them by class."""
         self.left_out = {}
-        told = set(self.labels()[1:]) & {"ssh", "socks5", "wireguard", "openvpn"}
+        told = set(self.labels()[1:])
         foreign = np.flatnonzero((self.label == BACKGROUND) & (self.kind == ""))
         if not told or not len(foreign):
             return
         name = evident_class(*self.some_planes(foreign))
+        for label in sorted(told):
+            word = re.compile(rf"(^|[^a-z]){label}([^a-z]|$)")
+            named = np.array([word.search(self.rows[i].get("file", "").lower()) is not None for i in foreign])
+            name[named & (name == "")] = label
         drop = foreign[np.isin(name, sorted(told))]
         self.left_out = dict(collections.Counter(name[np.isin(name, sorted(told))].tolist()))
         keep = np.setdiff1d(np.arange(len(self)), drop)

@@ -32,7 +32,7 @@ class Options:
     falling: bool = None             # the learning rate falls to 0 along a cosine
     average: float = None            # decay per step of the averaged weights; 0: the last weights
     any_weight: float = None         # of the loss that knows only "any wanted class"
-    captures_share: float = 0.4      # of the real background: from groups with background only
+    captures_share: float = None     # of the real background: from groups with background only
     random_like_share: float = None  # of the lab's background: of that kind; None: as many as there are
     random_ratio: float = None       # made-up background : real background
     cut_share: float = 0.25
@@ -58,9 +58,10 @@ class Options:
 DEFAULTS = {
     # The paper's optimizer.
     "paper": {"epochs": 20, "epoch_samples": 20000, "batch": 128, "lr": 1e-4, "decay": 0.0, "falling": False,
-              "average": 0.998, "any_weight": 0.0, "random_ratio": 1 / 9},
-    "compact": {"epochs": 5, "epoch_samples": 40000, "batch": 256, "lr": 2e-3, "decay": 0.01, "falling": True,
-                "average": 0.998, "any_weight": 0.5, "random_like_share": 0.4, "random_ratio": 0.6},
+              "average": 0.998, "any_weight": 0.0, "random_ratio": 1 / 9, "captures_share": 0.4},
+    "compact": {"epochs": 6, "epoch_samples": 80000, "batch": 256, "lr": 2e-3, "decay": 0.01, "falling": True,
+                "average": 0.998, "any_weight": 0.5, "random_like_share": 0.6, "random_ratio": 0.4,
+                "captures_share": 0.3},
 }
 
 
@@ -138,20 +139,21 @@ def ordinary_of(data, indices):
     return (data.label[indices] == dataset.BACKGROUND) & (data.kind[indices] != RANDOM_LIKE)
 
 
-def balanced_nll(logits, truth, temperature, classes):
-    """Mean negative log-likelihood in which every class counts the same."""
+def balanced_nll(logits, truth, temperature):
+    """Mean negative log-likelihood of which background is a half, as it is of
+    an epoch, and the flows of the other classes are the other half."""
     p = network.softmax(logits, temperature)[np.arange(len(truth)), truth]
     loss = -np.log(np.maximum(p, 1e-30))
-    return np.mean([loss[truth == k].mean() for k in range(classes) if (truth == k).any()])
+    return np.mean([loss[half].mean() for half in (truth == 0, truth > 0) if half.any()])
 
 
-def calibrate(logits, truth, classes):
+def calibrate(logits, truth):
     """The temperature of the least balanced loss, by golden-section search."""
     low, high = np.log(0.05), np.log(20.0)
     g = (np.sqrt(5) - 1) / 2
     for _ in range(60):
         a, b = high - g * (high - low), low + g * (high - low)
-        if balanced_nll(logits, truth, np.exp(a), classes) < balanced_nll(logits, truth, np.exp(b), classes):
+        if balanced_nll(logits, truth, np.exp(a)) < balanced_nll(logits, truth, np.exp(b)):
             high = b
         else:
             low = a
@@ -242,7 +244,7 @@ def choose(predictor, indices, budget):
     data, labels = predictor.data, predictor.labels
     truth = np.array([labels.index(v) for v in data.label[indices]])
     logits = predictor.logits(indices)
-    predictor.temperature = calibrate(logits, truth, len(labels))
+    predictor.temperature = calibrate(logits, truth)
     ordinary = ordinary_of(data, indices)
     bias = cautious(logits / predictor.temperature, truth, ordinary, budget)
     with torch.no_grad():
@@ -350,7 +352,7 @@ def train(o, data, where, labels, log):
                       f"{done / (time.monotonic() - begun):.0f} samples/s ", end="", file=sys.stderr, flush=True)
         speed = len(indices) / (time.monotonic() - begun)
         logits = predictor.logits(watch)
-        nll = balanced_nll(logits, truth, 1.0, len(labels))
+        nll = balanced_nll(logits, truth, 1.0)
         right = logits.argmax(axis=1) == truth
         losses.append({"epoch": epoch, "train": round(total / len(indices), 5), "validation": round(float(nll), 5)})
         if nll < best["loss"]:

@@ -74,9 +74,9 @@ def arguments(argv):
     p.add_argument("--random-like-share", type=ratio, metavar="P",
                    help="share of the lab's background that is drawn from what was made to look random "
                         f"(default: {default('random_like_share')}; None: as much as there is)")
-    p.add_argument("--captures-share", type=ratio, default=0.4, metavar="P",
+    p.add_argument("--captures-share", type=ratio, metavar="P",
                    help="share of the real background that is drawn from groups with background only, which are "
-                        "captures of others and not networks of the lab (default %(default)s)")
+                        f"captures of others and not networks of the lab (default: {default('captures_share')})")
     p.add_argument("--random-ratio", type=ratio, metavar="R",
                    help="made-up background (for paper: random images) : real background, as 1/9 (the paper's best) or 0 "
                         f"(default: {default('random_ratio')})")
@@ -418,7 +418,7 @@ def card(data, labels, part, model, options, figures, args, created, command, ev
             skipped="" if not options.skip else SKIPPED.format(pattern=", ".join(f"`{p}`" for p in options.skip))),
         classes=classes_text(figures, labels),
         bias=bias_text(model.bias),
-        left_out="" if not data.left_out else " Flows of such captures that are, by their own first message, of a\nclass of the model "
+        left_out="" if not data.left_out else " Flows of such captures that are of a class of the model, by\ntheir own first message or by the name of their file, "
         f"were left out, too: {', '.join(f'{n} {k}' for k, n in sorted(data.left_out.items()))}.",
         figures=report(figures, labels, model.thresholds), evaluate=evaluate, failures=known_failures(figures, labels))
 

@@ -271,7 +271,7 @@ class Figures(unittest.TestCase):
         rng = np.random.default_rng(1)
         logits = rng.normal(0, 2, (20000, 3))
         truth = np.array([rng.choice(3, p=row) for row in network.softmax(logits, 1.0)])
-        self.assertAlmostEqual(fit.calibrate(logits * 2.5, truth, 3), 2.5, delta=0.25)
+        self.assertAlmostEqual(fit.calibrate(logits * 2.5, truth), 2.5, delta=0.25)
 
     def test_score(self):
         s = train.score(np.array([0, 1, 1, 0]), np.array([0, 0, 1, 1]), ["background", "a"])

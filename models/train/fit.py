@@ -59,7 +59,7 @@ DEFAULTS = {
     # The paper's optimizer.
     "paper": {"epochs": 20, "epoch_samples": 20000, "batch": 128, "lr": 1e-4, "decay": 0.0, "falling": False,
               "average": 0.998, "any_weight": 0.0, "random_ratio": 1 / 9, "captures_share": 0.4},
-    "compact": {"epochs": 6, "epoch_samples": 80000, "batch": 256, "lr": 2e-3, "decay": 0.01, "falling": True,
+    "compact": {"epochs": 4, "epoch_samples": 100000, "batch": 256, "lr": 2e-3, "decay": 0.01, "falling": True,
                 "average": 0.998, "any_weight": 0.5, "random_like_share": 0.6, "random_ratio": 0.4,
                 "captures_share": 0.3},
 }

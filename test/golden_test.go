@@ -6,6 +6,9 @@
 //	sudo go run ./test/lab/record --out data/lab --budget 10m --conditions 4
 //	go run ./test/lab/sample --from data/lab --out test/testdata
 //
+// They show that nothing has changed, and nothing about how good a model is: it may
+// have been trained on the same recording.
+//
 // Whoever changes the shipped model, or something before it on purpose, writes the
 // expected verdicts anew and looks at the difference:
 //

@@ -35,7 +35,7 @@ import (
 func main() {
 	from := flag.String("from", "", "directory of a recording")
 	out := flag.String("out", "", "directory for the captures")
-	flows := flag.Int("flows", 6, "flows of each label and kind")
+	flows := flag.Int("flows", 5, "flows of each label and kind")
 	seed := flag.Uint64("seed", 1, "seed of the choice")
 	flag.Parse()
 	if err := run(*from, *out, *flows, *seed); err != nil {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -129,6 +130,13 @@ func TestAttachPrintsForPeople(t *testing.T) {
 			}
 			if !tt.ordinary && regexp.MustCompile(web).MatchString(stdout.String()) {
 				t.Errorf("an ordinary verdict is printed:\n%s", stdout.String())
+			}
+			// The summary is to count a dropped packet, so there has to be one.
+			if err := rig.Until(s.ctx, func() (bool, error) {
+				blocks, err := s.Blocks(s.ctx)
+				return slices.ContainsFunc(blocks, func(b rig.Block) bool { return b.Packets > 0 }), err
+			}); err != nil {
+				t.Fatalf("nothing was dropped: %v", err)
 			}
 			if err := cmd.Process.Signal(os.Interrupt); err != nil {
 				t.Fatal(err)

@@ -128,9 +128,9 @@ struct counts {
  * by user space alone. */
 struct attached {
 	__u32 layout_version;
-	__u32 pid;		 /* of the daemon; it may be gone */
-	__u64 attached_ns;	 /* CLOCK_REALTIME */
-	__u32 hash_seed;	 /* cfg_hash_seed, by which handshakes are found */
+	__u32 pid;	   /* of the daemon; it may be gone */
+	__u64 attached_ns; /* CLOCK_REALTIME */
+	__u32 hash_seed;   /* cfg_hash_seed, by which handshakes are found */
 	__u32 pad;
 	char xdp_mode[NAME_LEN]; /* native, generic */
 	char egress[NAME_LEN];	 /* tcx, clsact */

@@ -73,12 +73,15 @@ func modelInfo(c *cli.Context) error {
 	return info.print(c.App.Writer)
 }
 
-// readModel returns the bytes of the model file at path, or of the shipped
-// model when path is empty, and its name for messages. Every error is bad
-// input.
+// readModel returns the bytes of the model file at path, of the default model
+// when path is empty, or of the shipped model of that name ("paper"), and its
+// name for messages. Every error is bad input.
 func readModel(path string) (name string, onnx []byte, err error) {
 	if path == "" {
 		name, onnx = models.Default()
+		return name, onnx, nil
+	}
+	if name, onnx, ok := models.Named(path); ok {
 		return name, onnx, nil
 	}
 	onnx, err = classifier.ReadModelFile(path)

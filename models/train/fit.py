@@ -31,6 +31,7 @@ class Options:
     decay: float = None              # weight decay, of matrices
     falling: bool = None             # the learning rate falls to 0 along a cosine
     average: float = None            # decay per step of the averaged weights; 0: the last weights
+    prudent: bool = None             # the last layer's bias is chosen, too: PRIOR and cautious
     any_weight: float = None         # of the loss that knows only "any wanted class"
     captures_share: float = None     # of the real background: from groups with background only
     random_like_share: float = None  # of the lab's background: of that kind; None: as many as there are
@@ -58,10 +59,10 @@ class Options:
 DEFAULTS = {
     # The paper's optimizer.
     "paper": {"epochs": 20, "epoch_samples": 20000, "batch": 128, "lr": 1e-4, "decay": 0.0, "falling": False,
-              "average": 0.998, "any_weight": 0.0, "random_ratio": 1 / 9, "captures_share": 0.4},
+              "average": 0.998, "any_weight": 0.0, "random_ratio": 1 / 9, "captures_share": 0.4, "prudent": False},
     "compact": {"epochs": 4, "epoch_samples": 100000, "batch": 256, "lr": 2e-3, "decay": 0.01, "falling": True,
                 "average": 0.998, "any_weight": 0.5, "random_like_share": 0.6, "random_ratio": 0.4,
-                "captures_share": 0.3},
+                "captures_share": 0.3, "prudent": True},
 }
 
 
@@ -71,12 +72,13 @@ class Predictor:
     net; labels, background first; channels; mask; temperature; thresholds
     {label: probability}; any_threshold; unknown; epoch: the best one; losses:
     one dict per epoch; choice: the counts behind the thresholds; bias {label:
-    what cautious added to its scaled logit, which the network now does}.
+    what was added to its scaled logit, which the network now does}.
     """
 
     def __init__(self, data, net, labels, options):
         self.data, self.net, self.labels = data, net, labels
         self.channels, self.mask, self.device = network.CHANNELS[options.network], options.mask, options.device
+        self.prudent = options.prudent
         self.temperature, self.thresholds, self.any_threshold, self.unknown = 1.0, {}, 1.0, 0.0
         self.epoch, self.losses, self.choice, self.bias = 0, [], {}, {}
 
@@ -167,15 +169,24 @@ def allowed(total, budget):
     return math.floor(budget * total)
 
 
+# No threshold is less.
+LEAST = 0.5
+
+# How often background is, compared with the wanted classes, where a prudent
+# network is used, if it is as often in an epoch. Much of an epoch's background
+# imitates the wanted classes, far more than of any traffic does.
+PRIOR = 0.7
+
+
 def threshold_for(p, budget):
-    """The least threshold, at least 0.5 and rounded up to six digits, that no
+    """The least threshold, at least LEAST and rounded up to six digits, that no
     more than allowed(len(p), budget) of the background flows reach. p: their
     probabilities."""
     take = allowed(len(p), budget)
     strongest = np.sort(p)[::-1]
     # Just above the strongest flow that must not be taken.
     least = float(strongest[take]) + 1e-7 if len(p) > take else 0.0
-    return min(1.0, max(0.5, np.ceil(least * 1e6) / 1e6))
+    return min(1.0, max(LEAST, np.ceil(least * 1e6) / 1e6))
 
 
 def choose_thresholds(p, ordinary, labels, budget):
@@ -206,8 +217,8 @@ def wanted_sum(p):
 
 def cautious(z, truth, ordinary, budget, step=0.1, most=12.0):
     """What to add to scaled logits z [N, K] of each class, 0 or less, so that
-    no more than allowed of the ordinary flows have wanted classes that are,
-    together, likelier than background.
+    no more than allowed of the ordinary flows have wanted classes that reach
+    LEAST together.
 
     A class that looks like ordinary traffic becomes rarer by this, and no
     other: with a threshold on the sum of all, the others would pay for it. As
@@ -215,7 +226,7 @@ def cautious(z, truth, ordinary, budget, step=0.1, most=12.0):
     least share is lost per flow got rid of.
     """
     bias = np.zeros(z.shape[1])
-    over = lambda b, flows: wanted_sum(network.softmax(z[flows] + b, 1.0)) >= 0.5
+    over = lambda b, flows: wanted_sum(network.softmax(z[flows] + b, 1.0)) >= LEAST
     plain = np.flatnonzero(ordinary)
     flows = {k: np.flatnonzero(truth == k) for k in range(1, z.shape[1])}
     while True:
@@ -246,10 +257,13 @@ def choose(predictor, indices, budget):
     logits = predictor.logits(indices)
     predictor.temperature = calibrate(logits, truth)
     ordinary = ordinary_of(data, indices)
-    bias = cautious(logits / predictor.temperature, truth, ordinary, budget)
+    bias = np.zeros(len(labels))
+    if predictor.prudent:
+        bias[0] = math.log(PRIOR)
+        bias += cautious(logits / predictor.temperature + bias, truth, ordinary, budget)
     with torch.no_grad():
         predictor.net.last().bias += torch.from_numpy((bias * predictor.temperature).astype(np.float32)).to(predictor.device)
-    predictor.bias = {label: round(float(b), 4) for label, b in zip(labels[1:], bias[1:])}
+    predictor.bias = {label: round(float(b), 4) for label, b in zip(labels, bias)}
     p = network.softmax(logits + bias * predictor.temperature, predictor.temperature)
     predictor.thresholds, predictor.any_threshold = choose_thresholds(p, ordinary, labels, budget)
     predictor.unknown = choose_unknown(p, truth)

@@ -42,13 +42,14 @@ RANDOM_IMAGES = 5000
 
 # The card tells what a rule over all wanted classes takes at these values of
 # min_confidence, beside the recommended one.
-SUMS = (0.5, 0.9, 0.99, 0.999)
+SUMS = (0.5, 0.7, 0.9, 0.99)
 
-# The value of SUMS at which the card tells the figures in detail.
+# The value at which the card tells the figures in detail, if the recommended one
+# is not less.
 DETAIL = 0.9
 
 # Aims for false positives whose thresholds stand in the card, too.
-AIMS = (0.001, 0.003, 0.01, 0.03)
+AIMS = (0.0001, 0.0005, 0.001, 0.003)
 
 
 def arguments(argv):
@@ -200,15 +201,16 @@ def figures_of(logits, data, indices, labels, temperature, thresholds, together,
     columns = [*labels[1:], *sorted(set(kinds[~wanted]))]
     figures["sums"] = {f"{t:g}": {"ordinary": of(wanted_sum(p) >= t, ordinary),
                                   **{k: of(wanted_sum(p) >= t, kinds == k) for k in columns}}
-                       for t in sorted({*SUMS, together})}
+                       for t in sorted({*SUMS, DETAIL, together})}
     figures["aims"] = {str(aim): {"min_confidence": t, "ordinary": of(wanted_sum(p) >= t, ordinary),
                                   **{k: of(wanted_sum(p) >= t, kinds == k) for k in columns}}
                        for aim, t in aims.items()}
     figures["single"] = {label: {k: of(p[:, i] >= thresholds[label], kinds == k) for k in columns}
                          for i, label in enumerate(labels[1:], 1)}
-    detail = wanted_sum(p) >= DETAIL
+    figures["detail"] = min(DETAIL, together)
+    detail = wanted_sum(p) >= figures["detail"]
     figures["false_positives_by_group"] = {
-        g: {f"{together:g}": of(taken, (groups == g) & ~wanted), f"{DETAIL:g}": of(detail, (groups == g) & ~wanted)}
+        g: {f"{together:g}": of(taken, (groups == g) & ~wanted), f"{figures['detail']:g}": of(detail, (groups == g) & ~wanted)}
         for g in sorted(set(groups[~wanted]))}
     named = {name: data.column(name)[indices] for name in ("proto", "reason", "program", "cipher", "carried")}
     named["full"] = np.where(data.captured[indices] >= dataset.BYTES, "1024 bytes", "fewer")
@@ -250,6 +252,12 @@ TABLES = (("program", "program"), ("cipher", "cipher or variant"), ("carried", "
           ("delay", "relay with delay"), ("loss", "loss"))
 
 
+def tables_for(labels):
+    """With many classes the card shows the tables that say most; all of them
+    stand in the figures (.json)."""
+    return TABLES if len(labels) <= 3 else [t for t in TABLES if t[0] in ("program", "cipher", "full", "proto", "ip", "point", "loss")]
+
+
 def report(figures, labels, thresholds):
     """The figures as Markdown; the card and --evaluate print this."""
     wanted = labels[1:]
@@ -270,9 +278,9 @@ def report(figures, labels, thresholds):
                   [[f"{t} (recommended)" if t == together else t, *(text_share(by[k]) for k in columns)]
                    for t, by in figures["sums"].items()]), ""]
     out += ["The same at values chosen on the validation groups for an aim: this share of their ordinary background, at most, "
-            "is taken (and no value below 0.5 is chosen):", "",
+            f"is taken (and no value below {fit.LEAST:g} is chosen):", "",
             table(["aim", "min_confidence", *columns],
-                  [[f"{float(aim):.1%}", f"{by['min_confidence']:g}", *(text_share(by[k]) for k in columns)]
+                  [[f"{float(aim):.2%}", f"{by['min_confidence']:g}", *(text_share(by[k]) for k in columns)]
                    for aim, by in figures["aims"].items()]), ""]
     out += ["What a rule over one class takes at the class's threshold of the metadata:", "",
             table(["class", "threshold", *(k for k in columns if k != "ordinary")],
@@ -287,12 +295,12 @@ def report(figures, labels, thresholds):
     at = list(next(iter(by.values())))
     out += ["False positives by group, of its background of all kinds:", "",
             table(["group", *(f"at {t}" for t in at)], [[g, *(text_share(s[t]) for t in at)] for g, s in by.items()]), ""]
-    for name, heading in TABLES:
+    for name, heading in tables_for(labels):
         by = figures.get(f"by_{name}", {})
         rows = [[k, v, text_share(s["taken"]), text_share(s["told_apart"]) if "told_apart" in s else ""]
                 for k in (c for c in columns if c in by) for v, s in by[k].items()]
         if rows:
-            out += [f"By {heading}, at a min_confidence of {DETAIL:g}:", "",
+            out += [f"By {heading}, at a min_confidence of {figures['detail']:g}:", "",
                     table(["flows", heading, "taken", "likelier class is right"], rows), ""]
     return "\n".join(out)
 
@@ -371,7 +379,7 @@ weights are averaged over the steps (decay {average}); those of epoch {best_epoc
 {training}
 
 Chosen on the validation groups alone: the epoch, the temperature, the thresholds and the value for `unknown`. A
-threshold is the least one, but at least 0.5, that no more than {allowed} of the {ordinary} flows of their ordinary background reach
+threshold is the least one, but at least {least:g}, that no more than {allowed} of the {ordinary} flows of their ordinary background reach
 (ordinary is all but what the lab made to look random); that is {rate} of them, and the budget is {budget:.2%}. What is
 compared with it is the sum of the probabilities of the classes that a rule lists. {bias}
 `unknown` is the least probability of
@@ -409,14 +417,14 @@ def card(data, labels, part, model, options, figures, args, created, command, ev
         thresholds=", ".join(f"{k} {v:g}" for k, v in model.thresholds.items()), digest=data.digest, seed=options.seed,
         created=f"{datetime.date.today()}, {created}", data=parts, parts=groups, command=command, lr=options.lr,
         epochs=len(model.losses), epoch_samples=options.epoch_samples, best_epoch=model.epoch,
-        budget=options.false_positives, batch=options.batch, average=options.average,
+        budget=options.false_positives, least=fit.LEAST, batch=options.batch, average=options.average,
         ordinary=model.choice["ordinary"], allowed=model.choice["allowed"],
         rate=text_share(share(model.choice["allowed"], model.choice["ordinary"])),
         training=TRAINING[options.network].format(
             ratio=options.random_ratio, captures=options.captures_share, cut=options.cut_share, any_weight=options.any_weight,
             hard=options.random_like_share or 0, scrambled=dataset.SCRAMBLED,
             skipped="" if not options.skip else SKIPPED.format(pattern=", ".join(f"`{p}`" for p in options.skip))),
-        classes=classes_text(figures, labels),
+        classes=classes_text(figures, labels, options.skip),
         bias=bias_text(model.bias),
         left_out="" if not data.left_out else " Flows of such captures that are of a class of the model, by\ntheir own first message or by the name of their file, "
         f"were left out, too: {', '.join(f'{n} {k}' for k, n in sorted(data.left_out.items()))}.",
@@ -424,26 +432,39 @@ def card(data, labels, part, model, options, figures, args, created, command, ev
 
 
 def bias_text(bias):
-    held = [f"{k} {v:g}" for k, v in bias.items() if v]
-    if not held:
-        return "No class had to be held back for it."
-    return ("For it, these classes were made rarer by adding to their logits, scaled by the temperature, until the wanted classes together\n"
-            f"are likelier than background in no more of those flows: {', '.join(held)}.")
+    held = [f"`{k}` {v:g}" for k, v in bias.items() if v and k != dataset.BACKGROUND]
+    text = ""
+    if bias.get(dataset.BACKGROUND):
+        text = ("\nBackground counts 7 to 10 of what it does in training, where much more of it imitates the wanted classes than in any\n"
+                "network's traffic. ")
+    if held:
+        text += ("So that a threshold can be that low, classes that look like ordinary traffic were made rarer by adding to their\n"
+                 f"logits, scaled by the temperature: {', '.join(held)}.")
+    return text
 
 
 # A class of which less is taken is no more than an experiment.
 USABLE = 0.95
 
 
-def classes_text(figures, labels):
+def classes_text(figures, labels, skip):
     """Which classes are good enough for a policy, on the test groups."""
     at = figures["sums"][f"{figures['min_confidence']:g}"]
-    rows = [[f"`{label}`", text_share(at[label]), text_share(figures["single"][label][label]),
-             text_share(figures["by_class_apart"][label]),
-             "yes" if at[label]["hits"] >= USABLE * at[label]["total"] > 0 else "experimental"] for label in labels[1:]]
-    return (f"A class may be named if at least {USABLE:.0%} of its test flows are taken at the threshold of rules over several "
-            "classes; the others are experimental.\n\n" +
-            table(["class", "taken by a rule over all classes", "by a rule over this class alone", "named rightly", "may be named"], rows))
+    enough = lambda s: s["hits"] >= USABLE * s["total"] > 0
+    rows = []
+    for label in labels[1:]:
+        alone, bare = figures["single"][label][label], at[label]
+        parts = figures.get("by_cipher", {}).get(label, {})
+        learnt = [s["taken"] for v, s in parts.items() if not dataset.matches(f"{label}/{v}", skip)]
+        if learnt and len(learnt) < len(parts) and figures["detail"] == figures["min_confidence"]:
+            bare = share(sum(s["hits"] for s in learnt), sum(s["total"] for s in learnt))
+        verdict = "alone" if enough(alone) else "in one rule with the others" if enough(bare) else "experimental"
+        rows.append([f"`{label}`", text_share(at[label]), text_share(bare) if bare is not at[label] else "the same", text_share(alone),
+                     text_share(figures["by_class_apart"][label]), verdict])
+    return (f"A class may be named if at least {USABLE:.0%} of its test flows, but for variants that were not learnt, are taken at the "
+            "threshold: in a rule by itself, or in one rule with the other classes. The others are experimental.\n\n" +
+            table(["class", "taken by a rule over all classes", "without what was not learnt", "by a rule over this class alone",
+                   "named rightly", "may be named"], rows))
 
 
 def missed(s):
@@ -453,31 +474,31 @@ def missed(s):
 def known_failures(figures, labels):
     """What a reader of the figures should not overlook, from the figures."""
     wanted = labels[1:]
-    together = f"{figures['min_confidence']:g}"
+    together, close = f"{figures['min_confidence']:g}", f"{figures['detail']:g}"
     out = ["- The wanted classes were seen in one lab only, with one release of each program. Other releases, other "
            "transports and other settings are unknown to the model."]
     for k, s in figures["sums"][together].items():
-        detail = figures["sums"][f"{DETAIL:g}"][k]
+        detail = figures["sums"][close][k]
         if k in wanted:
-            out.append(f"- Of {k}, {text_share(missed(s))} are missed at {together}, "
-                       f"{text_share(missed(detail))} at {DETAIL:g}.")
+            out.append(f"- Of {k}, {text_share(missed(s))} are missed at {together}" +
+                       (f", {text_share(missed(detail))} at {close}." if close != together else "."))
             if s["total"] < 100:
                 out.append(f"- Only {s['total']} test flows of {k}: its figures are weak.")
         elif k != "ordinary" and detail["hits"] > 0.01 * detail["total"]:
-            out.append(f"- Background of the kind \"{k}\" is taken for a wanted class: {text_share(s)} at {together}, "
-                       f"{text_share(detail)} at {DETAIL:g}.")
+            out.append(f"- Background of the kind \"{k}\" is taken for a wanted class: {text_share(s)} at {together}" +
+                       (f", {text_share(detail)} at {close}." if close != together else "."))
     apart = figures["told_apart"]["all"]
     if apart["hits"] < 0.95 * apart["total"]:
         out.append(f"- Which wanted class a flow is of is right in {text_share(apart)} only: list all of them in one rule.")
-    for name, heading in TABLES:
+    for name, heading in tables_for(labels):
         for k, by in figures.get(f"by_{name}", {}).items():
-            overall = figures["sums"][f"{DETAIL:g}"][k]
+            overall = figures["sums"][close][k]
             for v, s in by.items():
                 s = s["taken"]
                 if k in wanted and s["total"] >= 20 and s["hits"] * overall["total"] < 0.8 * s["total"] * overall["hits"]:
-                    out.append(f"- {k} with {heading} {v} is missed more often, at {DETAIL:g}: taken {text_share(s)}.")
+                    out.append(f"- {k} with {heading} {v} is missed more often, at {close}: taken {text_share(s)}.")
                 if k not in wanted and k != f"lab, {RANDOM_LIKE}" and name == "carried" and s["hits"] > 0.01 * s["total"]:
-                    out.append(f"- Ordinary traffic, {v}, is taken for a wanted class, at {DETAIL:g}: {text_share(s)}.")
+                    out.append(f"- Ordinary traffic, {v}, is taken for a wanted class, at {close}: {text_share(s)}.")
     return "\n".join(out)
 
 

@@ -14,7 +14,6 @@ import (
 
 	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/loader/flow"
-	"github.com/earlydrop/earlydrop/models"
 	"github.com/earlydrop/earlydrop/policy"
 )
 
@@ -91,16 +90,14 @@ func policyModel(m *classifier.Manifest) *policy.Model {
 	return &policy.Model{Labels: m.Labels, Thresholds: m.Thresholds, AnyThreshold: m.AnyThreshold, Unknown: m.Unknown > 0}
 }
 
-// readPolicyModel is policyModel of the model file at path, or of the shipped
-// model when path is empty. It needs no ONNX Runtime. Every error is bad input.
+// readPolicyModel is policyModel of the model that readModel reads. It needs no
+// ONNX Runtime. Every error is bad input.
 func readPolicyModel(path string) (*policy.Model, error) {
-	var manifest *classifier.Manifest
-	var err error
-	if path == "" {
-		manifest, err = classifier.ReadManifest(models.Default())
-	} else {
-		manifest, err = classifier.ReadManifestFile(path)
+	name, onnx, err := readModel(path)
+	if err != nil {
+		return nil, err
 	}
+	manifest, err := classifier.ReadManifest(name, onnx)
 	if err != nil {
 		return nil, asBadInput(err)
 	}

@@ -238,16 +238,14 @@ func (s *scene) risen(v rig.Event, n uint64) rig.Block {
 	return b
 }
 
-// policy writes a policy that drops what is more likely a tunnel than not. The
-// shipped one wants more, so that it takes little ordinary traffic; that would have
-// these tests try many connections until one is taken.
+// policy writes a policy that drops the classes of the built-in one, at the model's
+// threshold, for so long.
 func (s *scene) policy(mode, ttl string) string {
 	s.t.Helper()
 	return s.file(mode+"-"+ttl+".yaml", fmt.Sprintf(`mode: %s
 rules:
   - name: tunnels
     class: [%s]
-    min_confidence: 0.5
     action: drop
     ttl: %s
 `, mode, strings.Join(tunnelClasses, ", "), ttl))
@@ -321,10 +319,10 @@ func (s *scene) stalled(tr *transfer, v rig.Event) {
 }
 
 // tunnelClasses are the classes of the policies' rule, those that the built-in
-// policy names. The first 1024 bytes of Shadowsocks and of VMess are alike, so the
+// policy names, and threshold is what it asks of their sum. The first 1024 bytes of Shadowsocks and of VMess are alike, so the
 // model may take one for the other or say that it does not know which; the rule asks
 // whether a flow is one of them.
-var tunnelClasses = func() []string {
+var tunnelClasses, threshold = func() ([]string, float64) {
 	m, err := classifier.ReadManifest(models.Default())
 	if err != nil {
 		panic(err)
@@ -333,7 +331,7 @@ var tunnelClasses = func() []string {
 	if err != nil {
 		panic(err)
 	}
-	return p.Rules[0].Classes
+	return p.Rules[0].Classes, p.Rules[0].MinConfidence
 }()
 
 // dropVerdict checks what a verdict about a tunnel says.
@@ -351,7 +349,7 @@ func dropVerdict(t *testing.T, v rig.Event, enforced bool) {
 			sum += p
 		}
 	}
-	if v.Confidence != most || v.Class != flow.Unknown && most != v.Scores[v.Class] || math.Abs(v.RuleConfidence-sum) > 1e-9 || sum <= 0.5 || math.Abs(all-1) > 1e-6 {
+	if v.Confidence != most || v.Class != flow.Unknown && most != v.Scores[v.Class] || math.Abs(v.RuleConfidence-sum) > 1e-9 || sum < threshold || math.Abs(all-1) > 1e-6 {
 		t.Errorf("confidence %v, of the rule %v, scores %v", v.Confidence, v.RuleConfidence, v.Scores)
 	}
 	if v.Rule == "" || v.Proto != "tcp" || v.Packets < 4 || v.Captured == 0 || v.Captured > 1024 || v.VerdictMS <= 0 {

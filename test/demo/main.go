@@ -25,6 +25,9 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
+	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/models"
+	"github.com/earlydrop/earlydrop/policy"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
@@ -149,7 +152,7 @@ func printFlows(out io.Writer, flows []*flow) {
 	tw.SetOutputMirror(out)
 	tw.SetStyle(table.StyleLight)
 	tw.Style().Format.Header = text.FormatDefault
-	tw.AppendHeader(table.Row{"what it is", "flow", "class", "confidence", "tunnel", "ms", "packets", "bytes passed", "pkts dropped", ""})
+	tw.AppendHeader(table.Row{"what it is", "flow", "class", "confidence", "rule's", "ms", "packets", "bytes passed", "pkts dropped", ""})
 	var right []table.ColumnConfig
 	for n := 4; n <= 9; n++ {
 		right = append(right, table.ColumnConfig{Number: n, Align: text.AlignRight, AlignHeader: text.AlignRight})
@@ -166,16 +169,38 @@ func printFlows(out io.Writer, flows []*flow) {
 		}
 		tw.AppendRow(table.Row{
 			f.what, fmt.Sprintf("%s %d > %d", proto, v.Src.Port(), v.Dst.Port()),
-			v.Class, fmt.Sprintf("%.3f", v.Confidence), fmt.Sprintf("%.3f", 1-v.Scores["background"]),
+			v.Class, fmt.Sprintf("%.3f", v.Confidence), fmt.Sprintf("%.3f", ofRule(v)),
 			fmt.Sprintf("%.1f", v.VerdictMS), v.Packets, f.passed, f.block.Packets, outcome(f),
 		})
 	}
 	tw.Render()
-	fmt.Fprintf(out, `confidence: of the class. tunnel: of any class but background; the policy's rule asks for enough of this.
+	fmt.Fprintf(out, `class: unknown where none is likely enough to be named. confidence: of the likeliest class.
+rule's: that it is one of the classes of the policy's rule, whichever; the rule asks for enough of this.
 ms, packets: from the flow's first packet to the verdict; dns is judged when it has fallen silent.
 bytes passed: content that the client got. pkts dropped: by the kernel, of both directions.
 A tunnel of which a connection was missed is used again, up to %d times in all.
 `, connections)
+}
+
+// ruleClasses are the classes of the policy's rule.
+var ruleClasses = func() []string {
+	m, err := classifier.ReadManifest(models.Default())
+	if err != nil {
+		panic(err)
+	}
+	p, err := policy.Parse("demo.yaml", policyText, &policy.Model{Labels: m.Labels, Thresholds: m.Thresholds, AnyThreshold: m.AnyThreshold})
+	if err != nil {
+		panic(err)
+	}
+	return p.Rules[0].Classes
+}()
+
+// ofRule returns the probability that the flow is of one of them.
+func ofRule(v rig.Event) (sum float64) {
+	for _, class := range ruleClasses {
+		sum += v.Scores[class]
+	}
+	return sum
 }
 
 func outcome(f *flow) string {

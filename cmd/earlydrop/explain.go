@@ -49,7 +49,7 @@ Examples:
    earlydrop explain capture.pcapng --flow 3 --out why.png`,
 		Flags: []cli.Flag{
 			&cli.IntFlag{Name: "flow", Usage: "explain the flow of this `NUMBER`, from 1"},
-			&cli.StringFlag{Name: "model", Usage: "model `FILE` (default: the shipped model)", TakesFile: true},
+			&cli.StringFlag{Name: "model", Usage: "model `FILE`, or the shipped \"paper\" (default: the shipped compact one)", TakesFile: true},
 			midStreamFlag(),
 			&cli.StringFlag{Name: "out", Usage: "write a picture to the PNG `FILE`", TakesFile: true},
 		},

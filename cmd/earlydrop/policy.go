@@ -35,10 +35,10 @@ name the class unknown, alone, for flows of which no class is likely enough.
 
 Examples:
    earlydrop policy check /etc/earlydrop/policy.yaml
-   earlydrop policy check policy.yaml --model paper.onnx
+   earlydrop policy check policy.yaml --model paper
    earlydrop policy default > policy.yaml && earlydrop policy check policy.yaml`,
 				Flags: []cli.Flag{
-					&cli.StringFlag{Name: "model", Usage: "check the classes against the labels of the model `FILE` instead of the shipped one"},
+					&cli.StringFlag{Name: "model", Usage: "check the classes against the labels of the model `FILE`, or of the shipped \"paper\", instead of the default"},
 				},
 				Action: checkPolicy,
 			},

@@ -60,7 +60,7 @@ Examples:
    earlydrop replay --policy strict.yaml --model my.onnx capture.pcap.gz`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "policy", Usage: "policy `FILE` (default: the shipped policy)", TakesFile: true},
-			&cli.StringFlag{Name: "model", Usage: "model `FILE` (default: the shipped model)", TakesFile: true},
+			&cli.StringFlag{Name: "model", Usage: "model `FILE`, or the shipped \"paper\" (default: the shipped compact one)", TakesFile: true},
 			midStreamFlag(),
 			&cli.BoolFlag{Name: "json", Usage: "print one JSON object per flow on a line"},
 		},

@@ -137,8 +137,9 @@ def deployed_logits(net, data, indices, channels, recipe, device, limit=4096):
 
 
 def ordinary_of(data, indices):
-    """bool: background other than what the lab made to look random."""
-    return (data.label[indices] == dataset.BACKGROUND) & (data.kind[indices] != RANDOM_LIKE)
+    """bool: background other than what the lab made to look random, and other
+    than tunnels whose label was folded into background."""
+    return (data.label[indices] == dataset.BACKGROUND) & ~np.isin(data.kind[indices], (RANDOM_LIKE, "tunnel"))
 
 
 def balanced_nll(logits, truth, temperature):

@@ -181,6 +181,9 @@ class Drawing(unittest.TestCase):
         folded = self.data.folded(["v2ray"])
         self.assertEqual(folded.labels(), ["background", "v2ray"])
         self.assertEqual((folded.label == "background").sum(), 220)
+        # What was folded is a tunnel all the same, and not ordinary traffic.
+        everything = np.arange(len(folded))
+        self.assertEqual(fit.ordinary_of(folded, everything).tolist(), fit.ordinary_of(self.data, everything).tolist())
         self.assertEqual(self.data.labels(), ["background", "shadowsocks", "v2ray"])
         with self.assertRaisesRegex(ValueError, "no flow of class trojan"):
             self.data.folded(["trojan"])

@@ -219,28 +219,36 @@ type ShadowsocksConfig struct {
 	UDP     bool       // relay datagrams, too
 }
 
+// openTunnel makes a folder for the files of a tunnel's programs and finds its ends: a
+// free port on the client's loopback, and port of the server, or a free one for 0.
+func (l *Lab) openTunnel(name string, version int, port uint16) (dir string, t *Tunnel, err error) {
+	if dir, err = l.Subdir(name); err != nil {
+		return "", nil, err
+	}
+	if port, err = l.Server.portOr(port); err != nil {
+		return "", nil, err
+	}
+	local, err := l.Client.FreePort()
+	if err != nil {
+		return "", nil, err
+	}
+	return dir, &Tunnel{
+		SOCKS:  netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), local),
+		Server: netip.AddrPortFrom(l.ServerAddr(version), port),
+	}, nil
+}
+
 // StartShadowsocks starts ss-server on the server and ss-local on the client.
 func (l *Lab) StartShadowsocks(ctx context.Context, cfg ShadowsocksConfig) (*Tunnel, error) {
 	if cfg.Cipher == "" {
 		cfg.Cipher = "aes-256-gcm"
 	}
-	dir, err := l.Subdir("shadowsocks")
+	dir, t, err := l.openTunnel("shadowsocks", cfg.Version, cfg.Port)
 	if err != nil {
 		return nil, err
-	}
-	if cfg.Port, err = l.Server.portOr(cfg.Port); err != nil {
-		return nil, err
-	}
-	local, err := l.Client.FreePort()
-	if err != nil {
-		return nil, err
-	}
-	t := &Tunnel{
-		SOCKS:  netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), local),
-		Server: netip.AddrPortFrom(l.ServerAddr(cfg.Version), cfg.Port),
 	}
 	common := map[string]any{
-		"server": t.Server.Addr().String(), "server_port": cfg.Port, "password": "a password for the lab " + strconv.Itoa(rand.Int()),
+		"server": t.Server.Addr().String(), "server_port": t.Server.Port(), "password": "a password for the lab " + strconv.Itoa(rand.Int()),
 		"method": cfg.Cipher, "timeout": 60, "mode": "tcp_only", "no_delay": cfg.NoDelay,
 	}
 	if cfg.UDP {
@@ -254,7 +262,7 @@ func (l *Lab) StartShadowsocks(ctx context.Context, cfg ShadowsocksConfig) (*Tun
 		return nil, err
 	}
 	delete(common, "nameserver")
-	common["local_address"], common["local_port"] = t.SOCKS.Addr().String(), local
+	common["local_address"], common["local_port"] = t.SOCKS.Addr().String(), t.SOCKS.Port()
 	clientFile := filepath.Join(dir, "client.json")
 	if err := writeJSON(clientFile, common); err != nil {
 		return nil, err

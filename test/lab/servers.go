@@ -49,33 +49,22 @@ type ServerConfig struct {
 
 // StartTrojan starts Debian's trojan on the server and on the client.
 func (l *Lab) StartTrojan(ctx context.Context, cfg ServerConfig) (*Tunnel, error) {
-	dir, err := l.Subdir("trojan")
+	dir, t, err := l.openTunnel("trojan", cfg.Version, cfg.Port)
 	if err != nil {
 		return nil, err
 	}
 	if err := l.Certificate(ctx, dir, ""); err != nil {
 		return nil, err
 	}
-	if cfg.Port, err = l.Server.portOr(cfg.Port); err != nil {
-		return nil, err
-	}
-	local, err := l.Client.FreePort()
-	if err != nil {
-		return nil, err
-	}
-	t := &Tunnel{
-		SOCKS:  netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), local),
-		Server: netip.AddrPortFrom(l.ServerAddr(cfg.Version), cfg.Port),
-	}
 	secret := []string{password("")}
 	tcp := object{"no_delay": true, "keep_alive": true, "reuse_port": false, "fast_open": false}
 	server := object{
-		"run_type": "server", "local_addr": t.Server.Addr().String(), "local_port": cfg.Port, "remote_addr": "127.0.0.1", "remote_port": 80,
+		"run_type": "server", "local_addr": t.Server.Addr().String(), "local_port": t.Server.Port(), "remote_addr": "127.0.0.1", "remote_port": 80,
 		"password": secret, "log_level": 2, "tcp": tcp,
 		"ssl": object{"cert": filepath.Join(dir, "cert.pem"), "key": filepath.Join(dir, "key.pem"), "alpn": []string{"http/1.1"}},
 	}
 	client := object{
-		"run_type": "client", "local_addr": "127.0.0.1", "local_port": local, "remote_addr": t.Server.Addr().String(), "remote_port": cfg.Port,
+		"run_type": "client", "local_addr": "127.0.0.1", "local_port": t.SOCKS.Port(), "remote_addr": t.Server.Addr().String(), "remote_port": t.Server.Port(),
 		"password": secret, "log_level": 2, "tcp": tcp,
 		"ssl": object{"verify": false, "verify_hostname": false, "sni": "www.lab.example", "alpn": []string{"h2", "http/1.1"}},
 	}
@@ -146,20 +135,9 @@ var BlinksocksMethods = []string{"aes-128-gcm", "aes-192-gcm", "aes-256-gcm", "c
 // StartBlinksocks starts blinksocks on the server and on the client, for
 // protocol [Shadowsocks] or [VMess] (the form before authenticated headers).
 func (l *Lab) StartBlinksocks(ctx context.Context, protocol, method string, cfg ServerConfig) (*Tunnel, error) {
-	dir, err := l.Subdir("blinksocks")
+	dir, t, err := l.openTunnel("blinksocks", cfg.Version, cfg.Port)
 	if err != nil {
 		return nil, err
-	}
-	if cfg.Port, err = l.Server.portOr(cfg.Port); err != nil {
-		return nil, err
-	}
-	local, err := l.Client.FreePort()
-	if err != nil {
-		return nil, err
-	}
-	t := &Tunnel{
-		SOCKS:  netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), local),
-		Server: netip.AddrPortFrom(l.ServerAddr(cfg.Version), cfg.Port),
 	}
 	var presets []any
 	switch protocol {
@@ -179,7 +157,7 @@ func (l *Lab) StartBlinksocks(ctx context.Context, protocol, method string, cfg 
 	if err := os.WriteFile(hosts, names, 0o644); err != nil {
 		return nil, err
 	}
-	server := object{"service": fmt.Sprintf("tcp://%s:%d", blinksocksName, cfg.Port), "key": password(""), "presets": presets,
+	server := object{"service": fmt.Sprintf("tcp://%s:%d", blinksocksName, t.Server.Port()), "key": password(""), "presets": presets,
 		"log_level": "error", "log_path": filepath.Join(dir, "server.log")}
 	client := object{"service": "socks5://" + t.SOCKS.String(), "server": server, "log_level": "error", "log_path": filepath.Join(dir, "client.log")}
 	start := func(n *Namespace, side string, content object) (*Proc, error) {

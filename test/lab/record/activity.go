@@ -289,14 +289,19 @@ func webGo(scheme, service string) activityFunc {
 			return err
 		}
 		req.Header = a.headers()
-		resp, err := tr.RoundTrip(req)
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		_, err = io.Copy(io.Discard, resp.Body)
+		return fetch(tr, req)
+	}
+}
+
+// fetch sends a request and reads the whole answer, whatever it is.
+func fetch(tr http.RoundTripper, req *http.Request) error {
+	resp, err := tr.RoundTrip(req)
+	if err != nil {
 		return err
 	}
+	defer resp.Body.Close()
+	_, err = io.Copy(io.Discard, resp.Body)
+	return err
 }
 
 // open connects and bounds all further reads and writes by ctx.

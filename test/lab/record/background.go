@@ -264,13 +264,7 @@ func quicGet(service string, relayed bool) activityFunc {
 			return err
 		}
 		req.Header = a.headers()
-		resp, err := h3.RoundTrip(req)
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		_, err = io.Copy(io.Discard, resp.Body)
-		return err
+		return fetch(h3, req)
 	}
 }
 
@@ -577,13 +571,7 @@ func dnsOverHTTPS(ctx context.Context, a *attempt) error {
 	}
 	req.Header.Set("Accept", "application/dns-message")
 	req.Header.Set("Content-Type", "application/dns-message")
-	resp, err := tr.RoundTrip(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	_, err = io.Copy(io.Discard, resp.Body)
-	return err
+	return fetch(tr, req)
 }
 
 func (e *env) startSMTPStartTLS(ctx context.Context, port uint16) error {

@@ -37,7 +37,7 @@ def bars(e):
         p = p(test)
         return counted(e, test, *verdicts(p, threshold), e.labels) | {"threshold": threshold}
 
-    rows["boosted trees"] = e.store.get("bars", e.options(model="trees"), of_trees)
+    rows["boosted trees"] = e.store.get("bars", e.options(model="boosted trees"), of_trees)
     rows["exemption rules"] = e.store.get("bars", e.options(model="rules"), lambda: counted(e, test, flagged(e, test)))
     e.store.show("bars", bars_text(e, rows))
     return rows

@@ -143,8 +143,11 @@ def verdicts(p, threshold):
 
 
 def tree_model(e, where, name="boosted trees"):
-    """Trees on a part, with the threshold of the budget chosen on validation;
-    (probabilities(indices), threshold)."""
+    """Trees on a part; (probabilities(indices), threshold).
+
+    What holds classes back and sets the threshold is what the networks have: it
+    is chosen on validation, for the budget.
+    """
     d = e.data
     rng = np.random.default_rng(e.args.seed)
     chosen = baselines.thin(d, np.flatnonzero((where == "train") & ~e.wrapped), BASELINE_LIMIT, rng)
@@ -152,13 +155,17 @@ def tree_model(e, where, name="boosted trees"):
     print(f"{name}: training on {len(chosen)} flows", file=sys.stderr, flush=True)
     model = baselines.fit_trees(baselines.tree_features(eval_packets.Flows.of(d, chosen)), classes, e.args.seed)
 
-    def p(indices):
+    def logits(indices):
         out = [baselines.probabilities(model, baselines.tree_features(eval_packets.Flows.of(d, indices[i:i + 8192])), e.labels)
                for i in range(0, len(indices), 8192)]
-        return np.concatenate(out)
+        return np.log(np.maximum(np.concatenate(out), 1e-12))
 
-    validation = np.flatnonzero((where == "validation") & e.ordinary)
-    return p, eval_report.cut_for(fit.wanted_sum(p(validation)), e.args.budget)
+    validation = np.flatnonzero((where == "validation") & ~e.wrapped)
+    told, ordinary = logits(validation), e.ordinary[validation]
+    bias = fit.cautious(told, e.truth(validation, e.labels), ordinary, e.args.budget)
+    p = lambda indices: network.softmax(logits(indices) + bias, 1.0)
+    taken = fit.wanted_sum(network.softmax(told + bias, 1.0))[ordinary]
+    return p, max(fit.LEAST, eval_report.cut_for(taken, e.args.budget))
 
 
 def flagged(e, indices):

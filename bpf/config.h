@@ -24,6 +24,6 @@ volatile const __u32 cfg_bucket_mask = 65536 / 16 - 1;
 /* Slots with lower numbers are for TCP flows only. */
 volatile const __u32 cfg_tcp_slots = 8192 / 4;
 
-/* Drawn at random with each load: who does not know it can't choose addresses and
+/* Drawn at random, kept by an adoption: who does not know it can't choose addresses and
  * ports that fall together. */
 volatile const __u32 cfg_hash_seed = 0;

@@ -166,7 +166,7 @@ func Attach(opts Options) (_ *DataPath, err error) {
 		}
 	}
 	d.Info.Adopted = pinned != nil
-	if err := setSizes(spec); err != nil { // of the set that is adopted
+	if err := setSizes(spec); err != nil { // only now: an adopted set has its own
 		closeMaps(pinned)
 		return nil, err
 	}
@@ -230,9 +230,6 @@ func configuredSpec(opts Options, ifc *iface) (*ebpf.CollectionSpec, error) {
 		}
 	}
 	opts.Sizes.apply(spec)
-	if err := setSizes(spec); err != nil {
-		return nil, err
-	}
 	// Creating the map adds the flag by itself; comparing with a pinned one
 	// does not.
 	spec.Maps[mapBlockFilter].Flags |= unix.BPF_F_MMAPABLE

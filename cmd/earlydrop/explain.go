@@ -78,13 +78,9 @@ func explain(c *cli.Context) (err error) {
 	}
 	size := file.Size()
 	file.Close()
-	name, onnx, err := readModel(c.String("model"))
+	engine, err := openModel(c)
 	if err != nil {
 		return err
-	}
-	engine, err := classifier.Open(name, onnx, classifier.Options{MaxBatch: replayBatch})
-	if err != nil {
-		return asBadInput(err)
 	}
 	defer func() { err = errors.Join(err, engine.Close()) }()
 

@@ -116,6 +116,19 @@ type replay struct {
 	drops    int
 }
 
+// openModel opens the model that --model names, for captures from files.
+func openModel(c *cli.Context) (*classifier.Engine, error) {
+	name, onnx, err := readModel(c.String("model"))
+	if err != nil {
+		return nil, err
+	}
+	engine, err := classifier.Open(name, onnx, classifier.Options{MaxBatch: replayBatch})
+	if err != nil {
+		return nil, asBadInput(err)
+	}
+	return engine, nil
+}
+
 func runReplay(c *cli.Context) (err error) {
 	if err := requireArgs(c, 1, -1, "FILE"); err != nil {
 		return err
@@ -135,13 +148,9 @@ func runReplay(c *cli.Context) (err error) {
 		f.Close()
 	}
 
-	name, onnx, err := readModel(c.String("model"))
+	engine, err := openModel(c)
 	if err != nil {
 		return err
-	}
-	engine, err := classifier.Open(name, onnx, classifier.Options{MaxBatch: replayBatch})
-	if err != nil {
-		return asBadInput(err)
 	}
 	defer func() { err = errors.Join(err, engine.Close()) }()
 	p, err := loadPolicy(c.String("policy"), policyModel(engine.Manifest()))

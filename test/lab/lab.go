@@ -373,6 +373,17 @@ func (l *Lab) ServerAddr(version int) netip.Addr {
 	return hostAddr(l.cfg.ServerNet4)
 }
 
+// SharedDir makes a directory for what several labs of this process need. The
+// caller removes it; [Sweep] does where a process could not.
+func SharedDir() (string, error) {
+	start, err := startTime(os.Getpid())
+	if err != nil {
+		return "", fmt.Errorf("read own start time: %w", err)
+	}
+	dir := filepath.Join(os.TempDir(), fmt.Sprintf("%s%d-%s-%d", namePrefix, os.Getpid(), start, labNumber.Add(1)))
+	return dir, os.Mkdir(dir, 0o755)
+}
+
 // Dir is a directory for configuration files and logs; it is removed at
 // Close.
 func (l *Lab) Dir() string { return l.dir }

@@ -76,6 +76,12 @@ func moreActivities() []activity {
 		act("vnc", "vnc", "tigervnc", "raw", ordinary, 3, true, vnc),
 		act("xmpp", "xmpp", "prosody", "go", ordinary, 4, true, xmpp(false)),
 		act("xmpp-starttls", "xmpp", "prosody", "go-starttls", ordinary, 3, true, xmpp(true)),
+		act("postgres", "postgres", "postgresql", "psql", ordinary, 4, true, psql(false)),
+		act("postgres-prefer", "postgres", "postgresql", "psql-prefer", ordinary, 4, true, psql(true)),
+		act("postgres-bench", "postgres", "postgresql", "pgbench", ordinary, 3, true, pgbench),
+		act("mariadb", "mariadb", "mariadb", "mariadb", ordinary, 4, true, mariadb(false)),
+		act("mariadb-tls", "mariadb", "mariadb", "mariadb-tls", ordinary, 4, true, mariadb(true)),
+		act("mariadb-dump", "mariadb", "mariadb", "dump", ordinary, 2, true, mariadbDump),
 		act("rsync-ssh", "ssh", "openssh", "rsync", ordinary, 2, false, rsyncSSH).tunnelOf(sshLabel),
 	}
 	for _, v := range datagramVariants {
@@ -111,6 +117,8 @@ var moreServices = []service{
 	{"svn", (*env).startSVN},
 	{"vnc", (*env).startVNC},
 	{"xmpp", (*env).startXMPP},
+	{"postgres", (*env).startPostgres},
+	{"mariadb", (*env).startMariaDB},
 	{"scripted-udp", (*env).startScriptedUDP},
 }
 

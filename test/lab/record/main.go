@@ -94,7 +94,7 @@ func main() {
 // overrun is how long the conditions under way may go on after the budget.
 const overrun = 2 * time.Minute
 
-func run(ctx context.Context, o options) error {
+func run(ctx context.Context, o options) (err error) {
 	if o.packages != "" {
 		names, err := packages(o.packages)
 		if err == nil {
@@ -152,6 +152,11 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	defer m.close()
+	t, err := newTemplates()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, t.close()) }()
 
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, o.budget+overrun)
@@ -170,7 +175,7 @@ func run(ctx context.Context, o options) error {
 		wg.Go(func() {
 			defer func() { <-slots }()
 			began := time.Now()
-			err := record(ctx, o, m, drawCondition(o.seed, i), newPorts(o.seed, i), log)
+			err := record(ctx, o, m, t, drawCondition(o.seed, i), newPorts(o.seed, i), log)
 			f := m.progress()
 			fmt.Printf("condition %3d of %d: %5.1fs, in all %5.0fs: %s\n", i, o.conditions, time.Since(began).Seconds(), time.Since(start).Seconds(), f)
 			if err != nil {
@@ -201,7 +206,7 @@ type jobRun struct {
 }
 
 // record does all that is still missing of one condition.
-func record(ctx context.Context, o options, m *manifest, c condition, p *ports, log *slog.Logger) (err error) {
+func record(ctx context.Context, o options, m *manifest, t *templates, c condition, p *ports, log *slog.Logger) (err error) {
 	// A resumed run need not start a condition that is complete.
 	done := filepath.Join(o.out, c.ID, "complete")
 	if _, err := os.Stat(done); err == nil {
@@ -216,7 +221,7 @@ func record(ctx context.Context, o options, m *manifest, c condition, p *ports, 
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
 	r := rand.New(rand.NewPCG(o.seed, hash(c.ID)))
-	e, err := startServices(ctx, l, c, p, log)
+	e, err := startServices(ctx, l, c, p, t, log)
 	if e != nil {
 		defer e.close()
 	}

@@ -67,6 +67,11 @@ var programs = map[string]string{
 	"danted":           "dante-server",
 	"trojan":           "trojan",
 	"/usr/bin/python3": "python3",
+	"mariadb":          "mariadb-client",
+	"mariadbd":         "mariadb-server",
+
+	postgres("postgres"): "postgresql",
+	postgres("psql"):     "postgresql-client",
 }
 
 // modules are packages beyond those of programs: of Python, and of dovecot.
@@ -109,6 +114,7 @@ type env struct {
 	certs       map[string]string   // files of certificates, by service
 	wg0         *wgDevice           // the server's
 	wgPeers     int
+	templates   *templates
 
 	scripts sync.Map // client address -> chan script, of the random-like servers
 	wg      sync.WaitGroup
@@ -234,8 +240,8 @@ const moreShare = 0.6
 // startServices starts everything on the server; ports are drawn in a fixed
 // order. A program that fails is left out and reported; the web server and
 // DNS, which all else uses, must start.
-func startServices(ctx context.Context, l *lab.Lab, c condition, p *ports, log *slog.Logger) (*env, error) {
-	e := &env{l: l, c: c, port: map[string]uint16{}, more: map[string][]uint16{}, forwards: map[forwardKey]netip.AddrPort{}, vpn: map[string][]string{}, certs: map[string]string{}}
+func startServices(ctx context.Context, l *lab.Lab, c condition, p *ports, t *templates, log *slog.Logger) (*env, error) {
+	e := &env{l: l, c: c, templates: t, port: map[string]uint16{}, more: map[string][]uint16{}, forwards: map[forwardKey]netip.AddrPort{}, vpn: map[string][]string{}, certs: map[string]string{}}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	var err error
 	if e.dir, err = l.Subdir("clients"); err != nil {

@@ -84,6 +84,7 @@ func moreActivities() []activity {
 		act("mariadb-dump", "mariadb", "mariadb", "dump", ordinary, 2, true, mariadbDump),
 		act("rsync-ssh", "ssh", "openssh", "rsync", ordinary, 2, false, rsyncSSH).tunnelOf(sshLabel),
 	}
+	list = append(list, torrentActivities()...)
 	for _, v := range datagramVariants {
 		list = append(list, act(v.name, "scripted-udp", "lab", v.name, v.kind, 3, false, scriptedUDP(v.draw)))
 	}
@@ -119,6 +120,8 @@ var moreServices = []service{
 	{"xmpp", (*env).startXMPP},
 	{"postgres", (*env).startPostgres},
 	{"mariadb", (*env).startMariaDB},
+	{"libtorrent", (*env).startLibtorrent},
+	{"aria2", (*env).startAria2},
 	{"scripted-udp", (*env).startScriptedUDP},
 }
 

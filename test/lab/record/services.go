@@ -67,6 +67,7 @@ var programs = map[string]string{
 	"danted":           "dante-server",
 	"trojan":           "trojan",
 	"/usr/bin/python3": "python3",
+	"aria2c":           "aria2",
 	"mariadb":          "mariadb-client",
 	"mariadbd":         "mariadb-server",
 
@@ -75,7 +76,7 @@ var programs = map[string]string{
 }
 
 // modules are packages beyond those of programs: of Python, and of dovecot.
-var modules = []string{"dovecot-pop3d", "python3-aiosmtpd", "python3-pyftpdlib"}
+var modules = []string{"dovecot-pop3d", "python3-aiosmtpd", "python3-libtorrent", "python3-pyftpdlib"}
 
 // packages returns the Debian packages for a recording, or only those for the
 // lab itself.
@@ -112,6 +113,7 @@ type env struct {
 	vpn         map[string][]string // options that name OpenVPN's keys, by service
 	dropbearKey string              // file of its client's private key
 	certs       map[string]string   // files of certificates, by service
+	torrents    map[string]string   // files of metainfo, by service
 	wg0         *wgDevice           // the server's
 	wgPeers     int
 	templates   *templates
@@ -241,7 +243,7 @@ const moreShare = 0.6
 // order. A program that fails is left out and reported; the web server and
 // DNS, which all else uses, must start.
 func startServices(ctx context.Context, l *lab.Lab, c condition, p *ports, t *templates, log *slog.Logger) (*env, error) {
-	e := &env{l: l, c: c, templates: t, port: map[string]uint16{}, more: map[string][]uint16{}, forwards: map[forwardKey]netip.AddrPort{}, vpn: map[string][]string{}, certs: map[string]string{}}
+	e := &env{l: l, c: c, templates: t, port: map[string]uint16{}, more: map[string][]uint16{}, forwards: map[forwardKey]netip.AddrPort{}, vpn: map[string][]string{}, certs: map[string]string{}, torrents: map[string]string{}}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	var err error
 	if e.dir, err = l.Subdir("clients"); err != nil {
@@ -264,6 +266,9 @@ func startServices(ctx context.Context, l *lab.Lab, c condition, p *ports, t *te
 	}
 	for _, s := range moreServices {
 		e.drawn[s.name] = p.next()
+		for s.name == "aria2" && e.drawn[s.name] < 1024 { // refused by it
+			e.drawn[s.name] = p.next()
+		}
 		if s.name == "scripted-udp" || p.r.Float64() < moreShare {
 			all = append(all, s)
 		}

@@ -265,25 +265,43 @@ def session_features(packets, initiator):
     return np.array(out, dtype=np.float32)
 
 
-def forest_features(data, indices, folders, progress=lambda done, total: None):
-    """(float32 [N, F], bool [N], seconds per flow): features of the whole
-    sessions of the samples; False where the capture has a link type that is not
-    read here or no such flow, with features of 0."""
+def session_packets(data, indices, folders, progress=lambda done, total: None):
+    """Yields (n, packets) for the samples indices[n] whose session is in their
+    capture file; packets: rows of eval_packets.sessions. Each file is read
+    once, so n comes in no order."""
     files = {}
     for n, i in enumerate(indices):
         files.setdefault(data.rows[i]["file"], []).append((n, i))
-    out, found, begun, made = None, np.zeros(len(indices), bool), time.process_time(), 0
     for done, (file, members) in enumerate(sorted(files.items())):
         all_of = eval_packets.sessions(eval_packets.locate(file, folders))
         for n, i in members:
             packets = all_of.get(sample_key(data.rows[i]))
-            if not packets:
-                continue
-            row = session_features(packets, eval_packets.address_key(data.rows[i]["src"]))
-            if out is None:
-                out = np.zeros((len(indices), len(row)), np.float32)
-            out[n], found[n], made = row, True, made + 1
+            if packets:
+                yield n, packets
         progress(done + 1, len(files))
+
+
+def first_lengths(data, indices, folders, count, progress=lambda done, total: None):
+    """(int64 [N, count], bool [N]): eval_packets.signed_lengths of the whole
+    sessions of the samples; False, with lengths of 0, where there is no such
+    session in the capture."""
+    out, found = np.zeros((len(indices), count), np.int64), np.zeros(len(indices), bool)
+    for n, packets in session_packets(data, indices, folders, progress):
+        out[n] = eval_packets.signed_lengths(packets, eval_packets.address_key(data.rows[indices[n]]["src"]), count)
+        found[n] = True
+    return out, found
+
+
+def forest_features(data, indices, folders, progress=lambda done, total: None):
+    """(float32 [N, F], bool [N], seconds per flow): features of the whole
+    sessions of the samples; False where the capture has a link type that is not
+    read here or no such flow, with features of 0."""
+    out, found, begun, made = None, np.zeros(len(indices), bool), time.process_time(), 0
+    for n, packets in session_packets(data, indices, folders, progress):
+        row = session_features(packets, eval_packets.address_key(data.rows[indices[n]]["src"]))
+        if out is None:
+            out = np.zeros((len(indices), len(row)), np.float32)
+        out[n], found[n], made = row, True, made + 1
     if out is None:
         raise ValueError("no session of the samples was found in the captures")
     return out, found, (time.process_time() - begun) / max(1, made)

@@ -4,6 +4,7 @@
 import os
 import struct
 import tempfile
+import types
 import unittest
 
 import numpy as np
@@ -187,6 +188,16 @@ class Sessions(unittest.TestCase):
         first = mine[-baselines.FIRST_PACKETS:]
         self.assertEqual(first[:4].tolist(), [37, -507, -507, 0])
         self.assertEqual((-other[-baselines.FIRST_PACKETS:]).tolist(), first.tolist())
+
+    def test_lengths_of_the_first_packets_with_payload(self):
+        a, b = (1, 40000), (2, 80)
+        write_pcap(self.path, [frame(a, b, b"", udp=True), frame(b, a, b"y" * 500, udp=True), frame(a, b, b"x" * 30, udp=True),
+                               frame((9, 1), a, b"z", udp=True), frame(a, b, b"x" * 40, udp=True)])
+        row = {"src": "192.0.2.1:40000", "dst": "192.0.2.2:80", "proto": "udp", "file": os.path.basename(self.path)}
+        data = types.SimpleNamespace(rows=[row, row | {"dst": "192.0.2.2:81"}, row | {"src": row["dst"], "dst": row["src"]}])
+        for count, want in ((2, [-500, 30]), (5, [-500, 30, 40, 0, 0])):
+            lengths, found = baselines.first_lengths(data, [0, 1, 2], [self.dir.name], count)
+            self.assertEqual((lengths.tolist(), found.tolist()), ([want, [0] * count, [-v for v in want]], [True, False, True]))
 
     def test_what_is_no_capture(self):
         with open(self.path, "wb") as f:

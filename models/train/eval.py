@@ -17,6 +17,7 @@ Studies:
   bytes            accuracy against the number of bytes seen
   base-rates       precision where tunnels are rare
   shortcuts        what the verdict hangs on: fields replaced by random values
+  limits           what the first 1024 bytes can't tell, and more packets would
   all              all of them
 
 A study whose result stands in the output folder for the same data and options
@@ -38,6 +39,7 @@ import dataset
 import eval_bars
 import eval_base
 import eval_beyond
+import eval_limits
 import eval_paper
 import eval_report
 import eval_shortcuts
@@ -47,7 +49,7 @@ STUDIES = {
     "bars": eval_bars.bars, "experiment1": eval_paper.experiment1, "experiment2": eval_paper.experiment2,
     "implementations": eval_beyond.implementations, "groups": eval_beyond.groups, "transfer": eval_beyond.transfer,
     "masks": eval_beyond.masks, "bytes": eval_beyond.bytes_seen, "base-rates": eval_bars.base_rates,
-    "shortcuts": eval_shortcuts.shortcuts,
+    "shortcuts": eval_shortcuts.shortcuts, "limits": eval_limits.limits,
 }
 
 # Inside TLS, in the first 1024 bytes, these look like any TLS.

@@ -156,32 +156,46 @@ def read_pcap(path):
 
 
 def sessions(path):
-    """The sessions of a pcap file, {endpoints: arrays}.
+    """The sessions of a pcap file, {endpoints: packets in the order of the file}.
 
-    endpoints is (a, b, protocol) with a < b as `address_key` gives them; the
-    arrays are one value per packet: from (endpoint bytes of the sender),
-    length (wire), payload (bytes of it on the wire), time (s), flags, window.
+    endpoints is (a, b, protocol) with a < b as `address_key` gives them; a
+    packet is (endpoint bytes of the sender, length on the wire, bytes of
+    payload on the wire, seconds, TCP flags, TCP window).
     """
     link, flat, start, end, wire, seconds = read_pcap(path)
     if link not in LINKS or len(start) == 0:
         return {}
     skip = LINKS[link]
     walk = Walk(flat, np.minimum(start + skip, end), end, np.maximum(0, wire - skip), ethernet=link == 1)
-    good = np.flatnonzero(walk.proto >= 0)
+    tcp = walk.proto == 6
+    of = [v.tolist() for v in (wire, walk.length, seconds, np.where(tcp, walk.at(walk.l4 + 13), 0),
+                               np.where(tcp, walk.be16(walk.l4 + 14), 0), walk.proto)]
+    # Both endpoints of each packet as bytes, address and port; of IPv4 and IPv6
+    # at once each, as there are millions of packets.
+    sides = [None] * len(start)
+    for family, offset, size in ((walk.four, 12, 4), (walk.six, 8, 16)):
+        at = np.flatnonzero((walk.proto >= 0) & family)
+        part = lambda begin, n, at=at: flat[np.minimum(begin[at, None] + np.arange(n), len(flat) - 1)]
+        both = np.concatenate([part(walk.l3 + offset, size), part(walk.l4, 2), part(walk.l3 + offset + size, size),
+                               part(walk.l4 + 2, 2)], axis=1).tobytes()
+        size += 2
+        for k, i in enumerate(at.tolist()):
+            sides[i] = both[2 * size * k:2 * size * k + size], both[2 * size * k + size:2 * size * (k + 1)]
     out = {}
-    flags, window = walk.at(walk.l4 + 13), walk.be16(walk.l4 + 14)
-    for i in good:
-        l3, l4 = walk.l3[i], walk.l4[i]
-        if walk.four[i]:
-            source, target = flat[l3 + 12:l3 + 16], flat[l3 + 16:l3 + 20]
-        else:
-            source, target = flat[l3 + 8:l3 + 24], flat[l3 + 24:l3 + 40]
-        a = source.tobytes() + flat[l4:l4 + 2].tobytes()
-        b = target.tobytes() + flat[l4 + 2:l4 + 4].tobytes()
-        key = (min(a, b), max(a, b), int(walk.proto[i]))
-        out.setdefault(key, []).append((a, int(wire[i]), int(walk.length[i]), float(seconds[i]),
-                                        int(flags[i]) if walk.proto[i] == 6 else 0,
-                                        int(window[i]) if walk.proto[i] == 6 else 0))
+    for side, *packet, proto in zip(sides, *of):
+        if side:
+            out.setdefault((min(side), max(side), proto), []).append((side[0], *packet))
+    return out
+
+
+def signed_lengths(packets, initiator, count):
+    """int64 [count]: payload lengths of the first packets with payload of a
+    session (rows of `sessions`), less than 0 where the initiator's peer sent
+    it; 0 behind the last. initiator: endpoint bytes. What was sent again
+    counts again, as it does in a capture of the first bytes."""
+    out = np.zeros(count, np.int64)
+    signed = [p[2] if p[0] == initiator else -p[2] for p in packets if p[2] > 0][:count]
+    out[:len(signed)] = signed
     return out
 
 

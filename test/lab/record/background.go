@@ -82,6 +82,8 @@ func moreActivities() []activity {
 		act("mariadb", "mariadb", "mariadb", "mariadb", ordinary, 4, true, mariadb(false)),
 		act("mariadb-tls", "mariadb", "mariadb", "mariadb-tls", ordinary, 4, true, mariadb(true)),
 		act("mariadb-dump", "mariadb", "mariadb", "dump", ordinary, 2, true, mariadbDump),
+		act("smb", "samba", "samba", "smbclient", ordinary, 4, true, smb(false)),
+		act("smb-encrypted", "samba", "samba", "smbclient-encrypted", ordinary, 3, true, smb(true)),
 		act("rsync-ssh", "ssh", "openssh", "rsync", ordinary, 2, false, rsyncSSH).tunnelOf(sshLabel),
 	}
 	list = append(list, torrentActivities()...)
@@ -120,6 +122,7 @@ var moreServices = []service{
 	{"xmpp", (*env).startXMPP},
 	{"postgres", (*env).startPostgres},
 	{"mariadb", (*env).startMariaDB},
+	{"samba", (*env).startSamba},
 	{"libtorrent", (*env).startLibtorrent},
 	{"aria2", (*env).startAria2},
 	{"scripted-udp", (*env).startScriptedUDP},

@@ -70,6 +70,8 @@ var programs = map[string]string{
 	"aria2c":           "aria2",
 	"mariadb":          "mariadb-client",
 	"mariadbd":         "mariadb-server",
+	"smbclient":        "smbclient",
+	"smbd":             "samba",
 
 	postgres("postgres"): "postgresql",
 	postgres("psql"):     "postgresql-client",
@@ -114,6 +116,7 @@ type env struct {
 	dropbearKey string              // file of its client's private key
 	certs       map[string]string   // files of certificates, by service
 	torrents    map[string]string   // files of metainfo, by service
+	samba       string              // file of its settings
 	wg0         *wgDevice           // the server's
 	wgPeers     int
 	templates   *templates

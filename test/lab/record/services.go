@@ -68,10 +68,14 @@ var programs = map[string]string{
 	"trojan":           "trojan",
 	"/usr/bin/python3": "python3",
 	"aria2c":           "aria2",
+	"etcd":             "etcd-server",
+	"etcdctl":          "etcd-client",
+	"iperf3":           "iperf3",
 	"mariadb":          "mariadb-client",
 	"mariadbd":         "mariadb-server",
 	"smbclient":        "smbclient",
 	"smbd":             "samba",
+	"unbound":          "unbound",
 
 	postgres("postgres"): "postgresql",
 	postgres("psql"):     "postgresql-client",
@@ -108,9 +112,10 @@ type env struct {
 	ssh  *lab.SSH
 	port map[string]uint16 // of each service that runs, by name
 	// drawn has the ports of all services; it is not written once they start.
-	drawn     map[string]uint16
-	mailPorts [3]uint16 // further ones of the mail server
-	more      map[string][]uint16
+	drawn        map[string]uint16
+	mailPorts    [3]uint16 // further ones of the mail server
+	unboundPorts [2]uint16 // further ones of the second name server
+	more         map[string][]uint16
 
 	vpn         map[string][]string // options that name OpenVPN's keys, by service
 	dropbearKey string              // file of its client's private key
@@ -119,6 +124,7 @@ type env struct {
 	samba       string              // file of its settings
 	wg0         *wgDevice           // the server's
 	wgPeers     int
+	iperf       sync.Mutex // held by its client
 	templates   *templates
 
 	scripts sync.Map // client address -> chan script, of the random-like servers
@@ -278,6 +284,9 @@ func startServices(ctx context.Context, l *lab.Lab, c condition, p *ports, t *te
 	}
 	for i := range e.mailPorts {
 		e.mailPorts[i] = p.next()
+	}
+	for i := range e.unboundPorts {
+		e.unboundPorts[i] = p.next()
 	}
 	for i := range 10 {
 		e.more["ftp"] = append(e.more["ftp"], 31000+uint16(i))

@@ -33,7 +33,7 @@ func torrentActivities() []activity {
 
 // share makes a file and its metainfo in a directory of a seeder.
 func (e *env) share(name string) (metainfo, dir string, err error) {
-	if metainfo, dir, err = e.config(name, ""); err != nil {
+	if _, dir, err = e.config(name, ""); err != nil {
 		return "", "", err
 	}
 	r := e.draws(name)

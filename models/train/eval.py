@@ -67,9 +67,15 @@ def arguments(argv):
     p.add_argument("--network", action="append", default=[], choices=sorted(network.CHANNELS),
                    help="network that experiment1 trains (may be repeated; default compact), others train compact")
     p.add_argument("--flows", type=int, default=6000, metavar="N", help="flows of experiment1 and masks (default %(default)s)")
-    p.add_argument("--epochs", type=int, default=8, metavar="N", help="epochs of each training (default %(default)s)")
+    p.add_argument("--epochs", type=int, default=8, metavar="N",
+                   help="epochs of each training (default %(default)s; 0: as many as the network's own default)")
     p.add_argument("--epoch-samples", type=int, default=20000, metavar="N",
-                   help="samples per epoch where all flows are trained on (default %(default)s)")
+                   help="samples per epoch where all flows are trained on (default %(default)s; 0: likewise)")
+    p.add_argument("--bf16", action="store_true",
+                   help="experiment1: compute in bfloat16 while training, half the time on processors that have it")
+    p.add_argument("--fold-kind", choices=["random", "groups", "both"], default="both",
+                   help="experiment1: folds of random flows, of whole groups, or both (default %(default)s)")
+    p.add_argument("--no-trees", action="store_true", help="implementations, groups, transfer: without the boosted trees")
     p.add_argument("--run-folds", type=int, default=10, metavar="N",
                    help="how many of experiment1's ten folds are run (default %(default)s)")
     p.add_argument("--folds", type=int, default=5, metavar="N", help="folds of the study groups (default %(default)s)")
@@ -88,9 +94,9 @@ def arguments(argv):
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
     args = p.parse_args(argv)
-    for name in ("flows", "epochs", "epoch_samples", "run_folds", "folds"):
-        if getattr(args, name) < 1:
-            p.error(f"--{name.replace('_', '-')} is {getattr(args, name)}: give 1 or more")
+    for name, least in (("flows", 1), ("epochs", 0), ("epoch_samples", 0), ("run_folds", 1), ("folds", 1)):
+        if getattr(args, name) < least:
+            p.error(f"--{name.replace('_', '-')} is {getattr(args, name)}: give {least} or more")
     if args.folds < 3:
         p.error(f"--folds is {args.folds}: training, validation and test need 3 or more")
     args.run_folds = min(args.run_folds, eval_paper.TEN)

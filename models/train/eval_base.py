@@ -88,18 +88,27 @@ class Evaluation:
         self.ordinary = ~self.wanted & (self.kind != fit.RANDOM_LIKE)
         self.random_like = ~self.wanted & (self.kind == fit.RANDOM_LIKE)
 
-    def train(self, name, where, epochs=None, epoch_samples=None, **options):
+    def train(self, name, where, epoch_samples=None, **options):
         """A Model trained on a part, where: array of part names."""
         print(f"{name}: training on {(where == 'train').sum()} flows", flush=True, file=sys.stderr)
         options = {"network": "compact", "seed": self.args.seed, "false_positives": self.args.budget,
                    "skip": tuple(self.args.skip), **options}
-        epochs, epoch_samples = epochs or self.args.epochs, epoch_samples or self.args.epoch_samples
-        return Model(name, fit.fit(self.data, where, epochs=epochs, epoch_samples=epoch_samples, **options))
+        epochs, own = self.length(options["network"])
+        return Model(name, fit.fit(self.data, where, epochs=epochs, epoch_samples=epoch_samples or own, **options))
 
-    def options(self, **more):
+    def length(self, net="compact"):
+        """(epochs, samples per epoch) of a training; 0 stands for the network's own."""
+        return tuple(getattr(self.args, name) or fit.DEFAULTS[net][name] for name in ("epochs", "epoch_samples"))
+
+    def trained_text(self):
+        epochs, samples = self.length()
+        return f"compact, {epochs} epochs of {samples} samples"
+
+    def options(self, net="compact", **more):
         """What every trained result depends on."""
         a = self.args
-        return {"seed": a.seed, "budget": a.budget, "skip": a.skip, "epochs": a.epochs, "epoch_samples": a.epoch_samples,
+        epochs, epoch_samples = self.length(net)
+        return {"seed": a.seed, "budget": a.budget, "skip": a.skip, "epochs": epochs, "epoch_samples": epoch_samples,
                 "test": sorted(g for g in self.part if self.part[g] == "test"),
                 "validation": sorted(g for g in self.part if self.part[g] == "validation"), **more}
 

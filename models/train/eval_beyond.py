@@ -14,6 +14,11 @@ from eval_report import among, rate, share, table, text
 BYTES_SEEN = (128, 256, 512, 768, 1024)
 
 
+def without_trees(e):
+    """What an option adds to those of a result."""
+    return {"trees": False} if e.args.no_trees else {}
+
+
 def implementations(e):
     """Each program of a wanted class left out of training; its flows in test
     groups are new in network and in program."""
@@ -51,21 +56,22 @@ def implementations(e):
             return {"without": verdict(model, scored, label), "with": verdict(whole, scored, label),
                     "ordinary without": share((fit.wanted_sum(model.p(ordinary)) >= model.any_threshold).sum(), len(ordinary)),
                     # Trees take as long as the network; for the classes of the bars only.
-                    "trees": trees_verdict(where, scored) if label in PAPER_CLASSES else None}
+                    "trees": trees_verdict(where, scored) if label in PAPER_CLASSES and not e.args.no_trees else None}
 
-        options = e.options(label=label, program=program)
+        options = e.options(label=label, program=program, **without_trees(e))
         if e.args.max_minutes and time.monotonic() - begun > 60 * e.args.max_minutes and not e.store.has("implementations", options):
             skipped.append(f"{label} {program}")
             continue
         r = e.store.get("implementations", options, one)
         rows.append([label, program, ", ".join(rest) or "none", text(r["with"]["taken"]), text(r["without"]["taken"]),
-                     text(r["without"]["named"]) if rest else "-", text(r["ordinary without"]), text(r["trees"])])
+                     text(r["without"]["named"]) if rest else "-", text(r["ordinary without"]),
+                     *(() if e.args.no_trees else (text(r["trees"]),))])
     e.store.show("implementations", f"Each implementation left out of training and validation; scored on its flows in test groups "
-                 f"(new networks). compact, {e.args.epochs} epochs of {e.args.epoch_samples} samples, thresholds of a budget of "
+                 f"(new networks). {e.trained_text()}, thresholds of a budget of "
                  f"{e.args.budget:g} on validation groups. Data {e.store.digest}. Where no other program of the class is in training, "
                  "the class itself is new.\n\n" +
                  table(["class", "left out", "other programs in training", "taken, it was in training", "taken, it was not",
-                        "of these named rightly", "ordinary taken", "boosted trees: taken, it was not"], rows) +
+                        "of these named rightly", "ordinary taken", *(() if e.args.no_trees else ("boosted trees: taken, it was not",))], rows) +
                  (f"\n\nNot run, the time was over: {', '.join(skipped)}." if skipped else ""))
 
 
@@ -74,7 +80,7 @@ def groups(e):
     count = e.args.folds
     fold = fold_flows(e, np.arange(len(e.data)), count, True, e.args.seed)
     merged = {}
-    for method in ("compact", "boosted trees", "exemption rules"):
+    for method in ("compact", *(() if e.args.no_trees else ("boosted trees",)), "exemption rules"):
         taken, named = np.zeros(len(e.data), bool), np.zeros(len(e.data), bool)
         for k in range(count):
             test = np.flatnonzero(fold == k)
@@ -114,7 +120,7 @@ def groups(e):
             worst.append([what, method, f"{g}: {text(by[g])}", *(f"{100 * v:.2f} %" for v in np.percentile(values, (5, 50, 95)))])
     e.store.show("groups", f"Every group is left out once: {count} folds of whole groups ({len(networks)} networks, "
                  f"{len(set(e.data.group)) - len(networks)} sources of captures), one fold tested, one for the thresholds (budget "
-                 f"{e.args.budget:g}), the others for training. compact, {e.args.epochs} epochs of {e.args.epoch_samples} samples. "
+                 f"{e.args.budget:g}), the others for training. {e.trained_text()}. "
                  f"Data {e.store.digest}.\n\n" +
                  table(["", *merged], body) + "\n\nSources of captures, ordinary taken:\n\n" +
                  table(["source", *merged], [[g, *(text(c["sources"][g]) for c in counts.values())] for g in next(iter(counts.values()))["sources"]]) +
@@ -130,22 +136,22 @@ def transfer(e):
     def both():
         model = e.train("transfer", where, classes=e.labels[1:])
         new = np.flatnonzero((where == "test"))
-        p, threshold = tree_model(e, where)
-        return {"compact": counted(e, test, verdicts(model.p(test), model.any_threshold)[0]),
-                "compact, lab": counted(e, new, verdicts(model.p(new), model.any_threshold)[0]),
-                "boosted trees": counted(e, test, fit.wanted_sum(p(test)) >= threshold),
-                "boosted trees, lab": counted(e, new, fit.wanted_sum(p(new)) >= threshold)}
+        methods = {"compact": (model.p, model.any_threshold)}
+        if not e.args.no_trees:
+            methods["boosted trees"] = tree_model(e, where)
+        return {name + at: counted(e, flows, fit.wanted_sum(p(flows)) >= threshold)
+                for name, (p, threshold) in methods.items() for at, flows in (("", test), (", lab", new))}
 
-    r = e.store.get("transfer", e.options(), both)
-    rows = [["captures of others, all", text(r["compact"]["ordinary"]), text(r["boosted trees"]["ordinary"])]]
-    rows += [[g, text(s), text(r["boosted trees"]["sources"][g])] for g, s in r["compact"]["sources"].items()]
-    rows += [["lab, test networks: ordinary", text(r["compact, lab"]["ordinary"]), text(r["boosted trees, lab"]["ordinary"])],
-             ["lab, test networks: random-like", text(r["compact, lab"]["random-like"]), text(r["boosted trees, lab"]["random-like"])]]
-    rows += [[f"lab, test networks: recall of {k}", text(s), text(r["boosted trees, lab"]["recall"][k])]
-             for k, s in r["compact, lab"]["recall"].items()]
-    e.store.show("transfer", f"Trained on networks of the lab only (thresholds, too), tested on captures of others: flows taken. compact, "
-                 f"{e.args.epochs} epochs of {e.args.epoch_samples} samples. Data {e.store.digest}.\n\n" +
-                 table(["", "compact", "boosted trees"], rows))
+    r = e.store.get("transfer", e.options(**without_trees(e)), both)
+    methods = [name for name in r if not name.endswith(", lab")]
+    row = lambda what, at, value: [what, *(text(value(r[name + at])) for name in methods)]
+    rows = [row("captures of others, all", "", lambda c: c["ordinary"])]
+    rows += [row(g, "", lambda c, g=g: c["sources"][g]) for g in r["compact"]["sources"]]
+    rows += [row(f"lab, test networks: {k}", ", lab", lambda c, k=k: c[k]) for k in ("ordinary", "random-like")]
+    rows += [row(f"lab, test networks: recall of {k}", ", lab", lambda c, k=k: c["recall"][k]) for k in r["compact, lab"]["recall"]]
+    e.store.show("transfer", f"Trained on networks of the lab only (thresholds, too), tested on captures of others: flows taken. "
+                 f"{e.trained_text()}. Data {e.store.digest}.\n\n" +
+                 table(["", *methods], rows))
 
 
 def masks(e):
@@ -167,10 +173,10 @@ def masks(e):
                 "loss": model.predictor.losses[model.predictor.epoch - 1],
                 "mean": float(np.mean([np.mean(p.argmax(axis=1)[truth == k] == k) for k in range(3)]))}
 
-        r = e.store.get("masks", e.options(recipe=recipe, flows=a.flows), one)
+        r = e.store.get("masks", e.options("paper", recipe=recipe, flows=a.flows), one)
         rows.append([recipe, f"{r['loss']['train']:.3f}", f"{r['loss']['validation']:.3f}", text(r["classes"]), f"{100 * r['mean']:.1f} %",
                      text(r["ordinary"]), text(r["random-like"]), *(text(r["recall"][k]) for k in PAPER_CLASSES)])
-    e.store.show("masks", f"The network of the paper with either recipe: trained on {(where == 'train').sum()} flows, {a.epochs} epochs of "
+    e.store.show("masks", f"The network of the paper with either recipe: trained on {(where == 'train').sum()} flows, {e.length('paper')[0]} epochs of "
                  f"{a.flows} samples; thresholds of a budget of {a.budget:g}. Data {e.store.digest}. compact has no headers in its planes, "
                  "so the recipe does not matter to it.\n\n" +
                  table(["recipe", "loss, training", "loss, validation", "most probable class is right", "mean of the classes' recalls",

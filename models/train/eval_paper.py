@@ -28,11 +28,14 @@ def experiment1(e):
     a = e.args
     chosen = draw_flows(e, a.flows, a.seed)
     labels = [dataset.BACKGROUND, *PAPER_CLASSES]
+    kinds = {"random": [False], "groups": [True], "both": [False, True]}[a.fold_kind]
     for net in a.network or ["compact"]:
         # Small batches, as there are few flows; all else is the network's own.
         extra = {"batch": 32 if net == "paper" else 64}
+        told = {"bf16": True} if a.bf16 else {}
+        epochs = e.length(net)[0]
         results, out = {}, []
-        for by_group in (False, True):
+        for by_group in kinds:
             fold = fold_flows(e, chosen, TEN, by_group, a.seed)
             for name, ratio in RATIOS.items():
                 merged = {"predicted": [], "truth": [], "random": []}
@@ -40,7 +43,7 @@ def experiment1(e):
                     def of_fold(k=k, ratio=ratio):
                         where = parts_of(fold, k, TEN)
                         model = e.train(f"experiment1 {net} R={name} fold {k + 1}", where, network=net, classes=PAPER_CLASSES,
-                                        random_ratio=ratio, epoch_samples=len(chosen), **extra)
+                                        random_ratio=ratio, epoch_samples=len(chosen), **extra, **told)
                         test = np.flatnonzero(where == "test")
                         noise = dataset.training_images(model.predictor.data, np.full(500, -1), model.predictor.channels, "strict",
                                                         0, np.random.default_rng(k), np.flatnonzero(where == "train"))
@@ -49,7 +52,7 @@ def experiment1(e):
                                 "random": model.p_images(noise).argmax(axis=1).tolist()}
 
                     one = e.store.get("experiment1", {"network": net, "ratio": name, "fold": k, "by_group": by_group,
-                                                      "flows": a.flows, "epochs": a.epochs, "seed": a.seed}, of_fold)
+                                                      "flows": a.flows, "epochs": epochs, "seed": a.seed, **told}, of_fold)
                     for key, values in merged.items():
                         values += one[key]
                         one[key] = np.array(one[key])
@@ -57,9 +60,10 @@ def experiment1(e):
                 results[by_group, name, "all"] = {key: np.array(v) for key, v in merged.items()}
         out.append(f"Experiment 1, network {net}: {len(chosen)} flows (half background, half of that captures of others), "
                    f"{a.run_folds} of ten folds run, each with eight tenths for training, one to choose the epoch, one tested; "
-                   f"{a.epochs} epochs of {len(chosen)} samples. Verdict: the most probable class. Data {e.store.digest}.")
-        for by_group, heading in ((False, "Random folds, as in the paper (flows of one network in all folds)"),
-                                  (True, "Folds of whole groups (a network or source is in one fold only)")):
+                   f"{epochs} epochs of {len(chosen)} samples{', computed in bfloat16' if a.bf16 else ''}. Verdict: the most probable class. Data {e.store.digest}.")
+        for by_group in kinds:
+            heading = ("Folds of whole groups (a network or source is in one fold only)" if by_group else
+                       "Random folds, as in the paper (flows of one network in all folds)")
             body = []
             for name in RATIOS:
                 folds = results[by_group, name]
@@ -80,7 +84,8 @@ def experiment1(e):
         e.store.show(f"experiment1-{net}", "\n".join(out))
 
         def draw(axes):
-            for by_group, style in ((False, "--"), (True, "-")):
+            for by_group in kinds:
+                style = "-" if by_group else "--"
                 for key, colour in (("accuracy", "tab:blue"), ("precision", "tab:orange"), ("recall", "tab:green")):
                     y = [np.mean([[rate(eval_report.one_against_rest(f["predicted"], f["truth"], c)[key]) for c in (1, 2)]
                                   for f in results[by_group, name]]) for name in RATIOS]

@@ -127,7 +127,7 @@ class OnData(unittest.TestCase):
 
     def evaluation(self, out="out"):
         args = types.SimpleNamespace(captures=[], seed=1, budget=0.01, epochs=1, epoch_samples=200, left_out=["program-1"], folds=3,
-                                     flows=200, run_folds=1, network=[], threads=1, max_minutes=0, skip=["v2ray/tls"])
+                                     flows=200, run_folds=1, network=[], threads=1, max_minutes=0, bf16=False, fold_kind="both", no_trees=False, skip=["v2ray/tls"])
         part = dataset.split_groups(self.data, [], [], 1)
         return eval_base.Evaluation(args, self.data, [], part, eval_report.Store(f"{self.dir.name}/{out}", self.data.digest))
 
@@ -234,6 +234,33 @@ class OnData(unittest.TestCase):
         self.assertEqual(again.getvalue(), text)
         self.assertEqual(steps.getvalue(), "")
 
+    def test_a_training_is_as_long_as_told_or_as_the_network_is_used_to(self):
+        e = self.evaluation()
+        e.args.epochs, e.args.epoch_samples = 3, 200
+        self.assertEqual((e.length(), e.options()["epochs"], e.trained_text()), ((3, 200), 3, "compact, 3 epochs of 200 samples"))
+        e.args.epochs, e.args.epoch_samples = 0, 0
+        for net in fit.DEFAULTS:
+            own = fit.Options(network=net)
+            self.assertEqual(e.length(net), (own.epochs, own.epoch_samples))
+            self.assertEqual((e.options(net)["epochs"], e.options(net)["epoch_samples"]), e.length(net))
+
+    def test_trees_and_kinds_of_folds_can_be_left_out(self):
+        command = lambda *words: [*words, "--data", f"{self.dir.name}/set", "--out", f"{self.dir.name}/some", "--threads", "1", "--epochs", "1",
+                                  "--epoch-samples", "300", "--folds", "3"]
+        told = io.StringIO()
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(told):
+            evaluation.main(command("groups", "transfer", "implementations", "--no-trees", "--holdout-group", "net-0*", "--holdout-group",
+                                    "source-[0-3]"))
+        self.assertNotIn("boosted trees", told.getvalue())
+        rows = [line for line in told.getvalue().splitlines() if line.startswith("| shadowsocks ")]
+        self.assertEqual([len(line.split("|")) for line in rows], [9, 9])
+        told = io.StringIO()
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(told):
+            evaluation.main(command("experiment1", "--flows", "120", "--run-folds", "1", "--fold-kind", "groups", "--bf16"))
+        self.assertIn("Folds of whole groups", told.getvalue())
+        self.assertNotIn("Random folds", told.getvalue())
+        self.assertIn("bfloat16", told.getvalue())
+
     def test_limits_are_of_what_was_captured(self):
         folder, out = f"{self.dir.name}/alike", f"{self.dir.name}/limits"
         write_folder(folder, n=900, alike=True)
@@ -295,6 +322,7 @@ class OnData(unittest.TestCase):
             with self.assertRaisesRegex(ValueError, word):
                 evaluation.main([*arguments, "--out", f"{self.dir.name}/bad"])
         for arguments, word in ((["groups", "--folds", "2", "--data", "x"], "--folds is 2"), (["nonsense", "--data", "x"], "nonsense"),
+                                (["groups", "--epochs", "-1", "--data", "x"], "--epochs is -1"),
                                 (["bars", "--budget", "1", "--data", "x"], "--budget is 1")):
             told = io.StringIO()
             with contextlib.redirect_stderr(told), self.assertRaises(SystemExit) as ended:

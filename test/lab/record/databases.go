@@ -143,6 +143,8 @@ func (e *env) fillPostgres(ctx context.Context, folder string) error {
 		}
 		fmt.Fprintf(&sql, "set password_encryption = '%s'\ncreate role %s login password 'secret'\ngrant all on item, log to %s\n", method, user, user)
 	}
+	// What further databases are made from is most of the files.
+	sql.WriteString("update pg_database set datistemplate = false\ndrop database template0\ndrop database template1\n")
 	_, err := e.l.ExecInput(ctx, e.l.Server, []byte(sql.String()), asNobody(postgres("postgres"), "--single", "-D", folder, "postgres")...)
 	return err
 }
@@ -236,7 +238,7 @@ grant all on lab.* to guest@'%%';
 	if err := errors.Join(os.WriteFile(init, []byte(sql), 0o600), give(dir, init, cert, key)); err != nil {
 		return err
 	}
-	small := []string{"--innodb-log-file-size=4M", "--innodb-buffer-pool-size=8M", "--innodb-flush-log-at-trx-commit=0", "--innodb-use-native-aio=0"}
+	small := []string{"--innodb-log-file-size=4M", "--innodb-buffer-pool-size=8M", "--innodb-flush-log-at-trx-commit=0", "--innodb-use-native-aio=0", "--innodb-flush-method=nosync", "--innodb-doublewrite=OFF"}
 	data, err := e.templates.copy(ctx, e, "mariadb", dir, func(folder string) error {
 		if err := errors.Join(os.Mkdir(folder, 0o700), give(folder)); err != nil {
 			return err

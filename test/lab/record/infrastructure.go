@@ -14,7 +14,7 @@ import (
 // startEtcd starts a server of gRPC, that is HTTP/2, without or with TLS.
 func startEtcd(name string, tls bool) func(e *env, ctx context.Context, port uint16) error {
 	return func(e *env, ctx context.Context, port uint16) error {
-		_, dir, err := e.certificate(ctx, name, "")
+		_, dir, err := e.config(name, "")
 		if err != nil {
 			return err
 		}
@@ -24,6 +24,9 @@ func startEtcd(name string, tls bool) func(e *env, ctx context.Context, port uin
 		}
 		scheme, cert := "http://", filepath.Join(dir, "cert.pem")
 		if tls {
+			if err := e.l.Certificate(ctx, dir, pick(e.draws(name), "ec", "rsa")); err != nil {
+				return err
+			}
 			scheme = "https://"
 			e.set(func() { e.certs[name] = cert })
 		}

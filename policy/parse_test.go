@@ -417,7 +417,7 @@ func TestDefault(t *testing.T) {
 	}
 	var e *Error
 	_, err = Default(&Model{Labels: []string{"background", "ssh"}})
-	const none = "default.yaml:1:1: the built-in policy is about shadowsocks, v2ray, trojan, vless, obfs4, and the model has none of them (it has ssh); write a policy of your own"
+	const none = "default.yaml:1:1: the built-in policy is about shadowsocks, v2ray, vless, obfs4, and the model has none of them (it has ssh); write a policy of your own"
 	if !errors.As(err, &e) || err.Error() != none {
 		t.Errorf("a model with none of the classes: %v", err)
 	}

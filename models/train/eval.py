@@ -55,6 +55,10 @@ STUDIES = {
 # Inside TLS, in the first 1024 bytes, these look like any TLS.
 WRAPPED = ["v2ray/*tls", "vless/*tls"]
 
+# This class, too, is TLS in what is captured of it. It is learnt, as some of its
+# programs can be told by their TLS, but may cost no ordinary flow.
+EXPERIMENTAL = ["trojan"]
+
 
 def arguments(argv):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -88,6 +92,9 @@ def arguments(argv):
     p.add_argument("--skip", action="append", metavar="LABEL/CIPHER",
                    help="variants, as patterns, that are not trained on and are counted by themselves, because only what they are wrapped "
                         f"in shows (may be repeated; default {' '.join(WRAPPED)})")
+    p.add_argument("--experimental", action="append", metavar="LABEL",
+                   help="class that may take no ordinary validation flow, see train.py (may be repeated; default "
+                        f"{' '.join(EXPERIMENTAL)})")
     p.add_argument("--holdout-group", action="append", default=[], metavar="PATTERN",
                    help="test groups (may be repeated; default: those of the first model, else drawn)")
     p.add_argument("--validation-group", action="append", default=[], metavar="PATTERN", help="likewise")
@@ -103,6 +110,7 @@ def arguments(argv):
     if not 0 <= args.budget < 1:
         p.error(f"--budget is {args.budget:g}: give a share of 0 or more and less than 1")
     args.skip = WRAPPED if args.skip is None else args.skip
+    args.experimental = EXPERIMENTAL if args.experimental is None else args.experimental
     if "all" in args.study:
         args.study = list(STUDIES)
     return args

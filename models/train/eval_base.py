@@ -92,7 +92,7 @@ class Evaluation:
         """A Model trained on a part, where: array of part names."""
         print(f"{name}: training on {(where == 'train').sum()} flows", flush=True, file=sys.stderr)
         options = {"network": "compact", "seed": self.args.seed, "false_positives": self.args.budget,
-                   "skip": tuple(self.args.skip), **options}
+                   "skip": tuple(self.args.skip), "experimental": tuple(self.args.experimental), **options}
         epochs, own = self.length(options["network"])
         return Model(name, fit.fit(self.data, where, epochs=epochs, epoch_samples=epoch_samples or own, **options))
 
@@ -108,7 +108,7 @@ class Evaluation:
         """What every trained result depends on."""
         a = self.args
         epochs, epoch_samples = self.length(net)
-        return {"seed": a.seed, "budget": a.budget, "skip": a.skip, "epochs": epochs, "epoch_samples": epoch_samples,
+        return {"seed": a.seed, "budget": a.budget, "skip": a.skip, "experimental": a.experimental, "epochs": epochs, "epoch_samples": epoch_samples,
                 "test": sorted(g for g in self.part if self.part[g] == "test"),
                 "validation": sorted(g for g in self.part if self.part[g] == "validation"), **more}
 
@@ -171,7 +171,8 @@ def tree_model(e, where, name="boosted trees"):
 
     validation = np.flatnonzero((where == "validation") & ~e.wrapped)
     told, ordinary = logits(validation), e.ordinary[validation]
-    bias = fit.cautious(told, e.truth(validation, e.labels), ordinary, e.args.budget)
+    bias = fit.operating_bias(told, e.truth(validation, e.labels), ordinary, e.args.budget,
+                              [e.labels.index(k) for k in e.args.experimental if k in e.labels])
     p = lambda indices: network.softmax(logits(indices) + bias, 1.0)
     taken = fit.wanted_sum(network.softmax(told + bias, 1.0))[ordinary]
     return p, max(fit.LEAST, eval_report.cut_for(taken, e.args.budget))

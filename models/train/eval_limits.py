@@ -173,6 +173,8 @@ def limits(e):
                 table(["the capture holds", *found], [[SITUATIONS[k], *(text(among(hits[name], where & (cases == k))) for name in found)]
                                                       for k in present]), ""]
     out += bound_text(e, at, cases, apart, tunnel)
+    out += sorts_text(e, test, {name: (apart[name], taken[name]) for name in (*(m.name for m in e.models), tree_names[0],
+                                                                              tree_names[PACKETS[-1]])})
     e.store.show("limits", "\n".join(out).rstrip())
 
     def draw(axes):
@@ -219,4 +221,26 @@ def bound_text(e, at, cases, apart, tunnel):
             "made: transport, length on the wire and how much of it was captured are then all there is to see besides the headers. By counts: "
             "the commoner class of the same three values in the training networks. In hindsight: the commoner class among these very test "
             "flows, which no function of the three values can exceed (where nearly every flow has values of its own this says nothing).", "",
-            table(["the capture holds", "different values", "always the commoner class", "by counts", "in hindsight", *apart], body)]
+            table(["the capture holds", "different values", "always the commoner class", "by counts", "in hindsight", *apart], body), ""]
+
+
+# Sorts of random-like background with fewer flows are not listed, nor those of
+# which no method takes more.
+SORT_FLOWS, SORT_TAKEN = 20, 0.02
+
+
+def sorts_text(e, test, hits):
+    """Which programs are mixed up and which background is taken. hits: {method:
+    (told apart rightly, taken)}."""
+    label, program, random_like = e.data.label[test], e.program[test], e.random_like[test]
+    sort = np.char.add(np.char.add(program, ": "), e.data.column("cipher")[test])
+    rows = [[f"{k}: {v}", *(text(among(apart, (label == k) & (program == v))) for apart, _ in hits.values())]
+            for k in PAPER_CLASSES for v in sorted(set(program[label == k]))]
+    body = []
+    for v in sorted(set(sort[random_like])):
+        shares = [among(taken, random_like & (sort == v)) for _, taken in hits.values()]
+        if shares[0]["total"] >= SORT_FLOWS and max(map(rate, shares)) > SORT_TAKEN:
+            body.append([v, *map(text, shares)])
+    return ["Told apart, by program:", "", table(["program", *hits], rows), "",
+            f"Random-like taken, at the thresholds of the first table, by sort (those with {SORT_FLOWS} flows or more of which a method takes "
+            f"more than {100 * SORT_TAKEN:g} %):", "", table(["sort", *hits], body)]

@@ -264,7 +264,7 @@ class OnData(unittest.TestCase):
     def test_limits_are_of_what_was_captured(self):
         folder, out = f"{self.dir.name}/alike", f"{self.dir.name}/limits"
         write_folder(folder, n=900, alike=True)
-        command = ["limits", "--data", folder, "--captures", folder, "--out", out, "--threads", "1"]
+        command = ["limits", "--data", folder, "--captures", folder, "--out", out, "--threads", "1", "--holdout-group", "net-0*"]
         told, again, steps = io.StringIO(), io.StringIO(), io.StringIO()
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(told):
             evaluation.main(command)
@@ -282,6 +282,10 @@ class OnData(unittest.TestCase):
         bound = next(r for r in rows if r[0] == "one packet only, less" and r[1] == "1")
         self.assertEqual(bound[2], bound[4])
         self.assertLess(float(bound[4].split(" %")[0]), 75)
+        # The sorts of programs: told apart with packets only, and no longer taken.
+        for start in ("v2ray: program-0", "program-1: plain"):
+            row = shares(start)
+            self.assertEqual((len(row), row[0] != row[1], row[1]), (2, True, 100 if "v2ray" in start else 0), start)
         with open(f"{out}/limits.png", "rb") as f:
             self.assertEqual(f.read(8), b"\x89PNG\r\n\x1a\n")
 

@@ -868,7 +868,11 @@ func vnc(ctx context.Context, a *attempt) error {
 			}
 		}
 	}
-	if _, err := io.ReadFull(c, buf[:binary.BigEndian.Uint32(buf[20:24])]); err != nil {
+	name := binary.BigEndian.Uint32(buf[20:24])
+	if name > uint32(len(buf)) {
+		return fmt.Errorf("vnc: the desktop's name is %d bytes long, which is no name", name)
+	}
+	if _, err := io.ReadFull(c, buf[:name]); err != nil {
 		return err
 	}
 	w, h := uint16(10+a.r.IntN(300)), uint16(10+a.r.IntN(180))

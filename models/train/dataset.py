@@ -521,13 +521,14 @@ def all_random(data):
     return out
 
 
-def training_images(data, indices, channels, recipe, cut_share, rng, pool):
+def training_images(data, indices, channels, recipe, cut_share, rng, pool, segment_share=0.0):
     """Images uint8 [n, channels, 1024] of a batch.
 
     Everything that may differ without the class being another one is drawn
     anew: the bytes under the mask, the payload of flows that are random
-    throughout, and for a cut_share of the captures where they end, so that no
-    class is told by how much of it was captured.
+    throughout, for a cut_share of the captures where they end, so that no
+    class is told by how much of it was captured, and for a segment_share the
+    packets that a message goes out in (see resegment).
 
     Index -1 stands for a flow that is made up, and background: random bytes
     all over the plane byte; in the planes without headers, either the packets
@@ -560,34 +561,78 @@ def training_images(data, indices, channels, recipe, cut_share, rng, pool):
             for name, plane in zip(("streams", "packets"), planes(data.capture[real[which]], shortened)):
                 if name in channels:
                     out[which, channels.index(name)] = plane
+    if "packets" in channels and segment_share:
+        resegment(out[:, channels.index("packets")], rng, segment_share)
     if "streams" in channels:
+        used = payload_bytes(data.payloads(), real, np.where(cut, ends, BYTES))
         which = np.flatnonzero(noise & ~mixed | data.all_random()[real] & ~noise)
         streams = out[which, channels.index("streams")].reshape(-1, 2, STREAM)
-        used = payload_bytes(data.payloads(), real[which], np.where(cut[which], ends[which], BYTES))
         random = rng.integers(0, 256, streams.shape, dtype=np.uint8)
-        streams = np.where(np.arange(STREAM) < used[:, :, None], random, streams)
+        streams = np.where(np.arange(STREAM) < used[which][:, :, None], random, streams)
         out[which, channels.index("streams")] = streams.reshape(-1, BYTES)
         which = np.flatnonzero(mixed)
         if len(which):
             plain = pool[(data.label[pool] == BACKGROUND) & (data.kind[pool] != "random-like")]
             donor = rng.choice(plain, len(which))
-            used = payload_bytes(data.payloads(), real[which], np.where(cut[which], ends[which], BYTES))
             given = np.clip(payload_bytes(data.payloads(), donor, np.full(len(which), BYTES)), 1, STREAM)
             # The donor's bytes over and over where it has fewer.
             place = np.arange(STREAM) % given[:, :, None]
             streams = np.take_along_axis(data.planes()[0][donor].reshape(-1, 2, STREAM), place, axis=2)
-            streams = np.where(np.arange(STREAM) < used[:, :, None], streams, 0)
+            streams = np.where(np.arange(STREAM) < used[which][:, :, None], streams, 0)
             out[which, channels.index("streams")] = streams.reshape(-1, BYTES)
         ordinary = mixed | (data.label[real] == BACKGROUND) & (data.kind[real] != "random-like") & ~noise
         which = np.flatnonzero(ordinary & (rng.random(n) < SCRAMBLED))
         if len(which):
-            used = payload_bytes(data.payloads(), real[which], np.where(cut[which], ends[which], BYTES))
-            out[which, channels.index("streams")] = scrambled(out[which, channels.index("streams")], used, rng)
+            out[which, channels.index("streams")] = scrambled(out[which, channels.index("streams")], used[which], rng)
     return out
 
 
 # Share of the ordinary background in which bytes change their places.
 SCRAMBLED = 0.3
+
+
+# Where resegment may cut a packet in two, how short the parts may be, and how
+# long what it joins: no longer than a segment.
+CUT_AT = (20, 200)
+PART = 16
+JOINED = 1400
+
+
+def resegment(planes, rng, share):
+    """Sends the first message of a side in other packets, in a share of the
+    planes "packets" [n, 1024], in place, for each side by itself: its first two
+    packets become one, or its first packet two.
+
+    Whether a header goes out by itself or together with what it is about is a
+    matter of the program, and of its release, not of the protocol. Datagrams
+    stay as they are, and so do the messages, but for their number of packets.
+    """
+    n = len(planes)
+    rows, every, place = planes.reshape(n, SIDE, SIDE), np.arange(n), np.arange(PACKET_ROWS)
+    for direction in (255, 128):
+        first = (rows[:, :PACKET_ROWS, 1] == direction).argmax(axis=1)
+        second = np.minimum(first + 1, PACKET_ROWS - 1)
+        message = PACKET_ROWS + (rows[:, PACKET_ROWS:, 1] == direction).argmax(axis=1)
+        word = lambda row, at: rows[every, row, at].astype(np.int64) << 8 | rows[every, row, at + 1]
+        length, captured, length2, captured2 = word(first, 2), word(first, 4), word(second, 2), word(second, 4)
+        chosen = (rng.random(n) < share) & (rows[every, first, 1] == direction) & (rows[every, first, 6] == 128)
+        joins = chosen & (first < second) & (rows[every, second, 1] == direction) & (length + length2 <= JOINED)
+        at = rng.integers(*CUT_AT, n)
+        cuts = chosen & ~joins & (first < second) & (length >= at + PART) & (captured > at)
+        # Rows move up behind two that become one, and down behind one that becomes two.
+        source = place + np.where(place > first[:, None], joins[:, None].astype(int) - cuts[:, None], 0)
+        moved = np.where((source < PACKET_ROWS)[:, :, None], np.take_along_axis(rows, np.minimum(source, SIDE - 1)[:, :, None], axis=1), 0)
+        rows[:, :PACKET_ROWS] = moved
+
+        def put(which, row, lengths, bytes_captured):
+            i = np.flatnonzero(which)
+            for column, values in ((2, lengths[i]), (4, bytes_captured[i])):
+                rows[i, row[i], column], rows[i, row[i], column + 1] = values >> 8, values & 255
+
+        put(joins, first, length + length2, captured + captured2)
+        put(cuts, first, at, at)
+        put(cuts, second, length - at, captured - at)
+        rows[every, message, 7] += cuts.astype(np.uint8) - joins.astype(np.uint8)
 
 
 def scrambled(streams, used, rng):

@@ -45,8 +45,10 @@ def implementations(e):
         scored = mine & test & ~e.wrapped
         if scored.sum() < 20:
             continue
+        cipher = e.data.column("cipher")
+        common = scored & np.isin(cipher, cipher[(e.where == "train") & (e.data.label == label) & ~mine & ~e.wrapped])
 
-        def one(mine=mine, scored=scored, label=label, rest=rest):
+        def one(mine=mine, scored=scored, common=common, label=label, rest=rest):
             nonlocal whole
             where = np.where(mine, "", e.where)
             classes = [k for k in e.labels[1:] if rest or k != label]
@@ -54,6 +56,7 @@ def implementations(e):
             whole = whole or e.train("with all programs", e.where)
             ordinary = np.flatnonzero(test & e.ordinary)
             return {"without": verdict(model, scored, label), "with": verdict(whole, scored, label),
+                    "common": verdict(model, common, label)["taken"] if common.any() else None,
                     "ordinary without": share((fit.wanted_sum(model.p(ordinary)) >= model.any_threshold).sum(), len(ordinary)),
                     # Trees take as long as the network; for the classes of the bars only.
                     "trees": trees_verdict(where, scored) if label in PAPER_CLASSES and not e.args.no_trees else None}
@@ -63,7 +66,9 @@ def implementations(e):
             skipped.append(f"{label} {program}")
             continue
         r = e.store.get("implementations", options, one)
+        same = common.sum() == scored.sum()
         rows.append([label, program, ", ".join(rest) or "none", text(r["with"]["taken"]), text(r["without"]["taken"]),
+                     "all" if same else "none" if r["common"] is None else text(r["common"]),
                      text(r["without"]["named"]) if rest else "-", text(r["ordinary without"]),
                      *(() if e.args.no_trees else (text(r["trees"]),))])
     e.store.show("implementations", f"Each implementation left out of training and validation; scored on its flows in test groups "
@@ -71,7 +76,7 @@ def implementations(e):
                  f"{e.args.budget:g} on validation groups. Data {e.store.digest}. Where no other program of the class is in training, "
                  "the class itself is new.\n\n" +
                  table(["class", "left out", "other programs in training", "taken, it was in training", "taken, it was not",
-                        "of these named rightly", "ordinary taken", *(() if e.args.no_trees else ("boosted trees: taken, it was not",))], rows) +
+                        "the same, variants that the others have, too", "of these named rightly", "ordinary taken", *(() if e.args.no_trees else ("boosted trees: taken, it was not",))], rows) +
                  (f"\n\nNot run, the time was over: {', '.join(skipped)}." if skipped else ""))
 
 

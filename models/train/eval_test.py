@@ -127,7 +127,7 @@ class OnData(unittest.TestCase):
 
     def evaluation(self, out="out"):
         args = types.SimpleNamespace(captures=[], seed=1, budget=0.01, epochs=1, epoch_samples=200, left_out=["program-1"], folds=3,
-                                     flows=200, run_folds=1, network=[], threads=1, max_minutes=0, bf16=False, fold_kind="both", no_trees=False, skip=["v2ray/tls"])
+                                     flows=200, run_folds=1, network=[], threads=1, max_minutes=0, bf16=False, fold_kind="both", no_trees=False, skip=["v2ray/tls"], experimental=[])
         part = dataset.split_groups(self.data, [], [], 1)
         return eval_base.Evaluation(args, self.data, [], part, eval_report.Store(f"{self.dir.name}/{out}", self.data.digest))
 
@@ -253,7 +253,7 @@ class OnData(unittest.TestCase):
                                     "source-[0-3]"))
         self.assertNotIn("boosted trees", told.getvalue())
         rows = [line for line in told.getvalue().splitlines() if line.startswith("| shadowsocks ")]
-        self.assertEqual([len(line.split("|")) for line in rows], [9, 9])
+        self.assertEqual([len(line.split("|")) for line in rows], [10, 10])
         told = io.StringIO()
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(told):
             evaluation.main(command("experiment1", "--flows", "120", "--run-folds", "1", "--fold-kind", "groups", "--bf16"))

@@ -83,12 +83,17 @@ def arguments(argv):
                         f"(default: {default('random_ratio')})")
     p.add_argument("--cut-share", type=float, default=0.25, metavar="P",
                    help="share of training captures that are cut at a random place (default %(default)s)")
+    p.add_argument("--segment-share", type=float, metavar="P",
+                   help=f"share of training messages that go out in other packets (default: {default('segment_share')})")
     p.add_argument("--limit-per-group", type=int, default=2000, metavar="N",
                    help="a background group counts as at most N samples (default %(default)s)")
     p.add_argument("--skip", action="append", default=[], metavar="LABEL/CIPHER",
                    help="variants, as a file name pattern of label and cipher, that are neither trained on nor used for the choice "
                         "of thresholds, as what they are wrapped in is all that shows; the figures count them all the same (may be "
                         "repeated)")
+    p.add_argument("--experimental", action="append", default=[], metavar="LABEL",
+                   help="a class that looks like ordinary traffic in what is captured: it may take no ordinary flow of the validation "
+                        "groups, so that the others do not pay for it (may be repeated)")
     p.add_argument("--mask", choices=sorted(dataset.RECIPES), default="strict")
     p.add_argument("--holdout-group", action="append", default=[], metavar="PATTERN",
                    help="test groups, as file name patterns (may be repeated; default: a fifth, drawn by the seed)")
@@ -322,7 +327,7 @@ background; of the real background {captures:.0%} are captures of others, and of
 random. In the ratio {ratio:.3f} to the real ones there is made-up background: the packets of some background with random bytes in
 them, and the packets of any flow with the bytes of an ordinary one. The payload of flows that are random from the first byte
 on is drawn anew every time. In {scrambled:.0%} of the ordinary background bytes change their places. {cut:.0%} of the captures are cut at
-a random place.{skipped}""",
+a random place. {segment:.0%} of the first messages over TCP go out in other packets: in one instead of two, or in two instead of one.{skipped}""",
 }
 
 SKIPPED = """ What matches {pattern} (class and variant) was not trained on: inside TLS they look like any
@@ -422,24 +427,27 @@ def card(data, labels, part, model, options, figures, args, created, command, ev
         rate=text_share(share(model.choice["allowed"], model.choice["ordinary"])),
         training=TRAINING[options.network].format(
             ratio=options.random_ratio, captures=options.captures_share, cut=options.cut_share, any_weight=options.any_weight,
-            hard=options.random_like_share or 0, scrambled=dataset.SCRAMBLED,
+            hard=options.random_like_share or 0, scrambled=dataset.SCRAMBLED, segment=options.segment_share,
             skipped="" if not options.skip else SKIPPED.format(pattern=", ".join(f"`{p}`" for p in options.skip))),
-        classes=classes_text(figures, labels, options.skip),
-        bias=bias_text(model.bias),
+        classes=classes_text(figures, labels, options.skip, options.experimental),
+        bias=bias_text(model.bias, options.experimental),
         left_out="" if not data.left_out else " Flows of such captures that are of a class of the model, by\ntheir own first message or by the name of their file, "
         f"were left out, too: {', '.join(f'{n} {k}' for k, n in sorted(data.left_out.items()))}.",
         figures=report(figures, labels, model.thresholds), evaluate=evaluate, failures=known_failures(figures, labels))
 
 
-def bias_text(bias):
+def bias_text(bias, experimental):
     held = [f"`{k}` {v:g}" for k, v in bias.items() if v and k != dataset.BACKGROUND]
     text = ""
     if bias.get(dataset.BACKGROUND):
-        text = ("\nBackground counts 7 to 10 of what it does in training, where much more of it imitates the wanted classes than in any\n"
-                "network's traffic. ")
+        text = (f"\nBackground counts {fit.PRIOR:g} of what it does in training, where much more of it imitates the wanted classes than in any\n"
+                "network's traffic; that value was chosen on validation groups, too, for the recall that is aimed at. ")
     if held:
         text += ("So that a threshold can be that low, classes that look like ordinary traffic were made rarer by adding to their\n"
-                 f"logits, scaled by the temperature: {', '.join(held)}.")
+                 f"logits, scaled by the temperature: {', '.join(held)}. ")
+    if experimental:
+        text += (f"Of {', '.join(f'`{k}`' for k in experimental)} this is so much that no ordinary flow of the validation groups is taken for it:\n"
+                 "what is captured of it is TLS, and the other classes would pay for its errors.")
     return text
 
 
@@ -447,7 +455,7 @@ def bias_text(bias):
 USABLE = 0.95
 
 
-def classes_text(figures, labels, skip):
+def classes_text(figures, labels, skip, experimental):
     """Which classes are good enough for a policy, on the test groups."""
     at = figures["sums"][f"{figures['min_confidence']:g}"]
     enough = lambda s: s["hits"] >= USABLE * s["total"] > 0
@@ -458,7 +466,7 @@ def classes_text(figures, labels, skip):
         learnt = [s["taken"] for v, s in parts.items() if not dataset.matches(f"{label}/{v}", skip)]
         if learnt and len(learnt) < len(parts) and figures["detail"] == figures["min_confidence"]:
             bare = share(sum(s["hits"] for s in learnt), sum(s["total"] for s in learnt))
-        verdict = "alone" if enough(alone) else "in one rule with the others" if enough(bare) else "experimental"
+        verdict = "experimental" if label in experimental else "alone" if enough(alone) else "in one rule with the others" if enough(bare) else "experimental"
         rows.append([f"`{label}`", text_share(at[label]), text_share(bare) if bare is not at[label] else "the same", text_share(alone),
                      text_share(figures["by_class_apart"][label]), verdict])
     return (f"A class may be named if at least {USABLE:.0%} of its test flows, but for variants that were not learnt, are taken at the "

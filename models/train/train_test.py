@@ -116,6 +116,70 @@ class Planes(unittest.TestCase):
         self.assertEqual(got.tolist(), [name for name, *_ in flows])
 
 
+class Resegment(unittest.TestCase):
+    def plane(self, n, packets, protocol=128):
+        """Planes "packets" of n equal flows: (initiator?, length, captured)."""
+        rows = np.zeros((n, 32, 32), np.uint8)
+        messages = []
+        for k, (initiator, length, captured) in enumerate(packets):
+            rows[:, k, :8] = (255, 255 if initiator else 128, length >> 8, length & 255, captured >> 8, captured & 255, protocol, 1)
+            if messages and messages[-1][0] == initiator:
+                messages[-1] = [initiator, *(a + b for a, b in zip(messages[-1][1:], (length, captured, 1)))]
+            else:
+                messages.append([initiator, length, captured, 1])
+        for k, (initiator, length, captured, count) in enumerate(messages[:8]):
+            rows[:, 24 + k, :8] = (255, 255 if initiator else 128, length >> 8, length & 255, captured >> 8, captured & 255, protocol, count)
+        return rows.reshape(n, 1024)
+
+    def packets(self, plane):
+        rows = plane.reshape(32, 32).astype(int)
+        return [(bool(r[1] == 255), r[2] << 8 | r[3], r[4] << 8 | r[5]) for r in rows[:24] if r[0]]
+
+    def test_the_same_bytes_in_other_packets(self):
+        rng = np.random.default_rng(1)
+        before = [(True, 90, 90), (True, 300, 300), (False, 500, 500), (True, 40, 40), (False, 1448, 94)]
+        planes = self.plane(3000, before)
+        dataset.resegment(planes, rng, 0.5)
+        forms = {}
+        for plane in planes:
+            after = self.packets(plane)
+            key = tuple(initiator for initiator, _, _ in after)
+            forms[key] = forms.get(key, 0) + 1
+            for side in (True, False):
+                for column in (1, 2):
+                    self.assertEqual(sum(p[column] for p in after if p[0] == side), sum(p[column] for p in before if p[0] == side))
+            # The message table agrees with the packets.
+            again = self.plane(1, after).reshape(32, 32)
+            np.testing.assert_array_equal(plane.reshape(32, 32)[24:], again[24:])
+            np.testing.assert_array_equal(plane.reshape(32, 32)[:24], again[:24])
+        T, F = True, False
+        self.assertEqual(set(forms), {(T, T, F, T, F), (T, F, T, F), (T, T, F, F, T, F), (T, F, F, T, F)})
+        self.assertAlmostEqual(forms[T, T, F, T, F] / 3000, 0.25, delta=0.04)
+
+    def test_one_packet_becomes_two(self):
+        planes = self.plane(2000, [(True, 600, 450)])
+        dataset.resegment(planes, np.random.default_rng(1), 1.0)
+        after = [self.packets(p) for p in planes]
+        self.assertEqual({len(a) for a in after}, {2})
+        self.assertEqual((min(a[0][1] for a in after), max(a[0][1] for a in after)), (20, 199))
+        for (_, length, captured), (_, length2, captured2) in after:
+            self.assertEqual((length, length + length2, captured + captured2), (captured, 600, 450))
+
+    def test_what_stays(self):
+        for packets, protocol in (([(True, 500, 500), (True, 500, 300)], 255),          # datagrams
+                                  ([(True, 1448, 20), (False, 1000, 20)], 128),         # of the second part nothing was captured
+                                  ([(True, 30, 30)], 128), ([], 128),                   # too short to be cut
+                                  ([(False, 15, 15), (False, 1448, 500)], 128)):        # joined, they fill more than a segment
+            planes = self.plane(300, packets, protocol)
+            before = planes.copy()
+            dataset.resegment(planes, np.random.default_rng(2), 1.0)
+            np.testing.assert_array_equal(planes, before)
+        # A full table loses its last row.
+        planes = self.plane(300, [(k % 2 == 0, 100, 30) for k in range(24)])
+        dataset.resegment(planes, np.random.default_rng(2), 1.0)
+        self.assertEqual({len(self.packets(p)) for p in planes}, {24})
+
+
 class Drawing(unittest.TestCase):
     def setUp(self):
         self.dir = tempfile.TemporaryDirectory()
@@ -264,6 +328,24 @@ class Figures(unittest.TestCase):
         self.assertEqual(bias[0], 0)
         # Where the budget is kept nothing is done.
         self.assertFalse(fit.cautious(z[60:], truth[60:], ordinary[60:], 0.05).any())
+
+    def test_an_experimental_class_uses_up_nothing_of_the_budget(self):
+        rng = np.random.default_rng(1)
+        z = rng.normal(0, 1, (4000, 3)) + [6, 0, 0]
+        ordinary = np.arange(4000) < 3000
+        truth = np.where(ordinary, 0, 1 + np.arange(4000) % 2)
+        z[~ordinary, truth[~ordinary]] += 10
+        z[:20, 1] += 8                          # as many as the budget allows look like the first class,
+        z[20:80, 2] += 8                        # and more look like the second
+        over = lambda bias: fit.wanted_sum(network.softmax(z + bias, 1.0)) >= 0.5
+        bias = fit.cautious(z, truth, ordinary, 20 / 3000, experimental=[2])
+        self.assertEqual(bias[1], 0)
+        self.assertEqual(over(bias)[20:80].sum(), 0)
+        self.assertGreater(over(bias)[:20].sum(), 15)
+        # Without that, both have a part in it.
+        both = fit.cautious(z, truth, ordinary, 20 / 3000)
+        self.assertGreater(over(both)[20:80].sum(), 0)
+        self.assertLessEqual(over(both)[ordinary].sum(), 20)
 
     def test_decide_adds_the_wanted_classes(self):
         p = np.array([[0.1, 0.5, 0.4], [0.1, 0.4, 0.5], [0.4, 0.5, 0.1], [0.9, 0.1, 0.0]])

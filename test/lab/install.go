@@ -4,6 +4,7 @@ package lab
 
 import (
 	"context"
+	"embed"
 	"errors"
 	"fmt"
 	"io"
@@ -16,8 +17,14 @@ import (
 )
 
 // npmPackage is a program of its own name from the npm registry, which runs
-// in Node.js.
+// in Node.js. What it depends on is fixed, by version and hash, in npmFiles;
+// after a change of its version they are written anew by
+//
+//	npm install --package-lock-only --omit-lockfile-registry-resolved
 const npmPackage, npmVersion = "blinksocks", "3.3.0"
+
+//go:embed npm/package.json npm/package-lock.json
+var npmFiles embed.FS
 
 // Install builds each of [Modules] that dir lacks, by go install, and leaves
 // its program there; where there is npm it adds blinksocks. A file beside each
@@ -73,9 +80,12 @@ func installNPM(ctx context.Context, dir string, out io.Writer) error {
 		return nil
 	}
 	prefix := filepath.Join(dir, "npm")
-	fmt.Fprintf(out, "npm install %s@%s\n", npmPackage, npmVersion)
+	if err := errors.Join(os.RemoveAll(prefix), os.CopyFS(dir, npmFiles)); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "npm ci, for %s@%s\n", npmPackage, npmVersion)
 	// Without the packages' own scripts: none is needed.
-	cmd := exec.CommandContext(ctx, npm, "install", "--prefix", prefix, "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel", "error", npmPackage+"@"+npmVersion)
+	cmd := exec.CommandContext(ctx, npm, "ci", "--prefix", prefix, "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel", "error")
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("install %s@%s: %w", npmPackage, npmVersion, err)

@@ -5,6 +5,7 @@ package lab_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,5 +41,34 @@ func TestInstallBuildsOnlyWhatIsMissing(t *testing.T) {
 	}
 	if _, err := lab.Program("sing-box"); err == nil || !strings.Contains(err.Error(), lab.Modules["sing-box"].Version) {
 		t.Errorf("a missing program's error %v does not say what to build", err)
+	}
+}
+
+// What the npm registry gives is fixed throughout: every package has a hash,
+// and the program is of the version that the stamp names.
+func TestNPMPackagesAreFixed(t *testing.T) {
+	text, err := os.ReadFile("npm/package-lock.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lock struct {
+		Packages map[string]struct {
+			Version, Integrity string
+			Dependencies       map[string]string
+		}
+	}
+	if err := json.Unmarshal(text, &lock); err != nil {
+		t.Fatal(err)
+	}
+	if len(lock.Packages) < 2 {
+		t.Fatalf("the lock file has %d packages", len(lock.Packages))
+	}
+	for name, p := range lock.Packages {
+		if name != "" && (p.Version == "" || !strings.HasPrefix(p.Integrity, "sha512-")) {
+			t.Errorf("%s has version %q and hash %q", name, p.Version, p.Integrity)
+		}
+	}
+	if got := lock.Packages["node_modules/blinksocks"].Version; got != "3.3.0" || lock.Packages[""].Dependencies["blinksocks"] != got {
+		t.Errorf("blinksocks is %q, asked for is %q", got, lock.Packages[""].Dependencies["blinksocks"])
 	}
 }

@@ -231,46 +231,48 @@ def operating_bias(z, truth, ordinary, budget, experimental=()):
 
 
 def cautious(z, truth, ordinary, budget, experimental=(), step=0.1, most=12.0):
-    """What to add to scaled logits z [N, K] of each class, 0 or less, so that
-    no more than allowed of the ordinary flows have wanted classes that reach
-    LEAST together.
+    """What to add to scaled logits z [N, K] of each class, 0 or less, and 0 or
+    more for background, so that no more than allowed of the ordinary flows have
+    wanted classes that reach LEAST together.
 
     A class that looks like ordinary traffic becomes rarer by this, and no
     other: with a threshold on the sum of all, the others would pay for it. The
     experimental classes (numbers) come first: no ordinary flow may be taken
     because of them, so that they use up nothing of the budget. As long as
-    there still are too many such flows, that class is made rarer by which the
-    fewest wanted flows are lost per flow got rid of.
+    there still are too many such flows, that class is made rarer, or all of
+    them are, by which the fewest wanted flows that were taken and rightly named
+    are lost per flow got rid of.
     """
     bias = np.zeros(z.shape[1])
-    plain, wanted = z[ordinary], z[truth > 0]
+    plain, wanted, named = z[ordinary], z[truth > 0], truth[truth > 0]
     over = lambda b, some: wanted_sum(network.softmax(some + b, 1.0)) >= LEAST
     likeliest = lambda b, some: (some[:, 1:] + b[1:]).argmax(axis=1) + 1
     for k in experimental:
         while bias[k] > -most and (over(bias, plain) & (likeliest(bias, plain) == k)).any():
             bias[k] -= step
-    kept = over(bias, wanted).sum()
+    right = lambda b: (over(b, wanted) & (likeliest(b, wanted) == named)).sum()
+    kept = right(bias)
     while True:
         bad = over(bias, plain)
         excess = bad.sum() - allowed(len(plain), budget)
         if excess <= 0:
             return bias
         best = None
-        for k in set(likeliest(bias, plain[bad])):
+        for k in (0, *sorted(set(likeliest(bias, plain[bad])))):
             # The first steps may get rid of nothing, larger ones of more than needed.
             for steps in (1, 2, 4, 8, 16):
                 tried = bias.copy()
-                tried[k] -= steps * step
+                tried[k] += steps * step if k == 0 else -steps * step
                 gone = bad.sum() - over(tried, plain).sum()
-                if tried[k] < -most or gone <= 0:
+                if abs(tried[k]) > most or gone <= 0:
                     continue
-                lost = (kept - over(tried, wanted).sum()) / min(gone, excess)
+                lost = (kept - right(tried)) / min(gone, excess)
                 if best is None or lost < best[0]:
                     best = lost, tried
         if best is None:
             return bias
         bias = best[1]
-        kept = over(bias, wanted).sum()
+        kept = right(bias)
 
 
 def choose(predictor, indices, budget, experimental=()):

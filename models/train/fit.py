@@ -63,7 +63,7 @@ DEFAULTS = {
     "paper": {"epochs": 20, "epoch_samples": 20000, "batch": 128, "lr": 1e-4, "decay": 0.0, "falling": False,
               "average": 0.998, "any_weight": 0.0, "random_ratio": 1 / 9, "captures_share": 0.4, "segment_share": 0.0,
               "prudent": False},
-    "compact": {"epochs": 4, "epoch_samples": 100000, "batch": 256, "lr": 2e-3, "decay": 0.01, "falling": True,
+    "compact": {"epochs": 6, "epoch_samples": 100000, "batch": 256, "lr": 2e-3, "decay": 0.01, "falling": True,
                 "average": 0.998, "any_weight": 0.5, "random_like_share": 0.6, "random_ratio": 0.4,
                 "captures_share": 0.3, "segment_share": 0.3, "prudent": True},
 }
@@ -182,7 +182,7 @@ LEAST = 0.5
 # is, the more is taken of the wanted classes and of their imitations; ordinary
 # traffic keeps to its budget in any case, see cautious. It was chosen on
 # validation groups, for the recall that is aimed at.
-PRIOR = 0.4
+PRIOR = 0.25
 
 
 def threshold_for(p, budget):

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -169,22 +170,29 @@ func (a *attempt) postgresAt(addr netip.AddrPort, tls bool) string {
 	return s
 }
 
+// statement draws a line of SQL that both databases understand.
+func statement(r *rand.Rand) string {
+	id := 1 + r.IntN(tableRows)
+	switch r.IntN(5) {
+	case 0:
+		return fmt.Sprintf("select id, name, note from item order by name limit %d;\n", logUniform(r, 10, 800))
+	case 1:
+		return fmt.Sprintf("insert into log (line) values ('%s');\n", words(r, logUniform(r, 10, 3000)))
+	case 2:
+		return fmt.Sprintf("begin; update item set price = price + 1 where id = %d; commit;\n", id)
+	}
+	return fmt.Sprintf("select * from item where id = %d;\n", id)
+}
+
 func psql(tls bool) activityFunc {
 	return func(ctx context.Context, a *attempt) error {
 		var sql strings.Builder
 		for range 1 + a.r.IntN(5) {
-			id := 1 + a.r.IntN(tableRows)
 			switch a.r.IntN(8) {
-			case 0, 1:
-				fmt.Fprintf(&sql, "select * from item where id = %d;\n", id)
-			case 2:
-				fmt.Fprintf(&sql, "select id, name, note from item order by name limit %d;\n", logUniform(a.r, 10, 800))
-			case 3:
-				fmt.Fprintf(&sql, "insert into log (line) values ('%s');\n", words(a.r, logUniform(a.r, 10, 3000)))
-			case 4:
-				fmt.Fprintf(&sql, "begin; update item set price = price + 1 where id = %d; commit;\n", id)
+			default:
+				sql.WriteString(statement(a.r))
 			case 5:
-				fmt.Fprintf(&sql, "copy (select * from item where id > %d) to stdout%s;\n", id, pick(a.r, "", " csv header"))
+				fmt.Fprintf(&sql, "copy (select * from item where id > %d) to stdout%s;\n", 1+a.r.IntN(tableRows), pick(a.r, "", " csv header"))
 			case 6:
 				sql.WriteString("copy log (line) from stdin;\n")
 				for range logUniform(a.r, 1, 60) {
@@ -259,18 +267,11 @@ func mariadb(tls bool) activityFunc {
 	return func(ctx context.Context, a *attempt) error {
 		var sql strings.Builder
 		for range 1 + a.r.IntN(5) {
-			id := 1 + a.r.IntN(tableRows)
 			switch a.r.IntN(7) {
-			case 0, 1:
-				fmt.Fprintf(&sql, "select * from item where id = %d;\n", id)
-			case 2:
-				fmt.Fprintf(&sql, "select id, name, note from item order by name limit %d;\n", logUniform(a.r, 10, 800))
-			case 3:
-				fmt.Fprintf(&sql, "insert into log (line) values ('%s');\n", words(a.r, logUniform(a.r, 10, 3000)))
-			case 4: // values in binary
+			default:
+				sql.WriteString(statement(a.r))
+			case 5: // values in binary
 				fmt.Fprintf(&sql, "insert into log (line) values (x'%s');\n", hex.EncodeToString(words(a.r, logUniform(a.r, 10, 500))))
-			case 5:
-				fmt.Fprintf(&sql, "begin; update item set price = price + 1 where id = %d; commit;\n", id)
 			case 6:
 				sql.WriteString(pick(a.r, "show tables;\n", "describe item;\n", "show variables like 'version%';\n", "select count(*), avg(price) from item;\n", "prepare p from 'select name from item where id < ?'; set @a = 40; execute p using @a;\n"))
 			}

@@ -119,8 +119,8 @@ def limits(e):
                 "second": np.flatnonzero(second).tolist()}
 
     def of_model(m):
-        return verdict({part: m.p(at[part]) for part in ("validation", "test")}, m.labels) | {
-            "own": np.flatnonzero(fit.wanted_sum(m.p(test)) >= m.any_threshold).tolist()}
+        p = {part: m.p(at[part]) for part in ("validation", "test")}
+        return verdict(p, m.labels) | {"own": np.flatnonzero(fit.wanted_sum(p["test"]) >= m.any_threshold).tolist()}
 
     def of_trees(count):
         features = lambda part: np.concatenate([first_bytes(part), packet_features(lengths(part)[:, :count])], axis=1) if count else first_bytes(part)

@@ -31,7 +31,7 @@ type kernel struct {
 type config struct {
 	slots, ring, handshakes, blocked, flows uint32 // sizes; small by default
 	idle, udpIdle                           time.Duration
-	rawIP, midStream                        bool
+	rawIP, midStream, oneHook, oneWay       bool
 }
 
 // loadKernel skips nothing: without root or the features these tests fail.
@@ -62,6 +62,9 @@ func loadKernel(t testing.TB, c config) *kernel {
 	set(datapathVarCfgUdpIdleNs, uint64(c.udpIdle))
 	set(datapathVarCfgRawIp, c.rawIP)
 	set(datapathVarCfgMidStream, c.midStream)
+	set(datapathVarCfgOneHook, c.oneHook)
+	set(datapathVarCfgOneWay, c.oneWay)
+	set(datapathVarCfgHashSecret, newSecret())
 	sizes := Sizes{Flows: 1024, Blocked: 1024, Handshakes: 1024} // small ones load faster
 	sizes.apply(spec)
 	sizes = Sizes{Flows: c.flows, Blocked: c.blocked, Handshakes: c.handshakes, Collecting: c.slots, RingBytes: c.ring}
@@ -130,6 +133,9 @@ func (k *kernel) emptied(t testing.TB) *kernel {
 	for i := range tags.MaxEntries() {
 		must(tags.Update(i, &datapathHandshakeBucket{}, ebpf.UpdateAny))
 	}
+	must(zero[uint64](k.coll.Maps[datapathMapMidStream]))
+	must(zero[uint64](k.coll.Maps[datapathMapSeenInside]))
+	must(zero[uint32](k.coll.Maps[datapathMapSlotQuota]))
 	for _, name := range []string{datapathMapFreeSlots, datapathMapFreeTcpSlots} {
 		var id uint32
 		for k.coll.Maps[name].LookupAndDelete(nil, &id) == nil { // an empty queue is an error
@@ -138,6 +144,16 @@ func (k *kernel) emptied(t testing.TB) *kernel {
 	must(fillSlots(k.coll.Maps))
 	must(k.coll.Maps[datapathMapCounters].Update(uint32(0), make([]datapathCounts, ebpf.MustPossibleCPU()), ebpf.UpdateAny))
 	return k
+}
+
+// zero sets all values of an array to 0.
+func zero[V any](m *ebpf.Map) error {
+	keys := make([]uint32, m.MaxEntries())
+	for i := range keys {
+		keys[i] = uint32(i)
+	}
+	_, err := m.BatchUpdate(keys, make([]V, len(keys)), nil)
+	return err
 }
 
 // run passes a frame through a hook and reports whether it was dropped.

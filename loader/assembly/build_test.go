@@ -131,7 +131,7 @@ func talk(t testing.TB, words string) (packets []at) {
 		if digits < len(what) {
 			n = number(t, what[digits:])
 		}
-		seq, ack, moves := next[from], next[1-from], true
+		seq, ack, other, moves := next[from], next[1-from], uint32(0), true
 		if flags&SYN != 0 {
 			seq = isn[from]
 		}
@@ -170,8 +170,8 @@ func talk(t testing.TB, words string) (packets []at) {
 			case strings.HasPrefix(change, "ack"):
 				ack += uint32(number(t, change[3:]))
 			case strings.HasPrefix(change, "x"):
-				isn[from] += uint32(number(t, change[1:]))
-				seq, end = seq+uint32(number(t, change[1:])), end+uint32(number(t, change[1:]))
+				other = uint32(number(t, change[1:]))
+				seq, end = seq+other, end+other
 			default:
 				t.Fatalf("%q: what is %q?", word, change)
 			}
@@ -183,6 +183,7 @@ func talk(t testing.TB, words string) (packets []at) {
 		segment := frames.Numbered(tcpSeg(src, dst, flags, options, payload(n)), seq, ack)
 		packets = append(packets, at{ms, eth(ip(src, dst, frames.TCP, segment)), side})
 		if moves {
+			isn[from] += other
 			next[from] = end
 		}
 		ms++

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"net/netip"
 
-	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/loader/flow/headers"
 	"github.com/earlydrop/earlydrop/loader/internal/frames"
 )
@@ -38,12 +37,6 @@ const (
 	etherQinQ   = headers.TypeQinQ
 	extDestOpts = headers.DestOptions
 )
-
-func key(src, dst netip.AddrPort, proto flow.Proto, vlans ...uint16) flow.Key {
-	vlans = append(vlans, 0, 0)
-	k, _ := flow.NewKey(src, dst, proto, vlans[0], vlans[1])
-	return k
-}
 
 func be16(v int) []byte { return binary.BigEndian.AppendUint16(nil, uint16(v)) }
 

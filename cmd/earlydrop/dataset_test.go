@@ -69,15 +69,21 @@ func captureBytes(t testing.TB, packets ...testPacket) []byte {
 		eth := &layers.Ethernet{SrcMAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, DstMAC: net.HardwareAddr{2, 0, 0, 0, 0, 2},
 			EthernetType: layers.EthernetTypeIPv4}
 		ip := &layers.IPv4{Version: 4, TTL: 64, Id: uint16(len(file.Bytes())), SrcIP: src.IP, DstIP: dst.IP, Protocol: layers.IPProtocolTCP}
-		var transport gopacket.SerializableLayer = &layers.TCP{SrcPort: layers.TCPPort(src.Port), DstPort: layers.TCPPort(dst.Port),
+		var transport interface {
+			gopacket.SerializableLayer
+			SetNetworkLayerForChecksum(gopacket.NetworkLayer) error
+		} = &layers.TCP{SrcPort: layers.TCPPort(src.Port), DstPort: layers.TCPPort(dst.Port),
 			Window: 65535, SYN: strings.Contains(p.flags, "S"), ACK: strings.Contains(p.flags, "A"),
 			FIN: strings.Contains(p.flags, "F"), RST: strings.Contains(p.flags, "R")}
 		if p.udp {
 			ip.Protocol = layers.IPProtocolUDP
 			transport = &layers.UDP{SrcPort: layers.UDPPort(src.Port), DstPort: layers.UDPPort(dst.Port)}
 		}
+		if err := transport.SetNetworkLayerForChecksum(ip); err != nil {
+			t.Fatal(err)
+		}
 		buf := gopacket.NewSerializeBuffer()
-		if err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true}, eth, ip, transport,
+		if err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, eth, ip, transport,
 			gopacket.Payload(p.payload)); err != nil {
 			t.Fatal(err)
 		}

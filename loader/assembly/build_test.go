@@ -10,7 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/loader/flow/headers"
 	"github.com/earlydrop/earlydrop/loader/internal/frames"
 )
@@ -42,12 +41,6 @@ const (
 	etherQinQ   = headers.TypeQinQ
 	extDestOpts = headers.DestOptions
 )
-
-func key(src, dst netip.AddrPort, proto flow.Proto, vlans ...uint16) flow.Key {
-	vlans = append(vlans, 0, 0)
-	k, _ := flow.NewKey(src, dst, proto, vlans[0], vlans[1])
-	return k
-}
 
 func be16(v int) []byte { return binary.BigEndian.AppendUint16(nil, uint16(v)) }
 

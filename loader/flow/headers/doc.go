@@ -8,7 +8,9 @@
 //     follows the rules of the kernel program (bpf/packet.h) step by step.
 //   - Headers.Walk tells where every header lies. It takes frames that the end
 //     of a capture cut, and goes on where Parse gives up: it never refuses.
-//   - Headers.AppendFields names every byte in front of the payload.
+//   - Headers.Paint and Headers.Fields tell of every byte in front of the payload
+//     which header field it belongs to.
 //
-// Nothing here allocates, keeps a frame, or panics, whatever the frame holds.
+// Nothing here keeps a frame, panics, whatever the frame holds, or, Fields apart,
+// allocates.
 package headers

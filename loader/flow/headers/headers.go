@@ -172,16 +172,16 @@ func (h *Headers) Captured(frameLen int) int {
 func (h *Headers) Walk(frame []byte, wireLen int) Verdict {
 	*h = Headers{WireLen: wireLen}
 	if len(frame) < EthernetLen {
-		return h.opaque(frame, Malformed, fieldCut)
+		return h.opaque(frame, Malformed, 0)
 	}
 	etherType, off := be16(frame, macsLen), EthernetLen
 	for etherType == TypeVLAN || etherType == TypeQinQ || etherType == TypeOldQinQ {
 		if h.Tags == MaxTags {
-			return h.opaqueIP(frame, off, Unparsable, fieldNotIP)
+			return h.opaqueIP(frame, off, Unparsable, NotIPHeader)
 		}
 		h.Tags++
 		if off+tagLen > len(frame) {
-			return h.opaque(frame, Malformed, fieldCut)
+			return h.opaque(frame, Malformed, 0)
 		}
 		id := be16(frame, off) & 0x0fff
 		if h.Tags == 1 {
@@ -198,7 +198,7 @@ func (h *Headers) Walk(frame []byte, wireLen int) Verdict {
 	case TypeIPv6:
 		return h.ipv6(frame, off)
 	}
-	return h.opaqueIP(frame, off, NotIP, fieldNotIP)
+	return h.opaqueIP(frame, off, NotIP, NotIPHeader)
 }
 
 func be16(b []byte, off int) uint16 { return binary.BigEndian.Uint16(b[off:]) }
@@ -227,14 +227,14 @@ func (h *Headers) opaqueIP(frame []byte, off int, v Verdict, rest Field) Verdict
 
 func (h *Headers) ipv4(frame []byte, off int) Verdict {
 	if off >= len(frame) || frame[off]>>4 != 4 || frame[off]&0x0f < ipv4Len/4 {
-		return h.opaqueIP(frame, off, Malformed, fieldBadIPv4)
+		return h.opaqueIP(frame, off, Malformed, BadIPv4)
 	}
 	h.IP, h.L3 = 4, off
 	ip := frame[off:]
 	if len(ip) < ipv4Len {
 		h.fail(Malformed)
 		if len(ip) < 10 { // without the protocol
-			return h.opaque(frame, Malformed, fieldCut)
+			return h.opaque(frame, Malformed, 0)
 		}
 	}
 	headerLen, total := int(ip[0]&0x0f)*4, int(be16(ip, 2))
@@ -248,7 +248,7 @@ func (h *Headers) ipv4(frame []byte, off int) Verdict {
 	}
 	// A later fragment is one whatever protocol it claims.
 	if be16(ip, 6)&0x1fff != 0 {
-		return h.opaque(frame, LaterFragment, fieldFragment)
+		return h.opaque(frame, LaterFragment, FragmentBody)
 	}
 	if total >= headerLen {
 		h.WireLen = min(h.WireLen, off+total)
@@ -276,14 +276,14 @@ func checksumOK(header []byte, total int) bool {
 
 func (h *Headers) ipv6(frame []byte, off int) Verdict {
 	if off >= len(frame) || frame[off]>>4 != 6 {
-		return h.opaqueIP(frame, off, Malformed, fieldBadIPv6)
+		return h.opaqueIP(frame, off, Malformed, BadIPv6)
 	}
 	h.IP, h.L3 = 6, off
 	ip := frame[off:]
 	if len(ip) < ipv6Len {
 		h.fail(Malformed)
 		if len(ip) < 7 { // without the next header
-			return h.opaque(frame, Malformed, fieldCut)
+			return h.opaque(frame, Malformed, 0)
 		}
 	} else if ip[7] == 0 || v4Mapped(ip[8:24]) || v4Mapped(ip[24:40]) {
 		h.fail(Malformed)
@@ -299,7 +299,7 @@ func (h *Headers) ipv6(frame []byte, off int) Verdict {
 	off += ipv6Len
 	for isExtension(next) {
 		if h.Exts == MaxExtensions {
-			return h.opaque(frame, Unparsable, fieldOtherProto)
+			return h.opaque(frame, Unparsable, OtherProtoHeader)
 		}
 		// A length that leads out of the packet is found by what must follow.
 		if off+extMinLen > limit {
@@ -313,14 +313,14 @@ func (h *Headers) ipv6(frame []byte, off int) Verdict {
 			if off < len(frame) {
 				h.extension(kind, off, len(frame)-off)
 			}
-			return h.opaque(frame, Malformed, fieldCut)
+			return h.opaque(frame, Malformed, 0)
 		}
 		size := extMinLen
 		switch kind {
 		case Fragment:
 			if be16(frame, off+2)&0xfff8 != 0 {
 				h.extension(kind, off, size)
-				return h.opaque(frame, LaterFragment, fieldFragment)
+				return h.opaque(frame, LaterFragment, FragmentBody)
 			}
 		case Auth:
 			size += 4 * int(frame[off+1])
@@ -369,7 +369,7 @@ func (h *Headers) transport(frame []byte, off int, proto uint8) Verdict {
 			headerLen = int(frame[off+12]>>4) * 4
 		}
 		if headerLen < tcpLen {
-			return h.opaque(frame, Malformed, fieldBadTCP)
+			return h.opaque(frame, Malformed, BadTCP)
 		}
 		// Options need only lie inside the packet, as a small snap length may
 		// have cut them off.
@@ -398,7 +398,7 @@ func (h *Headers) transport(frame []byte, off int, proto uint8) Verdict {
 		}
 		h.Payload = off + udpLen
 	default:
-		return h.opaque(frame, OtherProto, fieldOtherProto)
+		return h.opaque(frame, OtherProto, OtherProtoHeader)
 	}
 	h.PayloadLen = max(0, end-h.Payload)
 	return h.verdict

@@ -323,14 +323,88 @@ func TestParseDoesNotAllocate(t *testing.T) {
 	}
 }
 
-func FuzzParse(f *testing.F) {
+// A packet's numbers, and what only some packets have.
+func TestParseReadsTheValues(t *testing.T) {
+	frame := eth(ip(client6, server6, Routing, slices.Concat(ext(Fragment), ext(6, 0, 0, 1), tcpSeg(client6, server6, ACK, make([]byte, 12), payload(7)))), TypeQinQ, 7, TypeVLAN, 100)
+	got, verdict := Parse(frame, len(frame))
+	if verdict != OK {
+		t.Fatal(verdict)
+	}
+	want := Headers{Tags: 2, VLAN: 7, InnerVLAN: 100, IP: 6, L3: 22, TTL: 64, Exts: 2,
+		Ext:     [MaxExtensions]Extension{{Off: 62, Len: 8, Kind: Routing}, {Off: 70, Len: 8, Kind: Fragment}},
+		WireLen: 117, Proto: flow.TCP, L4: 78, Seq: 1, Ack: 2, Window: 0xffff, Flags: ACK, Payload: 110, PayloadLen: 7}
+	if diff := cmp.Diff(want, got.Headers, cmpopts.EquateComparable(Headers{})); diff != "" {
+		t.Errorf("headers (-want +got):\n%s", diff)
+	}
+}
+
+// Walk goes on where Parse refuses, so that what a capture cut, and what no host
+// would accept, is masked like any other frame.
+func TestWalkGoesOnBehindWhatIsWrong(t *testing.T) {
+	data := eth(ip(client4, server4, 6, tcpSeg(client4, server4, ACK, make([]byte, 12), payload(10))))
+	dgram := udp4(10)
+	data6 := eth(ip(client6, server6, HopByHop, slices.Concat(ext(6), tcpSeg(client6, server6, ACK, nil, payload(10)))))
+	for _, tt := range []struct {
+		name           string
+		frame          []byte
+		wireLen        int // 0 = len(frame)
+		verdict        Verdict
+		proto          flow.Proto
+		l4             int
+		payload        int
+		length, inside int // of the payload: on the wire, in the frame
+	}{
+		{name: "whole", frame: data, proto: flow.TCP, l4: 34, payload: 66, length: 10, inside: 10},
+		{name: "padded", frame: append(tcp4(true, ACK, 0), 0, 0, 0, 0, 0, 0), proto: flow.TCP, l4: 34, payload: 54},
+		{name: "cut in the payload", frame: data[:70], wireLen: 76, proto: flow.TCP, l4: 34, payload: 66, length: 10, inside: 4},
+		{name: "cut in the options", frame: data[:60], wireLen: 76, proto: flow.TCP, l4: 34, payload: 66, length: 10},
+		{name: "cut before the TCP header length", frame: data[:46], wireLen: 76, verdict: Malformed, proto: flow.TCP, l4: 34, payload: 54, length: 22},
+		{name: "cut in the IPv4 addresses", frame: data[:30], wireLen: 76, verdict: Malformed, proto: flow.TCP, l4: 34, payload: 54, length: 22},
+		{name: "cut before the IPv4 protocol", frame: data[:23], wireLen: 76, verdict: Malformed, payload: 23},
+		{name: "checksum wrong", frame: spoilt(data, 24, 1, 2), verdict: Malformed, proto: flow.TCP, l4: 34, payload: 66, length: 10, inside: 10},
+		{name: "TTL 0", frame: with(data, 22, 0), verdict: Malformed, proto: flow.TCP, l4: 34, payload: 66, length: 10, inside: 10},
+		{name: "total length below the header", frame: with(data, 16, 0, 19), verdict: Malformed, proto: flow.TCP, l4: 34, payload: 66, length: 10, inside: 10},
+		{name: "TCP header beyond the packet", frame: with(data, 16, 0, 50), verdict: Malformed, proto: flow.TCP, l4: 34, payload: 66},
+		{name: "doff below 5", frame: with(data, 46, 0x40), verdict: Malformed, proto: flow.TCP, l4: 34, payload: 76},
+		{name: "UDP length 7", frame: with(dgram, 38, 0, 7), verdict: Malformed, proto: flow.UDP, l4: 34, payload: 42, length: 10, inside: 10},
+		{name: "UDP cut in its header", frame: dgram[:38], wireLen: 52, verdict: Malformed, proto: flow.UDP, l4: 34, payload: 42, length: 10},
+		{name: "IPv6 hop limit 0", frame: with(data6, 21, 0), verdict: Malformed, proto: flow.TCP, l4: 62, payload: 82, length: 10, inside: 10},
+		{name: "IPv6 cut in an extension header", frame: data6[:57], wireLen: 92, verdict: Malformed, proto: flow.TCP, l4: 62, payload: 82, length: 10},
+		{name: "IPv6 cut before an extension header", frame: data6[:55], wireLen: 92, verdict: Malformed, payload: 55},
+		{name: "later fragment", frame: with(data, 20, 0x20, 1), verdict: LaterFragment, payload: 76},
+		{name: "ARP", frame: with(data, 12, 8, 6), verdict: NotIP, payload: 76},
+		{name: "nothing", verdict: Malformed},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.wireLen == 0 {
+				tt.wireLen = len(tt.frame)
+			}
+			var h Headers
+			if got := h.Walk(tt.frame, tt.wireLen); got != tt.verdict {
+				t.Errorf("verdict %v, want %v", got, tt.verdict)
+			}
+			if h.Proto != tt.proto || h.L4 != tt.l4 || h.Payload != tt.payload || h.PayloadLen != tt.length || h.Captured(len(tt.frame)) != tt.inside {
+				t.Errorf("%s at %d, %d bytes of payload at %d, %d of them captured; want %s at %d, %d at %d, %d",
+					h.Proto, h.L4, h.PayloadLen, h.Payload, h.Captured(len(tt.frame)), tt.proto, tt.l4, tt.length, tt.payload, tt.inside)
+			}
+		})
+	}
+}
+
+func addSeeds(f *testing.F) {
 	for _, frame := range [][]byte{
 		tcp4(true, SYN, 0), udp4(5), eth(ip(client4, server4, 6, payload(40)), TypeQinQ, 1, TypeVLAN, 2),
+		eth(ip(client4, server4, 6, tcpSeg(client4, server4, SYN, []byte{2, 4, 5, 180, 4, 2, 8, 10, 1, 2, 3, 4, 0, 0, 0, 0, 1, 3, 3, 7}, nil))),
 		eth(ip(client6, server6, HopByHop, slices.Concat(ext(Fragment), ext(6), tcpSeg(client6, server6, ACK, nil, payload(4))))),
+		eth(ip(client6, server6, Routing, slices.Concat(ext(Auth, 0), ext(DestOptions, 1), ext(17), udpDgram(client6, server6, payload(4))))),
 	} {
 		f.Add(frame, len(frame))
 		f.Add(frame[:len(frame)-3], len(frame))
 	}
+}
+
+func FuzzParse(f *testing.F) {
+	addSeeds(f)
 	f.Fuzz(func(t *testing.T, frame []byte, wireLen int) {
 		wireLen = min(wireLen, 1<<20)
 		p, verdict := Parse(frame, wireLen)
@@ -358,6 +432,101 @@ func FuzzParse(f *testing.F) {
 			if again, verdict := Parse(frame[:p.WireLen], p.WireLen); verdict != OK || again != p {
 				t.Fatalf("without its trailer: %v %+v, want %+v", verdict, again, p)
 			}
+		}
+	})
+}
+
+// FuzzWalk holds for any bytes: the layers are in order, what they say lies within
+// the frame or, where it is cut, within what was on the wire; the fields follow one
+// another without a gap up to the payload; Paint says the same; and Parse agrees.
+func FuzzWalk(f *testing.F) {
+	addSeeds(f)
+	f.Fuzz(func(t *testing.T, frame []byte, wireLen int) {
+		wireLen = max(len(frame), min(wireLen, 1<<20))
+		before := slices.Clone(frame)
+		h := Headers{Tags: 77, Exts: 77, Payload: -1} // nothing of an earlier walk stays
+		verdict := h.Walk(frame, wireLen)
+		p, parsed := Parse(frame, wireLen)
+		if parsed != verdict || verdict == OK && p.Headers != h {
+			t.Fatalf("Walk says %v, Parse %v; %+v, %+v", verdict, parsed, h, p.Headers)
+		}
+		if h.IP != 0 && (h.L3 != EthernetLen+tagLen*int(h.Tags) || h.L3 >= len(frame)) {
+			t.Fatalf("IP header at %d, %d tags", h.L3, h.Tags)
+		}
+		at := h.L3
+		for _, e := range h.Ext[:h.Exts] {
+			if int(e.Off) < at || int(e.Off) >= len(frame) {
+				t.Fatalf("extension header %+v behind %d, frame of %d", e, at, len(frame))
+			}
+			at = int(e.Off) + int(e.Len)
+		}
+		switch {
+		case h.Proto == 0 && (h.L4 != 0 || h.Payload != len(frame) || h.PayloadLen != 0 || verdict == OK),
+			h.Proto != 0 && (h.L4 <= h.L3 || h.L4 < at || h.L4 > h.Payload),
+			h.PayloadLen < 0, h.PayloadLen > 0 && h.Payload+h.PayloadLen > wireLen,
+			h.WireLen > wireLen, verdict == OK && h.Payload > h.WireLen,
+			h.Captured(len(frame)) < 0, h.Captured(len(frame)) > max(0, len(frame)-h.Payload), h.Captured(len(frame)) > h.PayloadLen:
+			t.Fatalf("%v: %+v of a frame of %d bytes, %d on the wire", verdict, h, len(frame), wireLen)
+		}
+		marks := slices.Repeat([]uint8{0xff}, len(frame))
+		h.Paint(marks, &identity, frame)
+		end := 0
+		for _, s := range h.Fields(frame) {
+			if s.Start != end || s.End <= s.Start || s.Field == 0 || s.Field >= NumFields {
+				t.Fatalf("field %+v behind byte %d", s, end)
+			}
+			for i := s.Start; i < s.End; i++ {
+				if marks[i] != uint8(s.Field) {
+					t.Fatalf("byte %d is painted %d, want %v", i, marks[i], s.Field)
+				}
+			}
+			end = s.End
+		}
+		if end != min(h.Payload, len(frame)) {
+			t.Fatalf("the fields end at %d, the payload begins at %d", end, h.Payload)
+		}
+		for i, m := range marks[end:] {
+			if m != 0xff {
+				t.Fatalf("byte %d of the payload is painted %d", i, m)
+			}
+		}
+		if !slices.Equal(before, frame) {
+			t.Fatal("the frame was changed")
+		}
+	})
+}
+
+func BenchmarkParse(b *testing.B) {
+	for _, tt := range []struct {
+		name  string
+		frame []byte
+	}{
+		{"IPv4 TCP", eth(ip(client4, server4, 6, tcpSeg(client4, server4, ACK, make([]byte, 12), payload(100))))},
+		{"IPv6 UDP", eth(ip(client6, server6, 17, udpDgram(client6, server6, payload(100))))},
+	} {
+		b.Run(tt.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, verdict := Parse(tt.frame, len(tt.frame)); verdict != OK {
+					b.Fatal(verdict)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkWalk(b *testing.B) {
+	frame := eth(ip(client4, server4, 6, tcpSeg(client4, server4, ACK, make([]byte, 12), payload(100))))
+	dst := make([]uint8, len(frame))
+	var h Headers
+	b.Run("offsets", func(b *testing.B) {
+		for b.Loop() {
+			h.Walk(frame, len(frame))
+		}
+	})
+	b.Run("paint", func(b *testing.B) {
+		for b.Loop() {
+			h.Paint(dst, &identity, frame)
 		}
 	})
 }

@@ -34,6 +34,10 @@ type Options struct {
 	// OneWay captures TCP flows as well of which one direction alone is seen,
 	// as it is behind asymmetric routing. Anybody can forge them (optional).
 	OneWay bool
+	// StrictChecksums takes an IPv4 checksum of 0 for wrong, as the live data
+	// path does. In capture files it may have been left to the network card
+	// (optional).
+	StrictChecksums bool
 }
 
 // Counter names a cause that an Assembler counts. The numbers below
@@ -42,8 +46,11 @@ type Counter uint8
 
 // Counters beyond the parser's verdicts.
 const (
+	// BadChecksum counts those malformed packets that have a wrong checksum in
+	// their IPv4 header.
+	BadChecksum Counter = Counter(headers.NumVerdicts) + iota
 	// MidStream counts TCP flows that were first seen without their beginning.
-	MidStream Counter = Counter(headers.NumVerdicts) + iota
+	MidStream
 	// SYNs counts SYNs that could begin a connection, without retransmissions,
 	// and Opened the connections that both ends made.
 	SYNs
@@ -85,23 +92,24 @@ const (
 )
 
 var counterNames = [NumCounters]string{
-	MidStream:  "mid_stream",
-	SYNs:       "syns",
-	Opened:     "tcp_opened",
-	OneWay:     "one_way",
-	MPJoin:     "mptcp_join",
-	BadFlags:   "bad_flags",
-	Reflected:  "reflected",
-	WrongSide:  "wrong_side",
-	OutOfPlace: "out_of_place",
-	Behind:     "behind",
-	HeaderOnly: "header_only",
-	LeftOut:    "handshake_left_out",
-	Restarted:  "restarted",
-	Full:       "handed_full",
-	Closed:     "handed_closed",
-	Idle:       "handed_idle",
-	End:        "handed_end",
+	BadChecksum: "bad_checksum",
+	MidStream:   "mid_stream",
+	SYNs:        "syns",
+	Opened:      "tcp_opened",
+	OneWay:      "one_way",
+	MPJoin:      "mptcp_join",
+	BadFlags:    "bad_flags",
+	Reflected:   "reflected",
+	WrongSide:   "wrong_side",
+	OutOfPlace:  "out_of_place",
+	Behind:      "behind",
+	HeaderOnly:  "header_only",
+	LeftOut:     "handshake_left_out",
+	Restarted:   "restarted",
+	Full:        "handed_full",
+	Closed:      "handed_closed",
+	Idle:        "handed_idle",
+	End:         "handed_end",
 }
 
 // String returns the counter's name.
@@ -232,9 +240,19 @@ func (a *Assembler) PacketFrom(side Side, ts time.Time, frame []byte, wireLen in
 		a.now = ts
 		a.expire()
 	}
-	p, verdict := headers.Parse(frame, wireLen)
+	parse := headers.ParseCaptured
+	if a.opts.StrictChecksums {
+		parse = headers.Parse
+	}
+	p, verdict := parse(frame, wireLen)
 	a.counters[verdict]++
 	if verdict != headers.OK {
+		if verdict == headers.Malformed {
+			var h headers.Headers
+			if h.Walk(frame, max(wireLen, len(frame))); h.BadChecksum {
+				a.counters[BadChecksum]++
+			}
+		}
 		return
 	}
 	if len(frame) > p.WireLen {

@@ -213,6 +213,16 @@ func TestAssembler(t *testing.T) {
 				{frame: right(with(udp4(true, 1), 21, 1))}, {frame: eth(ip(client4, server4, 17, nil), etherVLAN, 1, etherVLAN, 1, etherVLAN, 1)}},
 			counters: "not_ip 1, other_proto 1, malformed 1, unparsable 1, later_fragment 1",
 		},
+		{
+			name: "a checksum that the network card fills in", packets: []at{{frame: with(udp4(true, 1), 24, 0, 0)}, {frame: with(udp4(true, 1), 24, 0, 1)}},
+			samples:  []string{"40000 end 43 0ms: >43@0"},
+			counters: "malformed 1, bad_checksum 1",
+		},
+		{
+			name: "a checksum that is missing on the wire", packets: []at{{frame: with(udp4(true, 1), 24, 0, 0)}},
+			options:  Options{StrictChecksums: true},
+			counters: "malformed 1, bad_checksum 1",
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -126,6 +126,8 @@ type Headers struct {
 	L3 int
 	// TTL is the time to live of IPv4, the hop limit of IPv6.
 	TTL uint8
+	// BadChecksum says that an IPv4 header has a wrong checksum.
+	BadChecksum bool
 	// Ext holds the IPv6 extension headers, as many as Exts says.
 	Exts uint8
 	Ext  [MaxExtensions]Extension
@@ -152,8 +154,9 @@ type Headers struct {
 	Payload    int
 	PayloadLen int
 
-	verdict Verdict
-	rest    Field // what stands behind the headers where that is no payload
+	verdict   Verdict
+	offloaded bool  // an IPv4 checksum of 0 is believed
+	rest      Field // what stands behind the headers where that is no payload
 }
 
 // Captured returns how many bytes of the payload a frame of frameLen bytes
@@ -170,7 +173,12 @@ func (h *Headers) Captured(frameLen int) int {
 // there is something to recognise: in a cut frame, behind a length that can't
 // be, behind a wrong checksum. Different Headers may be filled concurrently.
 func (h *Headers) Walk(frame []byte, wireLen int) Verdict {
-	*h = Headers{WireLen: wireLen}
+	*h = Headers{}
+	return h.walk(frame, wireLen)
+}
+
+func (h *Headers) walk(frame []byte, wireLen int) Verdict {
+	h.WireLen = wireLen
 	if len(frame) < EthernetLen {
 		return h.opaque(frame, Malformed, 0)
 	}
@@ -243,8 +251,11 @@ func (h *Headers) ipv4(frame []byte, off int) Verdict {
 	// as long as the frame says.
 	if total == 0 && h.WireLen-off < headerLen || total != 0 && total < headerLen || headerLen > len(ip) {
 		h.fail(Malformed)
-	} else if h.TTL == 0 || !checksumOK(ip[:headerLen], total) {
-		h.fail(Malformed)
+	} else {
+		h.BadChecksum = !checksumOK(ip[:headerLen], total == 0 || h.offloaded)
+		if h.BadChecksum || h.TTL == 0 {
+			h.fail(Malformed)
+		}
 	}
 	// A later fragment is one whatever protocol it claims.
 	if be16(ip, 6)&0x1fff != 0 {
@@ -257,9 +268,9 @@ func (h *Headers) ipv4(frame []byte, off int) Verdict {
 }
 
 // checksumOK reports whether an IPv4 header, options included, sums up to
-// 0xffff (RFC 791). BIG TCP, which leaves the total length empty, may leave the
-// checksum empty as well.
-func checksumOK(header []byte, total int) bool {
+// 0xffff (RFC 791), or has a checksum of 0 where that may be. BIG TCP, which leaves
+// the total length empty, may leave the checksum empty as well.
+func checksumOK(header []byte, mayBeEmpty bool) bool {
 	// The words of a ones' complement sum may be added in any byte order, and
 	// two at a time (RFC 1071).
 	empty := be16(header, 10) == 0
@@ -271,7 +282,7 @@ func checksumOK(header []byte, total int) bool {
 	sum = sum>>16 + sum&0xffff
 	sum = sum>>16 + sum&0xffff
 	sum = sum>>16 + sum&0xffff
-	return sum == 0xffff || total == 0 && empty
+	return sum == 0xffff || mayBeEmpty && empty
 }
 
 func (h *Headers) ipv6(frame []byte, off int) Verdict {
@@ -422,8 +433,20 @@ type Packet struct {
 // of the IP header, then its checksum (IPv4), TTL or hop limit and addresses
 // (IPv6), then whether it is a later fragment; extension headers one by one;
 // the transport header.
-func Parse(frame []byte, wireLen int) (p Packet, v Verdict) {
-	if v = p.Walk(frame, max(wireLen, len(frame))); v != OK {
+func Parse(frame []byte, wireLen int) (Packet, Verdict) {
+	return parse(frame, wireLen, false)
+}
+
+// ParseCaptured is Parse for a frame that the sending host itself may have
+// captured, before its network card filled in the checksum of the IPv4 header: one
+// of 0 is believed.
+func ParseCaptured(frame []byte, wireLen int) (Packet, Verdict) {
+	return parse(frame, wireLen, true)
+}
+
+func parse(frame []byte, wireLen int, offloaded bool) (p Packet, v Verdict) {
+	p.offloaded = offloaded
+	if v = p.walk(frame, max(wireLen, len(frame))); v != OK {
 		return Packet{}, v
 	}
 	// Both protocols begin with source and destination port.

@@ -530,3 +530,34 @@ func BenchmarkWalk(b *testing.B) {
 		}
 	})
 }
+
+// Captured at the sending host, a packet may lack what the network card fills in.
+func TestParseCapturedBelievesAnEmptyChecksum(t *testing.T) {
+	want, _ := Parse(tcp4(true, ACK, 5), 59)
+	for _, tt := range []struct {
+		name     string
+		frame    []byte
+		captured Verdict
+	}{
+		{"empty", spoilt(tcp4(true, ACK, 5), 24, 0, 0), OK},
+		{"wrong", spoilt(tcp4(true, ACK, 5), 24, 0, 1), Malformed},
+		{"empty, and no time to live", spoilt(spoilt(tcp4(true, ACK, 5), 24, 0, 0), 22, 0), Malformed},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if _, v := Parse(tt.frame, len(tt.frame)); v != Malformed {
+				t.Errorf("Parse says %v", v)
+			}
+			p, v := ParseCaptured(tt.frame, len(tt.frame))
+			if v != tt.captured {
+				t.Errorf("ParseCaptured says %v, want %v", v, tt.captured)
+			}
+			if diff := cmp.Diff(want, p, cmpopts.IgnoreUnexported(Headers{}), cmpopts.EquateComparable(flow.Key{})); v == OK && diff != "" {
+				t.Errorf("packet (-want +got):\n%s", diff)
+			}
+			var h Headers
+			if h.Walk(tt.frame, len(tt.frame)); !h.BadChecksum {
+				t.Error("Walk finds nothing wrong with the checksum")
+			}
+		})
+	}
+}

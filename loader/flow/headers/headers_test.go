@@ -323,6 +323,36 @@ func TestParseDoesNotAllocate(t *testing.T) {
 	}
 }
 
+// What a host captures of its own packets may have no IPv4 checksum yet.
+func TestParseCapturedBelievesAnEmptyChecksum(t *testing.T) {
+	data := tcp4(true, ACK, 10)
+	whole, _ := Parse(data, len(data))
+	for _, tt := range []struct {
+		name           string
+		frame          []byte
+		live, captured Verdict
+		bad            bool
+	}{
+		{"right", data, OK, OK, false},
+		{"empty", spoilt(data, 24, 0, 0), Malformed, OK, true},
+		{"wrong", spoilt(data, 24, 0, 1), Malformed, Malformed, true},
+		{"empty, TTL 0", spoilt(with(data, 22, 0), 24, 0, 0), Malformed, Malformed, true},
+		{"right, TTL 0", with(data, 22, 0), Malformed, Malformed, false},
+	} {
+		if _, v := Parse(tt.frame, len(tt.frame)); v != tt.live {
+			t.Errorf("%s: live %v, want %v", tt.name, v, tt.live)
+		}
+		p, v := ParseCaptured(tt.frame, len(tt.frame))
+		if v != tt.captured || v == OK && p != whole {
+			t.Errorf("%s: captured %v, want %v; %+v", tt.name, v, tt.captured, p)
+		}
+		var h Headers
+		if h.Walk(tt.frame, len(tt.frame)); h.BadChecksum != tt.bad {
+			t.Errorf("%s: bad checksum %v, want %v", tt.name, h.BadChecksum, tt.bad)
+		}
+	}
+}
+
 // A packet's numbers, and what only some packets have.
 func TestParseReadsTheValues(t *testing.T) {
 	frame := eth(ip(client6, server6, Routing, slices.Concat(ext(Fragment), ext(6, 0, 0, 1), tcpSeg(client6, server6, ACK, make([]byte, 12), payload(7)))), TypeQinQ, 7, TypeVLAN, 100)

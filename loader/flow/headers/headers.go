@@ -126,7 +126,7 @@ type Headers struct {
 	L3 int
 	// TTL is the time to live of IPv4, the hop limit of IPv6.
 	TTL uint8
-	// BadChecksum says that an IPv4 header has a wrong checksum.
+	// BadChecksum says that an IPv4 header has a checksum that Parse refuses.
 	BadChecksum bool
 	// Ext holds the IPv6 extension headers, as many as Exts says.
 	Exts uint8
@@ -154,9 +154,8 @@ type Headers struct {
 	Payload    int
 	PayloadLen int
 
-	verdict   Verdict
-	offloaded bool  // an IPv4 checksum of 0 is believed
-	rest      Field // what stands behind the headers where that is no payload
+	verdict Verdict
+	rest    Field // what stands behind the headers where that is no payload
 }
 
 // Captured returns how many bytes of the payload a frame of frameLen bytes
@@ -172,13 +171,11 @@ func (h *Headers) Captured(frameLen int) int {
 // Walk returns what Parse says about the same frame, but goes on as long as
 // there is something to recognise: in a cut frame, behind a length that can't
 // be, behind a wrong checksum. Different Headers may be filled concurrently.
-func (h *Headers) Walk(frame []byte, wireLen int) Verdict {
-	*h = Headers{}
-	return h.walk(frame, wireLen)
-}
+func (h *Headers) Walk(frame []byte, wireLen int) Verdict { return h.walk(frame, wireLen, false) }
 
-func (h *Headers) walk(frame []byte, wireLen int) Verdict {
-	h.WireLen = wireLen
+// walk is Walk. With emptyOK an IPv4 checksum of 0 is right.
+func (h *Headers) walk(frame []byte, wireLen int, emptyOK bool) Verdict {
+	*h = Headers{WireLen: wireLen}
 	if len(frame) < EthernetLen {
 		return h.opaque(frame, Malformed, 0)
 	}
@@ -202,7 +199,7 @@ func (h *Headers) walk(frame []byte, wireLen int) Verdict {
 	}
 	switch etherType {
 	case TypeIPv4:
-		return h.ipv4(frame, off)
+		return h.ipv4(frame, off, emptyOK)
 	case TypeIPv6:
 		return h.ipv6(frame, off)
 	}
@@ -233,7 +230,7 @@ func (h *Headers) opaqueIP(frame []byte, off int, v Verdict, rest Field) Verdict
 	return h.opaque(frame, v, rest)
 }
 
-func (h *Headers) ipv4(frame []byte, off int) Verdict {
+func (h *Headers) ipv4(frame []byte, off int, emptyOK bool) Verdict {
 	if off >= len(frame) || frame[off]>>4 != 4 || frame[off]&0x0f < ipv4Len/4 {
 		return h.opaqueIP(frame, off, Malformed, BadIPv4)
 	}
@@ -252,7 +249,8 @@ func (h *Headers) ipv4(frame []byte, off int) Verdict {
 	if total == 0 && h.WireLen-off < headerLen || total != 0 && total < headerLen || headerLen > len(ip) {
 		h.fail(Malformed)
 	} else {
-		h.BadChecksum = !checksumOK(ip[:headerLen], total == 0 || h.offloaded)
+		// BIG TCP may leave the checksum empty as well.
+		h.BadChecksum = !sumsUp(ip[:headerLen]) && !(be16(ip, 10) == 0 && (total == 0 || emptyOK))
 		if h.BadChecksum || h.TTL == 0 {
 			h.fail(Malformed)
 		}
@@ -267,13 +265,10 @@ func (h *Headers) ipv4(frame []byte, off int) Verdict {
 	return h.transport(frame, off+headerLen, ip[9])
 }
 
-// checksumOK reports whether an IPv4 header, options included, sums up to
-// 0xffff (RFC 791), or has a checksum of 0 where that may be. BIG TCP, which leaves
-// the total length empty, may leave the checksum empty as well.
-func checksumOK(header []byte, mayBeEmpty bool) bool {
-	// The words of a ones' complement sum may be added in any byte order, and
-	// two at a time (RFC 1071).
-	empty := be16(header, 10) == 0
+// sumsUp reports whether an IPv4 header, options included, sums up to 0xffff
+// (RFC 791).
+func sumsUp(header []byte) bool {
+	// The words of a ones' complement sum may be added two at a time (RFC 1071).
 	var sum uint64
 	for ; len(header) >= 4; header = header[4:] {
 		sum += uint64(binary.BigEndian.Uint32(header))
@@ -282,7 +277,7 @@ func checksumOK(header []byte, mayBeEmpty bool) bool {
 	sum = sum>>16 + sum&0xffff
 	sum = sum>>16 + sum&0xffff
 	sum = sum>>16 + sum&0xffff
-	return sum == 0xffff || mayBeEmpty && empty
+	return sum == 0xffff
 }
 
 func (h *Headers) ipv6(frame []byte, off int) Verdict {
@@ -433,20 +428,15 @@ type Packet struct {
 // of the IP header, then its checksum (IPv4), TTL or hop limit and addresses
 // (IPv6), then whether it is a later fragment; extension headers one by one;
 // the transport header.
-func Parse(frame []byte, wireLen int) (Packet, Verdict) {
-	return parse(frame, wireLen, false)
-}
+func Parse(frame []byte, wireLen int) (Packet, Verdict) { return parse(frame, wireLen, false) }
 
-// ParseCaptured is Parse for a frame that the sending host itself may have
-// captured, before its network card filled in the checksum of the IPv4 header: one
-// of 0 is believed.
-func ParseCaptured(frame []byte, wireLen int) (Packet, Verdict) {
-	return parse(frame, wireLen, true)
-}
+// ParseCaptured is Parse for frames of capture files. A host sees what it sends
+// before its network card fills the IPv4 checksum in, so that an empty one is
+// believed. Linux leaves none empty: live, such a packet is no host's.
+func ParseCaptured(frame []byte, wireLen int) (Packet, Verdict) { return parse(frame, wireLen, true) }
 
-func parse(frame []byte, wireLen int, offloaded bool) (p Packet, v Verdict) {
-	p.offloaded = offloaded
-	if v = p.walk(frame, max(wireLen, len(frame))); v != OK {
+func parse(frame []byte, wireLen int, emptyOK bool) (p Packet, v Verdict) {
+	if v = p.walk(frame, max(wireLen, len(frame)), emptyOK); v != OK {
 		return Packet{}, v
 	}
 	// Both protocols begin with source and destination port.

@@ -72,8 +72,8 @@ const (
 	OutOfPlace
 	Behind
 	// HeaderOnly counts TCP connections, and handshakes that did not become one,
-	// without a payload byte up to the end of the file, and datagrams without
-	// payload that found no flow.
+	// without a payload byte up to a RST, a FIN or the end of the file, and
+	// datagrams without payload that found no flow.
 	HeaderOnly
 	// LeftOut counts header-only packets that no longer fitted into a
 	// flow's handshake bytes and are missing from its capture.
@@ -171,8 +171,10 @@ type Flow struct {
 	stage  stage
 	sample *flow.Sample // while collecting
 
-	// TCP alone. marked: a candidate of the same key was answered.
+	// TCP alone. marked: a candidate of the same key was answered. silent: it is
+	// decided, and was not handed over.
 	marked     bool
+	silent     bool
 	hasNumbers bool
 	numbers    [2]uint32 // initial ones, of the lower endpoint and the higher one
 	stream     *stream   // while collecting
@@ -296,7 +298,7 @@ func (a *Assembler) restart(f *Flow) {
 	if f.stage == collecting {
 		a.counters[Restarted]++
 		a.release(f)
-	} else {
+	} else if !f.silent {
 		a.onEnd(f)
 	}
 	delete(a.flows, f.Key)
@@ -317,9 +319,9 @@ func (f *Flow) count(p *headers.Packet, ts time.Time) {
 	f.Last = later(f.Last, ts)
 }
 
-// record describes a packet that is captured at offset. Times have the
+// captured describes a packet that is captured at offset. Times have the
 // kernel's resolution.
-func record(offset, wireLen int, fromInitiator bool, since time.Duration) flow.Packet {
+func captured(offset, wireLen int, fromInitiator bool, since time.Duration) flow.Packet {
 	return flow.Packet{
 		Offset:        uint16(offset),
 		WireLen:       uint32(wireLen),
@@ -346,7 +348,7 @@ func (a *Assembler) collect(f *Flow, early []byte, earlyRecs []flow.Packet) {
 func (a *Assembler) capture(f *Flow, p *headers.Packet, frame []byte, ends bool) {
 	s := f.sample
 	f.captured = f.Last
-	s.Packets = append(s.Packets, record(len(s.Data), p.WireLen, p.SrcIsLo == f.InitiatorIsLo, f.Last.Sub(f.Start)))
+	s.Packets = append(s.Packets, captured(len(s.Data), p.WireLen, p.SrcIsLo == f.InitiatorIsLo, f.Last.Sub(f.Start)))
 	s.Data = append(s.Data, frame[:min(len(frame), flow.CaptureBytes-len(s.Data))]...)
 	switch {
 	case s.Complete():
@@ -421,10 +423,12 @@ func (a *Assembler) Flush() {
 		a.handOver(f, flow.ReasonEnd)
 	}
 	for _, f := range slices.SortedFunc(maps.Values(a.flows), func(x, y *Flow) int { return cmp.Compare(x.Seq, y.Seq) }) {
-		a.onEnd(f)
+		if !f.silent {
+			a.onEnd(f)
+		}
 	}
 	clear(a.flows)
-	a.counters[HeaderOnly] += a.handshakes.withoutData + uint64(a.handshakes.n)
+	a.counters[HeaderOnly] += a.handshakes.unended()
 	a.handshakes.init()
 	a.now = time.Time{}
 }

@@ -79,10 +79,9 @@ func (s *stream) take(p *headers.Packet, dir int, from Side) (at place, ends boo
 		return WrongSide, false
 	}
 	ack, fin, rst := p.Flags&headers.ACK != 0, p.Flags&headers.FIN != 0, p.Flags&headers.RST != 0
-	if ack && !s.oneWay {
-		if d := diff(p.Ack, s.next[1-dir]); d < -ackWindow || d > seqWindow {
-			return OutOfPlace, false
-		}
+	acked := diff(p.Ack, s.next[1-dir])
+	if ack && (acked < -ackWindow || acked > seqWindow && !s.oneWay) {
+		return OutOfPlace, false
 	}
 	d := diff(p.Seq, s.next[dir])
 	if rst && d != 0 && !(ack && d > 0 && d <= seqWindow) {
@@ -100,7 +99,7 @@ func (s *stream) take(p *headers.Packet, dir int, from Side) (at place, ends boo
 		}
 		ends = rst || fin && ends
 	}
-	if ack && s.oneWay {
+	if ack && s.oneWay && acked > 0 {
 		s.next[1-dir] = p.Ack
 	}
 	return inPlace, ends

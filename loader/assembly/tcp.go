@@ -21,16 +21,16 @@ import (
 // long an answered candidate is looked at for the sake of a flow that has the key.
 const candidateAge = time.Minute
 
-// reflectedAge is how soon a packet of a handshake comes back that is sent out
+// reflectedAge is how soon a packet of a handshake is seen again that is sent out
 // through the interface that it came in by.
 const reflectedAge = time.Second
 
-// maxCandidates bounds the candidates, and maxMidStream half of the keys of
-// mid-stream connections that are remembered. The live data path has as many, by
-// default.
+// maxCandidates bounds the candidates, and maxRemembered half of the keys of
+// mid-stream connections, and of the inbound packets of handshakes, that are
+// remembered. The live data path has about as many, by default.
 const (
 	maxCandidates = 1 << 16
-	maxMidStream  = 1 << 16
+	maxRemembered = 1 << 16
 )
 
 // segment is a TCP segment on its way through the rules.
@@ -61,12 +61,12 @@ const (
 
 // syn is a SYN that was seen.
 type syn struct {
-	known       bool
-	fromLo      bool // its direction
-	mpJoin      bool
-	seq         uint32
-	payload     int       // bytes
-	first, last time.Time // its retransmissions included
+	known   bool
+	fromLo  bool // its direction
+	mpJoin  bool
+	seq     uint32
+	payload int // bytes
+	first   time.Time
 
 	// frame is the whole one, or the headers where it is longer than
 	// flow.HandshakeFrame; nil where they are, too.
@@ -95,7 +95,6 @@ type candidate struct {
 	ack            uint32 // of the SYN+ACK
 	stream         stream
 	at             time.Time // of the SYN+ACK
-	seen           time.Time // its retransmissions included
 	start, last    time.Time // of the first packet in early and of the latest one
 	early          []byte    // frames
 	earlyRecs      []flow.Packet
@@ -109,49 +108,67 @@ type candidate struct {
 // candidates are those of one key, by the side of the initiator.
 type candidates [2]*candidate
 
+// recent is a map that forgets what was not asked for or set for longest.
+type recent[K comparable, V any] struct{ young, old map[K]V }
+
+func (r *recent[K, V]) get(key K) (v V, ok bool) {
+	if v, ok = r.young[key]; ok {
+		return v, true
+	}
+	if v, ok = r.old[key]; ok {
+		r.set(key, v)
+	}
+	return v, ok
+}
+
+func (r *recent[K, V]) set(key K, v V) {
+	if r.young == nil || len(r.young) >= maxRemembered {
+		r.young, r.old = map[K]V{}, r.young
+	}
+	r.young[key] = v
+}
+
+func (r *recent[K, V]) delete(key K) {
+	delete(r.young, key)
+	delete(r.old, key)
+}
+
+// inbound is a packet of a handshake that came in.
+type inbound struct {
+	key      flow.Key
+	fromLo   bool
+	flags    headers.Flags
+	seq, ack uint32
+}
+
 // handshakes is what an Assembler knows of TCP beside its flows.
 type handshakes struct {
 	of           map[flow.Key]*candidates
 	n            int
 	open, proven candidate // rings: next is the one that gives way first
 	withoutData  uint64    // connections and handshakes that ended without payload
-	midStream    map[flow.Key]struct{}
-	oldMidStream map[flow.Key]struct{}
+	midStream    recent[flow.Key, struct{}]
+	inbound      recent[inbound, time.Time]
 }
 
 func (h *handshakes) init() {
-	h.of = map[flow.Key]*candidates{}
-	h.midStream = map[flow.Key]struct{}{}
-	h.oldMidStream = nil
-	h.n, h.withoutData = 0, 0
+	*h = handshakes{of: map[flow.Key]*candidates{}}
 	h.open.prev, h.open.next = &h.open, &h.open
 	h.proven.prev, h.proven.next = &h.proven, &h.proven
 }
 
-// isMidStream reports whether the key is known as that of a mid-stream connection.
-func (h *handshakes) isMidStream(key flow.Key) bool {
-	if _, ok := h.midStream[key]; ok {
-		return true
+// reflected reports whether a SYN or SYN+ACK left a moment after it came in: routing
+// sent it back, and nobody on the other side has sent it.
+func (h *handshakes) reflected(s *segment) bool {
+	what := inbound{s.Key, s.SrcIsLo, s.Flags & (headers.SYN | headers.ACK), s.Seq, s.Ack}
+	switch s.side {
+	case SideInbound:
+		h.inbound.set(what, s.ts)
+	case SideOutbound:
+		at, ok := h.inbound.get(what)
+		return ok && s.ts.Sub(at) <= reflectedAge
 	}
-	if _, ok := h.oldMidStream[key]; !ok {
-		return false
-	}
-	h.setMidStream(key)
-	return true
-}
-
-// setMidStream remembers the key of a mid-stream connection. Those that were not
-// seen for longest are forgotten.
-func (h *handshakes) setMidStream(key flow.Key) {
-	if len(h.midStream) >= maxMidStream {
-		h.midStream, h.oldMidStream = map[flow.Key]struct{}{}, h.midStream
-	}
-	h.midStream[key] = struct{}{}
-}
-
-func (h *handshakes) clearMidStream(key flow.Key) {
-	delete(h.midStream, key)
-	delete(h.oldMidStream, key)
+	return false
 }
 
 // candidate returns the candidate of a key and side, a new one if need be.
@@ -173,10 +190,26 @@ func (h *handshakes) candidate(key flow.Key, index int, side Side) *candidate {
 		if oldest == c || oldest == &h.open {
 			oldest = h.proven.next
 		}
-		h.withoutData++
+		if !oldest.closed {
+			h.withoutData++
+		}
 		h.drop(oldest)
 	}
 	return c
+}
+
+// unended returns the number of connections and handshakes without payload that were
+// not counted when they ended.
+func (h *handshakes) unended() uint64 {
+	n := h.withoutData
+	for _, pair := range h.of {
+		for _, c := range pair {
+			if c != nil && !c.closed {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // touch makes the candidate the last of its list to give way.
@@ -224,16 +257,12 @@ func (a *Assembler) tcp(s *segment) {
 
 // syn makes a SYN a candidate. It touches nothing else that is known of its key.
 func (a *Assembler) syn(s *segment) {
-	index := s.sender()
-	if pair := a.handshakes.of[s.Key]; pair != nil && index == 1 && pair[0] != nil {
-		if known := pair[0].findSYN(s); known != nil && s.ts.Sub(known.last) <= reflectedAge {
-			a.counters[Reflected]++
-			return
-		}
+	if a.handshakes.reflected(s) {
+		a.counters[Reflected]++
+		return
 	}
-	c := a.handshakes.candidate(s.Key, index, s.side)
+	c := a.handshakes.candidate(s.Key, s.sender(), s.side)
 	if known := c.findSYN(s); known != nil { // a retransmission
-		known.last = later(known.last, s.ts)
 		known.packets++
 		known.bytes += uint64(s.WireLen)
 		return
@@ -244,7 +273,7 @@ func (a *Assembler) syn(s *segment) {
 		to = &c.syns[1]
 	}
 	*to = syn{known: true, fromLo: s.SrcIsLo, seq: s.Seq, payload: s.PayloadLen, mpJoin: joins(s),
-		first: s.ts, last: s.ts, wireLen: s.WireLen, headerLen: s.Payload, packets: 1, bytes: uint64(s.WireLen)}
+		first: s.ts, wireLen: s.WireLen, headerLen: s.Payload, packets: 1, bytes: uint64(s.WireLen)}
 	if s.WireLen <= flow.HandshakeFrame {
 		to.frame = slices.Clone(s.frame)
 	} else if s.Payload <= flow.HandshakeFrame {
@@ -292,6 +321,9 @@ func joins(s *segment) bool {
 		join                = 1 // the subtype
 		tcpHeader           = 20
 	)
+	if s.Payload > flow.HandshakeFrame {
+		return false // nor does the live data path look at so long headers
+	}
 	// Payload is where the options end.
 	for options := s.frame[s.L4+tcpHeader : max(s.L4+tcpHeader, min(s.Payload, len(s.frame)))]; len(options) > 0; {
 		if options[0] == end {
@@ -314,23 +346,22 @@ func joins(s *segment) bool {
 
 // synAck takes a SYN+ACK.
 func (a *Assembler) synAck(s *segment) {
-	index := s.sender()
-	pair := a.handshakes.of[s.Key]
-	if pair != nil && index == 1 && pair[1] != nil && pair[1].sameSYNACK(s) && s.ts.Sub(pair[1].seen) <= reflectedAge {
+	if a.handshakes.reflected(s) {
 		a.counters[Reflected]++
 		return
 	}
+	index := s.sender()
 	var c *candidate
-	if pair != nil {
+	if pair := a.handshakes.of[s.Key]; pair != nil {
 		c = pair[1-index]
 	}
-	if c != nil && c.sameSYNACK(s) { // a retransmission
-		c.seen = later(c.seen, s.ts)
-		c.count(s)
-		return
-	}
 	if c != nil {
-		if won, payload := c.answers(s); won != nil {
+		won, payload := c.answers(s)
+		if c.sameSYNACK(s) && (won == nil || c.state != answeredAlone) { // a retransmission
+			c.count(s)
+			return
+		}
+		if won != nil {
 			a.answer(c, s, won, payload)
 			return
 		}
@@ -348,12 +379,12 @@ func (a *Assembler) synAck(s *segment) {
 // answer makes the SYN+ACK the one that the candidate goes by. won is the SYN that
 // it acknowledges with so many bytes of payload, or nil.
 func (a *Assembler) answer(c *candidate, s *segment, won *syn, payload int) {
-	if c.state == proven {
+	if c.state == proven && !c.closed {
 		a.handshakes.withoutData++
 	}
 	next := candidate{key: c.key, index: c.index, side: c.side, syns: c.syns, prev: c.prev, next: c.next,
 		state: answeredAlone, initiatorIsLo: !s.SrcIsLo,
-		x: s.Ack - 1, y: s.Seq, ack: s.Ack, at: s.ts, seen: s.ts, start: s.ts, last: s.ts}
+		x: s.Ack - 1, y: s.Seq, ack: s.Ack, at: s.ts, start: s.ts, last: s.ts}
 	next.stream = stream{next: [2]uint32{s.Ack, s.Seq + 1}, side: c.side}
 	if won != nil {
 		next.state, next.x, next.mpJoin = answered, won.seq, won.mpJoin
@@ -364,7 +395,7 @@ func (a *Assembler) answer(c *candidate, s *segment, won *syn, payload int) {
 	}
 	*c = next
 	a.handshakes.touch(c)
-	a.handshakes.clearMidStream(s.Key)
+	a.handshakes.midStream.delete(s.Key)
 	if f := a.flows[s.Key]; f != nil && won != nil {
 		f.marked = true
 	}
@@ -393,7 +424,7 @@ func (c *candidate) keep(a *Assembler, fromLo bool, since time.Duration, wireLen
 		a.counters[LeftOut]++
 		return
 	}
-	c.earlyRecs = append(c.earlyRecs, record(len(c.early), wireLen, fromLo == c.initiatorIsLo, since))
+	c.earlyRecs = append(c.earlyRecs, captured(len(c.early), wireLen, fromLo == c.initiatorIsLo, since))
 	c.early = append(c.early, frame...)
 }
 
@@ -415,8 +446,10 @@ func (a *Assembler) segment(s *segment) {
 	case f != nil && !f.marked:
 		a.flowSegment(f, s)
 		return
-	case f == nil && a.handshakes.isMidStream(s.Key):
-		return
+	case f == nil:
+		if _, ok := a.handshakes.midStream.get(s.Key); ok {
+			return
+		}
 	}
 	if pair != nil && a.prove(f, pair, s) {
 		return
@@ -552,7 +585,7 @@ func (c *candidate) numbers() [2]uint32 {
 // else that was known of its key. f is the flow that has the key, or nil.
 func (a *Assembler) begin(f *Flow, c *candidate, s *segment) {
 	if other := a.handshakes.of[c.key][1-c.index]; other != nil && other.state != begun {
-		if other.state == proven {
+		if other.state == proven && !other.closed {
 			a.handshakes.withoutData++
 		}
 		a.handshakes.drop(other)
@@ -563,8 +596,10 @@ func (a *Assembler) begin(f *Flow, c *candidate, s *segment) {
 	a.counters[Opened]++
 	if c.mpJoin {
 		a.counters[MPJoin]++
+		f := a.start(c.key, c.initiatorIsLo, c.start)
+		f.stage, f.silent = decided, true
+		f.hasNumbers, f.numbers = true, c.numbers()
 		a.handshakes.drop(c)
-		a.handshakes.setMidStream(s.Key)
 		return
 	}
 	c.state = proven
@@ -591,8 +626,9 @@ func (a *Assembler) handshakeSegment(c *candidate, s *segment) {
 		a.capture(f, s.Packet, s.frame, ends)
 		return
 	}
-	if ends {
+	if s.Flags.Closes() && !c.closed {
 		c.closed = true
+		a.counters[HeaderOnly]++
 	}
 	a.handshakes.touch(c)
 	c.keep(a, s.SrcIsLo, c.last.Sub(c.start), s.WireLen, s.frame)
@@ -657,7 +693,7 @@ func (a *Assembler) oneWay(c *candidate, won *syn, s *segment) {
 	if won != nil {
 		c.initiatorIsLo, c.mpJoin = won.fromLo, won.mpJoin
 		c.x, c.y, c.ack = won.seq, s.Ack-1, won.seq+1
-		c.at, c.seen = s.ts, s.ts
+		c.at = s.ts
 		c.start, c.last = won.first, later(won.first, s.ts)
 		c.packets, c.bytes = won.packets, won.bytes
 		c.stream = stream{next: [2]uint32{c.ack, s.Ack}, side: c.side}
@@ -671,7 +707,7 @@ func (a *Assembler) oneWay(c *candidate, won *syn, s *segment) {
 func (a *Assembler) midStreamSegment(s *segment) {
 	if !a.opts.MidStream {
 		a.counters[MidStream]++
-		a.handshakes.setMidStream(s.Key)
+		a.handshakes.midStream.set(s.Key, struct{}{})
 		return
 	}
 	// Every segment behind the SYN has ACK. Without it there is nothing to tell what

@@ -232,13 +232,13 @@ func TestConnections(t *testing.T) {
 			name:     "a RST before payload",
 			words:    ">S <SA >A >RA,lost <A9 >A5",
 			samples:  []string{"40000 end 338 5ms: >54@0 <54@1 >54@2 >54@3 <63@4 >59@5"},
-			counters: "syns 1, tcp_opened 1",
+			counters: "syns 1, tcp_opened 1, header_only 1",
 		},
 		{
 			name:     "a FIN before payload",
 			words:    ">S <SA >A >FA,lost >A5",
 			samples:  []string{"40000 end 275 4ms: >54@0 <54@1 >54@2 >54@3 >59@4"},
-			counters: "syns 1, tcp_opened 1",
+			counters: "syns 1, tcp_opened 1, header_only 1",
 		},
 		{
 			name:     "a RST before the SYN+ACK is answered",

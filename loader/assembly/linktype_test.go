@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/earlydrop/earlydrop/loader/flow/headers"
 	"github.com/earlydrop/earlydrop/loader/internal/frames"
 )
 
@@ -266,6 +267,6 @@ func FuzzLinkType(f *testing.F) {
 		if !slices.Equal(data, before) {
 			t.Fatal("the packet was changed")
 		}
-		Parse(frame, wireLen)
+		headers.Parse(frame, wireLen)
 	})
 }

@@ -354,6 +354,12 @@ func (a *Assembler) synAck(s *segment) {
 	var c *candidate
 	if pair := a.handshakes.of[s.Key]; pair != nil {
 		c = pair[1-index]
+		// Where sides are no longer believed, it may have begun on either.
+		if other := pair[index]; s.side == SideUnknown && other != nil && other.side != SideUnknown {
+			if won, _ := other.answers(s); won != nil {
+				c = other
+			}
+		}
 	}
 	if c != nil {
 		won, payload := c.answers(s)

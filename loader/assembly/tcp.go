@@ -446,7 +446,7 @@ func (a *Assembler) segment(s *segment) {
 	f := a.flows[s.Key]
 	pair := a.handshakes.of[s.Key]
 	switch {
-	case f != nil && f.marked && !pair.answered(s.ts):
+	case f != nil && f.marked && !pair.stands(answered, s.ts):
 		f.marked = false
 		fallthrough
 	case f != nil && !f.marked:
@@ -471,7 +471,7 @@ func (a *Assembler) segment(s *segment) {
 				return
 			}
 		}
-		if pair.has(answered) {
+		if pair.stands(answered, s.ts) {
 			a.early(pair[1-s.sender()], s)
 			return
 		}
@@ -479,7 +479,7 @@ func (a *Assembler) segment(s *segment) {
 			a.oneWay(c, won, s)
 			return
 		}
-		if pair.has(answeredAlone) {
+		if pair.stands(answeredAlone, s.ts) {
 			a.counters[OutOfPlace]++
 			return
 		}
@@ -487,17 +487,12 @@ func (a *Assembler) segment(s *segment) {
 	a.midStreamSegment(s)
 }
 
-// has reports whether one of the candidates is in a state.
-func (pair *candidates) has(state candidateState) bool {
-	return pair[0] != nil && pair[0].state == state || pair[1] != nil && pair[1].state == state
-}
-
-// answered reports whether there is a candidate that a flow of the same key has to be
-// asked about.
-func (pair *candidates) answered(now time.Time) bool {
+// stands reports whether one of the candidates is in a state that a SYN+ACK brought it to,
+// and not too old for it, nor known to go on in one direction alone.
+func (pair *candidates) stands(state candidateState, now time.Time) bool {
 	if pair != nil {
 		for _, c := range pair {
-			if c != nil && c.state == answered && now.Sub(c.at) <= candidateAge {
+			if c != nil && c.state == state && now.Sub(c.at) <= candidateAge && (state == answered || !c.oneWay) {
 				return true
 			}
 		}

@@ -3,9 +3,13 @@
 package assembly
 
 import (
+	"encoding/binary"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/earlydrop/earlydrop/loader/flow"
 )
 
 // Each row is a rule, many of them with the attack that it stops: somebody who can
@@ -548,5 +552,40 @@ func TestConnections(t *testing.T) {
 				t.Errorf("counters %q, want %q", counters, tt.counters)
 			}
 		})
+	}
+}
+
+// A flood pushes out its like: what both ends have made gives way last.
+func TestFloodsAreBounded(t *testing.T) {
+	var samples []string
+	a := New(Options{}, func(_ *Flow, s *flow.Sample) { samples = append(samples, describe(s)) }, nil)
+	feed := func(words string) {
+		for _, p := range talk(t, words) {
+			a.Packet(epoch.Add(time.Duration(p.ms)*time.Millisecond), p.frame, len(p.frame))
+		}
+	}
+	feed(">S <SA >A")
+	const n = 3 * maxCandidates
+	for _, p := range talk(t, ">S >A <SA") {
+		for i := range uint32(n) { // of strangers, each another
+			binary.BigEndian.PutUint32(p.frame[26:], 0x0b000000+i)
+			frame := right(p.frame)
+			a.Packet(epoch.Add(time.Second), frame, len(frame))
+		}
+	}
+	feed("@2000 >A5,seq+1,ack+1")
+	if h := &a.handshakes; len(h.of) > maxCandidates || h.n > maxCandidates || len(h.midStream.young)+len(h.midStream.old) > 2*maxRemembered {
+		t.Errorf("%d candidates of %d keys, %d and %d mid-stream connections", h.n, len(h.of), len(h.midStream.young), len(h.midStream.old))
+	}
+	a.Flush()
+	if diff := cmp.Diff([]string{"40000 end 221 2000ms: >54@0 <54@1 >54@2 >59@2000"}, samples); diff != "" {
+		t.Errorf("samples (-want +got):\n%s", diff)
+	}
+	c := a.Counters()
+	if c[SYNs] != 1+n || c[MidStream] != n || c[HeaderOnly] != 2*n {
+		t.Errorf("counters %v", c)
+	}
+	if len(a.handshakes.of)+a.handshakes.n+len(a.handshakes.midStream.young) != 0 {
+		t.Error("something is left after the flush")
 	}
 }

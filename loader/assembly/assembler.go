@@ -246,7 +246,9 @@ func (a *Assembler) PacketFrom(side Side, ts time.Time, frame []byte, wireLen in
 	if a.opts.StrictChecksums {
 		parse = headers.Parse
 	}
-	p, verdict := parse(frame, wireLen)
+	s := segment{ts: ts, side: side}
+	var verdict headers.Verdict
+	s.Packet, verdict = parse(frame, wireLen)
 	a.counters[verdict]++
 	if verdict != headers.OK {
 		if verdict == headers.Malformed {
@@ -257,19 +259,17 @@ func (a *Assembler) PacketFrom(side Side, ts time.Time, frame []byte, wireLen in
 		}
 		return
 	}
-	if len(frame) > p.WireLen {
-		frame = frame[:p.WireLen]
-	}
+	s.frame = frame[:min(len(frame), s.WireLen)]
 
-	f := a.flows[p.Key]
+	f := a.flows[s.Key]
 	if f != nil && f.stage == collecting && ts.Sub(f.captured) >= a.opts.IdleTimeout {
 		// Only where the clock stands still: it would have expired.
 		a.handOver(f, flow.ReasonIdle)
 	}
-	if p.Key.Proto == flow.TCP {
-		a.tcp(&segment{Packet: &p, ts: ts, side: side, frame: frame})
+	if s.Key.Proto == flow.TCP {
+		a.tcp(&s)
 	} else {
-		a.udp(f, ts, &p, frame)
+		a.udp(f, ts, &s.Packet, s.frame)
 	}
 }
 

@@ -35,7 +35,7 @@ const (
 
 // segment is a TCP segment on its way through the rules.
 type segment struct {
-	*headers.Packet
+	headers.Packet
 	ts    time.Time
 	side  Side
 	frame []byte // to the end of the packet
@@ -507,7 +507,7 @@ func (pair *candidates) stands(state candidateState, now time.Time) bool {
 func (a *Assembler) early(c *candidate, s *segment) {
 	at := OutOfPlace
 	if c != nil && c.state == answered && c.initiatorIsLo != s.SrcIsLo {
-		at, _ = c.stream.take(s.Packet, 1, s.side)
+		at, _ = c.stream.take(&s.Packet, 1, s.side)
 	}
 	if at != inPlace {
 		a.counters[at]++
@@ -615,7 +615,7 @@ func (a *Assembler) begin(f *Flow, c *candidate, s *segment) {
 // handshakeSegment takes a segment of a connection that is proven and has no payload
 // yet.
 func (a *Assembler) handshakeSegment(c *candidate, s *segment) {
-	at, ends := c.stream.take(s.Packet, direction(s.Packet, c.initiatorIsLo), s.side)
+	at, ends := c.stream.take(&s.Packet, direction(&s.Packet, c.initiatorIsLo), s.side)
 	if at != inPlace {
 		a.counters[at]++
 		return
@@ -624,7 +624,7 @@ func (a *Assembler) handshakeSegment(c *candidate, s *segment) {
 	if s.PayloadLen > 0 {
 		f := a.open(c)
 		f.Last = c.last
-		a.capture(f, s.Packet, s.frame, ends)
+		a.capture(f, &s.Packet, s.frame, ends)
 		return
 	}
 	if s.Flags.Closes() && !c.closed {
@@ -649,16 +649,16 @@ func (a *Assembler) open(c *candidate) *Flow {
 
 // flowSegment takes a segment of a flow.
 func (a *Assembler) flowSegment(f *Flow, s *segment) {
-	f.count(s.Packet, s.ts)
+	f.count(&s.Packet, s.ts)
 	if f.stage != collecting {
 		return
 	}
-	at, ends := f.stream.take(s.Packet, direction(s.Packet, f.InitiatorIsLo), s.side)
+	at, ends := f.stream.take(&s.Packet, direction(&s.Packet, f.InitiatorIsLo), s.side)
 	if at != inPlace {
 		a.counters[at]++
 		return
 	}
-	a.capture(f, s.Packet, s.frame, ends)
+	a.capture(f, &s.Packet, s.frame, ends)
 }
 
 // goesOn returns the candidate, if there is one, of a connection of which one direction
@@ -720,8 +720,8 @@ func (a *Assembler) midStreamSegment(s *segment) {
 	f := a.start(s.Key, s.SrcIsLo, s.ts)
 	f.stream = &stream{next: [2]uint32{s.Seq + uint32(s.PayloadLen), s.Ack}, side: s.side}
 	a.collect(f, nil, nil)
-	f.count(s.Packet, s.ts)
-	a.capture(f, s.Packet, s.frame, s.Flags.Closes())
+	f.count(&s.Packet, s.ts)
+	a.capture(f, &s.Packet, s.frame, s.Flags.Closes())
 }
 
 // describe fills in what is known of a TCP connection.

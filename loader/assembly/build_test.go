@@ -48,15 +48,6 @@ func tcpSeg(src, dst netip.AddrPort, flags headers.Flags, options, body []byte) 
 	return frames.Segment(src, dst, byte(flags), options, body)
 }
 
-// tcp4 returns a whole frame of client4 to server4, or back.
-func tcp4(fromClient bool, flags headers.Flags, n int) []byte {
-	src, dst := client4, server4
-	if !fromClient {
-		src, dst = dst, src
-	}
-	return eth(ip(src, dst, frames.TCP, tcpSeg(src, dst, flags, nil, payload(n))))
-}
-
 func udp4(fromClient bool, n int) []byte {
 	src, dst := client4, server4
 	if !fromClient {

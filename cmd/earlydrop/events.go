@@ -324,12 +324,12 @@ func (s *sinks) attached(d *daemon, policyName string) {
 	}
 }
 
-// blockEnded tells that a block's time is over.
+// blockEnded tells that a block is over, and why.
 func (s *sinks) blockEnded(d *daemon, b loader.Block) {
 	s.verdict(event{
 		Time: time.Now(), Event: "block_ended", Interface: d.iface, Src: b.Key.Lo.String(), Dst: b.Key.Hi.String(),
 		Proto: b.Key.Proto.String(), VLAN: b.Key.VLAN, InnerVLAN: b.Key.InnerVLAN, Class: b.Class, Rule: b.Rule,
-		DroppedPackets: &b.Packets, DroppedBytes: &b.Bytes,
+		DroppedPackets: &b.Packets, DroppedBytes: &b.Bytes, Reason: string(b.Ended),
 	})
 }
 

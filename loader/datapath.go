@@ -103,6 +103,7 @@ type DataPath struct {
 	lock    *os.File
 	sweepIn []byte
 	about   datapathAttached
+	sides   *sides
 }
 
 // Attach loads the programs and attaches them to the interface, or adopts what an
@@ -195,6 +196,10 @@ func Attach(opts Options) (_ *DataPath, err error) {
 	} else if err := d.prepareMaps(dir); err != nil {
 		return nil, err
 	}
+	if d.sides, err = watchSides(ifc, d.coll.Maps[datapathMapSameSide]); err != nil {
+		return nil, err
+	}
+	d.own = d.sides.addresses
 	// Maps first: from the first packet on, everything must be in place.
 	if err := d.attachIngress(ifc, opts, filepath.Join(dir, pinXDP)); err != nil {
 		return nil, err
@@ -430,6 +435,9 @@ func (d *DataPath) closeLinks() error {
 
 func (d *DataPath) close() error {
 	var err error
+	if d.sides != nil {
+		d.sides.close()
+	}
 	if d.Tables != nil {
 		err = d.filter.close() // its maps are the collection's
 	}

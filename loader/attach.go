@@ -55,7 +55,11 @@ func (i *iface) rawIP() bool {
 func (i *iface) refuseForeignXDP(dir string) error {
 	xdp := i.link.Attrs().Xdp
 	attached := xdp != nil && xdp.Attached
-	if l, err := link.LoadPinnedLink(dir+"/"+pinXDP, nil); err == nil {
+	for _, name := range []string{pinXDP, oldPinXDP} {
+		l, err := link.LoadPinnedLink(dir+"/"+name, nil)
+		if err != nil {
+			continue
+		}
 		defer l.Close()
 		info, err := l.Info()
 		switch {

@@ -71,8 +71,9 @@ type Options struct {
 	// What `earlydrop status` shows. (optional)
 	Version, Model, Policy string
 
-	// forceClsact attaches the way that kernels before 6.6 need; for tests.
-	forceClsact bool
+	// forceClsact attaches the way that kernels before 6.6 need, failLoad has the kernel
+	// refuse a program; for tests.
+	forceClsact, failLoad bool
 }
 
 // Info tells what Attach did.
@@ -82,7 +83,8 @@ type Info struct {
 	Egress        string  // tcx or clsact
 	Adopted       bool    // maps and links of an earlier process were taken over
 	Replaced      string  // why what was pinned could not be adopted and was replaced, else empty
-	BlocksAdopted int     // blocks with time left that go on
+	BlocksAdopted int     // blocks that go on, taken over or carried into the new tables
+	BlocksLost    error   // which blocks could not be carried into the new tables, and why
 	BlocksRemoved int     // blocks removed because of Options.Monitor
 	HiddenVLANs   bool    // the driver takes VLAN tags out before the ingress program sees the frame
 	Sizes         Sizes   // of the tables, none 0
@@ -104,6 +106,7 @@ type DataPath struct {
 	sweepIn []byte
 	about   datapathAttached
 	sides   *sides
+	foreign bool // what is pinned is of another process, and goes on if Attach fails
 }
 
 // Attach loads the programs and attaches them to the interface, or adopts what an
@@ -161,21 +164,15 @@ func Attach(opts Options) (_ *DataPath, err error) {
 		return nil, err
 	}
 	pinned, why := adoptable(spec, opts.Sizes, dir)
+	var carried []carriedBlock
 	if why != "" {
 		d.Info.Replaced = why
-		if err := detachPinned(ifc); err != nil {
+		if carried, err = pinnedBlocks(dir); err != nil {
 			return nil, err
-		}
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("create %s: %w", dir, err)
-		}
-		// The lock's folder is a new one.
-		_ = d.lock.Close()
-		if d.lock, err = lockDir(dir); err != nil {
-			return nil, fmt.Errorf("lock %s: %w", dir, err)
 		}
 	}
 	d.Info.Adopted = pinned != nil
+	d.foreign = d.Info.Adopted || why != ""
 	if err := setSizes(spec); err != nil { // only now: an adopted set has its own
 		closeMaps(pinned)
 		return nil, err
@@ -193,7 +190,7 @@ func Attach(opts Options) (_ *DataPath, err error) {
 		if err := d.adoptBlocks(opts.Monitor); err != nil {
 			return nil, err
 		}
-	} else if err := d.prepareMaps(dir); err != nil {
+	} else if err := d.replaceMaps(dir, carried, opts.Monitor); err != nil {
 		return nil, err
 	}
 	if d.sides, err = watchSides(ifc, d.coll.Maps[datapathMapSameSide]); err != nil {
@@ -244,6 +241,9 @@ func configuredSpec(opts Options, ifc *iface) (*ebpf.CollectionSpec, error) {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("set %s: %w", name, err)
 		}
+	}
+	if opts.failLoad {
+		spec.Programs[datapathProgEdEgress].Instructions = nil
 	}
 	opts.Sizes.apply(spec)
 	// Creating the map adds the flag by itself; comparing with a pinned one
@@ -347,9 +347,23 @@ func (d *DataPath) adoptBlocks(monitor bool) error {
 	return err
 }
 
-func (d *DataPath) prepareMaps(dir string) error {
+// replaceMaps makes the new maps ready, with the blocks of those that are pinned, and pins
+// them in their place. The programs that use the old ones run until theirs are swapped.
+func (d *DataPath) replaceMaps(dir string, carried []carriedBlock, monitor bool) error {
 	if err := fillSlots(d.coll.Maps); err != nil {
 		return err
+	}
+	if monitor {
+		d.Info.BlocksRemoved = len(carried)
+	} else {
+		d.Info.BlocksAdopted, d.Info.BlocksLost = d.carryBlocks(carried)
+	}
+	d.foreign = false
+	if err := renameOldLinks(dir); err != nil {
+		return err
+	}
+	if err := removeMapPins(dir); err != nil {
+		return fmt.Errorf("replace what is pinned in %s: %w", dir, err)
 	}
 	for name, m := range d.coll.Maps {
 		if !outlives(name) {
@@ -447,9 +461,9 @@ func (d *DataPath) close() error {
 	return errors.Join(err, d.lock.Close())
 }
 
-// abandon undoes a failed Attach. What was adopted keeps running.
+// abandon undoes a failed Attach. What was adopted, or not replaced yet, keeps running.
 func (d *DataPath) abandon(ifc *iface) error {
-	if d.Info.Adopted {
+	if d.foreign {
 		return d.Release()
 	}
 	return errors.Join(d.closeLinks(), detachPinned(ifc), d.close())
@@ -525,7 +539,7 @@ func stopDaemon(name string) (*os.File, error) {
 func detachPinned(ifc *iface) error {
 	dir := pinDir(ifc.name)
 	var errs []error
-	for _, name := range []string{pinXDP, pinTCX} {
+	for _, name := range []string{pinXDP, pinTCX, oldPinXDP, oldPinTCX} {
 		l, err := link.LoadPinnedLink(filepath.Join(dir, name), nil)
 		if errors.Is(err, os.ErrNotExist) {
 			continue

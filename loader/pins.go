@@ -17,11 +17,27 @@ const bpffsMount = "/sys/fs/bpf"
 // pinRoot is where everything is pinned. Tests set another bpffs.
 var pinRoot = bpffsMount + "/earlydrop"
 
-// Names of the pinned links, beside the maps, which go by their own names.
+// Names of the pinned links, beside the maps, which go by their own names. A program from
+// before layout 3 looks for them under their old names: it finds none, takes what is
+// attached for somebody else's, and leaves it.
 const (
-	pinXDP = "link_ingress"
-	pinTCX = "link_egress"
+	pinXDP = "link_xdp"
+	pinTCX = "link_tcx"
+
+	oldPinXDP = "link_ingress"
+	oldPinTCX = "link_egress"
 )
+
+// renameOldLinks gives the links of an older program their new names, so that the
+// programs behind them are swapped in place.
+func renameOldLinks(dir string) error {
+	for from, to := range map[string]string{oldPinXDP: pinXDP, oldPinTCX: pinTCX} {
+		if err := os.Rename(filepath.Join(dir, from), filepath.Join(dir, to)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("rename pinned link %s in %s: %w", from, dir, err)
+		}
+	}
+	return nil
+}
 
 // pinName is the file name of a pinned map.
 func pinName(mapName string) string {
@@ -91,6 +107,22 @@ func daemonAlive(iface string) bool {
 	}
 	_ = f.Close()
 	return false
+}
+
+// removeMapPins removes the pins of all maps and leaves those of links. What the maps
+// hold goes on while programs use them.
+func removeMapPins(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", dir, err)
+	}
+	var errs []error
+	for _, e := range entries {
+		if e.Name() != pinXDP && e.Name() != pinTCX {
+			errs = append(errs, os.Remove(filepath.Join(dir, e.Name())))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // removePins removes everything below the interface's folder, and the root when

@@ -305,7 +305,10 @@ func (s *sinks) attached(d *daemon, policyName string) {
 		say("native xdp is not possible on %s, generic is slower: %v", d.iface, info.XDPFallback)
 	}
 	if info.Replaced != "" {
-		say("what was pinned was replaced, its blocks are gone: %s", info.Replaced)
+		say("what was pinned was replaced: %s", info.Replaced)
+	}
+	if info.BlocksLost != nil {
+		say("not all blocks found room in the new tables: %v", info.BlocksLost)
 	}
 	if info.BlocksAdopted > 0 {
 		say("%d flows stay blocked", info.BlocksAdopted)

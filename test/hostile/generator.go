@@ -77,8 +77,10 @@ func newGenerator(n *lab.Namespace, device string, frames ...floodFrame) (_ *gen
 		asm.Add.Imm(asm.R2, int32(g.size)),
 		asm.JGT.Reg(asm.R2, asm.R3, "drop"),
 		asm.LoadMapValue(asm.R1, g.count.FD(), 0),
-		asm.Mov.Imm(asm.R6, 1),
-		asm.FetchAdd.Mem(asm.R1, asm.R6, asm.DWord, 0),
+		asm.LoadMem(asm.R6, asm.R1, 0, asm.DWord),
+		asm.Mov.Reg(asm.R2, asm.R6),
+		asm.Add.Imm(asm.R2, 1),
+		asm.StoreMem(asm.R1, 0, asm.R2, asm.DWord), // one run at a time
 		// R6: number of the flow; R8: of the frame in its sequence.
 		asm.Mov.Reg(asm.R8, asm.R6),
 		asm.Mod.Imm(asm.R8, int32(len(frames))),

@@ -127,8 +127,6 @@ func oneByte(ctx context.Context, o options) (r oneByteResult, err error) {
 	}
 	defer server.Close()
 
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	flooding, stop := context.WithCancel(ctx)

@@ -75,9 +75,10 @@ type Info struct {
 	Replaced      string  // why what was pinned could not be adopted and was replaced, else empty
 	BlocksAdopted int     // blocks with time left that go on
 	BlocksRemoved int     // blocks removed because of Options.Monitor
-	HiddenVLANs   bool    // the driver takes VLAN tags out before the ingress program sees the frame
-	Sizes         Sizes   // of the tables, none 0
-	Memory        uint64  // bytes of kernel memory that the tables take, an estimate
+	Bypasses      Bypasses
+	HiddenVLANs   bool   // the driver takes VLAN tags out before the ingress program sees the frame
+	Sizes         Sizes  // of the tables, none 0
+	Memory        uint64 // bytes of kernel memory that the tables take, an estimate
 	PinDir        string
 }
 
@@ -140,6 +141,7 @@ func Attach(opts Options) (_ *DataPath, err error) {
 	d := &DataPath{iface: opts.Interface, lock: lock, sweepIn: make([]byte, 64)}
 	d.Info.PinDir = dir
 	d.Info.HiddenVLANs = ifc.hidesVLANs()
+	d.Info.Bypasses = ifc.bypasses()
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.abandon(ifc))

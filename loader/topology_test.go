@@ -16,6 +16,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -332,6 +334,25 @@ func TestTopologyRouted(t *testing.T) {
 		// The other way round, a server on the client's side.
 		d.identifies(n.talk("server", "client", netip.MustParseAddrPort("10.1.0.2:0")))
 	}
+}
+
+// On the far side of a gateway that masquerades, flows have the gateway's own address, the
+// same in both directions.
+func TestTopologyMasquerade(t *testing.T) {
+	n := routed(t)
+	n.in("gateway", func() error {
+		c, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "nat"})
+		chain := c.AddChain(&nftables.Chain{Name: "post", Table: table, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource})
+		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{&expr.Masq{}}})
+		return c.Flush()
+	})
+	d := n.attach("gateway", "wan", Options{Idle: 200 * time.Millisecond})
+	_, to := n.talk("client", "server", topologyServer)
+	d.identifies(netip.MustParseAddrPort("10.2.0.1:0"), to)
 }
 
 // The attached interface is the host's own: frames with partial checksums, super-packets.

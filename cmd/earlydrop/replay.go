@@ -23,6 +23,7 @@ import (
 	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/loader/flow/headers"
 	"github.com/earlydrop/earlydrop/policy"
 )
 
@@ -41,8 +42,11 @@ func replayCommand() *cli.Command {
 the live data path does: the same first 1024 bytes, model and policy. Needs no root
 and changes nothing. Link types: Ethernet, raw IP, Linux cooked (v1, v2), BSD loopback.
 
-Each flow with payload, whose beginning is in the file, is one line. src is the side
-that opened the flow; packets and bytes count the whole flow (bytes on the wire, link
+Each flow with payload, whose beginning is in the file, is one line. A TCP connection
+begins with a SYN, a SYN+ACK that acknowledges it, and a segment that acknowledges that;
+where pcapng or Linux cooked packets say their direction, from the right sides of the
+interface. Segments that are not in place, by their numbers, are not captured. src is the
+side that opened the flow; packets and bytes count the whole flow (bytes on the wire, link
 header included), captured is what the model saw, and decision is what the policy
 says, whatever its mode. The class is unknown where the model's likeliest label, whose
 probability is the confidence, is below the model's bound. A summary says what else was
@@ -341,7 +345,7 @@ func (r *replay) summary(w io.Writer, files int) error {
 	fmt.Fprintf(&b, "; the policy drops %d\n", r.drops)
 	fmt.Fprintf(&b, "%s:", count(r.counters.Packets(), "packet"))
 	for c := range assembly.NumCounters {
-		if n := r.counters[c]; n > 0 && c != assembly.Counter(assembly.OK) {
+		if n := r.counters[c]; n > 0 && c != assembly.Counter(headers.OK) {
 			fmt.Fprintf(&b, " %s %d", c, n)
 		}
 	}

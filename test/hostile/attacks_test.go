@@ -142,8 +142,12 @@ func TestAPortIsFreeOnceANewConnectionIsMade(t *testing.T) {
 		if err != nil || e.Decision != "pass" {
 			t.Error(e.Decision, err)
 		}
-		if _, ok, err := a.Block(ctx, tuple.client, tuple.server); ok || err != nil {
-			t.Error("it is still blocked", err)
+		err = rig.Until(ctx, func() (bool, error) {
+			_, ok, err := a.Block(ctx, tuple.client, tuple.server)
+			return !ok, err
+		})
+		if err != nil {
+			t.Error("it is still blocked:", err)
 		}
 	})
 }

@@ -142,8 +142,10 @@ func TestAPortIsFreeOnceANewConnectionIsMade(t *testing.T) {
 		if err != nil || e.Decision != "pass" {
 			t.Error(e.Decision, err)
 		}
-		err = rig.Until(ctx, func() (bool, error) {
-			_, ok, err := a.Block(ctx, tuple.client, tuple.server)
+		soon, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		err = rig.Until(soon, func() (bool, error) {
+			_, ok, err := a.Block(soon, tuple.client, tuple.server)
 			return !ok, err
 		})
 		if err != nil {

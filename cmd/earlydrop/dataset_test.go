@@ -436,7 +436,11 @@ func TestSessionsOfOneKey(t *testing.T) {
 		packets = append(packets, testPacket{at: time.Duration(i) * time.Second, src: b, dst: a, udp: true, payload: []byte("old")})
 	}
 	for i := range 100 {
-		packets = append(packets, testPacket{at: 100*time.Second + time.Duration(i)*time.Millisecond, src: a, dst: b, udp: true, payload: make([]byte, 1+i)})
+		at := 100*time.Second + time.Duration(i)*time.Millisecond
+		if i == 2 { // the clock goes backwards, beyond the beginning
+			at = 90 * time.Second
+		}
+		packets = append(packets, testPacket{at: at, src: a, dst: b, udp: true, payload: make([]byte, 1+i)})
 	}
 	packets = append(packets, testPacket{at: 200 * time.Second, src: b, dst: a, udp: true, payload: []byte("newer")},
 		testPacket{at: 200 * time.Second, src: b, dst: "10.0.0.1:1002", udp: true, payload: []byte("another's")})
@@ -463,7 +467,13 @@ func TestSessionsOfOneKey(t *testing.T) {
 	for i := range int32(sessionPackets) {
 		want[1] = append(want[1], sessionPacket{43 + i, 1 + i, 1, 1000 * i})
 	}
+	want[1][2][3] = 1000
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("sessions (-want +got):\n%s", diff)
+	}
+	meta.Start = testStart.Add(time.Hour)
+	s.add(&meta)
+	if err := s.read(filepath.Join(dir, "a.pcap")); err == nil || !strings.Contains(err.Error(), "a.pcap has changed while it was read") {
+		t.Errorf("a session that is not in the file: %v", err)
 	}
 }

@@ -3,10 +3,11 @@
 package main
 
 import (
+	"cmp"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"math"
-	"slices"
 	"time"
 
 	"github.com/earlydrop/earlydrop/loader/assembly"
@@ -31,19 +32,30 @@ type session struct {
 }
 
 // sessions holds those of one capture file's samples, in the order in which they
-// were added and by key. Of one key the later flow comes later.
+// were added, and by key.
 type sessions struct {
 	all   []*session
-	byKey map[flow.Key][]*session
+	byKey map[flow.Key]*keySessions
+}
+
+// keySessions are the sessions of one key, one after another.
+type keySessions struct {
+	current *session   // that packets belong to, nil before the first begins
+	later   []*session // in order of their beginning
 }
 
 func (s *sessions) add(m *flow.Meta) {
 	one := &session{start: m.Start, initiatorIsLo: m.InitiatorIsLo}
 	s.all = append(s.all, one)
 	if s.byKey == nil {
-		s.byKey = map[flow.Key][]*session{}
+		s.byKey = map[flow.Key]*keySessions{}
 	}
-	s.byKey[m.Key] = append(s.byKey[m.Key], one)
+	key := s.byKey[m.Key]
+	if key == nil {
+		key = &keySessions{}
+		s.byKey[m.Key] = key
+	}
+	key.later = append(key.later, one)
 }
 
 // read fills in the packets from the file that the samples are of. A sample is handed
@@ -61,11 +73,11 @@ func (s *sessions) read(path string) error {
 	defer f.Close()
 	for {
 		ts, frame, wireLen, err := f.Next()
-		if err == io.EOF {
-			return nil
-		}
 		if err != nil {
-			return err
+			if err == io.EOF {
+				err = nil
+			}
+			return cmp.Or(s.complete(path), err)
 		}
 		if p, verdict := headers.ParseCaptured(frame, wireLen); verdict == headers.OK {
 			s.packet(ts, &p)
@@ -73,22 +85,46 @@ func (s *sessions) read(path string) error {
 	}
 }
 
-// packet adds a packet to the latest session of its key that had begun.
+// complete makes sure that every session was found.
+func (s *sessions) complete(path string) error {
+	for _, one := range s.all {
+		if len(one.packets) == 0 {
+			return fmt.Errorf("%s has changed while it was read", path)
+		}
+	}
+	return nil
+}
+
+// packet adds a packet to the session of its key. A session begins with the packet
+// that has its time: in the order of the file, for the clock may go backwards there.
 func (s *sessions) packet(ts time.Time, p *headers.Packet) {
-	for _, one := range slices.Backward(s.byKey[p.Key]) {
-		if ts.Before(one.start) {
-			continue
-		}
-		if len(one.packets) < sessionPackets {
-			packet := sessionPacket{asInt32(p.WireLen), asInt32(p.PayloadLen), 0,
-				asInt32(int(ts.Sub(one.start) / time.Microsecond)), int32(p.Flags), int32(p.Window)}
-			if p.SrcIsLo == one.initiatorIsLo {
-				packet[2] = 1
-			}
-			one.packets = append(one.packets, packet)
-		}
+	key := s.byKey[p.Key]
+	if key == nil {
 		return
 	}
+	if len(key.later) > 0 && ts.Equal(key.later[0].start) {
+		key.current, key.later = key.later[0], key.later[1:]
+	}
+	if key.current != nil {
+		key.current.add(ts, p)
+	}
+}
+
+// add appends a packet, if there is room. Times never decrease, as in a capture.
+func (s *session) add(ts time.Time, p *headers.Packet) {
+	n := len(s.packets)
+	if n == sessionPackets {
+		return
+	}
+	packet := sessionPacket{asInt32(p.WireLen), asInt32(p.PayloadLen), 0,
+		asInt32(int(ts.Sub(s.start) / time.Microsecond)), int32(p.Flags), int32(p.Window)}
+	if p.SrcIsLo == s.initiatorIsLo {
+		packet[2] = 1
+	}
+	if n > 0 {
+		packet[3] = max(packet[3], s.packets[n-1][3])
+	}
+	s.packets = append(s.packets, packet)
 }
 
 // appendRow appends the session's row of a dataset.

@@ -14,6 +14,30 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/loader/flow/headers"
+)
+
+// Sizes and numbers of the headers that tests build.
+const (
+	ethernetLen = headers.EthernetLen
+	ipv4Len     = 20
+	ipv6Len     = 40
+	tcpLen      = 20
+	udpLen      = 8
+
+	etherIPv4 = headers.TypeIPv4
+	etherIPv6 = headers.TypeIPv6
+	etherVLAN = headers.TypeVLAN
+	etherQinQ = headers.TypeQinQ
+
+	protoHopByHop = headers.HopByHop
+	protoTCP      = uint8(flow.TCP)
+	protoUDP      = uint8(flow.UDP)
+
+	optionEnd        = 0
+	optionNop        = 1
+	optionSACK       = 5
+	optionTimestamps = 8
 )
 
 // readModel returns a model of testdata.

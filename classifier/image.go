@@ -5,6 +5,7 @@ package classifier
 import (
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
@@ -123,12 +124,17 @@ func logPixel(v float64, bits float64) uint8 {
 // Render does not change s and does not allocate.
 func Render(s *flow.Sample, recipe Recipe, channels []Channel, dst []uint8) {
 	var l layout
-	l.build(s)
+	var mask [flow.CaptureBytes]uint8
+	if slices.Contains(channels, ChannelByte) {
+		l.build(s, &mask)
+	} else {
+		l.build(s, nil)
+	}
 	for c, channel := range channels {
 		plane := dst[c*ImagePixels:][:ImagePixels]
 		if channel == ChannelByte {
 			data := s.Data[:l.n]
-			recipe.replace(plane[:l.n], data, l.mask[:l.n], seed(data))
+			recipe.replace(plane[:l.n], data, mask[:l.n], seed(data))
 			clear(plane[l.n:])
 			continue
 		}

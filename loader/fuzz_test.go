@@ -23,6 +23,7 @@ import (
 
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/loader/flow/headers"
 	f "github.com/earlydrop/earlydrop/loader/internal/frames"
 )
 
@@ -128,6 +129,7 @@ func (c *choices) ip(src, dst netip.AddrPort, proto byte, body []byte) []byte {
 		case 9:
 			binary.BigEndian.PutUint16(packet[2:], uint16(c.below(len(packet)+1)))
 		}
+		f.SetChecksum(packet)
 		return packet
 	}
 	if !plain {
@@ -259,6 +261,7 @@ func (c *choices) opening(raw bool) (steps []step) {
 		} else if words := c.below(11); c.oneIn(2) {
 			packet = f.IP(src, dst, f.TCP, slices.Concat(make([]byte, 4*words), packet[20:]))
 			packet[0] += byte(words)
+			f.SetChecksum(packet)
 		}
 		if !raw {
 			packet = f.Ethernet(packet, tags...)
@@ -392,8 +395,8 @@ func (p *twinPath) step(s step) {
 
 // comparable are the counters that kernel and assembly both have.
 var comparable = []assembly.Counter{
-	assembly.Counter(assembly.NotIP), assembly.Counter(assembly.OtherProto), assembly.Counter(assembly.Malformed),
-	assembly.Counter(assembly.Unparsable), assembly.Counter(assembly.LaterFragment),
+	assembly.Counter(headers.NotIP), assembly.Counter(headers.OtherProto), assembly.Counter(headers.Malformed),
+	assembly.Counter(headers.Unparsable), assembly.Counter(headers.LaterFragment),
 	assembly.MidStream, assembly.HeaderOnly, assembly.Restarted, assembly.Full, assembly.Closed,
 }
 
@@ -438,7 +441,7 @@ func assembled(steps []step, c config) (o outcome, keys map[flow.Key]bool) {
 			}
 			frame = slices.Concat(make([]byte, 12), []byte{byte(etherType >> 8), byte(etherType)}, frame)
 		}
-		if p, verdict := assembly.Parse(frame, len(frame)); verdict == assembly.OK {
+		if p, verdict := headers.Parse(frame, len(frame)); verdict == headers.OK {
 			keys[p.Key] = true
 		}
 		a.Packet(time.Unix(1, int64(i)*1000), frame, len(frame))

@@ -296,14 +296,14 @@ func TestPackets(t *testing.T) {
 		{name: "LLDP", frames: [][]byte{f.With(f.Ethernet(ip), 12, 0x88, 0xcc)}, counts: map[string]uint64{"not_ip": 1}},
 		{name: "ICMP", frames: [][]byte{f.Ethernet(f.IP(client, server, 1, f.Payload(64)))}, counts: map[string]uint64{"other_proto": 1}},
 		{name: "SCTP", frames: [][]byte{f.Ethernet(f.IP(client, server, 132, f.Payload(64)))}, counts: map[string]uint64{"other_proto": 1}},
-		{name: "ihl below 5", frames: [][]byte{f.With(f.Ethernet(ip), 14, 0x44)}, counts: map[string]uint64{"malformed": 1}},
-		{name: "ihl beyond the packet", frames: [][]byte{f.With(f.Ethernet(ip), 14, 0x4f)}, counts: map[string]uint64{"malformed": 1}},
+		{name: "ihl below 5", frames: [][]byte{f.Checksum(f.With(f.Ethernet(ip), 14, 0x44))}, counts: map[string]uint64{"malformed": 1}},
+		{name: "ihl beyond the packet", frames: [][]byte{f.Checksum(f.With(f.Ethernet(ip), 14, 0x4f))}, counts: map[string]uint64{"malformed": 1}},
 		{name: "doff below 5", frames: [][]byte{f.With(f.Ethernet(ip), 46, 0x40)}, counts: map[string]uint64{"malformed": 1}},
 		{name: "doff beyond the packet", frames: [][]byte{f.With(f.Ethernet(ip), 46, 0xf0)}, counts: map[string]uint64{"malformed": 1}},
 		{name: "UDP length 7", frames: [][]byte{f.With(udp(true, 10), 38, 0, 7)}, counts: map[string]uint64{"malformed": 1}},
 		{name: "three VLAN tags", frames: [][]byte{f.Ethernet(ip, f.TypeQinQ, 1, f.TypeVLAN, 2, f.TypeVLAN, 3)}, counts: map[string]uint64{"unparsable": 1}},
-		{name: "first fragment opens", frames: [][]byte{f.With(f.Ethernet(ip), 20, 0x20, 0)}, counts: map[string]uint64{"tcp_opened": 1}},
-		{name: "later fragment", frames: [][]byte{f.With(f.Ethernet(ip), 20, 0, 1)}, counts: map[string]uint64{"later_fragment": 1}},
+		{name: "first fragment opens", frames: [][]byte{f.Checksum(f.With(f.Ethernet(ip), 20, 0x20, 0))}, counts: map[string]uint64{"tcp_opened": 1}},
+		{name: "later fragment", frames: [][]byte{f.Checksum(f.With(f.Ethernet(ip), 20, 0, 1))}, counts: map[string]uint64{"later_fragment": 1}},
 		{
 			name:   "IPv6 later fragment",
 			frames: [][]byte{f.Ethernet(f.IP(peer6, host6, 44, slices.Concat([]byte{f.TCP, 0, 0, 8, 0, 0, 0, 1}, syn6)))},
@@ -479,7 +479,7 @@ func TestPackets(t *testing.T) {
 		{
 			name: "IPv4 options and TCP options",
 			frames: [][]byte{
-				f.Ethernet(f.With(f.IP(client, server, f.TCP, slices.Concat(make([]byte, 40), syn)), 0, 0x4f)),
+				f.Checksum(f.Ethernet(f.With(f.IP(client, server, f.TCP, slices.Concat(make([]byte, 40), syn)), 0, 0x4f))),
 				f.Ethernet(f.IP(client, server, f.TCP, f.Segment(client, server, f.ACK, timestamps, f.Payload(1000)))),
 			},
 			counts: map[string]uint64{"tcp_opened": 1, "handed_full": 1},
@@ -502,7 +502,7 @@ func TestPackets(t *testing.T) {
 		},
 		{
 			name:   "IP total length beyond the frame, and zero",
-			frames: [][]byte{f.With(up(f.SYN, 0), 16, 0xff, 0xff), f.With(up(f.ACK, 1400), 16, 0, 0)},
+			frames: [][]byte{f.Checksum(f.With(up(f.SYN, 0), 16, 0xff, 0xff)), f.Checksum(f.With(up(f.ACK, 1400), 16, 0, 0))},
 			counts: map[string]uint64{"tcp_opened": 1, "handed_full": 1},
 			want: []seen{{
 				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
@@ -551,8 +551,8 @@ func TestPackets(t *testing.T) {
 		{
 			name: "ihl=15 and doff=15 in one packet",
 			frames: [][]byte{
-				f.Ethernet(f.With(f.IP(client, server, f.TCP, slices.Concat(make([]byte, 40), f.Segment(client, server, f.SYN, make([]byte, 40), nil))), 0, 0x4f)),
-				f.Ethernet(f.With(f.IP(client, server, f.TCP, slices.Concat(make([]byte, 40), f.Segment(client, server, f.ACK, make([]byte, 40), f.Payload(900)))), 0, 0x4f)),
+				f.Checksum(f.Ethernet(f.With(f.IP(client, server, f.TCP, slices.Concat(make([]byte, 40), f.Segment(client, server, f.SYN, make([]byte, 40), nil))), 0, 0x4f))),
+				f.Checksum(f.Ethernet(f.With(f.IP(client, server, f.TCP, slices.Concat(make([]byte, 40), f.Segment(client, server, f.ACK, make([]byte, 40), f.Payload(900)))), 0, 0x4f))),
 			},
 			counts: map[string]uint64{"tcp_opened": 1, "handed_full": 1},
 			want: []seen{{
@@ -639,7 +639,7 @@ func TestPackets(t *testing.T) {
 		{"VLAN", f.Ethernet(ip, f.TypeVLAN, 7), []int{14, 17, 18, 37, 38, 57}},
 		{"QinQ", f.Ethernet(ip, f.TypeQinQ, 7, f.TypeVLAN, 8), []int{18, 21, 22, 41, 61}},
 		{"IPv6 hop-by-hop", f.Ethernet(f.IP(peer6, host6, 0, slices.Concat(f.Extension(f.TCP, 0), syn6))), []int{54, 61, 62, 81}},
-		{"IPv4 options", f.Ethernet(f.With(f.IP(client, server, f.TCP, slices.Concat(make([]byte, 40), syn)), 0, 0x4f)), []int{34, 73, 74, 93}},
+		{"IPv4 options", f.Checksum(f.Ethernet(f.With(f.IP(client, server, f.TCP, slices.Concat(make([]byte, 40), syn)), 0, 0x4f))), []int{34, 73, 74, 93}},
 		{"TCP options", f.Ethernet(f.IP(client, server, f.TCP, f.Segment(client, server, f.SYN, make([]byte, 40), nil))), []int{54, 93}},
 	} {
 		var all, long [][]byte

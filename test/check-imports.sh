@@ -22,7 +22,7 @@ forbid() {
 }
 
 forbid "$module/loader" "$module/(classifier|policy|models|cmd|test)" '^$' "data goes one way"
-forbid "$module/classifier" "$module/(loader|policy|cmd|test)" " $module/loader/flow\$" "loader/flow is what they share"
+forbid "$module/classifier" "$module/(loader|policy|cmd|test)" " $module/loader/flow(/headers)?\$" "loader/flow is what they share"
 forbid "$module/policy" "$module/(loader|classifier|models|cmd|test)" " $module/loader/flow\$" "loader/flow is what they share"
 forbid "$module" 'github.com/yalue/onnxruntime_go' "^$module/classifier imports" "only the classifier may use cgo"
 

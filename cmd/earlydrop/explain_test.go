@@ -182,7 +182,7 @@ func TestExplainFindsWhatAModelHangsOn(t *testing.T) {
 func TestExplainLeavesOutWhatTheModelDoesNotSee(t *testing.T) {
 	dir := explainFixture(t)
 	_, stdout, _ := runForTest("explain", filepath.Join(dir, "one.pcap"), "--model", tinyModel)
-	for _, word := range []string{"length of packet", "direction of", "time of packet", "all lengths", "Ethernet source", "TCP source port", "TTL of packet"} {
+	for _, word := range []string{"  length of packet", "  direction of packet", "  time of packet", "all lengths", "Ethernet source", "TCP source port", "TTL of packet"} {
 		if strings.Contains(stdout, word) {
 			t.Errorf("a model of bytes alone, mask strict, is said to depend on %q:\n%s", word, stdout)
 		}

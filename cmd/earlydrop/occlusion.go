@@ -17,6 +17,7 @@ import (
 
 	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/loader/flow/headers"
 )
 
 const (
@@ -64,7 +65,8 @@ type occlusion struct {
 	unseen [flow.CaptureBytes]bool // masked, or no part of the model's input
 	input  []uint8                 // the model's image
 
-	payload []int   // per packet, where its payload begins in its frame
+	payload []int   // per packet, where its payload begins in its frame, at most at its end
+	wire    []int   // per packet, how long its payload was on the wire
 	lengths [][]int // per packet, where its headers say how long it is
 }
 
@@ -127,11 +129,15 @@ func newOcclusion(engine *classifier.Engine, s *flow.Sample) (*occlusion, error)
 
 // divide finds the parts of the capture.
 func (o *occlusion) divide() {
-	var headers, payloads, all []int
+	var headerBytes, payloads, all []int
 	for i := range o.sample.Packets {
 		frame, offset := o.sample.Frame(i), int(o.sample.Packets[i].Offset)
-		fields, payload := nameFields(frame)
+		r := &o.sample.Packets[i]
+		var h headers.Headers
+		h.Walk(frame, int(r.WireLen))
+		fields, payload := h.Fields(frame), min(h.Payload, len(frame))
 		o.payload = append(o.payload, payload)
+		o.wire = append(o.wire, h.PayloadLen)
 		o.lengths = append(o.lengths, lengthFields(fields))
 		all = append(all, i)
 		of := fmt.Sprintf("of packet %d (%s)", i+1, sender(&o.sample.Packets[i]))
@@ -144,10 +150,10 @@ func (o *occlusion) divide() {
 			o.parts = append(o.parts, p)
 		}
 		for _, f := range fields {
-			add(f.name+" "+of, f.start, f.end)
+			add(fieldName(f, frame)+" "+of, f.Start, f.End)
 		}
 		for at := offset; at < offset+payload; at++ {
-			headers = append(headers, at)
+			headerBytes = append(headerBytes, at)
 		}
 		for start := payload; start < len(frame); start += payloadRun {
 			end := min(start+payloadRun, len(frame))
@@ -156,14 +162,13 @@ func (o *occlusion) divide() {
 		for at := offset + payload; at < offset+len(frame); at++ {
 			payloads = append(payloads, at)
 		}
-		r := &o.sample.Packets[i]
 		o.parts = append(o.parts,
-			part{name: "length " + of, packets: []int{i}, records: recordLength, value: fmt.Sprintf("%d bytes of payload", o.payloadLength(i))},
+			part{name: "length " + of, packets: []int{i}, records: recordLength, value: fmt.Sprintf("%d bytes of payload", o.wire[i])},
 			part{name: "direction " + of, packets: []int{i}, records: recordDirection, value: sender(r)},
 			part{name: "time " + of, packets: []int{i}, records: recordTime, value: r.Time.Round(time.Microsecond).String()})
 	}
 	for _, g := range []part{
-		{name: "all header fields", bytes: headers},
+		{name: "all header fields", bytes: headerBytes},
 		{name: "all payload", bytes: payloads},
 		{name: "all lengths of packets", packets: all, records: recordLength},
 		{name: "all directions of packets", packets: all, records: recordDirection},
@@ -174,20 +179,23 @@ func (o *occlusion) divide() {
 	}
 }
 
+// fieldName names a field of frame for people.
+func fieldName(f headers.Span, frame []byte) string {
+	if f.Field == headers.TCPOptionOther {
+		return fmt.Sprintf("%s %d", f.Field, frame[f.Start])
+	}
+	return f.Field.String()
+}
+
 // lengthFields returns where a frame says how long it is.
-func lengthFields(fields []field) (offsets []int) {
+func lengthFields(fields []headers.Span) (offsets []int) {
 	for _, f := range fields {
-		switch f.name {
-		case "IPv4 total length", "IPv6 payload length", "UDP length":
-			offsets = append(offsets, f.start)
+		switch f.Field {
+		case headers.IPv4Length, headers.IPv6Length, headers.UDPLength:
+			offsets = append(offsets, f.Start)
 		}
 	}
 	return offsets
-}
-
-// payloadLength returns how much L4 payload packet i had on the wire.
-func (o *occlusion) payloadLength(i int) int {
-	return max(0, int(o.sample.Packets[i].WireLen)-o.payload[i])
 }
 
 func sender(p *flow.Packet) string {

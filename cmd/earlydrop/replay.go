@@ -23,6 +23,7 @@ import (
 	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/loader/flow/headers"
 	"github.com/earlydrop/earlydrop/policy"
 )
 
@@ -341,7 +342,7 @@ func (r *replay) summary(w io.Writer, files int) error {
 	fmt.Fprintf(&b, "; the policy drops %d\n", r.drops)
 	fmt.Fprintf(&b, "%s:", count(r.counters.Packets(), "packet"))
 	for c := range assembly.NumCounters {
-		if n := r.counters[c]; n > 0 && c != assembly.Counter(assembly.OK) {
+		if n := r.counters[c]; n > 0 && c != assembly.Counter(headers.OK) {
 			fmt.Fprintf(&b, " %s %d", c, n)
 		}
 	}

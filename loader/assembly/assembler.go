@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/loader/flow/headers"
 )
 
 // Defaults of Options, the same as of the live data path.
@@ -31,14 +32,14 @@ type Options struct {
 	MidStream bool
 }
 
-// Counter names a cause that an Assembler counts. The numbers below verdicts
-// are those of Verdict.
+// Counter names a cause that an Assembler counts. The numbers below
+// headers.NumVerdicts are those of headers.Verdict.
 type Counter uint8
 
 // Counters beyond the parser's verdicts.
 const (
 	// MidStream counts TCP flows that were first seen without their SYN.
-	MidStream Counter = Counter(verdicts) + iota
+	MidStream Counter = Counter(headers.NumVerdicts) + iota
 	// HeaderOnly counts TCP flows that ended without a payload byte, and
 	// datagrams without payload that found no flow.
 	HeaderOnly
@@ -71,8 +72,8 @@ var counterNames = [NumCounters]string{
 
 // String returns the counter's name.
 func (c Counter) String() string {
-	if c < Counter(verdicts) {
-		return Verdict(c).String()
+	if c < Counter(headers.NumVerdicts) {
+		return headers.Verdict(c).String()
 	}
 	if c < NumCounters {
 		return counterNames[c]
@@ -94,7 +95,7 @@ func (c *Counters) Add(other *Counters) {
 // Packets returns the number of all packets seen.
 func (c Counters) Packets() uint64 {
 	var n uint64
-	for _, v := range c[:verdicts] {
+	for _, v := range c[:headers.NumVerdicts] {
 		n += v
 	}
 	return n
@@ -185,9 +186,9 @@ func (a *Assembler) Packet(ts time.Time, frame []byte, wireLen int) {
 		a.now = ts
 		a.expire()
 	}
-	p, verdict := Parse(frame, wireLen)
+	p, verdict := headers.Parse(frame, wireLen)
 	a.counters[verdict]++
-	if verdict != OK {
+	if verdict != headers.OK {
 		return
 	}
 	if len(frame) > p.WireLen {
@@ -233,7 +234,7 @@ func (a *Assembler) Packet(ts time.Time, frame []byte, wireLen int) {
 }
 
 // startUDP returns the flow that the datagram belongs to, nil for none.
-func (a *Assembler) startUDP(f *Flow, ts time.Time, p *Packet) *Flow {
+func (a *Assembler) startUDP(f *Flow, ts time.Time, p *headers.Packet) *Flow {
 	if f != nil && ts.Sub(f.Last) <= a.opts.UDPIdle {
 		return f
 	}
@@ -248,7 +249,7 @@ func (a *Assembler) startUDP(f *Flow, ts time.Time, p *Packet) *Flow {
 }
 
 // startTCP returns the flow that the segment belongs to, nil for none.
-func (a *Assembler) startTCP(f *Flow, ts time.Time, p *Packet) *Flow {
+func (a *Assembler) startTCP(f *Flow, ts time.Time, p *headers.Packet) *Flow {
 	if p.Flags.Opens() {
 		// A SYN of the responder on a handshake is a simultaneous open, any
 		// other SYN on a known flow a new connection on the same ports.
@@ -273,7 +274,7 @@ func (a *Assembler) startTCP(f *Flow, ts time.Time, p *Packet) *Flow {
 
 // start begins a flow in the handshake stage. old is the flow that has the
 // key now, nil for none.
-func (a *Assembler) start(old *Flow, ts time.Time, p *Packet) *Flow {
+func (a *Assembler) start(old *Flow, ts time.Time, p *headers.Packet) *Flow {
 	if old != nil {
 		if old.stage == collecting {
 			a.counters[Restarted]++
@@ -288,7 +289,7 @@ func (a *Assembler) start(old *Flow, ts time.Time, p *Packet) *Flow {
 }
 
 // keepEarly adds a header-only packet to the handshake frames, if it fits.
-func (a *Assembler) keepEarly(f *Flow, p *Packet, frame []byte) {
+func (a *Assembler) keepEarly(f *Flow, p *headers.Packet, frame []byte) {
 	if len(frame) > flow.HandshakeFrame || len(f.early)+len(frame) > flow.HandshakeBytes ||
 		len(f.earlyRecs) == flow.HandshakePackets {
 		a.counters[LeftOut]++
@@ -300,7 +301,7 @@ func (a *Assembler) keepEarly(f *Flow, p *Packet, frame []byte) {
 
 // record describes the packet that is captured at offset. Times have the
 // kernel's resolution.
-func (f *Flow) record(p *Packet, offset int) flow.Packet {
+func (f *Flow) record(p *headers.Packet, offset int) flow.Packet {
 	return flow.Packet{
 		Offset:        uint16(offset),
 		WireLen:       uint32(p.WireLen),
@@ -327,7 +328,7 @@ func (a *Assembler) collect(f *Flow) {
 // capture adds a packet to the capture and hands it over when it is full or
 // the connection closes. Full comes first: a FIN in the packet that fills the
 // capture changes nothing about it.
-func (a *Assembler) capture(f *Flow, p *Packet, frame []byte) {
+func (a *Assembler) capture(f *Flow, p *headers.Packet, frame []byte) {
 	s := f.sample
 	s.Packets = append(s.Packets, f.record(p, len(s.Data)))
 	s.Data = append(s.Data, frame[:min(len(frame), flow.CaptureBytes-len(s.Data))]...)

@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/loader/flow/headers"
 )
 
 var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -58,10 +59,10 @@ func TestAssembler(t *testing.T) {
 		return out
 	}
 	padded := append(tcp4(true, ACK, 1), 0, 0, 0, 0, 0)
-	options := func(flags TCPFlags, n int) []byte {
+	options := func(flags headers.Flags, n int) []byte {
 		return eth(ip(client4, server4, 6, tcpSeg(client4, server4, flags, make([]byte, n), nil)))
 	}
-	ihl15 := eth(with(ip(client4, server4, 6, append(make([]byte, 40), tcpSeg(client4, server4, ACK, make([]byte, 40), nil)...)), 0, 0x4f))
+	ihl15 := right(eth(with(ip(client4, server4, 6, append(make([]byte, 40), tcpSeg(client4, server4, ACK, make([]byte, 40), nil)...)), 0, 0x4f)))
 	tcp6 := func(n int, seg []byte) []byte { // behind n bytes of destination options
 		if n > 0 {
 			return eth(ip(client6, server6, extDestOpts, append(with(make([]byte, n), 0, 6, byte(n/8-1)), seg...)))
@@ -266,10 +267,10 @@ func TestAssembler(t *testing.T) {
 			samples: []string{"40000 idle 87 3999ms: >43@0 <44@1999", "443 end 64 0ms: >64@0"},
 		},
 		{
-			name: "what is no flow is counted", packets: []at{{0, nil}, {1, with(udp4(true, 1), 12, 8, 6)}, {2, with(udp4(true, 1), 23, 1)},
-				{3, with(udp4(true, 1), 21, 1)}, {4, eth(ip(client4, server4, 17, nil), etherVLAN, 1, etherVLAN, 1, etherVLAN, 1)}},
-			counters: map[Counter]uint64{Counter(Malformed): 1, Counter(NotIP): 1, Counter(OtherProto): 1,
-				Counter(LaterFragment): 1, Counter(Unparsable): 1},
+			name: "what is no flow is counted", packets: []at{{0, nil}, {1, with(udp4(true, 1), 12, 8, 6)}, {2, right(with(udp4(true, 1), 23, 1))},
+				{3, right(with(udp4(true, 1), 21, 1))}, {4, eth(ip(client4, server4, 17, nil), etherVLAN, 1, etherVLAN, 1, etherVLAN, 1)}},
+			counters: map[Counter]uint64{Counter(headers.Malformed): 1, Counter(headers.NotIP): 1, Counter(headers.OtherProto): 1,
+				Counter(headers.LaterFragment): 1, Counter(headers.Unparsable): 1},
 		},
 	}
 	for _, tt := range tests {
@@ -290,7 +291,7 @@ func TestAssembler(t *testing.T) {
 			}
 			got := map[Counter]uint64{}
 			counters := a.Counters()
-			for c := Counter(OK) + 1; c < NumCounters; c++ {
+			for c := Counter(headers.OK) + 1; c < NumCounters; c++ {
 				if n := counters[c]; n > 0 && (c < Full || c > End) {
 					got[c] = n
 				}
@@ -434,7 +435,7 @@ func TestRandomTrafficKeepsTheRules(t *testing.T) {
 				src, dst = dst, src
 			}
 			body := payload([]int{0, 0, 1, 40, 300, 1400}[rnd.IntN(6)])
-			flags := []TCPFlags{SYN, SYN | ACK, ACK, ACK, ACK, ACK, FIN | ACK, RST}[rnd.IntN(8)]
+			flags := []headers.Flags{SYN, SYN | ACK, ACK, ACK, ACK, ACK, FIN | ACK, RST}[rnd.IntN(8)]
 			frame := eth(ip(src, dst, 6, tcpSeg(src, dst, flags, nil, body)))
 			if rnd.IntN(3) == 0 {
 				frame = eth(ip(src, dst, 17, udpDgram(src, dst, body)))
@@ -480,7 +481,7 @@ func BenchmarkAssembler(b *testing.B) {
 	var frames [][]byte
 	for i := range 1000 {
 		src := netip.AddrPortFrom(client4.Addr(), uint16(1024+i))
-		for j, flags := range []TCPFlags{SYN, SYN | ACK, ACK, ACK, ACK, ACK, ACK, ACK, ACK, FIN | ACK} {
+		for j, flags := range []headers.Flags{SYN, SYN | ACK, ACK, ACK, ACK, ACK, ACK, ACK, ACK, FIN | ACK} {
 			body := payload(0)
 			if j > 2 && j < 9 {
 				body = payload(400)

@@ -15,6 +15,8 @@ import (
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
 	"github.com/gopacket/gopacket/pcapgo"
+
+	"github.com/earlydrop/earlydrop/loader/flow/headers"
 )
 
 // Errors that errors.Is finds in what Open and File.Next return.
@@ -338,9 +340,9 @@ func (l LinkType) normalise(buf, data []byte, wireLen int) ([]byte, int, error) 
 	case LinkRaw12, LinkRaw14, LinkRaw:
 		etherType = versionType(data)
 	case LinkIPv4:
-		etherType = etherIPv4
+		etherType = headers.TypeIPv4
 	case LinkIPv6:
-		etherType = etherIPv6
+		etherType = headers.TypeIPv6
 	case LinkNull, LinkLoop:
 		header = nullHeader
 		if len(data) >= header {
@@ -363,9 +365,9 @@ func (l LinkType) normalise(buf, data []byte, wireLen int) ([]byte, int, error) 
 		// Too short to say what it is: as short for the parser.
 		return buf[:0], 0, nil
 	}
-	buf = append(buf[:0], make([]byte, ethHeader)...)
+	buf = append(buf[:0], make([]byte, headers.EthernetLen)...)
 	binary.BigEndian.PutUint16(buf[12:], etherType)
-	return append(buf, data[header:]...), wireLen - header + ethHeader, nil
+	return append(buf, data[header:]...), wireLen - header + headers.EthernetLen, nil
 }
 
 // versionType returns the EtherType of a raw IP packet.
@@ -373,9 +375,9 @@ func versionType(data []byte) uint16 {
 	if len(data) > 0 {
 		switch data[0] >> 4 {
 		case 4:
-			return etherIPv4
+			return headers.TypeIPv4
 		case 6:
-			return etherIPv6
+			return headers.TypeIPv6
 		}
 	}
 	return 0
@@ -390,9 +392,9 @@ func familyType(family uint32) uint16 {
 	}
 	switch family {
 	case 2: // AF_INET everywhere
-		return etherIPv4
+		return headers.TypeIPv4
 	case 10, 24, 28, 30: // AF_INET6 of Linux, NetBSD and OpenBSD, FreeBSD, macOS
-		return etherIPv6
+		return headers.TypeIPv6
 	}
 	return 0
 }

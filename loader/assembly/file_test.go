@@ -22,6 +22,7 @@ import (
 	"github.com/gopacket/gopacket/pcapgo"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/loader/flow/headers"
 )
 
 // pcapFile returns a pcap file. Its second packet comes 1500 µs and, where the
@@ -167,7 +168,7 @@ func TestFileFormats(t *testing.T) {
 }
 
 func TestLinkTypes(t *testing.T) {
-	ip4 := udp4(true, 5)[ethHeader:]
+	ip4 := udp4(true, 5)[headers.EthernetLen:]
 	ip6 := ip(client6, server6, 17, udpDgram(client6, server6, payload(5)))
 	framed := func(etherType int, packet []byte) []byte {
 		return slices.Concat(make([]byte, 12), be16(etherType), packet)

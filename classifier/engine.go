@@ -30,8 +30,13 @@ const (
 type Options struct {
 	// Library is the path of ONNX Runtime's shared library (optional). Without
 	// it, the library is looked for: in the variable EARLYDROP_ONNXRUNTIME, in
-	// lib/ beside the program, in bin/lib of the working directory or of one
-	// above it, and on the loader's search path.
+	// lib/ beside the program, and in the folders of the system's loader.
+	//
+	// With root's rights, or with capabilities, Open refuses (ErrUnsafeLibrary)
+	// a library that somebody else could replace: one whose file, or a folder
+	// or symbolic link on the way to it, is owned by neither root nor the owner
+	// of the executable, or is writable by its group or by everybody. Sticky
+	// folders, as /tmp, may be.
 	Library string
 	// Device is "cpu" (the default) or "cuda:N" for the GPU of that number.
 	Device string
@@ -224,6 +229,9 @@ func newSession(onnx []byte, gpu int) (*ort.DynamicAdvancedSession, error) {
 }
 
 func appendCUDA(options *ort.SessionOptions, gpu int) error {
+	if err := checkProviders(); err != nil {
+		return err
+	}
 	cuda, err := ort.NewCUDAProviderOptions()
 	if err != nil {
 		return err

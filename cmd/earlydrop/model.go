@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -86,6 +87,15 @@ func readModel(path string) (name string, onnx []byte, err error) {
 	}
 	onnx, err = classifier.ReadModelFile(path)
 	return path, onnx, asBadInput(err)
+}
+
+// openEngine is classifier.Open; every error is bad input and says what to do.
+func openEngine(name string, onnx []byte, opts classifier.Options) (*classifier.Engine, error) {
+	engine, err := classifier.Open(name, onnx, opts)
+	if errors.Is(err, classifier.ErrLibrary) && !errors.Is(err, classifier.ErrUnsafeLibrary) {
+		return nil, badInput("%w; run 'make onnxruntime', or set %s to the library's path", err, classifier.LibraryEnv)
+	}
+	return engine, asBadInput(err)
 }
 
 // modelDescription is what model info prints.

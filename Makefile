@@ -85,6 +85,13 @@ test-race: build onnxruntime ## Run the tests of the concurrent packages with th
 	$(call install,$(PKG_TEST))
 	go test -count=1 -race -timeout 20m ./classifier/... ./policy/... ./loader/... ./cmd/...
 
+.PHONY: test-gpu
+test-gpu: onnxruntime ## Run the tests with ONNX Runtime's real CUDA provider (300 MB to fetch); they need no GPU, but use one
+	$(call install,$(PKG_BUILD))
+	$(call fetch,bin/lib-cuda/libonnxruntime.so.1,--cuda bin/lib-cuda)
+	$(own)
+	EARLYDROP_TEST_CUDA=$(CURDIR)/bin/lib-cuda go test -count=1 -v -tags gpu -run CUDA ./classifier
+
 .PHONY: test-train
 test-train: ## Run the tests of the training code
 	$(call install,$(PKG_EVAL))
@@ -127,6 +134,7 @@ lint: ## Check format, vet, staticcheck, imports, C format and shell scripts
 	$(call install,$(PKG_BUILD) clang-format shellcheck)
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "not gofmt'ed: $$bad" >&2; exit 1; }
 	go vet ./...
+	go vet -tags gpu ./classifier
 	go tool staticcheck ./...
 	go mod tidy -diff
 	clang-format --dry-run -Werror bpf/*.c bpf/*.h

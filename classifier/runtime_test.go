@@ -22,7 +22,13 @@ import (
 const childEnv = "EARLYDROP_TEST_OPEN"
 
 func TestMain(m *testing.M) {
-	if model := os.Getenv(childEnv); model != "" {
+	if model, device := os.Getenv(childEnv), os.Getenv(childEnv+"_DEVICE"); device != "" {
+		if err := classifyOnDevice(model, device); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	} else if model != "" {
 		e, err := OpenFile(model, Options{Library: os.Getenv(childEnv + "_LIBRARY")})
 		if err != nil {
 			if errors.Is(err, ErrLibrary) {

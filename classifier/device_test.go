@@ -48,7 +48,7 @@ func classifyOnDevice(model, device string) error {
 func sameAsOnCPU(t *testing.T, model, device string, tolerance float64, env ...string) {
 	t.Helper()
 	cmd := exec.Command(testBinary(t))
-	cmd.Env = append([]string{childEnv + "=" + model, childEnv + "_DEVICE=" + device}, env...)
+	cmd.Env = append([]string{childEnv + "=" + model, childEnv + "_DEVICE=" + device, quickExit}, env...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

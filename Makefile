@@ -108,10 +108,22 @@ eval: ## Measure models and other methods: make eval DATA=dir [STUDY=all CAPTURE
 	$(call install,$(PKG_EVAL))
 	$(PYTHON) -B models/train/eval.py $(STUDY) $(DATA:%=--data %) $(CAPTURES:%=--captures %) $(MODELS:%=--model %) --out $(OUT)
 
+.PHONY: train-programs
+train-programs: ## Install what models/train/train.py runs on: Debian packages
+	$(call install,$(PKG_TRAIN))
+
 .PHONY: record-programs
 record-programs: ## Install what a recording of training data runs: Debian packages, Go modules, one npm package
 	test/install-packages.sh $$(go run ./test/lab/record --packages record)
 	go run ./test/lab/record --install
+
+BUDGET ?= 30m
+SEED ?= 1
+.PHONY: record
+record: OUT = data/lab
+record: record-programs ## Record labelled captures of real programs for training: make record [BUDGET=30m SEED=1 OUT=data/lab]
+	go run ./test/lab/record --out $(OUT) --budget $(BUDGET) --seed $(SEED)
+	@[ "$$(id -u)" -ne 0 ] || chown -R --reference=Makefile $(OUT)
 
 FUZZTIME ?= 30s
 .PHONY: fuzz

@@ -141,6 +141,11 @@ bench: build onnxruntime ## Print the benchmarks: data path, user space, forward
 	go test -run '^$$' -bench . -benchtime 1s ./loader/... ./policy ./classifier
 	go run ./test/bench -earlydrop $(BIN)
 
+.PHONY: bench-passed
+bench-passed: build onnxruntime ## Count how many bytes of a tunnel pass before it is cut, at round trips of 0, 5 and 50 ms
+	$(call install,$(PKG_TEST))
+	go run ./test/bench -passed -earlydrop $(BIN)
+
 .PHONY: lint
 lint: ## Check format, vet, staticcheck, imports, C format and shell scripts
 	$(call install,$(PKG_BUILD) clang-format shellcheck)

@@ -5,6 +5,7 @@ package classifier
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -218,5 +219,34 @@ func TestLibraryIsCheckedWhereRightsAreMoreThanAUsers(t *testing.T) {
 				t.Errorf("got %q, want that it says what can't be used", got)
 			}
 		})
+	}
+}
+
+// ONNX Runtime loads the CUDA provider by itself, out of its own folder.
+func TestProviderThatOthersCouldChangeIsRefused(t *testing.T) {
+	asRoot(t)
+	dir := openFolder(t)
+	library := place(t, realLibrary(t), dir, libraryName)
+	provider := filepath.Join(dir, "libonnxruntime_providers_cuda.so")
+	for _, tt := range []struct {
+		name string
+		mode os.FileMode
+		want string // of the error; there is no GPU, so that one always comes
+	}{
+		{"root's", 0o644, "CUDA"},
+		{"writable by all", 0o666, "libonnxruntime_providers_cuda.so: not safe to load with root's rights: the file " + provider + " is writable by everybody"},
+	} {
+		if err := os.WriteFile(provider, []byte("no library"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(provider, tt.mode); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(testBinary(t))
+		cmd.Env = []string{childEnv + "=testdata/tiny.onnx", childEnv + "_DEVICE=cuda:0", LibraryEnv + "=" + library, quickExit}
+		out, err := cmd.CombinedOutput()
+		if err == nil || !strings.Contains(string(out), tt.want) || strings.Contains(string(out), "not safe") != (tt.mode == 0o666) {
+			t.Errorf("%s: %v, %q, want an error with %q", tt.name, err, out, tt.want)
+		}
 	}
 }

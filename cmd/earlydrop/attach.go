@@ -107,9 +107,9 @@ func attach(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	engine, err := classifier.Open(name, onnx, classifier.Options{Device: c.String("device")})
+	engine, err := openEngine(name, onnx, classifier.Options{Device: c.String("device")})
 	if err != nil {
-		return asBadInput(err)
+		return err
 	}
 	defer engine.Close()
 	manifest := engine.Manifest()

@@ -123,11 +123,7 @@ func openModel(c *cli.Context) (*classifier.Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	engine, err := classifier.Open(name, onnx, classifier.Options{MaxBatch: replayBatch})
-	if err != nil {
-		return nil, asBadInput(err)
-	}
-	return engine, nil
+	return openEngine(name, onnx, classifier.Options{MaxBatch: replayBatch})
 }
 
 func runReplay(c *cli.Context) (err error) {

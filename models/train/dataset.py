@@ -11,12 +11,11 @@ import re
 
 import numpy as np
 
+from settings import RECIPES
+
 FORMAT = 2
 BYTES = 1024
 BACKGROUND = "background"
-
-# Bits of mask.npy's values: a byte is replaced where its value has the bit.
-RECIPES = {"paper": 1, "strict": 2}
 
 # The planes that a model's image may have (classifier/image.go). "byte" is the
 # masked capture; the other two leave the headers out, so nothing in them needs

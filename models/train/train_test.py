@@ -7,6 +7,9 @@ import hashlib
 import io
 import json
 import os
+import re
+import subprocess
+import sys
 import tempfile
 import unittest
 import unittest.mock
@@ -481,6 +484,32 @@ class Model(unittest.TestCase):
             np.save(d + "/data/mask.npy", np.zeros((29, 1024), np.uint8))
             with self.assertRaisesRegex(ValueError, "mask.npy is uint8 .29, 1024., expected uint8 .30, 1024."):
                 dataset.Data([d + "/data"])
+
+
+class Commands(unittest.TestCase):
+    # -S leaves out all that is no part of Python itself, as on a machine without the packages.
+    bare = [sys.executable, "-B", "-E", "-S"]
+    here = os.path.dirname(os.path.abspath(__file__))
+
+    def run_bare(self, program, *arguments):
+        return subprocess.run([*self.bare, os.path.join(self.here, program), *arguments], capture_output=True, text=True, check=False)
+
+    def test_help_needs_no_package(self):
+        self.assertNotEqual(subprocess.run([*self.bare, "-c", "import numpy"], capture_output=True, check=False).returncode, 0)
+        for program in ("train.py", "eval.py", "../../classifier/testdata/make_models.py"):
+            done = self.run_bare(program, "--help")
+            self.assertEqual((done.returncode, done.stderr), (0, ""), program)
+            self.assertIn("usage: ", done.stdout)
+
+    def test_a_missing_package_is_one_line_and_2(self):
+        with open(os.path.join(self.here, "../../Makefile"), encoding="utf-8") as f:
+            makefile = f.read()
+        for program, arguments in (("train.py", ("--data", "x", "--out", "y")), ("eval.py", ("bars", "--data", "x"))):
+            done = self.run_bare(program, *arguments)
+            self.assertEqual((done.returncode, len(done.stderr.splitlines())), (2, 1), done.stderr)
+            target = re.search(r"No module named '\w+'; sudo make ([a-z-]+) installs", done.stderr)
+            self.assertIsNotNone(target, done.stderr)
+            self.assertIn(f"\n{target[1]}: ", makefile)
 
 
 if __name__ == "__main__":

@@ -409,3 +409,7 @@ func (f *File) Feed(a *Assembler, progress func(pos int64)) error {
 		}
 	}
 }
+
+// Begun returns the number of flows that have begun so far. Flow.Seq of those
+// that begin from now on is not below it.
+func (a *Assembler) Begun() uint64 { return a.seq }

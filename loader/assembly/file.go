@@ -110,7 +110,7 @@ type firstPacket struct {
 const (
 	bufferBytes = 1 << 16
 	// keptBytes is how much of a longer record is kept: a radio header of 64 KiB
-	// and a whole packet behind it. Captures take 1024 bytes of it.
+	// and a whole packet after it. Captures take 1024 bytes of it.
 	keptBytes = 1 << 17
 	// maxWireLen bounds lengths on the wire, which files are free to invent.
 	maxWireLen = math.MaxInt32

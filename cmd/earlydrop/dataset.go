@@ -76,8 +76,12 @@ or a folder with captures at any depth, relative to the manifest), label and gro
 further columns are copied into samples.tsv. Every file of it must be readable.
 
 With --captures all files below a folder get one label; the group of each is the
-first folder on its way. Files there that are no captures, or are cut, are counted
-in a warning, and what could be read of them is used. A folder has to hold a flow.
+first folder on its way. Files there that are no captures, are cut, or have packets
+of which nothing can be read, are counted in a warning, and what could be read of them is used. A folder has to hold a flow.
+
+Each file is a capture of its own. With --join the files of one folder that share a
+label and a group are one capture that was cut into several, as replay --join reads
+it; the file of a sample is where its flow begins.
 
 Labels are made of a-z, 0-9, "-", "_" and "."; unknown can't be one.
 
@@ -91,6 +95,7 @@ Examples:
 			&cli.StringSliceFlag{Name: "manifest", Usage: "table of labelled captures (may be repeated)", TakesFile: true},
 			&cli.StringSliceFlag{Name: "captures", Usage: "folder of captures that share one label (may be repeated)", TakesFile: true},
 			&cli.StringSliceFlag{Name: "label", Usage: "label of the --captures folder in the same place"},
+			&cli.BoolFlag{Name: "join", Usage: "read the files of a folder as one capture, in order of time"},
 			&cli.StringFlag{Name: "out", Usage: "folder to write; an earlier dataset there is replaced", TakesFile: true},
 		},
 		Action: runDataset,
@@ -105,6 +110,7 @@ type datasetInput struct {
 	group  string
 	extra  map[string]string // further columns of the manifest
 	folder string            // the --captures folder that it is of; "" of a manifest
+	copied *os.File          // of what can be read only once
 }
 
 func runDataset(c *cli.Context) error {
@@ -502,11 +508,9 @@ func writeDataset(c *cli.Context, dir string, inputs []datasetInput, columns []s
 // readAll adds the samples of all inputs.
 func (w *datasetWriter) readAll(c *cli.Context, inputs []datasetInput) error {
 	var total int64
-	sizes := make([]int64, len(inputs))
-	for i, in := range inputs {
+	for _, in := range inputs {
 		if info, err := os.Stat(in.path); err == nil {
-			sizes[i] = info.Size()
-			total += sizes[i]
+			total += info.Size()
 		}
 	}
 	bar := newProgress(c.App.ErrWriter, "reading captures", total)
@@ -515,33 +519,38 @@ func (w *datasetWriter) readAll(c *cli.Context, inputs []datasetInput) error {
 	var counters assembly.Counters
 	var warnings fileWarnings
 	folders := map[string]*captureFolder{}
-	for i := range inputs {
+	for _, files := range datasetCaptures(inputs, c.Bool("join")) {
 		if err := c.Context.Err(); err != nil {
 			return err
 		}
-		in := &inputs[i]
-		if w.dataset.Groups[in.label] == nil {
-			w.dataset.Groups[in.label] = map[string]int{}
+		if w.dataset.Groups[files[0].label] == nil {
+			w.dataset.Groups[files[0].label] = map[string]int{}
 		}
 		before := counters.Samples()
-		err := w.readFile(in, &counters, bar.at)
-		var fileErr *assembly.FileError
-		errors.As(err, &fileErr)
-		if in.folder != "" {
-			if folders[in.folder] == nil {
-				folders[in.folder] = &captureFolder{}
-			}
-			folders[in.folder].add(counters.Samples()-before, fileErr)
-		}
-		switch {
-		case fileErr != nil && in.folder != "":
-			warnings.add(fileErr)
-		case fileErr != nil:
-			return asBadInput(err)
-		case err != nil:
+		errs, err := w.readCapture(files, &counters, bar)
+		if err != nil {
 			return err
 		}
-		bar.fileDone(sizes[i])
+		flows := counters.Samples() - before // of all its files
+		for i, in := range files {
+			var fileErr *assembly.FileError
+			errors.As(errs[i], &fileErr)
+			if in.folder != "" {
+				if folders[in.folder] == nil {
+					folders[in.folder] = &captureFolder{}
+				}
+				folders[in.folder].add(flows, fileErr)
+				flows = 0
+			}
+			switch {
+			case fileErr != nil && in.folder != "":
+				warnings.add(fileErr)
+			case fileErr != nil:
+				return asBadInput(fileErr)
+			case errs[i] != nil:
+				return errs[i]
+			}
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(folders)) {
 		if err := folders[name].check(name); err != nil {
@@ -590,38 +599,106 @@ func (f *captureFolder) check(name string) error {
 	return fmt.Errorf("--captures %s: no capture in it holds a flow with payload whose beginning is there", name)
 }
 
-// readFile adds the samples of one file.
-func (w *datasetWriter) readFile(in *datasetInput, counters *assembly.Counters, progress func(int64)) error {
-	f, err := assembly.Open(in.path)
-	if err != nil {
-		return err
+// open opens the input's file, which is read more than once: what is no regular file is
+// copied first.
+func (in *datasetInput) open() (*assembly.File, error) {
+	if in.copied == nil {
+		if pipeInfo(in.path) == nil {
+			return assembly.Open(in.path)
+		}
+		pipe, err := os.Open(in.path)
+		if err != nil {
+			return nil, err
+		}
+		defer pipe.Close()
+		if in.copied, err = unnamedFile(); err != nil {
+			return nil, err
+		}
+		if _, err := io.Copy(copyWriter{in.copied}, pipe); err != nil {
+			return nil, fmt.Errorf("read %s: %w", in.path, err)
+		}
 	}
-	defer f.Close()
+	if _, err := in.copied.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	return assembly.Read(in.path, in.copied)
+}
+
+// forget removes the copy.
+func (in *datasetInput) forget() {
+	if in.copied != nil {
+		_ = in.copied.Close()
+		in.copied = nil
+	}
+}
+
+// datasetCaptures returns the files of each capture: each file for itself or, with
+// join, those of one folder, label and group.
+func datasetCaptures(inputs []datasetInput, join bool) (captures [][]*datasetInput) {
+	type place struct{ folder, label, group string }
+	at := map[place]int{}
+	for i := range inputs {
+		in := &inputs[i]
+		p := place{filepath.Dir(in.path), in.label, in.group}
+		n, found := at[p]
+		if !join || !found {
+			n = len(captures)
+			at[p] = n
+			captures = append(captures, nil)
+		}
+		captures[n] = append(captures[n], in)
+	}
+	return captures
+}
+
+// readCapture adds the samples of a capture, whose files it puts in order of time,
+// and returns the errors of reading each file.
+func (w *datasetWriter) readCapture(files []*datasetInput, counters *assembly.Counters, bar *progress) (errs []error, err error) {
+	defer func() {
+		for _, in := range files {
+			in.forget()
+		}
+	}()
+	if len(files) > 1 {
+		sortByTime(files, (*datasetInput).open)
+	}
+	var begins fileBegins
 	var writeErr error
 	var added sessions
-	a := assembly.New(assembly.Options{}, func(_ *assembly.Flow, s *flow.Sample) {
+	a := assembly.New(assembly.Options{}, func(f *assembly.Flow, s *flow.Sample) {
 		if writeErr == nil {
-			writeErr = w.add(in, s, &added)
+			writeErr = w.add(files[begins.of(f.Seq)], s, &added)
 		}
 	}, nil)
-	err = f.Run(a, progress)
+	for _, in := range files {
+		begins = append(begins, a.Begun())
+		errs = append(errs, func() error {
+			f, err := in.open()
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			defer func() { bar.fileDone(f.Size()) }()
+			return f.Feed(a, bar.at)
+		}())
+	}
+	a.Flush()
 	read := a.Counters()
 	counters.Add(&read)
 	if writeErr != nil {
-		return writeErr
+		return errs, writeErr
 	}
-	// Where the file can't be read to its end, this ends at the same place.
-	if readErr := added.read(in.path); err == nil {
-		err = readErr
+	if err := added.read(files); err != nil && errors.Join(errs...) == nil {
+		return errs, err
 	}
 	var row []byte
 	for _, one := range added.all {
 		row = one.appendRow(row[:0])
-		if writeErr := w.session.write(row); writeErr != nil {
-			return writeErr
+		if err := w.session.write(row); err != nil {
+			return errs, err
 		}
 	}
-	return err
+	return errs, nil
 }
 
 // add writes one sample, and adds its session to added, unless its label has the
@@ -709,7 +786,7 @@ func (w *datasetWriter) finish(dir string) error {
 	return os.WriteFile(filepath.Join(dir, datasetFile), append(text, '\n'), 0o644)
 }
 
-// fileWarnings collects capture files that could not be read to their end.
+// fileWarnings collects capture files that could not be read whole.
 type fileWarnings struct {
 	causes []string // in order of their first file
 	first  map[string]*assembly.FileError
@@ -719,6 +796,13 @@ type fileWarnings struct {
 
 func (w *fileWarnings) add(err *assembly.FileError) {
 	cause := err.Err.Error()
+	var skipped *assembly.SkippedError
+	if errors.As(err.Err, &skipped) {
+		cause = skipped.Causes()
+		if err.Err != error(skipped) {
+			cause += ", and cut off or damaged"
+		}
+	}
 	if w.first == nil {
 		w.first, w.count = map[string]*assembly.FileError{}, map[string]int{}
 	}
@@ -735,7 +819,7 @@ func (w *fileWarnings) print(out io.Writer) {
 	if w.all == 0 {
 		return
 	}
-	fmt.Fprintf(out, "warning: %d files could not be read, or not to their end:\n", w.all)
+	fmt.Fprintf(out, "warning: %d files could not be read, or not whole:\n", w.all)
 	for _, cause := range w.causes {
 		fmt.Fprintf(out, "  %d x %s, first %s\n", w.count[cause], oneLine(cause), w.first[cause].Path)
 	}

@@ -456,7 +456,7 @@ func TestSessionsOfOneKey(t *testing.T) {
 		meta.Start, meta.InitiatorIsLo = testStart.Add(start.at).Truncate(time.Microsecond), lo == start.aOpened
 		s.add(&meta)
 	}
-	if err := s.read(filepath.Join(dir, "a.pcap")); err != nil {
+	if err := s.read([]*datasetInput{{path: filepath.Join(dir, "a.pcap")}}); err != nil {
 		t.Fatal(err)
 	}
 	var got [][]sessionPacket
@@ -473,7 +473,7 @@ func TestSessionsOfOneKey(t *testing.T) {
 	}
 	meta.Start = testStart.Add(time.Hour)
 	s.add(&meta)
-	if err := s.read(filepath.Join(dir, "a.pcap")); err == nil || !strings.Contains(err.Error(), "a.pcap has changed while it was read") {
+	if err := s.read([]*datasetInput{{path: filepath.Join(dir, "a.pcap")}}); err == nil || !strings.Contains(err.Error(), "a.pcap has changed while it was read") {
 		t.Errorf("a session that is not in the file: %v", err)
 	}
 }

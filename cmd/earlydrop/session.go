@@ -3,14 +3,13 @@
 package main
 
 import (
-	"cmp"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math"
 	"time"
 
-	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/loader/flow/headers"
 )
@@ -58,26 +57,34 @@ func (s *sessions) add(m *flow.Meta) {
 	key.later = append(key.later, one)
 }
 
-// read fills in the packets from the file that the samples are of. A sample is handed
+// read fills in the packets from the files that the samples are of. A sample is handed
 // over before its session has ended, and to keep the first packets of every flow
-// until then takes more memory than to read the file again. What could be read
+// until then takes more memory than to read the files again. What could be read
 // before an error is filled in all the same.
-func (s *sessions) read(path string) error {
+func (s *sessions) read(files []*datasetInput) error {
 	if len(s.all) == 0 {
 		return nil
 	}
-	f, err := assembly.Open(path)
+	var errs []error
+	for _, in := range files {
+		errs = append(errs, s.readFile(in))
+	}
+	return errors.Join(append(errs, s.complete(files[0].path))...)
+}
+
+func (s *sessions) readFile(in *datasetInput) error {
+	f, err := in.open()
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	for {
 		ts, frame, wireLen, err := f.Next()
+		if err == io.EOF {
+			return nil
+		}
 		if err != nil {
-			if err == io.EOF {
-				err = nil
-			}
-			return cmp.Or(s.complete(path), err)
+			return err
 		}
 		if p, verdict := headers.ParseCaptured(frame, wireLen); verdict == headers.OK {
 			s.packet(ts, &p)

@@ -4,28 +4,27 @@ package assembly
 
 import (
 	"bufio"
+	"compress/flate"
 	"compress/gzip"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"time"
-
-	"github.com/gopacket/gopacket"
-	"github.com/gopacket/gopacket/layers"
-	"github.com/gopacket/gopacket/pcapgo"
-
-	"github.com/earlydrop/earlydrop/loader/flow/headers"
 )
 
-// Errors that errors.Is finds in what Open and File.Next return.
+// Errors that errors.Is finds in what Open, Read and File.Next return.
 var (
 	// ErrNotCapture means that the file is no pcap and no pcapng file.
 	ErrNotCapture = errors.New("not a pcap or pcapng file")
-	// ErrLinkType means that packets of the file begin with a header that
-	// this package can't read.
+	// ErrLinkType means that packets of the file were skipped, as they begin
+	// with a header that this package can't read.
 	ErrLinkType = errors.New("unsupported link type")
+	// ErrInterface means that packets of a pcapng file were skipped, as
+	// nothing usable is known about the interface that they are from.
+	ErrInterface = errors.New("unusable interface")
 	// ErrTruncated means that the file ends in the middle of a record. All
 	// packets before it were delivered.
 	ErrTruncated = errors.New("file is cut off in the middle of a record")
@@ -35,11 +34,13 @@ var (
 )
 
 // FileError is the error of a capture file. Err is or wraps one of the errors
-// above, or is what the operating system said.
+// above, or is what the operating system or the reader given to Read said. Where
+// packets were skipped, it is or wraps a *SkippedError.
 type FileError struct {
 	Path string
-	// Packets and Offset tell where reading stopped: the number of packets
-	// delivered, and the position in bytes (after decompression).
+	// Packets is the number of packets delivered. Offset tells where reading
+	// stopped, in bytes (after decompression); it is 0 where the file could not
+	// be opened, or was read to its end.
 	Packets uint64
 	Offset  int64
 	Err     error
@@ -47,7 +48,7 @@ type FileError struct {
 
 // Error names the file, the cause and, for errors in its middle, the place.
 func (e *FileError) Error() string {
-	if e.Packets == 0 && e.Offset == 0 {
+	if e.Offset == 0 {
 		return fmt.Sprintf("%s: %v", e.Path, e.Err)
 	}
 	return fmt.Sprintf("%s: %v (after %d packets, at byte %d)", e.Path, e.Err, e.Packets, e.Offset)
@@ -57,23 +58,63 @@ func (e *FileError) Error() string {
 func (e *FileError) Unwrap() error { return e.Err }
 
 // File reads one capture file, pcap (microseconds or nanoseconds, either byte
-// order) or pcapng, plain or compressed with gzip. It is not safe for
-// concurrent use.
+// order, also as modified by Kuznetzov) or pcapng, plain or compressed with
+// gzip. It reads forwards only, so that the file may be a pipe, and holds little
+// in memory whatever the file says. It is not safe for concurrent use.
 type File struct {
 	path    string
-	file    *os.File
+	file    *os.File        // nil if the caller has it
 	raw     *countingReader // as on disk
 	counted *countingReader // after decompression
 	buf     *bufio.Reader
-	next    func() ([]byte, gopacket.CaptureInfo, error)
-	// link returns the link type of the packet that next just returned.
-	link    func(*gopacket.CaptureInfo) LinkType
-	last    LinkType
-	pcapng  bool
-	frame   []byte
+	long    []byte // holds a record that is longer than buf
+	records records
+	frame   []byte       // memory of normalise
+	first   *firstPacket // that FirstTime read ahead
 	packets uint64
+	skipped SkippedError
 	err     error
 }
+
+// records reads the records of one file format.
+type records interface {
+	// next reads one packet. Its bytes are valid until the next call. The error
+	// of a clean end is io.EOF, that of a cut one io.ErrUnexpectedEOF; others
+	// tell what is wrong with the record, or could not be read.
+	next(r *record) error
+}
+
+// record is a packet as the file has it.
+type record struct {
+	time time.Time
+	link LinkType
+	// order is the byte order of the machine that captured, which some link
+	// headers have.
+	order binary.ByteOrder
+	// data holds what was captured, at most keptBytes of it. captured is its
+	// length in the file, original what the file says of its length on the wire.
+	data               []byte
+	captured, original uint32
+	from               source
+	skip               error // why it can't be read, or nil
+}
+
+// firstPacket is a packet that was read before Next asked for it.
+type firstPacket struct {
+	ts      time.Time
+	frame   []byte
+	wireLen int
+}
+
+// Bounds of what a file may have in memory at a time.
+const (
+	bufferBytes = 1 << 16
+	// keptBytes is how much of a longer record is kept: a radio header of 64 KiB
+	// and a whole packet after it. Captures take 1024 bytes of it.
+	keptBytes = 1 << 17
+	// maxWireLen bounds lengths on the wire, which files are free to invent.
+	maxWireLen = math.MaxInt32
+)
 
 // countingReader counts the bytes that were read through it.
 type countingReader struct {
@@ -92,94 +133,155 @@ const (
 	magicPcapng = "\x0a\x0d\x0d\x0a"
 )
 
-// The four magic numbers of pcap files as their first bytes.
-var magicsPcap = map[string]bool{
-	"\xd4\xc3\xb2\xa1": true, "\xa1\xb2\xc3\xd4": true, // microseconds
-	"\x4d\x3c\xb2\xa1": true, "\xa1\xb2\x3c\x4d": true, // nanoseconds
+// otherCompressions are what else captures are compressed with.
+var otherCompressions = []struct{ magic, name string }{
+	{"\x28\xb5\x2f\xfd", "zstd"}, {"\xfd7zXZ", "xz"}, {"BZh", "bzip2"}, {"\x04\x22\x4d\x18", "lz4"},
 }
 
 // Open opens a capture file. Its errors are *FileError.
 func Open(path string) (*File, error) {
 	file, err := os.Open(path)
 	if err != nil {
-		var pe *os.PathError // its text would name the path twice
-		if errors.As(err, &pe) {
-			err = pe.Err
-		}
-		return nil, &FileError{Path: path, Err: err}
+		return nil, &FileError{Path: path, Err: pathless(err)}
 	}
-	f := &File{path: path, file: file}
-	if err := f.open(); err != nil {
+	f, err := Read(path, file)
+	if err != nil {
 		file.Close()
-		return nil, &FileError{Path: path, Err: err}
+		return nil, err
+	}
+	f.file = file
+	return f, nil
+}
+
+// Read reads a capture from r, which may be a pipe: packets are returned as soon
+// as they have come. The name is for errors, which are *FileError. Close does not
+// close r.
+func Read(name string, r io.Reader) (*File, error) {
+	f := &File{path: name}
+	if err := f.open(r); err != nil {
+		return nil, &FileError{Path: name, Err: pathless(err)}
 	}
 	return f, nil
 }
 
-func (f *File) open() error {
-	info, err := f.file.Stat()
-	if err != nil {
+// pathless returns the cause of an error of the operating system, whose text
+// would name the path twice.
+func pathless(err error) error {
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		return pe.Err
+	}
+	return err
+}
+
+func (f *File) open(r io.Reader) error {
+	if file, ok := r.(*os.File); ok {
+		if info, err := file.Stat(); err == nil && info.IsDir() {
+			return errors.New("is a folder, not a capture file")
+		}
+	}
+	f.raw = &countingReader{r: r}
+	f.counted = f.raw
+	f.buf = bufio.NewReaderSize(f.raw, bufferBytes)
+	magic, err := f.buf.Peek(len(magicGzip))
+	if err != nil && err != io.EOF {
 		return err
 	}
-	if info.IsDir() {
-		return errors.New("is a folder, not a capture file")
-	}
-	f.raw = &countingReader{r: f.file}
-	f.counted = f.raw
-	f.buf = bufio.NewReaderSize(f.raw, 1<<16)
-	if magic, _ := f.buf.Peek(len(magicGzip)); string(magic) == magicGzip {
+	if string(magic) == magicGzip {
 		zip, err := gzip.NewReader(f.buf)
 		if err != nil {
-			return fmt.Errorf("%w: %w", ErrNotCapture, err)
+			return fmt.Errorf("%w: it begins as gzip does, but: %w", ErrNotCapture, err)
 		}
 		f.counted = &countingReader{r: zip}
-		f.buf = bufio.NewReaderSize(f.counted, 1<<16)
+		f.buf = bufio.NewReaderSize(f.counted, bufferBytes)
 	}
-	magic, err := f.buf.Peek(4)
-	switch {
-	case err != nil && err != io.EOF && err != io.ErrUnexpectedEOF:
+	magic, err = f.buf.Peek(4)
+	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
 		return fmt.Errorf("%w: %w", ErrNotCapture, err)
-	case len(magic) == 0:
+	}
+	if len(magic) == 0 {
 		return fmt.Errorf("%w: it is empty", ErrNotCapture)
-	case string(magic) == magicPcapng:
-		return f.openPcapng()
-	case magicsPcap[string(magic)]:
-		return f.openPcap()
 	}
-	return ErrNotCapture
-}
-
-func (f *File) openPcap() error {
-	r, err := pcapgo.NewReader(f.buf)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrNotCapture, headerError(err))
+	if string(magic) == magicPcapng {
+		f.records, err = newPcapng(f)
+	} else if order, kind := pcapMagic(magic); kind != nil {
+		f.records, err = newPcap(f, order, kind)
+	} else {
+		begin, _ := f.buf.Peek(5)
+		for _, c := range otherCompressions {
+			if len(begin) >= len(c.magic) && string(begin[:len(c.magic)]) == c.magic {
+				return fmt.Errorf("%w: it is compressed with %s, but only gzip can be read", ErrNotCapture, c.name)
+			}
+		}
+		return ErrNotCapture
 	}
-	link := LinkType(r.LinkType())
-	if !link.Supported() {
-		return fmt.Errorf("%w %d", ErrLinkType, link)
-	}
-	f.next = r.ZeroCopyReadPacketData
-	f.link = func(*gopacket.CaptureInfo) LinkType { return link }
-	return nil
-}
-
-func (f *File) openPcapng() error {
-	r, err := pcapgo.NewNgReader(f.buf, pcapgo.NgReaderOptions{WantMixedLinkType: true, SkipUnknownVersion: true})
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrNotCapture, headerError(err))
-	}
-	f.pcapng = true
-	f.next = r.ZeroCopyReadPacketData
-	f.link = func(ci *gopacket.CaptureInfo) LinkType {
-		link, _ := ci.AncillaryData[0].(layers.LinkType)
-		return LinkType(link)
+	switch {
+	case err == io.EOF || err == io.ErrUnexpectedEOF:
+		return fmt.Errorf("%w: its file header is cut off", ErrNotCapture)
+	case err != nil:
+		return fmt.Errorf("%w: %w", ErrNotCapture, err)
 	}
 	return nil
 }
 
-func headerError(err error) error {
-	if err == io.EOF || err == io.ErrUnexpectedEOF {
-		return errors.New("its file header is cut off")
+// take returns the next n bytes, at most bufferBytes, which are valid until the
+// next call. The error is io.EOF where there are none, io.ErrUnexpectedEOF where
+// there are fewer.
+func (f *File) take(n int) ([]byte, error) {
+	b, err := f.buf.Peek(n)
+	switch {
+	case err == io.EOF && len(b) > 0:
+		return nil, io.ErrUnexpectedEOF
+	case err != nil:
+		return nil, err
+	}
+	_, err = f.buf.Discard(n)
+	return b, err
+}
+
+// takeBody returns the next n bytes and the tail bytes after them. Of a body that
+// does not fit into the buffer it returns the beginning, at most keptBytes. All are
+// valid until the next call.
+func (f *File) takeBody(n int64, tail int) (body, trailer []byte, err error) {
+	if n+int64(tail) <= bufferBytes {
+		b, err := f.take(int(n) + tail)
+		if err != nil {
+			return nil, nil, noEOF(err)
+		}
+		return b[:n], b[n:], nil
+	}
+	if f.long == nil {
+		f.long = make([]byte, keptBytes)
+	}
+	kept := min(n, keptBytes)
+	if _, err := io.ReadFull(f.buf, f.long[:kept]); err != nil {
+		return nil, nil, noEOF(err)
+	}
+	if err := f.discard(n - kept); err != nil {
+		return nil, nil, err
+	}
+	if trailer, err = f.take(tail); err != nil {
+		return nil, nil, noEOF(err)
+	}
+	return f.long[:kept], trailer, nil
+}
+
+// discard reads n bytes over.
+func (f *File) discard(n int64) error {
+	for n > 0 {
+		m, err := f.buf.Discard(int(min(n, 1<<30)))
+		if err != nil {
+			return noEOF(err)
+		}
+		n -= int64(m)
+	}
+	return nil
+}
+
+// noEOF returns the error of a file that must not end here.
+func noEOF(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
 	}
 	return err
 }
@@ -188,61 +290,85 @@ func headerError(err error) error {
 // header, and its length on the wire. frame is valid until the next call. The
 // end of the file is io.EOF; every other error is a *FileError, is final, and
 // comes after all the packets that could be read.
+//
+// Packets that can't be read, as their link type or interface can't, are skipped.
+// A file with such packets ends with a *FileError that wraps a *SkippedError.
 func (f *File) Next() (ts time.Time, frame []byte, wireLen int, err error) {
+	if f.first != nil {
+		first := f.first
+		f.first = nil
+		return first.ts, first.frame, first.wireLen, nil
+	}
 	if f.err != nil {
 		return time.Time{}, nil, 0, f.err
 	}
-	start := f.offset()
-	data, ci, err := f.next()
-	if err == nil {
-		link := f.link(&ci)
-		frame, wireLen, err = link.normalise(f.frame, data, ci.Length)
-		if err == nil {
-			if link != LinkEthernet {
-				f.frame = frame // else it is the reader's memory
-			}
-			f.last = link
-			f.packets++
-			return ci.Timestamp, frame, wireLen, nil
+	var r record
+	for {
+		start := f.offset()
+		r = record{}
+		if err = f.records.next(&r); err != nil {
+			f.err = f.ended(err, start)
+			return time.Time{}, nil, 0, f.err
 		}
-	} else {
-		err = f.classify(err, start)
+		if r.skip == nil {
+			if frame, wireLen, r.skip = r.normalise(&f.frame); r.skip == nil {
+				break
+			}
+		}
+		f.skipped.add(&r)
 	}
-	if err != io.EOF {
-		err = &FileError{Path: f.path, Packets: f.packets, Offset: start, Err: err}
-	}
-	f.err = err
-	return time.Time{}, nil, 0, err
+	f.packets++
+	return r.time, frame, wireLen, nil
 }
 
-// Link returns the link type of the packet that Next returned last.
-func (f *File) Link() LinkType { return f.last }
-
-// classify tells a clean end of the file (io.EOF) from a cut or damaged one.
-// start is where the record began.
-func (f *File) classify(err error, start int64) error {
-	var pathErr *os.PathError
-	switch {
-	case err == io.EOF && (f.pcapng || f.offset() == start):
-		// pcap's reader says the same where a file ends between the header
-		// and the bytes of a record; pcapng's does not.
-		return io.EOF
-	case err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF):
-		return ErrTruncated
-	case errors.As(err, &pathErr):
-		return pathErr.Err
+// FirstTime returns the time of the first packet, which Next returns all the
+// same. It has to be called before Next. Its errors are those of Next.
+func (f *File) FirstTime() (time.Time, error) {
+	if f.first == nil {
+		ts, frame, wireLen, err := f.Next()
+		if err != nil {
+			return time.Time{}, err
+		}
+		f.first = &firstPacket{ts, append([]byte(nil), frame...), wireLen}
 	}
-	return fmt.Errorf("%w: %w", ErrDamaged, err)
+	return f.first.ts, nil
+}
+
+// ended tells a clean end of the file (io.EOF) from others. start is where the
+// record began that could not be read.
+func (f *File) ended(err error, start int64) error {
+	var system *os.PathError
+	var corrupt flate.CorruptInputError
+	switch {
+	case err == io.EOF && f.skipped.Packets == 0:
+		return io.EOF
+	case err == io.EOF:
+		return &FileError{Path: f.path, Packets: f.packets, Err: &f.skipped}
+	case err == io.ErrUnexpectedEOF:
+		err = ErrTruncated
+	case errors.As(err, &system):
+		err = system.Err
+	case errors.Is(err, gzip.ErrChecksum) || errors.Is(err, gzip.ErrHeader) || errors.As(err, &corrupt):
+		err = fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if f.skipped.Packets > 0 {
+		err = fmt.Errorf("%w; %w", &f.skipped, err)
+	}
+	return &FileError{Path: f.path, Packets: f.packets, Offset: start, Err: err}
 }
 
 // offset is the position of the next byte that the format's reader takes.
 func (f *File) offset() int64 { return f.counted.n - int64(f.buf.Buffered()) }
 
 // Size returns the file's size and Pos how much of it was read, in bytes on
-// disk. Both are for showing progress.
+// disk. Both are for showing progress. The size of a pipe, and of what Read
+// reads, is 0.
 func (f *File) Size() int64 {
+	if f.file == nil {
+		return 0
+	}
 	info, err := f.file.Stat()
-	if err != nil {
+	if err != nil || !info.Mode().IsRegular() {
 		return 0
 	}
 	return info.Size()
@@ -251,14 +377,24 @@ func (f *File) Size() int64 {
 // Pos is explained at Size.
 func (f *File) Pos() int64 { return f.raw.n }
 
-// Close closes the file.
-func (f *File) Close() error { return f.file.Close() }
+// Close closes the file that Open opened.
+func (f *File) Close() error {
+	if f.file == nil {
+		return nil
+	}
+	return f.file.Close()
+}
 
 // Run reads the whole file into a and flushes it. What was read before an
 // error is delivered all the same. progress (optional) is called now and then
 // with the file's position.
 func (f *File) Run(a *Assembler, progress func(pos int64)) error {
 	defer a.Flush()
+	return f.Feed(a, progress)
+}
+
+// Feed is Run without the flush, for a capture that goes on in another file.
+func (f *File) Feed(a *Assembler, progress func(pos int64)) error {
 	for n := 1; ; n++ {
 		ts, frame, wireLen, err := f.Next()
 		if err == io.EOF {
@@ -274,137 +410,6 @@ func (f *File) Run(a *Assembler, progress func(pos int64)) error {
 	}
 }
 
-// LinkType says what the packets of a capture begin with, in the numbers of
-// pcap files.
-type LinkType uint16
-
-// Supported link types.
-const (
-	LinkNull     LinkType = 0   // BSD loopback, family in the host's byte order
-	LinkEthernet LinkType = 1   // Ethernet
-	LinkRaw12    LinkType = 12  // raw IP, as most systems write it
-	LinkRaw14    LinkType = 14  // raw IP, as OpenBSD writes it
-	LinkRaw      LinkType = 101 // raw IP
-	LinkLoop     LinkType = 108 // BSD loopback, family in network byte order
-	LinkSLL      LinkType = 113 // Linux cooked, version 1
-	LinkIPv4     LinkType = 228 // raw IPv4
-	LinkIPv6     LinkType = 229 // raw IPv6
-	LinkSLL2     LinkType = 276 // Linux cooked, version 2
-)
-
-// Header lengths of the link types that have one.
-const (
-	nullHeader = 4
-	sllHeader  = 16
-	sll2Header = 20
-)
-
-// Supported reports whether packets of this link type can be read.
-func (l LinkType) Supported() bool {
-	switch l {
-	case LinkNull, LinkEthernet, LinkRaw12, LinkRaw14, LinkRaw, LinkLoop, LinkSLL, LinkIPv4, LinkIPv6, LinkSLL2:
-		return true
-	}
-	return false
-}
-
-// String returns the link type's name.
-func (l LinkType) String() string {
-	switch l {
-	case LinkEthernet:
-		return "ethernet"
-	case LinkRaw12, LinkRaw14, LinkRaw, LinkIPv4, LinkIPv6:
-		return "raw-ip"
-	case LinkNull, LinkLoop:
-		return "bsd-loopback"
-	case LinkSLL:
-		return "linux-cooked"
-	case LinkSLL2:
-		return "linux-cooked-v2"
-	}
-	return fmt.Sprintf("link-%d", uint16(l))
-}
-
-// normalise returns the packet as a frame with an Ethernet header, in buf's
-// memory where it has to build one, and its length on the wire. In place of
-// another link's header stands one with zero addresses and the packet's
-// EtherType, 0 where there is none. A VLAN tag that follows a cooked header
-// thereby stays where Ethernet has it.
-func (l LinkType) normalise(buf, data []byte, wireLen int) ([]byte, int, error) {
-	wireLen = max(wireLen, len(data))
-	var etherType uint16
-	var header int
-	switch l {
-	case LinkEthernet:
-		return data, wireLen, nil
-	case LinkRaw12, LinkRaw14, LinkRaw:
-		etherType = versionType(data)
-	case LinkIPv4:
-		etherType = headers.TypeIPv4
-	case LinkIPv6:
-		etherType = headers.TypeIPv6
-	case LinkNull, LinkLoop:
-		header = nullHeader
-		if len(data) >= header {
-			etherType = familyType(binary.BigEndian.Uint32(data))
-		}
-	case LinkSLL:
-		header = sllHeader
-		if len(data) >= header {
-			etherType = cookedType(binary.BigEndian.Uint16(data[2:]), binary.BigEndian.Uint16(data[14:]))
-		}
-	case LinkSLL2:
-		header = sll2Header
-		if len(data) >= header {
-			etherType = cookedType(binary.BigEndian.Uint16(data[8:]), binary.BigEndian.Uint16(data))
-		}
-	default:
-		return nil, 0, fmt.Errorf("%w %d", ErrLinkType, l)
-	}
-	if len(data) < header {
-		// Too short to say what it is: as short for the parser.
-		return buf[:0], 0, nil
-	}
-	buf = append(buf[:0], make([]byte, headers.EthernetLen)...)
-	binary.BigEndian.PutUint16(buf[12:], etherType)
-	return append(buf, data[header:]...), wireLen - header + headers.EthernetLen, nil
-}
-
-// versionType returns the EtherType of a raw IP packet.
-func versionType(data []byte) uint16 {
-	if len(data) > 0 {
-		switch data[0] >> 4 {
-		case 4:
-			return headers.TypeIPv4
-		case 6:
-			return headers.TypeIPv6
-		}
-	}
-	return 0
-}
-
-// familyType returns the EtherType of a BSD address family. Link type 0 has it
-// in the byte order of the machine that captured, which need not be that of
-// the file; families are small numbers, so that tells.
-func familyType(family uint32) uint16 {
-	if family > 0xffff {
-		family = family>>24 | family>>8&0xff00 | family<<8&0xff0000 | family<<24
-	}
-	switch family {
-	case 2: // AF_INET everywhere
-		return headers.TypeIPv4
-	case 10, 24, 28, 30: // AF_INET6 of Linux, NetBSD and OpenBSD, FreeBSD, macOS
-		return headers.TypeIPv6
-	}
-	return 0
-}
-
-// cookedType returns the EtherType of a cooked packet. For some kinds of
-// device the protocol field holds another kind of number.
-func cookedType(device, protocol uint16) uint16 {
-	switch device {
-	case 770, 778, 803, 824: // frame relay, GRE, 802.11 radiotap, netlink
-		return 0
-	}
-	return protocol
-}
+// Begun returns the number of flows that have begun so far. Flow.Seq of those
+// that begin from now on is not below it.
+func (a *Assembler) Begun() uint64 { return a.seq }

@@ -117,6 +117,18 @@ func readAll(path string) (out []packetRead, err error) {
 		return nil, err
 	}
 	defer f.Close()
+	return packetsOf(f)
+}
+
+func readBytes(b []byte) (out []packetRead, err error) {
+	f, err := Read("capture", bytes.NewReader(b))
+	if err != nil {
+		return nil, err
+	}
+	return packetsOf(f)
+}
+
+func packetsOf(f *File) (out []packetRead, err error) {
 	for {
 		ts, frame, wireLen, err := f.Next()
 		if err == io.EOF {
@@ -199,6 +211,9 @@ func TestLinkTypes(t *testing.T) {
 		{"cooked, IPv6", 113, sll(1, etherIPv6, ip6), framed(etherIPv6, ip6)},
 		{"cooked, VLAN", 113, sll(1, etherVLAN, tag), framed(etherVLAN, tag)},
 		{"cooked, netlink", 113, sll(824, etherIPv4, ip4), framed(0, ip4)},
+		{"cooked, GRE device", 113, sll(778, etherIPv4, ip4), framed(etherIPv4, ip4)},
+		{"cooked, LLC", 113, sll(1, 4, slices.Concat(snap(etherIPv4), ip4)), framed(etherIPv4, ip4)},
+		{"cooked, LLC cut off", 113, sll(1, 4, snap(etherIPv4)[:7]), []byte{}},
 		{"cooked, too short", 113, sll(1, etherIPv4, nil)[:15], []byte{}},
 		{"cooked 2, IPv4", 276, sll2(1, etherIPv4, ip4), framed(etherIPv4, ip4)},
 		{"cooked 2, VLAN", 276, sll2(1, etherVLAN, tag), framed(etherVLAN, tag)},
@@ -239,6 +254,7 @@ func TestBadFiles(t *testing.T) {
 	pcap := pcapFile(binary.LittleEndian, false, 1, a, b)
 	second := 24 + 16 + len(a) // where the record of b begins
 	ng := pcapngFile(t, ngPacket{1, a}, ngPacket{1, b})
+	ng249 := pcapngFile(t, ngPacket{1, a}, ngPacket{249, b}, ngPacket{1, a})
 	zipped := gzipped(t, pcap)
 	badLength := slices.Clone(pcap)
 	binary.LittleEndian.PutUint32(badLength[second+8:], 1<<30)
@@ -257,8 +273,14 @@ func TestBadFiles(t *testing.T) {
 		{"gzip of text", gzipped(t, []byte("hello, world")), ErrNotCapture, "not a pcap", 0},
 		{"gzip header cut", zipped[:5], ErrNotCapture, "not a pcap", 0},
 		{"unknown version", with(pcap, 4, 9), ErrNotCapture, "version 9", 0},
-		{"link type of pcap", pcapFile(binary.LittleEndian, false, 127, a), ErrLinkType, "unsupported link type 127", 0},
-		{"link type of a pcapng interface", pcapngFile(t, ngPacket{1, a}, ngPacket{127, b}), ErrLinkType, "unsupported link type 127 (after 1 packets", 1},
+		{"link type of pcap", pcapFile(binary.LittleEndian, false, 249, a, b), ErrLinkType, ": 2 packets skipped: unsupported link type 249 (USBPcap)", 0},
+		{"link type of a pcapng interface", pcapngFile(t, ngPacket{1, a}, ngPacket{249, b}, ngPacket{1, a}), ErrLinkType,
+			": 1 packet skipped: interface 1: unsupported link type 249 (USBPcap)", 2},
+		{"link type of a pcapng interface, cut", ng249[:len(ng249)-1], ErrTruncated,
+			": 1 packet skipped: interface 1: unsupported link type 249 (USBPcap); file is cut off in the middle of a record (after 1 packets, at byte ", 1},
+		{"link type without packets", pcapFile(binary.LittleEndian, false, 249), nil, "", 0},
+		{"compressed with zstd", []byte("\x28\xb5\x2f\xfd\x24\x00"), ErrNotCapture, "compressed with zstd, but only gzip can be read", 0},
+		{"compressed with xz", []byte("\xfd7zXZ\x00\x00"), ErrNotCapture, "compressed with xz", 0},
 		{"no packets", pcap[:24], nil, "", 0},
 		{"ends between packets", pcap[:second], nil, "", 1},
 		{"cut in a record's header", pcap[:second+7], ErrTruncated, "after 1 packets, at byte 182)", 1},
@@ -342,8 +364,8 @@ func TestRunDeliversWhatWasReadBeforeAnError(t *testing.T) {
 	if diff := cmp.Diff([]string{"40000 end 142 0ms: >142@0"}, samples); diff != "" {
 		t.Errorf("samples (-want +got):\n%s", diff)
 	}
-	if f.Link() != LinkEthernet || f.Pos() != f.Size() {
-		t.Errorf("link %v, position %d of %d", f.Link(), f.Pos(), f.Size())
+	if f.Pos() != f.Size() {
+		t.Errorf("position %d of %d", f.Pos(), f.Size())
 	}
 }
 
@@ -353,15 +375,30 @@ func FuzzFile(f *testing.F) {
 	f.Add(pcapFile(binary.BigEndian, true, 0, a, b))
 	f.Add(pcapngFile(f, ngPacket{1, a}, ngPacket{101, b[14:]}, ngPacket{276, b}))
 	f.Add(gzipped(f, pcapFile(binary.LittleEndian, false, 1, a, b)))
+	for _, tt := range linkHeaders() {
+		f.Add(pcapFile(binary.LittleEndian, false, uint32(tt.link), tt.packet))
+	}
+	for _, tt := range pcapVariants() {
+		f.Add(tt.bytes)
+	}
+	for _, tt := range pcapngVariants() {
+		f.Add(tt.bytes)
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		packets, err := readAll(write(t, b))
+		packets, err := readBytes(b)
 		var fileErr *FileError
 		if err != nil && (!errors.As(err, &fileErr) || int(fileErr.Packets) != len(packets)) {
 			t.Fatalf("error %#v after %d packets", err, len(packets))
 		}
+		if err != nil && strings.ContainsAny(err.Error(), "\n\r\x1b") {
+			t.Fatalf("error %q is not one plain line", err)
+		}
 		for _, p := range packets {
-			if p.WireLen < len(p.Frame) {
+			if p.WireLen < len(p.Frame) || p.WireLen > maxWireLen || len(p.Frame) > keptBytes+madeHeader {
 				t.Fatalf("frame of %d bytes, %d on the wire", len(p.Frame), p.WireLen)
+			}
+			if year := epoch.Add(p.Time).Year(); year < 1 || year > 9999 {
+				t.Fatalf("a packet of the year %d", year)
 			}
 		}
 	})

@@ -44,23 +44,13 @@ func (i *iface) bypasses() (b Bypasses) {
 	}
 	for _, l := range links {
 		xdp := l.Attrs().Xdp
-		if l.Attrs().Index == attrs.Index || xdp == nil || !xdp.Attached || isOwnXDP(xdp.ProgId) {
+		if l.Attrs().Index == attrs.Index || xdp == nil || !xdp.Attached || programName(ebpf.ProgramID(xdp.ProgId)) == datapathProgEdIngress {
 			continue
 		}
 		b.Redirectors = append(b.Redirectors, l.Attrs().Name)
 	}
 	slices.Sort(b.Redirectors)
 	return b
-}
-
-func isOwnXDP(id uint32) bool {
-	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
-	if err != nil {
-		return false
-	}
-	defer p.Close()
-	info, err := p.Info()
-	return err == nil && info.Name == datapathProgEdIngress
 }
 
 // hardwareFlowtables lists those in which the device is, and which are offloaded.

@@ -228,12 +228,15 @@ type seen struct {
 	WireLens      []uint32
 	FromInitiator []bool
 	Data          []byte
+	Numbers       flow.Numbers
+	OneWay        bool
+	MidStream     bool
 }
 
 func look(s *flow.Sample) seen {
 	v := seen{
 		Key: s.Key.String(), InitiatorIsLo: s.InitiatorIsLo, Reason: s.Reason.String(),
-		Data: slices.Clone(s.Data),
+		Data: slices.Clone(s.Data), Numbers: s.Numbers, OneWay: s.OneWay, MidStream: s.MidStream,
 	}
 	for _, p := range s.Packets {
 		v.Offsets = append(v.Offsets, p.Offset)

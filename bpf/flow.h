@@ -99,7 +99,7 @@ static __always_inline enum action drop(struct counts *cnt, struct block *block,
 }
 
 static __always_inline void remember(const struct flow_key *key, enum verdict verdict, __u32 isn_lo,
-				     __u32 isn_hi, __u8 known)
+				     __u32 isn_hi, __u8 known, __u8 mark)
 {
 	struct flow flow = {
 		.last_ns = bpf_ktime_get_coarse_ns(),
@@ -108,6 +108,7 @@ static __always_inline void remember(const struct flow_key *key, enum verdict ve
 		.isn_lo = isn_lo,
 		.isn_hi = isn_hi,
 		.known = known & KNOWN_ISN,
+		.mark = mark,
 	};
 
 	/* An LRU map refuses no entry; were one refused, the flow would be seen as
@@ -115,9 +116,11 @@ static __always_inline void remember(const struct flow_key *key, enum verdict ve
 	bpf_map_update_elem(&flows, key, &flow, BPF_ANY);
 }
 
-static __always_inline void remember_sample(const struct sample *sample, enum verdict verdict)
+static __always_inline void remember_capture(const struct slot *slot, enum verdict verdict)
 {
-	remember(&sample->key, verdict, sample->isn_lo, sample->isn_hi, sample->known);
+	const struct sample *sample = &slot->sample;
+
+	remember(&sample->key, verdict, sample->isn_lo, sample->isn_hi, sample->known, slot->mark);
 }
 
 static __always_inline bool take_slot(__u8 proto, __u32 *id)
@@ -174,7 +177,7 @@ __noinline int hand_over(__u32 id, __u64 word)
 	sample->end_ns = bpf_ktime_get_ns();
 	/* First known as handed over, then no longer collecting: a packet between
 	 * the two must not look like one of an unknown flow. */
-	remember_sample(sample, VERDICT_PENDING);
+	remember_capture(slot, VERDICT_PENDING);
 	if (sample->reason == REASON_FULL)
 		cnt->handed_full++;
 	else if (sample->reason == REASON_IDLE)
@@ -187,7 +190,7 @@ __noinline int hand_over(__u32 id, __u64 word)
 	if (bpf_ringbuf_output(&samples, sample, __builtin_offsetof(struct sample, data) + len,
 			       0)) {
 		cnt->ring_full++;
-		remember_sample(sample, VERDICT_PASS);
+		remember_capture(slot, VERDICT_PASS);
 	}
 	release_slot(slot, id);
 	return 0;
@@ -479,9 +482,9 @@ __noinline int open_capture(const struct packet *pkt)
 	cnt->collecting_full++;
 refused:
 	if (candidate)
-		remember(&key, VERDICT_PASS, candidate->isn_lo, candidate->isn_hi, KNOWN_ISN);
+		remember(&key, VERDICT_PASS, candidate->isn_lo, candidate->isn_hi, KNOWN_ISN, 0);
 	else
-		remember(&key, VERDICT_PASS, 0, 0, 0);
+		remember(&key, VERDICT_PASS, 0, 0, 0, 0);
 out:
 	if (candidate)
 		free_candidate(id);
@@ -504,7 +507,7 @@ __noinline int refuse_capture(const struct packet *pkt)
 	if (!candidate)
 		return 0;
 	remember(&key, candidate->flags & CANDIDATE_JOIN ? VERDICT_MID_STREAM : VERDICT_PASS,
-		 candidate->isn_lo, candidate->isn_hi, KNOWN_ISN);
+		 candidate->isn_lo, candidate->isn_hi, KNOWN_ISN, 0);
 	free_candidate(id);
 	return 0;
 }

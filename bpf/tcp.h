@@ -806,11 +806,15 @@ __noinline int standing(const struct packet *pkt)
 		candidate = bpf_map_lookup_elem(&syns, &id);
 		if (!candidate || !(way & HANDSHAKE_WAYS) || !same_key(&candidate->key, &pkt->key))
 			continue;
-		if (candidate->state != CANDIDATE_SYN)
+		if (candidate->state == CANDIDATE_PROVEN)
 			found |= STANDING_ANY;
-		if (candidate->state == CANDIDATE_ANSWERED &&
-		    is_young(pkt, candidate->answered_ns, CANDIDATE_NS))
-			found |= STANDING_ANSWERED;
+		if (candidate->state == CANDIDATE_SYN ||
+		    !is_young(pkt, candidate->answered_ns, CANDIDATE_NS))
+			continue;
+		if (candidate->state == CANDIDATE_ANSWERED)
+			found |= STANDING_ANSWERED | STANDING_ANY;
+		if (!(candidate->flags & CANDIDATE_ONE_WAY))
+			found |= STANDING_ANY;
 	}
 	return found;
 }

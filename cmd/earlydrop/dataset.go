@@ -14,7 +14,6 @@ import (
 	"io"
 	"io/fs"
 	"maps"
-	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,19 +28,26 @@ import (
 	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/loader/flow/headers"
 )
 
 // datasetFormat is raised when a reader of the folder must change.
-const datasetFormat = 1
+const datasetFormat = 2
 
 // Files of a dataset folder.
 const (
 	captureFile = "capture.npy"
 	maskFile    = "mask.npy"
+	fieldsFile  = "fields.npy"
 	packetsFile = "packets.npy"
+	sessionFile = "session.npy"
 	samplesFile = "samples.tsv"
 	datasetFile = "dataset.json"
 )
+
+// datasetArrays are the files that the digest covers, in its order; behind them it
+// covers samplesFile.
+var datasetArrays = []string{captureFile, maskFile, fieldsFile, packetsFile, sessionFile}
 
 // datasetColumns are the columns of samples.tsv before the manifest's own.
 var datasetColumns = []string{"index", "label", "group", "file", "src", "dst", "proto", "captured", "reason"}
@@ -51,10 +57,19 @@ func datasetCommand() *cli.Command {
 		Name:  "dataset",
 		Usage: "turn captures into training samples",
 		Description: `Reads captures with the same assembly as the live data path and writes a folder
-for the training code: capture.npy (uint8 [N,1024], the captured bytes), mask.npy
-(uint8 [N,1024]: 0 kept, 2 replaced by the recipe strict, 3 by paper and strict),
-packets.npy (int32 [N,32,4]: offset or -1, wire length, from initiator, time in µs),
-samples.tsv and dataset.json. The same captures give the same digest in any order.
+for the training code, which reads no headers by itself. Arrays, a row per sample:
+   capture.npy   uint8 [N,1024]    the captured bytes
+   mask.npy      uint8 [N,1024]    of each: 0 kept, 2 replaced by the recipe strict,
+                                   3 by paper and strict
+   fields.npy    uint8 [N,1024]    of each: 0 payload, else the header field, a
+                                   number of the list "fields" in dataset.json
+   packets.npy   int32 [N,32,6]    offset in the capture or -1, wire length, from
+                                   initiator, time in µs, offset of the payload in
+                                   the capture, length of the payload on the wire
+   session.npy   int32 [N,64,6]    the session's first packets, also behind the
+                                   capture: wire length or -1, payload length, from
+                                   initiator, time in µs, TCP flags, TCP window
+and samples.tsv and dataset.json. The same captures give the same digest in any order.
 
 A manifest is a table with tabs and a header line. It has the columns path (a file,
 or a folder with captures at any depth, relative to the manifest), label and group;
@@ -392,7 +407,8 @@ type dataset struct {
 	Duplicates map[string]int            `json:"duplicates_left_out"`
 	Files      int                       `json:"files"`
 	Counters   map[string]uint64         `json:"counters"`
-	Digest     string                    `json:"digest"` // of the other four files, one after another
+	Fields     []string                  `json:"fields"` // what the numbers of fields.npy mean
+	Digest     string                    `json:"digest"` // of the other files, one after another
 }
 
 // print writes the figures for people.
@@ -415,19 +431,23 @@ func (d *dataset) print(w io.Writer, out string) {
 
 // datasetWriter writes samples to the files of a dataset folder.
 type datasetWriter struct {
-	capture, mask, packets *npyFile
-	table                  *bufio.Writer
-	tableFile              *os.File
-	columns                []string
-	dataset                dataset
-	seen                   map[[sha256.Size]byte]struct{} // label and kept bytes
+	capture, mask, fields, packets, session *npyFile
+
+	table     *bufio.Writer
+	tableFile *os.File
+	columns   []string
+	dataset   dataset
+	seen      map[[sha256.Size]byte]struct{} // label and kept bytes
 }
 
 // writeDataset reads all inputs and writes the files of a dataset into dir.
 func writeDataset(c *cli.Context, dir string, inputs []datasetInput, columns []string) (_ *dataset, err error) {
 	w := &datasetWriter{columns: columns, seen: map[[sha256.Size]byte]struct{}{}}
 	w.dataset = dataset{Format: datasetFormat, Labels: map[string]int{}, Groups: map[string]map[string]int{},
-		Duplicates: map[string]int{}, Files: len(inputs), Counters: map[string]uint64{}}
+		Duplicates: map[string]int{}, Files: len(inputs), Counters: map[string]uint64{}, Fields: []string{"payload"}}
+	for f := headers.Field(1); f < headers.NumFields; f++ {
+		w.dataset.Fields = append(w.dataset.Fields, f.String())
+	}
 	closers := []func() error{}
 	defer func() { // what a failure left open
 		for _, f := range closers {
@@ -442,7 +462,9 @@ func writeDataset(c *cli.Context, dir string, inputs []datasetInput, columns []s
 	}{
 		{&w.capture, captureFile, "|u1", []int{flow.CaptureBytes}},
 		{&w.mask, maskFile, "|u1", []int{flow.CaptureBytes}},
-		{&w.packets, packetsFile, "<i4", []int{flow.MaxPackets, 4}},
+		{&w.fields, fieldsFile, "|u1", []int{flow.CaptureBytes}},
+		{&w.packets, packetsFile, "<i4", []int{flow.MaxPackets, 6}},
+		{&w.session, sessionFile, "<i4", []int{sessionPackets, len(sessionPacket{})}},
 	} {
 		if *f.to, err = createNpy(filepath.Join(dir, f.name), f.dtype, f.row...); err != nil {
 			return nil, err
@@ -576,9 +598,10 @@ func (w *datasetWriter) readFile(in *datasetInput, counters *assembly.Counters, 
 	}
 	defer f.Close()
 	var writeErr error
+	var added sessions
 	a := assembly.New(assembly.Options{}, func(_ *assembly.Flow, s *flow.Sample) {
 		if writeErr == nil {
-			writeErr = w.add(in, s)
+			writeErr = w.add(in, s, &added)
 		}
 	}, nil)
 	err = f.Run(a, progress)
@@ -587,12 +610,24 @@ func (w *datasetWriter) readFile(in *datasetInput, counters *assembly.Counters, 
 	if writeErr != nil {
 		return writeErr
 	}
+	// Where the file can't be read to its end, this ends at the same place.
+	if readErr := added.read(in.path); err == nil {
+		err = readErr
+	}
+	var row []byte
+	for _, one := range added.all {
+		row = one.appendRow(row[:0])
+		if writeErr := w.session.write(row); writeErr != nil {
+			return writeErr
+		}
+	}
 	return err
 }
 
-// add writes one sample, unless its label has the same already.
-func (w *datasetWriter) add(in *datasetInput, s *flow.Sample) error {
-	var capture, mask, kept [flow.CaptureBytes]byte
+// add writes one sample, and adds its session to added, unless its label has the
+// same sample already.
+func (w *datasetWriter) add(in *datasetInput, s *flow.Sample, added *sessions) error {
+	var capture, mask, fields, kept [flow.CaptureBytes]byte
 	copy(capture[:], s.Data)
 	classifier.MaskMap(s, &mask)
 	for i := range capture {
@@ -615,13 +650,18 @@ func (w *datasetWriter) add(in *datasetInput, s *flow.Sample) error {
 	w.dataset.Labels[in.label]++
 	w.dataset.Groups[in.label][in.group]++
 
-	records := make([]byte, 0, flow.MaxPackets*4*4)
+	added.add(&s.Meta)
+	records := make([]byte, 0, flow.MaxPackets*6*4)
 	for i := range flow.MaxPackets {
-		record := [4]int32{-1}
+		record := [6]int32{-1}
 		if i < len(s.Packets) {
-			p := &s.Packets[i]
-			record = [4]int32{int32(p.Offset), int32(min(p.WireLen, math.MaxInt32)), 0,
-				int32(min(p.Time/time.Microsecond, math.MaxInt32))}
+			p, frame := &s.Packets[i], s.Frame(i)
+			wireLen := asInt32(int(p.WireLen))
+			var h headers.Headers
+			h.Walk(frame, int(wireLen))
+			h.Paint(fields[p.Offset:], &headers.Numbers, frame)
+			record = [6]int32{int32(p.Offset), wireLen, 0, asInt32(int(p.Time / time.Microsecond)),
+				int32(p.Offset) + int32(min(h.Payload, len(frame))), asInt32(h.PayloadLen)}
 			if p.FromInitiator {
 				record[2] = 1
 			}
@@ -630,27 +670,27 @@ func (w *datasetWriter) add(in *datasetInput, s *flow.Sample) error {
 			records = binary.LittleEndian.AppendUint32(records, uint32(v))
 		}
 	}
-	fields := []string{strconv.Itoa(index), in.label, in.group, in.file, s.Initiator().String(), s.Responder().String(),
+	columns := []string{strconv.Itoa(index), in.label, in.group, in.file, s.Initiator().String(), s.Responder().String(),
 		s.Key.Proto.String(), strconv.Itoa(len(s.Data)), s.Reason.String()}
 	for _, name := range w.columns {
-		fields = append(fields, in.extra[name])
+		columns = append(columns, in.extra[name])
 	}
-	for i := range fields { // names of files may hold anything
-		fields[i] = strings.Map(func(r rune) rune {
+	for i := range columns { // names of files may hold anything
+		columns[i] = strings.Map(func(r rune) rune {
 			if unicode.IsControl(r) {
 				return '?'
 			}
 			return r
-		}, fields[i])
+		}, columns[i])
 	}
-	_, err := fmt.Fprintln(w.table, strings.Join(fields, "\t"))
-	return cmp.Or(w.capture.write(capture[:]), w.mask.write(mask[:]), w.packets.write(records), err)
+	_, err := fmt.Fprintln(w.table, strings.Join(columns, "\t"))
+	return cmp.Or(w.capture.write(capture[:]), w.mask.write(mask[:]), w.fields.write(fields[:]), w.packets.write(records), err)
 }
 
 // finish computes the digest and writes dataset.json.
 func (w *datasetWriter) finish(dir string) error {
 	h := sha256.New()
-	for _, name := range []string{captureFile, maskFile, packetsFile, samplesFile} {
+	for _, name := range append(slices.Clone(datasetArrays), samplesFile) {
 		f, err := os.Open(filepath.Join(dir, name))
 		if err != nil {
 			return err

@@ -65,7 +65,7 @@ def arguments(argv):
     p.add_argument("study", nargs="+", choices=[*STUDIES, "all"], metavar="STUDY", help="see above")
     p.add_argument("--data", action="append", required=True, metavar="DIR", help="dataset folder (may be repeated)")
     p.add_argument("--captures", action="append", default=[], metavar="DIR",
-                   help="folder that the dataset's file names are relative to, for what reads whole sessions (may be repeated)")
+                   help="folder that the dataset's file names are relative to, for nDPI in experiment2 (may be repeated)")
     p.add_argument("--model", action="append", default=[], metavar="FILE", help="model file to measure (may be repeated)")
     p.add_argument("--out", default=".cache/eval", metavar="DIR", help="folder for results (default %(default)s)")
     p.add_argument("--network", action="append", default=[], choices=sorted(network.CHANNELS),

@@ -708,7 +708,10 @@ func (a *Assembler) oneWay(c *candidate, won *syn, s *segment) {
 func (a *Assembler) midStreamSegment(s *segment) {
 	if !a.opts.MidStream {
 		a.counters[MidStream]++
-		a.handshakes.midStream.set(s.Key, struct{}{})
+		// What may yet be proven must be looked at.
+		if pair := a.handshakes.of[s.Key]; !pair.stands(answered, s.ts) && !pair.stands(answeredAlone, s.ts) {
+			a.handshakes.midStream.set(s.Key, struct{}{})
+		}
 		return
 	}
 	// Every segment behind the SYN has ACK. Without it there is nothing to tell what

@@ -90,7 +90,7 @@ type floorCandidate struct {
 		TcpAt      uint8
 		FromLo     uint8
 		Pad        [2]uint8
-		Frame      [176]uint8
+		Frame      [208]uint8
 	}
 	Latest struct {
 		_          structs.HostLayout
@@ -102,7 +102,7 @@ type floorCandidate struct {
 		TcpAt      uint8
 		FromLo     uint8
 		Pad        [2]uint8
-		Frame      [176]uint8
+		Frame      [208]uint8
 	}
 }
 

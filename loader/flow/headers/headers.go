@@ -249,8 +249,8 @@ func (h *Headers) ipv4(frame []byte, off int, emptyOK bool) Verdict {
 	if total == 0 && h.WireLen-off < headerLen || total != 0 && total < headerLen || headerLen > len(ip) {
 		h.fail(Malformed)
 	} else {
-		// A BIG TCP packet gets its checksum when it is cut into packets.
-		h.BadChecksum = total != 0 && !sumsUp(ip[:headerLen]) && !(be16(ip, 10) == 0 && emptyOK)
+		// BIG TCP may leave the checksum empty as well.
+		h.BadChecksum = !sumsUp(ip[:headerLen]) && !(be16(ip, 10) == 0 && (total == 0 || emptyOK))
 		if h.BadChecksum || h.TTL == 0 {
 			h.fail(Malformed)
 		}

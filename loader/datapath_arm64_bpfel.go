@@ -39,13 +39,13 @@ type datapathAttached struct {
 
 type datapathBlock struct {
 	_             structs.HostLayout
-	ExpiresNs     uint64
-	SinceNs       uint64
 	SureUntil     uint64
+	CandidateNs   uint64
 	Packets       uint64
 	Bytes         uint64
+	ExpiresNs     uint64
+	SinceNs       uint64
 	TtlNs         uint64
-	CandidateNs   uint64
 	IsnLo         uint32
 	IsnHi         uint32
 	NextLo        uint32

@@ -793,7 +793,16 @@ func (w *twin) compare(t testing.TB, input []byte) (packets int, got outcome) {
 	p := w.paths[path]
 	p.t = t
 	before := p.before
+	start := time.Now()
 	want, got, keys := p.both(steps)
+	if time.Since(start) > 100*time.Millisecond {
+		// Whether a packet was reflected is a matter of a second by the kernel's clock,
+		// and this machine may stand still for as long: once more, with all forgotten.
+		p.inputs = ^uint16(0)
+		p.forget(keys)
+		before = p.before
+		want, got, keys = p.both(steps)
+	}
 	if !reflect.DeepEqual(want, got) { // much faster than a diff
 		t.Logf("input %q, %+v", input, p.config)
 		steps = p.thinned(steps)

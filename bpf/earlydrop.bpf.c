@@ -139,7 +139,7 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 
 	tcp = pkt->key.proto == IPPROTO_TCP;
 	syn = tcp && (pkt->tcp_flags & TCP_SYN);
-	block = get_block(&pkt->key);
+	block = find_block(&pkt->key);
 	if (block) {
 		if (!tcp || (!syn && !block->candidate_ns)) {
 			if (time_left(block))

@@ -69,16 +69,17 @@ struct flow {
 	__u8 pad[6];
 };
 
-/* Value of `blocked`. */
+/* Value of `blocked`. What a dropped packet asks for stands first: it is in one line of a
+ * CPU's cache. */
 struct block {
-	__u64 expires_ns; /* CLOCK_MONOTONIC; packets pass from then on */
-	__u64 since_ns;
 	__u64 sure_until;   /* jiffies before which expires_ns is surely not reached */
+	__u64 candidate_ns; /* CLOCK_MONOTONIC of the last SYN on the key; 0: none stands */
 	__u64 packets;	    /* dropped so far, both directions */
 	__u64 bytes;	    /* ... L2 headers included */
-	__u64 ttl_ns;	    /* what a renewal adds; 0: it is not renewed */
-	__u64 candidate_ns; /* CLOCK_MONOTONIC of the last SYN on the key; 0: none stands */
-	__u32 isn_lo;	    /* the blocked connection's numbers at its hand-over */
+	__u64 expires_ns;   /* CLOCK_MONOTONIC; packets pass from then on */
+	__u64 since_ns;
+	__u64 ttl_ns; /* what a renewal adds; 0: it is not renewed */
+	__u32 isn_lo; /* the blocked connection's numbers at its hand-over */
 	__u32 isn_hi;
 	__u32 next_lo;
 	__u32 next_hi;

@@ -59,14 +59,19 @@ static __always_inline struct slot *get_slot(__u32 id)
 /* The slowest tick that kernels are built with (CONFIG_HZ=100), in nanoseconds. */
 #define SLOWEST_TICK 10000000ULL
 
+/* The key's block, if it has one, its connection ended or not. */
+static __always_inline struct block *find_block(const struct flow_key *key)
+{
+	if (!block_filter[flow_bucket(key)])
+		return NULL;
+	return bpf_map_lookup_elem(&blocked, key);
+}
+
 /* The key's block, unless it ended with its connection. */
 static __always_inline struct block *get_block(const struct flow_key *key)
 {
-	struct block *block;
+	struct block *block = find_block(key);
 
-	if (!block_filter[flow_bucket(key)])
-		return NULL;
-	block = bpf_map_lookup_elem(&blocked, key);
 	return block && !block->ended ? block : NULL;
 }
 

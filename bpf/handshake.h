@@ -250,7 +250,7 @@ static __always_inline void begin_handshake(struct handshake *hs, const struct s
 	hs->bytes = first.wire_len;
 	hs->packet_count = 1;
 	hs->packets[0] = first;
-	__builtin_memcpy(hs->data, syn->frame, sizeof(syn->frame));
+	__builtin_memcpy(hs->data, syn->frame, HANDSHAKE_FRAME);
 }
 
 #define TCP_OPTION_END 0
@@ -268,8 +268,8 @@ static __always_inline __u32 is_same(__u32 a, __u32 b)
 	return same;
 }
 
-/* Whether a SYN joins a connection that exists (MP_JOIN, RFC 8684, 3.2). One that has more
- * headers in front of TCP than usual is not looked at. Goes byte by byte and without a
+/* Whether a SYN joins a connection that exists (MP_JOIN, RFC 8684, 3.2). One whose headers
+ * were too long to keep is not looked at. Goes byte by byte and without a
  * branch: a walk from option to option has too many paths for the verifier. Not static, so
  * that it looks at them once. */
 __noinline int joins_connection(const struct syn *syn)
@@ -280,7 +280,7 @@ __noinline int joins_connection(const struct syn *syn)
 		return 0;
 	at = syn->tcp_at + sizeof(struct tcphdr);
 	len = syn->header_len - at;
-	if (at > sizeof(syn->frame) - TCP_OPTIONS - 2)
+	if (at > HANDSHAKE_FRAME)
 		return 0;
 	for (__u32 i = 0; i < TCP_OPTIONS; i++) {
 		const __u8 *option = &syn->frame[at + i];
@@ -297,7 +297,7 @@ __noinline int joins_connection(const struct syn *syn)
 		hide(more);
 		next += begins * (more * step + (1 - more) * TCP_OPTIONS);
 		joins |= begins * more * is_same(option[0], TCP_OPTION_MPTCP) *
-			 is_same(option[2] >> 4, MPTCP_JOIN);
+			 (1 - ((option[1] - 3U) >> 31)) * is_same(option[2] >> 4, MPTCP_JOIN);
 	}
 	return joins;
 }

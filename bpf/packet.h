@@ -306,8 +306,8 @@ static __always_inline enum parse_result parse_ipv4(struct source *src, struct p
 	if (ip->version != 4 || header_len < sizeof(*ip) || header_len > total_len)
 		return PARSE_MALFORMED;
 	/* No router passes these on, and no host takes them: what they say was never heard.
-	 * A BIG TCP packet gets its checksum when it is cut into packets. */
-	if (!ip->ttl || (!big && !checksum_holds(src, ip, off)))
+	 * A BIG TCP packet may get its checksum only when it is cut into packets. */
+	if (!ip->ttl || (!(big && !ip->check) && !checksum_holds(src, ip, off)))
 		return PARSE_MALFORMED;
 	if (ip->frag_off & bpf_htons(IP_OFFSET_MASK))
 		return PARSE_LATER_FRAGMENT;

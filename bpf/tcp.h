@@ -436,8 +436,11 @@ __noinline int begin_connection(const struct packet *pkt)
 		discard_capture(cnt, slot, id);
 	bpf_map_delete_elem(&flows, &key);
 	block = get_block(&key);
-	if (block)
+	if (block) {
 		block->ended = 1;
+		/* Packets of keys that have none do not look whether it ended. */
+		block->candidate_ns = pkt->now;
+	}
 	clear_mid_stream(pkt);
 	cnt->tcp_opened++;
 	if (candidate->flags & CANDIDATE_JOIN) {
@@ -841,8 +844,9 @@ static __always_inline void mid_stream_segment(struct counts *cnt, const struct 
 		return;
 	cnt->mid_stream++;
 	__sync_lock_test_and_set(word, tag);
-	/* On another CPU, a SYN may have been acknowledged in between, which cleared the word
-	 * before it was written. */
+	/* What stands has to be looked at: a SYN+ACK alone, beside which somebody forged a
+	 * connection that goes one way, or a SYN that was acknowledged on another CPU, which
+	 * cleared the word before it was written. */
 	if (standing(pkt) & STANDING_ANY)
 		__sync_val_compare_and_swap(word, tag, 0);
 }
@@ -876,6 +880,7 @@ static __always_inline int blocked_segment(struct counts *cnt, struct block *blo
 					   const struct source *src, struct packet *pkt)
 {
 	bool live = time_left(block), stands;
+	__u64 since;
 
 	if ((pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) {
 		if (live && pkt->payload_len)
@@ -883,9 +888,11 @@ static __always_inline int blocked_segment(struct counts *cnt, struct block *blo
 		block->candidate_ns = pkt->now;
 		return NOT_BLOCKED;
 	}
-	stands = block->candidate_ns && is_young(pkt, block->candidate_ns, CANDIDATE_NS);
+	since = block->candidate_ns;
+	stands = since && is_young(pkt, since, CANDIDATE_NS);
 	if (!stands) {
-		block->candidate_ns = 0;
+		/* Unless another CPU has ended the block. */
+		__sync_val_compare_and_swap(&block->candidate_ns, since, 0);
 		block->mark = 0;
 	}
 	if (pkt->tcp_flags & TCP_SYN) {

@@ -39,13 +39,13 @@ type datapathAttached struct {
 
 type datapathBlock struct {
 	_             structs.HostLayout
-	ExpiresNs     uint64
-	SinceNs       uint64
 	SureUntil     uint64
+	CandidateNs   uint64
 	Packets       uint64
 	Bytes         uint64
+	ExpiresNs     uint64
+	SinceNs       uint64
 	TtlNs         uint64
-	CandidateNs   uint64
 	IsnLo         uint32
 	IsnHi         uint32
 	NextLo        uint32
@@ -90,7 +90,7 @@ type datapathCandidate struct {
 		TcpAt      uint8
 		FromLo     uint8
 		Pad        [2]uint8
-		Frame      [176]uint8
+		Frame      [208]uint8
 	}
 	Latest struct {
 		_          structs.HostLayout
@@ -102,7 +102,7 @@ type datapathCandidate struct {
 		TcpAt      uint8
 		FromLo     uint8
 		Pad        [2]uint8
-		Frame      [176]uint8
+		Frame      [208]uint8
 	}
 }
 

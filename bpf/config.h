@@ -14,16 +14,27 @@ volatile const __u64 cfg_idle_ns = 2000000000ULL;
 /* A UDP flow without a packet for this long starts afresh with the next. */
 volatile const __u64 cfg_udp_idle_ns = 60000000000ULL;
 
-/* TCP flows that are seen without their SYN are captured from their next payload
+/* TCP flows that are seen without their beginning are captured from their next payload
  * byte on, as if its sender had opened them; otherwise they are left alone. */
 volatile const bool cfg_mid_stream = false;
+
+/* Both directions come through one hook (mirror port, one-armed router), so that the
+ * hook can't tell from which side a packet is. Its direction stands for its side. */
+volatile const bool cfg_one_hook = false;
+
+/* TCP connections of which one direction is seen (asymmetric routing) are captured, and
+ * marked as such. */
+volatile const bool cfg_one_way = false;
 
 /* Number of entries of `handshake_tags` less 1; a power of two less 1. */
 volatile const __u32 cfg_bucket_mask = 65536 / 16 - 1;
 
+/* Number of entries of `slots`. */
+volatile const __u32 cfg_slots = 8192;
+
 /* Slots with lower numbers are for TCP flows only. */
 volatile const __u32 cfg_tcp_slots = 8192 / 4;
 
-/* Drawn at random, kept by an adoption: who does not know it can't choose addresses and
+/* Drawn at random, kept by an adoption: who does not know them can't choose addresses and
  * ports that fall together. */
-volatile const __u32 cfg_hash_seed = 0;
+volatile const __u32 cfg_hash_secret[HASH_WORDS] = {};

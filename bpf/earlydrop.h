@@ -7,11 +7,13 @@
  * bpftool prints its fields by name; padding is therefore always explicit and
  * always zero. Numbers of enum members are never reused. A change of layout
  * raises LAYOUT_VERSION, which makes a newer loader replace what an older one
- * pinned instead of adopting it.
+ * pinned instead of adopting it. Blocks are carried over even then: BLOCK_LAYOUT is
+ * the version of `blocked` alone.
  */
 #pragma once
 
-#define LAYOUT_VERSION 2
+#define LAYOUT_VERSION 3
+#define BLOCK_LAYOUT 3
 
 /* The first bytes of a flow that are captured: a 32x32 image. */
 #define CAPTURE_BYTES 1024
@@ -25,6 +27,9 @@
 #define HANDSHAKE_PACKETS 8
 
 #define NAME_LEN 16
+
+/* 32-bit words of a flow key, padded to an even number. */
+#define HASH_WORDS 12
 
 /* One bidirectional flow. The lower endpoint (address as 16 bytes, then port)
  * stands first; IPv4 is v4-mapped. Ports are in host order so that a dump reads
@@ -43,23 +48,47 @@ struct flow_key {
 enum verdict {
 	VERDICT_PENDING = 1,	/* handed over, no verdict yet: passes */
 	VERDICT_PASS = 2,	/* decided */
-	VERDICT_MID_STREAM = 3, /* open before the attach: never captured, passes */
+	VERDICT_MID_STREAM = 3, /* begins in the middle of a stream: never captured, passes */
 };
+
+/* What is known of a TCP connection's numbers. */
+#define KNOWN_ISN 1	/* isn_lo and isn_hi */
+#define KNOWN_NEXT_LO 2 /* next_lo */
+#define KNOWN_NEXT_HI 4
+#define KNOWN_ALL (KNOWN_ISN | KNOWN_NEXT_LO | KNOWN_NEXT_HI)
 
 /* Value of `flows`. Blocked flows are not in here but in `blocked`. */
 struct flow {
 	__u64 last_ns;	 /* CLOCK_MONOTONIC of the last packet, to a tick; UDP only */
 	__u32 last_tick; /* low half of jiffies at last_ns; UDP only */
 	enum verdict verdict;
+	__u32 isn_lo; /* initial sequence numbers, which tell connections apart; TCP only */
+	__u32 isn_hi;
+	__u8 known; /* KNOWN_ISN or 0 */
+	__u8 mark;  /* a SYN of the key was acknowledged: look at its candidates */
+	__u8 pad[6];
 };
 
-/* Value of `blocked`. */
+/* Value of `blocked`. What a dropped packet asks for stands first: it is in one line of a
+ * CPU's cache. */
 struct block {
-	__u64 expires_ns; /* CLOCK_MONOTONIC; packets pass from then on */
+	__u64 sure_until;   /* jiffies before which expires_ns is surely not reached */
+	__u64 candidate_ns; /* CLOCK_MONOTONIC of the last SYN on the key; 0: none stands */
+	__u64 packets;	    /* dropped so far, both directions */
+	__u64 bytes;	    /* ... L2 headers included */
+	__u64 expires_ns;   /* CLOCK_MONOTONIC; packets pass from then on */
 	__u64 since_ns;
-	__u64 sure_until; /* jiffies before which expires_ns is surely not reached */
-	__u64 packets;	  /* dropped so far, both directions */
-	__u64 bytes;
+	__u64 ttl_ns; /* what a renewal adds; 0: it is not renewed */
+	__u32 isn_lo; /* the blocked connection's numbers at its hand-over */
+	__u32 isn_hi;
+	__u32 next_lo;
+	__u32 next_hi;
+	__u8 known; /* which of them are known, KNOWN_* */
+	__u8 initiator_is_lo;
+	__u8 renewed; /* times, at most BLOCK_RENEWALS */
+	__u8 mark;    /* a SYN of the key was acknowledged: look at its candidates */
+	__u8 ended;   /* another connection of the key was proven: it blocks nothing more */
+	__u8 pad[3];
 	char class[NAME_LEN]; /* truncated, NUL-terminated */
 	char rule[NAME_LEN];
 };
@@ -78,6 +107,9 @@ enum handover_reason {
 	REASON_IDLE = 3,
 };
 
+#define SAMPLE_ONE_WAY 1    /* only one direction was seen: its sender can forge it */
+#define SAMPLE_MID_STREAM 2 /* it does not begin with the flow's first bytes */
+
 /* Record of the ring buffer `samples`: everything up to `data`, then `length`
  * bytes of it. Nothing behind them is submitted. */
 struct sample {
@@ -88,7 +120,14 @@ struct sample {
 	__u64 start_ns;	   /* CLOCK_MONOTONIC of the first packet */
 	__u64 end_ns;	   /* ... of the hand-over */
 	__u8 initiator_is_lo;
-	__u8 pad[7];
+	__u8 side;  /* the initiator's, 0 or 1 (enum side); TCP only, as all that follows */
+	__u8 flags; /* SAMPLE_* */
+	__u8 known; /* KNOWN_* */
+	__u32 isn_lo;
+	__u32 isn_hi;
+	__u32 next_lo; /* sequence number of the next byte that the side will send */
+	__u32 next_hi;
+	__u32 pad;
 	struct packet_record packets[CAPTURE_PACKETS];
 	__u8 data[CAPTURE_BYTES] __attribute__((aligned(8)));
 };
@@ -103,20 +142,31 @@ struct counts {
 	/* passed, never part of a flow */
 	__u64 not_ip;
 	__u64 other_proto; /* neither TCP nor UDP */
-	__u64 malformed;   /* lengths that can't be true */
+	__u64 malformed;   /* headers that can't be true: lengths, IPv4 checksum, TTL 0, ... */
 	__u64 unparsable;  /* more tags or extension headers than are walked */
 	__u64 later_fragment;
+	__u64 bad_flags; /* SYN together with RST or FIN */
 	/* flows */
-	__u64 tcp_opened; /* SYNs that opened a flow */
+	__u64 tcp_opened; /* connections that both ends have made */
 	__u64 udp_opened;
-	__u64 mid_stream;  /* TCP flows that were open before the attach */
+	__u64 mid_stream;  /* TCP flows whose beginning was not seen */
 	__u64 header_only; /* closed, or a datagram, without payload */
-	__u64 restarted;   /* a SYN on a flow that was collecting */
+	__u64 restarted;   /* a new connection on a flow that was collecting */
 	__u64 handed_full;
 	__u64 handed_closed;
 	__u64 handed_idle;
+	/* TCP: what a proof of the connection asks for, and what lacks it */
+	__u64 syns;	    /* SYNs that became candidates */
+	__u64 one_way;	    /* connections of which one direction was seen */
+	__u64 reflected;    /* handshake packets that came back from the wrong side */
+	__u64 wrong_side;   /* segments that came from the other end's side */
+	__u64 out_of_place; /* segments whose numbers the connection can't have now */
+	__u64 behind;	    /* payload that was captured before: retransmissions */
+	__u64 mptcp_join;   /* connections that carry the middle of a stream */
+	__u64 renewed;	    /* blocks whose connection went on when their time was over */
 	/* passed without an identification: fail open, per cause */
 	__u64 slots_full;      /* no free capture slot */
+	__u64 initiator_slots; /* slots are scarce, and the flow's initiator has many */
 	__u64 collecting_full; /* map `collecting` refused the flow */
 	__u64 handshake_busy;  /* another CPU was writing there; the packet is not captured */
 	__u64 ring_full;
@@ -130,11 +180,15 @@ struct attached {
 	__u32 layout_version;
 	__u32 pid;	   /* of the daemon; it may be gone */
 	__u64 attached_ns; /* CLOCK_REALTIME */
-	__u32 hash_seed;   /* cfg_hash_seed, by which handshakes are found */
-	__u32 pad;
-	char xdp_mode[NAME_LEN]; /* native, generic */
-	char egress[NAME_LEN];	 /* tcx, clsact */
-	char mode[NAME_LEN];	 /* monitor, enforce */
+	/* Up to here in every layout since 3. */
+	__u32 block_layout;
+	__u8 one_hook; /* cfg_one_hook */
+	__u8 one_way;  /* cfg_one_way */
+	__u8 pad[2];
+	__u32 hash_secret[HASH_WORDS]; /* cfg_hash_secret, by which handshakes are found */
+	char xdp_mode[NAME_LEN];       /* native, generic */
+	char egress[NAME_LEN];	       /* tcx, clsact */
+	char mode[NAME_LEN];	       /* monitor, enforce */
 	char version[32];
 	char model[64];
 	char policy[128];

@@ -74,10 +74,19 @@ static __always_inline bool next_source(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct iphdr *ip = data + sizeof(struct ethhdr);
+	__u64 sum = 0;
 
 	if ((void *)(ip + 1) > end)
 		return false;
 	ip->saddr = bench_number++;
+	ip->check = 0;
+#pragma unroll
+	for (int i = 0; i < (int)(sizeof(*ip) / 4); i++)
+		sum += ((__u32 *)ip)[i];
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	ip->check = ~(sum + (sum >> 16));
 	return true;
 }
 

@@ -6,7 +6,11 @@
  *   syns        TCP, no payload yet   fixed table: a SYN flood pushes out its like only
  *   collecting  payload seen          plain hash: bounded, refuses, never evicts
  *   flows       handed over, decided  LRU: an evicted flow just passes
- *   blocked     named by the policy   plain hash: only its time to live ends it
+ *   blocked     named by the policy   plain hash: only user space removes a block
+ *
+ * Beside its flow, a key may have candidates in `syns`: handshakes that are not proven
+ * yet, which change nothing that is known of the key. TCP flows whose beginning was not
+ * seen are in none of the four but in `mid_stream`, where strangers push out strangers.
  *
  * Sizes are defaults; the loader sets them before load. Bytes per entry are
  * 48 (hash element) or 64 (LRU element) of the kernel + key (48, rounded) + value.
@@ -20,14 +24,23 @@
  * and a length of up to 1024 to reach this far. They are never submitted. */
 #define CAPTURE_SLACK (CAPTURE_BYTES + 16)
 
-/* One capture that is being filled. Only user space and open_slot() write
+/* One capture that is being filled. Only user space and open_capture() write
  * `sample` as a whole; packets of the flow write disjoint parts of it (see
  * capture.h). */
 struct slot {
-	__u64 word;	   /* closed | references | packets | bytes, see capture.h */
-	__u64 last_ns;	   /* CLOCK_MONOTONIC of the last packet */
-	__u32 handed_over; /* taken by exchange: exactly one CPU submits */
-	__u32 generation;  /* of the flow that holds the slot */
+	__u64 word;		   /* closed | references | packets | bytes, see capture.h */
+	__u64 last_ns;		   /* CLOCK_MONOTONIC of the last packet */
+	__u32 handed_over;	   /* taken by exchange: exactly one CPU submits */
+	__u32 generation;	   /* of the flow that holds the slot */
+	struct bpf_spin_lock lock; /* of the holes and of the sample's next_lo, next_hi */
+	__u32 hole_lo;		   /* sequence number of the first byte that the side skipped */
+	__u32 hole_lo_end;	   /* ... behind the last one; the same: nothing is missing */
+	__u32 hole_hi;
+	__u32 hole_hi_end;
+	__u32 quota;	  /* entry of slot_quota that counts the slot for its initiator */
+	__u32 pair_quota; /* ... for initiator and responder; SLOT_UNCOUNTED: none */
+	__u8 mark;	  /* a SYN of the key was acknowledged: look at its candidates */
+	__u8 pad[3];
 	struct sample sample;
 	__u8 slack[CAPTURE_SLACK];
 };
@@ -39,31 +52,74 @@ struct slot_ref {
 
 /* Sixteen handshakes that a flow's hash may choose from, one word for each:
  *
- *   bits 16-31  tag: more of the hash, never 0
+ *   bits 16-31  tag: more of the hash, never 0; the lowest bit is the initiator's side
  *   bit  15     busy: whoever set it owns the handshake until it clears it
- *   bits 0-14   stamp: when it was last wanted, see capture.h
+ *   bits 0-14   stamp: when it was last wanted, see handshake.h
  *
  * A word of 0 is free. A packet looks at these words, which stay in a CPU's cache, and
- * then at no more than one handshake. */
+ * then at no more than one handshake of each side. */
 #define HANDSHAKE_WAYS 16
 
 struct handshake_bucket {
 	__u32 word[HANDSHAKE_WAYS];
 };
 
-/* A flow that began with its SYN: all that a SYN flood writes, and little, since most
- * of what a SYN costs is memory that is not in a cache. Written by the owner of its
- * word alone. */
+/* A SYN. */
 struct syn {
-	__u64 start_ns;
-	struct flow_key key;
-	__u8 initiator_is_lo;
-	__u8 answered; /* more than this packet came: handshakes[] has them all */
-	__u16 bytes;   /* of frame; 0: the SYN was too long to keep */
-	__u8 frame[HANDSHAKE_FRAME + 16] __attribute__((aligned(8)));
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	__u32 seq;
+	__u32 payload_len; /* TCP Fast Open */
+	__u16 bytes;	   /* of frame; 0: the SYN was too long to keep */
+	__u16 header_len;  /* of frame: without its payload */
+	__u8 tcp_at;	   /* where the TCP header is in frame */
+	__u8 from_lo;
+	__u8 pad[2];
+	/* what is behind HANDSHAKE_FRAME is slack: joins_connection() reads 42 bytes from any
+	 * place in the frame on */
+	__u8 frame[HANDSHAKE_FRAME + 48] __attribute__((aligned(8)));
 };
 
-/* All packets of a handshake that has more than a SYN. Of the same owner. */
+enum candidate_state {
+	CANDIDATE_SYN = 0,	/* SYNs only */
+	CANDIDATE_ALONE = 1,	/* a SYN+ACK that acknowledges no SYN that was seen */
+	CANDIDATE_ANSWERED = 2, /* a SYN+ACK that acknowledges one of the SYNs */
+	CANDIDATE_PROVEN = 3,	/* the initiator has acknowledged that: a connection */
+};
+
+#define CANDIDATE_ONE_WAY 1 /* one direction alone would prove it; counted */
+#define CANDIDATE_FORGED 2  /* ... and did: whoever sends in that direction can forge it */
+#define CANDIDATE_JOIN 4    /* the SYN joins another connection (MPTCP) */
+#define CANDIDATE_EARLY 8   /* all payload of the SYN was acknowledged, and is in its frame */
+#define CANDIDATE_CLOSED 16 /* RST or FIN came before any payload */
+
+/* The handshakes of one key whose initiator is on one side. A SYN flood writes what
+ * comes before `latest`, and little of it, since most of what a SYN costs is memory that
+ * is not in a cache. Written by the owner of its word alone. */
+struct candidate {
+	struct flow_key key;
+	__u8 side; /* the initiator's */
+	__u8 state;
+	__u8 syns;  /* that are known: 0, first, or first and latest */
+	__u8 flags; /* CANDIDATE_* */
+	/* from CANDIDATE_ALONE on */
+	__u64 start_ns;	   /* of the SYN that was acknowledged */
+	__u64 answered_ns; /* ... of the SYN+ACK */
+	__u32 isn_lo;
+	__u32 isn_hi;
+	__u32 next_lo;
+	__u32 next_hi;
+	__u32 hole_lo; /* as of struct slot */
+	__u32 hole_lo_end;
+	__u32 hole_hi;
+	__u32 hole_hi_end;
+	__u32 acked; /* acknowledgement number of the SYN+ACK */
+	__u8 initiator_is_lo;
+	__u8 pad[3];
+	struct syn first;
+	struct syn latest;
+};
+
+/* The packets of a handshake from its SYN+ACK on. Of the same owner. */
 struct handshake {
 	__u16 bytes;
 	__u16 packet_count;
@@ -73,9 +129,9 @@ struct handshake {
 };
 
 /* key: flow. value: verdict. Written by the kernel at hand-over and by the
- * loader with a verdict; deleted by the kernel when a SYN or an idle time starts
- * the flow afresh, and by the LRU.
- * 262144 * (64 + 48 + 16) = 32 MiB. */
+ * loader with a verdict; deleted by the kernel when another connection of the key is
+ * proven or an idle time starts the flow afresh, and by the LRU.
+ * 262144 * (64 + 48 + 32) = 36 MiB. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 262144);
@@ -85,7 +141,8 @@ struct {
 
 /* key: flow. value: until when, what was dropped, why. Written and deleted by
  * user space alone (the loader, `earlydrop blocked`); the kernel adds to the
- * counters and obeys expires_ns. 65536 * (48 + 48 + 72) = 10.5 MiB. */
+ * counters, obeys expires_ns, renews it, and sets ended.
+ * 65536 * (48 + 48 + 112) = 13 MiB. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
@@ -117,17 +174,16 @@ struct {
 	__type(value, struct handshake_bucket);
 } handshake_tags SEC(".maps");
 
-/* key: bucket * 16 + way. value: a flow of which a SYN was seen and no payload yet.
- * Written by the kernel; freed by it when payload comes or the flow closes, else
- * overwritten. 65536 * 240 = 15 MiB. */
+/* key: bucket * 16 + way. value: the SYNs of a key, and what became of them. Written by
+ * the kernel; freed by it when payload comes, else overwritten. 65536 * 568 = 35.5 MiB. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 65536);
 	__type(key, __u32);
-	__type(value, struct syn);
+	__type(value, struct candidate);
 } syns SEC(".maps");
 
-/* key: as of syns. value: the handshake's packets, where there is more than the SYN.
+/* key: as of syns. value: the handshake's packets, from the SYN+ACK on.
  * Written by the kernel. 65536 * 664 = 41.5 MiB. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -172,6 +228,54 @@ struct {
 	__uint(max_entries, 8192);
 	__type(value, __u32);
 } free_tcp_slots SEC(".maps");
+
+/* key: some bits of the flow's hash. value: the others, never 0; or 0. TCP flows of which a
+ * packet, but no beginning was seen: each new one takes the word of an older one. Written
+ * by the kernel. 65536 * 8 = 512 KiB. */
+#define MID_STREAM_WORDS 65536
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MID_STREAM_WORDS);
+	__type(key, __u32);
+	__type(value, __u64);
+} mid_stream SEC(".maps");
+
+/* key: some bits of a hash of a SYN's or SYN+ACK's key, direction and numbers. value: others
+ * of them, and when it came in through the interface. Written by the kernel.
+ * 65536 * 8 = 512 KiB. */
+#define SEEN_WORDS 65536
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SEEN_WORDS);
+	__type(key, __u32);
+	__type(value, __u64);
+} seen_inside SEC(".maps");
+
+/* key: hash of an initiator's address, or of both addresses; SLOTS_IN_USE: none. value:
+ * how many slots its TCP flows hold; how many are held at all. What falls together
+ * shares what it may have. Written by the kernel. 65537 * 8 = 512 KiB. */
+#define SLOT_QUOTAS 65536
+#define SLOTS_IN_USE SLOT_QUOTAS
+#define SLOT_UNCOUNTED 0xffffffff
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SLOT_QUOTAS + 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} slot_quota SEC(".maps");
+
+/* key: index of a network device. value: 1. The interface and the devices that stand on
+ * it: what was received through them came from the interface's side. Written by the
+ * loader. 256 * (48 + 8 + 8) = 16 KiB. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 256);
+	__type(key, __u32);
+	__type(value, __u8);
+} same_side SEC(".maps");
 
 /* Captures on their way to user space; room for 2900 full ones. */
 struct {

@@ -28,12 +28,15 @@
 
 #define IP_OFFSET_MASK 0x1fff
 
+#define IPV4_OPTIONS 40
+
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
 
 #define PREFIX_LEN 16
+#define PACKET_BUF 40
 
 enum parse_result {
 	PARSE_FLOW = 0,
@@ -43,6 +46,7 @@ enum parse_result {
 	PARSE_UNPARSABLE,
 	PARSE_LATER_FRAGMENT,
 	PARSE_LOAD_FAILED,
+	PARSE_BAD_FLAGS,
 };
 
 /* Where a packet's bytes are. Apart from struct packet, whose key is passed to
@@ -56,7 +60,8 @@ struct source {
 	bool is_xdp;
 };
 
-/* What a packet means. */
+/* What a packet means. Without gaps, since it is passed to functions that the verifier
+ * looks at by themselves: they may read all of it. */
 struct packet {
 	bool src_is_lo;
 	__u8 tcp_flags;
@@ -64,8 +69,31 @@ struct packet {
 	__u8 skip;
 	__u32 frame_len; /* captured frame: prefix and buffer, padding left out */
 	__u32 payload_len;
-	__u8 prefix[PREFIX_LEN] __attribute__((aligned(8)));
+	__u16 tcp_off; /* of the TCP header, in the buffer */
+	__u8 side;     /* from which it came, see read_segment() */
+	__u8 mark;     /* what a mark of the capture is worth, see join_capture() */
+	union {
+		/* headers that the parser could not read in place */
+		__u8 buf[PACKET_BUF];
+		/* what packets of flows that are not decided are asked for */
+		struct {
+			__u32 seq;
+			__u32 ack;
+			__u64 hash; /* of the key */
+			__u64 now;  /* CLOCK_MONOTONIC */
+			/* What functions leave to be done, so that they need not call one
+			 * another: all frames of a program share 512 bytes of stack. */
+			__u64 hand_over; /* hand this slot over, with its word; 0: none */
+			union {
+				__u32 slot;
+				__u32 pair_quota; /* until then, see within_quota() */
+			};
+			__u32 candidate; /* go on with this candidate, or with NO_CANDIDATE */
+		};
+	} __attribute__((aligned(8)));
+	__u8 prefix[PREFIX_LEN];
 	struct flow_key key __attribute__((aligned(8))); /* hashed by longer words */
+	__u32 quota; /* of the capture that it opens, see within_quota() */
 };
 
 struct vlan_header {
@@ -87,9 +115,10 @@ static __always_inline void measure(struct source *src)
 }
 
 /* Returns a pointer to len bytes, a constant, at offset off: into the packet where
- * its linear part holds them, else to buf, which a helper fills. NULL if the packet
+ * its linear part holds them, else to pkt->buf, which a helper fills. NULL if the packet
  * ends before. */
-static __always_inline void *header(struct source *src, __u32 off, void *buf, const __u32 len)
+static __always_inline void *header(struct source *src, struct packet *pkt, __u32 off,
+				    const __u32 len)
 {
 	void *at;
 
@@ -103,10 +132,10 @@ static __always_inline void *header(struct source *src, __u32 off, void *buf, co
 	measure(src);
 	if (off + len > src->len)
 		return NULL;
-	if (src->is_xdp ? bpf_xdp_load_bytes(src->ctx, off, buf, len)
-			: bpf_skb_load_bytes(src->ctx, off, buf, len))
+	if (src->is_xdp ? bpf_xdp_load_bytes(src->ctx, off, pkt->buf, len)
+			: bpf_skb_load_bytes(src->ctx, off, pkt->buf, len))
 		return NULL;
-	return buf;
+	return pkt->buf;
 }
 
 /* Where the network header says that the transport header is, and between whom. */
@@ -115,11 +144,10 @@ struct network {
 	__u32 end; /* of the IP packet, in the buffer */
 	__u8 proto;
 	bool v4; /* then only the last words of the addresses are set */
-	__be32 saddr[4];
-	__be32 daddr[4];
 };
 
-/* Puts the endpoints into the key, which is all zero so far, in canonical order. */
+/* The key has the source's address as the lower one so far. Puts both into canonical order,
+ * with their ports. */
 static __always_inline void set_endpoints(struct packet *pkt, const struct network *net,
 					  __u16 sport, __u16 dport)
 {
@@ -128,7 +156,7 @@ static __always_inline void set_endpoints(struct packet *pkt, const struct netwo
 
 #pragma unroll
 	for (int i = 3; i >= 0; i--) {
-		__u32 s = bpf_ntohl(net->saddr[i]), d = bpf_ntohl(net->daddr[i]);
+		__u32 s = bpf_ntohl(lo[i]), d = bpf_ntohl(hi[i]);
 
 		if (s != d)
 			src_is_lo = s < d;
@@ -138,14 +166,19 @@ static __always_inline void set_endpoints(struct packet *pkt, const struct netwo
 	pkt->src_is_lo = src_is_lo;
 	pkt->key.lo_port = src_is_lo ? sport : dport;
 	pkt->key.hi_port = src_is_lo ? dport : sport;
-	if (net->v4) {
+	if (net->v4)
 		lo[2] = hi[2] = bpf_htonl(0xffff);
-		lo[3] = src_is_lo ? net->saddr[3] : net->daddr[3];
-		hi[3] = src_is_lo ? net->daddr[3] : net->saddr[3];
+	if (src_is_lo)
 		return;
+#pragma unroll
+	for (int i = 3; i >= 0; i--) {
+		__be32 word = lo[i];
+
+		lo[i] = hi[i];
+		hi[i] = word;
+		if (net->v4)
+			break;
 	}
-	__builtin_memcpy(lo, src_is_lo ? net->saddr : net->daddr, 16);
-	__builtin_memcpy(hi, src_is_lo ? net->daddr : net->saddr, 16);
 }
 
 static __always_inline enum parse_result parse_transport(struct source *src, struct packet *pkt,
@@ -154,39 +187,42 @@ static __always_inline enum parse_result parse_transport(struct source *src, str
 	__be16 source, dest;
 
 	if (net->proto == IPPROTO_TCP) {
-		struct tcphdr buf, *tcp;
+		struct tcphdr *tcp;
 		__u32 header_len;
 
-		if (net->off + sizeof(buf) > net->end)
+		if (net->off + sizeof(*tcp) > net->end)
 			return PARSE_MALFORMED;
-		tcp = header(src, net->off, &buf, sizeof(buf));
+		tcp = header(src, pkt, net->off, sizeof(*tcp));
 		if (!tcp)
 			return PARSE_LOAD_FAILED;
 		header_len = tcp->doff * 4;
-		if (header_len < sizeof(buf) || net->off + header_len > net->end)
+		if (header_len < sizeof(*tcp) || net->off + header_len > net->end)
 			return PARSE_MALFORMED;
 		/* The flags are byte 13; the struct has them as bit fields. */
 		pkt->tcp_flags = ((__u8 *)tcp)[13];
+		if ((pkt->tcp_flags & TCP_SYN) && (pkt->tcp_flags & (TCP_RST | TCP_FIN)))
+			return PARSE_BAD_FLAGS;
+		pkt->tcp_off = net->off;
 		pkt->payload_len = net->end - net->off - header_len;
 		source = tcp->source;
 		dest = tcp->dest;
 	} else if (net->proto == IPPROTO_UDP) {
-		struct udphdr buf, *udp;
+		struct udphdr *udp;
 		__u32 len;
 
-		if (net->off + sizeof(buf) > net->end)
+		if (net->off + sizeof(*udp) > net->end)
 			return PARSE_MALFORMED;
-		udp = header(src, net->off, &buf, sizeof(buf));
+		udp = header(src, pkt, net->off, sizeof(*udp));
 		if (!udp)
 			return PARSE_LOAD_FAILED;
 		len = bpf_ntohs(udp->len);
 		/* 0 stands for "the rest" (jumbograms, GSO); a length beyond the
 		 * packet can't be true, but the bytes that are there are. */
-		if (len && len < sizeof(buf))
+		if (len && len < sizeof(*udp))
 			return PARSE_MALFORMED;
 		if (!len || len > net->end - net->off)
 			len = net->end - net->off;
-		pkt->payload_len = len - sizeof(buf);
+		pkt->payload_len = len - sizeof(*udp);
 		source = udp->source;
 		dest = udp->dest;
 	} else {
@@ -197,24 +233,81 @@ static __always_inline enum parse_result parse_transport(struct source *src, str
 	return PARSE_FLOW;
 }
 
-static __always_inline enum parse_result parse_ipv4(struct source *src, __u32 off,
-						    struct network *net)
+/* Adds up the words of an IPv4 header's options; what can't be read makes a wrong sum, or
+ * nearly always. A function, so that the parser's frame has no room for them. */
+static __always_inline __u64 options_sum(void *ctx, __u32 off, __u32 len, const bool is_xdp)
+{
+	__u32 buf[IPV4_OPTIONS / 4] = {};
+	__u64 sum = 0;
+
+	/* The helpers take no empty range, see copy_frame(). */
+	len--;
+	asm volatile("" : "+r"(len));
+	if (len >= IPV4_OPTIONS)
+		return 1;
+	if (is_xdp ? bpf_xdp_load_bytes(ctx, off, buf, len + 1)
+		   : bpf_skb_load_bytes(ctx, off, buf, len + 1))
+		return 1;
+#pragma unroll
+	for (int i = 0; i < IPV4_OPTIONS / 4; i++)
+		sum += buf[i];
+	return sum;
+}
+
+__noinline __u64 options_sum_xdp(struct xdp_md *ctx, __u32 off, __u32 len)
+{
+	return options_sum(ctx, off, len, true);
+}
+
+__noinline __u64 options_sum_skb(struct __sk_buff *ctx, __u32 off, __u32 len)
+{
+	return options_sum(ctx, off, len, false);
+}
+
+/* Whether the 16-bit words of an IPv4 header add up as they must (RFC 1071). Any byte
+ * order does, as long as it is the same for all. */
+static __always_inline bool checksum_holds(struct source *src, const struct iphdr *ip, __u32 off)
+{
+	const __u32 *word = (const __u32 *)ip;
+	__u32 options = ip->ihl * 4 - sizeof(*ip);
+	__u64 sum = 0;
+
+#pragma unroll
+	for (int i = 0; i < (int)(sizeof(*ip) / 4); i++)
+		sum += word[i];
+	if (options)
+		sum += src->is_xdp ? options_sum_xdp(src->ctx, off + sizeof(*ip), options)
+				   : options_sum_skb(src->ctx, off + sizeof(*ip), options);
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (__u16)(sum + (sum >> 16)) == 0xffff;
+}
+
+static __always_inline enum parse_result parse_ipv4(struct source *src, struct packet *pkt,
+						    __u32 off, struct network *net)
 {
 	__u32 header_len, total_len, rest;
-	struct iphdr buf, *ip;
+	struct iphdr *ip;
+	bool big;
 
-	ip = header(src, off, &buf, sizeof(buf));
+	ip = header(src, pkt, off, sizeof(*ip));
 	if (!ip)
 		return PARSE_MALFORMED;
 	header_len = ip->ihl * 4;
 	total_len = bpf_ntohs(ip->tot_len);
+	big = !total_len;
 	if (!total_len || total_len > src->len - off)
 		measure(src);
 	rest = src->len - off;
 	/* BIG TCP leaves the length at 0: the packet ends where the frame does. */
 	if (!total_len || total_len > rest)
 		total_len = rest;
-	if (ip->version != 4 || header_len < sizeof(buf) || header_len > total_len)
+	if (ip->version != 4 || header_len < sizeof(*ip) || header_len > total_len)
+		return PARSE_MALFORMED;
+	/* No router passes these on, and no host takes them: what they say was never heard.
+	 * A BIG TCP packet may get its checksum only when it is cut into packets. */
+	if (!ip->ttl || (!(big && !ip->check) && !checksum_holds(src, ip, off)))
 		return PARSE_MALFORMED;
 	if (ip->frag_off & bpf_htons(IP_OFFSET_MASK))
 		return PARSE_LATER_FRAGMENT;
@@ -222,8 +315,8 @@ static __always_inline enum parse_result parse_ipv4(struct source *src, __u32 of
 	net->end = off + total_len;
 	net->proto = ip->protocol;
 	net->v4 = true;
-	net->saddr[3] = ip->saddr;
-	net->daddr[3] = ip->daddr;
+	((__be32 *)pkt->key.lo_addr)[3] = ip->saddr;
+	((__be32 *)pkt->key.hi_addr)[3] = ip->daddr;
 	return PARSE_FLOW;
 }
 
@@ -237,8 +330,9 @@ struct extension_walk {
 	void *ctx;
 	__u32 off;
 	__u32 end;
-	__u8 proto;
 	enum parse_result result;
+	__u8 proto;
+	__u8 pad[3];
 };
 
 /* One IPv6 extension header. Returns 1 to end bpf_loop(), which is used because
@@ -285,46 +379,57 @@ static long walk_extension_skb(__u32 index, struct extension_walk *walk)
 	return walk_extension(walk, false);
 }
 
-static __always_inline enum parse_result parse_ipv6(struct source *src, __u32 off,
-						    struct network *net)
+/* An IPv4 address as IPv6 has it (::ffff:0:0/96) is in no packet on a wire (RFC 4942, 2.2);
+ * its key would be that of the IPv4 flow. */
+static __always_inline bool is_mapped(const __be32 *addr)
+{
+	return !addr[0] && !addr[1] && addr[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline enum parse_result parse_ipv6(struct source *src, struct packet *pkt,
+						    __u32 off, struct network *net)
 {
 	__u32 payload_len, rest;
-	struct ipv6hdr buf, *ip6;
+	struct ipv6hdr *ip6;
 
-	ip6 = header(src, off, &buf, sizeof(buf));
+	ip6 = header(src, pkt, off, sizeof(*ip6));
 	if (!ip6 || ip6->version != 6)
 		return PARSE_MALFORMED;
 	payload_len = bpf_ntohs(ip6->payload_len);
-	if (!payload_len || payload_len > src->len - off - sizeof(buf))
+	if (!payload_len || payload_len > src->len - off - sizeof(*ip6))
 		measure(src);
 	rest = src->len - off;
-	if (!payload_len || payload_len > rest - sizeof(buf))
-		payload_len = rest - sizeof(buf);
-	net->off = off + sizeof(buf);
+	if (!payload_len || payload_len > rest - sizeof(*ip6))
+		payload_len = rest - sizeof(*ip6);
+	net->off = off + sizeof(*ip6);
 	net->end = net->off + payload_len;
 	net->proto = ip6->nexthdr;
 	net->v4 = false;
-	__builtin_memcpy(net->saddr, &ip6->saddr, sizeof(net->saddr));
-	__builtin_memcpy(net->daddr, &ip6->daddr, sizeof(net->daddr));
+	__builtin_memcpy(pkt->key.lo_addr, &ip6->saddr, sizeof(pkt->key.lo_addr));
+	__builtin_memcpy(pkt->key.hi_addr, &ip6->daddr, sizeof(pkt->key.hi_addr));
+	if (!ip6->hop_limit || is_mapped((__be32 *)pkt->key.lo_addr) ||
+	    is_mapped((__be32 *)pkt->key.hi_addr))
+		return PARSE_MALFORMED;
 
 	if (is_extension(net->proto)) {
-		struct extension_walk walk = {
-			.ctx = src->ctx,
-			.off = net->off,
-			.end = net->end,
-			.proto = net->proto,
-		};
+		struct extension_walk *walk = (void *)pkt->buf;
 
+		_Static_assert(sizeof(*walk) <= sizeof(pkt->buf), "the walk fits there");
+		walk->ctx = src->ctx;
+		walk->off = net->off;
+		walk->end = net->end;
+		walk->proto = net->proto;
+		walk->result = PARSE_FLOW;
 		if (src->is_xdp)
-			bpf_loop(IPV6_EXT_HEADERS, walk_extension_xdp, &walk, 0);
+			bpf_loop(IPV6_EXT_HEADERS, walk_extension_xdp, walk, 0);
 		else
-			bpf_loop(IPV6_EXT_HEADERS, walk_extension_skb, &walk, 0);
-		if (walk.result != PARSE_FLOW)
-			return walk.result;
-		if (is_extension(walk.proto))
+			bpf_loop(IPV6_EXT_HEADERS, walk_extension_skb, walk, 0);
+		if (walk->result != PARSE_FLOW)
+			return walk->result;
+		if (is_extension(walk->proto))
 			return PARSE_UNPARSABLE;
-		net->off = walk.off;
-		net->proto = walk.proto;
+		net->off = walk->off;
+		net->proto = walk->proto;
 	}
 	return PARSE_FLOW;
 }
@@ -335,15 +440,14 @@ static __always_inline enum parse_result parse_packet(struct source *src, struct
 						      __u16 tci)
 {
 	enum parse_result result;
-	struct network net;
+	struct network net = {}; /* or clang spills registers that were never set */
 	__be16 proto, *type;
 	__u32 off = 0;
 	int tags = 0;
 
 	if (cfg_raw_ip) {
-		__u8 buf, *first;
+		__u8 *first = header(src, pkt, 0, sizeof(*first));
 
-		first = header(src, 0, &buf, sizeof(buf));
 		if (!first)
 			return PARSE_MALFORMED;
 		if ((*first >> 4) == 4)
@@ -357,15 +461,15 @@ static __always_inline enum parse_result parse_packet(struct source *src, struct
 		*(__be16 *)&pkt->prefix[12] = proto;
 	} else {
 		/* The addresses matter only where they have to be copied. */
-		type = header(src, 12, &proto, sizeof(proto));
+		type = header(src, pkt, 12, sizeof(*type));
 		if (!type)
 			return PARSE_MALFORMED;
 		proto = *type;
 		off = ETH_HLEN;
 		if (offloaded_tag) {
-			__u32 *macs, buf[3], *prefix = (__u32 *)pkt->prefix;
+			__u32 *macs, *prefix = (__u32 *)pkt->prefix;
 
-			macs = header(src, 0, buf, sizeof(buf));
+			macs = header(src, pkt, 0, 12);
 			if (!macs)
 				return PARSE_MALFORMED;
 			prefix[0] = macs[0];
@@ -380,14 +484,14 @@ static __always_inline enum parse_result parse_packet(struct source *src, struct
 		}
 #pragma unroll
 		for (int i = 0; i < VLAN_TAGS + 1; i++) {
-			struct vlan_header buf, *tag;
+			struct vlan_header *tag;
 
 			if (proto != ETH_P_8021Q_NET && proto != ETH_P_8021AD_NET &&
 			    proto != ETH_P_QINQ_NET)
 				break;
 			if (tags >= VLAN_TAGS)
 				return PARSE_UNPARSABLE;
-			tag = header(src, off, &buf, sizeof(buf));
+			tag = header(src, pkt, off, sizeof(*tag));
 			if (!tag)
 				return PARSE_MALFORMED;
 			if (tags == 0)
@@ -395,14 +499,14 @@ static __always_inline enum parse_result parse_packet(struct source *src, struct
 			else
 				pkt->key.inner_vlan = bpf_ntohs(tag->tci) & VLAN_ID_MASK;
 			proto = tag->proto;
-			off += sizeof(buf);
+			off += sizeof(*tag);
 			tags++;
 		}
 	}
 	if (proto == ETH_P_IP_NET)
-		result = parse_ipv4(src, off, &net);
+		result = parse_ipv4(src, pkt, off, &net);
 	else if (proto == ETH_P_IPV6_NET)
-		result = parse_ipv6(src, off, &net);
+		result = parse_ipv6(src, pkt, off, &net);
 	else
 		return PARSE_NOT_IP;
 	if (result != PARSE_FLOW)

@@ -52,6 +52,15 @@ type Options struct {
 	// next payload byte on and with its sender as the initiator. By default they
 	// are left alone, as what a model knows is how flows begin. (optional)
 	MidStream bool
+	// OneHook says that both directions of the traffic come in through the interface, as at
+	// a mirror port, or leave through it, as at a one-armed router: by the hook, the two
+	// sides can't be told apart, so a connection is proven by its numbers alone, and
+	// whoever can send in both directions can forge one. (optional)
+	OneHook bool
+	// OneWay captures TCP connections of which one direction only is seen, as with
+	// asymmetric routing. Their samples say so, since whoever can send in that direction
+	// can forge them. By default they are counted and left alone. (optional)
+	OneWay bool
 	// Monitor says that no flow may be dropped: blocks that an earlier daemon
 	// left are removed before the programs run.
 	Monitor bool
@@ -77,6 +86,7 @@ type Info struct {
 	Replaced      string   // why what was pinned could not be adopted and was replaced, else empty
 	BlocksAdopted int      // blocks with time left that go on
 	BlocksRemoved int      // blocks removed because of Options.Monitor
+	Bypasses      Bypasses // ways past the programs
 	HiddenVLANs   bool     // the driver takes VLAN tags out before the ingress program sees the frame
 	Loopback      bool     // the interface shows each packet twice: sent, then received
 	Bridge        bool     // the interface is a bridge: what it forwards between its ports is not seen
@@ -152,6 +162,7 @@ func Attach(opts Options) (_ *DataPath, err error) {
 	d := &DataPath{lock: lock, sweepIn: make([]byte, 64)}
 	d.index.Store(int32(ifc.index()))
 	d.Info.HiddenVLANs = ifc.hidesVLANs()
+	d.Info.Bypasses = ifc.bypasses()
 	d.Info.Loopback = ifc.link.Attrs().EncapType == "loopback"
 	if d.Info.Bridge = ifc.link.Type() == "bridge"; d.Info.Bridge {
 		d.Info.Ports = ifc.ports()
@@ -218,11 +229,13 @@ func configuredSpec(opts Options, ifc *iface) (*ebpf.CollectionSpec, error) {
 		return nil, err
 	}
 	for name, value := range map[string]any{
-		datapathVarCfgIdleNs:    uint64(opts.Idle),
-		datapathVarCfgUdpIdleNs: uint64(opts.UDPIdle),
-		datapathVarCfgRawIp:     ifc.rawIP(),
-		datapathVarCfgHashSeed:  rand.Uint32(),
-		datapathVarCfgMidStream: opts.MidStream,
+		datapathVarCfgIdleNs:     uint64(opts.Idle),
+		datapathVarCfgUdpIdleNs:  uint64(opts.UDPIdle),
+		datapathVarCfgRawIp:      ifc.rawIP(),
+		datapathVarCfgHashSecret: newSecret(),
+		datapathVarCfgMidStream:  opts.MidStream,
+		datapathVarCfgOneHook:    opts.OneHook,
+		datapathVarCfgOneWay:     opts.OneWay,
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("set %s: %w", name, err)
@@ -282,8 +295,8 @@ func adoptable(spec *ebpf.CollectionSpec, sizes Sizes, folder *os.File) (_ map[s
 		return nil, fmt.Sprintf("pinned maps have layout %d, this program has %d", a.LayoutVersion, layoutVersion)
 	}
 	// The handshakes that are under way stay where they are found.
-	if err := asked.Variables[datapathVarCfgHashSeed].Set(a.HashSeed); err != nil {
-		return nil, fmt.Sprintf("set %s: %v", datapathVarCfgHashSeed, err)
+	if err := asked.Variables[datapathVarCfgHashSecret].Set(a.HashSecret); err != nil {
+		return nil, fmt.Sprintf("set %s: %v", datapathVarCfgHashSecret, err)
 	}
 	return maps, ""
 }
@@ -295,7 +308,28 @@ func closeMaps(maps map[string]*ebpf.Map) {
 }
 
 // layoutVersion is LAYOUT_VERSION of bpf/earlydrop.h.
-const layoutVersion = 2
+const layoutVersion = 3
+
+// blockLayout is BLOCK_LAYOUT of bpf/earlydrop.h.
+const blockLayout = 3
+
+// hashSecret is the type of cfg_hash_secret.
+type hashSecret = [12]uint32
+
+// newSecret draws the secret of the hash by which tables are searched.
+func newSecret() (s hashSecret) {
+	for i := range s {
+		s[i] = rand.Uint32() // of a ChaCha8 that the system's randomness has seeded
+	}
+	return s
+}
+
+func bit(set bool) uint8 {
+	if set {
+		return 1
+	}
+	return 0
+}
 
 func (d *DataPath) adoptBlocks(monitor bool) error {
 	if monitor {
@@ -332,9 +366,12 @@ func (d *DataPath) describe(opts Options, spec *ebpf.CollectionSpec) error {
 		LayoutVersion: layoutVersion,
 		Pid:           uint32(os.Getpid()),
 		AttachedNs:    uint64(time.Now().UnixNano()),
+		BlockLayout:   blockLayout,
+		OneHook:       bit(opts.OneHook),
+		OneWay:        bit(opts.OneWay),
 	}
-	if err := spec.Variables[datapathVarCfgHashSeed].Get(&a.HashSeed); err != nil {
-		return fmt.Errorf("read %s: %w", datapathVarCfgHashSeed, err)
+	if err := spec.Variables[datapathVarCfgHashSecret].Get(&a.HashSecret); err != nil {
+		return fmt.Errorf("read %s: %w", datapathVarCfgHashSecret, err)
 	}
 	fixed(a.XdpMode[:], string(d.Info.XDPMode))
 	fixed(a.Egress[:], d.Info.Egress)

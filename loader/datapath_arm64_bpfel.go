@@ -18,8 +18,11 @@ type datapathAttached struct {
 	LayoutVersion uint32
 	Pid           uint32
 	AttachedNs    uint64
-	HashSeed      uint32
-	Pad           uint32
+	BlockLayout   uint32
+	OneHook       uint8
+	OneWay        uint8
+	Pad           [2]uint8
+	HashSecret    [12]uint32
 	XdpMode       [16]int8
 	Egress        [16]int8
 	Mode          [16]int8
@@ -35,14 +38,72 @@ type datapathAttached struct {
 }
 
 type datapathBlock struct {
-	_         structs.HostLayout
-	ExpiresNs uint64
-	SinceNs   uint64
-	SureUntil uint64
-	Packets   uint64
-	Bytes     uint64
-	Class     [16]int8
-	Rule      [16]int8
+	_             structs.HostLayout
+	SureUntil     uint64
+	CandidateNs   uint64
+	Packets       uint64
+	Bytes         uint64
+	ExpiresNs     uint64
+	SinceNs       uint64
+	TtlNs         uint64
+	IsnLo         uint32
+	IsnHi         uint32
+	NextLo        uint32
+	NextHi        uint32
+	Known         uint8
+	InitiatorIsLo uint8
+	Renewed       uint8
+	Mark          uint8
+	Ended         uint8
+	Pad           [3]uint8
+	Class         [16]int8
+	Rule          [16]int8
+}
+
+type datapathCandidate struct {
+	_             structs.HostLayout
+	Key           datapathFlowKey
+	Side          uint8
+	State         uint8
+	Syns          uint8
+	Flags         uint8
+	StartNs       uint64
+	AnsweredNs    uint64
+	IsnLo         uint32
+	IsnHi         uint32
+	NextLo        uint32
+	NextHi        uint32
+	HoleLo        uint32
+	HoleLoEnd     uint32
+	HoleHi        uint32
+	HoleHiEnd     uint32
+	Acked         uint32
+	InitiatorIsLo uint8
+	Pad           [3]uint8
+	First         struct {
+		_          structs.HostLayout
+		TimeNs     uint64
+		Seq        uint32
+		PayloadLen uint32
+		Bytes      uint16
+		HeaderLen  uint16
+		TcpAt      uint8
+		FromLo     uint8
+		Pad        [2]uint8
+		Frame      [208]uint8
+	}
+	Latest struct {
+		_          structs.HostLayout
+		TimeNs     uint64
+		Seq        uint32
+		PayloadLen uint32
+		Bytes      uint16
+		HeaderLen  uint16
+		TcpAt      uint8
+		FromLo     uint8
+		Pad        [2]uint8
+		Frame      [208]uint8
+	}
 }
 
 type datapathCounts struct {
@@ -56,6 +117,7 @@ type datapathCounts struct {
 	Malformed      uint64
 	Unparsable     uint64
 	LaterFragment  uint64
+	BadFlags       uint64
 	TcpOpened      uint64
 	UdpOpened      uint64
 	MidStream      uint64
@@ -64,7 +126,16 @@ type datapathCounts struct {
 	HandedFull     uint64
 	HandedClosed   uint64
 	HandedIdle     uint64
+	Syns           uint64
+	OneWay         uint64
+	Reflected      uint64
+	WrongSide      uint64
+	OutOfPlace     uint64
+	Behind         uint64
+	MptcpJoin      uint64
+	Renewed        uint64
 	SlotsFull      uint64
+	InitiatorSlots uint64
 	CollectingFull uint64
 	HandshakeBusy  uint64
 	RingFull       uint64
@@ -76,6 +147,11 @@ type datapathFlow struct {
 	LastNs   uint64
 	LastTick uint32
 	Verdict  datapathVerdict
+	IsnLo    uint32
+	IsnHi    uint32
+	Known    uint8
+	Mark     uint8
+	Pad      [6]uint8
 }
 
 type datapathFlowKey struct {
@@ -122,7 +198,14 @@ type datapathSample struct {
 	StartNs       uint64
 	EndNs         uint64
 	InitiatorIsLo uint8
-	Pad           [7]uint8
+	Side          uint8
+	Flags         uint8
+	Known         uint8
+	IsnLo         uint32
+	IsnHi         uint32
+	NextLo        uint32
+	NextHi        uint32
+	Pad           uint32
 	Packets       [32]datapathPacketRecord
 	Data          [1024]uint8
 }
@@ -133,24 +216,26 @@ type datapathSlot struct {
 	LastNs     uint64
 	HandedOver uint32
 	Generation uint32
-	Sample     datapathSample
-	Slack      [1040]uint8
+	Lock       struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	HoleLo    uint32
+	HoleLoEnd uint32
+	HoleHi    uint32
+	HoleHiEnd uint32
+	Quota     uint32
+	PairQuota uint32
+	Mark      uint8
+	Pad       [3]uint8
+	Sample    datapathSample
+	Slack     [1040]uint8
 }
 
 type datapathSlotRef struct {
 	_          structs.HostLayout
 	Slot       uint32
 	Generation uint32
-}
-
-type datapathSyn struct {
-	_             structs.HostLayout
-	StartNs       uint64
-	Key           datapathFlowKey
-	InitiatorIsLo uint8
-	Answered      uint8
-	Bytes         uint16
-	Frame         [176]uint8
 }
 
 type datapathVerdict uint32
@@ -174,7 +259,11 @@ const (
 	datapathMapFreeTcpSlots  = "free_tcp_slots"
 	datapathMapHandshakeTags = "handshake_tags"
 	datapathMapHandshakes    = "handshakes"
+	datapathMapMidStream     = "mid_stream"
+	datapathMapSameSide      = "same_side"
 	datapathMapSamples       = "samples"
+	datapathMapSeenInside    = "seen_inside"
+	datapathMapSlotQuota     = "slot_quota"
 	datapathMapSlots         = "slots"
 	datapathMapSyns          = "syns"
 	datapathProgEdEgress     = "ed_egress"
@@ -182,10 +271,13 @@ const (
 	datapathProgEdSweep      = "ed_sweep"
 	datapathVarBlockFilter   = "block_filter"
 	datapathVarCfgBucketMask = "cfg_bucket_mask"
-	datapathVarCfgHashSeed   = "cfg_hash_seed"
+	datapathVarCfgHashSecret = "cfg_hash_secret"
 	datapathVarCfgIdleNs     = "cfg_idle_ns"
 	datapathVarCfgMidStream  = "cfg_mid_stream"
+	datapathVarCfgOneHook    = "cfg_one_hook"
+	datapathVarCfgOneWay     = "cfg_one_way"
 	datapathVarCfgRawIp      = "cfg_raw_ip"
+	datapathVarCfgSlots      = "cfg_slots"
 	datapathVarCfgTcpSlots   = "cfg_tcp_slots"
 	datapathVarCfgUdpIdleNs  = "cfg_udp_idle_ns"
 )
@@ -250,7 +342,11 @@ type datapathMapSpecs struct {
 	FreeTcpSlots  *ebpf.MapSpec `ebpf:"free_tcp_slots"`
 	HandshakeTags *ebpf.MapSpec `ebpf:"handshake_tags"`
 	Handshakes    *ebpf.MapSpec `ebpf:"handshakes"`
+	MidStream     *ebpf.MapSpec `ebpf:"mid_stream"`
+	SameSide      *ebpf.MapSpec `ebpf:"same_side"`
 	Samples       *ebpf.MapSpec `ebpf:"samples"`
+	SeenInside    *ebpf.MapSpec `ebpf:"seen_inside"`
+	SlotQuota     *ebpf.MapSpec `ebpf:"slot_quota"`
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
 	Syns          *ebpf.MapSpec `ebpf:"syns"`
 }
@@ -261,10 +357,13 @@ type datapathMapSpecs struct {
 type datapathVariableSpecs struct {
 	BlockFilter   *ebpf.VariableSpec `ebpf:"block_filter"`
 	CfgBucketMask *ebpf.VariableSpec `ebpf:"cfg_bucket_mask"`
-	CfgHashSeed   *ebpf.VariableSpec `ebpf:"cfg_hash_seed"`
+	CfgHashSecret *ebpf.VariableSpec `ebpf:"cfg_hash_secret"`
 	CfgIdleNs     *ebpf.VariableSpec `ebpf:"cfg_idle_ns"`
 	CfgMidStream  *ebpf.VariableSpec `ebpf:"cfg_mid_stream"`
+	CfgOneHook    *ebpf.VariableSpec `ebpf:"cfg_one_hook"`
+	CfgOneWay     *ebpf.VariableSpec `ebpf:"cfg_one_way"`
 	CfgRawIp      *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
+	CfgSlots      *ebpf.VariableSpec `ebpf:"cfg_slots"`
 	CfgTcpSlots   *ebpf.VariableSpec `ebpf:"cfg_tcp_slots"`
 	CfgUdpIdleNs  *ebpf.VariableSpec `ebpf:"cfg_udp_idle_ns"`
 }
@@ -298,7 +397,11 @@ type datapathMaps struct {
 	FreeTcpSlots  *ebpf.Map `ebpf:"free_tcp_slots"`
 	HandshakeTags *ebpf.Map `ebpf:"handshake_tags"`
 	Handshakes    *ebpf.Map `ebpf:"handshakes"`
+	MidStream     *ebpf.Map `ebpf:"mid_stream"`
+	SameSide      *ebpf.Map `ebpf:"same_side"`
 	Samples       *ebpf.Map `ebpf:"samples"`
+	SeenInside    *ebpf.Map `ebpf:"seen_inside"`
+	SlotQuota     *ebpf.Map `ebpf:"slot_quota"`
 	Slots         *ebpf.Map `ebpf:"slots"`
 	Syns          *ebpf.Map `ebpf:"syns"`
 }
@@ -314,7 +417,11 @@ func (m *datapathMaps) Close() error {
 		m.FreeTcpSlots,
 		m.HandshakeTags,
 		m.Handshakes,
+		m.MidStream,
+		m.SameSide,
 		m.Samples,
+		m.SeenInside,
+		m.SlotQuota,
 		m.Slots,
 		m.Syns,
 	)
@@ -326,10 +433,13 @@ func (m *datapathMaps) Close() error {
 type datapathVariables struct {
 	BlockFilter   *ebpf.Variable `ebpf:"block_filter"`
 	CfgBucketMask *ebpf.Variable `ebpf:"cfg_bucket_mask"`
-	CfgHashSeed   *ebpf.Variable `ebpf:"cfg_hash_seed"`
+	CfgHashSecret *ebpf.Variable `ebpf:"cfg_hash_secret"`
 	CfgIdleNs     *ebpf.Variable `ebpf:"cfg_idle_ns"`
 	CfgMidStream  *ebpf.Variable `ebpf:"cfg_mid_stream"`
+	CfgOneHook    *ebpf.Variable `ebpf:"cfg_one_hook"`
+	CfgOneWay     *ebpf.Variable `ebpf:"cfg_one_way"`
 	CfgRawIp      *ebpf.Variable `ebpf:"cfg_raw_ip"`
+	CfgSlots      *ebpf.Variable `ebpf:"cfg_slots"`
 	CfgTcpSlots   *ebpf.Variable `ebpf:"cfg_tcp_slots"`
 	CfgUdpIdleNs  *ebpf.Variable `ebpf:"cfg_udp_idle_ns"`
 }

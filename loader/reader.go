@@ -75,6 +75,9 @@ func decodeSample(raw []byte, s *flow.Sample) error {
 		Reason:        flow.Reason(raw[unsafe.Offsetof(in.Reason)]),
 		Start:         wallClock(start),
 		Elapsed:       time.Duration(end - start),
+		Numbers:       decodeNumbers(raw),
+		OneWay:        raw[unsafe.Offsetof(in.Flags)]&sampleOneWay != 0,
+		MidStream:     raw[unsafe.Offsetof(in.Flags)]&sampleMidStream != 0,
 	}
 	s.Packets = s.Packets[:count]
 	last := 0
@@ -96,4 +99,31 @@ func decodeSample(raw []byte, s *flow.Sample) error {
 	s.Data = s.Data[:length]
 	copy(s.Data, raw[header:header+length])
 	return nil
+}
+
+// SAMPLE_* and KNOWN_* of bpf/earlydrop.h.
+const (
+	sampleOneWay    = 1
+	sampleMidStream = 2
+
+	knownISN    = 1
+	knownNextLo = 2
+	knownNextHi = 4
+)
+
+func decodeNumbers(raw []byte) flow.Numbers {
+	var in datapathSample
+	le := binary.LittleEndian
+	known := raw[unsafe.Offsetof(in.Known)]
+	isnLo, isnHi := le.Uint32(raw[unsafe.Offsetof(in.IsnLo):]), le.Uint32(raw[unsafe.Offsetof(in.IsnHi):])
+	nextLo, nextHi := le.Uint32(raw[unsafe.Offsetof(in.NextLo):]), le.Uint32(raw[unsafe.Offsetof(in.NextHi):])
+	loKnown, hiKnown := known&knownNextLo != 0, known&knownNextHi != 0
+	if raw[unsafe.Offsetof(in.InitiatorIsLo)] == 0 {
+		isnLo, isnHi, nextLo, nextHi, loKnown, hiKnown = isnHi, isnLo, nextHi, nextLo, hiKnown, loKnown
+	}
+	return flow.Numbers{
+		InitiatorISN: isnLo, ResponderISN: isnHi, ISNKnown: known&knownISN != 0,
+		InitiatorNext: nextLo, InitiatorNextKnown: loKnown,
+		ResponderNext: nextHi, ResponderNextKnown: hiKnown,
+	}
 }

@@ -96,6 +96,7 @@ func setSizes(spec *ebpf.CollectionSpec) error {
 	}
 	for name, value := range map[string]uint32{
 		datapathVarCfgBucketMask: buckets - 1,
+		datapathVarCfgSlots:      spec.Maps[datapathMapSlots].MaxEntries,
 		datapathVarCfgTcpSlots:   tcpSlots(spec.Maps[datapathMapSlots].MaxEntries),
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {

@@ -73,6 +73,18 @@ func warnings(iface string, info loader.Info) []string {
 		}
 		w = append(w, fmt.Sprintf("%s is a bridge: only what this machine itself sends, receives or routes is seen, not what the bridge forwards; for that, attach to a port of it (%s)", iface, ports))
 	}
+	if b := info.Bypasses; b.Bond != "" {
+		w = append(w, fmt.Sprintf("%s is a port of bond %s, whose other ports carry packets of the same flows: attach to %[2]s", iface, b.Bond))
+	}
+	for _, ft := range info.Bypasses.Flowtables {
+		w = append(w, fmt.Sprintf("nftables' flowtable %q has the hardware forward by itself (flags offload): those packets are neither seen nor dropped", ft))
+	}
+	if info.Bypasses.TCOffload {
+		w = append(w, fmt.Sprintf("%s may run tc filters in hardware, past the programs: ethtool -K %[1]s hw-tc-offload off", iface))
+	}
+	if r := info.Bypasses.Redirectors; len(r) > 0 {
+		w = append(w, fmt.Sprintf("another XDP program is attached to %s: frames that it redirects to %s are neither seen nor dropped on their way out", strings.Join(r, ", "), iface))
+	}
 	if info.PrivatePins {
 		w = append(w, "the BPF file system is of this mount namespace alone: status, blocked and detach see nothing from outside, and blocks end with the namespace's last process; "+enterInstead("attach -i "+iface))
 	}

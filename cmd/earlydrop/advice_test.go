@@ -55,6 +55,10 @@ func TestWarningsOfAnInterface(t *testing.T) {
 		{loader.Info{Loopback: true}, []string{"eth0", "twice", "ip route get"}},
 		{loader.Info{Bridge: true, Ports: []string{"p0", "p1"}}, []string{"eth0 is a bridge", "attach to a port of it (p0, p1)"}},
 		{loader.Info{Bridge: true}, []string{"eth0 is a bridge", "(none now)"}},
+		{loader.Info{Bypasses: loader.Bypasses{Bond: "bond0"}}, []string{"attach to bond0"}},
+		{loader.Info{Bypasses: loader.Bypasses{Flowtables: []string{"inet fw ft"}}}, []string{`"inet fw ft"`, "hardware"}},
+		{loader.Info{Bypasses: loader.Bypasses{TCOffload: true}}, []string{"ethtool -K eth0 hw-tc-offload off"}},
+		{loader.Info{Bypasses: loader.Bypasses{Redirectors: []string{"eth1", "eth2"}}}, []string{"eth1, eth2", "redirects to eth0"}},
 		{loader.Info{PrivatePins: true}, []string{"mount namespace", "blocks end", "nsenter --net="}},
 	} {
 		got := warnings("eth0", tt.info)

@@ -51,7 +51,8 @@ func conversation(at time.Duration, src, dst string, request, response []byte) [
 	}
 }
 
-// captureBytes returns a pcap file of the packets.
+// captureBytes returns a pcap file of the packets. Segments are numbered as the
+// sender's stack would do it, from 0.
 func captureBytes(t testing.TB, packets ...testPacket) []byte {
 	t.Helper()
 	var file bytes.Buffer
@@ -59,6 +60,7 @@ func captureBytes(t testing.TB, packets ...testPacket) []byte {
 	if err := w.WriteFileHeader(65535, layers.LinkTypeEthernet); err != nil {
 		t.Fatal(err)
 	}
+	next := map[string]uint32{} // sequence numbers by sender and receiver
 	for _, p := range packets {
 		src, err := net.ResolveTCPAddr("tcp", p.src)
 		if err != nil {
@@ -77,6 +79,13 @@ func captureBytes(t testing.TB, packets ...testPacket) []byte {
 		} = &layers.TCP{SrcPort: layers.TCPPort(src.Port), DstPort: layers.TCPPort(dst.Port),
 			Window: 65535, SYN: strings.Contains(p.flags, "S"), ACK: strings.Contains(p.flags, "A"),
 			FIN: strings.Contains(p.flags, "F"), RST: strings.Contains(p.flags, "R")}
+		if tcp, ok := transport.(*layers.TCP); ok {
+			tcp.Seq = next[p.src+p.dst]
+			if tcp.ACK {
+				tcp.Ack = next[p.dst+p.src]
+			}
+			next[p.src+p.dst] += uint32(len(p.payload) + strings.Count(p.flags, "S") + strings.Count(p.flags, "F"))
+		}
 		if p.udp {
 			ip.Protocol = layers.IPProtocolUDP
 			transport = &layers.UDP{SrcPort: layers.UDPPort(src.Port), DstPort: layers.UDPPort(dst.Port)}
@@ -379,6 +388,7 @@ func listing(t *testing.T, dir string) (names []string) {
 func TestDatasetTimesAndLengthsFitTheirType(t *testing.T) {
 	dir := filepath.Join(writeFiles(t, map[string][]byte{"with, comma/a.pcap": captureBytes(t,
 		testPacket{src: "10.0.0.1:1001", dst: "10.9.0.1:443", flags: "S"},
+		testPacket{src: "10.9.0.1:443", dst: "10.0.0.1:1001", flags: "SA"},
 		testPacket{at: time.Hour, src: "10.0.0.1:1001", dst: "10.9.0.1:443", flags: "A", payload: []byte("late")})}), "with, comma")
 	out := filepath.Join(dir, "out")
 	if code, _, stderr := runForTest("dataset", "--captures", dir, "--label", "a", "--out", out); code != exitOK {
@@ -389,7 +399,7 @@ func TestDatasetTimesAndLengthsFitTheirType(t *testing.T) {
 	if _, err := binary.Decode(packets, binary.LittleEndian, &records); err != nil {
 		t.Fatal(err)
 	}
-	if got := records[1][3]; got != 1<<31-1 {
+	if got := records[2][3]; got != 1<<31-1 {
 		t.Errorf("time of a packet an hour late: %d µs, want the largest int32", got)
 	}
 }

@@ -47,8 +47,11 @@ Link types: Ethernet, raw IP, Linux cooked (v1, v2), BSD loopback, PPP, PPPoE, C
 HDLC, Linux netfilter log, 802.11 (plain, radiotap, Prism, AVS), PPI, PKTAP, FDDI, ATM,
 MPLS, OpenBSD pflog and enc. Packets of others are skipped and counted.
 
-Each flow with payload, whose beginning is in the file, is one line. src is the side
-that opened the flow; packets and bytes count the whole flow (bytes on the wire, link
+Each flow with payload, whose beginning is in the file, is one line. A TCP connection
+begins with a SYN, a SYN+ACK that acknowledges it, and a segment that acknowledges that;
+where pcapng or Linux cooked packets say their direction, from the right sides of the
+interface. Segments that are not in place, by their numbers, are not captured. src is the
+side that opened the flow; packets and bytes count the whole flow (bytes on the wire, link
 header included), captured is what the model saw, and decision is what the policy
 says, whatever its mode. The class is unknown where the model's likeliest label, whose
 probability is the confidence, is below the model's bound. A summary says what else was

@@ -165,7 +165,7 @@ func TestReplayJSONOfEachFlow(t *testing.T) {
 	if want := "2 flows in 1 file classified: "; !strings.HasPrefix(stderr, want) {
 		t.Errorf("stderr %q, want it to begin with %q", stderr, want)
 	}
-	if want := "10 packets: mid_stream 1 header_only 1 handed_full 1 handed_end 1\n"; !strings.HasSuffix(stderr, want) {
+	if want := "10 packets: mid_stream 1 syns 2 tcp_opened 1 header_only 1 handed_full 1 handed_end 1\n"; !strings.HasSuffix(stderr, want) {
 		t.Errorf("stderr %q, want it to end with %q", stderr, want)
 	}
 }
@@ -256,7 +256,7 @@ func TestReplayTable(t *testing.T) {
 	}
 
 	code, stdout, _ = runForTest("replay", "--model", tinyModel, filepath.Join(dir, "silent.pcap"))
-	if want := "0 flows in 1 file classified; the policy drops 0\n2 packets: mid_stream 1 header_only 1\n"; code != exitOK || stdout != want {
+	if want := "0 flows in 1 file classified; the policy drops 0\n2 packets: mid_stream 1 syns 1 header_only 1\n"; code != exitOK || stdout != want {
 		t.Errorf("exit code %d, stdout of a file without flows %q, want %q", code, stdout, want)
 	}
 	code, stdout, _ = runForTest("replay", "--model", tinyModel, "--mid-stream", "capture", filepath.Join(dir, "silent.pcap"))

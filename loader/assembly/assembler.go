@@ -5,6 +5,7 @@ package assembly
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -30,6 +31,13 @@ type Options struct {
 	// payload byte on and with its sender as the initiator, instead of leaving
 	// them alone (optional).
 	MidStream bool
+	// OneWay captures TCP flows as well of which one direction alone is seen,
+	// as it is behind asymmetric routing. Anybody can forge them (optional).
+	OneWay bool
+	// StrictChecksums takes an IPv4 checksum of 0 for wrong, as the live data
+	// path does. In capture files it may have been left to the network card
+	// (optional).
+	StrictChecksums bool
 }
 
 // Counter names a cause that an Assembler counts. The numbers below
@@ -38,15 +46,39 @@ type Counter uint8
 
 // Counters beyond the parser's verdicts.
 const (
-	// MidStream counts TCP flows that were first seen without their SYN.
-	MidStream Counter = Counter(headers.NumVerdicts) + iota
-	// HeaderOnly counts TCP flows that ended without a payload byte, and
+	// BadChecksum counts those malformed packets that have a wrong checksum in
+	// their IPv4 header.
+	BadChecksum Counter = Counter(headers.NumVerdicts) + iota
+	// MidStream counts TCP flows that were first seen without their beginning.
+	MidStream
+	// SYNs counts SYNs that could begin a connection, without retransmissions,
+	// and Opened the connections that both ends made.
+	SYNs
+	Opened
+	// OneWay counts TCP handshakes of which one direction alone was seen.
+	OneWay
+	// MPJoin counts subflows of Multipath TCP: they are mid-stream.
+	MPJoin
+	// BadFlags counts segments with SYN that have RST or FIN as well.
+	BadFlags
+	// Reflected counts packets of a handshake that went out through the
+	// interface that they came in by.
+	Reflected
+	// WrongSide, OutOfPlace and Behind count segments that are missing from the
+	// capture of their connection: its other end is on the side that they came
+	// from, their numbers can't be, or their payload was seen before. OutOfPlace
+	// counts those as well that are nothing of a handshake in progress.
+	WrongSide
+	OutOfPlace
+	Behind
+	// HeaderOnly counts TCP connections, and handshakes that did not become one,
+	// without a payload byte up to a RST, a FIN or the end of the file, and
 	// datagrams without payload that found no flow.
 	HeaderOnly
 	// LeftOut counts header-only packets that no longer fitted into a
 	// flow's handshake bytes and are missing from its capture.
 	LeftOut
-	// Restarted counts captures thrown away because the flow began afresh.
+	// Restarted counts captures thrown away because a new connection began.
 	Restarted
 	// Full, Closed, Idle and End count samples by the reason of their
 	// hand-over.
@@ -60,14 +92,24 @@ const (
 )
 
 var counterNames = [NumCounters]string{
-	MidStream:  "mid_stream",
-	HeaderOnly: "header_only",
-	LeftOut:    "handshake_left_out",
-	Restarted:  "restarted",
-	Full:       "handed_full",
-	Closed:     "handed_closed",
-	Idle:       "handed_idle",
-	End:        "handed_end",
+	BadChecksum: "bad_checksum",
+	MidStream:   "mid_stream",
+	SYNs:        "syns",
+	Opened:      "tcp_opened",
+	OneWay:      "one_way",
+	MPJoin:      "mptcp_join",
+	BadFlags:    "bad_flags",
+	Reflected:   "reflected",
+	WrongSide:   "wrong_side",
+	OutOfPlace:  "out_of_place",
+	Behind:      "behind",
+	HeaderOnly:  "header_only",
+	LeftOut:     "handshake_left_out",
+	Restarted:   "restarted",
+	Full:        "handed_full",
+	Closed:      "handed_closed",
+	Idle:        "handed_idle",
+	End:         "handed_end",
 }
 
 // String returns the counter's name.
@@ -107,9 +149,8 @@ func (c Counters) Samples() uint64 { return c[Full] + c[Closed] + c[Idle] + c[En
 type stage uint8
 
 const (
-	handshake  stage = iota // TCP before its first payload byte
-	collecting              // capture in progress
-	decided                 // handed over, or mid-stream
+	collecting stage = iota // capture in progress
+	decided                 // handed over
 )
 
 // Flow is one life of a flow, from its start to its restart or the end of the
@@ -123,17 +164,25 @@ type Flow struct {
 	// Bytes are on the wire, L2 header included, Ethernet padding left out.
 	Packets, Bytes uint64
 	// Seq numbers the flows of an Assembler in order of their start, from 0.
+	// Numbers are left out: of handshakes that became no flow.
 	Seq uint64
 	// User is for the handlers. The Assembler doesn't touch it.
 	User any
 
-	stage      stage
-	handedOver bool
-	early      []byte // frames of the handshake stage
-	earlyRecs  []flow.Packet
-	sample     *flow.Sample // while collecting
+	stage  stage
+	sample *flow.Sample // while collecting
 
-	// Collecting flows form a list in order of their latest packet.
+	// TCP alone. marked: a candidate of the same key was answered. silent: it is
+	// decided, and was not handed over.
+	marked     bool
+	silent     bool
+	hasNumbers bool
+	numbers    [2]uint32 // initial ones, of the lower endpoint and the higher one
+	stream     *stream   // while collecting
+
+	captured time.Time // when the latest packet was captured
+
+	// Collecting flows form a list in order of their latest captured packet.
 	prev, next *Flow
 	deadline   time.Time // on the Assembler's clock
 }
@@ -145,12 +194,13 @@ type Assembler struct {
 	onSample func(*Flow, *flow.Sample)
 	onEnd    func(*Flow)
 
-	flows    map[flow.Key]*Flow
-	list     Flow // ring: next is the flow that has been silent longest
-	now      time.Time
-	seq      uint64
-	counters Counters
-	free     []*flow.Sample
+	flows      map[flow.Key]*Flow
+	handshakes handshakes
+	list       Flow // ring: next is the flow that has been silent longest
+	now        time.Time
+	seq        uint64
+	counters   Counters
+	free       []*flow.Sample
 }
 
 // New returns an Assembler. onSample gets each capture exactly once, in order
@@ -169,6 +219,7 @@ func New(opts Options, onSample func(*Flow, *flow.Sample), onEnd func(*Flow)) *A
 	}
 	a := &Assembler{opts: opts, onSample: onSample, onEnd: onEnd, flows: make(map[flow.Key]*Flow)}
 	a.list.prev, a.list.next = &a.list, &a.list
+	a.handshakes.init()
 	return a
 }
 
@@ -182,160 +233,134 @@ func (a *Assembler) Counters() Counters { return a.counters }
 // backwards, as it does in merged files: the clock then stands still, and the
 // times inside a flow never decrease.
 func (a *Assembler) Packet(ts time.Time, frame []byte, wireLen int) {
+	a.PacketFrom(SideUnknown, ts, frame, wireLen)
+}
+
+// PacketFrom is Packet with the side of the interface that the frame came from.
+// Where it is known, a connection has its ends on different sides.
+func (a *Assembler) PacketFrom(side Side, ts time.Time, frame []byte, wireLen int) {
 	if ts.After(a.now) {
 		a.now = ts
 		a.expire()
 	}
-	p, verdict := headers.Parse(frame, wireLen)
+	parse := headers.ParseCaptured
+	if a.opts.StrictChecksums {
+		parse = headers.Parse
+	}
+	s := segment{ts: ts, side: side}
+	var verdict headers.Verdict
+	s.Packet, verdict = parse(frame, wireLen)
 	a.counters[verdict]++
 	if verdict != headers.OK {
+		if verdict == headers.Malformed {
+			var h headers.Headers
+			if h.Walk(frame, max(wireLen, len(frame))); h.BadChecksum {
+				a.counters[BadChecksum]++
+			}
+		}
 		return
 	}
-	if len(frame) > p.WireLen {
-		frame = frame[:p.WireLen]
-	}
+	s.frame = frame[:min(len(frame), s.WireLen)]
 
-	f := a.flows[p.Key]
-	if f != nil && f.stage == collecting && ts.Sub(f.Last) >= a.opts.IdleTimeout {
+	f := a.flows[s.Key]
+	if f != nil && f.stage == collecting && ts.Sub(f.captured) >= a.opts.IdleTimeout {
 		// Only where the clock stands still: it would have expired.
 		a.handOver(f, flow.ReasonIdle)
 	}
-	if p.Key.Proto == flow.UDP {
-		f = a.startUDP(f, ts, &p)
+	if s.Key.Proto == flow.TCP {
+		a.tcp(&s)
 	} else {
-		f = a.startTCP(f, ts, &p)
+		a.udp(f, ts, &s.Packet, s.frame)
 	}
-	if f == nil {
-		return
-	}
-	f.Packets++
-	f.Bytes += uint64(p.WireLen)
-	if ts.After(f.Last) {
-		f.Last = ts
-	}
+}
 
-	if f.stage == handshake {
+// udp takes a datagram. f is the flow that has its key, or nil.
+func (a *Assembler) udp(f *Flow, ts time.Time, p *headers.Packet, frame []byte) {
+	if f == nil || ts.Sub(f.Last) > a.opts.UDPIdle {
+		// Unknown, or silent for so long that the old flow is over.
 		if p.PayloadLen == 0 {
-			// A SYN that began the flow does not end it as well, whatever
-			// other flags it has.
-			if p.Flags.Closes() && f.Packets > 1 {
-				a.counters[HeaderOnly]++
-				delete(a.flows, f.Key)
-				return
-			}
-			a.keepEarly(f, &p, frame)
+			a.counters[HeaderOnly]++
 			return
 		}
-		a.collect(f)
+		if f != nil {
+			a.restart(f)
+		}
+		f = a.start(p.Key, p.SrcIsLo, ts, a.order())
+		a.collect(f, nil, nil)
 	}
+	f.count(p, ts)
 	if f.stage == collecting {
-		a.capture(f, &p, frame)
+		a.capture(f, p, frame, false)
 	}
 }
 
-// startUDP returns the flow that the datagram belongs to, nil for none.
-func (a *Assembler) startUDP(f *Flow, ts time.Time, p *headers.Packet) *Flow {
-	if f != nil && ts.Sub(f.Last) <= a.opts.UDPIdle {
-		return f
+// restart ends a flow of which the key begins another.
+func (a *Assembler) restart(f *Flow) {
+	if f.stage == collecting {
+		a.counters[Restarted]++
+		a.release(f)
+	} else if !f.silent {
+		a.onEnd(f)
 	}
-	// Unknown, or silent for so long that the old flow is over.
-	if p.PayloadLen == 0 {
-		a.counters[HeaderOnly]++
-		return nil
-	}
-	f = a.start(f, ts, p)
-	a.collect(f)
+	delete(a.flows, f.Key)
+}
+
+// start begins a flow.
+func (a *Assembler) start(key flow.Key, initiatorIsLo bool, ts time.Time, order uint64) *Flow {
+	f := &Flow{Key: key, InitiatorIsLo: initiatorIsLo, Start: ts, Last: ts, Seq: order}
+	a.flows[key] = f
 	return f
 }
 
-// startTCP returns the flow that the segment belongs to, nil for none.
-func (a *Assembler) startTCP(f *Flow, ts time.Time, p *headers.Packet) *Flow {
-	if p.Flags.Opens() {
-		// A SYN of the responder on a handshake is a simultaneous open, any
-		// other SYN on a known flow a new connection on the same ports.
-		if f != nil && f.stage == handshake && f.InitiatorIsLo != p.SrcIsLo {
-			return f
-		}
-		return a.start(f, ts, p)
-	}
-	if f != nil {
-		return f
-	}
-	if !a.opts.MidStream {
-		a.counters[MidStream]++
-		f = a.start(nil, ts, p)
-		f.stage = decided
-	} else if p.PayloadLen > 0 {
-		a.counters[MidStream]++
-		f = a.start(nil, ts, p)
-	}
-	return f
-}
-
-// start begins a flow in the handshake stage. old is the flow that has the
-// key now, nil for none.
-func (a *Assembler) start(old *Flow, ts time.Time, p *headers.Packet) *Flow {
-	if old != nil {
-		if old.stage == collecting {
-			a.counters[Restarted]++
-			a.release(old)
-		}
-		a.end(old)
-	}
-	f := &Flow{Key: p.Key, InitiatorIsLo: p.SrcIsLo, Start: ts, Last: ts, Seq: a.seq}
+// order returns the number of a flow of which the first packet comes now, or may have
+// come.
+func (a *Assembler) order() uint64 {
 	a.seq++
-	a.flows[p.Key] = f
-	return f
+	return a.seq - 1
 }
 
-// keepEarly adds a header-only packet to the handshake frames, if it fits.
-func (a *Assembler) keepEarly(f *Flow, p *headers.Packet, frame []byte) {
-	if len(frame) > flow.HandshakeFrame || len(f.early)+len(frame) > flow.HandshakeBytes ||
-		len(f.earlyRecs) == flow.HandshakePackets {
-		a.counters[LeftOut]++
-		return
-	}
-	f.earlyRecs = append(f.earlyRecs, f.record(p, len(f.early)))
-	f.early = append(f.early, frame...)
+// count adds a packet to the totals.
+func (f *Flow) count(p *headers.Packet, ts time.Time) {
+	f.Packets++
+	f.Bytes += uint64(p.WireLen)
+	f.Last = later(f.Last, ts)
 }
 
-// record describes the packet that is captured at offset. Times have the
+// captured describes a packet that is captured at offset. Times have the
 // kernel's resolution.
-func (f *Flow) record(p *headers.Packet, offset int) flow.Packet {
+func captured(offset, wireLen int, fromInitiator bool, since time.Duration) flow.Packet {
 	return flow.Packet{
 		Offset:        uint16(offset),
-		WireLen:       uint32(p.WireLen),
-		FromInitiator: p.SrcIsLo == f.InitiatorIsLo,
-		Time:          f.Last.Sub(f.Start).Truncate(time.Microsecond),
+		WireLen:       uint32(wireLen),
+		FromInitiator: fromInitiator,
+		Time:          since.Truncate(time.Microsecond),
 	}
 }
 
-// collect moves a flow to the collecting stage: the handshake frames become
-// the start of its capture.
-func (a *Assembler) collect(f *Flow) {
+// collect begins the capture of a flow with the frames of its handshake.
+func (a *Assembler) collect(f *Flow, early []byte, earlyRecs []flow.Packet) {
 	if n := len(a.free); n > 0 {
 		f.sample, a.free = a.free[n-1], a.free[:n-1]
 	} else {
 		f.sample = new(flow.Sample)
 	}
 	f.sample.Reset()
-	f.sample.Data = append(f.sample.Data, f.early...)
-	f.sample.Packets = append(f.sample.Packets, f.earlyRecs...)
-	f.early, f.earlyRecs = nil, nil
-	f.stage = collecting
+	f.sample.Data = append(f.sample.Data, early...)
+	f.sample.Packets = append(f.sample.Packets, earlyRecs...)
 }
 
 // capture adds a packet to the capture and hands it over when it is full or
-// the connection closes. Full comes first: a FIN in the packet that fills the
-// capture changes nothing about it.
-func (a *Assembler) capture(f *Flow, p *headers.Packet, frame []byte) {
+// the packet ends the connection. Full comes first: a FIN in the packet that
+// fills the capture changes nothing about it.
+func (a *Assembler) capture(f *Flow, p *headers.Packet, frame []byte, ends bool) {
 	s := f.sample
-	s.Packets = append(s.Packets, f.record(p, len(s.Data)))
+	f.captured = f.Last
+	s.Packets = append(s.Packets, captured(len(s.Data), p.WireLen, p.SrcIsLo == f.InitiatorIsLo, f.Last.Sub(f.Start)))
 	s.Data = append(s.Data, frame[:min(len(frame), flow.CaptureBytes-len(s.Data))]...)
 	switch {
 	case s.Complete():
 		a.handOver(f, flow.ReasonFull)
-	case p.Flags.Closes():
+	case ends:
 		a.handOver(f, flow.ReasonClosed)
 	default:
 		a.touch(f)
@@ -347,7 +372,10 @@ func (a *Assembler) capture(f *Flow, p *headers.Packet, frame []byte) {
 func (a *Assembler) handOver(f *Flow, reason flow.Reason) {
 	s := f.sample
 	s.Meta = flow.Meta{Key: f.Key, InitiatorIsLo: f.InitiatorIsLo, Reason: reason,
-		Start: f.Start, Elapsed: f.Last.Sub(f.Start)}
+		Start: f.Start, Elapsed: f.captured.Sub(f.Start)}
+	if f.stream != nil {
+		f.describe(&s.Meta)
+	}
 	switch reason {
 	case flow.ReasonFull:
 		a.counters[Full]++
@@ -359,7 +387,7 @@ func (a *Assembler) handOver(f *Flow, reason flow.Reason) {
 	case flow.ReasonEnd:
 		a.counters[End]++
 	}
-	f.stage, f.handedOver = decided, true
+	f.stage, f.stream = decided, nil
 	a.onSample(f, s)
 	a.release(f)
 }
@@ -393,12 +421,6 @@ func (a *Assembler) expire() {
 	}
 }
 
-func (a *Assembler) end(f *Flow) {
-	if f.handedOver {
-		a.onEnd(f)
-	}
-}
-
 // Flush ends the file: captures in progress are handed over in order of their
 // latest packet, with flow.ReasonEnd, then every flow ends, in order of its
 // start. The Assembler is empty afterwards and may be used for another file;
@@ -407,17 +429,13 @@ func (a *Assembler) Flush() {
 	for f := a.list.next; f != &a.list; f = a.list.next {
 		a.handOver(f, flow.ReasonEnd)
 	}
-	rest := make([]*Flow, 0, len(a.flows))
-	for _, f := range a.flows {
-		if f.stage == handshake {
-			a.counters[HeaderOnly]++
+	for _, f := range slices.SortedFunc(maps.Values(a.flows), func(x, y *Flow) int { return cmp.Compare(x.Seq, y.Seq) }) {
+		if !f.silent {
+			a.onEnd(f)
 		}
-		rest = append(rest, f)
-	}
-	slices.SortFunc(rest, func(x, y *Flow) int { return cmp.Compare(x.Seq, y.Seq) })
-	for _, f := range rest {
-		a.end(f)
 	}
 	clear(a.flows)
+	a.counters[HeaderOnly] += a.handshakes.unended()
+	a.handshakes.init()
 	a.now = time.Time{}
 }

@@ -17,15 +17,10 @@ import (
 
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/loader/flow/headers"
+	"github.com/earlydrop/earlydrop/loader/internal/frames"
 )
 
 var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-
-// at is a frame and its time after epoch in milliseconds.
-type at struct {
-	ms    int
-	frame []byte
-}
 
 // describe writes a sample as one line: initiator's port, reason, bytes,
 // elapsed milliseconds, and each packet as direction, bytes captured and time.
@@ -46,205 +41,152 @@ func describe(s *flow.Sample) string {
 	return b.String()
 }
 
-// open4 is the handshake of client4 with server4 in the first 2 ms.
-func open4() []at {
-	return []at{{0, tcp4(true, SYN, 0)}, {1, tcp4(false, SYN|ACK, 0)}, {2, tcp4(true, ACK, 0)}}
+// run feeds packets and returns the samples as describe writes them, and the counters
+// beyond OK and the samples' reasons.
+func run(t testing.TB, options Options, packets []at) (samples []string, counters string) {
+	t.Helper()
+	a := New(options, func(f *Flow, s *flow.Sample) {
+		samples = append(samples, describe(s))
+		if f.Key != s.Key || f.InitiatorIsLo != s.InitiatorIsLo || !f.Start.Equal(s.Start) {
+			t.Errorf("flow %+v with sample %+v", f, s.Meta)
+		}
+	}, nil)
+	for _, p := range packets {
+		a.PacketFrom(p.side, epoch.Add(time.Duration(p.ms)*time.Millisecond), p.frame, len(p.frame))
+	}
+	a.Flush()
+	var parts []string
+	for c, n := range a.Counters() {
+		if n > 0 && c > int(headers.OK) && (c < int(Full) || c > int(End)) {
+			parts = append(parts, fmt.Sprintf("%v %d", Counter(c), n))
+		}
+	}
+	return samples, strings.Join(parts, ", ")
 }
 
 func TestAssembler(t *testing.T) {
+	datagram := func(ms int, fromClient bool, n int) at { return at{ms: ms, frame: udp4(fromClient, n)} }
 	repeat := func(n, ms int, frame []byte) (out []at) {
 		for i := range n {
-			out = append(out, at{ms + i, frame})
+			out = append(out, at{ms: ms + i, frame: frame})
 		}
 		return out
 	}
-	padded := append(tcp4(true, ACK, 1), 0, 0, 0, 0, 0)
-	options := func(flags headers.Flags, n int) []byte {
-		return eth(ip(client4, server4, 6, tcpSeg(client4, server4, flags, make([]byte, n), nil)))
-	}
-	ihl15 := right(eth(with(ip(client4, server4, 6, append(make([]byte, 40), tcpSeg(client4, server4, ACK, make([]byte, 40), nil)...)), 0, 0x4f)))
-	tcp6 := func(n int, seg []byte) []byte { // behind n bytes of destination options
-		if n > 0 {
-			return eth(ip(client6, server6, extDestOpts, append(with(make([]byte, n), 0, 6, byte(n/8-1)), seg...)))
+	padded := talk(t, ">S <SA >A >A1")
+	padded[3].frame = append(padded[3].frame, 0, 0, 0, 0, 0)
+	// behind so many bytes of destination options
+	tcp6 := func(src, dst netip.AddrPort, flags headers.Flags, seq, ack uint32, options, n int) []byte {
+		segment := frames.Numbered(tcpSeg(src, dst, flags, nil, payload(n)), seq, ack)
+		if options == 0 {
+			return eth(ip(src, dst, 6, segment))
 		}
-		return eth(ip(client6, server6, 6, seg))
+		return eth(ip(src, dst, extDestOpts, append(frames.Extension(6, options/8-1), segment...)))
 	}
-	syn6 := tcp6(0, tcpSeg(client6, server6, SYN, nil, nil))
-	big6 := tcp6(88, tcpSeg(client6, server6, ACK, nil, nil)) // 162 bytes
-	data6 := tcp6(0, tcpSeg(client6, server6, ACK, nil, payload(1)))
+	other := func(n int) []byte { return eth(ip(server6, client6, 17, udpDgram(server6, client6, payload(n)))) }
 
 	tests := []struct {
 		name     string
 		options  Options
 		packets  []at
 		samples  []string
-		counters map[Counter]uint64 // beyond the samples' reasons and OK
+		counters string // beyond the samples' reasons and OK
 	}{
 		{name: "nothing"},
 		{
-			name: "SYN without payload", packets: repeat(1, 0, tcp4(true, SYN, 0)),
-			counters: map[Counter]uint64{HeaderOnly: 1},
+			name: "one byte", packets: talk(t, ">S <SA >A >A1"),
+			samples:  []string{"40000 end 217 3ms: >54@0 <54@1 >54@2 >55@3"},
+			counters: "syns 1, tcp_opened 1",
 		},
 		{
-			name: "one byte", packets: append(open4(), at{3, tcp4(true, ACK, 1)}),
-			samples: []string{"40000 end 217 3ms: >54@0 <54@1 >54@2 >55@3"},
+			name: "Ethernet padding stays out", packets: padded,
+			samples:  []string{"40000 end 217 3ms: >54@0 <54@1 >54@2 >55@3"},
+			counters: "syns 1, tcp_opened 1",
 		},
 		{
-			name: "Ethernet padding stays out", packets: append(open4(), at{3, padded}),
-			samples: []string{"40000 end 217 3ms: >54@0 <54@1 >54@2 >55@3"},
+			name: "exactly 1024 bytes across packets", packets: talk(t, ">S <SA >A >A100 <A600 >A"),
+			samples:  []string{"40000 full 1024 5ms: >54@0 <54@1 >54@2 >154@3 <654@4 >54@5"},
+			counters: "syns 1, tcp_opened 1",
 		},
 		{
-			name: "exactly 1024 bytes across packets",
-			packets: append(open4(), at{3, tcp4(true, ACK, 100)}, at{4, tcp4(false, ACK, 600)},
-				at{5, tcp4(true, ACK, 0)}),
-			samples: []string{"40000 full 1024 5ms: >54@0 <54@1 >54@2 >154@3 <654@4 >54@5"},
+			name: "1025 bytes", packets: talk(t, ">S <SA >A >A101 <A600 >A >A50"),
+			samples:  []string{"40000 full 1024 5ms: >54@0 <54@1 >54@2 >155@3 <654@4 >53/54@5"},
+			counters: "syns 1, tcp_opened 1",
 		},
 		{
-			name: "1025 bytes",
-			packets: append(open4(), at{3, tcp4(true, ACK, 101)}, at{4, tcp4(false, ACK, 600)},
-				at{5, tcp4(true, ACK, 0)}, at{6, tcp4(true, ACK, 50)}),
-			samples: []string{"40000 full 1024 5ms: >54@0 <54@1 >54@2 >155@3 <654@4 >53/54@5"},
+			name: "one byte short of full", packets: talk(t, ">S <SA >A >A807"),
+			samples:  []string{"40000 end 1023 3ms: >54@0 <54@1 >54@2 >861@3"},
+			counters: "syns 1, tcp_opened 1",
 		},
 		{
-			name: "one byte short of full", packets: append(open4(), at{3, tcp4(true, ACK, 807)}),
-			samples: []string{"40000 end 1023 3ms: >54@0 <54@1 >54@2 >861@3"},
+			name: "a large packet is cut", packets: talk(t, ">S <SA >A <A1400"),
+			samples:  []string{"40000 full 1024 3ms: >54@0 <54@1 >54@2 <862/1454@3"},
+			counters: "syns 1, tcp_opened 1",
 		},
 		{
-			name: "a large packet is cut", packets: append(open4(), at{3, tcp4(false, ACK, 1400)}),
-			samples: []string{"40000 full 1024 3ms: >54@0 <54@1 >54@2 <862/1454@3"},
+			name: "FIN hands over, that packet included", packets: talk(t, ">S <SA >A >A5 <FA6 >A7"),
+			samples:  []string{"40000 closed 281 4ms: >54@0 <54@1 >54@2 >59@3 <60@4"},
+			counters: "syns 1, tcp_opened 1",
 		},
 		{
-			name:    "a retransmission counts like any packet",
-			packets: append(open4(), at{3, tcp4(true, ACK, 10)}, at{4, tcp4(true, ACK, 10)}),
-			samples: []string{"40000 end 290 4ms: >54@0 <54@1 >54@2 >64@3 >64@4"},
+			name: "RST hands over", packets: talk(t, ">S <SA >A >A5 <R"),
+			samples:  []string{"40000 closed 275 4ms: >54@0 <54@1 >54@2 >59@3 <54@4"},
+			counters: "syns 1, tcp_opened 1",
 		},
 		{
-			name: "data in the SYN", packets: []at{{0, tcp4(true, SYN, 20)}, {1, tcp4(false, SYN|ACK, 0)}},
-			samples: []string{"40000 end 128 1ms: >74@0 <54@1"},
+			name: "FIN with the first payload", packets: talk(t, ">S <SA >A >FA5"),
+			samples:  []string{"40000 closed 221 3ms: >54@0 <54@1 >54@2 >59@3"},
+			counters: "syns 1, tcp_opened 1",
 		},
 		{
-			name:    "a SYN of the same direction restarts a handshake",
-			packets: append([]at{{0, tcp4(true, SYN, 0)}, {1, tcp4(false, SYN|ACK, 0)}, {1000, tcp4(true, SYN, 0)}}, at{1001, tcp4(true, ACK, 1)}),
-			samples: []string{"40000 end 109 1ms: >54@0 >55@1"},
+			name: "a FIN that fills the capture", packets: talk(t, ">S <SA >A >FA900"),
+			samples:  []string{"40000 full 1024 3ms: >54@0 <54@1 >54@2 >862/954@3"},
+			counters: "syns 1, tcp_opened 1",
 		},
 		{
-			name: "simultaneous open",
-			packets: []at{{0, tcp4(true, SYN, 0)}, {1, tcp4(false, SYN, 0)}, {2, tcp4(true, SYN|ACK, 0)},
-				{3, tcp4(false, ACK, 4)}},
-			samples: []string{"40000 end 220 3ms: >54@0 <54@1 >54@2 <58@3"},
+			name: "idle", packets: talk(t, ">S <SA >A >A5 @2002 <A6 @4002 <A7"),
+			samples:  []string{"40000 idle 281 4002ms: >54@0 <54@1 >54@2 >59@3 <60@2002"},
+			counters: "syns 1, tcp_opened 1",
 		},
 		{
-			name:     "a SYN throws away a capture in progress",
-			packets:  append(open4(), at{3, tcp4(true, ACK, 5)}, at{4, tcp4(false, SYN, 0)}, at{5, tcp4(true, ACK, 7)}),
-			samples:  []string{"443 end 115 1ms: >54@0 <61@1"},
-			counters: map[Counter]uint64{Restarted: 1},
+			name: "what is not captured does not keep a flow from being idle", packets: talk(t, ">S <SA >A >A5 @2002 >A5,seq-5,lost <A6"),
+			samples:  []string{"40000 idle 221 2003ms: >54@0 <54@1 >54@2 >59@3"},
+			counters: "syns 1, tcp_opened 1, behind 1",
 		},
 		{
-			name: "a SYN on a decided flow begins another",
-			packets: append(append(open4(), at{3, tcp4(true, ACK, 1000)}),
-				at{10, tcp4(true, SYN, 0)}, at{11, tcp4(true, ACK, 1)}),
-			samples: []string{"40000 full 1024 3ms: >54@0 <54@1 >54@2 >862/1054@3", "40000 end 109 1ms: >54@0 >55@1"},
+			name: "a handshake does not fall idle", packets: talk(t, ">S <SA >A @9000 >A1"),
+			samples:  []string{"40000 end 217 9000ms: >54@0 <54@1 >54@2 >55@9000"},
+			counters: "syns 1, tcp_opened 1",
 		},
 		{
-			name: "RST first", packets: []at{{0, tcp4(false, RST, 0)}, {1, tcp4(true, ACK, 10)}},
-			counters: map[Counter]uint64{MidStream: 1},
+			name: "captures fall idle in order of time", packets: []at{datagram(0, true, 1), {ms: 5, frame: other(2)}, datagram(9, false, 3), datagram(5000, true, 0)},
+			samples: []string{"443 idle 64 2000ms: >64@0", "40000 idle 88 2009ms: >43@0 <45@9"},
 		},
 		{
-			name: "RST on a handshake", packets: []at{{0, tcp4(true, SYN, 0)}, {1, tcp4(false, RST|ACK, 0)}},
-			counters: map[Counter]uint64{HeaderOnly: 1},
+			name: "a header-only packet above 160 bytes is left out", packets: []at{
+				{ms: 0, frame: tcp6(client6, server6, SYN, 1, 0, 0, 0)}, {ms: 1, frame: tcp6(server6, client6, SYN|ACK, 7, 2, 0, 0)},
+				{ms: 2, frame: tcp6(client6, server6, ACK, 2, 8, 88, 0)}, {ms: 3, frame: tcp6(client6, server6, ACK, 2, 8, 80, 0)},
+				{ms: 4, frame: tcp6(client6, server6, ACK, 2, 8, 88, 1)}},
+			samples:  []string{"40000 end 465 4ms: >74@0 <74@1 >154@3 >163@4"},
+			counters: "syns 1, tcp_opened 1, handshake_left_out 1",
 		},
 		{
-			name: "SYN with FIN begins a flow", packets: []at{{0, tcp4(true, SYN|FIN, 0)}, {1, tcp4(true, ACK, 9)}},
-			samples: []string{"40000 end 117 1ms: >54@0 >63@1"},
+			name: "handshake bytes are bounded", packets: talk(t, ">S <SA >A >A >A >A >A >A >A1"),
+			samples:  []string{"40000 end 433 8ms: >54@0 <54@1 >54@2 >54@3 >54@4 >54@5 >54@6 >55@8"},
+			counters: "syns 1, tcp_opened 1, handshake_left_out 1",
 		},
 		{
-			name: "SYN with RST of the responder ends a handshake", packets: []at{{0, tcp4(true, SYN, 0)},
-				{1, tcp4(false, SYN|RST, 0)}},
-			counters: map[Counter]uint64{HeaderOnly: 1},
+			name: "a smaller frame may still fit", packets: talk(t, ">S,options40 <SA,options40 >A,options40 >A,options40 <A,options40 >A >A1"),
+			samples:  []string{"40000 end 431 6ms: >94@0 <94@1 >94@2 >94@3 >55@6"},
+			counters: "syns 1, tcp_opened 1, handshake_left_out 2",
 		},
 		{
-			name: "after RST on a handshake nothing is known", packets: []at{{0, tcp4(true, SYN, 0)},
-				{1, tcp4(false, RST|ACK, 0)}, {2, tcp4(true, ACK, 9)}},
-			counters: map[Counter]uint64{HeaderOnly: 1, MidStream: 1},
-		},
-		{
-			name: "FIN hands over, that packet included", packets: append(open4(), at{3, tcp4(true, ACK, 5)},
-				at{4, tcp4(false, FIN|ACK, 6)}, at{5, tcp4(true, ACK, 7)}),
-			samples: []string{"40000 closed 281 4ms: >54@0 <54@1 >54@2 >59@3 <60@4"},
-		},
-		{
-			name: "RST hands over", packets: append(open4(), at{3, tcp4(true, ACK, 5)}, at{4, tcp4(false, RST, 0)}),
-			samples: []string{"40000 closed 275 4ms: >54@0 <54@1 >54@2 >59@3 <54@4"},
-		},
-		{
-			name: "FIN with the first payload", packets: append(open4(), at{3, tcp4(true, FIN|ACK, 5)}),
-			samples: []string{"40000 closed 221 3ms: >54@0 <54@1 >54@2 >59@3"},
-		},
-		{
-			name: "a FIN that fills the capture", packets: append(open4(), at{3, tcp4(true, FIN|ACK, 900)}),
-			samples: []string{"40000 full 1024 3ms: >54@0 <54@1 >54@2 >862/954@3"},
-		},
-		{
-			name: "mid-stream", packets: []at{{0, tcp4(true, ACK, 10)}, {1, tcp4(false, ACK, 2000)}, {2, tcp4(false, SYN|ACK, 0)}},
-			counters: map[Counter]uint64{MidStream: 1},
-		},
-		{
-			name:    "mid-stream flows are captured from their next payload byte on",
-			options: Options{MidStream: true},
-			packets: []at{{0, tcp4(true, ACK, 0)}, {1, tcp4(true, FIN|ACK, 0)}, {2, tcp4(false, ACK, 10)}, {3, tcp4(true, ACK, 0)}, {4, tcp4(true, FIN|ACK, 1)},
-				{5, tcp4(true, ACK, 2000)}},
-			samples:  []string{"443 closed 173 2ms: >64@0 <54@1 <55@2"},
-			counters: map[Counter]uint64{MidStream: 1},
-		},
-		{
-			name: "a SYN on a mid-stream flow begins one", packets: append([]at{{0, tcp4(true, ACK, 10)}},
-				at{1, tcp4(true, SYN, 0)}, at{2, tcp4(true, ACK, 3)}),
-			samples:  []string{"40000 end 111 1ms: >54@0 >57@1"},
-			counters: map[Counter]uint64{MidStream: 1},
-		},
-		{
-			name: "idle",
-			packets: append(open4(), at{3, tcp4(true, ACK, 5)}, at{2002, tcp4(false, ACK, 6)},
-				at{4002, tcp4(false, ACK, 7)}),
-			samples: []string{"40000 idle 281 4002ms: >54@0 <54@1 >54@2 >59@3 <60@2002"},
-		},
-		{
-			name: "a handshake does not fall idle", packets: append(open4(), at{9000, tcp4(true, ACK, 1)}),
-			samples: []string{"40000 end 217 9000ms: >54@0 <54@1 >54@2 >55@9000"},
-		},
-		{
-			name: "captures fall idle in order of time", packets: []at{{0, udp4(true, 1)}, {5, eth(ip(server6, client6, 17, udpDgram(server6, client6, payload(2))))},
-				{9, udp4(false, 3)}, {5000, tcp4(true, SYN, 0)}},
-			samples:  []string{"443 idle 64 2000ms: >64@0", "40000 idle 88 2009ms: >43@0 <45@9"},
-			counters: map[Counter]uint64{HeaderOnly: 1},
-		},
-		{
-			name:     "a header-only packet above 160 bytes is left out",
-			packets:  []at{{0, syn6}, {1, big6}, {2, data6}},
-			samples:  []string{"40000 end 149 2ms: >74@0 >75@2"},
-			counters: map[Counter]uint64{LeftOut: 1},
-		},
-		{
-			name: "handshake bytes are bounded", packets: append(append([]at{{0, tcp4(true, SYN, 0)}},
-				repeat(7, 1, tcp4(true, ACK, 0))...), at{9, tcp4(true, ACK, 1)}),
-			samples:  []string{"40000 end 433 9ms: >54@0 >54@1 >54@2 >54@3 >54@4 >54@5 >54@6 >55@9"},
-			counters: map[Counter]uint64{LeftOut: 1},
-		},
-		{
-			name: "a smaller frame may still fit",
-			packets: []at{{0, options(SYN, 40)}, {1, options(ACK, 40)}, {2, options(ACK, 40)}, {3, ihl15},
-				{4, tcp4(true, ACK, 0)}, {5, tcp4(true, ACK, 1)}},
-			samples:  []string{"40000 end 391 5ms: >94@0 >94@1 >94@2 >54@4 >55@5"},
-			counters: map[Counter]uint64{LeftOut: 1},
-		},
-		{
-			name: "UDP, idle and back", packets: []at{{0, udp4(true, 1)}, {2500, udp4(false, 2)}, {62500, udp4(false, 3)}, {122501, udp4(false, 4)}},
+			name: "UDP, idle and back", packets: []at{datagram(0, true, 1), datagram(2500, false, 2), datagram(62500, false, 3), datagram(122501, false, 4)},
 			samples: []string{"40000 idle 43 2000ms: >43@0", "443 end 46 0ms: >46@0"},
 		},
 		{
-			name: "empty datagrams start nothing", packets: []at{{0, udp4(true, 0)}, {1, udp4(false, 5)}, {2, udp4(true, 0)}},
+			name: "empty datagrams start nothing", packets: []at{datagram(0, true, 0), datagram(1, false, 5), datagram(2, true, 0)},
 			samples:  []string{"443 end 89 1ms: >47@0 <42@1"},
-			counters: map[Counter]uint64{HeaderOnly: 1},
+			counters: "header_only 1",
 		},
 		{
 			name: "25 packets fill a capture", packets: append(repeat(1, 0, udp4(true, 1)), repeat(40, 1, udp4(true, 0))...),
@@ -257,66 +199,55 @@ func TestAssembler(t *testing.T) {
 		},
 		{
 			name:    "time that goes backwards stands still",
-			packets: []at{{100, udp4(true, 1)}, {50, udp4(false, 2)}, {101, udp4(true, 3)}, {-9999, udp4(true, 4)}, {103, udp4(true, 5)}},
+			packets: []at{datagram(100, true, 1), datagram(50, false, 2), datagram(101, true, 3), datagram(-9999, true, 4), datagram(103, true, 5)},
 			samples: []string{"40000 end 225 3ms: >43@0 <44@0 >45@1 >46@1 >47@3"},
 		},
 		{
 			name: "a flow falls idle though the clock stands still",
-			packets: []at{{1e6, eth(ip(server6, client6, 17, udpDgram(server6, client6, payload(2))))},
-				{0, udp4(true, 1)}, {1999, udp4(false, 2)}, {3999, udp4(true, 3)}},
+			packets: []at{{ms: 1e6, frame: other(2)},
+				datagram(0, true, 1), datagram(1999, false, 2), datagram(3999, true, 3)},
 			samples: []string{"40000 idle 87 3999ms: >43@0 <44@1999", "443 end 64 0ms: >64@0"},
 		},
 		{
-			name: "what is no flow is counted", packets: []at{{0, nil}, {1, with(udp4(true, 1), 12, 8, 6)}, {2, right(with(udp4(true, 1), 23, 1))},
-				{3, right(with(udp4(true, 1), 21, 1))}, {4, eth(ip(client4, server4, 17, nil), etherVLAN, 1, etherVLAN, 1, etherVLAN, 1)}},
-			counters: map[Counter]uint64{Counter(headers.Malformed): 1, Counter(headers.NotIP): 1, Counter(headers.OtherProto): 1,
-				Counter(headers.LaterFragment): 1, Counter(headers.Unparsable): 1},
+			name: "what is no flow is counted", packets: []at{{}, {frame: with(udp4(true, 1), 12, 8, 6)}, {frame: right(with(udp4(true, 1), 23, 1))},
+				{frame: right(with(udp4(true, 1), 21, 1))}, {frame: eth(ip(client4, server4, 17, nil), etherVLAN, 1, etherVLAN, 1, etherVLAN, 1)}},
+			counters: "not_ip 1, other_proto 1, malformed 1, unparsable 1, later_fragment 1",
+		},
+		{
+			name: "a checksum that the network card fills in", packets: []at{{frame: with(udp4(true, 1), 24, 0, 0)}, {frame: with(udp4(true, 1), 24, 0, 1)}},
+			samples:  []string{"40000 end 43 0ms: >43@0"},
+			counters: "malformed 1, bad_checksum 1",
+		},
+		{
+			name: "a checksum that is missing on the wire", packets: []at{{frame: with(udp4(true, 1), 24, 0, 0)}},
+			options:  Options{StrictChecksums: true},
+			counters: "malformed 1, bad_checksum 1",
 		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			var samples []string
-			a := New(tt.options, func(f *Flow, s *flow.Sample) {
-				samples = append(samples, describe(s))
-				if f.Key != s.Key || f.InitiatorIsLo != s.InitiatorIsLo || !f.Start.Equal(s.Start) {
-					t.Errorf("flow %+v with sample %+v", f, s.Meta)
-				}
-			}, nil)
-			for _, p := range tt.packets {
-				a.Packet(epoch.Add(time.Duration(p.ms)*time.Millisecond), p.frame, len(p.frame))
-			}
-			a.Flush()
+			samples, counters := run(t, tt.options, tt.packets)
 			if diff := cmp.Diff(tt.samples, samples); diff != "" {
 				t.Errorf("samples (-want +got):\n%s", diff)
 			}
-			got := map[Counter]uint64{}
-			counters := a.Counters()
-			for c := Counter(headers.OK) + 1; c < NumCounters; c++ {
-				if n := counters[c]; n > 0 && (c < Full || c > End) {
-					got[c] = n
-				}
-			}
-			if len(tt.counters) == 0 && len(got) == 0 {
-				return
-			}
-			if diff := cmp.Diff(tt.counters, got); diff != "" {
-				t.Errorf("counters (-want +got):\n%s", diff)
+			if counters != tt.counters {
+				t.Errorf("counters %q, want %q", counters, tt.counters)
 			}
 		})
 	}
 }
 
 func TestCaptureIsTheFramesThemselves(t *testing.T) {
-	frames := [][]byte{tcp4(true, SYN, 0), tcp4(false, SYN|ACK, 0), tcp4(true, ACK, 33), tcp4(false, ACK, 444)}
-	var got []byte
+	var want, got []byte
 	a := New(Options{}, func(_ *Flow, s *flow.Sample) { got = bytes.Clone(s.Data) }, nil)
-	for i, frame := range frames {
-		buf := append(slices.Clone(frame), 0xee, 0xee) // a trailer
+	for i, p := range talk(t, ">S <SA >A33 <A444") {
+		want = append(want, p.frame...)
+		buf := append(slices.Clone(p.frame), 0xee, 0xee) // a trailer
 		a.Packet(epoch.Add(time.Duration(i)), buf, len(buf))
 		clear(buf) // the assembler must have copied what it keeps
 	}
 	a.Flush()
-	if want := slices.Concat(frames...); !bytes.Equal(got, want) {
+	if !bytes.Equal(got, want) {
 		t.Errorf("capture\n got %x\nwant %x", got, want)
 	}
 }
@@ -343,21 +274,35 @@ func TestTotalsCoverTheWholeFlow(t *testing.T) {
 	a := New(Options{}, func(f *Flow, s *flow.Sample) { f.User = s.Reason }, func(f *Flow) {
 		got = append(got, fmt.Sprintf("%d %v %d packets %d bytes %v", f.Seq, f.User, f.Packets, f.Bytes, f.Last.Sub(f.Start)))
 	})
-	packets := append(open4(), at{3, tcp4(true, ACK, 1000)}, at{4, tcp4(false, ACK, 1000)}, // full, then more
-		at{5, udp4(true, 10)}, at{4000, udp4(false, 10)}, // idle, then more
-		at{5000, tcp4(true, SYN, 0)}, at{5001, tcp4(true, ACK, 10)}, // a new life
-		at{5002, eth(ip(server6, client6, 6, tcpSeg(server6, client6, ACK, nil, nil)))}) // mid-stream: no record
+	packets := slices.Concat(
+		talk(t, ">S >S >S,x7 <SA <SA >A >A1000 <A1000"),                                                // full, then more
+		[]at{{ms: 8, frame: udp4(true, 10)}, {ms: 4000, frame: udp4(false, 10)}},                       // idle, then more
+		talk(t, "new @5000 >S <SA >A >A <A,seq-99999 >A10 >A10,seq-10,lost >A10"),                      // another connection
+		[]at{{ms: 5010, frame: eth(ip(server6, client6, 6, tcpSeg(server6, client6, ACK, nil, nil)))}}) // mid-stream: no record
 	for _, p := range packets {
 		a.Packet(epoch.Add(time.Duration(p.ms)*time.Millisecond), p.frame, len(p.frame))
 	}
 	a.Flush()
 	want := []string{
-		"0 full 5 packets 2270 bytes 4ms",
-		"1 idle 2 packets 104 bytes 3.995s",
-		"2 end 2 packets 118 bytes 1ms",
+		// The SYN that won, both SYN+ACKs; a SYN that was not answered is no part of it.
+		"1 full 6 packets 2324 bytes 5ms",
+		"2 idle 2 packets 104 bytes 3.992s",
+		"3 end 7 packets 408 bytes 7ms",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("flows (-want +got):\n%s", diff)
+	}
+}
+
+func TestFlowsAreNumberedByTheirFirstPacket(t *testing.T) {
+	numbers := map[flow.Proto]uint64{}
+	a := New(Options{}, func(f *Flow, _ *flow.Sample) { numbers[f.Key.Proto] = f.Seq }, nil)
+	for i, p := range slices.Insert(talk(t, ">S <SA >A >A5"), 1, at{frame: udp4(true, 10)}) {
+		a.Packet(epoch.Add(time.Duration(i)), p.frame, len(p.frame))
+	}
+	a.Flush()
+	if diff := cmp.Diff(map[flow.Proto]uint64{flow.TCP: 0, flow.UDP: 1}, numbers); diff != "" {
+		t.Errorf("numbers (-want +got):\n%s", diff)
 	}
 }
 
@@ -388,8 +333,9 @@ func checkSample(t *testing.T, s *flow.Sample) {
 	if sum != len(s.Data) {
 		t.Fatalf("packets have %d bytes, capture %d", sum, len(s.Data))
 	}
-	if !s.Packets[0].FromInitiator {
-		t.Fatal("the first packet is not the initiator's")
+	p, _ := headers.Parse(s.Frame(0), int(s.Packets[0].WireLen))
+	if alone := p.Flags&(SYN|ACK) == SYN|ACK; s.Packets[0].FromInitiator == alone {
+		t.Fatal("the first packet is not the initiator's, nor a SYN+ACK")
 	}
 }
 
@@ -436,11 +382,13 @@ func TestRandomTrafficKeepsTheRules(t *testing.T) {
 			}
 			body := payload([]int{0, 0, 1, 40, 300, 1400}[rnd.IntN(6)])
 			flags := []headers.Flags{SYN, SYN | ACK, ACK, ACK, ACK, ACK, FIN | ACK, RST}[rnd.IntN(8)]
-			frame := eth(ip(src, dst, 6, tcpSeg(src, dst, flags, nil, body)))
+			// So few numbers that they are right again and again.
+			segment := frames.Numbered(tcpSeg(src, dst, flags, nil, body), rnd.Uint32N(3), rnd.Uint32N(3))
+			frame := eth(ip(src, dst, 6, segment))
 			if rnd.IntN(3) == 0 {
 				frame = eth(ip(src, dst, 17, udpDgram(src, dst, body)))
 			}
-			packets = append(packets, at{ms, frame})
+			packets = append(packets, at{ms: ms, frame: frame})
 		}
 		first := assemble(t, packets)
 		if len(first) == 0 {
@@ -461,16 +409,16 @@ func FuzzAssembler(f *testing.F) {
 		}
 		return b
 	}
-	f.Add(record(append(open4(), at{1, tcp4(true, ACK, 500)}, at{1, tcp4(false, ACK, 600)})...))
-	f.Add(record(at{0, udp4(true, 5)}, at{3000, udp4(false, 5)}, at{62000, udp4(false, 5)}))
-	f.Add(record(append(open4(), at{1, tcp4(true, ACK, 5)}, at{1, tcp4(true, SYN, 3)}, at{1, tcp4(true, FIN, 3)})...))
+	f.Add(record(talk(f, ">S <SA >A >A500 <A600")...))
+	f.Add(record(at{0, udp4(true, 5), 0}, at{3000, udp4(false, 5), 0}, at{62000, udp4(false, 5), 0}))
+	f.Add(record(talk(f, ">S <SA >A >A5 >S3,lost >F3 new >S30,tfo <SA >A <SA,x5 >A >A")...))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var packets []at
 		ms := 0
 		for len(b) >= 4 {
 			ms += int(int16(binary.BigEndian.Uint16(b)))
 			n := min(int(binary.BigEndian.Uint16(b[2:])), len(b)-4)
-			packets = append(packets, at{ms, b[4 : 4+n]})
+			packets = append(packets, at{ms: ms, frame: b[4 : 4+n]})
 			b = b[4+n:]
 		}
 		assemble(t, packets)
@@ -478,28 +426,22 @@ func FuzzAssembler(f *testing.F) {
 }
 
 func BenchmarkAssembler(b *testing.B) {
-	var frames [][]byte
-	for i := range 1000 {
-		src := netip.AddrPortFrom(client4.Addr(), uint16(1024+i))
-		for j, flags := range []headers.Flags{SYN, SYN | ACK, ACK, ACK, ACK, ACK, ACK, ACK, ACK, FIN | ACK} {
-			body := payload(0)
-			if j > 2 && j < 9 {
-				body = payload(400)
+	var connections [1000][]at
+	for i := range connections {
+		connections[i] = talk(b, ">S <SA >A >A400 <A400 >A400 <A400 >A400 >A400 <FA")
+		for _, p := range connections[i] {
+			port := 34 // the client's, from the frame's beginning
+			if bytes.Equal(p.frame[26:30], server4.Addr().AsSlice()) {
+				port += 2
 			}
-			s, d := src, server4
-			if j%2 == 1 {
-				s, d = d, s
-			}
-			frames = append(frames, eth(ip(s, d, 6, tcpSeg(s, d, flags, nil, body))))
+			binary.BigEndian.PutUint16(p.frame[port:], uint16(1024+i))
 		}
 	}
 	a := New(Options{}, func(*Flow, *flow.Sample) {}, nil)
 	b.ReportAllocs()
 	for n := 0; b.Loop(); n++ {
 		// Ten packets of each of 100 flows at a time, interleaved.
-		i := n % len(frames)
-		group, rest := i/1000, i%1000
-		frame := frames[group*1000+rest%100*10+rest/100]
+		frame := connections[n/1000%10*100+n%100][n/100%10].frame
 		a.Packet(epoch.Add(time.Duration(n)*time.Microsecond), frame, len(frame))
 	}
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "packets/s")

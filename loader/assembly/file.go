@@ -73,6 +73,8 @@ type File struct {
 	first   *firstPacket // that FirstTime read ahead
 	packets uint64
 	skipped SkippedError
+	sides   sides
+	side    Side // of the packet that Next returned last
 	err     error
 }
 
@@ -97,6 +99,10 @@ type record struct {
 	captured, original uint32
 	from               source
 	skip               error // why it can't be read, or nil
+	// side is the side of the interface that it came from, and device that
+	// interface's number, 0 where only from tells.
+	side   Side
+	device uint32
 }
 
 // firstPacket is a packet that was read before Next asked for it.
@@ -104,6 +110,7 @@ type firstPacket struct {
 	ts      time.Time
 	frame   []byte
 	wireLen int
+	side    Side
 }
 
 // Bounds of what a file may have in memory at a time.
@@ -296,7 +303,7 @@ func noEOF(err error) error {
 func (f *File) Next() (ts time.Time, frame []byte, wireLen int, err error) {
 	if f.first != nil {
 		first := f.first
-		f.first = nil
+		f.first, f.side = nil, first.side
 		return first.ts, first.frame, first.wireLen, nil
 	}
 	if f.err != nil {
@@ -318,8 +325,13 @@ func (f *File) Next() (ts time.Time, frame []byte, wireLen int, err error) {
 		f.skipped.add(&r)
 	}
 	f.packets++
+	f.side = f.sides.of(&r)
 	return r.time, frame, wireLen, nil
 }
+
+// Side returns from which side of the interface the packet came that Next returned
+// last, SideUnknown where the file does not say it.
+func (f *File) Side() Side { return f.side }
 
 // FirstTime returns the time of the first packet, which Next returns all the
 // same. It has to be called before Next. Its errors are those of Next.
@@ -329,7 +341,7 @@ func (f *File) FirstTime() (time.Time, error) {
 		if err != nil {
 			return time.Time{}, err
 		}
-		f.first = &firstPacket{ts, append([]byte(nil), frame...), wireLen}
+		f.first = &firstPacket{ts, append([]byte(nil), frame...), wireLen, f.side}
 	}
 	return f.first.ts, nil
 }
@@ -403,7 +415,11 @@ func (f *File) Feed(a *Assembler, progress func(pos int64)) error {
 		if err != nil {
 			return err
 		}
-		a.Packet(ts, frame, wireLen)
+		reflected := a.counters[Reflected]
+		a.PacketFrom(f.side, ts, frame, wireLen)
+		if a.counters[Reflected] > reflected {
+			f.sides.reflected()
+		}
 		if n%64 == 0 && progress != nil {
 			progress(f.Pos())
 		}

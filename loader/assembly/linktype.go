@@ -133,6 +133,10 @@ type packet struct {
 	etherType uint16
 	// ethernet means that data begins with an Ethernet header.
 	ethernet bool
+	// side is the side of the interface that the packet came from, and device
+	// that interface's number, 0 where the header does not say it.
+	side   Side
+	device uint32
 }
 
 // normalise returns the packet as a frame with an Ethernet header, in *buf, which
@@ -150,6 +154,9 @@ func (r *record) normalise(buf *[]byte) (frame []byte, wireLen int, skip error) 
 		return nil, 0, nil
 	case err != nil:
 		return nil, 0, err
+	}
+	if p.side != SideUnknown {
+		r.side, r.device = p.side, p.device
 	}
 	if p.ethernet {
 		return p.data, int(min(p.wireLen, maxWireLen)), nil
@@ -199,9 +206,12 @@ func (p *packet) unwrapPlain(l LinkType, order binary.ByteOrder) error {
 	case LinkEnc:
 		return p.family(encHeader)
 	case LinkSLL:
-		return p.cooked(sllHeader, 2, 14)
+		return p.cooked(sllHeader, 2, 14, 1)
 	case LinkSLL2:
-		return p.cooked(sll2Header, 8, 0)
+		if len(p.data) >= sll2Header {
+			p.device = binary.BigEndian.Uint32(p.data[4:])
+		}
+		return p.cooked(sll2Header, 8, 0, 10)
 	case LinkPPP, LinkSerial:
 		return p.ppp()
 	case LinkPPPD, LinkPPPDir:
@@ -292,11 +302,12 @@ func familyType(family uint32) uint16 {
 // cooked takes a Linux cooked header off, which has the kind of device (ARPHRD_*)
 // and the protocol at these offsets. For some kinds of device the protocol is
 // another kind of number, and for frames without EtherType it is a small one.
-func (p *packet) cooked(header, deviceAt, protocolAt int) error {
+func (p *packet) cooked(header, deviceAt, protocolAt, kindAt int) error {
 	if len(p.data) < header {
 		return errShort
 	}
 	device, protocol := binary.BigEndian.Uint16(p.data[deviceAt:]), binary.BigEndian.Uint16(p.data[protocolAt:])
+	p.side = cookedSide(device, p.data[kindAt])
 	if err := p.cut(header); err != nil {
 		return err
 	}
@@ -310,6 +321,21 @@ func (p *packet) cooked(header, deviceAt, protocolAt int) error {
 	}
 	p.etherType = protocol
 	return nil
+}
+
+// cookedSide returns the side that a cooked packet came from. A loopback device has
+// none, and what others sent to others was mirrored.
+func cookedSide(device uint16, kind byte) Side {
+	const loopback = 772
+	switch {
+	case device == loopback:
+		return SideUnknown
+	case kind <= 2: // to us, to all, to a group
+		return SideInbound
+	case kind == 4: // sent by us
+		return SideOutbound
+	}
+	return SideUnknown
 }
 
 // PPP protocols (RFC 1661 and its registry) and the bytes before them, where

@@ -20,12 +20,14 @@ const (
 	blockEnhanced  = 6
 )
 
-// Options of an interface block that are read.
+// Options that are read: of an interface's block, and of a packet's.
 const (
 	optionEnd        = 0
 	optionName       = 2
 	optionResolution = 9
 	optionOffset     = 14
+
+	optionFlags = 2 // their lowest two bits are the direction
 )
 
 // Lengths in pcapng files, in bytes.
@@ -215,27 +217,32 @@ func (p *pcapngReader) addInterface(body []byte) error {
 		return nil
 	}
 	i := ngInterface{link: LinkType(p.order.Uint16(body)), snap: p.order.Uint32(body[4:]), precision: defaultPrecision}
-	// Options that make no sense end their list; the rest of the file can be read
-	// all the same.
-	for options := body[interfaceBody:]; len(options) >= 4; {
+	p.options(body[interfaceBody:], func(code uint16, value []byte) {
+		switch {
+		case code == optionName:
+			i.name = string(bytes.TrimRight(value[:min(len(value), maxNameBytes)], "\x00"))
+		case code == optionResolution && len(value) == 1:
+			i.precision = value[0]
+		case code == optionOffset && len(value) == 8:
+			i.offset = int64(p.order.Uint64(value))
+		}
+	})
+	p.interfaces = append(p.interfaces, i)
+	return nil
+}
+
+// options calls f for each option of a block. Options that make no sense end their
+// list; the rest of the file can be read all the same.
+func (p *pcapngReader) options(options []byte, f func(code uint16, value []byte)) {
+	for len(options) >= 4 {
 		code, length := p.order.Uint16(options), int(p.order.Uint16(options[2:]))
 		options = options[4:]
 		if code == optionEnd || length > len(options) {
-			break
+			return
 		}
-		value := options[:length]
+		f(code, options[:length])
 		options = options[min((length+3)&^3, len(options)):]
-		switch {
-		case code == optionName:
-			i.name = string(bytes.TrimRight(value[:min(length, maxNameBytes)], "\x00"))
-		case code == optionResolution && length == 1:
-			i.precision = value[0]
-		case code == optionOffset && length == 8:
-			i.offset = int64(p.order.Uint64(value))
-		}
 	}
-	p.interfaces = append(p.interfaces, i)
-	return nil
 }
 
 // packet reads a packet's block, whose body has length bytes in the file.
@@ -296,6 +303,13 @@ func (p *pcapngReader) packet(r *record, kind uint32, body []byte, length int64)
 	}
 	r.data = body[header:]
 	r.data = r.data[:min(int64(len(r.data)), int64(r.captured))]
+	if options := int64(header) + (int64(r.captured)+3)&^3; kind != blockSimple && options < int64(len(body)) {
+		p.options(body[options:], func(code uint16, value []byte) {
+			if code == optionFlags && len(value) == 4 {
+				r.side = [...]Side{0: SideUnknown, 1: SideInbound, 2: SideOutbound, 3: SideUnknown}[p.order.Uint32(value)&3]
+			}
+		})
+	}
 	return nil
 }
 

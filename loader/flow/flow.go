@@ -149,6 +149,26 @@ type Meta struct {
 	Reason        Reason
 	Start         time.Time     // arrival of the flow's first packet
 	Elapsed       time.Duration // from Start to the hand-over
+	// Numbers are those of the connection at the hand-over; zero for UDP.
+	Numbers Numbers
+	// OneWay says that only one direction of the connection was seen: whoever can
+	// send as its initiator can forge it.
+	OneWay bool
+	// MidStream says that the capture does not begin with the flow's first bytes.
+	MidStream bool
+}
+
+// Numbers are the TCP sequence numbers of a connection.
+type Numbers struct {
+	// InitiatorISN and ResponderISN are the sequence numbers of SYN and SYN+ACK.
+	// They are known, and tell one connection of a key from the next, where
+	// ISNKnown is set.
+	InitiatorISN, ResponderISN uint32
+	// InitiatorNext and ResponderNext are the sequence numbers of the next byte
+	// that each side is expected to send.
+	InitiatorNext, ResponderNext uint32
+
+	ISNKnown, InitiatorNextKnown, ResponderNextKnown bool
 }
 
 // Initiator returns the endpoint that opened the flow.

@@ -49,6 +49,15 @@ func Segment(src, dst netip.AddrPort, flags byte, options, body []byte) []byte {
 		[]byte{0, 0, 0, 1, 0, 0, 0, 2, doff << 4, flags, 0xff, 0xff, 0, 0, 0, 0}, options, body)
 }
 
+// Numbered returns a copy of a segment with other sequence and acknowledgement numbers
+// than 1 and 2.
+func Numbered(segment []byte, seq, ack uint32) []byte {
+	segment = slices.Clone(segment)
+	binary.BigEndian.PutUint32(segment[4:], seq)
+	binary.BigEndian.PutUint32(segment[8:], ack)
+	return segment
+}
+
 // Datagram returns a UDP header and payload.
 func Datagram(src, dst netip.AddrPort, body []byte) []byte {
 	return slices.Concat(be16(int(src.Port())), be16(int(dst.Port())), be16(8+len(body)), be16(0), body)

@@ -1,0 +1,518 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What both protocols' flows go through: blocks, the slots, the capture, the hand-over.
+ *
+ * Contract: a slot belongs to one flow from take_slot() to give_back(); `collecting` says
+ * to which. A segment that is captured was judged first (place.h). A flow that finds no
+ * room is remembered as decided: what is captured later would not be its first bytes.
+ */
+#pragma once
+
+#include "packet.h"
+#include "maps.h"
+#include "hash.h"
+#include "capture.h"
+#include "handshake.h"
+#include "place.h"
+
+enum action {
+	ACTION_PASS = 0,
+	ACTION_DROP = 1,
+};
+
+/* Where a packet came from. */
+enum side {
+	SIDE_IN = 0,  /* through the interface */
+	SIDE_OUT = 1, /* from this machine, or through another interface */
+};
+
+/* Makes two functions of one: neither program may contain the other hook's helper calls.
+ * They are not static, so that the verifier looks at each once, and not wherever it is
+ * called with all that may have come before. */
+#define FOR_EACH_HOOK(function)                                                                    \
+	__noinline int function##_xdp(struct xdp_md *ctx, struct packet *pkt)                      \
+	{                                                                                          \
+		struct source src = {.ctx = ctx, .is_xdp = true};                                  \
+		return function(&src, pkt);                                                        \
+	}                                                                                          \
+	__noinline int function##_skb(struct __sk_buff *ctx, struct packet *pkt)                   \
+	{                                                                                          \
+		struct source src = {.ctx = ctx};                                                  \
+		return function(&src, pkt);                                                        \
+	}
+
+#define call_hook(function, src, pkt)                                                              \
+	((src)->is_xdp ? function##_xdp((src)->ctx, pkt) : function##_skb((src)->ctx, pkt))
+
+static __always_inline struct counts *get_counters(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&counters, &zero);
+}
+
+static __always_inline struct slot *get_slot(__u32 id)
+{
+	return bpf_map_lookup_elem(&slots, &id);
+}
+
+/* The slowest tick that kernels are built with (CONFIG_HZ=100), in nanoseconds. */
+#define SLOWEST_TICK 10000000ULL
+
+/* The key's block, if it has one, its connection ended or not. */
+static __always_inline struct block *find_block(const struct flow_key *key)
+{
+	if (!block_filter[flow_bucket(key)])
+		return NULL;
+	return bpf_map_lookup_elem(&blocked, key);
+}
+
+/* The key's block, unless it ended with its connection. */
+static __always_inline struct block *get_block(const struct flow_key *key)
+{
+	struct block *block = find_block(key);
+
+	return block && !block->ended ? block : NULL;
+}
+
+/* Whether a block's time is not over. Reading a clock costs more than the rest of a
+ * dropped packet, reading jiffies next to nothing; how long a jiffy is, a program can't
+ * know. So the clock is read once and then not again until the time left could be over if
+ * every tick were as short as 1 ms and is surely not if it is as long as 10 ms: each
+ * reading covers at least a tenth of what is left, and the block ends to the nanosecond. */
+static __always_inline bool time_left(struct block *block)
+{
+	__u64 now, jiffies = bpf_jiffies64();
+
+	if (jiffies < block->sure_until)
+		return true;
+	now = bpf_ktime_get_ns();
+	if (now >= block->expires_ns)
+		return false;
+	block->sure_until = jiffies + (block->expires_ns - now) / SLOWEST_TICK;
+	return true;
+}
+
+static __always_inline enum action drop(struct counts *cnt, struct block *block,
+					const struct packet *pkt)
+{
+	__sync_fetch_and_add(&block->packets, 1);
+	__sync_fetch_and_add(&block->bytes, pkt->frame_len);
+	cnt->dropped_packets++;
+	cnt->dropped_bytes += pkt->frame_len;
+	return ACTION_DROP;
+}
+
+static __always_inline void remember(const struct flow_key *key, enum verdict verdict, __u32 isn_lo,
+				     __u32 isn_hi, __u8 known, __u8 mark)
+{
+	struct flow flow = {
+		.last_ns = bpf_ktime_get_coarse_ns(),
+		.last_tick = bpf_jiffies64(),
+		.verdict = verdict,
+		.isn_lo = isn_lo,
+		.isn_hi = isn_hi,
+		.known = known & KNOWN_ISN,
+		.mark = mark,
+	};
+
+	/* An LRU map refuses no entry; were one refused, the flow would be seen as
+	 * mid-stream, which passes. */
+	bpf_map_update_elem(&flows, key, &flow, BPF_ANY);
+}
+
+static __always_inline void remember_capture(const struct slot *slot, enum verdict verdict)
+{
+	const struct sample *sample = &slot->sample;
+
+	remember(&sample->key, verdict, sample->isn_lo, sample->isn_hi, sample->known, slot->mark);
+}
+
+static __always_inline bool take_slot(__u8 proto, __u32 *id)
+{
+	if (proto == IPPROTO_TCP && !bpf_map_pop_elem(&free_tcp_slots, id))
+		return true;
+	return !bpf_map_pop_elem(&free_slots, id);
+}
+
+static __always_inline void count_slot(__u32 quota, __u32 delta)
+{
+	__u32 *held = bpf_map_lookup_elem(&slot_quota, &quota);
+
+	if (held)
+		__sync_fetch_and_add(held, delta);
+}
+
+static __always_inline void give_back(const struct slot *slot, __u32 id)
+{
+	count_slot(SLOTS_IN_USE, -1);
+	count_slot(slot->quota, -1);
+	count_slot(slot->pair_quota, -1);
+	if (id < cfg_tcp_slots)
+		bpf_map_push_elem(&free_tcp_slots, &id, 0);
+	else
+		bpf_map_push_elem(&free_slots, &id, 0);
+}
+
+static __always_inline void release_slot(struct slot *slot, __u32 id)
+{
+	bpf_map_delete_elem(&collecting, &slot->sample.key);
+	give_back(slot, id);
+}
+
+/* Called with the word that the last one to leave a full or closed capture saw. Not
+ * static, so that the verifier looks at it once and not wherever it is called; which is
+ * why it looks for its counters and its slot again. Returns 0. */
+__noinline int hand_over(__u32 id, __u64 word)
+{
+	struct counts *cnt = get_counters();
+	struct slot *slot = get_slot(id);
+	__u32 len = WORD_BYTES(word);
+	struct sample *sample;
+
+	if (!cnt || !slot || __sync_lock_test_and_set(&slot->handed_over, 1))
+		return 0;
+	sample = &slot->sample;
+	if (len >= CAPTURE_BYTES) {
+		len = CAPTURE_BYTES;
+		sample->reason = REASON_FULL;
+	}
+	sample->length = len;
+	sample->packet_count = WORD_PACKETS(word);
+	sample->end_ns = bpf_ktime_get_ns();
+	/* First known as handed over, then no longer collecting: a packet between
+	 * the two must not look like one of an unknown flow. */
+	remember_capture(slot, VERDICT_PENDING);
+	if (sample->reason == REASON_FULL)
+		cnt->handed_full++;
+	else if (sample->reason == REASON_IDLE)
+		cnt->handed_idle++;
+	else
+		cnt->handed_closed++;
+	hide(len);
+	if (len > CAPTURE_BYTES)
+		len = CAPTURE_BYTES;
+	if (bpf_ringbuf_output(&samples, sample, __builtin_offsetof(struct sample, data) + len,
+			       0)) {
+		cnt->ring_full++;
+		remember_capture(slot, VERDICT_PASS);
+	}
+	release_slot(slot, id);
+	return 0;
+}
+
+/* Stops a capture; what is in it is handed over by whoever leaves it last. */
+static __always_inline void close_capture(struct slot *slot, __u32 id, __u8 reason)
+{
+	__u64 old;
+
+	if (slot->word & WORD_CLOSED)
+		return;
+	slot->sample.reason = reason;
+	old = __sync_fetch_and_or(&slot->word, WORD_CLOSED);
+	if (!WORD_REFS(old))
+		hand_over(id, old | WORD_CLOSED);
+}
+
+/* Throws a capture away: its key has another connection. */
+static __always_inline void discard_capture(struct counts *cnt, struct slot *slot, __u32 id)
+{
+	__sync_fetch_and_or(&slot->word, WORD_CLOSED);
+	if (__sync_lock_test_and_set(&slot->handed_over, 1))
+		return;
+	cnt->restarted++;
+	release_slot(slot, id);
+}
+
+/* Adds one packet to a capture; `last` closes it. Leaves the hand-over to the caller if that
+ * was the last one, see struct packet. */
+static __always_inline void capture(struct counts *cnt, struct slot *slot, __u32 id,
+				    const struct source *src, struct packet *pkt, bool last)
+{
+	__u32 len = MIN(pkt->frame_len, CAPTURE_BYTES), off, n;
+	__u64 joined = WORD_REF | WORD_PACKET | len, word;
+	struct packet_record *rec;
+
+	word = __sync_fetch_and_add(&slot->word, joined);
+	off = WORD_BYTES(word);
+	n = WORD_PACKETS(word);
+	hide(off);
+	hide(n);
+	if ((word & WORD_CLOSED) || off >= CAPTURE_BYTES || n >= CAPTURE_PACKETS) {
+		word = __sync_fetch_and_sub(&slot->word, joined) - joined;
+	} else {
+		rec = &slot->sample.packets[n];
+		rec->wire_len = pkt->frame_len;
+		rec->time_us = microseconds(slot->sample.start_ns, pkt->now);
+		rec->offset = off;
+		rec->from_initiator = pkt->src_is_lo == !!slot->sample.initiator_is_lo;
+		slot->last_ns = pkt->now;
+		if (copy_frame(src, pkt, slot->sample.data + off, MIN(len, CAPTURE_BYTES - off),
+			       CAPTURE_BYTES))
+			cnt->load_failed++;
+		if (last) {
+			slot->sample.reason = REASON_CLOSED;
+			__sync_fetch_and_or(&slot->word, WORD_CLOSED);
+		}
+		word = __sync_fetch_and_sub(&slot->word, WORD_REF) - WORD_REF;
+	}
+	if (!WORD_REFS(word) && ((word & WORD_CLOSED) || WORD_BYTES(word) >= CAPTURE_BYTES)) {
+		pkt->hand_over = word;
+		pkt->slot = id;
+	}
+}
+
+/* The side that a packet of a connection must come from. */
+static __always_inline bool comes_from(const struct packet *pkt, __u8 initiator_side,
+				       __u8 initiator_is_lo)
+{
+	return pkt->side == (initiator_side ^ (pkt->src_is_lo != !!initiator_is_lo));
+}
+
+/* Counts why a segment is not captured. */
+static __always_inline void count_misplaced(struct counts *cnt, enum placed placed)
+{
+	if (placed == PLACED_BEHIND)
+		cnt->behind++;
+	else
+		cnt->out_of_place++;
+}
+
+/* Captures a segment of a connection that is collecting, if it is in place. */
+static __always_inline void capture_segment(struct counts *cnt, struct slot *slot, __u32 id,
+					    const struct source *src, struct packet *pkt)
+{
+	struct expected e = {.one_way = slot->sample.flags & SAMPLE_ONE_WAY};
+	enum placed placed;
+
+	if (!comes_from(pkt, slot->sample.side, slot->sample.initiator_is_lo)) {
+		cnt->wrong_side++;
+		return;
+	}
+	/* Both hooks move one side's numbers each, and look at the other's. */
+	bpf_spin_lock(&slot->lock);
+	if (pkt->src_is_lo) {
+		e.next = slot->sample.next_lo;
+		e.other = slot->sample.next_hi;
+		e.hole = slot->hole_lo;
+		e.hole_end = slot->hole_lo_end;
+		placed = place(&e, pkt);
+		slot->sample.next_lo = e.next;
+		slot->sample.next_hi = e.other;
+		slot->hole_lo = e.hole;
+		slot->hole_lo_end = e.hole_end;
+	} else {
+		e.next = slot->sample.next_hi;
+		e.other = slot->sample.next_lo;
+		e.hole = slot->hole_hi;
+		e.hole_end = slot->hole_hi_end;
+		placed = place(&e, pkt);
+		slot->sample.next_hi = e.next;
+		slot->sample.next_lo = e.other;
+		slot->hole_hi = e.hole;
+		slot->hole_hi_end = e.hole_end;
+	}
+	bpf_spin_unlock(&slot->lock);
+	if (placed == PLACED || placed == PLACED_LAST)
+		capture(cnt, slot, id, src, pkt, placed == PLACED_LAST);
+	else
+		count_misplaced(cnt, placed);
+}
+
+#define NO_CANDIDATE 0xffffffff
+
+/* An initiator may hold an eighth of the slots when three quarters are in use, and for one
+ * responder a sixty-fourth. What it holds for one responder counts for no more than that in
+ * its own sum: who can make connections in a neighbour's name, but to one server only,
+ * uses up the neighbour's slots to that server, and no others. */
+#define QUOTA_SHARE 8
+#define QUOTA_PAIR_SHARE 64
+
+/* Puts into the packet what counts the slot. Returns false if the initiator has too many. */
+static __always_inline bool within_quota(struct packet *pkt, bool initiator_is_lo)
+{
+	const __u32 *lo = (const __u32 *)pkt->key.lo_addr, *hi = (const __u32 *)pkt->key.hi_addr;
+	const __u32 *from = initiator_is_lo ? lo : hi, *to = initiator_is_lo ? hi : lo;
+	__u32 words[8] = {from[0], from[1], from[2], from[3], to[0], to[1], to[2], to[3]};
+	__u32 quota, *in_use, *held, *pair;
+	__u32 pair_share = cfg_slots / QUOTA_PAIR_SHARE + 1;
+
+	/* A host of IPv6 has a /64 for itself. */
+	if (words[0] || words[1])
+		words[2] = words[3] = 0;
+	quota = SLOTS_IN_USE;
+	in_use = bpf_map_lookup_elem(&slot_quota, &quota);
+	pkt->pair_quota = quota = hash_words(words, 8) % SLOT_QUOTAS;
+	pair = bpf_map_lookup_elem(&slot_quota, &quota);
+	pkt->quota = quota = hash_words(words, 4) % SLOT_QUOTAS;
+	held = bpf_map_lookup_elem(&slot_quota, &quota);
+	if (!in_use || !held || !pair)
+		return true;
+	if (*in_use >= cfg_slots / 4 * 3 &&
+	    (*held >= cfg_slots / QUOTA_SHARE || *pair >= pair_share))
+		return false;
+	if (*pair >= pair_share)
+		pkt->quota = SLOT_UNCOUNTED;
+	return true;
+}
+
+#define MARK_ASKED 0 /* say that there is one */
+#define MARK_KEPT 1
+#define MARK_CLEARED 2
+
+enum joining {
+	JOINED = 0,   /* the packet was captured, or counted */
+	JOIN_NOTHING, /* the flow is not collecting */
+	JOIN_MARKED,  /* its candidates are to be looked at first; pkt->mark says what then */
+};
+
+/* Captures a packet of a flow that is collecting. Returns an enum joining. */
+static __always_inline int join_capture(const struct source *src, struct packet *pkt)
+{
+	struct counts *cnt = get_counters();
+	__u32 id, generation;
+	struct slot_ref *ref;
+	struct flow_key key;
+	struct slot *slot;
+
+	if (!cnt || !pkt)
+		return JOINED;
+	key = pkt->key;
+	ref = bpf_map_lookup_elem(&collecting, &key);
+	if (!ref)
+		return JOIN_NOTHING;
+	id = ref->slot;
+	generation = ref->generation;
+	slot = get_slot(id);
+	/* The element was given to another flow after the lookup. */
+	if (!slot || slot->generation != generation)
+		return JOINED;
+	if (slot->mark && pkt->mark == MARK_ASKED)
+		return JOIN_MARKED;
+	if (pkt->mark == MARK_CLEARED)
+		slot->mark = 0;
+	if (key.proto == IPPROTO_TCP)
+		capture_segment(cnt, slot, id, src, pkt);
+	else
+		capture(cnt, slot, id, src, pkt, false);
+	return JOINED;
+}
+
+FOR_EACH_HOOK(join_capture)
+
+/* Opens the capture of the packet's flow: of the candidate that pkt->candidate says, which
+ * the caller owns, with the packets of its handshake; of a datagram; or from the middle of
+ * a stream. The packet itself is then to join it. Lets go of the candidate. Returns whether
+ * a flow began, captured or not, and not another CPU's. */
+__noinline int open_capture(const struct packet *pkt)
+{
+	struct counts *cnt = get_counters();
+	struct candidate *candidate = NULL;
+	struct handshake *hs = NULL;
+	struct slot_ref ref = {};
+	struct flow_key key;
+	struct slot *slot;
+	int opened = 1;
+	__u32 id;
+	int err; /* not long: before Linux 6.4 only the low half of the result is set */
+
+	if (!cnt || !pkt)
+		return 0;
+	key = pkt->key;
+	id = pkt->candidate;
+	if (id != NO_CANDIDATE) {
+		candidate = bpf_map_lookup_elem(&syns, &id);
+		hs = bpf_map_lookup_elem(&handshakes, &id);
+	}
+	hide(candidate); /* clang must not take id for it: the verifier can't */
+	if (!take_slot(key.proto, &ref.slot)) {
+		cnt->slots_full++;
+		goto refused;
+	}
+	slot = get_slot(ref.slot);
+	if (!slot)
+		goto out;
+	slot->quota = candidate ? pkt->quota : SLOT_UNCOUNTED;
+	slot->pair_quota = candidate ? pkt->pair_quota : SLOT_UNCOUNTED;
+	count_slot(SLOTS_IN_USE, 1);
+	count_slot(slot->quota, 1);
+	count_slot(slot->pair_quota, 1);
+	ref.generation = slot->generation + 1;
+	slot->generation = ref.generation;
+	slot->handed_over = 0;
+	slot->mark = 0;
+	slot->last_ns = pkt->now;
+	slot->sample.key = key;
+	slot->sample.reason = 0;
+	slot->word = 0;
+	if (candidate && hs) {
+		slot->sample.start_ns = candidate->start_ns;
+		slot->sample.initiator_is_lo = candidate->initiator_is_lo;
+		slot->sample.side = candidate->side;
+		slot->sample.flags = candidate->flags & CANDIDATE_FORGED ? SAMPLE_ONE_WAY : 0;
+		slot->sample.known = KNOWN_ALL;
+		slot->sample.isn_lo = candidate->isn_lo;
+		slot->sample.isn_hi = candidate->isn_hi;
+		slot->sample.next_lo = candidate->next_lo;
+		slot->sample.next_hi = candidate->next_hi;
+		slot->hole_lo = candidate->hole_lo;
+		slot->hole_lo_end = candidate->hole_lo_end;
+		slot->hole_hi = candidate->hole_hi;
+		slot->hole_hi_end = candidate->hole_hi_end;
+		__builtin_memcpy(slot->sample.packets, hs->packets, sizeof(hs->packets));
+		__builtin_memcpy(slot->sample.data, hs->data, HANDSHAKE_BYTES);
+		slot->word = hs->packet_count * WORD_PACKET + hs->bytes;
+	} else {
+		bool tcp = key.proto == IPPROTO_TCP;
+
+		slot->sample.start_ns = pkt->now;
+		slot->sample.initiator_is_lo = pkt->src_is_lo;
+		slot->sample.side = pkt->side;
+		slot->sample.flags = tcp ? SAMPLE_MID_STREAM : 0;
+		slot->sample.known = tcp ? KNOWN_NEXT_LO | KNOWN_NEXT_HI : 0;
+		slot->sample.isn_lo = slot->sample.isn_hi = 0;
+		slot->sample.next_lo = !tcp ? 0 : pkt->src_is_lo ? pkt->seq : pkt->ack;
+		slot->sample.next_hi = !tcp ? 0 : pkt->src_is_lo ? pkt->ack : pkt->seq;
+		slot->hole_lo = slot->hole_lo_end = slot->hole_hi = slot->hole_hi_end = 0;
+	}
+	err = bpf_map_update_elem(&collecting, &key, &ref, BPF_NOEXIST);
+	if (!err)
+		goto out;
+	give_back(slot, ref.slot);
+	if (err == -EEXIST) {
+		/* The other direction's first packet was faster on another CPU. */
+		opened = 0;
+		goto out;
+	}
+	cnt->collecting_full++;
+refused:
+	if (candidate)
+		remember(&key, VERDICT_PASS, candidate->isn_lo, candidate->isn_hi, KNOWN_ISN, 0);
+	else
+		remember(&key, VERDICT_PASS, 0, 0, 0, 0);
+out:
+	if (candidate)
+		free_candidate(id);
+	return opened;
+}
+
+/* Remembers the flow of pkt->candidate, which the caller owns, as decided, without a
+ * capture. Lets go of the candidate. */
+__noinline int refuse_capture(const struct packet *pkt)
+{
+	struct candidate *candidate;
+	struct flow_key key;
+	__u32 id;
+
+	if (!pkt)
+		return 0;
+	key = pkt->key;
+	id = pkt->candidate;
+	candidate = bpf_map_lookup_elem(&syns, &id);
+	if (!candidate)
+		return 0;
+	remember(&key, candidate->flags & CANDIDATE_JOIN ? VERDICT_MID_STREAM : VERDICT_PASS,
+		 candidate->isn_lo, candidate->isn_hi, KNOWN_ISN, 0);
+	free_candidate(id);
+	return 0;
+}

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Whether a segment is in place: whether its numbers are those that the connection can
+ * have now. What is not is counted and never captured, and ends nothing.
+ *
+ * Contract: pure arithmetic, no helpers, so that it may run under a lock. Differences of
+ * sequence numbers are signed 32-bit numbers (RFC 9293, 3.4). loader/assembly has the same
+ * rules.
+ */
+#pragma once
+
+#include "packet.h"
+
+#define PLACE_WINDOW (16 * 1024)
+/* How far behind what the other side has sent an acknowledgement may be. */
+#define PLACE_ACK_BEHIND (1024 * 1024)
+
+enum placed {
+	PLACED = 0,
+	PLACED_LAST, /* in place, and ends the connection */
+	PLACED_BEHIND,
+	PLACED_OUT,
+};
+
+/* What is expected of the segment's side, and of the other. */
+struct expected {
+	__u32 next;
+	__u32 hole; /* the first byte that was skipped */
+	__u32 hole_end;
+	__u32 other;  /* next of the other side */
+	bool one_way; /* the other side is not seen: what is acknowledged is what it sent */
+};
+
+static __always_inline bool is_ahead(const struct packet *pkt, __u32 next)
+{
+	__u32 ahead = pkt->seq - next;
+
+	return ahead <= PLACE_WINDOW;
+}
+
+/* Judges a segment without SYN and moves what is expected on. */
+static __always_inline enum placed place(struct expected *e, const struct packet *pkt)
+{
+	__s32 ahead = pkt->seq - e->next;
+	__u32 end = pkt->seq + pkt->payload_len;
+	bool last = pkt->tcp_flags & TCP_FIN;
+
+	if (pkt->tcp_flags & TCP_ACK) {
+		__s32 acked = pkt->ack - e->other;
+
+		if (acked < -PLACE_ACK_BEHIND || (acked > PLACE_WINDOW && !e->one_way))
+			return PLACED_OUT;
+	}
+	/* RFC 5961 asks for the exact number; stacks before it take the window. */
+	if ((pkt->tcp_flags & TCP_RST) && ahead &&
+	    !((pkt->tcp_flags & TCP_ACK) && is_ahead(pkt, e->next)))
+		return PLACED_OUT;
+	if (ahead > PLACE_WINDOW)
+		return PLACED_OUT;
+	if (!pkt->payload_len) {
+		if (ahead < -PLACE_WINDOW)
+			return PLACED_OUT;
+		last = last && !ahead;
+	} else if (ahead > 0) {
+		last = false;
+		if (e->hole == e->hole_end) {
+			e->hole = e->next;
+			e->hole_end = pkt->seq;
+		}
+	} else if (!ahead) {
+		/* in order */
+	} else if (e->hole != e->hole_end && (__s32)(pkt->seq - e->hole) >= 0 &&
+		   (__s32)(pkt->seq - e->hole_end) < 0) {
+		/* A late filler, once: what is left is in front of it or behind it. */
+		if (pkt->seq != e->hole)
+			e->hole_end = pkt->seq;
+		else if ((__s32)(e->hole_end - end) > 0)
+			e->hole = end;
+		else
+			e->hole = e->hole_end;
+	} else if (ahead < -PLACE_WINDOW) {
+		return PLACED_OUT;
+	} else if ((__s32)(end - e->next) <= 0) {
+		return PLACED_BEHIND;
+	}
+	if (pkt->payload_len && (__s32)(end - e->next) > 0)
+		e->next = end;
+	if (e->one_way && (pkt->tcp_flags & TCP_ACK) && (__s32)(pkt->ack - e->other) > 0)
+		e->other = pkt->ack;
+	return last || (pkt->tcp_flags & TCP_RST) ? PLACED_LAST : PLACED;
+}

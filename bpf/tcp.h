@@ -1,0 +1,997 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * TCP: only a connection that both ends have made is captured.
+ *
+ * A SYN makes a candidate and touches nothing that is known of its key. A SYN+ACK that
+ * acknowledges it, from the other side, answers it; a segment that acknowledges that, from
+ * the SYN's side again, proves it: then, and not before, what was known of the key ends.
+ * A capture begins with the first payload, and takes what is in place (place.h).
+ *
+ * Contract: loader/assembly has the same rules, less those of sides where a capture file
+ * has none. Whoever can send from one side of the interface, and does not see the other,
+ * can't prove a connection, nor end or hide what is known of one.
+ */
+#pragma once
+
+#include "flow.h"
+
+/* A candidate that is older has to make way for another. */
+#define CANDIDATE_NS 60000000000ULL
+/* What leaves within a second of having come in was sent back by routing; time is counted in
+ * units of 2^20 ns. */
+#define SEEN_SHIFT 20
+#define SEEN_LIMIT (1000000000ULL >> SEEN_SHIFT)
+
+/* A block is renewed at most so often, by packets that are no more than this ahead. */
+#define BLOCK_RENEWALS 5
+#define BLOCK_AHEAD (64 * 1024 * 1024)
+
+/* Fills in what the TCP header says, and from where the packet came. */
+static __always_inline bool read_segment(const struct source *src, struct packet *pkt)
+{
+	__be32 numbers[2]; /* behind the ports */
+
+	if (src->is_xdp ? bpf_xdp_load_bytes(src->ctx, pkt->tcp_off + 4, numbers, sizeof(numbers))
+			: bpf_skb_load_bytes(src->ctx, pkt->tcp_off + 4, numbers, sizeof(numbers)))
+		return false;
+	pkt->seq = bpf_ntohl(numbers[0]);
+	pkt->ack = bpf_ntohl(numbers[1]);
+	pkt->hash = hash_key(&pkt->key);
+	pkt->now = bpf_ktime_get_ns();
+	if (cfg_one_hook) {
+		pkt->side = pkt->src_is_lo;
+	} else if (src->is_xdp) {
+		pkt->side = SIDE_IN;
+	} else {
+		__u32 device = ((struct __sk_buff *)src->ctx)->ingress_ifindex;
+
+		pkt->side = device && bpf_map_lookup_elem(&same_side, &device) ? SIDE_IN : SIDE_OUT;
+	}
+	return true;
+}
+
+/* A word of the packet's key among those of mid-stream flows. */
+static __always_inline __u64 *mid_stream_word(const struct packet *pkt)
+{
+	__u32 index = pkt->hash % MID_STREAM_WORDS;
+
+	return bpf_map_lookup_elem(&mid_stream, &index);
+}
+
+/* What that word is for this key: the rest of its hash, never 0. */
+static __always_inline __u64 mid_stream_tag(const struct packet *pkt)
+{
+	return pkt->hash / MID_STREAM_WORDS | 1ULL << 63;
+}
+
+static __always_inline bool is_mid_stream(const struct packet *pkt)
+{
+	__u64 *word = mid_stream_word(pkt);
+
+	return word && *word == mid_stream_tag(pkt);
+}
+
+static __always_inline void clear_mid_stream(const struct packet *pkt)
+{
+	__u64 *word = mid_stream_word(pkt);
+
+	if (word)
+		__sync_val_compare_and_swap(word, mid_stream_tag(pkt), 0);
+}
+
+static __always_inline bool is_young(const struct packet *pkt, __u64 since_ns, __u64 limit_ns)
+{
+	/* Another CPU's clock may be a little ahead. */
+	return (__s64)(pkt->now - since_ns) < (__s64)limit_ns;
+}
+
+static __always_inline bool is_syn(const struct syn *syn, const struct packet *pkt)
+{
+	return syn->seq == pkt->seq && !!syn->from_lo == pkt->src_is_lo;
+}
+
+/* Whether SYN or SYN+ACK left a moment after it came in, with the same numbers: routing
+ * sent it back, and nobody on the other side has sent it. What comes in is noted. Not static, as
+ * own_handshake(). */
+__noinline int is_reflected(const struct packet *pkt)
+{
+	__u32 words[6], index, tag, when;
+	__u64 hash, *seen, was;
+
+	if (!pkt || cfg_one_hook)
+		return 0;
+	words[0] = pkt->hash;
+	words[1] = pkt->hash >> 32;
+	words[2] = pkt->seq;
+	words[3] = pkt->ack;
+	words[4] = pkt->tcp_flags & TCP_ACK;
+	words[5] = pkt->src_is_lo;
+	when = pkt->now >> SEEN_SHIFT;
+	hash = hash_words(words, 6);
+	index = hash % SEEN_WORDS;
+	tag = hash >> 32;
+	seen = bpf_map_lookup_elem(&seen_inside, &index);
+	if (!seen)
+		return false;
+	if (pkt->side == SIDE_IN) {
+		*seen = (__u64)tag << 32 | when;
+		return false;
+	}
+	was = *seen;
+	return was >> 32 == tag && when - (__u32)was <= SEEN_LIMIT;
+}
+
+/* A SYN. */
+static __always_inline int note_syn(const struct source *src, struct packet *pkt)
+{
+	struct counts *cnt = get_counters();
+	struct candidate *candidate;
+	struct place at;
+	struct syn *syn;
+	__u32 bytes;
+
+	if (!cnt || !pkt)
+		return 0;
+	candidate = find_candidate(pkt, pkt->side, true, &at);
+	if (!candidate) {
+		cnt->handshake_busy += at.busy;
+		return 0;
+	}
+	if (at.fresh)
+		begin_candidate(candidate, pkt, pkt->side);
+	if ((candidate->syns > 0 && is_syn(&candidate->first, pkt)) ||
+	    (candidate->syns > 1 && is_syn(&candidate->latest, pkt))) {
+		leave_handshake(&at); /* once more */
+		return 0;
+	}
+	cnt->syns++;
+	if (!candidate->syns || !is_young(pkt, candidate->first.time_ns, CANDIDATE_NS)) {
+		syn = &candidate->first;
+		if (!candidate->syns)
+			candidate->syns = 1;
+	} else {
+		syn = &candidate->latest;
+		candidate->syns = 2;
+	}
+	bytes = pkt->frame_len <= HANDSHAKE_FRAME ? pkt->frame_len
+						  : pkt->frame_len - pkt->payload_len;
+	syn->time_ns = pkt->now;
+	syn->seq = pkt->seq;
+	syn->payload_len = pkt->payload_len;
+	syn->header_len = pkt->frame_len - pkt->payload_len;
+	syn->tcp_at = pkt->prefix_len + pkt->tcp_off - pkt->skip;
+	syn->from_lo = pkt->src_is_lo;
+	syn->bytes = 0;
+	hide(bytes);
+	if (bytes <= HANDSHAKE_FRAME) {
+		syn->bytes = bytes;
+		if (copy_frame(src, pkt, syn->frame, bytes, HANDSHAKE_FRAME))
+			cnt->load_failed++;
+	}
+	release_handshake(&at, candidate);
+	return 0;
+}
+
+/* The slot of a key that is collecting, and its number. */
+static __always_inline struct slot *collecting_slot(const struct flow_key *key, __u32 *id)
+{
+	struct slot_ref *ref = bpf_map_lookup_elem(&collecting, key);
+	struct slot *slot;
+	__u32 generation;
+
+	if (!ref)
+		return NULL;
+	*id = ref->slot;
+	generation = ref->generation;
+	slot = get_slot(*id);
+	return slot && slot->generation == generation ? slot : NULL;
+}
+
+/* A SYN of the key was acknowledged: what is known of it has to look at its candidates.
+ * Not static, as own_handshake(). */
+__noinline int mark_known(const struct packet *pkt)
+{
+	struct flow_key key;
+	struct block *block;
+	struct flow *flow;
+	struct slot *slot;
+	__u32 id;
+
+	if (!pkt)
+		return 0;
+	key = pkt->key;
+	flow = bpf_map_lookup_elem(&flows, &key);
+	if (flow)
+		flow->mark = 1;
+	slot = collecting_slot(&key, &id);
+	if (slot)
+		slot->mark = 1;
+	block = get_block(&key);
+	if (block)
+		block->mark = 1;
+	return 0;
+}
+
+/* Whether a SYN+ACK acknowledges the SYN, and perhaps some of its payload. */
+static __always_inline bool answers(const struct syn *syn, const struct packet *pkt)
+{
+	return !!syn->from_lo != pkt->src_is_lo && pkt->ack - (syn->seq + 1) <= syn->payload_len;
+}
+
+/* Sets a candidate's numbers from a SYN+ACK that acknowledges isn. */
+static __always_inline void set_numbers(struct candidate *candidate, const struct packet *pkt,
+					__u32 isn)
+{
+	if (pkt->src_is_lo) {
+		candidate->isn_lo = pkt->seq;
+		candidate->next_lo = pkt->seq + 1;
+		candidate->isn_hi = isn;
+		candidate->next_hi = pkt->ack;
+	} else {
+		candidate->isn_hi = pkt->seq;
+		candidate->next_hi = pkt->seq + 1;
+		candidate->isn_lo = isn;
+		candidate->next_lo = pkt->ack;
+	}
+	candidate->hole_lo = candidate->hole_lo_end = 0;
+	candidate->hole_hi = candidate->hole_hi_end = 0;
+	candidate->acked = pkt->ack;
+	candidate->answered_ns = pkt->now;
+	candidate->initiator_is_lo = !pkt->src_is_lo;
+}
+
+FOR_EACH_HOOK(note_syn)
+
+enum answer {
+	ANSWER_NONE = 0, /* it changes nothing */
+	ANSWER_ALONE,
+	ANSWER_TO_SYN, /* of which what is known of the key has to be told */
+};
+
+/* A SYN+ACK. Returns an enum answer. */
+static __always_inline int note_answer(const struct source *src, struct packet *pkt)
+{
+	struct counts *cnt = get_counters();
+	const struct syn *syn = NULL;
+	struct candidate *candidate;
+	struct handshake *hs;
+	struct place at;
+	__u32 isn, acked;
+	bool same;
+
+	if (!cnt || !pkt)
+		return ANSWER_NONE;
+	candidate = find_candidate(pkt, !pkt->side, true, &at);
+	if (!candidate) {
+		cnt->handshake_busy += at.busy;
+		return ANSWER_NONE;
+	}
+	hs = bpf_map_lookup_elem(&handshakes, &at.id);
+	if (!hs) { /* never */
+		free_handshake(&at);
+		return ANSWER_NONE;
+	}
+	if (at.fresh)
+		begin_candidate(candidate, pkt, !pkt->side);
+	if (candidate->syns > 0 && answers(&candidate->first, pkt))
+		syn = &candidate->first;
+	else if (candidate->syns > 1 && answers(&candidate->latest, pkt))
+		syn = &candidate->latest;
+	isn = syn ? syn->seq : pkt->ack - 1;
+	acked = pkt->ack - (isn + 1);
+	same = candidate->state >= CANDIDATE_ALONE &&
+	       pkt->src_is_lo != !!candidate->initiator_is_lo && candidate->acked == pkt->ack &&
+	       pkt->seq == (pkt->src_is_lo ? candidate->isn_lo : candidate->isn_hi);
+	if (same && (!syn || candidate->state != CANDIDATE_ALONE)) {
+		leave_handshake(&at); /* once more */
+		return ANSWER_NONE;
+	}
+	/* One that acknowledges nothing that was seen never replaces one that does. */
+	if (!syn &&
+	    ((candidate->state == CANDIDATE_PROVEN && !(candidate->flags & CANDIDATE_CLOSED)) ||
+	     (candidate->state == CANDIDATE_ANSWERED &&
+	      is_young(pkt, candidate->answered_ns, CANDIDATE_NS)))) {
+		cnt->out_of_place++;
+		leave_handshake(&at);
+		return ANSWER_NONE;
+	}
+	set_numbers(candidate, pkt, isn);
+	candidate->start_ns = pkt->now;
+	candidate->state = CANDIDATE_ALONE;
+	if (syn) {
+		candidate->state = CANDIDATE_ANSWERED;
+		candidate->start_ns = syn->time_ns;
+		candidate->flags &= CANDIDATE_ONE_WAY;
+		if (acked && acked == syn->payload_len &&
+		    syn->bytes == syn->header_len + syn->payload_len)
+			candidate->flags |= CANDIDATE_EARLY;
+		if (joins_connection(syn))
+			candidate->flags |= CANDIDATE_JOIN;
+	} else {
+		candidate->flags = 0;
+	}
+	begin_handshake(hs, syn, acked);
+	if (append_handshake(candidate, hs, src, pkt))
+		cnt->load_failed++;
+	release_handshake(&at, candidate);
+	return syn ? ANSWER_TO_SYN : ANSWER_ALONE;
+}
+
+FOR_EACH_HOOK(note_answer)
+
+static __always_inline bool same_isn(__u8 known, __u32 lo, __u32 hi, const struct candidate *c)
+{
+	return (known & KNOWN_ISN) && lo == c->isn_lo && hi == c->isn_hi;
+}
+
+/* What a segment is to the candidates of its key; of two, the greater one counts. */
+enum candidacy {
+	CANDIDACY_NONE = 0, /* no handshake that it could be part of */
+	CANDIDACY_ALONE,    /* a SYN+ACK stands that it does not answer */
+	CANDIDACY_ONE_WAY,  /* it goes on with a handshake of which one direction is seen */
+	CANDIDACY_ANSWERED, /* a SYN stands acknowledged, and it does not prove the connection */
+	/* what a segment comes to */
+	CANDIDACY_WRONG_SIDE,
+	CANDIDACY_OUT,
+	CANDIDACY_BEHIND,
+	/* the next four: go on with pkt->candidate, owned */
+	CANDIDACY_CONNECTED, /* it was proven before: connected_segment() */
+	CANDIDACY_PROVEN,    /* it is proven by this segment: begin_connection() */
+	CANDIDACY_OPEN,	     /* its capture begins: open_capture() */
+	CANDIDACY_REFUSED,   /* it is not to be captured: refuse_capture() */
+	CANDIDACY_DONE,	     /* the segment was counted, and kept where it has to be */
+	CANDIDACY_SAME,	     /* it proved the connection that is known already */
+};
+
+/* pkt->candidate is proven. So may be the one whose initiator is on the other side: both ends
+ * may have opened at once, which makes one connection, proven by both. Returns whether it
+ * is; otherwise the other one ends. Not static, as own_handshake(). */
+__noinline int is_proven_by_other(const struct packet *pkt)
+{
+	struct candidate *candidate, *other;
+	struct place at;
+	bool same;
+	__u32 id;
+
+	if (!pkt)
+		return 0;
+	id = pkt->candidate;
+	candidate = bpf_map_lookup_elem(&syns, &id);
+	if (!candidate)
+		return 0;
+	other = find_candidate(pkt, !candidate->side, false, &at);
+	if (!other)
+		return 0;
+	same = other->state == CANDIDATE_PROVEN &&
+	       same_isn(KNOWN_ISN, other->isn_lo, other->isn_hi, candidate);
+	if (same || other->state == CANDIDATE_SYN)
+		leave_handshake(&at);
+	else
+		free_handshake(&at);
+	if (same)
+		free_candidate(id);
+	return same;
+}
+
+/* pkt->candidate is proven. Returns whether it is the connection that is known already: then
+ * the candidate is freed, and all marks. Not static, as own_handshake(). */
+__noinline int is_known(const struct packet *pkt)
+{
+	struct candidate *c;
+	struct flow_key key;
+	struct block *block;
+	struct flow *flow;
+	struct slot *slot;
+	__u32 id, slot_id;
+	bool same = false;
+
+	if (!pkt)
+		return 0;
+	id = pkt->candidate;
+	c = bpf_map_lookup_elem(&syns, &id);
+	if (!c)
+		return 0;
+	key = pkt->key;
+	flow = bpf_map_lookup_elem(&flows, &key);
+	if (flow && same_isn(flow->known, flow->isn_lo, flow->isn_hi, c)) {
+		flow->mark = 0;
+		same = true;
+	}
+	block = get_block(&key);
+	if (block && same_isn(block->known, block->isn_lo, block->isn_hi, c)) {
+		block->mark = 0;
+		block->candidate_ns = 0;
+		same = true;
+	}
+	slot = collecting_slot(&key, &slot_id);
+	if (slot && same_isn(slot->sample.known, slot->sample.isn_lo, slot->sample.isn_hi, c)) {
+		slot->mark = 0;
+		same = true;
+	}
+	if (same)
+		free_candidate(id);
+	return same;
+}
+
+/* pkt->candidate is proven, and a new connection. What is known of its key ends. Returns an
+ * enum candidacy. Not static, as own_handshake(). */
+__noinline int begin_connection(const struct packet *pkt)
+{
+	struct counts *cnt = get_counters();
+	struct candidate *candidate;
+	struct flow_key key;
+	struct block *block;
+	struct slot *slot;
+	__u32 id;
+
+	if (!pkt || !cnt)
+		return CANDIDACY_DONE;
+	id = pkt->candidate;
+	candidate = bpf_map_lookup_elem(&syns, &id);
+	if (!candidate)
+		return CANDIDACY_DONE;
+	key = pkt->key;
+	slot = collecting_slot(&key, &id);
+	if (slot)
+		discard_capture(cnt, slot, id);
+	bpf_map_delete_elem(&flows, &key);
+	block = get_block(&key);
+	if (block) {
+		block->ended = 1;
+		/* Packets of keys that have none do not look whether it ended. */
+		block->candidate_ns = pkt->now;
+	}
+	clear_mid_stream(pkt);
+	cnt->tcp_opened++;
+	if (candidate->flags & CANDIDATE_JOIN) {
+		cnt->mptcp_join++;
+		return CANDIDACY_REFUSED;
+	}
+	candidate->state = CANDIDATE_PROVEN;
+	return CANDIDACY_CONNECTED;
+}
+
+static __always_inline void expect(struct expected *e, const struct candidate *c,
+				   const struct packet *pkt)
+{
+	e->one_way = c->flags & CANDIDATE_FORGED;
+	e->next = pkt->src_is_lo ? c->next_lo : c->next_hi;
+	e->other = pkt->src_is_lo ? c->next_hi : c->next_lo;
+	e->hole = pkt->src_is_lo ? c->hole_lo : c->hole_hi;
+	e->hole_end = pkt->src_is_lo ? c->hole_lo_end : c->hole_hi_end;
+}
+
+static __always_inline void move_on(struct candidate *c, const struct expected *e,
+				    const struct packet *pkt)
+{
+	if (pkt->src_is_lo) {
+		c->next_lo = e->next;
+		c->next_hi = e->other;
+		c->hole_lo = e->hole;
+		c->hole_lo_end = e->hole_end;
+	} else {
+		c->next_hi = e->next;
+		c->next_lo = e->other;
+		c->hole_hi = e->hole;
+		c->hole_hi_end = e->hole_end;
+	}
+}
+
+static __always_inline bool from_initiator(const struct candidate *candidate,
+					   const struct packet *pkt)
+{
+	return pkt->src_is_lo == !!candidate->initiator_is_lo;
+}
+
+/* Whether the numbers acknowledge what the responder has sent. The bare acknowledgement, and
+ * some data, may have been lost. A responder that has gone on before (TCP Fast Open; or the
+ * acknowledgement was not seen) may have its data and its FIN acknowledged, too. */
+static __always_inline bool proves(const struct candidate *c, const struct packet *pkt)
+{
+	__u32 mine, isn, acked, early = 0;
+
+	if ((c->state != CANDIDATE_ALONE && c->state != CANDIDATE_ANSWERED) ||
+	    !from_initiator(c, pkt) || (pkt->tcp_flags & (TCP_ACK | TCP_RST)) != TCP_ACK)
+		return false;
+	mine = c->acked;
+	isn = c->initiator_is_lo ? c->isn_hi : c->isn_lo;
+	acked = pkt->ack - (isn + 1);
+	if (c->state == CANDIDATE_ANSWERED) {
+		early = (c->initiator_is_lo ? c->next_hi : c->next_lo) - (isn + 1);
+		early += !!early;
+	} else if (pkt->seq != mine) {
+		return false;
+	}
+	return is_ahead(pkt, mine) && acked <= early;
+}
+
+/* Whether one direction alone shows a connection: its SYN, then what follows it; or its
+ * SYN+ACK. Sets the SYN. */
+static __always_inline bool proves_one_way(const struct candidate *c, const struct packet *pkt,
+					   bool own, const struct syn **syn)
+{
+	*syn = NULL;
+	if ((pkt->tcp_flags & (TCP_ACK | TCP_RST)) != TCP_ACK)
+		return false;
+	if (c->state == CANDIDATE_ALONE)
+		return !own && !from_initiator(c, pkt) &&
+		       pkt->seq == (pkt->src_is_lo ? c->isn_lo : c->isn_hi) + 1;
+	if (!own || c->state != CANDIDATE_SYN)
+		return false;
+	if (c->syns > 0 && !!c->first.from_lo == pkt->src_is_lo && c->first.seq + 1 == pkt->seq)
+		*syn = &c->first;
+	else if (c->syns > 1 && !!c->latest.from_lo == pkt->src_is_lo &&
+		 c->latest.seq + 1 == pkt->seq)
+		*syn = &c->latest;
+	return *syn;
+}
+
+/* A segment of a connection that has no payload yet: pkt->candidate. Lets go of it, unless
+ * the capture begins. Returns an enum candidacy. */
+static __always_inline int connected_segment(const struct source *src, struct packet *pkt)
+{
+	struct counts *cnt = get_counters();
+	struct candidate *candidate;
+	struct expected e = {};
+	struct handshake *hs;
+	enum placed placed;
+	__u32 id;
+
+	if (!cnt || !pkt)
+		return CANDIDACY_DONE;
+	id = pkt->candidate;
+	candidate = bpf_map_lookup_elem(&syns, &id);
+	hs = bpf_map_lookup_elem(&handshakes, &id);
+	if (!candidate || !hs)
+		return CANDIDACY_DONE;
+	if (!comes_from(pkt, candidate->side, candidate->initiator_is_lo)) {
+		release_candidate(id, candidate, pkt->now);
+		return CANDIDACY_WRONG_SIDE;
+	}
+	expect(&e, candidate, pkt);
+	placed = place(&e, pkt);
+	/* With payload in the SYN's frame the capture begins whatever this one is. */
+	if ((placed == PLACED_BEHIND || placed == PLACED_OUT) &&
+	    !(candidate->flags & CANDIDATE_EARLY)) {
+		release_candidate(id, candidate, pkt->now);
+		return placed == PLACED_BEHIND ? CANDIDACY_BEHIND : CANDIDACY_OUT;
+	}
+	if (pkt->payload_len || (candidate->flags & CANDIDATE_EARLY)) {
+		/* Those of one direction may be forged, and would use up what others have. */
+		pkt->quota = pkt->pair_quota = SLOT_UNCOUNTED;
+		if ((candidate->flags & CANDIDATE_FORGED) ||
+		    within_quota(pkt, candidate->initiator_is_lo))
+			return CANDIDACY_OPEN;
+		cnt->initiator_slots++;
+		return CANDIDACY_REFUSED;
+	}
+	if (append_handshake(candidate, hs, src, pkt))
+		cnt->load_failed++;
+	move_on(candidate, &e, pkt);
+	if ((pkt->tcp_flags & (TCP_RST | TCP_FIN)) && !(candidate->flags & CANDIDATE_CLOSED)) {
+		candidate->flags |= CANDIDATE_CLOSED;
+		cnt->header_only++;
+	}
+	release_candidate(id, candidate, pkt->now);
+	return CANDIDACY_DONE;
+}
+
+FOR_EACH_HOOK(connected_segment)
+
+/* What a segment is to one of its key's candidates: the one whose initiator is on the
+ * segment's side (own), or the other. Returns an enum candidacy. Not static, as
+ * own_handshake(). */
+__noinline int candidate_segment(struct packet *pkt, __u32 own)
+{
+	struct counts *cnt = get_counters();
+	struct candidate *candidate;
+	const struct syn *syn;
+	int candidacy;
+	struct place at;
+
+	if (!cnt || !pkt)
+		return CANDIDACY_NONE;
+	candidate = find_candidate(pkt, own ? pkt->side : !pkt->side, false, &at);
+	if (!candidate) {
+		cnt->handshake_busy += at.busy;
+		return at.busy ? CANDIDACY_DONE : CANDIDACY_NONE;
+	}
+	if (proves(candidate, pkt)) {
+		if (own) {
+			pkt->candidate = at.id;
+			return CANDIDACY_PROVEN;
+		}
+		/* It left through the hook that it should have come in by. */
+		cnt->reflected++;
+		candidate->state = CANDIDATE_SYN;
+		candidate->flags &= CANDIDATE_ONE_WAY;
+		if (candidate->syns)
+			release_handshake(&at, candidate);
+		else
+			free_handshake(&at);
+		return CANDIDACY_DONE;
+	}
+	if (candidate->state == CANDIDATE_PROVEN) {
+		pkt->candidate = at.id;
+		return CANDIDACY_CONNECTED;
+	}
+	candidacy = CANDIDACY_NONE;
+	if (proves_one_way(candidate, pkt, own, &syn))
+		candidacy = CANDIDACY_ONE_WAY;
+	else if (candidate->state != CANDIDATE_SYN &&
+		 is_young(pkt, candidate->answered_ns, CANDIDATE_NS)) {
+		if (candidate->state == CANDIDATE_ANSWERED)
+			candidacy = CANDIDACY_ANSWERED;
+		else if (!(candidate->flags & CANDIDATE_ONE_WAY))
+			candidacy = CANDIDACY_ALONE;
+	}
+	leave_handshake(&at);
+	return candidacy;
+}
+
+/* A segment while a SYN stands acknowledged: of the responder, if it is in place in its
+ * handshake. It is not captured, but must not hide the connection. Returns an enum candidacy.
+ * Not static, as own_handshake(). */
+__noinline int early_segment(struct packet *pkt)
+{
+	struct candidate *candidate;
+	struct expected e = {};
+	enum placed placed = PLACED_OUT;
+	struct place at;
+
+	if (!pkt)
+		return CANDIDACY_OUT;
+	candidate = find_candidate(pkt, !pkt->side, false, &at);
+	if (!candidate)
+		return CANDIDACY_OUT;
+	if (candidate->state == CANDIDATE_ANSWERED && !from_initiator(candidate, pkt)) {
+		expect(&e, candidate, pkt);
+		placed = place(&e, pkt);
+		if (placed == PLACED || placed == PLACED_LAST)
+			move_on(candidate, &e, pkt);
+	}
+	leave_handshake(&at);
+	if (placed == PLACED_BEHIND)
+		return CANDIDACY_BEHIND;
+	return placed == PLACED_OUT ? CANDIDACY_OUT : CANDIDACY_DONE;
+}
+
+/* A segment that goes on with a handshake of which one direction is seen. Returns an enum
+ * candidacy. Not static, as own_handshake(). */
+__noinline int one_way_segment(struct packet *pkt, __u32 own)
+{
+	struct counts *cnt = get_counters();
+	struct candidate *candidate;
+	const struct syn *syn;
+	struct handshake *hs;
+	struct place at;
+
+	if (!cnt || !pkt)
+		return CANDIDACY_NONE;
+	candidate = find_candidate(pkt, own ? pkt->side : !pkt->side, false, &at);
+	if (!candidate)
+		return CANDIDACY_NONE;
+	hs = bpf_map_lookup_elem(&handshakes, &at.id);
+	if (!hs || !proves_one_way(candidate, pkt, own, &syn))
+		goto none;
+	if (!(candidate->flags & CANDIDATE_ONE_WAY))
+		cnt->one_way++;
+	candidate->flags |= CANDIDATE_ONE_WAY;
+	if (!cfg_one_way)
+		goto none;
+	if (syn) {
+		candidate->initiator_is_lo = pkt->src_is_lo;
+		candidate->start_ns = syn->time_ns;
+		candidate->answered_ns = pkt->now;
+		candidate->isn_lo = pkt->src_is_lo ? syn->seq : pkt->ack - 1;
+		candidate->isn_hi = pkt->src_is_lo ? pkt->ack - 1 : syn->seq;
+		candidate->next_lo = candidate->isn_lo + 1;
+		candidate->next_hi = candidate->isn_hi + 1;
+		candidate->hole_lo = candidate->hole_lo_end = 0;
+		candidate->hole_hi = candidate->hole_hi_end = 0;
+		candidate->acked = syn->seq + 1;
+		if (joins_connection(syn))
+			candidate->flags |= CANDIDATE_JOIN;
+		begin_handshake(hs, syn, 0);
+	}
+	candidate->flags |= CANDIDATE_FORGED;
+	pkt->candidate = at.id;
+	return CANDIDACY_PROVEN;
+none:
+	leave_handshake(&at);
+	return CANDIDACY_NONE;
+}
+
+/* Lets go of pkt->candidate, which stays as it is. */
+static __always_inline void keep_candidate(const struct packet *pkt)
+{
+	__u32 *word = way_of(pkt->candidate);
+
+	if (word)
+		__sync_fetch_and_and(word, ~WAY_BUSY);
+}
+
+/* Goes on with what a segment is to pkt->candidate. */
+static __always_inline enum candidacy go_on(enum candidacy candidacy, const struct source *src,
+					    struct packet *pkt)
+{
+	if (candidacy == CANDIDACY_PROVEN)
+		candidacy = begin_connection(pkt);
+	if (candidacy == CANDIDACY_CONNECTED)
+		candidacy = call_hook(connected_segment, src, pkt);
+	if (candidacy == CANDIDACY_OPEN || candidacy == CANDIDACY_REFUSED) {
+		pkt->mark = MARK_KEPT;
+		if (candidacy == CANDIDACY_REFUSED)
+			refuse_capture(pkt);
+		else
+			open_capture(pkt);
+		call_hook(join_capture, src, pkt);
+		candidacy = CANDIDACY_DONE;
+	}
+	return candidacy;
+}
+
+/* A segment of a key of which something is known, and a SYN stands acknowledged: it may prove
+ * another connection. */
+static __always_inline enum candidacy marked_segment(const struct source *src, struct packet *pkt)
+{
+	enum candidacy candidacy = candidate_segment(pkt, true);
+
+	if (candidacy == CANDIDACY_PROVEN) {
+		if (is_known(pkt) || is_proven_by_other(pkt))
+			return CANDIDACY_SAME;
+		return go_on(candidacy, src, pkt);
+	}
+	if (candidacy == CANDIDACY_CONNECTED)
+		keep_candidate(pkt);
+	candidacy = candidate_segment(pkt, false);
+	if (candidacy == CANDIDACY_CONNECTED)
+		keep_candidate(pkt);
+	return candidacy;
+}
+
+/* A segment of a key of which nothing is known but candidates. */
+static __always_inline enum candidacy candidates(const struct source *src, struct packet *pkt)
+{
+	enum candidacy own, other, candidacy;
+	__u32 own_id;
+
+	own = candidate_segment(pkt, true);
+	if (own == CANDIDACY_PROVEN && is_proven_by_other(pkt))
+		own = CANDIDACY_NONE; /* both ends have opened: the other one goes on */
+	if (own >= CANDIDACY_PROVEN)
+		return go_on(own, src, pkt);
+	own_id = pkt->candidate;
+	other = candidate_segment(pkt, false);
+	if (own == CANDIDACY_CONNECTED) {
+		if (other == CANDIDACY_CONNECTED) /* never */
+			keep_candidate(pkt);
+		pkt->candidate = own_id;
+		if (other != CANDIDACY_DONE)
+			return go_on(own, src, pkt);
+		keep_candidate(pkt);
+		return other;
+	}
+	if (other >= CANDIDACY_CONNECTED)
+		return go_on(other, src, pkt);
+	if (own == CANDIDACY_ANSWERED || other == CANDIDACY_ANSWERED)
+		return early_segment(pkt);
+	if (own == CANDIDACY_ONE_WAY || other == CANDIDACY_ONE_WAY) {
+		candidacy = one_way_segment(pkt, own == CANDIDACY_ONE_WAY);
+		if (candidacy == CANDIDACY_PROVEN && is_proven_by_other(pkt))
+			candidacy = CANDIDACY_SAME; /* never */
+		return go_on(candidacy, src, pkt);
+	}
+	return own == CANDIDACY_ALONE || other == CANDIDACY_ALONE ? CANDIDACY_OUT : CANDIDACY_NONE;
+}
+
+#define STANDING_ANSWERED 1 /* a SYN of the key stands acknowledged */
+#define STANDING_ANY 2	    /* ... or a SYN+ACK alone, or a connection without payload */
+
+/* What stands of a key's candidates. Does not own what it looks at. Not static, as
+ * own_handshake(). */
+__noinline int standing(const struct packet *pkt)
+{
+	__u32 number, found = 0;
+
+	if (!pkt)
+		return 0;
+	number = pkt->hash & cfg_bucket_mask;
+	for (__u32 side = SIDE_IN; side <= SIDE_OUT; side++) {
+		struct handshake_bucket *bucket = bpf_map_lookup_elem(&handshake_tags, &number);
+		struct candidate *candidate;
+		__u32 way, id;
+
+		if (!bucket)
+			return 0;
+		way = choose_way(bucket, handshake_tag(pkt, side), 0);
+		id = number * HANDSHAKE_WAYS + way % HANDSHAKE_WAYS;
+		candidate = bpf_map_lookup_elem(&syns, &id);
+		if (!candidate || !(way & HANDSHAKE_WAYS) || !same_key(&candidate->key, &pkt->key))
+			continue;
+		if (candidate->state == CANDIDATE_PROVEN)
+			found |= STANDING_ANY;
+		if (candidate->state == CANDIDATE_SYN ||
+		    !is_young(pkt, candidate->answered_ns, CANDIDATE_NS))
+			continue;
+		if (candidate->state == CANDIDATE_ANSWERED)
+			found |= STANDING_ANSWERED | STANDING_ANY;
+		if (!(candidate->flags & CANDIDATE_ONE_WAY))
+			found |= STANDING_ANY;
+	}
+	return found;
+}
+
+/* A segment of a flow that nothing is known of. */
+static __always_inline void mid_stream_segment(struct counts *cnt, const struct source *src,
+					       struct packet *pkt)
+{
+	__u64 *word, tag;
+
+	if (cfg_mid_stream) {
+		/* Without an acknowledgement it is in place nowhere. */
+		pkt->candidate = NO_CANDIDATE;
+		if (!pkt->payload_len || !(pkt->tcp_flags & TCP_ACK))
+			return;
+		if (open_capture(pkt))
+			cnt->mid_stream++;
+		call_hook(join_capture, src, pkt);
+		return;
+	}
+	word = mid_stream_word(pkt);
+	tag = mid_stream_tag(pkt);
+	if (!word || *word == tag)
+		return;
+	cnt->mid_stream++;
+	__sync_lock_test_and_set(word, tag);
+	/* What stands has to be looked at: a SYN+ACK alone, beside which somebody forged a
+	 * connection that goes one way, or a SYN that was acknowledged on another CPU, which
+	 * cleared the word before it was written. */
+	if (standing(pkt) & STANDING_ANY)
+		__sync_val_compare_and_swap(word, tag, 0);
+}
+
+/* Beside an enum action: the block has no say, or its time is over. */
+#define NOT_BLOCKED -1
+
+/* Whether the block's connection goes on, so that the block does, too. */
+static __always_inline bool renew(struct counts *cnt, struct block *block, const struct packet *pkt)
+{
+	__u32 next = pkt->src_is_lo ? block->next_lo : block->next_hi;
+	__u8 known = pkt->src_is_lo ? KNOWN_NEXT_LO : KNOWN_NEXT_HI;
+	__u64 expires = block->expires_ns;
+
+	if (!block->ttl_ns || !(block->known & known) || pkt->seq - next > BLOCK_AHEAD)
+		return false;
+	if (pkt->now < expires) /* another CPU has renewed it */
+		return true;
+	if (block->renewed >= BLOCK_RENEWALS)
+		return false;
+	if (__sync_val_compare_and_swap(&block->expires_ns, expires, pkt->now + block->ttl_ns) ==
+	    expires) {
+		block->renewed++;
+		cnt->renewed++;
+	}
+	return true;
+}
+
+/* A packet of a blocked key: of the connection, or of the next one that tries to be made. */
+static __always_inline int blocked_segment(struct counts *cnt, struct block *block,
+					   const struct source *src, struct packet *pkt)
+{
+	bool live = time_left(block), stands;
+	__u64 since;
+
+	if ((pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) {
+		if (live && pkt->payload_len)
+			return drop(cnt, block, pkt);
+		block->candidate_ns = pkt->now;
+		return NOT_BLOCKED;
+	}
+	since = block->candidate_ns;
+	stands = since && is_young(pkt, since, CANDIDATE_NS);
+	if (!stands) {
+		/* Unless another CPU has ended the block. */
+		__sync_val_compare_and_swap(&block->candidate_ns, since, 0);
+		block->mark = 0;
+	}
+	if (pkt->tcp_flags & TCP_SYN) {
+		if (live && (!stands || pkt->payload_len))
+			return drop(cnt, block, pkt);
+		return NOT_BLOCKED;
+	}
+	if (stands && block->mark) {
+		if (!(standing(pkt) & STANDING_ANSWERED))
+			block->mark = 0;
+		else
+			marked_segment(src, pkt);
+		if (block->ended)
+			return ACTION_PASS;
+		stands = block->candidate_ns;
+	}
+	/* Or the new handshake could never be made. */
+	if (stands && !pkt->payload_len)
+		return ACTION_PASS;
+	if (live || renew(cnt, block, pkt))
+		return drop(cnt, block, pkt);
+	return NOT_BLOCKED;
+}
+
+/* Returns an enum action. */
+static __always_inline int tcp_segment(struct counts *cnt, const struct source *src,
+				       struct packet *pkt, const struct flow_key *key)
+{
+	enum answer answered = ANSWER_NONE;
+	enum candidacy candidacy;
+	enum joining joining;
+	struct block *block;
+	struct flow *flow;
+
+	if (!read_segment(src, pkt)) {
+		cnt->load_failed++;
+		return ACTION_PASS;
+	}
+	block = get_block(key);
+	if (block) {
+		int action = blocked_segment(cnt, block, src, pkt);
+
+		if (action != NOT_BLOCKED)
+			return action;
+	}
+	if (pkt->tcp_flags & TCP_SYN) {
+		if (is_reflected(pkt))
+			cnt->reflected++;
+		else if (!(pkt->tcp_flags & TCP_ACK))
+			call_hook(note_syn, src, pkt);
+		else
+			answered = call_hook(note_answer, src, pkt);
+		if (answered == ANSWER_TO_SYN)
+			mark_known(pkt);
+		if (answered != ANSWER_NONE)
+			clear_mid_stream(pkt);
+		return ACTION_PASS;
+	}
+	flow = bpf_map_lookup_elem(&flows, key);
+	if (flow) {
+		if (!flow->mark)
+			return ACTION_PASS;
+		if (standing(pkt) & STANDING_ANSWERED)
+			marked_segment(src, pkt);
+		else
+			flow->mark = 0;
+		return ACTION_PASS;
+	}
+	joining = call_hook(join_capture, src, pkt);
+	if (joining == JOIN_MARKED) {
+		pkt->mark = MARK_CLEARED;
+		if (standing(pkt) & STANDING_ANSWERED) {
+			pkt->mark = MARK_KEPT;
+			candidacy = marked_segment(src, pkt);
+			if (candidacy == CANDIDACY_DONE)
+				return ACTION_PASS;
+		}
+		call_hook(join_capture, src, pkt);
+	}
+	if (joining != JOIN_NOTHING)
+		return ACTION_PASS;
+	/* As for datagrams: another CPU may have handed it over in between. */
+	if (bpf_map_lookup_elem(&flows, key))
+		return ACTION_PASS;
+	switch (candidates(src, pkt)) {
+	case CANDIDACY_NONE:
+		mid_stream_segment(cnt, src, pkt);
+		break;
+	case CANDIDACY_WRONG_SIDE:
+		cnt->wrong_side++;
+		break;
+	case CANDIDACY_OUT:
+		cnt->out_of_place++;
+		break;
+	case CANDIDACY_BEHIND:
+		cnt->behind++;
+		break;
+	default:
+		break;
+	}
+	return ACTION_PASS;
+}

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package assembly
+
+import (
+	"github.com/earlydrop/earlydrop/loader/flow/headers"
+)
+
+// Bounds of what is in place, in bytes, the same as in the kernel program.
+const (
+	// seqWindow is how far a segment may be ahead of or behind what its sender
+	// is expected to send next.
+	seqWindow = 16 << 10
+	// ackWindow is how far an acknowledgement may be behind what the other side
+	// is expected to send next. It may be seqWindow ahead of it.
+	ackWindow = 1 << 20
+)
+
+// diff is the distance from b to a on the ring of sequence numbers.
+func diff(a, b uint32) int { return int(int32(a - b)) }
+
+// Side says from which side of the interface a packet came.
+type Side uint8
+
+// Sides. A packet of which the side is not known belongs to the side that its
+// sender is on.
+const (
+	SideUnknown Side = iota
+	SideInbound
+	SideOutbound
+)
+
+// other returns the opposite side.
+func (s Side) other() Side {
+	switch s {
+	case SideInbound:
+		return SideOutbound
+	case SideOutbound:
+		return SideInbound
+	}
+	return SideUnknown
+}
+
+// stream follows the sequence numbers of a connection. Its arrays hold what the
+// initiator sends first, then what the responder sends.
+type stream struct {
+	next [2]uint32 // expected next
+	hole [2]struct {
+		lo, hi uint32 // from lo up to hi; the same: none
+	}
+	side Side // of the initiator
+	// oneWay: of one direction nothing may be seen. What it sends is known from
+	// the acknowledgements.
+	oneWay bool
+}
+
+// direction is the index of a packet's sender in the arrays of a stream.
+func direction(p *headers.Packet, initiatorIsLo bool) int {
+	if p.SrcIsLo == initiatorIsLo {
+		return 0
+	}
+	return 1
+}
+
+// place says where in its connection a segment is. The numbers are those of the
+// counters, with inPlace for a segment that is captured.
+type place = Counter
+
+const inPlace = place(headers.OK)
+
+// take places a segment without SYN of a direction, and if it is in place, moves
+// on with it. ends reports whether it ends the connection.
+func (s *stream) take(p *headers.Packet, dir int, from Side) (at place, ends bool) {
+	side := s.side
+	if dir == 1 {
+		side = side.other()
+	}
+	if from != SideUnknown && side != SideUnknown && from != side {
+		return WrongSide, false
+	}
+	ack, fin, rst := p.Flags&headers.ACK != 0, p.Flags&headers.FIN != 0, p.Flags&headers.RST != 0
+	acked := diff(p.Ack, s.next[1-dir])
+	if ack && (acked < -ackWindow || acked > seqWindow && !s.oneWay) {
+		return OutOfPlace, false
+	}
+	d := diff(p.Seq, s.next[dir])
+	if rst && d != 0 && !(ack && d > 0 && d <= seqWindow) {
+		return OutOfPlace, false
+	}
+	if p.PayloadLen == 0 {
+		if d < -seqWindow || d > seqWindow {
+			return OutOfPlace, false
+		}
+		ends = rst || fin && d == 0
+	} else {
+		at, ends = s.payload(p.Seq, p.PayloadLen, dir)
+		if at != inPlace {
+			return at, false
+		}
+		ends = rst || fin && ends
+	}
+	if ack && s.oneWay && acked > 0 {
+		s.next[1-dir] = p.Ack
+	}
+	return inPlace, ends
+}
+
+// payload places n bytes. A FIN behind them is in place as well where mayEnd is
+// true.
+func (s *stream) payload(seq uint32, n, dir int) (at place, mayEnd bool) {
+	next, hole := &s.next[dir], &s.hole[dir]
+	end := seq + uint32(n)
+	d := diff(seq, *next)
+	switch {
+	case d > seqWindow:
+		return OutOfPlace, false
+	case d > 0:
+		if hole.lo == hole.hi {
+			hole.lo, hole.hi = *next, seq
+		}
+	case d == 0:
+		mayEnd = true
+	case hole.lo != hole.hi && diff(seq, hole.lo) >= 0 && diff(seq, hole.hi) < 0:
+		// A late filler, captured once.
+		if seq != hole.lo {
+			hole.hi = seq
+		} else if hole.lo = end; diff(hole.hi, hole.lo) <= 0 {
+			hole.lo = hole.hi
+		}
+		mayEnd = true
+	case d < -seqWindow:
+		return OutOfPlace, false
+	case diff(end, *next) > 0:
+		mayEnd = true // new bytes behind old ones
+	default:
+		return Behind, false
+	}
+	if diff(end, *next) > 0 {
+		*next = end
+	}
+	return inPlace, mayEnd
+}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Every target installs what it lacks: Debian packages by name, Go modules by
-# go.sum, ONNX Runtime from npm by version and hash. As root, since programs are
+# go.sum, ONNX Runtime by version and hash. As root, since programs are
 # loaded into the kernel; `make build` alone needs no root when gcc is there.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -17,6 +17,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 PYTHON := /usr/bin/python3
 
 PKG_BUILD := gcc libc6-dev ca-certificates
+PKG_FETCH := ca-certificates curl
 PKG_GENERATE := clang llvm libbpf-dev linux-libc-dev libc6-dev
 PKG_LAB := curl dnsmasq-base nginx-light openssh-client openssh-server openssl shadowsocks-libev v2ray
 PKG_TEST := $(PKG_LAB) bpftool ethtool iproute2 util-linux
@@ -28,6 +29,16 @@ PKG_EVAL := $(PKG_TRAIN) libndpi-bin netbase python3-sklearn
 # What a run of make finds installed is not asked for again.
 install = @test/install-packages.sh $(1)
 
+# With sudo, too, what is built belongs to whoever owns the clone: root's program loads
+# no library out of folders of a user who is not the program's owner.
+own = @[ "$$(id -u)" -ne 0 ] || chown -R --reference=Makefile bin
+
+# fetch FILE ARGUMENTS: fetch-onnxruntime.sh, with curl installed if FILE lacks, and npm
+# if it is needed.
+fetch = @[ -f $(1) ] || command -v curl >/dev/null || test/install-packages.sh $(PKG_FETCH); \
+	code=0; classifier/fetch-onnxruntime.sh $(2) || code=$$?; \
+	[ $$code -eq 0 ] || { [ $$code -eq 3 ] && test/install-packages.sh npm && classifier/fetch-onnxruntime.sh $(2); }
+
 .PHONY: help
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,17 +47,20 @@ help: ## Show this list
 build: ## Build bin/earlydrop
 	$(call install,$(PKG_BUILD))
 	go build -trimpath -ldflags "-X main.version=$(VERSION)" -o $(BIN) ./cmd/earlydrop
+	$(own)
 
 .PHONY: onnxruntime
-onnxruntime: ## Put ONNX Runtime's shared library into bin/lib (npm, pinned)
-	@[ -f $(ORT) ] || { command -v npm >/dev/null && command -v openssl >/dev/null; } || test/install-packages.sh npm openssl
-	@classifier/fetch-onnxruntime.sh bin/lib
+onnxruntime: ## Put ONNX Runtime's shared library into bin/lib (pinned, out of an npm package)
+	$(call fetch,$(ORT),bin/lib)
+	$(own)
 
 IFACE ?=
 MODE ?= monitor
 .PHONY: run
-run: build onnxruntime ## Attach to an interface, in monitor mode: make run IFACE=eth0 [MODE=enforce]
-	@[ -n "$(IFACE)" ] || { echo "name the interface: sudo make run IFACE=eth0 (there are: $$(cd /sys/class/net && echo *))" >&2; exit 2; }
+run: ## Attach to an interface, in monitor mode: make run IFACE=eth0 [MODE=enforce]
+	@awk -F : -v name='$(IFACE)' 'NR > 2 { gsub(/ /, "", $$1); all = all " " $$1; found = found || $$1 == name } \
+		END { if (!found) { print "name an interface: sudo make run IFACE=eth0 (there are:" all ")"; exit 2 } }' /proc/net/dev >&2
+	@$(MAKE) --no-print-directory build onnxruntime
 	$(BIN) attach -i $(IFACE) --mode $(MODE)
 
 .PHONY: demo
@@ -71,6 +85,13 @@ test-race: build onnxruntime ## Run the tests of the concurrent packages with th
 	$(call install,$(PKG_TEST))
 	go test -count=1 -race -timeout 20m ./classifier/... ./policy/... ./loader/... ./cmd/...
 
+.PHONY: test-gpu
+test-gpu: onnxruntime ## Run the tests with ONNX Runtime's real CUDA provider (300 MB to fetch); they need no GPU, but use one
+	$(call install,$(PKG_BUILD))
+	$(call fetch,bin/lib-cuda/libonnxruntime.so.1,--cuda bin/lib-cuda)
+	$(own)
+	EARLYDROP_TEST_CUDA=$(CURDIR)/bin/lib-cuda go test -count=1 -v -tags gpu -run CUDA ./classifier
+
 .PHONY: test-train
 test-train: ## Run the tests of the training code
 	$(call install,$(PKG_EVAL))
@@ -87,10 +108,22 @@ eval: ## Measure models and other methods: make eval DATA=dir [STUDY=all CAPTURE
 	$(call install,$(PKG_EVAL))
 	$(PYTHON) -B models/train/eval.py $(STUDY) $(DATA:%=--data %) $(CAPTURES:%=--captures %) $(MODELS:%=--model %) --out $(OUT)
 
+.PHONY: train-programs
+train-programs: ## Install what models/train/train.py runs on: Debian packages
+	$(call install,$(PKG_TRAIN))
+
 .PHONY: record-programs
 record-programs: ## Install what a recording of training data runs: Debian packages, Go modules, one npm package
 	test/install-packages.sh $$(go run ./test/lab/record --packages record)
 	go run ./test/lab/record --install
+
+BUDGET ?= 30m
+SEED ?= 1
+.PHONY: record
+record: OUT = data/lab
+record: record-programs ## Record labelled captures of real programs for training: make record [BUDGET=30m SEED=1 OUT=data/lab]
+	go run ./test/lab/record --out $(OUT) --budget $(BUDGET) --seed $(SEED)
+	@[ "$$(id -u)" -ne 0 ] || chown -R --reference=Makefile $(OUT)
 
 FUZZTIME ?= 30s
 .PHONY: fuzz
@@ -98,7 +131,7 @@ fuzz: build onnxruntime ## Fuzz each target for FUZZTIME (30s)
 	@grep -rlE '^func Fuzz' --include='*_test.go' . | while read -r file; do \
 		grep -oE '^func Fuzz[A-Za-z0-9_]+' "$$file" | cut -c6- | while read -r target; do \
 			echo "== $$(dirname "$$file") $$target"; \
-			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")" </dev/null; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x "$$(dirname "$$file")" </dev/null; \
 		done; \
 	done
 
@@ -108,11 +141,17 @@ bench: build onnxruntime ## Print the benchmarks: data path, user space, forward
 	go test -run '^$$' -bench . -benchtime 1s ./loader/... ./policy ./classifier
 	go run ./test/bench -earlydrop $(BIN)
 
+.PHONY: bench-passed
+bench-passed: build onnxruntime ## Count how many bytes of a tunnel pass before it is cut, at round trips of 0, 5 and 50 ms
+	$(call install,$(PKG_TEST))
+	go run ./test/bench -passed -earlydrop $(BIN)
+
 .PHONY: lint
 lint: ## Check format, vet, staticcheck, imports, C format and shell scripts
 	$(call install,$(PKG_BUILD) clang-format shellcheck)
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "not gofmt'ed: $$bad" >&2; exit 1; }
 	go vet ./...
+	go vet -tags gpu ./classifier
 	go tool staticcheck ./...
 	go mod tidy -diff
 	clang-format --dry-run -Werror bpf/*.c bpf/*.h

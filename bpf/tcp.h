@@ -786,7 +786,7 @@ static __always_inline enum candidacy candidates(const struct source *src, struc
 }
 
 #define STANDING_ANSWERED 1 /* a SYN of the key stands acknowledged */
-#define STANDING_PROVEN 2   /* there is a connection without payload */
+#define STANDING_ANY 2	    /* ... or a SYN+ACK alone, or a connection without payload */
 
 /* What stands of a key's candidates. Does not own what it looks at. Not static, as
  * own_handshake(). */
@@ -810,10 +810,14 @@ __noinline int standing(const struct packet *pkt)
 		if (!candidate || !(way & HANDSHAKE_WAYS) || !same_key(&candidate->key, &pkt->key))
 			continue;
 		if (candidate->state == CANDIDATE_PROVEN)
-			found |= STANDING_PROVEN;
-		else if (candidate->state == CANDIDATE_ANSWERED &&
-			 is_young(pkt, candidate->answered_ns, CANDIDATE_NS))
-			found |= STANDING_ANSWERED;
+			found |= STANDING_ANY;
+		if (candidate->state == CANDIDATE_SYN ||
+		    !is_young(pkt, candidate->answered_ns, CANDIDATE_NS))
+			continue;
+		if (candidate->state == CANDIDATE_ANSWERED)
+			found |= STANDING_ANSWERED | STANDING_ANY;
+		if (!(candidate->flags & CANDIDATE_ONE_WAY))
+			found |= STANDING_ANY;
 	}
 	return found;
 }
@@ -840,9 +844,10 @@ static __always_inline void mid_stream_segment(struct counts *cnt, const struct 
 		return;
 	cnt->mid_stream++;
 	__sync_lock_test_and_set(word, tag);
-	/* On another CPU, a SYN may have been acknowledged in between, which cleared the word
-	 * before it was written. */
-	if (standing(pkt))
+	/* What stands has to be looked at: a SYN+ACK alone, beside which somebody forged a
+	 * connection that goes one way, or a SYN that was acknowledged on another CPU, which
+	 * cleared the word before it was written. */
+	if (standing(pkt) & STANDING_ANY)
 		__sync_val_compare_and_swap(word, tag, 0);
 }
 

@@ -24,14 +24,22 @@ const (
 
 	maxMaxBatch = 256
 	maxWorkers  = 256
+
+	// cpu is the device that needs no GPU.
+	cpu = "cpu"
 )
 
 // Options says how an Engine computes. The zero value is usable.
 type Options struct {
 	// Library is the path of ONNX Runtime's shared library (optional). Without
 	// it, the library is looked for: in the variable EARLYDROP_ONNXRUNTIME, in
-	// lib/ beside the program, in bin/lib of the working directory or of one
-	// above it, and on the loader's search path.
+	// lib/ beside the program, and in the folders of the system's loader.
+	//
+	// With root's rights, or with capabilities, Open refuses (ErrUnsafeLibrary)
+	// a library that somebody else could replace: one whose file, or a folder
+	// or symbolic link on the way to it, is owned by neither root nor the owner
+	// of the executable, or is writable by its group or by everybody. Sticky
+	// folders, as /tmp, may be.
 	Library string
 	// Device is "cpu" (the default) or "cuda:N" for the GPU of that number.
 	Device string
@@ -84,14 +92,18 @@ type Engine struct {
 }
 
 // lane holds the tensors of one computation at a time. ONNX Runtime reads and
-// writes Go memory in place: for each batch size there is a binding of the
-// first images and logits of the same two buffers, so that a run neither
-// allocates nor pads.
+// writes Go memory in place: for each batch size there are tensors of the first
+// images and logits of the same two buffers, so that a run neither allocates nor
+// pads.
 type lane struct {
-	images   []uint8   // [maxBatch][C][32][32]
-	logits   []float32 // [maxBatch][K]
-	values   []ort.Value
-	bindings []*ort.IoBinding // bindings[n-1] is for n images
+	images []uint8   // [maxBatch][C][32][32]
+	logits []float32 // [maxBatch][K]
+	// inputs[n-1] and outputs[n-1] are for n images, and so is bindings[n-1].
+	inputs, outputs []ort.Value
+	// bindings spare a run on the CPU all allocation. On another device there are
+	// none: a bound input is copied there when it is bound, not when the session
+	// runs, which would then see the same images for ever.
+	bindings []*ort.IoBinding
 }
 
 // Open loads the model in onnx, the bytes of an ONNX file, and sets up
@@ -180,8 +192,8 @@ func OpenFile(path string, opts Options) (*Engine, error) {
 // parseDevice returns the device's canonical name and the number of the GPU,
 // -1 for the CPU.
 func parseDevice(s string) (name string, gpu int, err error) {
-	if s == "" || s == "cpu" {
-		return "cpu", -1, nil
+	if s == "" || s == cpu {
+		return cpu, -1, nil
 	}
 	if number, ok := strings.CutPrefix(s, "cuda:"); ok {
 		if n, err := strconv.ParseUint(number, 10, 8); err == nil {
@@ -224,6 +236,9 @@ func newSession(onnx []byte, gpu int) (*ort.DynamicAdvancedSession, error) {
 }
 
 func appendCUDA(options *ort.SessionOptions, gpu int) error {
+	if err := checkProviders(); err != nil {
+		return err
+	}
 	cuda, err := ort.NewCUDAProviderOptions()
 	if err != nil {
 		return err
@@ -248,21 +263,24 @@ func (e *Engine) newLane() (*lane, error) {
 		logits: make([]float32, e.maxBatch*labels),
 	}
 	for n := 1; n <= e.maxBatch; n++ {
+		in, err := ort.NewTensor(ort.NewShape(int64(n), int64(planes), ImageSide, ImageSide), l.images)
+		if err != nil {
+			return l, err
+		}
+		l.inputs = append(l.inputs, in)
+		out, err := ort.NewTensor(ort.NewShape(int64(n), int64(labels)), l.logits)
+		if err != nil {
+			return l, err
+		}
+		l.outputs = append(l.outputs, out)
+		if e.device != cpu {
+			continue
+		}
 		binding, err := e.session.CreateIoBinding()
 		if err != nil {
 			return l, err
 		}
 		l.bindings = append(l.bindings, binding)
-		in, err := ort.NewTensor(ort.NewShape(int64(n), int64(planes), ImageSide, ImageSide), l.images)
-		if err != nil {
-			return l, err
-		}
-		l.values = append(l.values, in)
-		out, err := ort.NewTensor(ort.NewShape(int64(n), int64(labels)), l.logits)
-		if err != nil {
-			return l, err
-		}
-		l.values = append(l.values, out)
 		if err := binding.BindInput(inputName, in); err != nil {
 			return l, err
 		}
@@ -277,7 +295,7 @@ func (l *lane) destroy() (err error) {
 	for _, b := range l.bindings {
 		err = errors.Join(err, b.Destroy())
 	}
-	for _, v := range l.values {
+	for _, v := range slices.Concat(l.inputs, l.outputs) {
 		err = errors.Join(err, v.Destroy())
 	}
 	return err
@@ -540,6 +558,9 @@ func (e *Engine) run(l *lane, n int) (err error) {
 			err = fmt.Errorf("ONNX Runtime's binding panicked: %v", r)
 		}
 	}()
+	if e.device != cpu {
+		return e.session.Run(l.inputs[n-1:n], l.outputs[n-1:n])
+	}
 	return e.session.RunWithBinding(l.bindings[n-1])
 }
 

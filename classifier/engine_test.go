@@ -470,6 +470,7 @@ func BenchmarkRender(b *testing.B) {
 		channels []Channel
 	}{
 		{"byte", []Channel{ChannelByte}},
+		{"streams and packets", []Channel{ChannelStreams, ChannelPackets}},
 		{"all", []Channel{ChannelByte, ChannelDirection, ChannelPayload, ChannelLength, ChannelTime}},
 	} {
 		b.Run(tt.name, func(b *testing.B) {

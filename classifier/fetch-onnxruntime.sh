@@ -1,85 +1,202 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# Puts ONNX Runtime's shared library into DESTDIR as libonnxruntime.so.1.
+# Puts ONNX Runtime's shared library into DESTDIR as libonnxruntime.so.1. With
+# --cuda it is the one that fits the CUDA provider, and the provider lies beside
+# it (x86_64 only; about 300 MB are fetched, nothing of CUDA itself).
 #
-# The library is taken out of the npm package onnxruntime-node, which carries
-# Linux builds for x64 and arm64. The package is pinned by version and by the
-# integrity hash of its archive, the library by its own hash; nothing of the
-# package is run.
+# The libraries are taken out of npm packages. A package is pinned by version and by
+# the integrity hash of its archive, each library by its own hash; nothing of a
+# package is run. Where all is there already, nothing is fetched.
 #
-# usage: fetch-onnxruntime.sh DESTDIR
+# An archive is fetched with curl, and with npm, where that is installed, if curl
+# can't get it: npm knows tokens, other paths and proxies that its configuration
+# names. The registry is that of NPM_CONFIG_REGISTRY, else of npm's configuration
+# where npm is installed, else npm's public one. Proxies: http_proxy, https_proxy,
+# all_proxy and no_proxy, in either case.
+#
+# usage: fetch-onnxruntime.sh [--cuda] DESTDIR
+#
+# Exit codes: 0 all is there, 1 failed, 3 the registry has refused curl and npm,
+# which might get it, is not installed.
 set -eu
 
-package=onnxruntime-node
-version=1.24.3
-integrity=sha512-JH7+czbc8ALA819vlTgcV+Q214/+VjGeBHDjX81+ZCD0PCVCIFGFNtT0V4sXG/1JXypKPgScQcB3ij/hk3YnTg==
+default_registry=https://registry.npmjs.org
 
 fail() {
 	echo "fetch-onnxruntime: $*" >&2
 	exit 1
 }
 
+cuda=
+if [ "${1-}" = --cuda ]; then
+	cuda=yes
+	shift
+fi
 if [ $# -ne 1 ] || [ -z "$1" ]; then
-	fail "usage: fetch-onnxruntime.sh DESTDIR"
+	fail "usage: fetch-onnxruntime.sh [--cuda] DESTDIR"
 fi
 dest=$1
 
 machine=$(uname -m)
 case $machine in
-x86_64 | amd64)
-	arch=x64
-	library=92ba8e44d31b80a34f5e805076a044122c3be1fffe0d88ed790de7267b0b2682
-	;;
-aarch64 | arm64)
-	arch=arm64
-	library=33032cb5b91c12edbf028d7c69fa40a31848d66c0095448758af237d5e0b07db
-	;;
-*) fail "$package $version has no Linux library for $machine (only x86_64 and aarch64)" ;;
+x86_64 | amd64) arch=x64 ;;
+aarch64 | arm64) arch=arm64 ;;
+*) fail "there is no ONNX Runtime to fetch for $machine (only for x86_64 and aarch64)" ;;
 esac
+
+# One line per library: package, version, path in the package, its sha256. The
+# folder napi-v6 is the addon interface and changes between releases.
+case $cuda$arch in
+x64)
+	libraries="onnxruntime-node 1.24.3 bin/napi-v6/linux/x64/libonnxruntime.so.1 92ba8e44d31b80a34f5e805076a044122c3be1fffe0d88ed790de7267b0b2682"
+	;;
+arm64)
+	libraries="onnxruntime-node 1.24.3 bin/napi-v6/linux/arm64/libonnxruntime.so.1 33032cb5b91c12edbf028d7c69fa40a31848d66c0095448758af237d5e0b07db"
+	;;
+yesx64)
+	# The provider is republished by a third party: Microsoft itself has it in no
+	# npm package. It was built for CUDA 13 and the release of the core beside it.
+	libraries="onnxruntime-node 1.29.0 bin/napi-v6/linux/x64/libonnxruntime.so.1 89688f5cf51c7e31befbb7b9101bc027799009b18d1baa9a5b1146a72e69538d
+com.github.asus4.onnxruntime.linux-x64-gpu 0.4.9 Plugins/Linux/x64/libonnxruntime_providers_shared.so c6a12593396095f5670160e284c35d1700b7708cf3037b7042e2a5200ccae772
+com.github.asus4.onnxruntime.linux-x64-gpu 0.4.9 Plugins/Linux/x64/libonnxruntime_providers_cuda.so 56cf3254b118ad837ccc4ed8f6d1b23504bbf7ef91b34cbc0b289cb7f10b3037"
+	;;
+*) fail "there is no CUDA provider to fetch for $machine (only for x86_64)" ;;
+esac
+
+# integrity_of PACKAGE VERSION: what `npm view PACKAGE@VERSION dist.integrity` prints.
+integrity_of() {
+	case $1@$2 in
+	onnxruntime-node@1.24.3) echo sha512-JH7+czbc8ALA819vlTgcV+Q214/+VjGeBHDjX81+ZCD0PCVCIFGFNtT0V4sXG/1JXypKPgScQcB3ij/hk3YnTg== ;;
+	onnxruntime-node@1.29.0) echo sha512-WjiVVB72riILz8HbYvxvmjKyE/WmkYoSfKY++axo5jAR609HQg8MwiG/HhShpTcJfmmAdzxxmB+MMST3A+SiPA== ;;
+	com.github.asus4.onnxruntime.linux-x64-gpu@0.4.9) echo sha512-FopIhNE/Ng+v2X65wVc9clPCBCvhvA53Hxo2U0Kf5fGdVsC7iCA+mZ0KLWggcQAj7TIZ6pNidR4AC10g74Xo6w== ;;
+	esac
+}
 
 sum() { sha256sum "$1" | cut -d ' ' -f 1; }
 
-target=$dest/libonnxruntime.so.1
-if [ -f "$target" ] && [ "$(sum "$target")" = "$library" ]; then
-	exit 0
-fi
+# present PATH SHA256: the library is there, whole and of this release.
+present() { [ -f "$1" ] && [ "$(sum "$1")" = "$2" ]; }
 
-for tool in npm openssl tar sha256sum; do
-	command -v "$tool" >/dev/null 2>&1 ||
-		fail "$tool is not installed (on Debian: apt-get install npm openssl tar coreutils)"
+have() { command -v "$1" >/dev/null 2>&1; }
+
+missing=
+while read -r package version member hash; do
+	present "$dest/${member##*/}" "$hash" || missing=yes
+done <<END
+$libraries
+END
+[ -n "$missing" ] || exit 0
+
+for tool in tar gzip base64 od sha256sum sha512sum; do
+	have "$tool" || fail "$tool is not installed (on Debian: apt-get install tar gzip coreutils)"
 done
+have curl || have npm || fail "neither curl nor npm is installed (on Debian: apt-get install curl ca-certificates)"
 
 mkdir -p "$dest"
 tmp=$(mktemp -d)
-part=$target.part.$$
+part=$dest/.part.$$
 trap 'rm -rf "$tmp" "$part"' EXIT
 trap 'exit 130' INT TERM
 
-echo "fetching ONNX Runtime $version for $machine ($package from npm)" >&2
-# npm resolves a bare folder name as a project, so it runs in the empty one.
-(cd "$tmp" && npm pack --ignore-scripts --silent "$package@$version" >npm.out 2>&1) || {
-	cat "$tmp/npm.out" >&2
-	fail "npm could not get $package@$version"
+registry=${NPM_CONFIG_REGISTRY:-${npm_config_registry:-}}
+named="NPM_CONFIG_REGISTRY is"
+if [ -z "$registry" ] && have npm; then
+	# In an empty folder: npm would read the configuration of a project, too.
+	registry=$(cd "$tmp" && npm config get registry 2>/dev/null) || registry=
+	named="npm is configured for the registry"
+fi
+case $registry in
+"" | undefined | null) registry=$default_registry ;;
+esac
+# Credentials in the address are for the registry alone, neither for the terminal nor
+# for the list of processes.
+shown=$(printf '%s' "$registry" | sed -e 's#^[^/]*@##' -e 's#//[^/]*@#//#')
+case $registry in
+http://?* | https://?*) ;;
+*) fail "$named \"$shown\", which is no http or https address" ;;
+esac
+# A password may have an @ of its own, which npm takes as it is and curl does not.
+authority=${registry#*://}
+authority=${authority%%/*}
+user=${authority%@*}
+[ "$user" = "$authority" ] ||
+	registry=${registry%%://*}://$(printf '%s' "$user" | sed 's/@/%40/g')@${registry#*"$user"@}
+while [ "$registry" != "${registry%/}" ]; do registry=${registry%/}; done
+while [ "$shown" != "${shown%/}" ]; do shown=${shown%/}; done
+
+# curl ignores this one in capitals, which npm and others read.
+if [ -z "${http_proxy:-}" ] && [ -n "${HTTP_PROXY:-}" ]; then
+	export http_proxy="$HTTP_PROXY"
+fi
+
+# by_curl PACKAGE VERSION FILE: sets why and returns curl's exit code on failure.
+by_curl() {
+	# A scope is part of the package's name, but not of its archive's.
+	url=$registry/$1/-/${1##*/}-$2.tgz
+	escaped=$(printf '%s' "$url" | sed 's/[\\"]/\\&/g')
+	printf 'url = "%s"\n' "$escaped" |
+		curl --config - --fail --location --silent --show-error --proto =http,https --proto-redir =http,https \
+			--connect-timeout 15 --speed-limit 1000 --speed-time 30 --retry 2 --output "$3" 2>"$tmp/curl.err" && return 0
+	code=$?
+	why=$(tail -n 1 "$tmp/curl.err" | sed -e 's/^curl: ([0-9]*) *//' -e 's#//[^/ ]*@#//#g')
+	return "$code"
 }
-archive=$tmp/$package-$version.tgz
-[ -f "$archive" ] || fail "npm wrote no $package-$version.tgz"
 
-got=sha512-$(openssl dgst -sha512 -binary "$archive" | openssl base64 -A)
-[ "$got" = "$integrity" ] ||
-	fail "integrity of $package@$version is $got, expected $integrity; nothing was unpacked"
+# by_npm PACKAGE VERSION FILE: sets why on failure: of all that npm prints, the first lines.
+by_npm() {
+	# npm resolves a bare folder name as a project, so it runs in an empty one.
+	mkdir "$tmp/npm"
+	(cd "$tmp/npm" && npm pack --ignore-scripts --loglevel=error --fetch-retries=1 "$1@$2" >../npm.out 2>&1) || {
+		why=$(sed -n -e '/^npm [^ ]* *at /d' -e 's/^npm [^ ]* *//p' "$tmp/npm.out" | sed -n '1,4p' | tr '\n' ';' | sed -e 's/;$//' -e 's/;/; /g' -e 's#//[^/ ]*@#//#g')
+		return 1
+	}
+	mv "$tmp/npm"/*.tgz "$3" && rmdir "$tmp/npm"
+}
 
-# The folder in between names the addon interface (napi-vN) and changes
-# between releases of the package.
-member=$(tar tzf "$archive" | grep -E "^package/bin/napi-v[0-9]+/linux/$arch/libonnxruntime\.so\.1\$") ||
-	fail "$package@$version holds no libonnxruntime.so.1 for linux/$arch"
-tar xzf "$archive" -C "$tmp" "$member"
-[ "$(sum "$tmp/$member")" = "$library" ] ||
-	fail "sha256 of $member is $(sum "$tmp/$member"), expected $library"
+# fetch PACKAGE VERSION FILE: the package's archive, its hash as pinned.
+fetch() {
+	echo "fetching $1 $2 from $shown" >&2
+	code=none
+	if have curl; then
+		code=0
+		by_curl "$@" || code=$?
+	fi
+	if [ "$code" != 0 ] && have npm; then
+		[ "$code" = none ] || echo "fetch-onnxruntime: curl: $why; trying npm" >&2
+		by_npm "$@" || fail "can't get $1@$2 from $shown: npm: $why"
+	elif [ "$code" = 22 ]; then # the registry's answer is an error
+		echo "fetch-onnxruntime: $shown: $why; npm, which might know how to ask, is not installed" >&2
+		exit 3
+	elif [ "$code" != 0 ]; then
+		fail "can't get $1@$2 from $shown: $why (set https_proxy or NPM_CONFIG_REGISTRY where there is no direct way out)"
+	fi
+	expected=$(integrity_of "$1" "$2")
+	# The pin is written as npm writes it, in base64; sha512sum prints hexadecimal.
+	hex=$(printf '%s' "${expected#sha512-}" | base64 -d | od -An -v -tx1 | tr -d ' \n')
+	[ "$(sha512sum "$3" | cut -d ' ' -f 1)" = "$hex" ] ||
+		fail "the archive of $1@$2 from $shown is not the one that was pinned ($expected); nothing was unpacked"
+}
 
-# A rename within one folder is atomic: a reader sees the old library or the
-# whole new one.
-cp "$tmp/$member" "$part"
-chmod 0755 "$part"
-mv -f "$part" "$target"
-echo "installed $target" >&2
+last=
+while read -r package version member hash; do
+	target=$dest/${member##*/}
+	! present "$target" "$hash" || continue
+	if [ "$package@$version" != "$last" ]; then
+		rm -f "$tmp/archive.tgz"
+		fetch "$package" "$version" "$tmp/archive.tgz" </dev/null
+		last=$package@$version
+	fi
+	tar xzf "$tmp/archive.tgz" -C "$tmp" "package/$member" ||
+		fail "$package@$version holds no $member"
+	[ "$(sum "$tmp/package/$member")" = "$hash" ] ||
+		fail "sha256 of $member in $package@$version is $(sum "$tmp/package/$member"), expected $hash"
+	# A rename within one folder is atomic: a reader sees the old library or the
+	# whole new one.
+	cp "$tmp/package/$member" "$part"
+	chmod 0755 "$part"
+	mv -f "$part" "$target"
+	echo "installed $target" >&2
+done <<END
+$libraries
+END

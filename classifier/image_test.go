@@ -144,8 +144,11 @@ func TestRenderTakesWireLengthOfSuperPackets(t *testing.T) {
 	}
 }
 
-// The training code computes the same planes: its tests read the same file.
-// There are captures of the lab, and the same with damaged headers and records.
+// The training code computes the same planes from where the payload is: its tests
+// read the same file. There are captures of the lab, and the same with damaged headers
+// and records. Of each packet it has offset and length on the wire, whether the
+// initiator sent it, where in the capture its payload begins, how long that is on the
+// wire, and whether it is UDP.
 func TestRenderIsWhatTheTrainingSees(t *testing.T) {
 	file, err := os.ReadFile("testdata/planes.tsv")
 	if err != nil {
@@ -163,14 +166,23 @@ func TestRenderIsWhatTheTrainingSees(t *testing.T) {
 		if s.Data, err = base64.StdEncoding.DecodeString(columns[0]); err != nil {
 			t.Fatal(err)
 		}
+		var payloads [][3]int
 		for record := range strings.FieldsSeq(columns[1]) {
 			var p flow.Packet
-			var initiator int
-			if _, err := fmt.Sscanf(record, "%d,%d,%d", &p.Offset, &p.WireLen, &initiator); err != nil {
+			var initiator, payload, length, udp int
+			if _, err := fmt.Sscanf(record, "%d,%d,%d,%d,%d,%d", &p.Offset, &p.WireLen, &initiator, &payload, &length, &udp); err != nil {
 				t.Fatal(err)
 			}
 			p.FromInitiator = initiator == 1
 			s.Packets = append(s.Packets, p)
+			payloads = append(payloads, [3]int{payload, length, udp})
+		}
+		var l layout
+		l.build(s, nil)
+		for k, p := range l.packets[:l.count] {
+			if got := [3]int{p.payload, p.payloadLen, map[bool]int{true: 1}[p.udp]}; got != payloads[k] {
+				t.Errorf("sample %d: the payload of packet %d is at, of and UDP %v, want %v", i, k, got, payloads[k])
+			}
 		}
 		Render(s, RecipeStrict, []Channel{ChannelStreams, ChannelPackets}, image)
 		if got := fmt.Sprintf("%x", sha256.Sum256(image)); got != columns[2] {

@@ -16,24 +16,16 @@ import (
 // iface is the network interface that the data path is for.
 type iface struct {
 	name string
-	link netlink.Link // nil when the interface is gone
+	link netlink.Link
 }
 
 func findInterface(name string) (*iface, error) {
-	if name == "" {
-		return nil, refused(nil, "no interface given: use -i")
+	l, err := interfaceNamed(name)
+	if err == nil && l == nil {
+		err = refused(nil, "no such interface: %s (ip link shows what there is)", name)
 	}
-	l, err := netlink.LinkByName(name)
 	if err != nil {
-		var missing netlink.LinkNotFoundError
-		if errors.As(err, &missing) {
-			return nil, refused(err, "no such interface: %s (ip link shows what there is)", name)
-		}
-		return nil, fmt.Errorf("look up interface %s: %w", name, err)
-	}
-	// The name becomes a folder; altnames would lead to a second one.
-	if l.Attrs().Name != name {
-		return nil, refused(nil, "%s is another name of interface %s: use that one", name, l.Attrs().Name)
+		return nil, err
 	}
 	return &iface{name: name, link: l}, nil
 }
@@ -49,69 +41,28 @@ func (i *iface) rawIP() bool {
 	return true
 }
 
-// refuseForeignXDP refuses an interface that has an XDP program other than the one
-// pinned in dir, for the kernel takes one only, and pins whose program is attached
-// to an interface other than this one.
-func (i *iface) refuseForeignXDP(dir string) error {
-	xdp := i.link.Attrs().Xdp
-	attached := xdp != nil && xdp.Attached
-	for _, name := range []string{pinXDP, oldPinXDP} {
-		l, err := link.LoadPinnedLink(dir+"/"+name, nil)
-		if err != nil {
-			continue
-		}
-		defer l.Close()
-		info, err := l.Info()
-		switch {
-		case err != nil:
-			return fmt.Errorf("read the link pinned for %s: %w", i.name, err)
-		case attached && uint32(info.Program) == xdp.ProgId:
-			return nil
-		case !attached && !severed(l):
-			return refused(unix.EBUSY, "what is pinned at %s is attached to another interface that is or was called %s, renamed or in another network namespace: earlydrop detach -i %s removes it",
-				dir, i.name, i.name)
-		}
-	}
-	if !attached {
-		return nil
-	}
-	name := "unknown"
-	if p, err := ebpf.NewProgramFromID(ebpf.ProgramID(xdp.ProgId)); err == nil {
-		if info, err := p.Info(); err == nil {
-			name = info.Name
-		}
-		_ = p.Close()
-	}
-	return refused(unix.EBUSY, "another XDP program is attached to %s: %s, id %d (detach it first: ip link set dev %s xdp off)",
-		i.name, name, xdp.ProgId, i.name)
-}
-
-// severed reports whether the interface that a link was attached to is gone. A new
-// one of the same name needs a new link.
+// severed reports whether a link is attached to nothing any more: its interface is gone,
+// or it was detached by force. A new interface of the same name needs a new link.
 func severed(l link.Link) bool {
 	info, err := l.Info()
-	if err != nil {
-		return false
-	}
-	if x := info.XDP(); x != nil {
-		return x.Ifindex == 0
-	}
-	if t := info.TCX(); t != nil {
-		return t.Ifindex == 0
-	}
-	return false
+	return err == nil && ifindexOf(info) == 0
 }
 
 // openPinnedLink returns the link that an earlier process pinned, or nil when there
-// is none. One whose interface is gone is removed.
-func openPinnedLink(pin string) (link.Link, error) {
+// is none. One that is not attached to this interface is removed: that one is gone.
+func (i *iface) openPinnedLink(pin string) (link.Link, error) {
 	l, err := link.LoadPinnedLink(pin, nil)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return nil, nil
 	case err != nil:
 		return nil, fmt.Errorf("open pinned link %s: %w", pin, err)
-	case !severed(l):
+	}
+	info, err := l.Info()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("read pinned link %s: %w", pin, err), l.Close())
+	}
+	if ifindexOf(info) == uint32(i.index()) {
 		return l, nil
 	}
 	if err := errors.Join(l.Unpin(), l.Close()); err != nil {
@@ -124,7 +75,7 @@ func openPinnedLink(pin string) (link.Link, error) {
 // is pinned.
 func (d *DataPath) attachIngress(ifc *iface, opts Options, pin string) error {
 	prog := d.coll.Programs[datapathProgEdIngress]
-	old, err := openPinnedLink(pin)
+	old, err := ifc.openPinnedLink(pin)
 	if err != nil {
 		return err
 	}
@@ -139,7 +90,7 @@ func (d *DataPath) attachIngress(ifc *iface, opts Options, pin string) error {
 			return nil
 		}
 		// Another mode was asked for: the kernel can't change it in place.
-		if err := errors.Join(old.Unpin(), old.Close()); err != nil {
+		if err := errors.Join(old.Detach(), old.Unpin(), old.Close()); err != nil {
 			return fmt.Errorf("detach the ingress program of %s: %w", ifc.name, err)
 		}
 	}
@@ -187,17 +138,17 @@ func (i *iface) attachedMode() XDPMode {
 	return XDPNative
 }
 
-// xdpAttachedSKB is XDP_ATTACHED_SKB of linux/if_link.h.
-const xdpAttachedSKB = 2
-
-// egressLink is an attached egress program: a TCX link or a clsact filter.
-type egressLink interface{ Close() error }
+// XDP_ATTACHED_DRV and XDP_ATTACHED_SKB of linux/if_link.h.
+const (
+	xdpAttachedDRV = 1
+	xdpAttachedSKB = 2
+)
 
 // attachEgress attaches the egress program through TCX, or as a clsact filter on
 // kernels before 6.6.
 func (d *DataPath) attachEgress(ifc *iface, opts Options, pin string) error {
 	prog := d.coll.Programs[datapathProgEdEgress]
-	old, err := openPinnedLink(pin)
+	old, err := ifc.openPinnedLink(pin)
 	if err != nil {
 		return err
 	}

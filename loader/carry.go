@@ -6,7 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"path/filepath"
+	"os"
 
 	"github.com/cilium/ebpf"
 )
@@ -30,10 +30,10 @@ type carriedBlock struct {
 	block datapathBlock
 }
 
-// pinnedBlocks reads the blocks with time left that are pinned in dir, whatever layout
-// the other maps have. It returns none where there are none that it understands.
-func pinnedBlocks(dir string) ([]carriedBlock, error) {
-	att, err := ebpf.LoadPinnedMap(filepath.Join(dir, pinName(datapathMapAttachment)), nil)
+// pinnedBlocks reads the blocks with time left that are pinned in a folder, whatever
+// layout the other maps have. It returns none where there are none that it understands.
+func pinnedBlocks(folder *os.File) ([]carriedBlock, error) {
+	att, err := ebpf.LoadPinnedMap(inFolder(folder, pinName(datapathMapAttachment)), nil)
 	if err != nil {
 		return nil, nil // nobody can tell what is pinned there
 	}
@@ -47,7 +47,7 @@ func pinnedBlocks(dir string) ([]carriedBlock, error) {
 	if layout <= 2 {
 		blocks = layout
 	}
-	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, pinName(datapathMapBlocked)), nil)
+	m, err := ebpf.LoadPinnedMap(inFolder(folder, pinName(datapathMapBlocked)), nil)
 	if err != nil {
 		return nil, nil
 	}

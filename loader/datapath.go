@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -78,18 +80,26 @@ type Options struct {
 
 // Info tells what Attach did.
 type Info struct {
-	XDPMode       XDPMode // native or generic
-	XDPFallback   error   // why native mode was not possible, nil if it was or was not asked for
-	Egress        string  // tcx or clsact
-	Adopted       bool    // maps and links of an earlier process were taken over
-	Replaced      string  // why what was pinned could not be adopted and was replaced, else empty
-	BlocksAdopted int     // blocks that go on, taken over or carried into the new tables
-	BlocksLost    error   // which blocks could not be carried into the new tables, and why
-	BlocksRemoved int     // blocks removed because of Options.Monitor
-	HiddenVLANs   bool    // the driver takes VLAN tags out before the ingress program sees the frame
-	Sizes         Sizes   // of the tables, none 0
-	Memory        uint64  // bytes of kernel memory that the tables take, an estimate
-	PinDir        string
+	XDPMode       XDPMode  // native or generic
+	XDPFallback   error    // why native mode was not possible, nil if it was or was not asked for
+	Egress        string   // tcx or clsact
+	Adopted       bool     // maps and links of an earlier process were taken over
+	Replaced      string   // why what was pinned could not be adopted and was replaced, else empty
+	BlocksAdopted int      // blocks that go on, taken over or carried into the new tables
+	BlocksLost    error    // which blocks could not be carried into the new tables, and why
+	BlocksRemoved int      // blocks removed because of Options.Monitor
+	Bypasses      Bypasses // ways past the programs
+	HiddenVLANs   bool     // the driver takes VLAN tags out before the ingress program sees the frame
+	Loopback      bool     // the interface shows each packet twice: sent, then received
+	Bridge        bool     // the interface is a bridge: what it forwards between its ports is not seen
+	Ports         []string // names of the interfaces that the bridge joins
+	// PrivatePins says that the BPF file system is of this mount namespace alone, as
+	// `ip netns exec` makes one for each call: no command outside sees what is pinned,
+	// and it ends with the namespace's last process, blocks included.
+	PrivatePins bool
+	Sizes       Sizes  // of the tables, none 0
+	Memory      uint64 // bytes of kernel memory that the tables take, an estimate
+	PinDir      string // where it is pinned at first; Tables.PinDir is where it is now
 }
 
 // A DataPath is the attached data path of one interface. Its methods are safe for
@@ -98,15 +108,19 @@ type DataPath struct {
 	*Tables
 	Info Info
 
-	iface   string
 	coll    *ebpf.Collection
 	ingress link.Link
-	egress  egressLink
-	lock    *os.File
+	egress  link.Link    // nil: a clsact filter
+	index   atomic.Int32 // of the interface
 	sweepIn []byte
 	about   datapathAttached
 	sides   *sides
-	foreign bool // what is pinned is of another process, and goes on if Attach fails
+	foreign bool // what is pinned is another process's, and goes on if Attach fails
+
+	mu         sync.Mutex // of what Check changes
+	lock       *os.File   // the folder of the pins
+	away       bool       // the interface is in another network namespace
+	pinsFailed bool       // Check could not put back a pin the last time
 }
 
 // Attach loads the programs and attaches them to the interface, or adopts what an
@@ -135,24 +149,29 @@ func Attach(opts Options) (_ *DataPath, err error) {
 	if err := ensureBPFFS(); err != nil {
 		return nil, err
 	}
-	dir := pinDir(opts.Interface)
-	if err := ifc.refuseForeignXDP(dir); err != nil {
+	dir, err := ifc.chooseFolder()
+	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	lock, err := makeFolder(dir)
+	switch {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		return nil, refused(err, "already attached to %s by a running process%s: stop it first", opts.Interface, pidHint(dir))
+	case errors.Is(err, os.ErrPermission):
+		return nil, noAccess(err, "create %s: permission denied", dir)
+	case err != nil:
 		return nil, refused(err, "create %s: %v", dir, err)
 	}
-	lock, err := lockDir(dir)
-	if err != nil {
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, refused(err, "already attached to %s by a running process%s", opts.Interface, pidHint(opts.Interface))
-		}
-		return nil, err
-	}
 
-	d := &DataPath{iface: opts.Interface, lock: lock, sweepIn: make([]byte, 64)}
-	d.Info.PinDir = dir
+	d := &DataPath{lock: lock, sweepIn: make([]byte, 64)}
+	d.index.Store(int32(ifc.index()))
 	d.Info.HiddenVLANs = ifc.hidesVLANs()
+	d.Info.Bypasses = ifc.bypasses()
+	d.Info.Loopback = ifc.link.Attrs().EncapType == "loopback"
+	if d.Info.Bridge = ifc.link.Type() == "bridge"; d.Info.Bridge {
+		d.Info.Ports = ifc.ports()
+	}
+	d.Info.PrivatePins = PrivatePins()
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.abandon(ifc))
@@ -163,16 +182,16 @@ func Attach(opts Options) (_ *DataPath, err error) {
 	if err != nil {
 		return nil, err
 	}
-	pinned, why := adoptable(spec, opts.Sizes, dir)
+	pinned, why := adoptable(spec, opts.Sizes, lock)
 	var carried []carriedBlock
+	d.Info.Adopted = pinned != nil
+	d.foreign = d.Info.Adopted || why != ""
 	if why != "" {
 		d.Info.Replaced = why
-		if carried, err = pinnedBlocks(dir); err != nil {
+		if carried, err = pinnedBlocks(lock); err != nil {
 			return nil, err
 		}
 	}
-	d.Info.Adopted = pinned != nil
-	d.foreign = d.Info.Adopted || why != ""
 	if err := setSizes(spec); err != nil { // only now: an adopted set has its own
 		closeMaps(pinned)
 		return nil, err
@@ -186,41 +205,31 @@ func Attach(opts Options) (_ *DataPath, err error) {
 	if d.Tables, err = newTables(opts.Interface, d.coll.Maps); err != nil {
 		return nil, err
 	}
+	// Under the interface's present name, if it had another one when it was pinned.
+	d.Info.PinDir = renameFolder(dir, opts.Interface)
+	d.at.Store(&place{opts.Interface, d.Info.PinDir})
 	if d.Info.Adopted {
 		if err := d.adoptBlocks(opts.Monitor); err != nil {
 			return nil, err
 		}
-	} else if err := d.replaceMaps(dir, carried, opts.Monitor); err != nil {
+	} else if err := d.replaceMaps(carried, opts.Monitor); err != nil {
 		return nil, err
 	}
-	if d.sides, err = watchSides(ifc, d.coll.Maps[datapathMapSameSide]); err != nil {
+	if d.sides, err = watchSides(d.index.Load, d.coll.Maps[datapathMapSameSide]); err != nil {
 		return nil, err
 	}
 	d.own = d.sides.addresses
 	// Maps first: from the first packet on, everything must be in place.
-	if err := d.attachIngress(ifc, opts, filepath.Join(dir, pinXDP)); err != nil {
+	if err := d.attachIngress(ifc, opts, inFolder(lock, pinXDP)); err != nil {
 		return nil, err
 	}
-	if err := d.attachEgress(ifc, opts, filepath.Join(dir, pinTCX)); err != nil {
+	if err := d.attachEgress(ifc, opts, inFolder(lock, pinTCX)); err != nil {
 		return nil, err
 	}
 	if err := d.describe(opts, spec); err != nil {
 		return nil, err
 	}
 	return d, nil
-}
-
-func pidHint(iface string) string {
-	t, err := Open(iface)
-	if err != nil {
-		return ""
-	}
-	defer t.Close()
-	a, err := t.Attachment()
-	if err != nil || a.PID == 0 {
-		return ""
-	}
-	return fmt.Sprintf(" (pid %d): stop it first", a.PID)
 }
 
 // configuredSpec returns the objects with the operator's constants in.
@@ -261,9 +270,8 @@ func outlives(name string) bool {
 // adoptable opens the pinned maps if a complete set with this layout, and with the
 // sizes that were asked for, is there; spec then has the sizes of that set.
 // Otherwise why says what is wrong with the set; it is empty if there is none.
-func adoptable(spec *ebpf.CollectionSpec, sizes Sizes, dir string) (_ map[string]*ebpf.Map, why string) {
-	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) == 0 {
+func adoptable(spec *ebpf.CollectionSpec, sizes Sizes, folder *os.File) (_ map[string]*ebpf.Map, why string) {
+	if !hasOwnPins(inFolder(folder, "")) {
 		return nil, ""
 	}
 	maps := make(map[string]*ebpf.Map)
@@ -282,7 +290,7 @@ func adoptable(spec *ebpf.CollectionSpec, sizes Sizes, dir string) (_ map[string
 		if !outlives(name) {
 			continue
 		}
-		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, pinName(name)), nil)
+		m, err := ebpf.LoadPinnedMap(inFolder(folder, pinName(name)), nil)
 		if err != nil {
 			return nil, fmt.Sprintf("pinned map %s: %v", name, err)
 		}
@@ -349,7 +357,7 @@ func (d *DataPath) adoptBlocks(monitor bool) error {
 
 // replaceMaps makes the new maps ready, with the blocks of those that are pinned, and pins
 // them in their place. The programs that use the old ones run until theirs are swapped.
-func (d *DataPath) replaceMaps(dir string, carried []carriedBlock, monitor bool) error {
+func (d *DataPath) replaceMaps(carried []carriedBlock, monitor bool) error {
 	if err := fillSlots(d.coll.Maps); err != nil {
 		return err
 	}
@@ -359,18 +367,15 @@ func (d *DataPath) replaceMaps(dir string, carried []carriedBlock, monitor bool)
 		d.Info.BlocksAdopted, d.Info.BlocksLost = d.carryBlocks(carried)
 	}
 	d.foreign = false
-	if err := renameOldLinks(dir); err != nil {
-		return err
-	}
-	if err := removeMapPins(dir); err != nil {
-		return fmt.Errorf("replace what is pinned in %s: %w", dir, err)
+	if err := errors.Join(renameOldLinks(d.lock), unpinMaps(d.lock)); err != nil {
+		return fmt.Errorf("replace what is pinned below %s: %w", d.Info.PinDir, err)
 	}
 	for name, m := range d.coll.Maps {
 		if !outlives(name) {
 			continue
 		}
-		if err := m.Pin(filepath.Join(dir, pinName(name))); err != nil {
-			return fmt.Errorf("pin map %s below %s: %w", name, dir, err)
+		if err := m.Pin(inFolder(d.lock, pinName(name))); err != nil {
+			return fmt.Errorf("pin map %s below %s: %w", name, d.Info.PinDir, err)
 		}
 	}
 	return nil
@@ -426,15 +431,38 @@ func (d *DataPath) Sweep() (int, error) {
 
 // Detach stops the data path and removes programs, maps and pins.
 func (d *DataPath) Detach() error {
-	ifc := &iface{name: d.iface}
-	if found, err := findInterface(d.iface); err == nil {
-		ifc = found
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var l netlink.Link
+	var err error
+	if d.egress == nil { // a filter: it goes by the interface
+		l, _, err = whereIs(d.ingress)
 	}
-	return errors.Join(d.closeLinks(), detachPinned(ifc), d.close())
+	return errors.Join(err, d.remove(l), d.close())
 }
 
-// Release closes this process's handles and leaves the data path running.
-func (d *DataPath) Release() error { return errors.Join(d.closeLinks(), d.close()) }
+// remove detaches the programs and removes the pins, and the egress filter of an
+// interface, which may be nil.
+func (d *DataPath) remove(l netlink.Link) error {
+	var errs []error
+	for _, attached := range []link.Link{d.ingress, d.egress} {
+		if attached != nil {
+			errs = append(errs, attached.Detach()) // a pin may be hidden by a mount
+		}
+	}
+	errs = append(errs, d.closeLinks(), removeDataPath(d.lock, l), removeFolder(d.lock))
+	return errors.Join(errs...)
+}
+
+// Release closes this process's handles and leaves the data path running. It returns an
+// error where pins are missing and can't be put back: then the data path ends here.
+func (d *DataPath) Release() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	at := *d.at.Load()
+	_, err := d.keepPins(&at)
+	return errors.Join(err, d.closeLinks(), d.close())
+}
 
 func (d *DataPath) closeLinks() error {
 	var errs []error
@@ -464,9 +492,9 @@ func (d *DataPath) close() error {
 // abandon undoes a failed Attach. What was adopted, or not replaced yet, keeps running.
 func (d *DataPath) abandon(ifc *iface) error {
 	if d.foreign {
-		return d.Release()
+		return errors.Join(d.closeLinks(), d.close())
 	}
-	return errors.Join(d.closeLinks(), detachPinned(ifc), d.close())
+	return errors.Join(d.remove(ifc.link), d.close())
 }
 
 // Detach removes what any process left attached to the interface. It refuses
@@ -474,86 +502,31 @@ func (d *DataPath) abandon(ifc *iface) error {
 // (SIGTERM) and waits for it at most ten seconds. An interface that is gone takes
 // its programs along; the pins are removed all the same.
 func Detach(name string, stop bool) error {
-	dir := pinDir(name)
-	if _, err := os.Stat(dir); errors.Is(err, os.ErrPermission) {
-		return refused(err, "%s can't be read: run as root", dir)
-	} else if err != nil {
-		return fmt.Errorf("%w to %s (nothing at %s)", ErrNotAttached, name, dir)
+	p, folder, err := openPinned(name)
+	if err != nil {
+		return err
 	}
+	defer folder.Close()
 	if err := requireCapabilities(); err != nil {
 		return err
 	}
-	lock, err := lockDir(dir)
+	err = tryLock(folder, unix.LOCK_EX)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		if !stop {
-			return refused(err, "a running process holds %s%s", name, pidHint(name))
+			return refused(err, "a running process holds %s%s: stop it first", name, pidHint(p.dir))
 		}
-		if lock, err = stopDaemon(name); err != nil {
-			return err
-		}
-		if lock == nil {
-			return nil // it detached by itself
-		}
+		err = stopHolder(folder, name)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil // it detached by itself
+	case err != nil:
 		return err
 	}
-	defer lock.Close()
-	ifc := &iface{name: name}
-	if found, err := findInterface(name); err == nil {
-		ifc = found
+	if l, err := loadPinnedLink(inFolder(folder, ""), linkPins[1]); err == nil {
+		_ = l.Close()
+	} else if p.standing == standsElsewhere {
+		return refused(nil, "%s is in another network namespace, and its egress filter can only be removed there", name)
 	}
-	return detachPinned(ifc)
-}
-
-// stopDaemon ends the process that holds the interface and takes its lock. The
-// lock is nil when the daemon removed everything as it ended.
-func stopDaemon(name string) (*os.File, error) {
-	t, err := Open(name)
-	if err != nil {
-		return nil, err
-	}
-	a, err := t.Attachment()
-	_ = t.Close()
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Kill(a.PID, unix.SIGTERM); err != nil && !errors.Is(err, unix.ESRCH) {
-		return nil, fmt.Errorf("stop the daemon of %s, pid %d: %w", name, a.PID, err)
-	}
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		lock, err := lockDir(pinDir(name))
-		switch {
-		case err == nil:
-			return lock, nil
-		case errors.Is(err, os.ErrNotExist):
-			return nil, nil
-		case !errors.Is(err, unix.EWOULDBLOCK):
-			return nil, err
-		}
-	}
-	return nil, fmt.Errorf("the daemon of %s, pid %d, did not end within 10 s: stop it by hand", name, a.PID)
-}
-
-// detachPinned removes the pinned links, a clsact filter, and the pins.
-func detachPinned(ifc *iface) error {
-	dir := pinDir(ifc.name)
-	var errs []error
-	for _, name := range []string{pinXDP, pinTCX, oldPinXDP, oldPinTCX} {
-		l, err := link.LoadPinnedLink(filepath.Join(dir, name), nil)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("open pinned %s: %w", name, err))
-			continue
-		}
-		// Unpinned and closed, the last reference goes and the program with it.
-		errs = append(errs, l.Unpin(), l.Close())
-	}
-	if ifc.link != nil {
-		errs = append(errs, removeClsact(ifc))
-	}
-	errs = append(errs, removePins(ifc.name))
-	return errors.Join(errs...)
+	return errors.Join(removeDataPath(folder, p.link), removeFolder(folder))
 }

@@ -6,7 +6,9 @@
 //
 // # Life cycle
 //
-// [Attach] leaves programs and maps pinned below /sys/fs/bpf/earlydrop/<interface>/.
+// [Attach] leaves programs and maps pinned below /sys/fs/bpf/earlydrop/<interface>/, with
+// %2e for each dot. An interface is found by the program that is attached to it, whatever
+// it is called by then; [DataPath.Watch] follows it, and puts back pins that others remove.
 // When the process dies, blocked flows stay blocked and new flows pass; the next
 // Attach adopts what is pinned and swaps the programs in place, so that not one
 // packet goes unseen. [DataPath.Detach] takes everything away again,

@@ -24,5 +24,13 @@ func (e *RefusedError) Error() string { return e.msg }
 // Unwrap returns the system's error, if there is one.
 func (e *RefusedError) Unwrap() error { return e.err }
 
+// ErrNoAccess means that this process may not use the folder of the pins, or what is
+// pinned there.
+var ErrNoAccess = errors.New("no access to what is pinned")
+
+func noAccess(err error, format string, args ...any) error {
+	return refused(fmt.Errorf("%w: %w", ErrNoAccess, err), format, args...)
+}
+
 // ErrNotAttached means that nothing is pinned for the interface.
 var ErrNotAttached = errors.New("not attached")

@@ -641,6 +641,9 @@ var comparable = []assembly.Counter{
 	assembly.Restarted, assembly.Full, assembly.Closed,
 }
 
+// never are counters that no packets of an input make the kernel count.
+var never = []string{"load_failed", "slots_full", "initiator_slots", "collecting_full", "handshake_busy", "ring_full", "dropped_packets"}
+
 // outcome is what must agree.
 type outcome struct {
 	HandedOver []seen // in order
@@ -709,6 +712,10 @@ func assembled(steps []step, c config) (o outcome, keys map[flow.Key]bool) {
 	for _, c := range comparable {
 		o.Counters[c.String()] = counters[c]
 	}
+	for _, name := range never {
+		o.Counters[name] = 0
+	}
+	o.Counters["packets"] = uint64(len(steps))
 	o.leftOut = counters[assembly.LeftOut]
 	a.Flush()
 	slices.SortFunc(o.Collecting, bySeen)
@@ -736,22 +743,17 @@ func (p *twinPath) captured(steps []step) (o outcome) {
 		o.Counters[c.String()] = diff[c.String()]
 	}
 	o.UDP = diff["udp_opened"]
-	for _, name := range []string{"load_failed", "slots_full", "initiator_slots", "collecting_full", "handshake_busy", "ring_full", "dropped_packets"} {
-		if diff[name] != 0 {
-			p.t.Errorf("%s rose by %d", name, diff[name])
-		}
+	for _, name := range never {
+		o.Counters[name] = diff[name]
 	}
-	if n := diff["packets_ingress"] + diff["packets_egress"]; n != uint64(len(steps)) {
-		p.t.Errorf("%d packets counted, %d sent", n, len(steps))
-	}
+	o.Counters["packets"] = diff["packets_ingress"] + diff["packets_egress"]
 	time.Sleep(time.Nanosecond) // idle is one of them
 	p.sweep()
 	for _, s := range p.samples() {
-		if s.Reason != flow.ReasonIdle {
-			p.t.Errorf("the sweep handed over: %v", s.Reason)
-		}
 		v := look(s)
-		v.Reason = ""
+		if s.Reason == flow.ReasonIdle {
+			v.Reason = ""
+		}
 		o.Collecting = append(o.Collecting, v)
 	}
 	slices.SortFunc(o.Collecting, bySeen)
@@ -771,8 +773,10 @@ func (p *twinPath) forget(keys map[flow.Key]bool) {
 		p.t.Fatal(err)
 	}
 	if p.inputs++; p.inputs == 0 { // their numbers begin again
-		if err := zero[uint64](p.coll.Maps[datapathMapMidStream]); err != nil {
-			p.t.Fatal(err)
+		for _, name := range []string{datapathMapMidStream, datapathMapSeenInside} {
+			if err := zero[uint64](p.coll.Maps[name]); err != nil {
+				p.t.Fatal(err)
+			}
 		}
 	}
 	if o, err := p.Occupancy(); err != nil || o.Collecting != 0 {
@@ -788,23 +792,27 @@ func (w *twin) compare(t testing.TB, input []byte) (packets int, got outcome) {
 	path, steps := decode(input, func(path int) uint16 { return w.paths[path].inputs })
 	p := w.paths[path]
 	p.t = t
-	defer func() {
-		if !t.Failed() {
-			return
-		}
+	before := p.before
+	start := time.Now()
+	want, got, keys := p.both(steps)
+	if time.Since(start) > 100*time.Millisecond {
+		// Whether a packet was reflected is a matter of a second by the kernel's clock,
+		// and this machine may stand still for as long: once more, with all forgotten.
+		p.inputs = ^uint16(0)
+		p.forget(keys)
+		before = p.before
+		want, got, keys = p.both(steps)
+	}
+	if !reflect.DeepEqual(want, got) { // much faster than a diff
 		t.Logf("input %q, %+v", input, p.config)
+		steps = p.thinned(steps)
 		for i, s := range steps {
 			frame := s.ethernet(p.rawIP)
 			h, verdict := headers.Parse(frame, len(frame))
-			t.Logf("packet %d: %v %v lo %v, flags %#x seq %#x ack %#x payload %d", i, verdict, h.Key, h.SrcIsLo, h.Flags, h.Seq, h.Ack, h.PayloadLen)
-			t.Logf("packet %d: %s, tag taken out: %v, %d bytes: %s", i, s.hook, s.taken, len(s.frame), hex.EncodeToString(s.frame[:min(len(s.frame), 160)]))
+			t.Logf("packet %d: %s, tag taken out: %v, %v %v, from lo %v, flags %#02x, seq %#x, ack %#x, payload %d at %d: %s", i, s.hook, s.taken,
+				verdict, h.Key, h.SrcIsLo, h.Flags, h.Seq, h.Ack, h.PayloadLen, h.Payload, hex.EncodeToString(s.frame[:min(len(s.frame), 128)]))
 		}
-	}()
-	before := p.before
-	want, keys := assembled(steps, p.config)
-	got = p.captured(steps)
-	got.leftOut = want.leftOut
-	if !reflect.DeepEqual(want, got) { // much faster than a diff
+		want, got, keys = p.both(steps)
 		t.Errorf("assembly and kernel differ (-assembly +kernel):\n%s", gocmp.Diff(want, got, ignoreLeftOut))
 	}
 	for name, v := range p.counts() {
@@ -812,6 +820,35 @@ func (w *twin) compare(t testing.TB, input []byte) (packets int, got outcome) {
 	}
 	p.forget(keys)
 	return len(steps), got
+}
+
+// both is what assembly and kernel make of the packets.
+func (p *twinPath) both(steps []step) (want, got outcome, keys map[flow.Key]bool) {
+	p.t.Helper()
+	want, keys = assembled(steps, p.config)
+	got = p.captured(steps)
+	got.leftOut = want.leftOut
+	return want, got, keys
+}
+
+// thinned returns as few of the packets as it takes for assembly and kernel to differ.
+func (p *twinPath) thinned(steps []step) []step {
+	p.t.Helper()
+	for i := 0; i < len(steps); {
+		less := slices.Delete(slices.Clone(steps), i, i+1)
+		p.inputs = ^uint16(0) // the keys are the same again
+		p.forget(nil)
+		if want, got, keys := p.both(less); !reflect.DeepEqual(want, got) {
+			steps, i = less, 0
+			p.forget(keys)
+		} else {
+			i++
+			p.forget(keys)
+		}
+	}
+	p.inputs = ^uint16(0)
+	p.forget(nil)
+	return steps
 }
 
 // A tag that hardware is to insert, and therefore stands beside the frame at egress,
@@ -862,7 +899,9 @@ func TestOffloadedTagIsCapturedAsIfInTheFrame(t *testing.T) {
 }
 
 // FuzzKernelAgainstAssembly: whatever the packets, both hooks and the assembly of
-// capture files agree on keys, directions, offsets, bytes and counters.
+// capture files agree on keys, directions, offsets, bytes, numbers and counters. No two
+// runs of an input have the same addresses, so minimizing inputs takes long and finds
+// little: run it with -fuzzminimizetime 100x.
 func FuzzKernelAgainstAssembly(fz *testing.F) {
 	w := newTwin(fz)
 	fz.Add([]byte{})
@@ -892,6 +931,9 @@ func TestKernelAgainstAssemblyRandom(t *testing.T) {
 			}
 		}
 	}
+	if t.Failed() {
+		return
+	}
 	t.Logf("%d packets in %d inputs, %.1f s: samples %v, counters %v", packets, inputs, time.Since(start).Seconds(), kinds, w.counts)
 	if leftOut == 0 {
 		t.Error("no packet was left out of a handshake")
@@ -907,7 +949,7 @@ func TestKernelAgainstAssemblyRandom(t *testing.T) {
 	}
 	for _, c := range comparable {
 		share := 2000
-		if c == assembly.MPJoin {
+		if c < assembly.MidStream || c == assembly.MPJoin { // what is no segment, or rare
 			share = 10_000
 		}
 		atLeast("counted as "+c.String(), w.counts[c.String()], packets/share)

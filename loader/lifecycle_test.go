@@ -200,8 +200,12 @@ func TestAttachAndDetach(t *testing.T) {
 			if !a.Alive || a.PID != os.Getpid() || a.XDPMode != tt.xdp || a.Egress != tt.egress || a.Mode != "enforce" || a.Version != "v1" || a.Model != "paper 1" || a.Policy != "p.yaml" {
 				t.Errorf("attachment %+v", a)
 			}
-			if names, err := Interfaces(); err != nil || len(names) != 1 || names[0] != "v0" {
-				t.Errorf("interfaces %v, %v", names, err)
+			all, err := OpenAll()
+			if err != nil || len(all) != 1 || all[0].Interface() != "v0" || all[0].PinDir() != d.Info.PinDir {
+				t.Errorf("open all: %v, %v", all, err)
+			}
+			for _, other := range all {
+				_ = other.Close()
 			}
 			if _, err := d.Sweep(); err != nil {
 				t.Error(err)
@@ -320,8 +324,12 @@ func TestAnotherLayoutIsReplacedWhole(t *testing.T) {
 		name  string
 		spoil func(t *testing.T, d *DataPath)
 	}{
-		{"older version", func(t *testing.T, d *DataPath) {
-			if err := d.att.Update(uint32(0), &datapathAttached{LayoutVersion: layoutVersion + 1, BlockLayout: blockLayout}, ebpf.UpdateAny); err != nil {
+		{"older version", func(t *testing.T, _ *DataPath) {
+			tables, err := Open("v0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(tables.att.Update(uint32(0), &datapathAttached{LayoutVersion: layoutVersion + 1, BlockLayout: blockLayout}, ebpf.UpdateAny), tables.Close()); err != nil {
 				t.Fatal(err)
 			}
 		}},
@@ -348,10 +356,10 @@ func TestAnotherLayoutIsReplacedWhole(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			inNamespace(t)
 			d := attach(t, Options{})
-			tt.spoil(t, d)
 			if err := d.Release(); err != nil {
 				t.Fatal(err)
 			}
+			tt.spoil(t, d)
 			d = attach(t, Options{})
 			if d.Info.Adopted || d.Info.Replaced == "" {
 				t.Errorf("info %+v", d.Info)
@@ -385,7 +393,7 @@ func TestRefusals(t *testing.T) {
 	_, err := Attach(Options{Interface: "nope0"})
 	isRefused("no interface", err, "nope0")
 	_, err = Attach(Options{})
-	isRefused("no name", err, "-i")
+	isRefused("no name", err, `""`, "name")
 	nothingLeft(t)
 
 	// Another XDP program.

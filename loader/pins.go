@@ -7,8 +7,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"sort"
+	"reflect"
+	"slices"
+	"strings"
 
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,16 +32,44 @@ const (
 	oldPinTCX = "link_egress"
 )
 
+// linkPins are the names that each link may be pinned under.
+var linkPins = [][]string{{pinXDP, oldPinXDP}, {pinTCX, oldPinTCX}}
+
+// loadPinnedLink opens a link that is pinned under one of some names. The error wraps
+// [os.ErrNotExist] if there is none.
+func loadPinnedLink(dir string, names []string) (l link.Link, err error) {
+	for _, name := range names {
+		if l, err = link.LoadPinnedLink(filepath.Join(dir, name), nil); !errors.Is(err, os.ErrNotExist) {
+			break
+		}
+	}
+	return l, err
+}
+
 // renameOldLinks gives the links of an older program their new names, so that the
 // programs behind them are swapped in place.
-func renameOldLinks(dir string) error {
-	for from, to := range map[string]string{oldPinXDP: pinXDP, oldPinTCX: pinTCX} {
-		if err := os.Rename(filepath.Join(dir, from), filepath.Join(dir, to)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("rename pinned link %s in %s: %w", from, dir, err)
+func renameOldLinks(folder *os.File) error {
+	for _, names := range linkPins {
+		err := unix.Renameat(int(folder.Fd()), names[1], int(folder.Fd()), names[0])
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("rename pinned %s: %w", names[1], err)
 		}
 	}
 	return nil
 }
+
+// formerPins are what earlier versions pinned under these names.
+var formerPins = []string{"scratch", oldPinXDP, oldPinTCX}
+
+// ownPins are the names of everything that earlydrop pins or once pinned. Nothing
+// else is ever removed.
+var ownPins = func() []string {
+	names := append([]string{pinXDP, pinTCX, pinName(mapBlockFilter)}, formerPins...)
+	for f := range reflect.TypeFor[datapathMapSpecs]().Fields() {
+		names = append(names, pinName(f.Tag.Get("ebpf")))
+	}
+	return names
+}()
 
 // pinName is the file name of a pinned map.
 func pinName(mapName string) string {
@@ -47,26 +79,8 @@ func pinName(mapName string) string {
 	return mapName
 }
 
-func pinDir(iface string) string { return filepath.Join(pinRoot, iface) }
-
-// Interfaces returns the names of the interfaces that something is pinned for.
-func Interfaces() ([]string, error) {
-	entries, err := os.ReadDir(pinRoot)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, refused(err, "%s can't be read: %v (run as root)", pinRoot, err)
-	}
-	var names []string
-	for _, e := range entries {
-		if e.IsDir() {
-			names = append(names, e.Name())
-		}
-	}
-	sort.Strings(names)
-	return names, nil
-}
+// pinDir is the folder of an interface's pins.
+func pinDir(iface string) string { return filepath.Join(pinRoot, folderName(iface)) }
 
 // ensureBPFFS mounts the BPF file system where systemd would have, as bpftool and
 // tc do, too.
@@ -80,70 +94,187 @@ func ensureBPFFS() error {
 		return nil
 	}
 	if err := unix.Mount("bpf", mount, "bpf", 0, "mode=0700"); err != nil {
-		return refused(err, "mount the BPF file system at %s: %v (run as root with CAP_SYS_ADMIN, or mount it before)", mount, err)
+		return refused(err, "mount the BPF file system at %s: %v (that takes CAP_SYS_ADMIN; or mount it before: mount -t bpf bpf %s)", mount, err, mount)
 	}
 	return nil
 }
 
-// lockDir takes the lock that a daemon holds for its interface as long as it
-// lives. The kernel lets go of it when the process dies, however it dies.
-func lockDir(dir string) (*os.File, error) {
-	f, err := os.Open(dir)
+// openFolder opens a folder of pins, but no symbolic link to one.
+func openFolder(dir string) (*os.File, error) {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", dir, err)
+		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	return f, nil
+	return os.NewFile(uintptr(fd), dir), nil
 }
 
-// daemonAlive reports whether a daemon holds the interface.
-func daemonAlive(iface string) bool {
-	f, err := lockDir(pinDir(iface))
-	if err != nil {
-		return errors.Is(err, unix.EWOULDBLOCK)
-	}
-	_ = f.Close()
-	return false
+// inFolder is the path of a pin in an open folder, whatever the folder is called by
+// now and whatever is mounted over it.
+func inFolder(folder *os.File, pin string) string {
+	return fmt.Sprintf("/proc/self/fd/%d/%s", folder.Fd(), pin)
 }
 
-// removeMapPins removes the pins of all maps and leaves those of links. What the maps
-// hold goes on while programs use them.
-func removeMapPins(dir string) error {
-	entries, err := os.ReadDir(dir)
+// isAt reports whether the open folder is the one that dir leads to.
+func isAt(folder *os.File, dir string) bool {
+	is, err := folder.Stat()
 	if err != nil {
-		return fmt.Errorf("read %s: %w", dir, err)
+		return false
 	}
-	var errs []error
+	there, err := os.Lstat(dir)
+	return err == nil && os.SameFile(is, there)
+}
+
+// folderPath returns where below pinRoot an open folder is; empty when it is not
+// there any more. Other processes rename it with its interface.
+func folderPath(folder *os.File) string {
+	entries, _ := os.ReadDir(pinRoot)
 	for _, e := range entries {
-		if e.Name() != pinXDP && e.Name() != pinTCX {
-			errs = append(errs, os.Remove(filepath.Join(dir, e.Name())))
+		if dir := filepath.Join(pinRoot, e.Name()); isAt(folder, dir) {
+			return dir
+		}
+	}
+	return ""
+}
+
+// renameFolder calls a folder by its interface's present name, and returns where it is
+// then: where it was, if that name is taken.
+func renameFolder(dir, iface string) string {
+	if called, _ := interfaceOf(filepath.Base(dir)); called == iface {
+		return dir
+	}
+	for _, to := range pinDirs(iface) {
+		if unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE) == nil {
+			return to
+		}
+	}
+	return dir
+}
+
+// hasOwnPins reports whether one of our pins is in the folder.
+func hasOwnPins(dir string) bool {
+	return slices.ContainsFunc(ownPins, func(pin string) bool {
+		_, err := os.Lstat(filepath.Join(dir, pin))
+		return err == nil
+	})
+}
+
+// removeDataPath detaches the programs whose links are pinned in the folder, removes
+// the egress filter of an interface, which may be nil, and unpins what is ours.
+func removeDataPath(folder *os.File, l netlink.Link) error {
+	var errs []error
+	for _, names := range linkPins {
+		pinned, err := loadPinnedLink(inFolder(folder, ""), names)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("open pinned %s: %w", names[0], err))
+			continue
+		}
+		// By force: it may be pinned somewhere else as well.
+		errs = append(errs, pinned.Detach(), pinned.Close())
+	}
+	if l != nil {
+		errs = append(errs, removeClsact(&iface{name: l.Attrs().Name, link: l}))
+	}
+	errs = append(errs, unpin(folder))
+	return errors.Join(errs...)
+}
+
+// unpin removes our pins from the folder and nothing else.
+func unpin(folder *os.File) error { return unpinExcept(folder, nil) }
+
+// unpinMaps removes the pins of all maps and leaves those of links. What the maps hold
+// goes on while programs use them.
+func unpinMaps(folder *os.File) error { return unpinExcept(folder, slices.Concat(linkPins...)) }
+
+func unpinExcept(folder *os.File, keep []string) error {
+	var errs []error
+	for _, pin := range ownPins {
+		if slices.Contains(keep, pin) {
+			continue
+		}
+		if err := unix.Unlinkat(int(folder.Fd()), pin, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("remove pin %s: %w", pin, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// removePins removes everything below the interface's folder, and the root when
-// it was the last.
-func removePins(iface string) error {
-	dir := pinDir(iface)
-	entries, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("read %s: %w", dir, err)
+// removeFolder removes a folder without our pins, and pinRoot when it was the last. What
+// others have put there stays, and is an error.
+func removeFolder(folder *os.File) error {
+	dir := folderPath(folder)
+	if dir == "" {
+		return nil
 	}
-	var errs []error
-	for _, e := range entries {
-		errs = append(errs, os.Remove(filepath.Join(dir, e.Name())))
+	if err := os.Remove(dir); errors.Is(err, unix.ENOTEMPTY) {
+		var left []string
+		entries, _ := os.ReadDir(dir)
+		for _, e := range entries {
+			left = append(left, e.Name())
+		}
+		return fmt.Errorf("%s stays: not made by earlydrop: %s", dir, strings.Join(left, ", "))
+	} else if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
-	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
-		errs = append(errs, err)
-	}
-	// Fails while other interfaces are attached, as it should.
-	_ = os.Remove(pinRoot)
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("remove pins of %s: %w", iface, err)
+	// A root that was prepared for somebody stays: it has another owner or other rights
+	// than one that we make.
+	var st unix.Stat_t
+	if unix.Lstat(pinRoot, &st) == nil && st.Mode&0o7777 == rootMode && int(st.Uid) == os.Geteuid() && int(st.Gid) == os.Getegid() {
+		// Fails while other interfaces are attached, as it should.
+		_ = os.Remove(pinRoot)
 	}
 	return nil
+}
+
+// rootMode are the rights of the folders that we make.
+const rootMode = 0o700
+
+// PrivatePins reports whether the BPF file system is another one than those that the
+// first process of this PID namespace sees, or none: then this mount namespace is one of
+// its own, as `ip netns exec` makes it for each call, and what is pinned ends with it. It
+// is false in a container, whose first process is in the container, and where that can't
+// be told.
+func PrivatePins() bool { return privatePins("/proc/self/mountinfo") }
+
+func privatePins(mountinfo string) bool {
+	first, errFirst := os.ReadFile("/proc/1/mountinfo")
+	own, errOwn := os.ReadFile(mountinfo)
+	var st unix.Stat_t
+	if errFirst != nil || errOwn != nil || unix.Stat(filepath.Dir(pinRoot), &st) != nil {
+		return false
+	}
+	return !sharesMount(string(own), string(first)) &&
+		!slices.Contains(bpffsDevices(string(first)), fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)))
+}
+
+// sharesMount reports whether two mountinfo files of /proc are of one mount namespace.
+// Each mount is in one namespace only, and has a number of its own.
+func sharesMount(a, b string) bool {
+	numbers := make(map[string]bool)
+	for line := range strings.Lines(a) {
+		number, _, _ := strings.Cut(line, " ")
+		numbers[number] = true
+	}
+	for line := range strings.Lines(b) {
+		if number, _, _ := strings.Cut(line, " "); numbers[number] {
+			return true
+		}
+	}
+	return false
+}
+
+// bpffsDevices returns the device numbers, such as 0:35, of the BPF file systems in a
+// mountinfo file.
+func bpffsDevices(mountinfo string) []string {
+	var devices []string
+	for line := range strings.Lines(mountinfo) {
+		// 63 29 0:35 / /sys/fs/bpf rw,relatime shared:9 - bpf bpf rw,mode=700
+		fields := strings.Fields(line)
+		if dash := slices.Index(fields, "-"); dash > 2 && dash+1 < len(fields) && fields[dash+1] == "bpf" {
+			devices = append(devices, fields[2])
+		}
+	}
+	return devices
 }

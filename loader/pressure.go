@@ -135,7 +135,7 @@ func (t *Tables) checkQuota(m *flow.Meta) error {
 	if t.own != nil {
 		addrs, err := t.own()
 		if err != nil {
-			return fmt.Errorf("list the addresses of %s: %w", t.iface, err)
+			return fmt.Errorf("list the addresses of %s: %w", t.Interface(), err)
 		}
 		if slices.Contains(addrs, m.Initiator().Addr()) {
 			return nil

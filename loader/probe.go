@@ -44,7 +44,7 @@ func requireCapabilities() error {
 		return err
 	}
 	if missing := missingCapabilities(effective); len(missing) > 0 {
-		return refused(unix.EPERM, "missing %s: run as root", strings.Join(missing, ", "))
+		return noAccess(unix.EPERM, "missing %s", strings.Join(missing, ", "))
 	}
 	return nil
 }

@@ -3,8 +3,6 @@
 package loader
 
 import (
-	"errors"
-	"strings"
 	"testing"
 	"time"
 
@@ -45,41 +43,4 @@ func TestAdoptAfterTheInterfaceWasMadeAnew(t *testing.T) {
 		}
 		nothingLeft(t)
 	}
-}
-
-// Pins go by the interface's name. When their programs run on another interface,
-// adopting them would attach nothing to this one.
-func TestPinsOfARenamedInterfaceAreRefused(t *testing.T) {
-	inNamespace(t)
-	d := attach(t, Options{})
-	if err := d.Release(); err != nil {
-		t.Fatal(err)
-	}
-	old, err := netlink.LinkByName("v0")
-	if err == nil {
-		err = netlink.LinkSetName(old, "v9")
-	}
-	if err == nil {
-		err = netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "v0"}, PeerName: "v2"})
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = Attach(Options{Interface: "v0"})
-	var refused *RefusedError
-	if !errors.As(err, &refused) || !strings.Contains(err.Error(), "another interface") || !strings.Contains(err.Error(), "detach -i v0") {
-		t.Errorf("error %v", err)
-	}
-	if xdp, egress := attached(t); xdp != 0 || len(egress) != 0 {
-		t.Errorf("attached: xdp %d, egress %v", xdp, egress)
-	}
-	if err := Detach("v0", false); err != nil {
-		t.Fatal(err)
-	}
-	nothingLeft(t)
-	d = attach(t, Options{})
-	if err := d.Detach(); err != nil {
-		t.Fatal(err)
-	}
-	nothingLeft(t)
 }

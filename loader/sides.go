@@ -22,7 +22,7 @@ import (
 // says that it came in through the device; sent out through the interface again, it is
 // from the same side.
 type sides struct {
-	index  int
+	index  func() int32 // the interface's
 	m      *ebpf.Map
 	ns     netns.NsHandle  // the interface's
 	handle *netlink.Handle // of that
@@ -39,8 +39,8 @@ const (
 
 // watchSides fills the map and keeps it until close. It belongs to the network namespace
 // of the calling thread.
-func watchSides(ifc *iface, m *ebpf.Map) (_ *sides, err error) {
-	s := &sides{index: ifc.index(), m: m, stop: make(chan struct{})}
+func watchSides(index func() int32, m *ebpf.Map) (_ *sides, err error) {
+	s := &sides{index: index, m: m, stop: make(chan struct{})}
 	if s.ns, err = netns.Get(); err != nil {
 		return nil, fmt.Errorf("open the network namespace: %w", err)
 	}
@@ -55,7 +55,7 @@ func watchSides(ifc *iface, m *ebpf.Map) (_ *sides, err error) {
 	}
 	if err != nil {
 		s.handle.Close()
-		return nil, errors.Join(fmt.Errorf("watch the devices that stand on %s: %w", ifc.name, err), s.ns.Close())
+		return nil, errors.Join(fmt.Errorf("watch the devices that stand on interface %d: %w", index(), err), s.ns.Close())
 	}
 	s.done.Add(1)
 	go s.watch(changes, end)
@@ -109,7 +109,7 @@ func (s *sides) watch(changes chan netlink.LinkUpdate, end func()) {
 			}
 		}
 		if err := s.update(); err != nil {
-			slog.Warn("it is not known what stands on the interface", "index", s.index, "error", err)
+			slog.Warn("it is not known what stands on the interface", "index", s.index(), "error", err)
 		}
 	}
 }
@@ -121,7 +121,7 @@ func (s *sides) update() error {
 		return fmt.Errorf("list the links: %w", err)
 	}
 	want := map[uint32]bool{}
-	for _, index := range stackedOn(s.index, links) {
+	for _, index := range stackedOn(int(s.index()), links) {
 		want[uint32(index)] = true
 		if err := s.m.Update(uint32(index), uint8(1), ebpf.UpdateAny); err != nil {
 			return fmt.Errorf("write map same_side: %w", err)
@@ -190,7 +190,7 @@ func standsOn(kind string) bool {
 
 // addresses returns the interface's own ones.
 func (s *sides) addresses() ([]netip.Addr, error) {
-	link, err := s.handle.LinkByIndex(s.index)
+	link, err := s.handle.LinkByIndex(int(s.index()))
 	if err != nil {
 		return nil, err
 	}

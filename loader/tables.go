@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -21,7 +21,8 @@ import (
 // can open them. Its methods are safe for concurrent use, also by several
 // processes.
 type Tables struct {
-	iface                                     string
+	at                                        atomic.Pointer[place]
+	gone                                      bool
 	flows, blocked, collecting, counters, att *ebpf.Map
 	filter                                    *blockFilter
 
@@ -31,6 +32,17 @@ type Tables struct {
 	// own returns the interface's own addresses; nil: not known.
 	own func() ([]netip.Addr, error)
 }
+
+// place is where a data path is: the interface's name, and the folder of the pins.
+type place struct{ iface, dir string }
+
+// Interface returns the present name of the interface. While it is in another network
+// namespace that can't be seen, and it is the last one that was.
+func (t *Tables) Interface() string { return t.at.Load().iface }
+
+// PinDir returns the folder that everything is pinned in. It is called after the
+// interface, with %2e for each dot, which the BPF file system does not take in names.
+func (t *Tables) PinDir() string { return t.at.Load().dir }
 
 // Block is a flow that the kernel drops.
 type Block struct {
@@ -63,8 +75,9 @@ var ErrFlowGone = errors.New("the flow is gone")
 // Attachment describes how an interface is attached.
 type Attachment struct {
 	Interface string
-	PID       int       // of the daemon
-	Alive     bool      // whether that process still exists
+	PID       int       // of the daemon, or of the last one
+	Alive     bool      // whether a daemon holds the interface
+	Gone      bool      // nothing is attached: the interface was removed, or somebody detached the programs
 	Since     time.Time // when it attached or adopted
 	XDPMode   XDPMode
 	Egress    string // tcx or clsact
@@ -87,33 +100,72 @@ type DaemonCounters struct {
 	NotBlocked    uint64 `json:"not_blocked"`    // passed: the block could not be written
 }
 
-// Open opens the pinned maps of an interface. It returns an error that wraps
-// [ErrNotAttached] when there are none.
+// Open opens the pinned maps of an interface, by its present name. It returns an error
+// that wraps [ErrNotAttached] when there are none.
 func Open(iface string) (*Tables, error) {
-	dir := pinDir(iface)
-	if _, err := os.Stat(dir); err != nil {
-		if errors.Is(err, os.ErrPermission) {
-			return nil, refused(err, "%s can't be read: run as root", dir)
-		}
-		return nil, fmt.Errorf("%w to %s (nothing at %s)", ErrNotAttached, iface, dir)
+	p, folder, err := openPinned(iface)
+	if err != nil {
+		return nil, err
 	}
+	defer folder.Close()
+	return openTables(p, folder)
+}
+
+// OpenAll opens the pinned maps of every interface that something is pinned for, in the
+// order of their names. The caller closes each.
+func OpenAll() ([]*Tables, error) {
+	found, err := allPinned()
+	if err != nil {
+		return nil, err
+	}
+	var all []*Tables
+	for _, p := range found {
+		t, err := func() (*Tables, error) {
+			folder, err := openFolder(p.dir)
+			if err != nil {
+				return nil, err
+			}
+			defer folder.Close()
+			return openTables(p, folder)
+		}()
+		if errors.Is(err, ErrNotAttached) || errors.Is(err, os.ErrNotExist) {
+			continue // detached in the meantime
+		}
+		if err != nil {
+			for _, t := range all {
+				err = errors.Join(err, t.Close())
+			}
+			return nil, err
+		}
+		all = append(all, t)
+	}
+	return all, nil
+}
+
+func openTables(p *pinned, folder *os.File) (*Tables, error) {
 	maps := make(map[string]*ebpf.Map)
 	for _, name := range tableMaps {
-		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, pinName(name)), nil)
+		m, err := ebpf.LoadPinnedMap(inFolder(folder, pinName(name)), nil)
 		if err != nil {
 			closeMaps(maps)
-			if errors.Is(err, os.ErrPermission) {
-				return nil, refused(err, "map %s of %s can't be opened: run as root", name, iface)
+			switch {
+			case !hasOwnPins(inFolder(folder, "")):
+				return nil, fmt.Errorf("%w to %s (nothing at %s)", ErrNotAttached, p.iface, p.dir)
+			case errors.Is(err, os.ErrPermission):
+				return nil, noAccess(err, "map %s of %s can't be opened: permission denied", name, p.iface)
 			}
-			return nil, fmt.Errorf("open pinned map %s of %s (detach and attach again): %w", name, iface, err)
+			return nil, fmt.Errorf("open pinned map %s of %s (detach and attach again): %w", name, p.iface, err)
 		}
 		maps[name] = m
 	}
-	t, err := newTables(iface, maps)
+	t, err := newTables(p.iface, maps)
 	if err != nil {
 		closeMaps(maps)
+		return nil, err
 	}
-	return t, err
+	t.at.Store(&place{p.iface, p.dir})
+	t.gone = p.standing == standsNowhere
+	return t, nil
 }
 
 // tableMaps are the maps that Tables works on.
@@ -128,12 +180,14 @@ func newTables(iface string, maps map[string]*ebpf.Map) (*Tables, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Tables{
-		iface: iface, filter: filter,
-		flows: maps[datapathMapFlows], blocked: maps[datapathMapBlocked],
+	t := &Tables{
+		filter: filter,
+		flows:  maps[datapathMapFlows], blocked: maps[datapathMapBlocked],
 		collecting: maps[datapathMapCollecting],
 		counters:   maps[datapathMapCounters], att: maps[datapathMapAttachment],
-	}, nil
+	}
+	t.at.Store(&place{iface, pinDir(iface)})
+	return t, nil
 }
 
 // Close gives the file descriptors back. It changes nothing in the kernel.
@@ -448,10 +502,19 @@ func (t *Tables) Attachment() (Attachment, error) {
 	if err := t.att.Lookup(uint32(0), &a); err != nil {
 		return Attachment{}, fmt.Errorf("read map attachment: %w", err)
 	}
+	pid, alive := int(a.Pid), false
+	if folder, err := openFolder(t.PinDir()); err == nil {
+		var holder int
+		if holder, alive = daemonOf(folder); holder != 0 {
+			pid = holder
+		}
+		_ = folder.Close()
+	}
 	return Attachment{
-		Interface: t.iface,
-		PID:       int(a.Pid),
-		Alive:     daemonAlive(t.iface),
+		Interface: t.Interface(),
+		PID:       pid,
+		Alive:     alive,
+		Gone:      t.gone,
 		Since:     time.Unix(0, int64(a.AttachedNs)),
 		XDPMode:   XDPMode(fromFixed(a.XdpMode[:])),
 		Egress:    fromFixed(a.Egress[:]),

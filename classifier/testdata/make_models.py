@@ -12,6 +12,9 @@ import json
 import pathlib
 import sys
 
+if {"-h", "--help"} & set(sys.argv[1:]):  # needs no package
+    sys.exit(print(__doc__.strip()))
+
 import numpy as np
 from onnx import TensorProto, checker, helper, numpy_helper
 

@@ -74,15 +74,6 @@ func parseMidStream(s string) (capture bool, err error) {
 	return false, badInput("unknown mid-stream policy %q: use ignore or capture", s)
 }
 
-// fromLoader marks as bad input what the loader refused before changing anything.
-func fromLoader(err error) error {
-	var refused *loader.RefusedError
-	if errors.As(err, &refused) || errors.Is(err, loader.ErrNotAttached) {
-		return asBadInput(err)
-	}
-	return err
-}
-
 func attach(c *cli.Context) error {
 	if err := errors.Join(requireFlags(c, "interface"), requireArgs(c, 0, 0, "")); err != nil {
 		return err
@@ -107,9 +98,9 @@ func attach(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	engine, err := classifier.Open(name, onnx, classifier.Options{Device: c.String("device")})
+	engine, err := openEngine(name, onnx, classifier.Options{Device: c.String("device")})
 	if err != nil {
-		return asBadInput(err)
+		return err
 	}
 	defer engine.Close()
 	manifest := engine.Manifest()
@@ -155,7 +146,7 @@ func attach(c *cli.Context) error {
 		return fromLoader(err)
 	}
 	d := &daemon{
-		iface: c.String("interface"), dp: dp, engine: engine, policy: pol, mode: mode,
+		dp: dp, engine: engine, policy: pol, mode: mode,
 		model: model, out: out, started: time.Now(),
 	}
 	out.attached(d, policyName)
@@ -167,7 +158,7 @@ func attach(c *cli.Context) error {
 	} else {
 		err = dp.Detach()
 	}
-	out.ended(summary, c.Bool("persist"))
+	out.ended(summary, c.Bool("persist") && err == nil)
 	return errors.Join(runErr, err)
 }
 

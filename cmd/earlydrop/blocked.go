@@ -34,6 +34,7 @@ func blockedCommand() *cli.Command {
 				Usage: "list the flows that the kernel drops, with what it has dropped",
 				Description: `Without -i it lists those of every interface. The same, for machines:
 bpftool map dump pinned /sys/fs/bpf/earlydrop/INTERFACE/blocked
+(with %2e for each dot in the interface's name; status prints the folder).
 
 Examples:
    earlydrop blocked list -i eth0
@@ -89,21 +90,18 @@ func blockedList(c *cli.Context) error {
 	if err := requireArgs(c, 0, 0, ""); err != nil {
 		return err
 	}
-	names, err := chosenInterfaces(c)
+	all, err := openChosen(c)
 	if err != nil {
 		return err
 	}
+	defer closeAll(all)
 	tw := table.NewWriter()
 	tw.SetOutputMirror(c.App.Writer)
 	tw.SetStyle(table.StyleLight)
 	tw.AppendHeader(table.Row{"interface", "flow", "class", "rule", "packets", "dropped", "ends in"})
-	for _, name := range names {
-		t, err := loader.Open(name)
-		if err != nil {
-			return fromLoader(err)
-		}
+	for _, t := range all {
+		name := t.Interface()
 		blocks, err := t.Blocked()
-		_ = t.Close()
 		if err != nil {
 			return err
 		}
@@ -126,7 +124,7 @@ func blockedList(c *cli.Context) error {
 	switch {
 	case c.Bool("json"):
 	case tw.Length() == 0:
-		fmt.Fprintln(c.App.Writer, "no flow is blocked")
+		fmt.Fprintln(c.App.Writer, "no flow is blocked"+seenFromHere())
 	default:
 		tw.Render()
 	}

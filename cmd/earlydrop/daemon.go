@@ -5,13 +5,10 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/vishvananda/netlink"
 
 	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/loader"
@@ -33,7 +30,6 @@ const (
 // daemon joins data path, classifier and policy: it carries captures one way and
 // verdicts the other.
 type daemon struct {
-	iface   string
 	dp      *loader.DataPath
 	engine  *classifier.Engine
 	policy  *policy.Policy
@@ -47,6 +43,7 @@ type daemon struct {
 	warnClassify, warnBlock, warnRead     rateLimit
 	classes                               sync.Map // class -> *atomic.Uint64
 	expiredPackets, expiredBytes, expired uint64   // of blocks that ended; the tidy loop's
+	pinsRestored                          atomic.Uint64
 }
 
 // run works until ctx ends, the interface vanishes or the ring buffer fails.
@@ -62,7 +59,11 @@ func (d *daemon) run(ctx context.Context) error {
 	defer cancel(nil)
 	var wg sync.WaitGroup
 	wg.Go(func() { d.tidy(ctx, cancel) })
-	wg.Go(func() { d.watchInterface(ctx, cancel) })
+	wg.Go(func() {
+		if err := d.dp.Watch(ctx, d.changed); err != nil {
+			cancel(err)
+		}
+	})
 	wg.Go(func() {
 		<-ctx.Done()
 		_ = reader.Close()
@@ -91,7 +92,7 @@ func (d *daemon) read(reader *loader.Reader) error {
 			d.engine.Put(s)
 			d.notClassified.Add(1)
 			if d.warnRead.allow() {
-				slog.Warn("capture lost", "interface", d.iface, "error", err)
+				slog.Warn("capture lost", "interface", d.iface(), "error", err)
 			}
 			continue
 		}
@@ -109,7 +110,7 @@ func (d *daemon) decide(s *flow.Sample, r flow.Result, err error) {
 	if err != nil {
 		d.notClassified.Add(1)
 		if !errors.Is(err, classifier.ErrClosed) && d.warnClassify.allow() {
-			slog.Warn("flow not classified, it passes", "interface", d.iface, "flow", s.Key, "error", err)
+			slog.Warn("flow not classified, it passes", "interface", d.iface(), "flow", s.Key, "error", err)
 		}
 		return
 	}
@@ -130,7 +131,7 @@ func (d *daemon) decide(s *flow.Sample, r flow.Result, err error) {
 	if err != nil {
 		d.notBlocked.Add(1)
 		if d.warnBlock.allow() {
-			slog.Warn("verdict not written, the flow passes", "interface", d.iface, "flow", s.Key, "error", err)
+			slog.Warn("verdict not written, the flow passes", "interface", d.iface(), "flow", s.Key, "error", err)
 		}
 	}
 	d.classified.Add(1)
@@ -177,29 +178,24 @@ func (d *daemon) expire() error {
 	return err
 }
 
-// watchInterface ends the daemon when its interface is deleted: programs and links
-// went with it.
-func (d *daemon) watchInterface(ctx context.Context, cancel context.CancelCauseFunc) {
-	updates, done := make(chan netlink.LinkUpdate, 16), make(chan struct{})
-	err := netlink.LinkSubscribeWithOptions(updates, done, netlink.LinkSubscribeOptions{ListExisting: false})
-	if err != nil {
-		slog.Warn("can't watch the interface", "interface", d.iface, "error", err)
-		return
+// iface is what the interface is called now.
+func (d *daemon) iface() string { return d.dp.Interface() }
+
+// changed tells what became of the interface and the pins while it ran.
+func (d *daemon) changed(c loader.Change) {
+	if c.Was != "" {
+		slog.Info("the interface was renamed", "from", c.Was, "interface", d.iface(), "pins", d.dp.PinDir())
 	}
-	defer close(done)
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case u, ok := <-updates:
-			if !ok {
-				return
-			}
-			if u.Header.Type == rtmDelLink && u.Attrs().Name == d.iface {
-				cancel(fmt.Errorf("interface %s was removed", d.iface))
-				return
-			}
-		}
+	if c.Moved {
+		slog.Warn("the interface was moved to another network namespace, the work goes on", "interface", d.iface())
+	}
+	if c.Restored > 0 {
+		d.pinsRestored.Add(uint64(c.Restored))
+		slog.Warn("pins had been removed and are there again", "interface", d.iface(), "pins", d.dp.PinDir(), "count", c.Restored)
+	}
+	if c.PinsErr != nil {
+		slog.Warn("pins were removed and can't be put back: the work goes on, but other commands don't see it, and blocks end with this process",
+			"interface", d.iface(), "error", c.PinsErr)
 	}
 }
 

@@ -14,7 +14,6 @@ import (
 	"io"
 	"io/fs"
 	"maps"
-	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,19 +28,26 @@ import (
 	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/loader/flow/headers"
 )
 
 // datasetFormat is raised when a reader of the folder must change.
-const datasetFormat = 1
+const datasetFormat = 2
 
 // Files of a dataset folder.
 const (
 	captureFile = "capture.npy"
 	maskFile    = "mask.npy"
+	fieldsFile  = "fields.npy"
 	packetsFile = "packets.npy"
+	sessionFile = "session.npy"
 	samplesFile = "samples.tsv"
 	datasetFile = "dataset.json"
 )
+
+// datasetArrays are the files that the digest covers, in its order; behind them it
+// covers samplesFile.
+var datasetArrays = []string{captureFile, maskFile, fieldsFile, packetsFile, sessionFile}
 
 // datasetColumns are the columns of samples.tsv before the manifest's own.
 var datasetColumns = []string{"index", "label", "group", "file", "src", "dst", "proto", "captured", "reason"}
@@ -51,18 +57,31 @@ func datasetCommand() *cli.Command {
 		Name:  "dataset",
 		Usage: "turn captures into training samples",
 		Description: `Reads captures with the same assembly as the live data path and writes a folder
-for the training code: capture.npy (uint8 [N,1024], the captured bytes), mask.npy
-(uint8 [N,1024]: 0 kept, 2 replaced by the recipe strict, 3 by paper and strict),
-packets.npy (int32 [N,32,4]: offset or -1, wire length, from initiator, time in µs),
-samples.tsv and dataset.json. The same captures give the same digest in any order.
+for the training code, which reads no headers by itself. Arrays, a row per sample:
+   capture.npy   uint8 [N,1024]    the captured bytes
+   mask.npy      uint8 [N,1024]    of each: 0 kept, 2 replaced by the recipe strict,
+                                   3 by paper and strict
+   fields.npy    uint8 [N,1024]    of each: 0 payload, else the header field, a
+                                   number of the list "fields" in dataset.json
+   packets.npy   int32 [N,32,6]    offset in the capture or -1, wire length, from
+                                   initiator, time in µs, offset of the payload in
+                                   the capture, length of the payload on the wire
+   session.npy   int32 [N,64,6]    the session's first packets, also behind the
+                                   capture: wire length or -1, payload length, from
+                                   initiator, time in µs, TCP flags, TCP window
+and samples.tsv and dataset.json. The same captures give the same digest in any order.
 
 A manifest is a table with tabs and a header line. It has the columns path (a file,
 or a folder with captures at any depth, relative to the manifest), label and group;
 further columns are copied into samples.tsv. Every file of it must be readable.
 
 With --captures all files below a folder get one label; the group of each is the
-first folder on its way. Files there that are no captures, or are cut, are counted
-in a warning, and what could be read of them is used. A folder has to hold a flow.
+first folder on its way. Files there that are no captures, are cut, or have packets
+of which nothing can be read, are counted in a warning, and what could be read of them is used. A folder has to hold a flow.
+
+Each file is a capture of its own. With --join the files of one folder that share a
+label and a group are one capture that was cut into several, as replay --join reads
+it; the file of a sample is where its flow begins.
 
 Labels are made of a-z, 0-9, "-", "_" and "."; unknown can't be one.
 
@@ -76,6 +95,7 @@ Examples:
 			&cli.StringSliceFlag{Name: "manifest", Usage: "table of labelled captures (may be repeated)", TakesFile: true},
 			&cli.StringSliceFlag{Name: "captures", Usage: "folder of captures that share one label (may be repeated)", TakesFile: true},
 			&cli.StringSliceFlag{Name: "label", Usage: "label of the --captures folder in the same place"},
+			&cli.BoolFlag{Name: "join", Usage: "read the files of a folder as one capture, in order of time"},
 			&cli.StringFlag{Name: "out", Usage: "folder to write; an earlier dataset there is replaced", TakesFile: true},
 		},
 		Action: runDataset,
@@ -90,6 +110,7 @@ type datasetInput struct {
 	group  string
 	extra  map[string]string // further columns of the manifest
 	folder string            // the --captures folder that it is of; "" of a manifest
+	copied *os.File          // of what can be read only once
 }
 
 func runDataset(c *cli.Context) error {
@@ -392,7 +413,8 @@ type dataset struct {
 	Duplicates map[string]int            `json:"duplicates_left_out"`
 	Files      int                       `json:"files"`
 	Counters   map[string]uint64         `json:"counters"`
-	Digest     string                    `json:"digest"` // of the other four files, one after another
+	Fields     []string                  `json:"fields"` // what the numbers of fields.npy mean
+	Digest     string                    `json:"digest"` // of the other files, one after another
 }
 
 // print writes the figures for people.
@@ -415,19 +437,23 @@ func (d *dataset) print(w io.Writer, out string) {
 
 // datasetWriter writes samples to the files of a dataset folder.
 type datasetWriter struct {
-	capture, mask, packets *npyFile
-	table                  *bufio.Writer
-	tableFile              *os.File
-	columns                []string
-	dataset                dataset
-	seen                   map[[sha256.Size]byte]struct{} // label and kept bytes
+	capture, mask, fields, packets, session *npyFile
+
+	table     *bufio.Writer
+	tableFile *os.File
+	columns   []string
+	dataset   dataset
+	seen      map[[sha256.Size]byte]struct{} // label and kept bytes
 }
 
 // writeDataset reads all inputs and writes the files of a dataset into dir.
 func writeDataset(c *cli.Context, dir string, inputs []datasetInput, columns []string) (_ *dataset, err error) {
 	w := &datasetWriter{columns: columns, seen: map[[sha256.Size]byte]struct{}{}}
 	w.dataset = dataset{Format: datasetFormat, Labels: map[string]int{}, Groups: map[string]map[string]int{},
-		Duplicates: map[string]int{}, Files: len(inputs), Counters: map[string]uint64{}}
+		Duplicates: map[string]int{}, Files: len(inputs), Counters: map[string]uint64{}, Fields: []string{"payload"}}
+	for f := headers.Field(1); f < headers.NumFields; f++ {
+		w.dataset.Fields = append(w.dataset.Fields, f.String())
+	}
 	closers := []func() error{}
 	defer func() { // what a failure left open
 		for _, f := range closers {
@@ -442,7 +468,9 @@ func writeDataset(c *cli.Context, dir string, inputs []datasetInput, columns []s
 	}{
 		{&w.capture, captureFile, "|u1", []int{flow.CaptureBytes}},
 		{&w.mask, maskFile, "|u1", []int{flow.CaptureBytes}},
-		{&w.packets, packetsFile, "<i4", []int{flow.MaxPackets, 4}},
+		{&w.fields, fieldsFile, "|u1", []int{flow.CaptureBytes}},
+		{&w.packets, packetsFile, "<i4", []int{flow.MaxPackets, 6}},
+		{&w.session, sessionFile, "<i4", []int{sessionPackets, len(sessionPacket{})}},
 	} {
 		if *f.to, err = createNpy(filepath.Join(dir, f.name), f.dtype, f.row...); err != nil {
 			return nil, err
@@ -480,11 +508,9 @@ func writeDataset(c *cli.Context, dir string, inputs []datasetInput, columns []s
 // readAll adds the samples of all inputs.
 func (w *datasetWriter) readAll(c *cli.Context, inputs []datasetInput) error {
 	var total int64
-	sizes := make([]int64, len(inputs))
-	for i, in := range inputs {
+	for _, in := range inputs {
 		if info, err := os.Stat(in.path); err == nil {
-			sizes[i] = info.Size()
-			total += sizes[i]
+			total += info.Size()
 		}
 	}
 	bar := newProgress(c.App.ErrWriter, "reading captures", total)
@@ -493,33 +519,38 @@ func (w *datasetWriter) readAll(c *cli.Context, inputs []datasetInput) error {
 	var counters assembly.Counters
 	var warnings fileWarnings
 	folders := map[string]*captureFolder{}
-	for i := range inputs {
+	for _, files := range datasetCaptures(inputs, c.Bool("join")) {
 		if err := c.Context.Err(); err != nil {
 			return err
 		}
-		in := &inputs[i]
-		if w.dataset.Groups[in.label] == nil {
-			w.dataset.Groups[in.label] = map[string]int{}
+		if w.dataset.Groups[files[0].label] == nil {
+			w.dataset.Groups[files[0].label] = map[string]int{}
 		}
 		before := counters.Samples()
-		err := w.readFile(in, &counters, bar.at)
-		var fileErr *assembly.FileError
-		errors.As(err, &fileErr)
-		if in.folder != "" {
-			if folders[in.folder] == nil {
-				folders[in.folder] = &captureFolder{}
-			}
-			folders[in.folder].add(counters.Samples()-before, fileErr)
-		}
-		switch {
-		case fileErr != nil && in.folder != "":
-			warnings.add(fileErr)
-		case fileErr != nil:
-			return asBadInput(err)
-		case err != nil:
+		errs, err := w.readCapture(files, &counters, bar)
+		if err != nil {
 			return err
 		}
-		bar.fileDone(sizes[i])
+		flows := counters.Samples() - before // of all its files
+		for i, in := range files {
+			var fileErr *assembly.FileError
+			errors.As(errs[i], &fileErr)
+			if in.folder != "" {
+				if folders[in.folder] == nil {
+					folders[in.folder] = &captureFolder{}
+				}
+				folders[in.folder].add(flows, fileErr)
+				flows = 0
+			}
+			switch {
+			case fileErr != nil && in.folder != "":
+				warnings.add(fileErr)
+			case fileErr != nil:
+				return asBadInput(fileErr)
+			case errs[i] != nil:
+				return errs[i]
+			}
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(folders)) {
 		if err := folders[name].check(name); err != nil {
@@ -568,31 +599,112 @@ func (f *captureFolder) check(name string) error {
 	return fmt.Errorf("--captures %s: no capture in it holds a flow with payload whose beginning is there", name)
 }
 
-// readFile adds the samples of one file.
-func (w *datasetWriter) readFile(in *datasetInput, counters *assembly.Counters, progress func(int64)) error {
-	f, err := assembly.Open(in.path)
-	if err != nil {
-		return err
+// open opens the input's file, which is read more than once: what is no regular file is
+// copied first.
+func (in *datasetInput) open() (*assembly.File, error) {
+	if in.copied == nil {
+		if pipeInfo(in.path) == nil {
+			return assembly.Open(in.path)
+		}
+		pipe, err := os.Open(in.path)
+		if err != nil {
+			return nil, err
+		}
+		defer pipe.Close()
+		if in.copied, err = unnamedFile(); err != nil {
+			return nil, err
+		}
+		if _, err := io.Copy(copyWriter{in.copied}, pipe); err != nil {
+			return nil, fmt.Errorf("read %s: %w", in.path, err)
+		}
 	}
-	defer f.Close()
+	if _, err := in.copied.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	return assembly.Read(in.path, in.copied)
+}
+
+// forget removes the copy.
+func (in *datasetInput) forget() {
+	if in.copied != nil {
+		_ = in.copied.Close()
+		in.copied = nil
+	}
+}
+
+// datasetCaptures returns the files of each capture: each file for itself or, with
+// join, those of one folder, label and group.
+func datasetCaptures(inputs []datasetInput, join bool) (captures [][]*datasetInput) {
+	type place struct{ folder, label, group string }
+	at := map[place]int{}
+	for i := range inputs {
+		in := &inputs[i]
+		p := place{filepath.Dir(in.path), in.label, in.group}
+		n, found := at[p]
+		if !join || !found {
+			n = len(captures)
+			at[p] = n
+			captures = append(captures, nil)
+		}
+		captures[n] = append(captures[n], in)
+	}
+	return captures
+}
+
+// readCapture adds the samples of a capture, whose files it puts in order of time,
+// and returns the errors of reading each file.
+func (w *datasetWriter) readCapture(files []*datasetInput, counters *assembly.Counters, bar *progress) (errs []error, err error) {
+	defer func() {
+		for _, in := range files {
+			in.forget()
+		}
+	}()
+	if len(files) > 1 {
+		sortByTime(files, (*datasetInput).open)
+	}
+	var begins fileBegins
 	var writeErr error
-	a := assembly.New(assembly.Options{}, func(_ *assembly.Flow, s *flow.Sample) {
+	var added sessions
+	a := assembly.New(assembly.Options{}, func(f *assembly.Flow, s *flow.Sample) {
 		if writeErr == nil {
-			writeErr = w.add(in, s)
+			writeErr = w.add(files[begins.of(f.Seq)], s, &added)
 		}
 	}, nil)
-	err = f.Run(a, progress)
+	for _, in := range files {
+		begins = append(begins, a.Begun())
+		errs = append(errs, func() error {
+			f, err := in.open()
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			defer func() { bar.fileDone(f.Size()) }()
+			return f.Feed(a, bar.at)
+		}())
+	}
+	a.Flush()
 	read := a.Counters()
 	counters.Add(&read)
 	if writeErr != nil {
-		return writeErr
+		return errs, writeErr
 	}
-	return err
+	if err := added.read(files); err != nil && errors.Join(errs...) == nil {
+		return errs, err
+	}
+	var row []byte
+	for _, one := range added.all {
+		row = one.appendRow(row[:0])
+		if err := w.session.write(row); err != nil {
+			return errs, err
+		}
+	}
+	return errs, nil
 }
 
-// add writes one sample, unless its label has the same already.
-func (w *datasetWriter) add(in *datasetInput, s *flow.Sample) error {
-	var capture, mask, kept [flow.CaptureBytes]byte
+// add writes one sample, and adds its session to added, unless its label has the
+// same sample already.
+func (w *datasetWriter) add(in *datasetInput, s *flow.Sample, added *sessions) error {
+	var capture, mask, fields, kept [flow.CaptureBytes]byte
 	copy(capture[:], s.Data)
 	classifier.MaskMap(s, &mask)
 	for i := range capture {
@@ -615,13 +727,18 @@ func (w *datasetWriter) add(in *datasetInput, s *flow.Sample) error {
 	w.dataset.Labels[in.label]++
 	w.dataset.Groups[in.label][in.group]++
 
-	records := make([]byte, 0, flow.MaxPackets*4*4)
+	added.add(&s.Meta)
+	records := make([]byte, 0, flow.MaxPackets*6*4)
 	for i := range flow.MaxPackets {
-		record := [4]int32{-1}
+		record := [6]int32{-1}
 		if i < len(s.Packets) {
-			p := &s.Packets[i]
-			record = [4]int32{int32(p.Offset), int32(min(p.WireLen, math.MaxInt32)), 0,
-				int32(min(p.Time/time.Microsecond, math.MaxInt32))}
+			p, frame := &s.Packets[i], s.Frame(i)
+			wireLen := asInt32(int(p.WireLen))
+			var h headers.Headers
+			h.Walk(frame, int(wireLen))
+			h.Paint(fields[p.Offset:], &headers.Numbers, frame)
+			record = [6]int32{int32(p.Offset), wireLen, 0, asInt32(int(p.Time / time.Microsecond)),
+				int32(p.Offset) + int32(min(h.Payload, len(frame))), asInt32(h.PayloadLen)}
 			if p.FromInitiator {
 				record[2] = 1
 			}
@@ -630,27 +747,27 @@ func (w *datasetWriter) add(in *datasetInput, s *flow.Sample) error {
 			records = binary.LittleEndian.AppendUint32(records, uint32(v))
 		}
 	}
-	fields := []string{strconv.Itoa(index), in.label, in.group, in.file, s.Initiator().String(), s.Responder().String(),
+	columns := []string{strconv.Itoa(index), in.label, in.group, in.file, s.Initiator().String(), s.Responder().String(),
 		s.Key.Proto.String(), strconv.Itoa(len(s.Data)), s.Reason.String()}
 	for _, name := range w.columns {
-		fields = append(fields, in.extra[name])
+		columns = append(columns, in.extra[name])
 	}
-	for i := range fields { // names of files may hold anything
-		fields[i] = strings.Map(func(r rune) rune {
+	for i := range columns { // names of files may hold anything
+		columns[i] = strings.Map(func(r rune) rune {
 			if unicode.IsControl(r) {
 				return '?'
 			}
 			return r
-		}, fields[i])
+		}, columns[i])
 	}
-	_, err := fmt.Fprintln(w.table, strings.Join(fields, "\t"))
-	return cmp.Or(w.capture.write(capture[:]), w.mask.write(mask[:]), w.packets.write(records), err)
+	_, err := fmt.Fprintln(w.table, strings.Join(columns, "\t"))
+	return cmp.Or(w.capture.write(capture[:]), w.mask.write(mask[:]), w.fields.write(fields[:]), w.packets.write(records), err)
 }
 
 // finish computes the digest and writes dataset.json.
 func (w *datasetWriter) finish(dir string) error {
 	h := sha256.New()
-	for _, name := range []string{captureFile, maskFile, packetsFile, samplesFile} {
+	for _, name := range append(slices.Clone(datasetArrays), samplesFile) {
 		f, err := os.Open(filepath.Join(dir, name))
 		if err != nil {
 			return err
@@ -669,7 +786,7 @@ func (w *datasetWriter) finish(dir string) error {
 	return os.WriteFile(filepath.Join(dir, datasetFile), append(text, '\n'), 0o644)
 }
 
-// fileWarnings collects capture files that could not be read to their end.
+// fileWarnings collects capture files that could not be read whole.
 type fileWarnings struct {
 	causes []string // in order of their first file
 	first  map[string]*assembly.FileError
@@ -679,6 +796,13 @@ type fileWarnings struct {
 
 func (w *fileWarnings) add(err *assembly.FileError) {
 	cause := err.Err.Error()
+	var skipped *assembly.SkippedError
+	if errors.As(err.Err, &skipped) {
+		cause = skipped.Causes()
+		if err.Err != error(skipped) {
+			cause += ", and cut off or damaged"
+		}
+	}
 	if w.first == nil {
 		w.first, w.count = map[string]*assembly.FileError{}, map[string]int{}
 	}
@@ -695,7 +819,7 @@ func (w *fileWarnings) print(out io.Writer) {
 	if w.all == 0 {
 		return
 	}
-	fmt.Fprintf(out, "warning: %d files could not be read, or not to their end:\n", w.all)
+	fmt.Fprintf(out, "warning: %d files could not be read, or not whole:\n", w.all)
 	for _, cause := range w.causes {
 		fmt.Fprintf(out, "  %d x %s, first %s\n", w.count[cause], oneLine(cause), w.first[cause].Path)
 	}

@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -31,6 +32,7 @@ type testPacket struct {
 	udp      bool
 	flags    string // of S, A, F, R
 	payload  []byte
+	padding  int // bytes behind the IP packet
 }
 
 var testStart = time.Date(2026, 5, 4, 3, 2, 1, 234567000, time.UTC)
@@ -96,8 +98,8 @@ func captureBytes(t testing.TB, packets ...testPacket) []byte {
 			gopacket.Payload(p.payload)); err != nil {
 			t.Fatal(err)
 		}
-		if err := w.WritePacket(gopacket.CaptureInfo{Timestamp: testStart.Add(p.at), CaptureLength: len(buf.Bytes()),
-			Length: len(buf.Bytes())}, buf.Bytes()); err != nil {
+		frame := append(buf.Bytes(), make([]byte, p.padding)...)
+		if err := w.WritePacket(gopacket.CaptureInfo{Timestamp: testStart.Add(p.at), CaptureLength: len(frame), Length: len(frame)}, frame); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -176,7 +178,9 @@ func TestDatasetHoldsTheSamples(t *testing.T) {
 
 	capture := readNpy(t, filepath.Join(out, captureFile), "{'descr': '|u1', 'fortran_order': False, 'shape': (5, 1024), }", 5*1024)
 	mask := readNpy(t, filepath.Join(out, maskFile), "{'descr': '|u1', 'fortran_order': False, 'shape': (5, 1024), }", 5*1024)
-	packets := readNpy(t, filepath.Join(out, packetsFile), "{'descr': '<i4', 'fortran_order': False, 'shape': (5, 32, 4), }", 5*32*4*4)
+	fields := readNpy(t, filepath.Join(out, fieldsFile), "{'descr': '|u1', 'fortran_order': False, 'shape': (5, 1024), }", 5*1024)
+	packets := readNpy(t, filepath.Join(out, packetsFile), "{'descr': '<i4', 'fortran_order': False, 'shape': (5, 32, 6), }", 5*32*6*4)
+	session := readNpy(t, filepath.Join(out, sessionFile), "{'descr': '<i4', 'fortran_order': False, 'shape': (5, 64, 6), }", 5*64*6*4)
 
 	dns, dnsMask := capture[1024:2048], mask[1024:2048]
 	if !bytes.Equal(dns[:6], []byte{2, 0, 0, 0, 0, 2}) || dns[42] != 'q' || string(dns[85:91]) != "answer" || dns[91] != 0 {
@@ -188,12 +192,21 @@ func TestDatasetHoldsTheSamples(t *testing.T) {
 			t.Errorf("mask of byte %d is %d, want %d", off, dnsMask[off], want)
 		}
 	}
-	var records [3][4]int32
-	if _, err := binary.Decode(packets[32*4*4:], binary.LittleEndian, &records); err != nil {
+	var records [3][6]int32
+	if _, err := binary.Decode(packets[32*6*4:], binary.LittleEndian, &records); err != nil {
 		t.Fatal(err)
 	}
-	if want := [3][4]int32{{0, 43, 1, 0}, {43, 48, 0, 1500}, {-1, 0, 0, 0}}; records != want {
+	if want := [3][6]int32{{0, 43, 1, 0, 42, 1}, {43, 48, 0, 1500, 85, 6}, {-1}}; records != want {
 		t.Errorf("packets of the DNS flow %v, want %v", records, want)
+	}
+	// The capture of the Shadowsocks flow ends in the answer, its session with the FIN.
+	var sizes [7]sessionPacket
+	if _, err := binary.Decode(session[3*64*6*4:], binary.LittleEndian, &sizes); err != nil {
+		t.Fatal(err)
+	}
+	if want := [7]sessionPacket{{54, 0, 1, 0, 0x02, 65535}, {54, 0, 0, 1000, 0x12, 65535}, {54, 0, 1, 2000, 0x10, 65535},
+		{60, 6, 1, 3000, 0x10, 65535}, {1254, 1200, 0, 4000, 0x10, 65535}, {54, 0, 1, 5000, 0x11, 65535}, {-1}}; sizes != want {
+		t.Errorf("session of the Shadowsocks flow %v, want %v", sizes, want)
 	}
 
 	var d dataset
@@ -204,8 +217,14 @@ func TestDatasetHoldsTheSamples(t *testing.T) {
 	if err := json.Unmarshal(text, &d); err != nil {
 		t.Fatal(err)
 	}
+	for off, want := range map[int]string{0: "Ethernet destination", 12: "EtherType", 22: "IPv4 TTL", 34: "UDP source port", 42: "payload", 43: "Ethernet destination", 90: "payload", 91: "payload"} {
+		if number := fields[1024+off]; int(number) >= len(d.Fields) || d.Fields[number] != want {
+			t.Errorf("byte %d of the DNS flow is of field %d of %q, want %q", off, number, d.Fields, want)
+		}
+	}
+	d.Fields = nil
 	h := sha256.New()
-	for _, name := range []string{captureFile, maskFile, packetsFile, samplesFile} {
+	for _, name := range []string{captureFile, maskFile, fieldsFile, packetsFile, sessionFile, samplesFile} {
 		b, err := os.ReadFile(filepath.Join(out, name))
 		if err != nil {
 			t.Fatal(err)
@@ -214,7 +233,7 @@ func TestDatasetHoldsTheSamples(t *testing.T) {
 	}
 	d.Counters = nil
 	wantSet := dataset{
-		Format: 1, Samples: 5, Labels: map[string]int{"background": 3, "shadowsocks": 1, "v2ray": 1},
+		Format: 2, Samples: 5, Labels: map[string]int{"background": 3, "shadowsocks": 1, "v2ray": 1},
 		Groups: map[string]map[string]int{"background": {"pcaps": 1, "x": 1, "z": 1}, "shadowsocks": {"lab-1": 1},
 			"v2ray": {"lab-2": 1}},
 		Duplicates: map[string]int{"background": 1}, Files: 7, Digest: "sha256:" + hex.EncodeToString(h.Sum(nil)),
@@ -375,12 +394,96 @@ func TestDatasetTimesAndLengthsFitTheirType(t *testing.T) {
 	if code, _, stderr := runForTest("dataset", "--captures", dir, "--label", "a", "--out", out); code != exitOK {
 		t.Fatalf("exit code %d: %s", code, stderr)
 	}
-	packets := readNpy(t, filepath.Join(out, packetsFile), "{'descr': '<i4', 'fortran_order': False, 'shape': (1, 32, 4), }", 32*4*4)
-	var records [flow.MaxPackets][4]int32
+	packets := readNpy(t, filepath.Join(out, packetsFile), "{'descr': '<i4', 'fortran_order': False, 'shape': (1, 32, 6), }", 32*6*4)
+	var records [flow.MaxPackets][6]int32
 	if _, err := binary.Decode(packets, binary.LittleEndian, &records); err != nil {
 		t.Fatal(err)
 	}
 	if got := records[2][3]; got != 1<<31-1 {
 		t.Errorf("time of a packet an hour late: %d µs, want the largest int32", got)
+	}
+}
+
+// A short frame that a network card padded has no payload, in neither array.
+func TestDatasetTakesPaddingForNoPayload(t *testing.T) {
+	c := conversation(0, "10.0.0.1:1001", "10.9.0.1:443", []byte("hello"), []byte("x"))
+	for i := range c {
+		c[i].padding = max(0, 6-len(c[i].payload))
+	}
+	dir := writeFiles(t, map[string][]byte{"pcaps/a.pcap": captureBytes(t, c...)})
+	out := filepath.Join(dir, "out")
+	if code, _, stderr := runForTest("dataset", "--captures", filepath.Join(dir, "pcaps"), "--label", "a", "--out", out); code != exitOK {
+		t.Fatalf("exit code %d: %s", code, stderr)
+	}
+	var records [flow.MaxPackets][6]int32
+	packets := readNpy(t, filepath.Join(out, packetsFile), "{'descr': '<i4', 'fortran_order': False, 'shape': (1, 32, 6), }", 32*6*4)
+	if _, err := binary.Decode(packets, binary.LittleEndian, &records); err != nil {
+		t.Fatal(err)
+	}
+	want := [7][6]int32{{0, 54, 1, 0, 54, 0}, {54, 54, 0, 1000, 108, 0}, {108, 54, 1, 2000, 162, 0}, {162, 59, 1, 3000, 216, 5},
+		{221, 55, 0, 4000, 275, 1}, {276, 54, 1, 5000, 330, 0}, {-1}}
+	if diff := cmp.Diff(want[:], records[:len(want)]); diff != "" {
+		t.Errorf("packets (-want +got):\n%s", diff)
+	}
+	var sizes [sessionPackets]sessionPacket
+	session := readNpy(t, filepath.Join(out, sessionFile), "{'descr': '<i4', 'fortran_order': False, 'shape': (1, 64, 6), }", 64*6*4)
+	if _, err := binary.Decode(session, binary.LittleEndian, &sizes); err != nil {
+		t.Fatal(err)
+	}
+	for i, p := range sizes[:6] {
+		if p[0] != want[i][1] || p[1] != want[i][5] {
+			t.Errorf("packet %d of the session: %d bytes, %d of payload, want %d, %d", i, p[0], p[1], want[i][1], want[i][5])
+		}
+	}
+}
+
+// A session has the first packets of its flow alone, those of the same ports before
+// and after it left out, and those behind the end of the capture not.
+func TestSessionsOfOneKey(t *testing.T) {
+	const a, b = "10.0.0.1:1001", "10.9.0.1:443"
+	var packets []testPacket
+	for i := range 3 {
+		packets = append(packets, testPacket{at: time.Duration(i) * time.Second, src: b, dst: a, udp: true, payload: []byte("old")})
+	}
+	for i := range 100 {
+		at := 100*time.Second + time.Duration(i)*time.Millisecond
+		if i == 2 { // the clock goes backwards, beyond the beginning
+			at = 90 * time.Second
+		}
+		packets = append(packets, testPacket{at: at, src: a, dst: b, udp: true, payload: make([]byte, 1+i)})
+	}
+	packets = append(packets, testPacket{at: 200 * time.Second, src: b, dst: a, udp: true, payload: []byte("newer")},
+		testPacket{at: 200 * time.Second, src: b, dst: "10.0.0.1:1002", udp: true, payload: []byte("another's")})
+	dir := writeFiles(t, map[string][]byte{"a.pcap": captureBytes(t, packets...)})
+	var meta flow.Meta
+	var lo bool
+	meta.Key, lo = flow.NewKey(netip.MustParseAddrPort(a), netip.MustParseAddrPort(b), flow.UDP, 0, 0)
+	var s sessions
+	for _, start := range []struct {
+		at      time.Duration
+		aOpened bool
+	}{{0, false}, {100 * time.Second, true}, {200 * time.Second, false}} {
+		meta.Start, meta.InitiatorIsLo = testStart.Add(start.at).Truncate(time.Microsecond), lo == start.aOpened
+		s.add(&meta)
+	}
+	if err := s.read([]*datasetInput{{path: filepath.Join(dir, "a.pcap")}}); err != nil {
+		t.Fatal(err)
+	}
+	var got [][]sessionPacket
+	for _, one := range s.all {
+		got = append(got, one.packets)
+	}
+	want := [][]sessionPacket{{{45, 3, 1, 0}, {45, 3, 1, 1e6}, {45, 3, 1, 2e6}}, nil, {{47, 5, 1, 0}}}
+	for i := range int32(sessionPackets) {
+		want[1] = append(want[1], sessionPacket{43 + i, 1 + i, 1, 1000 * i})
+	}
+	want[1][2][3] = 1000
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("sessions (-want +got):\n%s", diff)
+	}
+	meta.Start = testStart.Add(time.Hour)
+	s.add(&meta)
+	if err := s.read([]*datasetInput{{path: filepath.Join(dir, "a.pcap")}}); err == nil || !strings.Contains(err.Error(), "a.pcap has changed while it was read") {
+		t.Errorf("a session that is not in the file: %v", err)
 	}
 }

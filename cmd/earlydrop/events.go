@@ -23,8 +23,6 @@ import (
 	"github.com/earlydrop/earlydrop/policy"
 )
 
-const rtmDelLink = unix.RTM_DELLINK
-
 // event is one line of the event log. Fields that an event does not have are
 // left out.
 type event struct {
@@ -93,7 +91,7 @@ func newVerdictEvent(d *daemon, s *flow.Sample, r flow.Result, dec policy.Decisi
 		ruleConfidence = &dec.Confidence
 	}
 	return event{
-		Time: at, Event: "verdict", Interface: d.iface, Mode: d.mode.String(),
+		Time: at, Event: "verdict", Interface: d.iface(), Mode: d.mode.String(),
 		Src: s.Initiator().String(), Dst: s.Responder().String(), Proto: s.Key.Proto.String(),
 		VLAN: s.Key.VLAN, InnerVLAN: s.Key.InnerVLAN, Start: s.Start,
 		Class: r.Class, Confidence: &r.Confidence, Scores: scores,
@@ -300,9 +298,9 @@ func (s *sinks) attached(d *daemon, policyName string) {
 		how = "adopted"
 	}
 	say("%s %s: xdp %s, egress %s, mode %s, policy %s, model %s, device %s",
-		how, d.iface, info.XDPMode, info.Egress, d.mode, policyName, d.model, d.engine.Device())
+		how, d.iface(), info.XDPMode, info.Egress, d.mode, policyName, d.model, d.engine.Device())
 	if info.XDPFallback != nil {
-		say("native xdp is not possible on %s, generic is slower: %v", d.iface, info.XDPFallback)
+		say("native xdp is not possible on %s, generic is slower: %v", d.iface(), info.XDPFallback)
 	}
 	if info.Replaced != "" {
 		say("what was pinned was replaced: %s", info.Replaced)
@@ -317,12 +315,15 @@ func (s *sinks) attached(d *daemon, policyName string) {
 		say("%d blocks removed: mode monitor drops nothing", info.BlocksRemoved)
 	}
 	if info.HiddenVLANs {
-		say("%s strips VLAN tags on receive, so the two directions of tagged flows don't match: ethtool -K %s rxvlan off rx-vlan-stag-hw-parse off", d.iface, d.iface)
+		say("%s strips VLAN tags on receive, so the two directions of tagged flows don't match: ethtool -K %s rxvlan off rx-vlan-stag-hw-parse off", d.iface(), d.iface())
 	}
 	say("tables: %s; %s of kernel memory", info.Sizes, byteCount(info.Memory))
 	say("maps: bpftool map dump pinned %s/blocked", info.PinDir)
+	for _, warning := range warnings(d.iface(), info) {
+		say("warning: %s", warning)
+	}
 	s.queue <- event{
-		Time: time.Now(), Event: "attached", Interface: d.iface, Mode: d.mode.String(), XDP: string(info.XDPMode),
+		Time: time.Now(), Event: "attached", Interface: d.iface(), Mode: d.mode.String(), XDP: string(info.XDPMode),
 		Egress: info.Egress, Adopted: &info.Adopted, Policy: policyName, Model: d.model, text: text.String(),
 	}
 }
@@ -330,7 +331,7 @@ func (s *sinks) attached(d *daemon, policyName string) {
 // blockEnded tells that a block is over, and why.
 func (s *sinks) blockEnded(d *daemon, b loader.Block) {
 	s.verdict(event{
-		Time: time.Now(), Event: "block_ended", Interface: d.iface, Src: b.Key.Lo.String(), Dst: b.Key.Hi.String(),
+		Time: time.Now(), Event: "block_ended", Interface: d.iface(), Src: b.Key.Lo.String(), Dst: b.Key.Hi.String(),
 		Proto: b.Key.Proto.String(), VLAN: b.Key.VLAN, InnerVLAN: b.Key.InnerVLAN, Class: b.Class, Rule: b.Rule,
 		DroppedPackets: &b.Packets, DroppedBytes: &b.Bytes, Reason: string(b.Ended),
 	})
@@ -347,7 +348,7 @@ type summary struct {
 }
 
 func (d *daemon) summary() summary {
-	s := summary{iface: d.iface, took: time.Since(d.started), mode: d.mode, classes: map[string]uint64{}, counters: map[string]uint64{}}
+	s := summary{iface: d.iface(), took: time.Since(d.started), mode: d.mode, classes: map[string]uint64{}, counters: map[string]uint64{}}
 	d.classes.Range(func(k, v any) bool {
 		s.classes[k.(string)] = v.(*atomic.Uint64).Load()
 		return true
@@ -371,6 +372,7 @@ func (d *daemon) summary() summary {
 	add("not_classified", dc.NotClassified)
 	add("not_blocked", dc.NotBlocked)
 	add("events_lost", d.out.lost.Load())
+	add("pins_restored", d.pinsRestored.Load())
 	return s
 }
 

@@ -41,6 +41,9 @@ alone may have little effect. Fields that the model's mask replaces have none.
 The 1024 bytes are shown as a grid of 32 by 32, in colour on a terminal unless the
 variable NO_COLOR is set. --out writes the same as a PNG picture.
 
+FILE may be a pipe; - is standard input. Meanwhile a copy of it is kept in the folder
+for temporary files.
+
 The flows are numbered in order of their start, as replay prints them. Without
 --flow, a file with several flows is listed with their numbers.
 
@@ -72,12 +75,13 @@ func explain(c *cli.Context) (err error) {
 	if c.IsSet("out") && c.String("out") == "" {
 		return badInput("--out needs the name of a file, but it is empty")
 	}
-	file, err := assembly.Open(path)
+	in, err := openCaptures(c, []string{path}, true)
 	if err != nil {
-		return asBadInput(err)
+		return err
 	}
-	size := file.Size()
-	file.Close()
+	defer in.close()
+	file := in.list[0]
+	path = file.title()
 	engine, err := openModel(c)
 	if err != nil {
 		return err
@@ -86,9 +90,9 @@ func explain(c *cli.Context) (err error) {
 
 	// Twice through the file: flows are numbered by their start, but come in the
 	// order of their hand-over, and there may be more than fit into memory.
-	bar := newProgress(c.App.ErrWriter, "reading", 2*size)
+	bar := newProgress(c.App.ErrWriter, "reading", 2*file.size)
 	defer bar.done()
-	flows, cut := flowsOf(path, midStream, bar, nil, 0)
+	flows, cut := flowsOf(file, midStream, bar, nil, 0)
 	var fileErr *assembly.FileError
 	switch {
 	case cut != nil && !errors.As(cut, &fileErr):
@@ -103,11 +107,11 @@ func explain(c *cli.Context) (err error) {
 		if c.IsSet("out") {
 			return badInput("--out is about one flow, but %s has %d: choose one with --flow", path, len(flows))
 		}
-		return errors.Join(listFlows(c, engine, path, midStream, bar), cut)
+		return errors.Join(listFlows(c, engine, file, midStream, bar), cut)
 	}
 	number = max(number, 1)
 	var s flow.Sample
-	if _, err := flowsOf(path, midStream, bar, &s, flows[number-1]); err != nil && cut == nil {
+	if _, err := flowsOf(file, midStream, bar, &s, flows[number-1]); err != nil && cut == nil {
 		return err
 	}
 	bar.done()
@@ -129,8 +133,8 @@ func explain(c *cli.Context) (err error) {
 // flowsOf returns the numbers that the assembler gave to the flows of a file that
 // it handed over, in order. The capture of the flow of the number wanted goes to
 // found, unless that is nil. With an *assembly.FileError comes what could be read.
-func flowsOf(path string, midStream bool, bar *progress, found *flow.Sample, wanted uint64) (numbers []uint64, err error) {
-	f, err := assembly.Open(path)
+func flowsOf(file *capture, midStream bool, bar *progress, found *flow.Sample, wanted uint64) (numbers []uint64, err error) {
+	f, err := file.open()
 	if err != nil {
 		return nil, err
 	}
@@ -144,15 +148,15 @@ func flowsOf(path string, midStream bool, bar *progress, found *flow.Sample, wan
 	err = f.Run(a, bar.at)
 	bar.fileDone(f.Size())
 	slices.Sort(numbers)
-	return numbers, err
+	return numbers, file.end(err)
 }
 
 // listFlows prints the flows of a file with their numbers.
-func listFlows(c *cli.Context, engine *classifier.Engine, path string, midStream bool, bar *progress) error {
+func listFlows(c *cli.Context, engine *classifier.Engine, file *capture, midStream bool, bar *progress) error {
 	r := startReplay(engine, &policy.Policy{})
 	r.midStream = midStream
 	defer r.stop()
-	records, err := r.read(path, bar)
+	records, err := r.read([]*capture{file}, bar)
 	var fileErr *assembly.FileError
 	if err != nil && !errors.As(err, &fileErr) { // the caller has that one already
 		return err

@@ -244,7 +244,7 @@ func TestExplainWritesAPicture(t *testing.T) {
 func TestExplainInColour(t *testing.T) {
 	dir := explainFixture(t)
 	var s flow.Sample
-	numbers, err := flowsOf(filepath.Join(dir, "one.pcap"), false, &progress{}, &s, 0)
+	numbers, err := flowsOf(&capture{name: filepath.Join(dir, "one.pcap")}, false, &progress{}, &s, 0)
 	if err != nil || len(numbers) != 1 {
 		t.Fatalf("flows %v, %v", numbers, err)
 	}

@@ -7,8 +7,12 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -27,16 +31,16 @@ func modelCommand() *cli.Command {
 		Subcommands: []*cli.Command{
 			{
 				Name:      "info",
-				Usage:     "print what a model tells apart, what it is fed and how well it does",
+				Usage:     "print what a model distinguishes, what it is fed and how well it does",
 				ArgsUsage: "[FILE]",
 				Description: `Without FILE it is about the model that the program ships. The file is checked
 as attach and replay check it, but not run: ONNX Runtime is not needed.
 
-The figures were measured on traffic that the model had not seen in training;
-the ranges are 95 % confidence intervals. They hold for that traffic only.
-
 A policy rule without min_confidence asks for the threshold of its label or, when
-it names several, for the any threshold, to be reached by the sum of theirs.
+it names several, for the any threshold, to be reached by the sum of theirs. The
+figures say how much of a label's traffic such rules detect, and how much of other
+traffic. They were measured on traffic that the model had not seen in training, and
+hold for that traffic only; the ranges are 95 % confidence intervals.
 
 Examples:
    earlydrop model info
@@ -88,6 +92,15 @@ func readModel(path string) (name string, onnx []byte, err error) {
 	return path, onnx, asBadInput(err)
 }
 
+// openEngine is classifier.Open; every error is bad input and says what to do.
+func openEngine(name string, onnx []byte, opts classifier.Options) (*classifier.Engine, error) {
+	engine, err := classifier.Open(name, onnx, opts)
+	if errors.Is(err, classifier.ErrLibrary) && !errors.Is(err, classifier.ErrUnsafeLibrary) {
+		return nil, badInput("%w; run 'make onnxruntime', or set %s to the library's path", err, classifier.LibraryEnv)
+	}
+	return engine, asBadInput(err)
+}
+
 // modelDescription is what model info prints.
 type modelDescription struct {
 	File   string `json:"file"`
@@ -96,15 +109,70 @@ type modelDescription struct {
 	*classifier.Manifest
 }
 
-// modelFigures is what the training code measured; models/train writes it.
+// modelFigures is what the training code measured; models/train writes it. Its
+// groups of flows are the labels, for background also its kinds ("captures",
+// "lab, random-like", ...) and "ordinary", all of it that is neither made to look
+// random nor a tunnel.
 type modelFigures struct {
-	Flows          int                         `json:"flows"`
-	Groups         int                         `json:"groups"`
-	Rule           string                      `json:"rule"`
-	Accuracy       *share                      `json:"accuracy"`
-	FalsePositives *share                      `json:"false_positives"`
-	Classes        map[string]map[string]share `json:"classes"`
+	Flows  int `json:"flows"`
+	Groups int `json:"groups"`
+	// MinConfidence is that of a rule over all classes; Sums has, for each value
+	// and group, how many flows reach it with the sum of all classes.
+	MinConfidence float64                     `json:"min_confidence"`
+	Sums          map[string]map[string]share `json:"sums"`
+	// Single is, for each label and group, what a rule over that label alone
+	// detects at the label's threshold.
+	Single map[string]map[string]share `json:"single"`
+	// ByCipher is, for each group and variant, what is detected at Detail.
+	Detail   float64 `json:"detail"`
+	ByCipher map[string]map[string]struct {
+		Taken share `json:"taken"`
+	} `json:"by_cipher"`
 }
+
+// detected returns what a rule over all classes detects, by group.
+func (f *modelFigures) detected() map[string]share {
+	return f.Sums[strconv.FormatFloat(f.MinConfidence, 'g', 6, 64)]
+}
+
+// byTLS returns of the flows of a label that were inside TLS, and of those that were
+// not, how many a rule over all classes detects. What is seen of a flow in TLS is
+// TLS's own first message, like any other's, whatever it carries: one figure for both
+// would be true of neither. ok is false for a label that has not both.
+func (f *modelFigures) byTLS(label string) (inside, outside share, ok bool) {
+	if f.Detail != f.MinConfidence {
+		return share{}, share{}, false
+	}
+	for variant, figures := range f.ByCipher[label] {
+		to := &outside
+		if strings.HasSuffix(variant, "tls") {
+			to = &inside
+		}
+		to.Hits += figures.Taken.Hits
+		to.Total += figures.Taken.Total
+	}
+	for _, s := range []*share{&inside, &outside} {
+		s.Low, s.High = wilson(s.Hits, s.Total)
+	}
+	return inside, outside, inside.Total > 0 && outside.Total > 0
+}
+
+// wilson returns the 95 % confidence interval of a share (Wilson's score interval).
+func wilson(hits, total int) (low, high float64) {
+	if total == 0 {
+		return 0, 1
+	}
+	const z = 1.959963984540054
+	n := float64(total)
+	p := float64(hits) / n
+	middle := p + z*z/(2*n)
+	half := z * math.Sqrt(p*(1-p)/n+z*z/(4*n*n))
+	all := 1 + z*z/n
+	return max(0, (middle-half)/all), min(1, (middle+half)/all)
+}
+
+// ordinary is the group of modelFigures that false positives are budgeted on.
+const ordinary = "ordinary"
 
 // share is a counted share with its 95 % confidence interval.
 type share struct {
@@ -163,14 +231,9 @@ func (d modelDescription) print(w io.Writer) error {
 
 	var figures modelFigures
 	// Figures of another shape are printed as they are, below.
-	known := json.Unmarshal(d.Figures, &figures) == nil && figures.Flows > 0
+	known := json.Unmarshal(d.Figures, &figures) == nil && figures.Flows > 0 && len(figures.detected()) > 0
 	if known {
 		fmt.Fprintf(t, "measured on\t%d flows of %d groups that were held out\n", figures.Flows, figures.Groups)
-		if figures.Rule != "" {
-			fmt.Fprintf(t, "rule\t%s\n", figures.Rule)
-		}
-		fmt.Fprintf(t, "accuracy\t%s\n", figures.Accuracy)
-		fmt.Fprintf(t, "false positives\t%s\n", figures.FalsePositives)
 	}
 	t.Flush()
 
@@ -178,23 +241,46 @@ func (d modelDescription) print(w io.Writer) error {
 	t = tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	header := "label\tthreshold"
 	if known {
-		header += "\trecall\tprecision"
+		header += fmt.Sprintf("\tdetected by a rule over all labels (%g)\tby a rule over this one (threshold)", figures.MinConfidence)
 	}
 	fmt.Fprintln(t, header)
-	for _, label := range d.Labels {
-		threshold := "-"
-		if label != flow.Background {
-			threshold = strconv.FormatFloat(d.Threshold(label), 'g', 6, 64)
-		}
-		fmt.Fprintf(t, "%s\t%s", label, threshold)
+	row := func(name, threshold string, detected, alone *share) {
+		fmt.Fprintf(t, "%s\t%s", name, threshold)
 		if known {
-			recall, precision := figures.Classes[label]["recall"], figures.Classes[label]["precision"]
-			fmt.Fprintf(t, "\t%s\t%s", &recall, &precision)
+			fmt.Fprintf(t, "\t%s\t%s", detected, alone)
 		}
 		fmt.Fprintln(t)
 	}
+	detected := figures.detected()
+	for _, label := range d.Labels {
+		if label == flow.Background {
+			if !known { // its own figures are below the table
+				row(label, "-", nil, nil)
+			}
+			continue
+		}
+		of, alone := detected[label], figures.Single[label][label]
+		row(label, strconv.FormatFloat(d.Threshold(label), 'g', 6, 64), &of, &alone)
+		if inside, outside, ok := figures.byTLS(label); ok {
+			row("- outside TLS", "", &outside, nil)
+			row("- inside TLS", "", &inside, nil)
+		}
+	}
 	t.Flush()
-	if !known {
+	if known {
+		// What is detected of these is a false positive.
+		fmt.Fprintf(&b, "\nfalse positives of a rule over all labels (%g)\n", figures.MinConfidence)
+		t = tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+		for _, group := range slices.Sorted(maps.Keys(detected)) {
+			if !slices.Contains(d.Labels, group) && group != ordinary {
+				of := detected[group]
+				fmt.Fprintf(t, "%s\t%s\n", group, &of)
+			}
+		}
+		of := detected[ordinary]
+		fmt.Fprintf(t, "all that is ordinary\t%s\n", &of)
+		t.Flush()
+	} else {
 		fmt.Fprintf(&b, "\nfigures: %s\n", oneLine(string(d.Figures)))
 	}
 	_, err := b.WriteTo(w)

@@ -4,13 +4,16 @@ package main
 
 import (
 	"encoding/json"
+	"math"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/models"
 )
 
@@ -66,9 +69,75 @@ func TestModelInfoPrintsWhenTheOutcomeIsUnknown(t *testing.T) {
 }
 
 func TestModelInfoOfShippedModel(t *testing.T) {
+	for _, args := range [][]string{{"model", "info"}, {"model", "info", "paper"}} {
+		code, stdout, stderr := runForTest(args...)
+		if code != exitOK || stderr != "" {
+			t.Errorf("%v: code %d, stderr %q", args, code, stderr)
+		}
+		words := []string{"\nshadowsocks ", " (476 of 5805; ", "\nall that is ordinary  ", "% (11 of 21990; "}
+		if len(args) == 2 {
+			words = []string{models.DefaultName, "\nshadowsocks ", "detected by a rule over all labels (0.5)", " 98.6 % (3262 of 3307; 98.2 to 99.0) ",
+				" 81.0 % (2679 of 3307; ", "\n- outside TLS  ", " 99.4 % (2331 of 2344; 99.1 to 99.7) ", " 0.6 % (2 of 334; 0.2 to 2.2) ",
+				"\nlab, random-like      27.1 % (1174 of 4333; ", "\nall that is ordinary  <0.1 % (5 of 13429; "}
+		}
+		for _, word := range words {
+			if !strings.Contains(stdout, word) {
+				t.Errorf("%v lacks %q:\n%s", args, word, stdout)
+			}
+		}
+	}
+}
+
+// The README's figures are those that model info prints, of the same flows.
+func TestREADMEGivesTheFiguresOfModelInfo(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, ok := strings.Cut(string(readme), "\n## The model\n")
+	section, _, ended := strings.Cut(section, "\n## ")
+	if !ok || !ended {
+		t.Fatal("the README has no section about the model")
+	}
+	section = strings.Join(strings.Fields(strings.ReplaceAll(section, "\n", " ")), " ")
 	code, stdout, stderr := runForTest("model", "info")
-	if code != exitOK || stderr != "" || !strings.Contains(stdout, models.DefaultName) || !strings.Contains(stdout, "shadowsocks") {
-		t.Errorf("code %d, stderr %q, stdout:\n%s", code, stderr, stdout)
+	if code != exitOK {
+		t.Fatalf("code %d, stderr %q", code, stderr)
+	}
+	figures := regexp.MustCompile(`([\d.<>]+) % of [^(]*\((\d+) of (\d+)`).FindAllStringSubmatch(section, -1)
+	if len(figures) < 4 {
+		t.Fatalf("only %d figures found in: %s", len(figures), section)
+	}
+	for _, f := range figures {
+		if want := f[1] + " % (" + f[2] + " of " + f[3] + "; "; !strings.Contains(stdout, want) {
+			t.Errorf("the README says %q; model info does not print %q:\n%s", f[0], want, stdout)
+		}
+	}
+}
+
+func TestIntervalsAreTheTrainingCodes(t *testing.T) {
+	name, onnx := models.Default()
+	m, err := classifier.ReadManifest(name, onnx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var figures modelFigures
+	if err := json.Unmarshal(m.Figures, &figures); err != nil {
+		t.Fatal(err)
+	}
+	compared := 0
+	for group, s := range figures.detected() {
+		low, high := wilson(s.Hits, s.Total)
+		if math.Abs(low-s.Low) > 1e-6 || math.Abs(high-s.High) > 1e-6 {
+			t.Errorf("%s: %v to %v, in the model file %v to %v", group, low, high, s.Low, s.High)
+		}
+		compared++
+	}
+	if compared < len(m.Labels) {
+		t.Errorf("only %d intervals compared", compared)
+	}
+	if low, high := wilson(0, 0); low != 0 || high != 1 {
+		t.Errorf("of nothing: %v to %v", low, high)
 	}
 }
 

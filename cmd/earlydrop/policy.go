@@ -124,7 +124,7 @@ func describePolicy(p *policy.Policy) string {
 	}
 	fmt.Fprintf(&b, "mode %s: %s\n", p.Mode, meaning)
 	if len(p.Allow) > 0 {
-		b.WriteString("always pass flows\n")
+		b.WriteString("no rule blocks flows\n")
 	}
 	for i := range p.Allow {
 		fmt.Fprintf(&b, "  %s\n", matchInWords(&p.Allow[i]))

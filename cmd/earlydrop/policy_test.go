@@ -81,7 +81,7 @@ rules:
     action: drop
     ttl: 1m
 `, `mode monitor: decides and logs, drops nothing
-always pass flows
+no rule blocks flows
   from or to 192.0.2.0/24
   from 2001:db8::/32, to port 22
   to port 443, 8000-8100 or 9000

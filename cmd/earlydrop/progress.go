@@ -26,10 +26,11 @@ type progress struct {
 	bar   *progressbar.ProgressBar
 }
 
-// newProgress returns the progress of reading total bytes.
+// newProgress returns the progress of reading total bytes. Of nothing, as of a
+// pipe, there is none to show.
 func newProgress(w io.Writer, what string, total int64) *progress {
 	p := &progress{what: what, total: total, start: time.Now()}
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+	if f, ok := w.(*os.File); ok && total > 0 && term.IsTerminal(int(f.Fd())) {
 		p.w = w
 	}
 	return p

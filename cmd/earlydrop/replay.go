@@ -40,7 +40,12 @@ func replayCommand() *cli.Command {
 		ArgsUsage: "FILE...",
 		Description: `Reads pcap and pcapng files (also compressed with gzip) and treats their flows as
 the live data path does: the same first 1024 bytes, model and policy. Needs no root
-and changes nothing. Link types: Ethernet, raw IP, Linux cooked (v1, v2), BSD loopback.
+and changes nothing. FILE may be a pipe; - is standard input. An interrupt (Ctrl-C)
+ends a pipe, and what was read of it is printed.
+
+Link types: Ethernet, raw IP, Linux cooked (v1, v2), BSD loopback, PPP, PPPoE, Cisco
+HDLC, Linux netfilter log, 802.11 (plain, radiotap, Prism, AVS), PPI, PKTAP, FDDI, ATM,
+MPLS, OpenBSD pflog and enc. Packets of others are skipped and counted.
 
 Each flow with payload, whose beginning is in the file, is one line. A TCP connection
 begins with a SYN, a SYN+ACK that acknowledges it, and a segment that acknowledges that;
@@ -54,18 +59,28 @@ in the files.
 
 With --json each line is an object with the fields file, src, dst, proto, start,
 packets, bytes, captured, complete, class, confidence, scores, decision and rule,
-and the summary goes to the error output.
+and the summary goes to the error output. The flows of a pipe are then printed within
+a second of their verdict: they are in order of their start only within that second,
+and packets and bytes may count the flow only until its verdict.
 
-A file that is cut off is reported as far as it goes; then the exit code is 1.
+Each file is a capture of its own. With --join the files are one capture that was
+cut into several: flows go on from file to file. The files are read in order of the
+time of their first packet, however they are named; file is where a flow begins.
+
+A file that is cut off, or has packets of which nothing can be read, is reported as
+far as it goes; then the exit code is 1.
 
 Examples:
    earlydrop replay capture.pcapng
+   ssh gateway tcpdump -i eth0 -U -w - | earlydrop replay --json -
+   earlydrop replay --join ring.pcap*
    earlydrop replay --json *.pcap | jq 'select(.decision == "drop")'
    earlydrop replay --policy strict.yaml --model my.onnx capture.pcap.gz`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "policy", Usage: "policy `FILE` (default: the shipped policy)", TakesFile: true},
 			&cli.StringFlag{Name: "model", Usage: "model `FILE`, or the shipped \"paper\" (default: the shipped compact one)", TakesFile: true},
 			midStreamFlag(),
+			&cli.BoolFlag{Name: "join", Usage: "read all files as one capture, in order of time"},
 			&cli.BoolFlag{Name: "json", Usage: "print one JSON object per flow on a line"},
 		},
 		Action: runReplay,
@@ -112,7 +127,13 @@ type replay struct {
 	mu      sync.Mutex
 	err     error // the first error of a worker
 
-	file     string
+	// live (optional) prints the flows of a pipe while it goes on; liveErr is its
+	// first error.
+	live    func([]*replayRecord) error
+	liveErr error
+
+	files    []*capture // of the capture
+	begins   fileBegins // of those that were read
 	job      *replayJob // being filled
 	records  []*replayRecord
 	counters assembly.Counters
@@ -126,11 +147,7 @@ func openModel(c *cli.Context) (*classifier.Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	engine, err := classifier.Open(name, onnx, classifier.Options{MaxBatch: replayBatch})
-	if err != nil {
-		return nil, asBadInput(err)
-	}
-	return engine, nil
+	return openEngine(name, onnx, classifier.Options{MaxBatch: replayBatch})
 }
 
 func runReplay(c *cli.Context) (err error) {
@@ -141,15 +158,15 @@ func runReplay(c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	files := c.Args().Slice()
-	var total int64
-	for _, path := range files { // before anything is printed
-		f, err := assembly.Open(path)
-		if err != nil {
-			return asBadInput(err)
-		}
-		total += f.Size()
-		f.Close()
+	in, err := openCaptures(c, c.Args().Slice(), false) // before anything is printed
+	if err != nil {
+		return err
+	}
+	defer in.close()
+	groups := slices.Collect(slices.Chunk(in.list, 1))
+	if c.Bool("join") {
+		in.sortByTime()
+		groups = [][]*capture{in.list}
 	}
 
 	engine, err := openModel(c)
@@ -165,35 +182,44 @@ func runReplay(c *cli.Context) (err error) {
 	r := startReplay(engine, p)
 	r.midStream = midStream
 	defer r.stop()
-	bar := newProgress(c.App.ErrWriter, "replaying", total)
+	bar := newProgress(c.App.ErrWriter, "replaying", in.size())
 	defer bar.done()
 	out := bufio.NewWriter(c.App.Writer)
-	var lines replayPrinter = newReplayTable(out, len(files) > 1)
+	var lines replayPrinter = newReplayTable(out, len(in.list) > 1)
 	if c.Bool("json") {
 		lines = &replayJSON{json.NewEncoder(out)}
 	}
-
-	var cut []error
-	for _, path := range files {
-		if err := c.Context.Err(); err != nil {
-			return err
-		}
-		records, err := r.read(path, bar)
-		var fileErr *assembly.FileError
-		switch {
-		case errors.As(err, &fileErr):
-			cut = append(cut, err)
-		case err != nil:
-			return err
-		}
+	show := func(records []*replayRecord) error {
 		bar.clear()
 		for _, record := range records {
 			if err := lines.print(record); err != nil {
 				return err
 			}
 		}
-		if err := out.Flush(); err != nil {
+		return out.Flush()
+	}
+	if c.Bool("json") {
+		r.live = show
+	}
+
+	var cut error
+	for _, group := range groups {
+		if err := c.Context.Err(); err != nil {
 			return err
+		}
+		records, err := r.read(group, bar)
+		var fileErr *assembly.FileError
+		switch {
+		case errors.As(err, &fileErr):
+			cut = errors.Join(cut, err)
+		case err != nil:
+			return err
+		}
+		if err := show(records); err != nil {
+			return err
+		}
+		if slices.ContainsFunc(group, func(f *capture) bool { return f.interrupted }) {
+			break
 		}
 	}
 	bar.done()
@@ -204,10 +230,10 @@ func runReplay(c *cli.Context) (err error) {
 	if c.Bool("json") {
 		summary = c.App.ErrWriter
 	}
-	if err := r.summary(summary, len(files)); err != nil {
+	if err := r.summary(summary, len(in.list)); err != nil {
 		return err
 	}
-	return errors.Join(cut...)
+	return cut
 }
 
 // startReplay starts the workers. stop ends them.
@@ -261,43 +287,92 @@ func (record *replayRecord) setResult(result *flow.Result, d policy.Decision) {
 	record.Decision, record.Rule = d.Action.String(), d.Rule
 }
 
-// read returns the flows of one file in order of their start. When the file
-// could not be read to its end, they come with an *assembly.FileError.
-func (r *replay) read(path string, bar *progress) ([]*replayRecord, error) {
-	f, err := assembly.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	r.file, r.records = path, nil
+// read returns the flows of one capture, which may be cut into several files, in
+// order of their start. Those of a pipe go to live instead, if there is one. When
+// files could not be read whole, they come with their *assembly.FileError, joined.
+// An interrupt ends the capture.
+func (r *replay) read(files []*capture, bar *progress) ([]*replayRecord, error) {
+	r.files, r.begins, r.records = files, nil, nil
 	a := assembly.New(assembly.Options{MidStream: r.midStream}, r.add, func(f *assembly.Flow) {
 		record := f.User.(*replayRecord)
 		record.Packets, record.Bytes = f.Packets, f.Bytes
 	})
-	readErr := f.Run(a, bar.at)
-	bar.fileDone(f.Size())
+	var readErr error
+	for _, file := range files {
+		r.begins = append(r.begins, a.Begun())
+		err := r.feed(a, file, bar)
+		if liveErr := r.liveErr; liveErr != nil {
+			return nil, liveErr
+		}
+		readErr = errors.Join(readErr, file.end(err))
+		if file.interrupted {
+			break
+		}
+	}
+	a.Flush()
+	records, err := r.finish()
+	if err != nil {
+		return nil, err
+	}
+	counters := a.Counters()
+	r.counters.Add(&counters)
+	return records, readErr
+}
+
+// feed gives the packets of one file to a.
+func (r *replay) feed(a *assembly.Assembler, file *capture, bar *progress) error {
+	f, err := file.open()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if file.pipe == nil {
+		err = f.Feed(a, bar.at)
+		bar.fileDone(f.Size())
+		return err
+	}
+	if r.live != nil {
+		file.pipe.catchUp, file.pipe.caughtUp = r.flushLive, time.Now()
+	}
+	return f.Feed(a, nil)
+}
+
+// finish waits for the verdicts on all flows that were handed over and returns
+// those that were not printed yet, in order of their start.
+func (r *replay) finish() ([]*replayRecord, error) {
 	r.submit()
 	r.pending.Wait()
 	if r.err != nil {
 		return nil, r.err
 	}
-	counters := a.Counters()
-	r.counters.Add(&counters)
-	for _, record := range r.records {
+	records := r.records
+	r.records = nil
+	for _, record := range records {
 		r.classes[record.Class]++
 		if record.Decision == policy.Drop.String() {
 			r.drops++
 		}
 	}
-	slices.SortFunc(r.records, func(a, b *replayRecord) int { return cmp.Compare(a.seq, b.seq) })
-	return r.records, readErr
+	slices.SortFunc(records, func(a, b *replayRecord) int { return cmp.Compare(a.seq, b.seq) })
+	return records, nil
+}
+
+// flushLive prints the flows of a pipe that were handed over.
+func (r *replay) flushLive() error {
+	records, err := r.finish()
+	if err == nil {
+		err = r.live(records)
+	}
+	r.liveErr = err
+	return err
 }
 
 // add takes a sample that was handed over.
 func (r *replay) add(f *assembly.Flow, s *flow.Sample) {
 	record := &replayRecord{
-		File: r.file, Src: s.Initiator().String(), Dst: s.Responder().String(), Proto: s.Key.Proto.String(),
+		File: r.files[r.begins.of(f.Seq)].name, Src: s.Initiator().String(), Dst: s.Responder().String(), Proto: s.Key.Proto.String(),
 		Start: s.Start.UTC().Format(time.RFC3339Nano), Captured: len(s.Data), Complete: s.Complete(), seq: f.Seq,
+		Packets: f.Packets, Bytes: f.Bytes,
 	}
 	f.User = record
 	r.records = append(r.records, record)

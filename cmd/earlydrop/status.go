@@ -36,6 +36,7 @@ Examples:
 // interfaceStatus is what `status --json` prints for one interface.
 type interfaceStatus struct {
 	Interface string                `json:"interface"`
+	Pins      string                `json:"pins"`    // folder
 	Running   bool                  `json:"running"` // the daemon exists
 	PID       int                   `json:"pid"`
 	Since     time.Time             `json:"since"`
@@ -49,6 +50,7 @@ type interfaceStatus struct {
 	Daemon    loader.DaemonCounters `json:"daemon"`
 	Counters  map[string]uint64     `json:"counters"`
 
+	gone  bool     // nothing is attached
 	order []string // of Counters
 }
 
@@ -56,15 +58,16 @@ func status(c *cli.Context) error {
 	if err := requireArgs(c, 0, 0, ""); err != nil {
 		return err
 	}
-	names, err := chosenInterfaces(c)
+	all, err := openChosen(c)
 	if err != nil {
 		return err
 	}
-	if len(names) == 0 && !c.Bool("json") {
-		fmt.Fprintln(c.App.Writer, "earlydrop is attached to no interface")
+	defer closeAll(all)
+	if len(all) == 0 && !c.Bool("json") {
+		fmt.Fprintln(c.App.Writer, "earlydrop is attached to no interface"+seenFromHere())
 	}
-	for i, name := range names {
-		s, err := readStatus(name)
+	for i, t := range all {
+		s, err := readStatus(t)
 		if err != nil {
 			return fromLoader(err)
 		}
@@ -83,22 +86,27 @@ func status(c *cli.Context) error {
 	return nil
 }
 
-// chosenInterfaces returns the interface that -i names, else all that something is
-// pinned for.
-func chosenInterfaces(c *cli.Context) ([]string, error) {
-	if c.IsSet("interface") {
-		return []string{c.String("interface")}, nil
+// openChosen opens the tables of the interface that -i names, else of all that something
+// is pinned for.
+func openChosen(c *cli.Context) ([]*loader.Tables, error) {
+	if !c.IsSet("interface") {
+		all, err := loader.OpenAll()
+		return all, fromLoader(err)
 	}
-	names, err := loader.Interfaces()
-	return names, fromLoader(err)
+	t, err := loader.Open(c.String("interface"))
+	if err != nil {
+		return nil, fromLoader(err)
+	}
+	return []*loader.Tables{t}, nil
 }
 
-func readStatus(name string) (*interfaceStatus, error) {
-	t, err := loader.Open(name)
-	if err != nil {
-		return nil, err
+func closeAll(all []*loader.Tables) {
+	for _, t := range all {
+		_ = t.Close()
 	}
-	defer t.Close()
+}
+
+func readStatus(t *loader.Tables) (*interfaceStatus, error) {
 	a, errA := t.Attachment()
 	o, errO := t.Occupancy()
 	counters, errC := t.Counters()
@@ -106,7 +114,7 @@ func readStatus(name string) (*interfaceStatus, error) {
 		return nil, err
 	}
 	s := &interfaceStatus{
-		Interface: name, Running: a.Alive, PID: a.PID, Since: a.Since, XDP: string(a.XDPMode), Egress: a.Egress,
+		Interface: a.Interface, Pins: t.PinDir(), gone: a.Gone, Running: a.Alive, PID: a.PID, Since: a.Since, XDP: string(a.XDPMode), Egress: a.Egress,
 		Mode: a.Mode, Policy: a.Policy, Model: a.Model, Version: a.Version, Flows: o, Daemon: a.Daemon,
 		Counters: make(map[string]uint64),
 	}
@@ -123,10 +131,15 @@ func (s *interfaceStatus) print(out io.Writer) error {
 		fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
 	}
 	daemon := fmt.Sprintf("running, pid %d", s.PID)
-	if !s.Running {
+	switch {
+	case s.Running:
+	case s.gone:
+		daemon = "not running, and nothing is attached: the interface was removed, or its programs were detached by force"
+	default:
 		daemon = "not running: blocked flows stay blocked, new flows pass"
 	}
 	row("interface", "%s", s.Interface)
+	row("pins", "%s", s.Pins)
 	row("daemon", "%s", daemon)
 	row("attached", "%s, xdp %s, egress %s", s.Since.Format(time.DateTime), s.XDP, s.Egress)
 	row("mode", "%s", s.Mode)

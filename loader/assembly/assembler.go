@@ -164,6 +164,7 @@ type Flow struct {
 	// Bytes are on the wire, L2 header included, Ethernet padding left out.
 	Packets, Bytes uint64
 	// Seq numbers the flows of an Assembler in order of their start, from 0.
+	// Numbers are left out: of handshakes that became no flow.
 	Seq uint64
 	// User is for the handlers. The Assembler doesn't touch it.
 	User any
@@ -284,7 +285,7 @@ func (a *Assembler) udp(f *Flow, ts time.Time, p *headers.Packet, frame []byte) 
 		if f != nil {
 			a.restart(f)
 		}
-		f = a.start(p.Key, p.SrcIsLo, ts)
+		f = a.start(p.Key, p.SrcIsLo, ts, a.order())
 		a.collect(f, nil, nil)
 	}
 	f.count(p, ts)
@@ -305,11 +306,17 @@ func (a *Assembler) restart(f *Flow) {
 }
 
 // start begins a flow.
-func (a *Assembler) start(key flow.Key, initiatorIsLo bool, ts time.Time) *Flow {
-	f := &Flow{Key: key, InitiatorIsLo: initiatorIsLo, Start: ts, Last: ts, Seq: a.seq}
-	a.seq++
+func (a *Assembler) start(key flow.Key, initiatorIsLo bool, ts time.Time, order uint64) *Flow {
+	f := &Flow{Key: key, InitiatorIsLo: initiatorIsLo, Start: ts, Last: ts, Seq: order}
 	a.flows[key] = f
 	return f
+}
+
+// order returns the number of a flow of which the first packet comes now, or may have
+// come.
+func (a *Assembler) order() uint64 {
+	a.seq++
+	return a.seq - 1
 }
 
 // count adds a packet to the totals.

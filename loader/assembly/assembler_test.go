@@ -285,12 +285,24 @@ func TestTotalsCoverTheWholeFlow(t *testing.T) {
 	a.Flush()
 	want := []string{
 		// The SYN that won, both SYN+ACKs; a SYN that was not answered is no part of it.
-		"0 full 6 packets 2324 bytes 5ms",
-		"1 idle 2 packets 104 bytes 3.992s",
-		"2 end 7 packets 408 bytes 7ms",
+		"1 full 6 packets 2324 bytes 5ms",
+		"2 idle 2 packets 104 bytes 3.992s",
+		"3 end 7 packets 408 bytes 7ms",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("flows (-want +got):\n%s", diff)
+	}
+}
+
+func TestFlowsAreNumberedByTheirFirstPacket(t *testing.T) {
+	numbers := map[flow.Proto]uint64{}
+	a := New(Options{}, func(f *Flow, _ *flow.Sample) { numbers[f.Key.Proto] = f.Seq }, nil)
+	for i, p := range slices.Insert(talk(t, ">S <SA >A >A5"), 1, at{frame: udp4(true, 10)}) {
+		a.Packet(epoch.Add(time.Duration(i)), p.frame, len(p.frame))
+	}
+	a.Flush()
+	if diff := cmp.Diff(map[flow.Proto]uint64{flow.TCP: 0, flow.UDP: 1}, numbers); diff != "" {
+		t.Errorf("numbers (-want +got):\n%s", diff)
 	}
 }
 

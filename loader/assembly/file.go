@@ -117,7 +117,7 @@ type firstPacket struct {
 const (
 	bufferBytes = 1 << 16
 	// keptBytes is how much of a longer record is kept: a radio header of 64 KiB
-	// and a whole packet behind it. Captures take 1024 bytes of it.
+	// and a whole packet after it. Captures take 1024 bytes of it.
 	keptBytes = 1 << 17
 	// maxWireLen bounds lengths on the wire, which files are free to invent.
 	maxWireLen = math.MaxInt32
@@ -425,3 +425,7 @@ func (f *File) Feed(a *Assembler, progress func(pos int64)) error {
 		}
 	}
 }
+
+// Begun returns the number of flows that have begun so far. Flow.Seq of those
+// that begin from now on is not below it.
+func (a *Assembler) Begun() uint64 { return a.seq }

@@ -30,18 +30,18 @@ const (
 	LinkEnc       LinkType = 109 // OpenBSD IPsec (enc)
 	LinkSLL       LinkType = 113 // Linux cooked, version 1
 	LinkPFLog     LinkType = 117 // OpenBSD firewall log
-	LinkPrism     LinkType = 119 // 802.11 behind a Prism header
-	LinkRadiotap  LinkType = 127 // 802.11 behind a radiotap header
-	LinkAVS       LinkType = 163 // 802.11 behind an AVS header
+	LinkPrism     LinkType = 119 // 802.11 after a Prism header
+	LinkRadiotap  LinkType = 127 // 802.11 after a radiotap header
+	LinkAVS       LinkType = 163 // 802.11 after an AVS header
 	LinkPPPD      LinkType = 166 // PPP, direction in place of the address
 	LinkPPI       LinkType = 192 // per-packet information, then what that names
-	LinkPPPDir    LinkType = 204 // PPP behind a byte for the direction
-	LinkHDLCDir   LinkType = 205 // Cisco HDLC behind a byte for the direction
+	LinkPPPDir    LinkType = 204 // PPP after a byte for the direction
+	LinkHDLCDir   LinkType = 205 // Cisco HDLC after a byte for the direction
 	LinkMPLS      LinkType = 219 // MPLS
 	LinkIPv4      LinkType = 228 // raw IPv4
 	LinkIPv6      LinkType = 229 // raw IPv6
 	LinkNFLog     LinkType = 239 // Linux netfilter log
-	LinkNetAna    LinkType = 240 // Ethernet behind a netANALYZER header
+	LinkNetAna    LinkType = 240 // Ethernet after a netANALYZER header
 	LinkPKTAP     LinkType = 258 // Apple PKTAP, then what that names
 	LinkSLL2      LinkType = 276 // Linux cooked, version 2
 )

@@ -13,7 +13,7 @@ const (
 	pcapFileHeader   = 24
 	pcapRecordHeader = 16
 	// Kuznetzov's patch of libpcap writes the interface, the protocol and the
-	// packet's type behind the usual record header.
+	// packet's type after the usual record header.
 	pcapPatchedHeader = 24
 	// saneCaptured is the longest record that every program writes and reads
 	// (MAXIMUM_SNAPLEN of tcpdump); a file with a larger snap length, up to

@@ -67,6 +67,7 @@ type syn struct {
 	seq     uint32
 	payload int // bytes
 	first   time.Time
+	order   uint64 // of its flow, should it be acknowledged
 
 	// frame is the whole one, or the headers where it is longer than
 	// flow.HandshakeFrame; nil where they are, too.
@@ -99,6 +100,7 @@ type candidate struct {
 	early          []byte    // frames
 	earlyRecs      []flow.Packet
 	packets, bytes uint64
+	order          uint64 // of the flow
 
 	// Those that are not proven form a list in order of their latest change, and
 	// those that are another one.
@@ -272,7 +274,7 @@ func (a *Assembler) syn(s *segment) {
 	if to.known && s.ts.Sub(to.first) <= candidateAge {
 		to = &c.syns[1]
 	}
-	*to = syn{known: true, fromLo: s.SrcIsLo, seq: s.Seq, payload: s.PayloadLen, mpJoin: joins(s),
+	*to = syn{known: true, order: a.order(), fromLo: s.SrcIsLo, seq: s.Seq, payload: s.PayloadLen, mpJoin: joins(s),
 		first: s.ts, wireLen: s.WireLen, headerLen: s.Payload, packets: 1, bytes: uint64(s.WireLen)}
 	if s.WireLen <= flow.HandshakeFrame {
 		to.frame = slices.Clone(s.frame)
@@ -396,8 +398,10 @@ func (a *Assembler) answer(c *candidate, s *segment, won *syn, payload int) {
 		next.state, next.x, next.mpJoin = answered, won.seq, won.mpJoin
 		next.oneWay = c.oneWay
 		next.start, next.last = won.first, later(won.first, s.ts)
-		next.packets, next.bytes = won.packets, won.bytes
+		next.packets, next.bytes, next.order = won.packets, won.bytes, won.order
 		next.payloadKept = next.keepSYN(a, won, payload)
+	} else {
+		next.order = a.order()
 	}
 	*c = next
 	a.handshakes.touch(c)
@@ -597,7 +601,7 @@ func (a *Assembler) begin(f *Flow, c *candidate, s *segment) {
 	a.counters[Opened]++
 	if c.mpJoin {
 		a.counters[MPJoin]++
-		f := a.start(c.key, c.initiatorIsLo, c.start)
+		f := a.start(c.key, c.initiatorIsLo, c.start, c.order)
 		f.stage, f.silent = decided, true
 		f.hasNumbers, f.numbers = true, c.numbers()
 		a.handshakes.drop(c)
@@ -637,7 +641,7 @@ func (a *Assembler) handshakeSegment(c *candidate, s *segment) {
 
 // open makes a candidate the flow of its key, and begins its capture.
 func (a *Assembler) open(c *candidate) *Flow {
-	f := a.start(c.key, c.initiatorIsLo, c.start)
+	f := a.start(c.key, c.initiatorIsLo, c.start, c.order)
 	f.Last, f.captured = c.last, c.last
 	f.Packets, f.Bytes = c.packets, c.bytes
 	f.hasNumbers, f.numbers = true, c.numbers()
@@ -696,7 +700,7 @@ func (a *Assembler) oneWay(c *candidate, won *syn, s *segment) {
 		c.x, c.y, c.ack = won.seq, s.Ack-1, won.seq+1
 		c.at = s.ts
 		c.start, c.last = won.first, later(won.first, s.ts)
-		c.packets, c.bytes = won.packets, won.bytes
+		c.packets, c.bytes, c.order = won.packets, won.bytes, won.order
 		c.stream = stream{next: [2]uint32{c.ack, s.Ack}, side: c.side}
 		c.keepSYN(a, won, 0)
 	}
@@ -708,7 +712,10 @@ func (a *Assembler) oneWay(c *candidate, won *syn, s *segment) {
 func (a *Assembler) midStreamSegment(s *segment) {
 	if !a.opts.MidStream {
 		a.counters[MidStream]++
-		a.handshakes.midStream.set(s.Key, struct{}{})
+		// What may yet be proven must be looked at.
+		if pair := a.handshakes.of[s.Key]; !pair.stands(answered, s.ts) && !pair.stands(answeredAlone, s.ts) {
+			a.handshakes.midStream.set(s.Key, struct{}{})
+		}
 		return
 	}
 	// Every segment behind the SYN has ACK. Without it there is nothing to tell what
@@ -717,7 +724,7 @@ func (a *Assembler) midStreamSegment(s *segment) {
 		return
 	}
 	a.counters[MidStream]++
-	f := a.start(s.Key, s.SrcIsLo, s.ts)
+	f := a.start(s.Key, s.SrcIsLo, s.ts, a.order())
 	f.stream = &stream{next: [2]uint32{s.Seq + uint32(s.PayloadLen), s.Ack}, side: s.side}
 	a.collect(f, nil, nil)
 	f.count(&s.Packet, s.ts)

@@ -295,6 +295,12 @@ func TestConnections(t *testing.T) {
 			counters: "syns 1, tcp_opened 1, behind 2",
 		},
 		{
+			name:     "forged payload ahead of the real one does not end the flow",
+			words:    ">S <SA >A >A517,lost >A231 <A700 >A120,ack+1",
+			samples:  []string{"40000 full 1024 5ms: >54@0 <54@1 >54@2 >571@3 <291/754@5"},
+			counters: "syns 1, tcp_opened 1, behind 1",
+		},
+		{
 			name:     "new bytes behind old ones",
 			words:    ">S <SA >A >A10 >A11,seq-10",
 			samples:  []string{"40000 end 291 4ms: >54@0 <54@1 >54@2 >64@3 >65@4"},
@@ -550,6 +556,44 @@ func TestConnections(t *testing.T) {
 			}
 			if counters != tt.counters {
 				t.Errorf("counters %q, want %q", counters, tt.counters)
+			}
+		})
+	}
+}
+
+func TestSamplesSayTheirNumbers(t *testing.T) {
+	const x, y = 0xffffff80, 0x7ffffff0 // of talk
+	known := flow.Numbers{InitiatorISN: x, ResponderISN: y, ISNKnown: true, InitiatorNextKnown: true, ResponderNextKnown: true}
+	with := func(n flow.Numbers, initiator, responder uint32) flow.Numbers {
+		n.InitiatorNext, n.ResponderNext = initiator, responder
+		return n
+	}
+	for _, tt := range []struct {
+		name    string
+		options Options
+		words   string
+		want    flow.Meta
+	}{
+		{name: "both ways", words: ">S <SA >A >A5 >A9,seq+200,lost <A6 <A6", want: flow.Meta{Numbers: with(known, 0x57, y+13)}},
+		{name: "of the higher end", words: "new <S >SA <A5 >A6", want: flow.Meta{Numbers: flow.Numbers{
+			InitiatorISN: 0x804c4b3b, ResponderISN: 0x000f41c3, InitiatorNext: 0x804c4b41, ResponderNext: 0x000f41ca,
+			ISNKnown: true, InitiatorNextKnown: true, ResponderNextKnown: true}}},
+		{name: "one way", options: Options{OneWay: true}, words: ">S >A5,ack+1", want: flow.Meta{OneWay: true, Numbers: with(known, x+6, y+1)}},
+		{name: "one way, of the responder", options: Options{OneWay: true}, words: "<SA,ack+1 <A5,ack+1", want: flow.Meta{OneWay: true, Numbers: with(known, x+1, y+6)}},
+		{name: "mid-stream", options: Options{MidStream: true}, words: ">A5", want: flow.Meta{MidStream: true, Numbers: flow.Numbers{
+			InitiatorNext: x + 5, ResponderNext: y, InitiatorNextKnown: true, ResponderNextKnown: true}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var got []flow.Meta
+			a := New(tt.options, func(_ *Flow, s *flow.Sample) {
+				got = append(got, flow.Meta{OneWay: s.OneWay, MidStream: s.MidStream, Numbers: s.Numbers})
+			}, nil)
+			for _, p := range talk(t, tt.words) {
+				a.Packet(epoch, p.frame, len(p.frame))
+			}
+			a.Flush()
+			if diff := cmp.Diff([]flow.Meta{tt.want}, got, cmp.Comparer(func(a, b flow.Key) bool { return a == b })); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
 	}

@@ -79,27 +79,11 @@ func (p *packet) radiotap() error {
 	if len(p.data) < radiotapFixed {
 		return errShort
 	}
-	length, bits := int(binary.LittleEndian.Uint16(p.data[2:])), binary.LittleEndian.Uint32(p.data[4:])
+	length := int(binary.LittleEndian.Uint16(p.data[2:]))
 	if length < radiotapFixed || length > len(p.data) {
 		return errShort
 	}
-	field := radiotapFixed
-	for word := bits; word&radiotapMore != 0; field += 4 {
-		if field+4 > length {
-			return errShort
-		}
-		word = binary.LittleEndian.Uint32(p.data[field:])
-	}
-	var flags byte
-	if bits&radiotapTSFT != 0 {
-		field = (field+7)&^7 + 8
-	}
-	if bits&radiotapFlags != 0 {
-		if field >= length {
-			return errShort
-		}
-		flags = p.data[field]
-	}
+	flags := radiotapFlagsOf(p.data[:length])
 	if flags&radiotapBadCheck != 0 {
 		return errShort
 	}
@@ -107,6 +91,29 @@ func (p *packet) radiotap() error {
 		return err
 	}
 	return p.wifi(flags&radiotapPadded != 0)
+}
+
+// radiotapFlagsOf returns the flags of a radiotap header, 0 where it has none. Its
+// fields come in the order of their bits.
+func radiotapFlagsOf(header []byte) byte {
+	bits := binary.LittleEndian.Uint32(header[4:])
+	if bits&radiotapFlags == 0 {
+		return 0
+	}
+	field := radiotapFixed
+	for word := bits; word&radiotapMore != 0; field += 4 {
+		if field+4 > len(header) {
+			return 0
+		}
+		word = binary.LittleEndian.Uint32(header[field:])
+	}
+	if bits&radiotapTSFT != 0 {
+		field = (field+7)&^7 + 8
+	}
+	if field >= len(header) {
+		return 0
+	}
+	return header[field]
 }
 
 // The headers that came before radiotap.

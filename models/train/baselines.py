@@ -3,7 +3,7 @@
 
 Rules and tests without training (port numbers, nDPI's ndpiReader, the exemption
 rules for fully encrypted traffic, the cumulative-sum test) and two that are
-trained (a random forest on whole sessions, boosted trees on the first 1024 bytes).
+trained (a random forest on the first packets of a session, boosted trees on the first 1024 bytes).
 """
 import csv
 import os
@@ -179,7 +179,7 @@ def read_ndpi(lines):
 
 
 def sample_key(row):
-    """What read_ndpi and eval_packets.sessions name the flow of a sample."""
+    """What read_ndpi names the flow of a sample."""
     a, b = eval_packets.address_key(row["src"]), eval_packets.address_key(row["dst"])
     return min(a, b), max(a, b), 6 if row["proto"] == "tcp" else 17
 
@@ -231,7 +231,7 @@ def by_ndpi(data, indices, folders, progress=lambda done, total: None):
     return names, spent / max(1, flows)
 
 
-# --- random forest on whole sessions -------------------------------------------
+# --- random forest on the first packets of sessions ------------------------------
 
 SHARES = (10, 25, 50, 75, 90)
 FIRST_PACKETS = 24
@@ -244,15 +244,12 @@ def _summary(values):
     return [len(v), v.mean(), v.std(), v.min(), v.max(), *np.percentile(v, SHARES)]
 
 
-def session_features(packets, initiator):
-    """float32 features of a session. packets: rows of eval_packets.sessions,
-    initiator: endpoint bytes of the side that began."""
-    sender = np.array([p[0] == initiator for p in packets])
-    wire = np.array([p[1] for p in packets], dtype=np.float64)
-    payload = np.array([p[2] for p in packets], dtype=np.float64)
-    seconds = np.array([p[3] for p in packets])
-    flags = np.array([p[4] for p in packets])
-    window = np.array([p[5] for p in packets], dtype=np.float64)
+def session_features(packets):
+    """float32 features of a session. packets: its rows of Data.sessions, those
+    that there are."""
+    sender = packets[:, eval_packets.INITIATOR] != 0
+    wire, payload, window = (packets[:, k].astype(np.float64) for k in (eval_packets.WIRE, eval_packets.LENGTH, eval_packets.WINDOW))
+    seconds, flags = packets[:, eval_packets.MICROSECONDS] / 1e6, packets[:, eval_packets.FLAGS]
     out = [float(seconds.max() - seconds.min()), wire.sum(), payload.sum()]
     for chosen in (np.ones(len(packets), bool), sender, ~sender):
         gaps = np.diff(np.sort(seconds[chosen]))
@@ -260,51 +257,15 @@ def session_features(packets, initiator):
         out += _summary(wire[chosen]) + _summary(full) + _summary(gaps) + _summary(window[chosen])
         out += [float((flags[chosen] & bit != 0).sum()) for bit in (1, 2, 4, 8, 16, 32, 64, 128)]
         out += (np.histogram(full, bins=[1, 17, 33, 65, 129, 257, 513, 1025, 1300, 1461, 1e9])[0] / max(1, len(full))).tolist()
-    signed = np.where(sender, payload, -payload)[payload > 0][:FIRST_PACKETS]
-    out += signed.tolist() + [0.0] * (FIRST_PACKETS - len(signed))
+    out += eval_packets.signed_lengths(packets[None], FIRST_PACKETS)[0].tolist()
     return np.array(out, dtype=np.float32)
 
 
-def session_packets(data, indices, folders, progress=lambda done, total: None):
-    """Yields (n, packets) for the samples indices[n] whose session is in their
-    capture file; packets: rows of eval_packets.sessions. Each file is read
-    once, so n comes in no order."""
-    files = {}
-    for n, i in enumerate(indices):
-        files.setdefault(data.rows[i]["file"], []).append((n, i))
-    for done, (file, members) in enumerate(sorted(files.items())):
-        all_of = eval_packets.sessions(eval_packets.locate(file, folders))
-        for n, i in members:
-            packets = all_of.get(sample_key(data.rows[i]))
-            if packets:
-                yield n, packets
-        progress(done + 1, len(files))
-
-
-def first_lengths(data, indices, folders, count, progress=lambda done, total: None):
-    """(int64 [N, count], bool [N]): eval_packets.signed_lengths of the whole
-    sessions of the samples; False, with lengths of 0, where there is no such
-    session in the capture."""
-    out, found = np.zeros((len(indices), count), np.int64), np.zeros(len(indices), bool)
-    for n, packets in session_packets(data, indices, folders, progress):
-        out[n] = eval_packets.signed_lengths(packets, eval_packets.address_key(data.rows[indices[n]]["src"]), count)
-        found[n] = True
-    return out, found
-
-
-def forest_features(data, indices, folders, progress=lambda done, total: None):
-    """(float32 [N, F], bool [N], seconds per flow): features of the whole
-    sessions of the samples; False where the capture has a link type that is not
-    read here or no such flow, with features of 0."""
-    out, found, begun, made = None, np.zeros(len(indices), bool), time.process_time(), 0
-    for n, packets in session_packets(data, indices, folders, progress):
-        row = session_features(packets, eval_packets.address_key(data.rows[indices[n]]["src"]))
-        if out is None:
-            out = np.zeros((len(indices), len(row)), np.float32)
-        out[n], found[n], made = row, True, made + 1
-    if out is None:
-        raise ValueError("no session of the samples was found in the captures")
-    return out, found, (time.process_time() - begun) / max(1, made)
+def forest_features(data, indices):
+    """(float32 [N, F], seconds per flow): session_features of the samples."""
+    begun = time.process_time()
+    out = [session_features(rows[rows[:, eval_packets.WIRE] >= 0]) for rows in data.sessions(indices)]
+    return np.stack(out), (time.process_time() - begun) / max(1, len(out))
 
 
 def fit_forest(features, classes, seed, trees=200):

@@ -12,6 +12,7 @@ import numpy as np
 import baselines
 import dataset
 import eval_packets
+import testdata
 
 # 256 bytes of which exactly half of the bits are set and 95 are printable.
 EVERY_BYTE = bytes(range(256))
@@ -29,13 +30,11 @@ def frame(source, target, payload, udp=False, flags=0x18):
     return bytes(6) + b"\2" * 6 + b"\x08\x00" + ip + transport + payload
 
 
-def write_pcap(path, frames, cut=0):
+def write_pcap(path, frames):
     with open(path, "wb") as f:
         f.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1))
         for k, data in enumerate(frames):
-            f.write(struct.pack("<IIII", 1000, 1000 * k, len(data), len(data) + 7) + data)
-        if cut:
-            f.truncate(f.tell() - cut)
+            f.write(struct.pack("<IIII", 1000, 1000 * k, len(data), len(data)) + data)
 
 
 class Exemptions(unittest.TestCase):
@@ -155,69 +154,41 @@ class Dpi(unittest.TestCase):
 
 
 class Sessions(unittest.TestCase):
-    def setUp(self):
-        self.dir = tempfile.TemporaryDirectory()
-        self.path = os.path.join(self.dir.name, "f.pcap")
-
-    def tearDown(self):
-        self.dir.cleanup()
-
-    def test_packets_of_both_directions_make_one_session(self):
-        a, b = (1, 40000), (2, 80)
-        write_pcap(self.path, [frame(a, b, b"", flags=2), frame(a, b, b"x" * 30), frame((3, 53), a, b"z" * 9, udp=True),
-                               frame(b, a, b"y" * 50), frame(a, b, b"lost")], cut=2)
-        found = eval_packets.sessions(self.path)
-        self.assertEqual(len(found), 2)
-        key = baselines.sample_key({"src": "192.0.2.1:40000", "dst": "192.0.2.2:80", "proto": "tcp"})
-        one = eval_packets.address_key("192.0.2.1:40000")
-        # Wire lengths are 7 more than what was captured; TCP payload runs to the end.
-        self.assertEqual([(p[0] == one, p[1], p[2], p[4]) for p in found[key]],
-                         [(True, 61, 7, 2), (True, 91, 37, 0x18), (False, 111, 57, 0x18)])
-        self.assertAlmostEqual(found[key][2][3] - found[key][0][3], 0.003)
-        udp = baselines.sample_key({"src": "192.0.2.3:53", "dst": "192.0.2.1:40000", "proto": "udp"})
-        self.assertEqual(found[udp][0][2], 9)
-
     def test_features_tell_the_sides_apart(self):
-        a, b = (1, 40000), (2, 80)
-        write_pcap(self.path, [frame(a, b, b"x" * 30), frame(b, a, b"y" * 500), frame(b, a, b"y" * 500)])
-        packets = next(iter(eval_packets.sessions(self.path).values()))
-        one, two = eval_packets.address_key("192.0.2.1:40000"), eval_packets.address_key("192.0.2.2:80")
-        mine, other = baselines.session_features(packets, one), baselines.session_features(packets, two)
+        packets = [(30, 1, 0), (500, 0, 1000), (500, 0, 2000)]
+        there = lambda rows: rows[rows[:, 0] >= 0]
+        mine = baselines.session_features(there(testdata.session(packets)))
+        other = baselines.session_features(there(testdata.session([(n, 1 - side, time) for n, side, time in packets])))
         self.assertEqual(mine.shape, other.shape)
         self.assertTrue(np.isfinite(mine).all())
+        self.assertAlmostEqual(mine[0], 0.002)
         first = mine[-baselines.FIRST_PACKETS:]
-        self.assertEqual(first[:4].tolist(), [37, -507, -507, 0])
+        self.assertEqual(first[:4].tolist(), [30, -500, -500, 0])
         self.assertEqual((-other[-baselines.FIRST_PACKETS:]).tolist(), first.tolist())
 
+    def test_forest_features_are_those_of_each_session(self):
+        sessions = np.stack([testdata.session([(n, 1, 0), (7, 0, 500)]) for n in (10, 20, 30)])
+        data = types.SimpleNamespace(sessions=lambda indices: sessions[indices])
+        features, seconds = baselines.forest_features(data, np.array([2, 0]))
+        self.assertEqual(features[:, -baselines.FIRST_PACKETS].tolist(), [30, 10])
+        self.assertGreater(seconds, 0)
+
     def test_lengths_of_the_first_packets_with_payload(self):
-        a, b = (1, 40000), (2, 80)
-        write_pcap(self.path, [frame(a, b, b"", udp=True), frame(b, a, b"y" * 500, udp=True), frame(a, b, b"x" * 30, udp=True),
-                               frame((9, 1), a, b"z", udp=True), frame(a, b, b"x" * 40, udp=True)])
-        row = {"src": "192.0.2.1:40000", "dst": "192.0.2.2:80", "proto": "udp", "file": os.path.basename(self.path)}
-        data = types.SimpleNamespace(rows=[row, row | {"dst": "192.0.2.2:81"}, row | {"src": row["dst"], "dst": row["src"]}])
-        for count, want in ((2, [-500, 30]), (5, [-500, 30, 40, 0, 0])):
-            lengths, found = baselines.first_lengths(data, [0, 1, 2], [self.dir.name], count)
-            self.assertEqual((lengths.tolist(), found.tolist()), ([want, [0] * count, [-v for v in want]], [True, False, True]))
+        sessions = np.stack([testdata.session([(0, 1, 0), (500, 0, 1), (30, 1, 2), (0, 0, 3), (40, 1, 4)]), testdata.session([]),
+                             testdata.session([(k + 1, k % 2, k) for k in range(100)])])
+        for count, want in ((2, [[-500, 30], [0, 0], [-1, 2]]), (4, [[-500, 30, 40, 0], [0] * 4, [-1, 2, -3, 4]])):
+            self.assertEqual(eval_packets.signed_lengths(sessions, count).tolist(), want)
+        self.assertEqual(np.count_nonzero(eval_packets.signed_lengths(sessions, 80)[2]), 64)
 
-    def test_what_is_no_capture(self):
-        with open(self.path, "wb") as f:
-            f.write(b"hello")
-        with self.assertRaisesRegex(ValueError, "no pcap file"):
-            eval_packets.sessions(self.path)
-        with self.assertRaisesRegex(ValueError, "missing.pcap: not found below"):
-            eval_packets.locate("missing.pcap", [self.dir.name])
+    def test_captures_are_looked_for(self):
+        with tempfile.TemporaryDirectory() as folder, self.assertRaisesRegex(ValueError, "missing.pcap: not found below"):
+            eval_packets.locate("missing.pcap", [folder])
 
 
-def flows_of(packets):
+def flows_of(packets, udp=False):
     """Flows of one capture; packets: (frame, from the initiator)."""
-    capture, records, at = np.zeros((1, 1024), np.uint8), np.zeros((1, 32, 4), np.int32), 0
-    records[:, :, 0] = -1
-    for k, (data, initiator) in enumerate(packets):
-        kept = data[:1024 - at]
-        capture[0, at:at + len(kept)] = np.frombuffer(kept, np.uint8)
-        records[0, k] = at, len(data), initiator, k
-        at += len(kept)
-    return eval_packets.Flows(capture, dataset.find_payloads(capture, np.array([at]), records))
+    capture, _, records, captured = testdata.lay_out([(data, initiator, k) for k, (data, initiator) in enumerate(packets)], udp)
+    return eval_packets.Flows(capture[None], dataset.payloads_of(np.array([captured]), records[None], np.array([[udp]])))
 
 
 class Payload(unittest.TestCase):
@@ -235,7 +206,7 @@ class Payload(unittest.TestCase):
         self.assertTrue(np.isnan(row[4:8]).all())
 
     def test_udp_and_a_silent_initiator(self):
-        f = flows_of([(frame((1, 9), (2, 53), b"q", udp=True), 0)])
+        f = flows_of([(frame((1, 9), (2, 53), b"q", udp=True), 0)], udp=True)
         self.assertFalse(f.tcp[0])
         self.assertEqual(f.first_length[0], 0)
 

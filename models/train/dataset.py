@@ -11,12 +11,11 @@ import re
 
 import numpy as np
 
-FORMAT = 1
+from settings import RECIPES
+
+FORMAT = 2
 BYTES = 1024
 BACKGROUND = "background"
-
-# Bits of mask.npy's values: a byte is replaced where its value has the bit.
-RECIPES = {"paper": 1, "strict": 2}
 
 # The planes that a model's image may have (classifier/image.go). "byte" is the
 # masked capture; the other two leave the headers out, so nothing in them needs
@@ -26,6 +25,7 @@ CHANNELS = ("byte", "streams", "packets")
 # The plane "packets": rows of 32 bytes, one per packet with payload, behind
 # them one per message, which is a run of packets of one direction.
 SIDE = 32
+SESSION = 64   # packets of session.npy
 PACKET_ROWS = 24
 MESSAGE_ROWS = 8
 STREAM = BYTES // 2
@@ -35,45 +35,49 @@ class Data:
     """One or more dataset folders, one behind the other.
 
     capture, mask: uint8 [N, 1024]; captured: int64 [N], bytes that are in;
-    packets: int32 [N, 32, 4], per packet its offset in the capture (-1: no
-    packet), its length on the wire, whether the initiator sent it, and the
-    microseconds since the flow began; label, group: arrays of str [N]; rows:
-    one dict per sample, all columns of samples.tsv; digest: "sha256:..." over
-    the folders' own digests.
+    packets: int32 [N, 32, 6], per packet its offset in the capture (-1: no
+    packet), its length on the wire, whether the initiator sent it, the
+    microseconds since the flow began, where its payload begins in the capture,
+    and how long that is on the wire; udp: bool [N]; label, group: arrays of str
+    [N]; rows: one dict per sample, all columns of samples.tsv; digest:
+    "sha256:..." over the folders' own digests.
     """
 
     def __init__(self, folders):
-        captures, masks, packets, rows, digests = [], [], [], [], []
+        captures, masks, packets, fields, sessions, rows, digests = [], [], [], [], [], [], []
+        self.field_names = None
         for folder in folders:
             with open(os.path.join(folder, "dataset.json"), encoding="utf-8") as f:
                 info = json.load(f)
             if info.get("format") != FORMAT:
-                raise ValueError(f"{folder}: dataset format is {info.get('format')!r}, expected {FORMAT}")
-            capture = np.load(os.path.join(folder, "capture.npy"), mmap_mode="r")
-            mask = np.load(os.path.join(folder, "mask.npy"), mmap_mode="r")
+                raise ValueError(f"{folder}: dataset format is {info.get('format')!r}, expected {FORMAT}: write the folder "
+                                 "again with this version's earlydrop dataset")
+            if self.field_names not in (None, info["fields"]):
+                raise ValueError(f"{folder}: its header fields are not those of {folders[0]}: write both with one version of earlydrop")
+            self.field_names = info["fields"]
             with open(os.path.join(folder, "samples.tsv"), encoding="utf-8", newline="") as f:
                 part = list(csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE))
-            for name, array in (("capture.npy", capture), ("mask.npy", mask)):
-                if array.dtype != np.uint8 or array.shape != (len(part), BYTES):
-                    raise ValueError(f"{folder}: {name} is {array.dtype} {array.shape}, "
-                                     f"expected uint8 {(len(part), BYTES)} as samples.tsv has {len(part)} rows")
-            record = np.load(os.path.join(folder, "packets.npy"), mmap_mode="r")
-            if record.dtype != np.int32 or record.shape != (len(part), SIDE, 4):
-                raise ValueError(f"{folder}: packets.npy is {record.dtype} {record.shape}, "
-                                 f"expected int32 {(len(part), SIDE, 4)} as samples.tsv has {len(part)} rows")
-            captures.append(capture)
-            masks.append(mask)
-            packets.append(record)
+            for name, to, kind, shape in (("capture", captures, np.uint8, (BYTES,)), ("mask", masks, np.uint8, (BYTES,)),
+                                          ("fields", fields, np.uint8, (BYTES,)), ("packets", packets, np.int32, (SIDE, 6)),
+                                          ("session", sessions, np.int32, (SESSION, 6))):
+                array = np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r")
+                if array.dtype != kind or array.shape != (len(part), *shape):
+                    raise ValueError(f"{folder}: {name}.npy is {array.dtype} {array.shape}, "
+                                     f"expected {np.dtype(kind)} {(len(part), *shape)} as samples.tsv has {len(part)} rows")
+                to.append(array)
             rows += part
             digests.append(info["digest"])
         self.capture = np.concatenate(captures)
         self.mask = np.concatenate(masks)
         self.packets = np.concatenate(packets)
+        self._fields, self._sessions = fields, sessions   # on disk; few studies need them
+        self._place = np.arange(len(rows))                # where in these the samples are
         self.rows = rows
         self.label = np.array([r["label"] for r in rows])
         self.group = np.array([r["group"] for r in rows])
         self.kind = self.column("kind")
         self.captured = np.array([int(r["captured"]) for r in rows])
+        self.udp = self.column("proto") == "udp"
         self._payloads = self._planes = self._all_random = None
         self._leave_out()
         self.digest = digests[0]
@@ -102,22 +106,43 @@ class Data:
             name[named & (name == "")] = label
         drop = foreign[np.isin(name, sorted(told))]
         self.left_out = dict(collections.Counter(name[np.isin(name, sorted(told))].tolist()))
-        keep = np.setdiff1d(np.arange(len(self)), drop)
-        self.capture, self.mask, self.packets = self.capture[keep], self.mask[keep], self.packets[keep]
-        self.rows = [self.rows[i] for i in keep]
-        self.label, self.group, self.kind, self.captured = self.label[keep], self.group[keep], self.kind[keep], self.captured[keep]
+        self._take(np.setdiff1d(np.arange(len(self)), drop))
+
+    def _take(self, indices):
+        """Leaves out all samples but those at indices."""
+        for name in ("capture", "mask", "packets", "label", "group", "kind", "captured", "udp", "_place"):
+            setattr(self, name, getattr(self, name)[indices])
+        self.rows = [self.rows[i] for i in indices]
+        self._payloads = self._planes = self._all_random = None
+
+    def part(self, indices):
+        """A Data of the samples at indices only."""
+        other = copy.copy(self)
+        other._take(indices)
+        return other
+
+    def fields(self, indices):
+        """uint8 [n, 1024]: of each byte of the captures at indices the header
+        field that it is of, a place in field_names; 0: payload, or behind the
+        end."""
+        return rows_of(self._fields, self._place[indices])
+
+    def sessions(self, indices):
+        """int32 [n, 64, 6]: the first packets of the sessions at indices, also
+        those behind the capture: per packet its length on the wire (-1: no
+        packet), that of its payload, whether the initiator sent it, the
+        microseconds since the session began, its TCP flags and TCP window."""
+        return rows_of(self._sessions, self._place[indices])
 
     def some_planes(self, indices):
         """(streams, packets) of samples, not kept."""
-        found = find_payloads(self.capture[indices], self.captured[indices], self.packets[indices])
+        found = payloads_of(self.captured[indices], self.packets[indices], self.udp[indices, None])
         return planes(self.capture[indices], found)
 
     def payloads(self):
         """Where the payload is, of all samples; worked out once."""
         if self._payloads is None:
-            parts = [find_payloads(self.capture[i:i + 8192], self.captured[i:i + 8192], self.packets[i:i + 8192])
-                     for i in range(0, len(self), 8192)]
-            self._payloads = Payloads(*(np.concatenate(a) for a in zip(*parts)))
+            self._payloads = payloads_of(self.captured, self.packets, self.udp[:, None])
         return self._payloads
 
     def planes(self):
@@ -192,87 +217,35 @@ def mask_at_random(capture, mask, recipe, rng):
     return np.where((mask & RECIPES[recipe]) != 0, random, capture)
 
 
-# What find_payloads tells of each packet, arrays [N, 32]: where its captured
+def rows_of(arrays, places):
+    """The rows at places of arrays that stand one behind the other."""
+    out = np.empty((len(places), *arrays[0].shape[1:]), arrays[0].dtype)
+    first = 0
+    for array in arrays:
+        here = np.flatnonzero((places >= first) & (places < first + len(array)))
+        out[here] = array[places[here] - first]
+        first += len(array)
+    return out
+
+
+# What payloads_of tells of each packet, arrays [N, 32]: where its captured
 # payload begins and how many bytes of it were captured (uint16), how long it is
 # on the wire (int32; 0 where none of it was captured), whether the initiator
 # sent it, whether it is UDP (bool), the microseconds since the flow began (int32).
 Payloads = collections.namedtuple("Payloads", "start captured length initiator time udp")
 
-# Header sizes, EtherTypes and protocol numbers (classifier/mask.go).
-ETHERNET, VLAN_TAG, IPV4, IPV6, TCP, UDP = 14, 4, 20, 40, 20, 8
-VLANS = (0x8100, 0x88A8, 0x9100)
-PROTO_TCP, PROTO_UDP = 6, 17
-EXTENSIONS = 6
 
-
-def find_payloads(capture, captured, packets):
-    """Walks the headers of every packet as classifier/mask.go does; Payloads."""
-    sample, slot = np.nonzero(packets[:, :, 0] >= 0)
-    limit = np.minimum(captured, BYTES)
-    start = np.minimum(packets[sample, slot, 0], limit[sample])
-    last = np.ones(len(sample), bool)
-    last[:-1] = sample[1:] != sample[:-1]
-    end = np.where(last, limit[sample], np.roll(start, -1))
-    size = np.maximum(end - start, 0)
-    wire = np.minimum(packets[sample, slot, 1].astype(np.int64), 1 << 30)
-
-    has = lambda off, n: off + n <= size
-    at = lambda off: capture[sample, np.clip(start + off, 0, BYTES - 1)].astype(np.int64)
-    word = lambda off: at(off) << 8 | at(off + 1)
-
-    alive = has(12, 2)                         # not yet found to be opaque
-    ether, ip = word(12), np.full(len(sample), ETHERNET)
-    for _ in range(2):
-        tag = alive & np.isin(ether, VLANS)
-        alive &= ~tag | has(ip + 2, 2)
-        tag &= alive
-        ether = np.where(tag, word(ip + 2), ether)
-        ip = np.where(tag, ip + VLAN_TAG, ip)
-
-    v4 = alive & (ether == 0x0800) & has(ip, 1)
-    ihl = (at(ip) & 15) * 4
-    v4 &= (at(ip) >> 4 == 4) & (ihl >= IPV4) & has(ip, 10)
-    v4 &= word(ip + 6) & 0x1FFF == 0
-    total = word(ip + 2)
-    wire = np.where(v4 & (total >= ihl), np.minimum(wire, ip + total), wire)
-
-    v6 = alive & (ether == 0x86DD) & has(ip, 7) & (at(ip) >> 4 == 6)
-    rest = word(ip + 4)
-    wire = np.where(v6 & (rest > 0), np.minimum(wire, ip + IPV6 + rest), wire)
-    proto = np.where(v4, at(ip + 9), at(ip + 6))
-    l4 = np.where(v4, ip + ihl, ip + IPV6)
-    walking = v6.copy()
-    for _ in range(EXTENSIONS):
-        eight = walking & np.isin(proto, (0, 43, 60))
-        four = walking & (proto == 51)
-        fragment = walking & (proto == 44)
-        walking = eight | four | fragment
-        v6 &= ~(eight | four) | has(l4, 2)
-        v6 &= ~fragment | (has(l4, 4) & (word(l4 + 2) & 0xFFF8 == 0))
-        walking &= v6
-        step = 8 + np.where(eight, 8 * at(l4 + 1), np.where(four, 4 * at(l4 + 1), 0))
-        proto, l4 = np.where(walking, at(l4), proto), np.where(walking, l4 + step, l4)
-
-    tcp = (v4 | v6) & (proto == PROTO_TCP)
-    doff = np.where(has(l4 + 12, 1), (at(l4 + 12) >> 4) * 4, TCP)
-    tcp &= doff >= TCP
-    udp = (v4 | v6) & (proto == PROTO_UDP)
-    datagram = word(l4 + 4)
-    wire = np.where(udp & has(l4 + 4, 2) & (datagram >= UDP), np.minimum(wire, l4 + datagram), wire)
-    header = np.where(tcp, l4 + doff, np.where(udp, l4 + UDP, size))
-    length = np.where(tcp | udp, np.maximum(0, wire - header), 0)
-    inside = np.where(tcp | udp, np.clip(size - header, 0, length), 0)
-
-    shape = packets.shape[:2]
-
-    def spread(values, dtype):
-        out = np.zeros(shape, dtype)
-        out[sample, slot] = values
-        return out
-
-    return Payloads(spread(np.minimum(start + header, end), np.uint16), spread(inside, np.uint16),
-                    spread(np.where(inside > 0, length, 0), np.int32), packets[:, :, 2] != 0,
-                    packets[:, :, 3].copy(), spread(udp, bool))
+def payloads_of(captured, packets, udp):
+    """Payloads of captures of `captured` bytes. packets: int [N, 32, 6] as in
+    Data; udp: bool [N, 32] or [N, 1]."""
+    offset, start, length = packets[:, :, 0], packets[:, :, 4], packets[:, :, 5]
+    present = offset >= 0
+    end = np.broadcast_to(np.minimum(captured, BYTES)[:, None], offset.shape).copy()
+    end[:, :-1] = np.where(present[:, 1:], np.minimum(end[:, :-1], offset[:, 1:]), end[:, :-1])
+    inside = np.where(present, np.clip(end - start, 0, length), 0)
+    return Payloads(np.where(present, np.minimum(start, end), 0).astype(np.uint16), inside.astype(np.uint16),
+                    np.where(inside > 0, length, 0).astype(np.int32), packets[:, :, 2] != 0, packets[:, :, 3].copy(),
+                    np.broadcast_to(udp, present.shape) & present)
 
 
 def planes(capture, payloads):

@@ -26,30 +26,36 @@ results/ as JSON, curves to STUDY.png. No threshold is chosen on flows that it
 is scored on: training, validation and test are different groups (a network of
 the lab, or a source of captures).
 
-Debian packages: python3-torch python3-onnx python3-sklearn python3-matplotlib
-libndpi-bin netbase.
+Debian packages, which `sudo make eval` installs: python3-torch python3-onnx
+python3-sklearn python3-matplotlib libndpi-bin netbase.
 """
 import argparse
 import os
 import sys
 
-import torch
+import settings
 
-import dataset
-import eval_bars
-import eval_base
-import eval_beyond
-import eval_limits
-import eval_paper
-import eval_report
-import eval_shortcuts
-import network
+MISSING = None
+try:
+    import torch
 
+    import dataset
+    import eval_bars
+    import eval_base
+    import eval_beyond
+    import eval_limits
+    import eval_paper
+    import eval_report
+    import eval_shortcuts
+except ModuleNotFoundError as error:
+    MISSING = error  # --help works all the same
+
+# Name of a study: module and function.
 STUDIES = {
-    "bars": eval_bars.bars, "experiment1": eval_paper.experiment1, "experiment2": eval_paper.experiment2,
-    "implementations": eval_beyond.implementations, "groups": eval_beyond.groups, "transfer": eval_beyond.transfer,
-    "masks": eval_beyond.masks, "bytes": eval_beyond.bytes_seen, "base-rates": eval_bars.base_rates,
-    "shortcuts": eval_shortcuts.shortcuts, "limits": eval_limits.limits,
+    "bars": "eval_bars.bars", "experiment1": "eval_paper.experiment1", "experiment2": "eval_paper.experiment2",
+    "implementations": "eval_beyond.implementations", "groups": "eval_beyond.groups", "transfer": "eval_beyond.transfer",
+    "masks": "eval_beyond.masks", "bytes": "eval_beyond.bytes_seen", "base-rates": "eval_bars.base_rates",
+    "shortcuts": "eval_shortcuts.shortcuts", "limits": "eval_limits.limits",
 }
 
 # Inside TLS, in the first 1024 bytes, these look like any TLS.
@@ -65,10 +71,10 @@ def arguments(argv):
     p.add_argument("study", nargs="+", choices=[*STUDIES, "all"], metavar="STUDY", help="see above")
     p.add_argument("--data", action="append", required=True, metavar="DIR", help="dataset folder (may be repeated)")
     p.add_argument("--captures", action="append", default=[], metavar="DIR",
-                   help="folder that the dataset's file names are relative to, for what reads whole sessions (may be repeated)")
+                   help="folder that the dataset's file names are relative to, for nDPI in experiment2 (may be repeated)")
     p.add_argument("--model", action="append", default=[], metavar="FILE", help="model file to measure (may be repeated)")
     p.add_argument("--out", default=".cache/eval", metavar="DIR", help="folder for results (default %(default)s)")
-    p.add_argument("--network", action="append", default=[], choices=sorted(network.CHANNELS),
+    p.add_argument("--network", action="append", default=[], choices=sorted(settings.DEFAULTS),
                    help="network that experiment1 trains (may be repeated; default compact), others train compact")
     p.add_argument("--flows", type=int, default=6000, metavar="N", help="flows of experiment1 and masks (default %(default)s)")
     p.add_argument("--epochs", type=int, default=8, metavar="N",
@@ -101,6 +107,7 @@ def arguments(argv):
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
     args = p.parse_args(argv)
+    settings.need(MISSING, "sudo make eval")
     for name, least in (("flows", 1), ("epochs", 0), ("epoch_samples", 0), ("run_folds", 1), ("folds", 1)):
         if getattr(args, name) < least:
             p.error(f"--{name.replace('_', '-')} is {getattr(args, name)}: give {least} or more")
@@ -128,7 +135,8 @@ def main(argv):
     part = dataset.split_groups(data, test, validation, args.seed)
     e = eval_base.Evaluation(args, data, models, part, eval_report.Store(args.out, data.digest))
     for name in args.study:
-        STUDIES[name](e)
+        module, _, function = STUDIES[name].partition(".")
+        getattr(sys.modules[module], function)(e)
 
 
 if __name__ == "__main__":

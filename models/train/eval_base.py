@@ -246,13 +246,3 @@ def cut_captures(data, n):
     other.packets[:, :, 0] = np.where(data.packets[:, :, 0] < n, data.packets[:, :, 0], -1)
     other._payloads = other._planes = other._all_random = None
     return other
-
-
-def part_of(data, indices):
-    """A Data of some of the samples only."""
-    other = copy.copy(data)
-    for name in ("capture", "mask", "packets", "label", "group", "captured", "kind"):
-        setattr(other, name, getattr(data, name)[indices])
-    other.rows = [data.rows[i] for i in indices]
-    other._payloads = other._planes = other._all_random = None
-    return other

@@ -6,7 +6,7 @@ import numpy as np
 
 import dataset
 import fit
-from eval_base import (PAPER_CLASSES, counted, cut_captures, draw_flows, flagged, fold_flows, part_of, parts_of, tree_model,
+from eval_base import (PAPER_CLASSES, counted, cut_captures, draw_flows, flagged, fold_flows, parts_of, tree_model,
                        verdicts)
 from eval_report import among, rate, share, table, text
 
@@ -191,7 +191,7 @@ def masks(e):
 def bytes_seen(e):
     """The models on captures that end early."""
     test = np.flatnonzero((e.where == "test") & ~e.wrapped)
-    some = part_of(e.data, test)
+    some = e.data.part(test)
     curves, out = {}, []
     for m in e.models:
         def one(m=m):

@@ -9,7 +9,6 @@ import numpy as np
 import baselines
 import dataset
 import eval_packets
-import eval_report
 import fit
 from eval_bars import AIMS
 from eval_base import BASELINE_LIMIT, PAPER_CLASSES
@@ -84,8 +83,6 @@ def by_observation(observed, truth, trained, trained_truth):
 def limits(e):
     """What the bars that are missed would need."""
     d, a = e.data, e.args
-    if not a.captures:
-        raise ValueError("limits reads whole sessions: name the folders of the captures with --captures")
     labels = [dataset.BACKGROUND, *PAPER_CLASSES]
     if set(PAPER_CLASSES) - set(e.labels):
         raise ValueError(f"limits needs flows of {' and '.join(PAPER_CLASSES)}; the data has {', '.join(e.labels)}")
@@ -105,11 +102,8 @@ def limits(e):
 
     @functools.lru_cache(None)
     def lengths(part):
-        got, found = baselines.first_lengths(d, at[part], a.captures, max(PACKETS),
-                                             progress=eval_report.Progress(f"limits, sessions of {part}"))
-        if not found.all():
-            raise ValueError(f"{(~found).sum()} of {len(found)} sessions are not in their captures")
-        return got
+        return np.concatenate([eval_packets.signed_lengths(d.sessions(at[part][i:i + 8192]), max(PACKETS))
+                               for i in range(0, len(at[part]), 8192)])
 
     def verdict(p, known):
         """p(part): probabilities of known, background first."""
@@ -152,8 +146,8 @@ def limits(e):
             for name in found]
     out = [f"Limits of the first 1024 bytes: {len(test)} flows of the lab's test networks ({', '.join(f'{(truth == k).sum()} {v}' for k, v in enumerate(labels))}); "
            f"the trees learnt from {len(at['train'])} flows of training networks, with classes {', '.join(labels)}. Data {e.store.digest}. "
-           "The trees with packets know the lengths on the wire and the directions of the session's first packets with payload, wherever the "
-           "capture of the first bytes ended (what was sent again counts again). Told apart: the likelier of the two classes is right, all "
+           "The trees with packets know the lengths on the wire and the directions of the session's first packets with payload (among its first "
+           f"{dataset.SESSION} packets), wherever the capture of the first bytes ended (what was sent again counts again). Told apart: the likelier of the two classes is right, all "
            "flows of both. Taken: the wanted classes' sum reaches the greatest threshold at which "
            f"{' and '.join(f'{100 * AIMS[k]:g} % of {k}' for k in PAPER_CLASSES)} on validation networks are taken. "
            "In brackets: counts and 95 % Wilson interval.", "",

@@ -16,7 +16,7 @@ RATIOS = {"0": 0.0, "1/9": 1 / 9, "2/8": 2 / 8, "3/7": 3 / 7}
 
 TEN = 10
 
-# Samples of the trained baselines whose captures are read.
+# Samples that the forest is trained on, at most.
 FOREST_SAMPLES = 12000
 
 CUSUM_SAMPLES = 4000
@@ -103,26 +103,25 @@ def experiment2(e):
     """All methods on the same test flows: background and the paper's classes."""
     d, a = e.data, e.args
     if not a.captures:
-        raise ValueError("experiment2 reads whole sessions: name the folders of the captures with --captures")
+        raise ValueError("experiment2 runs nDPI on the captures: name the folders of the captures with --captures")
     labels = [dataset.BACKGROUND, *PAPER_CLASSES]
     known = np.isin(d.label, labels) & ~e.wrapped
     test = np.flatnonzero((e.where == "test") & known)
     train = baselines.thin(d, np.flatnonzero((e.where == "train") & known), BASELINE_LIMIT, np.random.default_rng(a.seed))
     truth = e.truth(test, labels)
 
-    def figures(predicted=None, taken=None, seconds=None, at=None):
+    def figures(predicted=None, taken=None, seconds=None):
         """predicted: class numbers of labels; taken: for what tells no classes."""
-        at = np.arange(len(test)) if at is None else at
         taken = predicted > 0 if taken is None else taken
-        wanted, here = truth[at] > 0, test[at]
-        out = {"seconds": seconds, "tunnel": share((taken == wanted).sum(), len(at)), "precision": among(wanted, taken),
-               "recall": among(taken, wanted), "ordinary": among(taken, e.ordinary[here]),
-               "random-like": among(taken, e.random_like[here]),
+        wanted = truth > 0
+        out = {"seconds": seconds, "tunnel": share((taken == wanted).sum(), len(test)), "precision": among(wanted, taken),
+               "recall": among(taken, wanted), "ordinary": among(taken, e.ordinary[test]),
+               "random-like": among(taken, e.random_like[test]),
                "balanced": float((np.mean(taken[wanted]) + np.mean(~taken[~wanted])) / 2)}
         if predicted is not None:
-            out["classes"] = share((predicted == truth[at]).sum(), len(at))
-            out["class recall"] = float(np.mean([np.mean(predicted[truth[at] == k] == k) for k in range(len(labels))]))
-            out["confusion"] = eval_report.confusion(predicted, truth[at], labels)
+            out["classes"] = share((predicted == truth).sum(), len(test))
+            out["class recall"] = float(np.mean([np.mean(predicted[truth == k] == k) for k in range(len(labels))]))
+            out["confusion"] = eval_report.confusion(predicted, truth, labels)
         return out
 
     def ports():
@@ -150,14 +149,12 @@ def experiment2(e):
 
     def forest():
         some = np.sort(np.random.default_rng(a.seed).permutation(train)[:FOREST_SAMPLES])
-        features, found, _ = baselines.forest_features(d, some, a.captures, progress=eval_report.Progress("experiment2, sessions of training"))
-        model = baselines.fit_forest(features[found], e.truth(some[found], labels), a.seed)
-        features, found, seconds = baselines.forest_features(d, test, a.captures, progress=eval_report.Progress("experiment2, sessions"))
+        model = baselines.fit_forest(baselines.forest_features(d, some)[0], e.truth(some, labels), a.seed)
+        features, seconds = baselines.forest_features(d, test)
         begun = time.process_time()
-        predicted = baselines.probabilities(model, features[found], labels).argmax(axis=1)
-        seconds += (time.process_time() - begun) / max(1, found.sum())
-        return figures(predicted, seconds=seconds, at=np.flatnonzero(found)) | {
-            "trained on": len(some), "features": features.shape[1], "missing": int((~found).sum())}
+        predicted = baselines.probabilities(model, features, labels).argmax(axis=1)
+        seconds += (time.process_time() - begun) / len(test)
+        return figures(predicted, seconds=seconds) | {"trained on": len(some), "features": features.shape[1]}
 
     def rules():
         begun = time.process_time()
@@ -184,7 +181,7 @@ def experiment2(e):
             ("2 deep packet inspection", "nDPI 4.2: what it names", "packets", "no", found["named"]),
             ("2 deep packet inspection", "nDPI 4.2: what it can't name is a tunnel", "packets", "no", found["unknown"]),
             ("3 statistical", "weighted cumulative sums", "packets", "yes, here", get("cusum", cusum)),
-            ("4 random forest", "random forest", "whole session", "no", get("forest", forest))]
+            ("4 random forest", "random forest", f"first {dataset.SESSION} packets", "no", get("forest", forest))]
     rows += [("5 CNN" if m.meta.get("network") == "paper" else "network", m.name, "first 1024 bytes", "yes",
               get("model", lambda m=m: of_model(m), model=m.key())) for m in e.models]
     rows += [("exemption rules", "five rules, TCP only", "first packet with payload", "yes", get("rules", rules)),
@@ -200,9 +197,8 @@ def experiment2(e):
                   "tunnel or not, right", "the same, mean of both", "tunnels taken", "ordinary taken", "random-like taken",
                   "time per flow"], body), "",
            "Times are of one core under load, this program's Python included (nDPI's is its processor time without its start, all flows "
-           "of the files; the forest's is reading the session, features and trees, without waiting for the session's end; a network "
+           "of the files; the forest's is features and trees, without waiting for the packets; a network "
            "in ONNX Runtime is several times faster, see its card). The forest was trained on "
-           f"{forest_row['trained on']} flows with {forest_row['features']} features; {forest_row['missing']} sessions of link types "
-           "that are not read are left out of its row.", "", "What nDPI names the flows, the most frequent:", ""]
+           f"{forest_row['trained on']} flows with {forest_row['features']} features.", "", "What nDPI names the flows, the most frequent:", ""]
     out += [table(["class", "nDPI's names (flows)"], [[k, ", ".join(f"{n or 'no such flow'} ({c})" for c, n in v)] for k, v in found["seen"].items()])]
     e.store.show("experiment2", "\n".join(out))

@@ -3,7 +3,6 @@
 import numpy as np
 
 import dataset
-import eval_packets
 import fit
 from eval_base import verdicts
 from eval_report import among, share, table, text
@@ -12,44 +11,51 @@ from eval_report import among, share, table, text
 SHORTCUT_FLOWS = 3000
 
 
+# The header fields whose bytes are replaced together, by the beginning of their
+# names in the dataset.
+GROUPS = {
+    "MAC addresses": ("Ethernet",),
+    "EtherType and VLAN tags": ("EtherType", "VLAN tag"),
+    "IP version and header length": ("IPv4 version", "IPv6 version"),
+    "IPv4 type of service": ("IPv4 DSCP",),
+    "IP total or payload length": ("IPv4 total length", "IPv6 payload length"),
+    "IPv4 identification, IPv6 flow label": ("IPv4 identification", "IPv6 flow label"),
+    "IPv4 flags and fragment offset": ("IPv4 flags",),
+    "TTL, hop limit": ("IPv4 TTL", "IPv6 hop limit"),
+    "IP protocol": ("IPv4 protocol", "IPv6 next header"),
+    "IPv4 checksum": ("IPv4 header checksum",),
+    "IP addresses": ("IPv4 source", "IPv4 destination address", "IPv6 source", "IPv6 destination address"),
+    "IP options, extension headers": ("IPv4 options", "IPv6 hop-by-hop", "IPv6 destination options", "IPv6 routing",
+                                      "IPv6 fragment", "IPv6 authentication"),
+    "ports": ("TCP source", "TCP destination", "UDP source", "UDP destination"),
+    "TCP sequence and acknowledgement numbers": ("TCP sequence", "TCP acknowledgement"),
+    "TCP header length and flags": ("TCP header length", "TCP flags"),
+    "TCP window": ("TCP window",),
+    "TCP checksum": ("TCP checksum",),
+    "TCP urgent pointer": ("TCP urgent",),
+    "TCP options": ("TCP option",),
+    "UDP length": ("UDP length",),
+    "UDP checksum": ("UDP checksum",),
+}
+
+
 def header_fields(data, indices):
     """{field: bool [n, 1024]}: where the bytes of the capture belong."""
-    capture, packets, n = data.capture[indices], data.packets[indices], len(indices)
-    offset = packets[:, :, 0].astype(np.int64)
-    row, column = np.nonzero(offset >= 0)
-    following = np.concatenate([offset[:, 1:], np.full((n, 1), -1)], axis=1)
-    end = np.where(following >= 0, following, data.captured[indices][:, None])
-    base = row * dataset.BYTES
-    start, end = base + offset[row, column], base + end[row, column]
-    w = eval_packets.Walk(np.ascontiguousarray(capture).reshape(-1), start, end, packets[row, column, 1].astype(np.int64))
-    payloads = data.payloads()
-    begin = np.minimum(end, base + payloads.start[indices][row, column].astype(np.int64))
-    begin = np.where(w.proto >= 0, begin, end)
-    initiator = packets[row, column, 2] != 0
-    tcp, udp, four, six = w.proto == 6, w.proto == 17, w.four, w.six
-    l3, l4 = w.l3, np.where(w.proto >= 0, np.minimum(w.l4, end), end)
-    options = np.minimum(l4 + 20, begin)
-    spans = [("MAC addresses", start, start + 12, True), ("EtherType and VLAN tags", start + 12, l3, True),
-             ("IP version and header length", l3, l3 + 1, four | six), ("IPv4 type of service", l3 + 1, l3 + 2, four),
-             ("IP total or payload length", l3 + np.where(four, 2, 4), l3 + np.where(four, 4, 6), four | six),
-             ("IPv4 identification, IPv6 flow label", l3 + np.where(four, 4, 1), l3 + np.where(four, 6, 4), four | six),
-             ("IPv4 flags and fragment offset", l3 + 6, l3 + 8, four), ("TTL, hop limit", l3 + np.where(four, 8, 7), l3 + np.where(four, 9, 8), four | six),
-             ("IP protocol", l3 + np.where(four, 9, 6), l3 + np.where(four, 10, 7), four | six), ("IPv4 checksum", l3 + 10, l3 + 12, four),
-             ("IP addresses", l3 + np.where(four, 12, 8), l3 + np.where(four, 20, 40), four | six),
-             ("IP options, extension headers", l3 + np.where(four, 20, 40), l4, four | six),
-             ("ports", l4, l4 + 4, tcp | udp), ("TCP sequence and acknowledgement numbers", l4 + 4, l4 + 12, tcp),
-             ("TCP header length and flags", l4 + 12, l4 + 14, tcp), ("TCP window", l4 + 14, l4 + 16, tcp),
-             ("TCP checksum", l4 + 16, l4 + 18, tcp), ("TCP urgent pointer", l4 + 18, l4 + 20, tcp), ("TCP options", options, begin, tcp),
-             ("UDP length", l4 + 4, l4 + 6, udp), ("UDP checksum", l4 + 6, l4 + 8, udp),
-             ("payload of the initiator", begin, end, initiator), ("payload of the responder", begin, end, ~initiator)]
+    fields, n = data.fields(indices), len(indices)
     out = {}
-    for name, a, b, when in spans:
-        a, b = np.clip(a, start, end), np.clip(b, start, end)
-        use = np.broadcast_to(when, a.shape) & (b > a)
+    for group, beginnings in GROUPS.items():
+        numbers = [k for k, name in enumerate(data.field_names) if name.startswith(beginnings)]
+        if not numbers:
+            raise ValueError(f"the dataset has no header field that begins with {' or '.join(beginnings)}")
+        out[group] = np.isin(fields, numbers)
+    payloads = data.payloads()
+    for side in ("initiator", "responder"):
+        row, column = np.nonzero((payloads.captured[indices] > 0) & (payloads.initiator[indices] == (side == "initiator")))
+        begin = payloads.start[indices][row, column].astype(np.int64)
         edge = np.zeros((n, dataset.BYTES + 1), np.int16)
-        np.add.at(edge, (row[use], (a - base)[use]), 1)
-        np.add.at(edge, (row[use], (b - base)[use]), -1)
-        out[name] = np.cumsum(edge[:, :dataset.BYTES], axis=1) > 0
+        np.add.at(edge, (row, begin), 1)
+        np.add.at(edge, (row, begin + payloads.captured[indices][row, column]), -1)
+        out[f"payload of the {side}"] = np.cumsum(edge[:, :dataset.BYTES], axis=1) > 0
     return out
 
 

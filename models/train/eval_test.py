@@ -22,6 +22,7 @@ import eval_report
 import eval_shortcuts
 import fit
 import network
+import testdata
 
 LABELS = ["background", "shadowsocks", "v2ray"]
 
@@ -31,12 +32,10 @@ def write_folder(folder, n=600, seed=1, alike=False):
     differs, 20 networks of the lab and 10 sources of captures.
 
     alike: Shadowsocks, VMess and random-like background begin with random bytes
-    of the same lengths, of which the dataset has one packet, or the second, too;
-    the third packet, which is in f.pcap only, tells them apart."""
+    of the same lengths, of which the captures have one packet, or the second, too;
+    the third packet, which the session alone has, tells them apart."""
     rng = np.random.default_rng(seed)
-    capture, packets = np.zeros((n, 1024), np.uint8), np.zeros((n, 32, 4), np.int32)
-    packets[:, :, 0] = -1
-    captured, rows, session = [], [], []
+    laid_out, sessions, rows = [], [], []
     for i in range(n):
         label = LABELS[max(0, i % 6 - 3)]
         lab = label != "background" or i % 6 < 2
@@ -46,29 +45,17 @@ def write_folder(folder, n=600, seed=1, alike=False):
         if alike and (label != "background" or i % 6 == 1):
             first = rng.bytes(150)
         a, b = (1, 40000 + i), (2, 443)
-        frames = [(baselines_test.frame(a, b, first), 1), (baselines_test.frame(b, a, rng.bytes(200)), 0)]
-        at = 0
-        session += [frames[0][0], frames[1][0], baselines_test.frame(a, b, rng.bytes(third))]
-        for k, (data, initiator) in enumerate(frames[:1 if alike and i % 12 < 6 else 2]):
-            capture[i, at:at + len(data)] = np.frombuffer(data, np.uint8)
-            packets[i, k] = at, len(data), initiator, 1000 * k
-            at += len(data)
-        captured.append(at)
+        frames = [(baselines_test.frame(a, b, first), 1, 0), (baselines_test.frame(b, a, rng.bytes(200)), 0, 1000)]
+        sessions.append(testdata.session([(len(first), 1, 0), (200, 0, 1000), (third, 1, 2000)]))
+        laid_out.append(testdata.lay_out(frames[:1 if alike and i % 12 < 6 else 2]))
         kind = "" if not lab else "tunnel" if label != "background" else ("ordinary", "random-like")[i % 2]
         # A small number first, so that each source has flows of its own.
         group = f"net-{i // 6 % 20:02d}" if lab else f"source-{i // 6 % 10}"
-        rows.append([i, label, group, "f.pcap", f"192.0.2.1:{40000 + i}", "192.0.2.2:443", "tcp", at, "full",
+        rows.append([i, label, group, "f.pcap", f"192.0.2.1:{40000 + i}", "192.0.2.2:443", "tcp", laid_out[-1][3], "full",
                      f"program-{i // 6 % 2}" if lab else "", kind, "tls" if i % 30 == 5 else "plain"])
-    os.makedirs(folder)
-    baselines_test.write_pcap(os.path.join(folder, "f.pcap"), session)
-    np.save(os.path.join(folder, "capture.npy"), capture)
-    np.save(os.path.join(folder, "mask.npy"), np.zeros((n, 1024), np.uint8))
-    np.save(os.path.join(folder, "packets.npy"), packets)
-    with open(os.path.join(folder, "samples.tsv"), "w", encoding="utf-8") as f:
-        f.write("index\tlabel\tgroup\tfile\tsrc\tdst\tproto\tcaptured\treason\tprogram\tkind\tcipher\n")
-        f.writelines("\t".join(map(str, r)) + "\n" for r in rows)
-    with open(os.path.join(folder, "dataset.json"), "w", encoding="utf-8") as f:
-        f.write('{"format": 1, "digest": "sha256:' + "2" * 64 + '"}')
+    capture, fields, packets, _ = (np.stack(a) for a in zip(*laid_out))
+    testdata.write(folder, ["index", "label", "group", "file", "src", "dst", "proto", "captured", "reason", "program", "kind", "cipher"], rows,
+                   "2", capture=capture, mask=np.zeros((n, 1024), np.uint8), fields=fields, packets=packets, session=np.stack(sessions))
 
 
 class Counting(unittest.TestCase):
@@ -155,6 +142,12 @@ class OnData(unittest.TestCase):
             self.assertEqual(got, where + [second + k for k in where], name)
         self.assertEqual(np.flatnonzero(fields["payload of the initiator"][0]).tolist(), [*range(54, second)])
         self.assertFalse(fields["UDP length"].any())
+        # Every field of a header is replaced with one group.
+        stray = ("payload", "not IP", "IPv4 header, damaged", "IPv6 header, damaged", "part of a fragmented packet", "neither TCP nor UDP",
+                 "TCP header, damaged")
+        for name in self.data.field_names:
+            groups = [g for g, beginnings in eval_shortcuts.GROUPS.items() if name.startswith(beginnings)]
+            self.assertEqual(len(groups), 0 if name in stray else 1, (name, groups))
         together = np.sum([v[0] for v in fields.values()], axis=0)
         self.assertEqual(together.tolist(), (np.arange(1024) < self.data.captured[0]).astype(int).tolist())
 
@@ -183,7 +176,7 @@ class OnData(unittest.TestCase):
         self.assertFalse(cut.capture[:, 100:].any())
         self.assertEqual(cut.payloads().captured.sum(axis=1)[0], 46)
         self.assertEqual(self.data.payloads().captured.sum(axis=1)[0], self.data.captured[0] - 108)
-        part = eval_base.part_of(self.data, np.array([5, 7]))
+        part = self.data.part(np.array([5, 7]))
         self.assertEqual((part.payloads().start.shape, part.label.tolist()), ((2, 32), self.data.label[[5, 7]].tolist()))
 
     def test_bars_count_what_they_say(self):
@@ -264,7 +257,7 @@ class OnData(unittest.TestCase):
     def test_limits_are_of_what_was_captured(self):
         folder, out = f"{self.dir.name}/alike", f"{self.dir.name}/limits"
         write_folder(folder, n=900, alike=True)
-        command = ["limits", "--data", folder, "--captures", folder, "--out", out, "--threads", "1", "--holdout-group", "net-0*"]
+        command = ["limits", "--data", folder, "--out", out, "--threads", "1", "--holdout-group", "net-0*"]
         told, again, steps = io.StringIO(), io.StringIO(), io.StringIO()
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(told):
             evaluation.main(command)
@@ -321,7 +314,6 @@ class OnData(unittest.TestCase):
         self.assertEqual((done.returncode, len(done.stderr.splitlines())), (2, 1), done.stderr)
         self.assertIn("dataset.json", done.stderr)
         for arguments, word in ((["experiment2", "--data", f"{self.dir.name}/set"], "--captures"),
-                                (["limits", "--data", f"{self.dir.name}/set"], "--captures"),
                                 (["bytes", "--data", f"{self.dir.name}/set"], "--model")):
             with self.assertRaisesRegex(ValueError, word):
                 evaluation.main([*arguments, "--out", f"{self.dir.name}/bad"])

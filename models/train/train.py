@@ -5,9 +5,9 @@
   train.py --data DIR [--data DIR...] --network compact --out models/compact.onnx
   train.py --data DIR [--data DIR...] --evaluate models/compact.onnx
 
-The networks are "compact" and "paper", the paper's CNN. Debian packages:
-python3-torch, python3-onnx, python3-matplotlib and, for four times the speed
-on a CPU, libopenblas0-pthread.
+The networks are "compact" and "paper", the paper's CNN. Debian packages, which
+`sudo make train-programs` installs: python3-torch, python3-onnx,
+python3-matplotlib and, for four times the speed on a CPU, libopenblas0-pthread.
 
 The data folders are those of `earlydrop dataset`. Whole groups (a source of
 captures, a network of the lab) are held out: the test groups give the figures,
@@ -27,13 +27,19 @@ import platform
 import shlex
 import sys
 
-import numpy as np
-import torch
+import settings
 
-import dataset
-import fit
-import network
-from fit import RANDOM_LIKE, choose_thresholds, ordinary_of, threshold_for, wanted_sum
+MISSING = None
+try:
+    import numpy as np
+    import torch
+
+    import dataset
+    import fit
+    import network
+    from fit import RANDOM_LIKE, ordinary_of, threshold_for, wanted_sum
+except ModuleNotFoundError as e:
+    MISSING = e  # --help works all the same
 
 VERSION = "0.1.0"
 
@@ -57,13 +63,13 @@ def arguments(argv):
     p.add_argument("--data", action="append", required=True, metavar="DIR", help="dataset folder (may be repeated)")
     p.add_argument("--out", metavar="FILE", help="model file to write; its card and figures stand beside it")
     p.add_argument("--evaluate", metavar="FILE", help="print the figures of this model instead of training")
-    p.add_argument("--network", choices=sorted(fit.DEFAULTS), default="compact", help="(default %(default)s)")
+    p.add_argument("--network", choices=sorted(settings.DEFAULTS), default="compact", help="(default %(default)s)")
     p.add_argument("--classes", metavar="A,B,...",
                    help="tell these labels apart and take all others for background (default: every label of the data)")
     p.add_argument("--name", help="the model's name (default: the network's)")
     p.add_argument("--model-version", default=VERSION, metavar="V", help="the model's version (default %(default)s)")
     p.add_argument("--seed", type=int, default=1)
-    default = lambda name: ", ".join(f"{k} {v.get(name)}" for k, v in sorted(fit.DEFAULTS.items()))
+    default = lambda name: ", ".join(f"{k} {v.get(name)}" for k, v in sorted(settings.DEFAULTS.items()))
     p.add_argument("--epochs", type=int, help=f"(default: {default('epochs')})")
     p.add_argument("--epoch-samples", type=int, metavar="N", help=f"samples per epoch (default: {default('epoch_samples')})")
     p.add_argument("--max-minutes", type=float, default=0, metavar="M", help="begin no epoch after M minutes (0: no limit)")
@@ -94,7 +100,7 @@ def arguments(argv):
     p.add_argument("--experimental", action="append", default=[], metavar="LABEL",
                    help="a class that looks like ordinary traffic in what is captured: it may take no ordinary flow of the validation "
                         "groups, so that the others do not pay for it (may be repeated)")
-    p.add_argument("--mask", choices=sorted(dataset.RECIPES), default="strict")
+    p.add_argument("--mask", choices=sorted(settings.RECIPES), default="strict")
     p.add_argument("--holdout-group", action="append", default=[], metavar="PATTERN",
                    help="test groups, as file name patterns (may be repeated; default: a fifth, drawn by the seed)")
     p.add_argument("--validation-group", action="append", default=[], metavar="PATTERN", help="likewise")
@@ -108,6 +114,7 @@ def arguments(argv):
     p.add_argument("--checkpoint", metavar="FILE", help="state after each epoch (default .cache/train/NAME.pt)")
     p.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     args = p.parse_args(argv)
+    settings.need(MISSING, "sudo make train-programs")
     if bool(args.out) == bool(args.evaluate):
         p.error("give either --out or --evaluate")
     args.name = args.name or args.network

@@ -7,6 +7,9 @@ import hashlib
 import io
 import json
 import os
+import re
+import subprocess
+import sys
 import tempfile
 import unittest
 import unittest.mock
@@ -17,6 +20,7 @@ import torch
 import dataset
 import fit
 import network
+import testdata
 import train
 
 
@@ -31,22 +35,18 @@ def write_folder(folder, n=330, seed=1):
     mask[:, :12] = 3
     mask[:, 22] = 2
     # One datagram of an IPv4 flow, as long as the capture.
-    capture[:, 12:14], capture[:, 14], capture[:, 20:22], capture[:, 23] = (8, 0), 0x45, 0, 17
-    capture[:, 16:18], capture[:, 38:40] = (1010 >> 8, 1010 & 255), (990 >> 8, 990 & 255)
-    packets = np.zeros((n, 32, 4), np.int32)
-    packets[:, 0] = 0, 1024, 1, 0
+    packets = np.zeros((n, 32, 6), np.int32)
+    packets[:, 0] = 0, 1024, 1, 0, 42, 982
     packets[:, 1:, 0] = -1
-    os.makedirs(folder)
-    np.save(os.path.join(folder, "capture.npy"), capture)
-    np.save(os.path.join(folder, "mask.npy"), mask)
-    np.save(os.path.join(folder, "packets.npy"), packets)
-    with open(os.path.join(folder, "samples.tsv"), "w", encoding="utf-8") as f:
-        f.write("index\tlabel\tgroup\tfile\tsrc\tdst\tproto\tcaptured\treason\tprogram\tkind\tcondition\n")
-        for i in range(n):
-            kind = ["ordinary", "tunnel", "tunnel"][i % 3] if i % 7 else "random-like" if i % 3 == 0 else "tunnel"
-            f.write(f"{i}\t{labels[i]}\tnet-{i // 3 % 10}\tf.pcap\t\"a\tb\ttcp\t1024\tfull\tprogram-{i % 3}\t{kind}\tip=4 vlan=7\n")
-    with open(os.path.join(folder, "dataset.json"), "w", encoding="utf-8") as f:
-        json.dump({"format": 1, "digest": "sha256:" + "1" * 64}, f)
+    fields = np.zeros((n, 1024), np.uint8)
+    fields[:, :42] = testdata.header(udp=True)
+    session = np.repeat(testdata.session([(982, 1, 0)])[None], n, axis=0)
+    columns = ["index", "label", "group", "file", "src", "dst", "proto", "captured", "reason", "program", "kind", "condition"]
+    rows = []
+    for i in range(n):
+        kind = ["ordinary", "tunnel", "tunnel"][i % 3] if i % 7 else "random-like" if i % 3 == 0 else "tunnel"
+        rows.append([i, labels[i], f"net-{i // 3 % 10}", "f.pcap", '"a', "b", "udp", 1024, "full", f"program-{i % 3}", kind, "ip=4 vlan=7"])
+    testdata.write(folder, columns, rows, "1", capture=capture, mask=mask, fields=fields, packets=packets, session=session)
 
 
 class Masking(unittest.TestCase):
@@ -86,14 +86,15 @@ class Planes(unittest.TestCase):
         self.assertGreaterEqual(len(lines), 40)
         capture = np.zeros((len(lines), 1024), np.uint8)
         captured = np.zeros(len(lines), np.int64)
-        packets = np.zeros((len(lines), 32, 4), np.int32)
+        packets = np.zeros((len(lines), 32, 6), np.int32)
         packets[:, :, 0] = -1
+        udp = np.zeros((len(lines), 32), bool)
         for i, (data, records, _) in enumerate(lines):
             data = np.frombuffer(base64.b64decode(data), np.uint8)
             capture[i, :len(data)], captured[i] = data, len(data)
             for k, record in enumerate(records.split()):
-                packets[i, k, :3] = [int(v) for v in record.split(",")]
-        streams, rows = dataset.planes(capture, dataset.find_payloads(capture, captured, packets))
+                *packets[i, k, :3], packets[i, k, 4], packets[i, k, 5], udp[i, k] = [int(v) for v in record.split(",")]
+        streams, rows = dataset.planes(capture, dataset.payloads_of(captured, packets, udp))
         got = [hashlib.sha256(a.tobytes() + b.tobytes()).hexdigest() for a, b in zip(streams, rows)]
         self.assertEqual(got, [digest for _, _, digest in lines])
 
@@ -260,19 +261,50 @@ class Drawing(unittest.TestCase):
         # Three flows of captures of others, of which two say that they are SSH.
         for i in (1, 4, 7):
             columns = lines[i].split("\t")
-            columns[1], columns[lines[0].split("\t").index("kind")] = "background", ""
+            for name, value in (("label", "background"), ("kind", ""), ("proto", "tcp")):
+                columns[lines[0].split("\t").index(name)] = value
             lines[i] = "\t".join(columns)
         with open(folder + "/samples.tsv", "w", encoding="utf-8") as f:
             f.write("\n".join(lines) + "\n")
-        capture = np.load(folder + "/capture.npy")
-        capture[[0, 3, 6], 23] = 6            # TCP, 20 bytes of header
-        capture[[0, 3, 6], 46] = 5 << 4
+        capture, packets = np.load(folder + "/capture.npy"), np.load(folder + "/packets.npy")
+        packets[[0, 3, 6], 0, 4:] = 54, 970   # TCP
         capture[[0, 6], 54:58] = list(b"SSH-")
         np.save(folder + "/capture.npy", capture)
+        np.save(folder + "/packets.npy", packets)
         data = dataset.Data([folder])
         self.assertEqual(data.left_out, {"ssh": 2})
         self.assertEqual((len(data), len(data.label), len(data.capture), data.rows[0]["index"]), (328, 328, 328, "1"))
         self.assertEqual(self.data.left_out, {})
+
+    def test_fields_and_sessions_are_those_of_the_samples(self):
+        folders = [f"{self.dir.name}/{name}" for name in "cd"]
+        for k, folder in enumerate(folders):
+            write_folder(folder, n=30)
+            session, fields = np.load(folder + "/session.npy"), np.load(folder + "/fields.npy")
+            session[:, 0, 0] = fields[:, 0] = 100 * k + np.arange(30)
+            np.save(folder + "/session.npy", session)
+            np.save(folder + "/fields.npy", fields)
+        data = dataset.Data(folders)
+        for indices, some in (([31, 0, 59, 29], data), ([1, 0], data.part(np.array([7, 45])))):
+            want = [101, 0, 129, 29] if some is data else [115, 7]
+            self.assertEqual(some.sessions(np.array(indices))[:, 0, 0].tolist(), want)
+            self.assertEqual(some.fields(np.array(indices))[:, 0].tolist(), want)
+        self.assertEqual(data.folded(["v2ray"]).sessions(np.array([59]))[0, 0, 0], 129)
+
+    def test_folders_of_another_version_are_refused(self):
+        for name, change, word in (("e", {"format": 1}, "dataset format is 1, expected 2: write the folder again"),
+                                   ("f", {"fields": ["payload", "EtherType"]}, "its header fields are not those of")):
+            folder = f"{self.dir.name}/{name}"
+            write_folder(folder, n=30)
+            with open(folder + "/dataset.json", encoding="utf-8") as f:
+                info = json.load(f)
+            with open(folder + "/dataset.json", "w", encoding="utf-8") as f:
+                json.dump(info | change, f)
+            with self.assertRaisesRegex(ValueError, f"{folder}: {word}"):
+                dataset.Data([self.dir.name + "/a", folder])
+        np.save(self.dir.name + "/a/session.npy", np.zeros((330, 64, 5), np.int32))
+        with self.assertRaisesRegex(ValueError, r"session.npy is int32 \(330, 64, 5\), expected int32 \(330, 64, 6\)"):
+            dataset.Data([self.dir.name + "/a"])
 
     def test_cut_and_random_images(self):
         rng = np.random.default_rng(1)
@@ -452,6 +484,32 @@ class Model(unittest.TestCase):
             np.save(d + "/data/mask.npy", np.zeros((29, 1024), np.uint8))
             with self.assertRaisesRegex(ValueError, "mask.npy is uint8 .29, 1024., expected uint8 .30, 1024."):
                 dataset.Data([d + "/data"])
+
+
+class Commands(unittest.TestCase):
+    # -S leaves out all that is no part of Python itself, as on a machine without the packages.
+    bare = [sys.executable, "-B", "-E", "-S"]
+    here = os.path.dirname(os.path.abspath(__file__))
+
+    def run_bare(self, program, *arguments):
+        return subprocess.run([*self.bare, os.path.join(self.here, program), *arguments], capture_output=True, text=True, check=False)
+
+    def test_help_needs_no_package(self):
+        self.assertNotEqual(subprocess.run([*self.bare, "-c", "import numpy"], capture_output=True, check=False).returncode, 0)
+        for program in ("train.py", "eval.py", "../../classifier/testdata/make_models.py"):
+            done = self.run_bare(program, "--help")
+            self.assertEqual((done.returncode, done.stderr), (0, ""), program)
+            self.assertIn("usage: ", done.stdout)
+
+    def test_a_missing_package_is_one_line_and_2(self):
+        with open(os.path.join(self.here, "../../Makefile"), encoding="utf-8") as f:
+            makefile = f.read()
+        for program, arguments in (("train.py", ("--data", "x", "--out", "y")), ("eval.py", ("bars", "--data", "x"))):
+            done = self.run_bare(program, *arguments)
+            self.assertEqual((done.returncode, len(done.stderr.splitlines())), (2, 1), done.stderr)
+            target = re.search(r"No module named '\w+'; sudo make ([a-z-]+) installs", done.stderr)
+            self.assertIsNotNone(target, done.stderr)
+            self.assertIn(f"\n{target[1]}: ", makefile)
 
 
 if __name__ == "__main__":

@@ -186,7 +186,7 @@ func TestLatencyPercentiles(t *testing.T) {
 }
 
 func TestOptionsAreChecked(t *testing.T) {
-	good := options{rounds: 3, length: time.Second}
+	good := options{rounds: 3, length: time.Second, connections: 50}
 	if err := good.check(nil); err != nil {
 		t.Error(err)
 	}
@@ -198,6 +198,7 @@ func TestOptionsAreChecked(t *testing.T) {
 		{good, []string{"eth0"}, `"eth0"`},
 		{options{rounds: 0, length: time.Second}, nil, "rounds 0"},
 		{options{rounds: 3, length: time.Millisecond}, nil, "time 1ms"},
+		{options{rounds: 3, length: time.Second}, nil, "connections 0"},
 	} {
 		if err := tc.opts.check(tc.args); err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("error %v, want one with %s", err, tc.want)

@@ -2,8 +2,9 @@
 
 // Command bench measures what forwarding through a gateway costs with earlydrop
 // attached, beside nothing, an XDP program that only passes, xdp-filter and
-// nftables, all in one run, and prints one table. It works in network namespaces
-// of its own, on veth pairs with XDP in the driver, and needs root.
+// nftables, all in one run, and prints one table; or, with -passed, how many bytes of
+// a tunnel pass before it is cut. It works in network namespaces of its own, on veth
+// pairs with XDP in the driver, and needs root.
 package main
 
 import (
@@ -48,6 +49,9 @@ type options struct {
 	rounds  int
 	length  time.Duration
 	json    bool
+	// passed asks for the bytes that pass before a cut, and nothing else.
+	passed      bool
+	connections int
 }
 
 func main() {
@@ -56,6 +60,8 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 3, "measure everything this many times, in turn, and take the medians")
 	flag.DurationVar(&o.length, "time", 1500*time.Millisecond, "length of each measurement")
 	flag.BoolVar(&o.json, "json", false, "print one JSON object, each round's figures included")
+	flag.BoolVar(&o.passed, "passed", false, "count how many bytes pass before a connection is cut, instead of all else")
+	flag.IntVar(&o.connections, "connections", 50, "with -passed: how many of each tunnel, direction and round trip")
 	flag.Parse()
 	if err := o.check(flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -63,7 +69,11 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	ctx, cancel := context.WithTimeout(ctx, o.limit())
-	err := run(ctx, os.Stdout, o)
+	do := run
+	if o.passed {
+		do = runPassed
+	}
+	err := do(ctx, os.Stdout, o)
 	if errors.Is(ctx.Err(), context.Canceled) {
 		err = errors.New("interrupted")
 	}
@@ -83,12 +93,17 @@ func (o options) check(args []string) error {
 		return fmt.Errorf("rounds %d: want 1 to 100", o.rounds)
 	case o.length < 100*time.Millisecond || o.length > time.Minute:
 		return fmt.Errorf("time %v: want 100ms to 1m", o.length)
+	case o.connections < 1 || o.connections > 10_000:
+		return fmt.Errorf("connections %d: want 1 to 10000", o.connections)
 	}
 	return nil
 }
 
 // limit bounds the whole run, generously.
 func (o options) limit() time.Duration {
+	if o.passed {
+		return time.Minute + time.Duration(o.connections)*time.Minute
+	}
 	return time.Minute + time.Duration(o.rounds*len(candidates))*(3*o.length+5*time.Second)
 }
 
@@ -168,12 +183,16 @@ func run(ctx context.Context, out io.Writer, o options) (err error) {
 		return fmt.Errorf("latency of verdicts: %w", err)
 	}
 	if o.json {
-		enc := json.NewEncoder(out)
-		enc.SetIndent("", "  ")
-		return enc.Encode(rep)
+		return printJSON(out, rep)
 	}
 	rep.print(out)
 	return nil
+}
+
+func printJSON(out io.Writer, v any) error {
+	enc := json.NewEncoder(out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
 }
 
 // prepare makes the veth pairs behave as NICs on cables do: hosts send frames no

@@ -38,6 +38,10 @@ func TestBadInputIsRefusedAndChangesNothing(t *testing.T) {
 	}
 	_, onnx := models.Default()
 	truncated := s.file("truncated.onnx", string(onnx[:len(onnx)/2]))
+	open := s.file("open.so", "code")
+	if err := os.Chmod(open, 0o666); err != nil {
+		t.Fatal(err)
+	}
 	rule := "mode: enforce\nrules:\n  - name: r\n    class: %s\n    min_confidence: 0.9\n    action: drop\n    ttl: %s\n"
 	attach := []string{s.Binary(), "attach", "-i", rig.Device}
 	with := func(args ...string) []string { return append(attach[:len(attach):len(attach)], args...) }
@@ -64,6 +68,7 @@ func TestBadInputIsRefusedAndChangesNothing(t *testing.T) {
 		{"device is unknown", with("--device", "tpu"), nil, []string{"tpu", "cpu", "cuda"}},
 		{"library is missing", attach, []string{"EARLYDROP_ONNXRUNTIME=/nonexistent.so"}, []string{"ONNX Runtime", "/nonexistent.so", "EARLYDROP_ONNXRUNTIME"}},
 		{"library is another one", attach, []string{"EARLYDROP_ONNXRUNTIME=libm.so.6"}, []string{"ONNX Runtime", "libm.so.6"}},
+		{"library that everybody can change", attach, []string{"EARLYDROP_ONNXRUNTIME=" + open}, []string{"ONNX Runtime", open, "writable by everybody", "only root"}},
 		{"policy is missing", with("--policy", "/nonexistent.yaml"), nil, []string{"/nonexistent.yaml"}},
 		{"policy is no YAML", with("--policy", s.file("syntax.yaml", "mode: monitor\nrules: [\n")), nil, []string{"syntax.yaml:"}},
 		{"policy with an unknown key", with("--policy", s.file("key.yaml", "mode: monitor\nruls: []\n")), nil, []string{"key.yaml:2:1", "ruls", "rules"}},

@@ -26,8 +26,16 @@ type gateway struct {
 	web    *lab.Nginx
 }
 
-// newGateway builds the lab. rtt is added between gateway and server.
-func newGateway(ctx context.Context, binary string, rtt time.Duration, args ...string) (_ *gateway, err error) {
+// tunnelPassword is the Shadowsocks server's.
+const tunnelPassword = "a password for hostile clients"
+
+// newGateway builds the lab, with earlydrop in mode monitor. rtt is added between gateway
+// and server.
+func newGateway(ctx context.Context, binary string, rtt time.Duration, args ...string) (*gateway, error) {
+	return newGatewayIn(ctx, "monitor", binary, rtt, args...)
+}
+
+func newGatewayIn(ctx context.Context, mode, binary string, rtt time.Duration, args ...string) (_ *gateway, err error) {
 	cfg := lab.Config{}
 	if rtt > 0 {
 		cfg.ServerLink.Relay.Delay = rtt / 2
@@ -48,10 +56,10 @@ func newGateway(ctx context.Context, binary string, rtt time.Duration, args ...s
 	if g.web, err = l.StartNginx(ctx, lab.NginxConfig{LargeMB: 1}); err != nil {
 		return nil, err
 	}
-	if g.tunnel, err = l.StartShadowsocks(ctx, lab.ShadowsocksConfig{}); err != nil {
+	if g.tunnel, err = l.StartShadowsocks(ctx, lab.ShadowsocksConfig{Password: tunnelPassword}); err != nil {
 		return nil, err
 	}
-	g.daemon, err = g.Attach(ctx, append([]string{"--mode", "monitor", "--xdp", "native"}, args...)...)
+	g.daemon, err = g.Attach(ctx, append([]string{"--mode", mode, "--xdp", "native"}, args...)...)
 	return g, err
 }
 
@@ -87,8 +95,8 @@ func (g *gateway) status(ctx context.Context) (s status, err error) {
 
 // flood starts a generator on the client; the returned function ends it and tells how
 // many frames it sent.
-func (g *gateway) flood(ctx context.Context, frame []byte, rate int) (stop func() (uint64, error), err error) {
-	gen, err := newGenerator(g.Client, lab.ClientDev, frame)
+func (g *gateway) flood(ctx context.Context, frames []floodFrame, rate int) (stop func() (uint64, error), err error) {
+	gen, err := newGenerator(g.Client, lab.ClientDev, frames...)
 	if err != nil {
 		return nil, err
 	}

@@ -3,7 +3,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -18,60 +20,160 @@ import (
 	"github.com/earlydrop/earlydrop/test/lab"
 )
 
-// generator sends one frame over and over out of a device, each time with another
-// source address and port: the kernel runs a small XDP program on frames of its own
-// ("live frames"), which draws them and redirects the frame.
+// generator sends a sequence of frames over and over out of a device, each time for
+// another flow, whose initiator's address and port are its own: the kernel runs a small
+// XDP program on frames of its own ("live frames"), which fills them in and redirects them.
 type generator struct {
 	prog  *ebpf.Program
-	frame []byte
+	count *ebpf.Map // of the frames so far
+	size  int       // of each frame
 	ns    *lab.Namespace
+}
+
+// floodFrame is one frame of a flood's sequence: Ethernet, IPv4 without options, TCP or
+// UDP. The initiator's address and port are filled in for each flow, and the checksum of
+// the IP header, since earlydrop leaves frames alone that no host would accept.
+type floodFrame struct {
+	frame []byte
+	reply bool // the initiator is the destination
 }
 
 // Where the fields stand in an IPv4 frame without tags and options.
 const (
-	offSource = 14 + 12
-	offPort   = 14 + 20
+	offChecksum = 14 + 10
+	offSource   = 14 + 12
+	offDest     = 14 + 16
+	offPorts    = 14 + 20
 )
 
 // strayMAC is nobody's address: the host that receives such a frame drops it right
-// behind XDP, so that the flood is earlydrop's burden and not the routing code's.
+// after XDP, so that the flood is earlydrop's burden and not the routing code's.
 var strayMAC = []byte{2, 0, 0, 0, 0xde, 0xad}
 
 // newGenerator prepares a flood out of a device of the namespace. The device at the
 // other end of the veth pair must have an XDP program in its driver.
-func newGenerator(n *lab.Namespace, device string, frame []byte) (*generator, error) {
+func newGenerator(n *lab.Namespace, device string, frames ...floodFrame) (_ *generator, err error) {
 	link, err := n.Netlink().LinkByName(device)
 	if err != nil {
 		return nil, fmt.Errorf("find %s: %w", device, err)
 	}
-	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "ed_flood", Type: ebpf.XDP, License: "GPL",
-		Instructions: asm.Instructions{
-			asm.LoadMem(asm.R7, asm.R1, 0, asm.Word), // data
-			asm.LoadMem(asm.R3, asm.R1, 4, asm.Word), // data_end
-			asm.Mov.Reg(asm.R2, asm.R7),
-			asm.Add.Imm(asm.R2, offPort+4),
-			asm.JGT.Reg(asm.R2, asm.R3, "drop"),
-			asm.FnGetPrandomU32.Call(),
-			// Any address will do for a frame that nobody answers.
-			asm.StoreMem(asm.R7, offSource, asm.R0, asm.Word),
-			asm.FnGetPrandomU32.Call(),
-			asm.StoreMem(asm.R7, offPort, asm.R0, asm.Half),
-			asm.Mov.Imm(asm.R1, int32(link.Attrs().Index)),
-			asm.Mov.Imm(asm.R2, 0),
-			asm.FnRedirect.Call(),
-			asm.Return(),
-			asm.Mov.Imm(asm.R0, 1).WithSymbol("drop"),
-			asm.Return(),
-		},
-	})
+	g := &generator{ns: n}
+	for _, f := range frames {
+		g.size = max(g.size, (len(f.frame)+3)&^3) // what is behind the IP packet is padding
+	}
+	g.count, err = ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
+	if err != nil {
+		return nil, fmt.Errorf("make the flood's counter: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, g.count.Close())
+		}
+	}()
+	code := asm.Instructions{
+		asm.LoadMem(asm.R7, asm.R1, 0, asm.Word), // data
+		asm.LoadMem(asm.R3, asm.R1, 4, asm.Word), // data_end
+		asm.Mov.Reg(asm.R2, asm.R7),
+		asm.Add.Imm(asm.R2, int32(g.size)),
+		asm.JGT.Reg(asm.R2, asm.R3, "drop"),
+		asm.LoadMapValue(asm.R1, g.count.FD(), 0),
+		asm.LoadMem(asm.R6, asm.R1, 0, asm.DWord),
+		asm.Mov.Reg(asm.R2, asm.R6),
+		asm.Add.Imm(asm.R2, 1),
+		asm.StoreMem(asm.R1, 0, asm.R2, asm.DWord), // one run at a time
+		// R6: number of the flow; R8: of the frame in its sequence.
+		asm.Mov.Reg(asm.R8, asm.R6),
+		asm.Mod.Imm(asm.R8, int32(len(frames))),
+		asm.Div.Imm(asm.R6, int32(len(frames))),
+		// An odd factor: each of 2^32 flows has an address of its own.
+		asm.Mov.Reg(asm.R9, asm.R6),
+		asm.Mul.Imm32(asm.R9, 0x1e3779b1),
+		asm.Add.Imm(asm.R6, 1024),
+		asm.And.Imm(asm.R6, 0xffff),
+	}
+	for i, f := range frames {
+		sum, err := headerSum(f)
+		if err != nil {
+			return nil, err
+		}
+		next := fmt.Sprintf("not-%d", i)
+		code = append(code, asm.JNE.Imm(asm.R8, int32(i), next))
+		// A page comes back with what the other side made of it, so that all is
+		// written each time.
+		padded := append(bytes.Clone(f.frame), make([]byte, g.size-len(f.frame))...)
+		for at := 0; at < g.size; at += 4 {
+			code = append(code, asm.StoreImm(asm.R7, int16(at), int64(int32(binary.NativeEndian.Uint32(padded[at:]))), asm.Word))
+		}
+		addr, port := int16(offSource), int16(offPorts)
+		if f.reply {
+			addr, port = offDest, offPorts+2
+		}
+		code = append(code,
+			asm.StoreMem(asm.R7, addr, asm.R9, asm.Word),
+			asm.StoreMem(asm.R7, port, asm.R6, asm.Half),
+			asm.Mov.Imm(asm.R5, int32(sum)),
+			asm.Ja.Label("sum"),
+			asm.Mov.Imm(asm.R0, 0).WithSymbol(next),
+		)
+	}
+	code = append(code,
+		asm.Ja.Label("drop"),
+		// The ones' complement sum does not depend on the order of bytes.
+		asm.Mov.Reg(asm.R4, asm.R9).WithSymbol("sum"),
+		asm.And.Imm(asm.R4, 0xffff),
+		asm.Add.Reg(asm.R5, asm.R4),
+		asm.Mov.Reg32(asm.R4, asm.R9),
+		asm.RSh.Imm(asm.R4, 16),
+		asm.Add.Reg(asm.R5, asm.R4),
+	)
+	for range 2 { // what is carried is added again
+		code = append(code,
+			asm.Mov.Reg(asm.R4, asm.R5),
+			asm.RSh.Imm(asm.R4, 16),
+			asm.And.Imm(asm.R5, 0xffff),
+			asm.Add.Reg(asm.R5, asm.R4),
+		)
+	}
+	code = append(code,
+		asm.Xor.Imm(asm.R5, 0xffff),
+		asm.StoreMem(asm.R7, offChecksum, asm.R5, asm.Half),
+		asm.Mov.Imm(asm.R1, int32(link.Attrs().Index)),
+		asm.Mov.Imm(asm.R2, 0),
+		asm.FnRedirect.Call(),
+		asm.Return(),
+		asm.Mov.Imm(asm.R0, xdpDrop).WithSymbol("drop"),
+		asm.Return(),
+	)
+	g.prog, err = ebpf.NewProgram(&ebpf.ProgramSpec{Name: "ed_flood", Type: ebpf.XDP, License: "GPL", Instructions: code})
 	if err != nil {
 		return nil, fmt.Errorf("load the flood's program: %w", err)
 	}
-	return &generator{prog: prog, frame: frame, ns: n}, nil
+	return g, nil
 }
 
-func (g *generator) close() error { return g.prog.Close() }
+const xdpDrop = 1
+
+// headerSum is the sum of the IP header's words, as they lie in memory, without its
+// checksum and the address that is filled in.
+func headerSum(f floodFrame) (uint32, error) {
+	if len(f.frame) < offPorts+4 || f.frame[14] != 0x45 {
+		return 0, fmt.Errorf("a flood's frame of %d bytes is no IPv4 without options", len(f.frame))
+	}
+	header := bytes.Clone(f.frame[14:34])
+	clear(header[10:12])
+	if f.reply {
+		clear(header[16:20])
+	} else {
+		clear(header[12:16])
+	}
+	var sum uint32
+	for i := 0; i < len(header); i += 2 {
+		sum += uint32(binary.NativeEndian.Uint16(header[i:]))
+	}
+	return sum, nil
+}
+
+func (g *generator) close() error { return errors.Join(g.prog.Close(), g.count.Close()) }
 
 // testLiveFrames is BPF_F_TEST_XDP_LIVE_FRAMES.
 const testLiveFrames = 1 << 1
@@ -93,7 +195,7 @@ func (g *generator) run(ctx context.Context, rate int) (sent uint64, err error) 
 					continue
 				}
 			}
-			_, err := g.prog.Run(&ebpf.RunOptions{Data: g.frame, Repeat: burst, Flags: testLiveFrames})
+			_, err := g.prog.Run(&ebpf.RunOptions{Data: make([]byte, g.size), Repeat: burst, Flags: testLiveFrames})
 			if err != nil && !errors.Is(err, unix.EINTR) {
 				return fmt.Errorf("send live frames: %w", err)
 			}
@@ -107,23 +209,51 @@ func (g *generator) run(ctx context.Context, rate int) (sent uint64, err error) 
 // nowhere is where a flood goes; source address and port are overwritten.
 const nowhere = "198.51.100.1:443"
 
-// synFrame is a SYN as Linux sends it: 20 bytes of options, 74 bytes in all.
-func synFrame() ([]byte, error) {
-	ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolTCP, SrcIP: net.IP{11, 0, 0, 1}, DstIP: net.IP{198, 51, 100, 1}}
-	tcp := &layers.TCP{SrcPort: 1, DstPort: 443, Seq: 1, SYN: true, Window: 64240, Options: []layers.TCPOption{
+// synFrames is a SYN as Linux sends it: 20 bytes of options, 74 bytes in all.
+func synFrames() ([]floodFrame, error) {
+	frame, err := segment(&layers.TCP{Seq: 1, SYN: true, Options: []layers.TCPOption{
 		{OptionType: layers.TCPOptionKindMSS, OptionLength: 4, OptionData: []byte{5, 0xb4}},
 		{OptionType: layers.TCPOptionKindSACKPermitted, OptionLength: 2},
 		{OptionType: layers.TCPOptionKindTimestamps, OptionLength: 10, OptionData: make([]byte, 8)},
 		{OptionType: layers.TCPOptionKindNop},
 		{OptionType: layers.TCPOptionKindWindowScale, OptionLength: 3, OptionData: []byte{7}},
-	}}
-	return serialize(ip, tcp)
+	}}, nil, false)
+	return []floodFrame{{frame: frame}}, err
 }
 
-// udpFrame is a datagram with n bytes of payload.
-func udpFrame(n int) ([]byte, error) {
+// synByteFrames are a SYN and, without an answer to it, one byte.
+func synByteFrames() ([]floodFrame, error) {
+	syn, err1 := segment(&layers.TCP{Seq: 1, SYN: true}, nil, false)
+	data, err2 := segment(&layers.TCP{Seq: 2, Ack: 7, ACK: true, PSH: true}, []byte{'x'}, false)
+	return []floodFrame{{frame: syn}, {frame: data}}, errors.Join(err1, err2)
+}
+
+// handshakeFrames are whole connections, forged by one who is on one side only: the
+// handshake with numbers that fit, and a byte of payload.
+func handshakeFrames() ([]floodFrame, error) {
+	syn, err1 := segment(&layers.TCP{Seq: 1, SYN: true}, nil, false)
+	synAck, err2 := segment(&layers.TCP{Seq: 100, Ack: 2, SYN: true, ACK: true}, nil, true)
+	ack, err3 := segment(&layers.TCP{Seq: 2, Ack: 101, ACK: true}, nil, false)
+	data, err4 := segment(&layers.TCP{Seq: 2, Ack: 101, ACK: true, PSH: true}, []byte{'x'}, false)
+	return []floodFrame{{frame: syn}, {frame: synAck, reply: true}, {frame: ack}, {frame: data}}, errors.Join(err1, err2, err3, err4)
+}
+
+// segment is a TCP segment between the flood's initiator and nowhere.
+func segment(tcp *layers.TCP, payload []byte, reply bool) ([]byte, error) {
+	ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolTCP, SrcIP: net.IP{11, 0, 0, 1}, DstIP: net.IP{198, 51, 100, 1}}
+	tcp.SrcPort, tcp.DstPort, tcp.Window = 1, 443, 64240
+	if reply {
+		ip.SrcIP, ip.DstIP = ip.DstIP, ip.SrcIP
+		tcp.SrcPort, tcp.DstPort = tcp.DstPort, tcp.SrcPort
+	}
+	return serialize(ip, tcp, gopacket.Payload(payload))
+}
+
+// udpFrames is a datagram with n bytes of payload.
+func udpFrames(n int) ([]floodFrame, error) {
 	ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolUDP, SrcIP: net.IP{11, 0, 0, 1}, DstIP: net.IP{198, 51, 100, 1}}
-	return serialize(ip, &layers.UDP{SrcPort: 1, DstPort: 443}, gopacket.Payload(make([]byte, n)))
+	frame, err := serialize(ip, &layers.UDP{SrcPort: 1, DstPort: 443}, gopacket.Payload(make([]byte, n)))
+	return []floodFrame{{frame: frame}}, err
 }
 
 func serialize(parts ...gopacket.SerializableLayer) ([]byte, error) {

@@ -14,7 +14,7 @@ import (
 	"github.com/earlydrop/earlydrop/test/lab"
 )
 
-var binary string
+var program string
 
 func TestMain(m *testing.M) {
 	code, err := func() (code int, err error) {
@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 			return 1, err
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-		if binary, err = rig.Build(context.Background(), dir); err != nil {
+		if program, err = rig.Build(context.Background(), dir); err != nil {
 			return 1, err
 		}
 		return m.Run(), nil
@@ -44,12 +44,28 @@ func short(t *testing.T) (context.Context, options) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel)
-	return ctx, options{binary: binary, duration: 6 * time.Second, rate: 150_000, cycles: 5, logf: t.Logf}
+	return ctx, options{binary: program, duration: 6 * time.Second, rate: 150_000, cycles: 5, logf: t.Logf}
 }
 
-func TestConnectionsAreIdentifiedDuringASYNFlood(t *testing.T) {
+func TestConnectionsAreIdentifiedDuringFloods(t *testing.T) {
+	for _, kind := range []string{"flood", "forged", "handshakes"} {
+		t.Run(kind, func(t *testing.T) {
+			ctx, o := short(t)
+			if kind != "flood" {
+				o.rate = 50_000 // flows, of several frames each
+			}
+			r, err := tcpFlood(ctx, o, kind)
+			if err := errors.Join(err, r.check()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestOneHostCanNotTakeAllCaptures(t *testing.T) {
 	ctx, o := short(t)
-	r, err := synFlood(ctx, o)
+	o.rate = 500
+	r, err := oneByte(ctx, o)
 	if err := errors.Join(err, r.check()); err != nil {
 		t.Error(err)
 	}

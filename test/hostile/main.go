@@ -5,6 +5,10 @@
 // happens in network namespaces of its own.
 //
 //	go run ./test/hostile flood          # SYNs from spoofed sources, 60 s
+//	go run ./test/hostile forged         # SYNs, each followed by a byte
+//	go run ./test/hostile handshakes     # whole connections, forged from one side
+//	go run ./test/hostile onebyte        # real connections of one byte, from one host
+//	go run ./test/hostile attacks        # forged segments that are to cut or to hide
 //	go run ./test/hostile udp            # one-packet UDP flows, 60 s
 //	go run ./test/hostile reader         # the daemon is stopped and goes on
 //	go run ./test/hostile cycles         # 200 times attach and detach under traffic
@@ -43,11 +47,11 @@ func run(ctx context.Context, args []string) (err error) {
 	o := options{logf: func(format string, args ...any) { fmt.Printf(format+"\n", args...) }}
 	flags.DurationVar(&o.duration, "d", time.Minute, "how long a flood lasts")
 	flags.DurationVar(&o.rtt, "rtt", 0, "round trip added between gateway and server")
-	flags.IntVar(&o.rate, "rate", 0, "`frames` per second of a flood; 0: as many as go")
+	flags.IntVar(&o.rate, "rate", 0, "`flows` per second of a flood; 0: as many as go")
 	flags.IntVar(&o.handshakes, "max-handshakes", 0, "as of earlydrop attach; 0: its default")
 	flags.IntVar(&o.cycles, "n", 200, "how many `times` to attach and detach")
 	if len(args) == 0 {
-		return errors.New("name a scenario: flood, udp, reader, cycles or all")
+		return errors.New("name a scenario: flood, forged, handshakes, onebyte, attacks, udp, reader, cycles or all")
 	}
 	if err := flags.Parse(args[1:]); err != nil {
 		return err
@@ -71,9 +75,25 @@ func run(ctx context.Context, args []string) (err error) {
 		run  func(context.Context, options) error
 	}{
 		{"flood", func(ctx context.Context, o options) error {
-			r, err := synFlood(ctx, o)
+			r, err := tcpFlood(ctx, o, "flood")
 			return errors.Join(err, r.check())
 		}},
+		{"forged", func(ctx context.Context, o options) error {
+			r, err := tcpFlood(ctx, o, "forged")
+			return errors.Join(err, r.check())
+		}},
+		{"handshakes", func(ctx context.Context, o options) error {
+			r, err := tcpFlood(ctx, o, "handshakes")
+			return errors.Join(err, r.check())
+		}},
+		{"onebyte", func(ctx context.Context, o options) error {
+			if o.rate == 0 {
+				o.rate = 2000
+			}
+			r, err := oneByte(ctx, o)
+			return errors.Join(err, r.check())
+		}},
+		{"attacks", attacks},
 		{"udp", func(ctx context.Context, o options) error {
 			r, err := udpFlood(ctx, o)
 			return errors.Join(err, r.check())
@@ -97,7 +117,7 @@ func run(ctx context.Context, args []string) (err error) {
 		}
 	}
 	if !known {
-		return fmt.Errorf("unknown scenario %q: use flood, udp, reader, cycles or all", args[0])
+		return fmt.Errorf("unknown scenario %q: use flood, forged, handshakes, onebyte, attacks, udp, reader, cycles or all", args[0])
 	}
 	return err
 }
@@ -113,6 +133,17 @@ func (r floodResult) check() error {
 	}
 	if r.strays > 0 || r.cut > 0 {
 		errs = append(errs, fmt.Errorf("%d header-only flows reached user space, %d captures begin late", r.strays, r.cut))
+	}
+	return errors.Join(errs...)
+}
+
+func (r oneByteResult) check() error {
+	var errs []error
+	if r.made == 0 || r.refused == 0 {
+		errs = append(errs, fmt.Errorf("that was no flood: %d connections, %d of them refused a capture", r.made, r.refused))
+	}
+	if r.opened == 0 || r.failed > 0 || r.share() < 0.99 {
+		errs = append(errs, fmt.Errorf("%d of %d connections were identified, want 99 %%; %d failed", r.identified, r.opened, r.failed))
 	}
 	return errors.Join(errs...)
 }

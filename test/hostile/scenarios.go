@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -14,7 +15,10 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
+	"github.com/earlydrop/earlydrop/test/lab"
 )
 
 // options of a scenario.
@@ -35,9 +39,9 @@ func (o options) attachArgs() []string {
 	return []string{"--max-handshakes", fmt.Sprint(o.handshakes)}
 }
 
-// floodResult is what a SYN flood came to.
+// floodResult is what a flood of forged TCP segments came to.
 type floodResult struct {
-	sent, seen     uint64 // frames sent, frames that the ingress program saw
+	sent, seen     uint64 // frames sent, SYNs that the ingress program saw
 	opened, failed int    // connections through the tunnel
 	identified     int
 	cut, strays    int
@@ -48,18 +52,30 @@ func (r floodResult) share() float64 {
 	return float64(min(r.identified, r.opened)) / float64(max(1, r.opened))
 }
 
-// synFlood sends SYNs from spoofed sources while connections open through the tunnel.
-func synFlood(ctx context.Context, o options) (r floodResult, err error) {
+// tcpFloods are the floods that one side alone can send, and how many frames each of
+// their flows has.
+var tcpFloods = map[string]struct {
+	what   string
+	frames func() ([]floodFrame, error)
+}{
+	"flood":      {"SYNs", synFrames},
+	"forged":     {"SYNs, each followed by a byte", synByteFrames},
+	"handshakes": {"whole connections", handshakeFrames},
+}
+
+// tcpFlood sends segments from spoofed sources while connections open through the tunnel.
+func tcpFlood(ctx context.Context, o options, kind string) (r floodResult, err error) {
 	g, err := newGateway(ctx, o.binary, o.rtt, o.attachArgs()...)
 	if err != nil {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, g.close(ctx)) }()
-	frame, err := synFrame()
+	f := tcpFloods[kind]
+	frames, err := f.frames()
 	if err != nil {
 		return r, err
 	}
-	stop, err := g.flood(ctx, frame, o.rate)
+	stop, err := g.flood(ctx, frames, o.rate*len(frames))
 	if err != nil {
 		return r, err
 	}
@@ -76,12 +92,120 @@ func synFlood(ctx context.Context, o options) (r floodResult, err error) {
 	if err != nil {
 		return r, err
 	}
-	r.seen, r.midStream = s.Counters["tcp_opened"], s.Counters["mid_stream"]
+	r.seen, r.midStream = s.Counters["syns"], s.Counters["mid_stream"]
 	r.identified, r.cut = g.identified()
 	r.strays = g.strays()
-	o.logf("SYN flood, %s, round trip +%s: %d sent, %d seen (%.2f million per second); of %d connections through the tunnel %d were identified (%.1f %%), %d failed; %d mid-stream; %d verdicts about flows of the flood",
-		took.Round(time.Second), o.rtt, r.sent, r.seen, float64(r.seen)/took.Seconds()/1e6, r.opened, r.identified, 100*r.share(), r.failed, r.midStream, r.strays)
+	o.logf("flood of %s, %s, round trip +%s: %d frames sent, %d SYNs seen (%.2f million per second); of %d connections through the tunnel %d were identified (%.1f %%), %d failed; %d mid-stream; %d verdicts about flows of the flood",
+		f.what, took.Round(time.Second), o.rtt, r.sent, r.seen, float64(r.seen)/took.Seconds()/1e6, r.opened, r.identified, 100*r.share(), r.failed, r.midStream, r.strays)
 	return r, nil
+}
+
+// oneByteResult is what real connections of one byte, from one host, came to.
+type oneByteResult struct {
+	made           int // of the flood
+	opened, failed int // connections through the tunnel, from another host
+	identified     int
+	refused        uint64 // captures that the host was refused as it had too many
+}
+
+func (r oneByteResult) share() float64 {
+	return float64(min(r.identified, r.opened)) / float64(max(1, r.opened))
+}
+
+// oneByte has one host open real connections that carry one byte and stay open, so that
+// each holds a capture until it is idle, while connections open through the tunnel.
+func oneByte(ctx context.Context, o options) (r oneByteResult, err error) {
+	// As many captures as such a host can fill.
+	g, err := newGateway(ctx, o.binary, o.rtt, "--max-collecting", fmt.Sprint(max(64, o.rate)))
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, g.close(ctx)) }()
+	host, server, err := g.oneByteHosts()
+	if err != nil {
+		return r, err
+	}
+	defer server.Close()
+
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	flooding, stop := context.WithCancel(ctx)
+	defer stop()
+	wg.Go(func() { r.made = g.sendOneByte(flooding, host, server.Addr().String(), o.rate) })
+	r.opened, r.failed = g.tunnelled(ctx, o.duration, 50*time.Millisecond)
+	stop()
+	wg.Wait()
+	if err := g.settle(ctx); err != nil {
+		return r, err
+	}
+	s, err := g.status(ctx)
+	if err != nil {
+		return r, err
+	}
+	r.identified, _ = g.identified()
+	r.refused = s.Counters["initiator_slots"]
+	o.logf("connections of one byte, %s, round trip +%s: %d from one host (%.0f per second), %d of them refused a capture; of %d connections through the tunnel %d were identified (%.1f %%), %d failed",
+		o.duration, o.rtt, r.made, float64(r.made)/o.duration.Seconds(), r.refused, r.opened, r.identified, 100*r.share(), r.failed)
+	return r, nil
+}
+
+// oneByteHosts gives the client a second address and starts a server that reads and never
+// answers.
+func (g *gateway) oneByteHosts() (host netip.Addr, server net.Listener, err error) {
+	host = g.ClientAddr(4).Next()
+	link, err := g.Client.Netlink().LinkByName(lab.ClientDev)
+	if err != nil {
+		return host, nil, err
+	}
+	if err := g.Client.Netlink().AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: host.AsSlice(), Mask: net.CIDRMask(24, 32)}}); err != nil {
+		return host, nil, fmt.Errorf("add address %s: %w", host, err)
+	}
+	server, err = g.Server.Listen("tcp", netip.AddrPortFrom(g.ServerAddr(4), 0).String())
+	if err != nil {
+		return host, nil, err
+	}
+	go func() {
+		for {
+			c, err := server.Accept()
+			if err != nil {
+				return
+			}
+			go func() { _, _ = io.Copy(io.Discard, c); c.Close() }()
+		}
+	}()
+	return host, server, nil
+}
+
+// sendOneByte opens connections until ctx ends, that many per second, each of which sends
+// a byte and is reset after three seconds. It returns how many were made.
+func (g *gateway) sendOneByte(ctx context.Context, host netip.Addr, server string, rate int) (made int) {
+	var conns []*net.TCPConn
+	closeOldest := func() { _ = conns[0].Close(); conns = conns[1:] }
+	_ = g.Client.Do(func() error {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: host.AsSlice()}, Timeout: 5 * time.Second}
+		start := time.Now()
+		for ctx.Err() == nil {
+			if ahead := time.Duration(float64(made)/float64(rate)*1e9) - time.Since(start); ahead > 0 {
+				time.Sleep(ahead)
+			}
+			c, err := d.DialContext(ctx, "tcp4", server)
+			if err != nil {
+				continue
+			}
+			tcp := c.(*net.TCPConn)
+			_ = tcp.SetLinger(0)
+			_, _ = tcp.Write([]byte{'x'})
+			made++
+			if conns = append(conns, tcp); len(conns) > 3*rate {
+				closeOldest()
+			}
+		}
+		return nil
+	})
+	for len(conns) > 0 {
+		closeOldest()
+	}
+	return made
 }
 
 // udpResult is what a flood of one-packet UDP flows came to.
@@ -119,11 +243,11 @@ func udpFlood(ctx context.Context, o options) (r udpResult, err error) {
 		held = append(held, h)
 	}
 	r.held = len(held)
-	frame, err := udpFrame(100)
+	frames, err := udpFrames(100)
 	if err != nil {
 		return r, err
 	}
-	stop, err := g.flood(ctx, frame, o.rate)
+	stop, err := g.flood(ctx, frames, o.rate)
 	if err != nil {
 		return r, err
 	}
@@ -250,11 +374,11 @@ func stoppedReader(ctx context.Context, o options) (r readerResult, err error) {
 	}
 	goOn := sync.OnceValue(func() error { return g.daemon.Signal(syscall.SIGCONT) })
 	defer goOn()
-	frame, err := udpFrame(1200) // each of them a whole capture
+	frames, err := udpFrames(1200) // each of them a whole capture
 	if err != nil {
 		return r, err
 	}
-	stop, err := g.flood(ctx, frame, 20_000)
+	stop, err := g.flood(ctx, frames, 20_000)
 	if err != nil {
 		return r, err
 	}

@@ -115,7 +115,7 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 // build links the two programs of a machine, statically.
 func build(ctx context.Context, dir string) error {
 	for _, args := range [][]string{
-		{"test", "-c", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dir, "test"), "github.com/earlydrop/earlydrop/loader"},
+		{"test", "-c", "-tags", "emulated", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dir, "test"), "github.com/earlydrop/earlydrop/loader"},
 		{"build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dir, "init"), "github.com/earlydrop/earlydrop/test/kernels/init"},
 	} {
 		cmd := exec.CommandContext(ctx, "go", args...)

@@ -217,6 +217,8 @@ type ShadowsocksConfig struct {
 	Resolve netip.Addr // DNS server for names asked through the tunnel (optional)
 	NoDelay bool       // TCP_NODELAY in both programs
 	UDP     bool       // relay datagrams, too
+
+	Password string // (optional: a random one)
 }
 
 // openTunnel makes a folder for the files of a tunnel's programs and finds its ends: a
@@ -247,8 +249,11 @@ func (l *Lab) StartShadowsocks(ctx context.Context, cfg ShadowsocksConfig) (*Tun
 	if err != nil {
 		return nil, err
 	}
+	if cfg.Password == "" {
+		cfg.Password = "a password for the lab " + strconv.Itoa(rand.Int())
+	}
 	common := map[string]any{
-		"server": t.Server.Addr().String(), "server_port": t.Server.Port(), "password": "a password for the lab " + strconv.Itoa(rand.Int()),
+		"server": t.Server.Addr().String(), "server_port": t.Server.Port(), "password": cfg.Password,
 		"method": cfg.Cipher, "timeout": 60, "mode": "tcp_only", "no_delay": cfg.NoDelay,
 	}
 	if cfg.UDP {

@@ -150,6 +150,14 @@ type Span struct {
 // looking one up needs no check.
 type Table [256]uint8
 
+// Numbers gives every Field its own number. It is not to be changed.
+var Numbers = func() (t Table) {
+	for i := range t {
+		t[i] = uint8(i)
+	}
+	return t
+}()
+
 // The fields of headers whose fields have fixed places, one for each byte.
 var (
 	ethernetFields = perByte(EthernetDestination, 6, EthernetSource, 6, EtherType, 2)
@@ -178,7 +186,7 @@ func perByte(pairs ...Field) (fields []Field) {
 // out.
 func (h *Headers) Fields(frame []byte) (spans []Span) {
 	marks := make([]uint8, len(frame))
-	p := painter{dst: marks, table: &identity, first: firstByte}
+	p := painter{dst: marks, table: &Numbers, first: firstByte}
 	p.frame(h, frame)
 	for i, mark := range marks[:min(p.at, len(marks))] {
 		if n := len(spans) - 1; i > 0 && mark&firstByte == 0 && Field(mark) == spans[n].Field {
@@ -192,13 +200,6 @@ func (h *Headers) Fields(frame []byte) (spans []Span) {
 
 // firstByte marks the first byte of a field that may follow its like.
 const firstByte = 0x80
-
-var identity = func() (t Table) {
-	for i := range t {
-		t[i] = uint8(i)
-	}
-	return t
-}()
 
 // Paint writes to dst, which is at least as long as the frame that h.Walk was
 // called with, the value of table for every byte of a header field, and leaves the

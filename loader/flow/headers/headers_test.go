@@ -499,7 +499,7 @@ func FuzzWalk(f *testing.F) {
 			t.Fatalf("%v: %+v of a frame of %d bytes, %d on the wire", verdict, h, len(frame), wireLen)
 		}
 		marks := slices.Repeat([]uint8{0xff}, len(frame))
-		h.Paint(marks, &identity, frame)
+		h.Paint(marks, &Numbers, frame)
 		end := 0
 		for _, s := range h.Fields(frame) {
 			if s.Start != end || s.End <= s.Start || s.Field == 0 || s.Field >= NumFields {
@@ -556,7 +556,7 @@ func BenchmarkWalk(b *testing.B) {
 	})
 	b.Run("paint", func(b *testing.B) {
 		for b.Loop() {
-			h.Paint(dst, &identity, frame)
+			h.Paint(dst, &Numbers, frame)
 		}
 	})
 }

@@ -88,7 +88,12 @@ func (b syncBuffer) Write(p []byte) (int, error) {
 // Attach starts `earlydrop attach` on Device with more arguments and returns when
 // it says that it is attached. It is ended by Stop, Kill, or with the lab.
 func (r *Rig) Attach(ctx context.Context, args ...string) (*Daemon, error) {
-	argv := append([]string{r.binary, "attach", "-i", Device, "--json"}, args...)
+	return r.Daemon(ctx, append([]string{r.binary, "attach", "-i", Device, "--json"}, args...)...)
+}
+
+// Daemon is Attach with the whole command line, which must have the program print its
+// events on standard output.
+func (r *Rig) Daemon(ctx context.Context, argv ...string) (*Daemon, error) {
 	cmd, err := r.Command(context.Background(), argv...)
 	if err != nil {
 		return nil, err

@@ -40,11 +40,11 @@ type Rig struct {
 	holder *lab.Proc // keeps the mount namespace alive
 }
 
-// New gives a lab's gateway a BPF file system. binary is the program's path, as
+// New gives a lab's gateway a BPF file system, and hides those of the machine. binary is the program's path, as
 // Build returns it.
 func New(ctx context.Context, l *lab.Lab, binary string) (*Rig, error) {
 	holder, err := l.Start(l.Gateway, "mount namespace", "unshare", "--mount", "sh", "-c",
-		"mount -t bpf bpf /sys/fs/bpf && exec sleep infinity")
+		"while umount --lazy /sys/fs/bpf 2>/dev/null; do :; done; mount -t bpf bpf /sys/fs/bpf && exec sleep infinity")
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/earlydrop/earlydrop/loader"
+)
+
+// Every command that takes the name of an interface refuses what can't be one.
+func TestNamesOfNoInterfaceAreRefused(t *testing.T) {
+	flow := []string{"tcp", "10.0.0.2:40000", "192.0.2.7:8388"}
+	for _, command := range [][]string{
+		{"attach", "--model", tinyModel}, {"detach"}, {"status"}, {"status", "--json"}, {"blocked", "list"}, {"blocked", "del", "--all"},
+		append([]string{"blocked", "add"}, flow...), append([]string{"blocked", "del"}, flow...),
+	} {
+		for _, name := range []string{"../x", "../../../../tmp", ".", "..", "", "a b", "a:b", "eth0/", "abcdefghijklmnop"} {
+			args := append(command[:len(command):len(command)], "-i", name)
+			code, stdout, stderr := runForTest(args...)
+			if code != exitBadInput || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, `"`+name+`" can't be the name of an interface`) {
+				t.Errorf("earlydrop %q: code %d, stdout %q, stderr %q", args, code, stdout, stderr)
+			}
+		}
+	}
+}
+
+func TestAdviceForOccupiedInterfaces(t *testing.T) {
+	for _, tt := range []struct {
+		o    loader.OccupiedError
+		want string
+	}{
+		{loader.OccupiedError{Program: "x", Mode: loader.XDPNative}, "detach it first: ip link set dev eth0 xdpdrv off"},
+		{loader.OccupiedError{Program: "x", Mode: loader.XDPGeneric}, "detach it first: ip link set dev eth0 xdpgeneric off"},
+		{loader.OccupiedError{Program: "x"}, "detach it first: ip link set dev eth0 xdpoffload off"},
+		{loader.OccupiedError{Program: "x", Mode: loader.XDPNative, Links: []uint32{7}}, "detach it first: bpftool link detach id 7"},
+		{loader.OccupiedError{Program: "ed_ingress", Own: true, Links: []uint32{7, 8}}, "detach it first: bpftool link detach id 7 && bpftool link detach id 8"},
+		{loader.OccupiedError{Program: "ed_ingress", Own: true, Links: []uint32{7, 8}, PID: 4711}, "stop process 4711, or: bpftool link detach id 7 && bpftool link detach id 8"},
+		{loader.OccupiedError{Mode: loader.XDPGeneric}, "detach it first, as root: bpftool link list shows its link and bpftool link detach id N detaches it; without a link: ip link set dev eth0 xdpgeneric off"},
+	} {
+		tt.o.Interface = "eth0"
+		if got := detachOther(&tt.o); got != tt.want {
+			t.Errorf("%+v:\n got %s\nwant %s", tt.o, got, tt.want)
+		}
+	}
+}
+
+func TestWarningsOfAnInterface(t *testing.T) {
+	for _, tt := range []struct {
+		info  loader.Info
+		words []string // of the only warning
+	}{
+		{loader.Info{}, nil},
+		{loader.Info{Loopback: true}, []string{"eth0", "twice", "ip route get"}},
+		{loader.Info{Bridge: true, Ports: []string{"p0", "p1"}}, []string{"eth0 is a bridge", "attach to a port of it (p0, p1)"}},
+		{loader.Info{Bridge: true}, []string{"eth0 is a bridge", "(none now)"}},
+		{loader.Info{Bypasses: loader.Bypasses{Bond: "bond0"}}, []string{"attach to bond0"}},
+		{loader.Info{Bypasses: loader.Bypasses{Flowtables: []string{"inet fw ft"}}}, []string{`"inet fw ft"`, "hardware"}},
+		{loader.Info{Bypasses: loader.Bypasses{TCOffload: true}}, []string{"ethtool -K eth0 hw-tc-offload off"}},
+		{loader.Info{Bypasses: loader.Bypasses{Redirectors: []string{"eth1", "eth2"}}}, []string{"eth1, eth2", "redirects to eth0"}},
+		{loader.Info{PrivatePins: true}, []string{"mount namespace", "blocks end", "nsenter --net="}},
+	} {
+		got := warnings("eth0", tt.info)
+		if len(tt.words) == 0 {
+			if len(got) != 0 {
+				t.Errorf("%+v: %q", tt.info, got)
+			}
+			continue
+		}
+		for _, w := range tt.words {
+			if len(got) != 1 || !strings.Contains(got[0], w) || strings.Contains(got[0], "\n") {
+				t.Errorf("%+v: %q lacks %q", tt.info, got, w)
+			}
+		}
+	}
+}

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+)
+
+// An OccupiedError says that an interface has an XDP program which is not that of the
+// data path pinned here. The kernel takes one only.
+type OccupiedError struct {
+	Interface string
+	Program   string // its name; empty if it can't be read, which takes CAP_SYS_ADMIN
+	ID        uint32 // of the program
+	// Mode is how it is attached: native, generic, or empty for one in the NIC.
+	Mode XDPMode
+	// Own says that it is an earlydrop's, whose pins are in another BPF file system than
+	// the one that this process sees, or were removed.
+	Own bool
+	// Links are the ids of the links to take away: of that program, and of an own
+	// program on egress. Empty where there is none, or where they can't be read.
+	Links []uint32
+	// PID is of a process that holds the own program's link; 0 if none was found.
+	PID int
+}
+
+// Error returns one lower-case line without what to do about it.
+func (e *OccupiedError) Error() string {
+	if e.Own {
+		return fmt.Sprintf("earlydrop is attached to %s from elsewhere, another mount namespace or with its pins removed (program %s, id %d)", e.Interface, e.Program, e.ID)
+	}
+	name := e.Program
+	if name == "" {
+		name = "unknown"
+	}
+	return fmt.Sprintf("another XDP program is attached to %s: %s, id %d", e.Interface, name, e.ID)
+}
+
+// occupied describes the XDP program on the interface. What this process has no right
+// to read is left out.
+func (i *iface) occupied() *OccupiedError {
+	xdp := i.link.Attrs().Xdp
+	e := &OccupiedError{Interface: i.name, ID: xdp.ProgId}
+	switch xdp.AttachMode {
+	case xdpAttachedDRV:
+		e.Mode = XDPNative
+	case xdpAttachedSKB:
+		e.Mode = XDPGeneric
+	}
+	e.Program = programName(ebpf.ProgramID(xdp.ProgId))
+	e.Own = e.Program == datapathProgEdIngress
+	links := linksOf(ebpf.ProgramID(xdp.ProgId), i.index())
+	e.Links = append(e.Links, links...)
+	if !e.Own {
+		return e
+	}
+	if res, err := link.QueryPrograms(link.QueryOptions{Target: i.index(), Attach: ebpf.AttachTCXEgress}); err == nil {
+		for _, p := range res.Programs {
+			if id, ok := p.LinkID(); ok && programName(p.ID) == datapathProgEdEgress {
+				e.Links = append(e.Links, uint32(id))
+			}
+		}
+	}
+	e.PID = holderOf(links)
+	return e
+}
+
+// programName returns the name of a loaded program, or nothing without the rights.
+func programName(id ebpf.ProgramID) string {
+	p, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return ""
+	}
+	defer p.Close()
+	info, err := p.Info()
+	if err != nil {
+		return ""
+	}
+	return info.Name
+}
+
+// linksOf returns the ids of the links by which a program is attached to an interface of
+// that index, none without the rights.
+func linksOf(id ebpf.ProgramID, index int) (ids []uint32) {
+	it := new(link.Iterator)
+	defer it.Close()
+	for it.Next() {
+		if info, err := it.Link.Info(); err == nil && info.Program == id && ifindexOf(info) == uint32(index) {
+			ids = append(ids, uint32(it.ID))
+		}
+	}
+	return ids
+}
+
+// holderOf returns a process other than this one that has one of the links open, or 0.
+func holderOf(links []uint32) int {
+	entries, err := os.ReadDir("/proc")
+	if err != nil || len(links) == 0 {
+		return 0
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		found, _ := fdinfoHas(pid, func(line string) bool {
+			rest, ok := strings.CutPrefix(line, "link_id:")
+			id, err := strconv.ParseUint(strings.TrimSpace(rest), 10, 32)
+			return ok && err == nil && slices.Contains(links, uint32(id))
+		})
+		if found {
+			return pid
+		}
+	}
+	return 0
+}

@@ -45,6 +45,7 @@ type Event struct {
 	Decision       string  `json:"decision"`
 	Enforced       *bool   `json:"enforced"`
 	Rule           string  `json:"rule"`
+	Reason         string  `json:"reason"`
 	Model          string  `json:"model"`
 	Captured       int     `json:"captured"`
 	Complete       bool    `json:"complete"`

@@ -26,3 +26,6 @@ func (e *RefusedError) Unwrap() error { return e.err }
 
 // ErrNotAttached means that nothing is pinned for the interface.
 var ErrNotAttached = errors.New("not attached")
+
+// ErrFull is wrapped by errors about a table that has no room for another entry.
+var ErrFull = errors.New("full")

@@ -41,6 +41,7 @@ Examples:
 			midStreamFlag(),
 			&cli.StringFlag{Name: "device", Value: "cpu", Usage: "classify on `cpu` or cuda:N"},
 			&cli.StringFlag{Name: "events", Usage: "append one JSON object per event to `FILE`; - is standard output, instead of the text"},
+			&cli.StringFlag{Name: "events-pass", Value: "all", Usage: "of the verdicts on undetected flows write `all`, none, so many per second (100/s) or a share (1/100)"},
 			&cli.UintFlag{Name: "max-flows", Usage: "remember the verdicts of `N` flows; the least recently used make room", DefaultText: "262144, or as adopted"},
 			&cli.UintFlag{Name: "max-blocked", Usage: "drop `N` flows at a time at most", DefaultText: "65536, or as adopted"},
 			&cli.UintFlag{Name: "max-collecting", Usage: "capture `N` flows at a time; more pass unseen", DefaultText: "8192, or as adopted"},
@@ -87,6 +88,10 @@ func attach(c *cli.Context) error {
 	if err := errors.Join(requireFlags(c, "interface"), requireArgs(c, 0, 0, "")); err != nil {
 		return err
 	}
+	// Neither a terminal that is closed nor logrotate may end it, from the start.
+	hangUp := make(chan os.Signal, 1)
+	signal.Notify(hangUp, unix.SIGHUP)
+	defer signal.Stop(hangUp)
 	xdp, err := loader.ParseXDPMode(c.String("xdp"))
 	if err != nil {
 		return asBadInput(err)
@@ -123,11 +128,16 @@ func attach(c *cli.Context) error {
 			return asBadInput(err)
 		}
 	}
-	out, err := openSinks(c)
+	passes, err := parsePassLimit(c.String("events-pass"))
+	if err != nil {
+		return err
+	}
+	out, err := openSinks(c, passes)
 	if err != nil {
 		return err
 	}
 	defer out.close()
+	defer out.reopenOn(hangUp)()
 
 	// From here on a signal ends the program in order, not at once. A reader of
 	// standard output that ends (attach --json | head) must not end it either: that
@@ -162,12 +172,14 @@ func attach(c *cli.Context) error {
 	runErr := d.run(ctx)
 	// The summary needs the maps, so it comes before they go.
 	summary := d.summary()
-	if c.Bool("persist") {
+	var broken *brokenError
+	persist := c.Bool("persist") || errors.As(runErr, &broken)
+	if persist {
 		err = dp.Release()
 	} else {
 		err = dp.Detach()
 	}
-	out.ended(summary, c.Bool("persist"))
+	out.ended(summary, persist)
 	return errors.Join(runErr, err)
 }
 
@@ -210,34 +222,22 @@ Example:
 }
 
 // openSinks opens what the flags --events, --json, --quiet and --verbose ask for.
-func openSinks(c *cli.Context) (*sinks, error) {
-	s := &sinks{quiet: c.Bool("quiet"), verbose: c.Bool("verbose"), stderr: c.App.ErrWriter}
+func openSinks(c *cli.Context, passes *passLimit) (*sinks, error) {
+	s := &sinks{
+		iface: c.String("interface"), quiet: c.Bool("quiet"), verbose: c.Bool("verbose"),
+		stderr: c.App.ErrWriter, passes: passes,
+	}
 	path := c.String("events")
-	if c.Bool("json") {
-		if path != "" && path != "-" {
-			// Lines on standard output and in the file.
-			s.json = append(s.json, c.App.Writer)
-		} else {
-			path = "-"
-		}
-	}
-	switch path {
-	case "":
-	case "-":
-		s.json = append(s.json, c.App.Writer)
-	default:
-		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
-			s.created = path
-		}
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
-		if err != nil {
-			return nil, badInput("open the event file: %w", err)
-		}
-		s.closers = append(s.closers, f)
-		s.json = append(s.json, f)
-	}
-	if !c.Bool("json") && path != "-" {
+	if c.Bool("json") || path == "-" {
+		s.json = c.App.Writer
+	} else {
 		s.text = c.App.Writer
+	}
+	if path != "" && path != "-" {
+		var err error
+		if s.file, err = openEventFile(path); err != nil {
+			return nil, err
+		}
 	}
 	s.start()
 	return s, nil

@@ -4,11 +4,9 @@ package main
 
 import (
 	"io"
-	"os"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
-	"golang.org/x/term"
 )
 
 // progressAfter is how long a command works before it shows a progress bar.
@@ -29,7 +27,7 @@ type progress struct {
 // newProgress returns the progress of reading total bytes.
 func newProgress(w io.Writer, what string, total int64) *progress {
 	p := &progress{what: what, total: total, start: time.Now()}
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+	if terminal(w) != nil {
 		p.w = w
 	}
 	return p

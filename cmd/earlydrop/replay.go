@@ -44,13 +44,18 @@ and changes nothing. Link types: Ethernet, raw IP, Linux cooked (v1, v2), BSD lo
 Each flow with payload, whose beginning is in the file, is one line. src is the side
 that opened the flow; packets and bytes count the whole flow (bytes on the wire, link
 header included), captured is what the model saw, and decision is what the policy
-says, whatever its mode. The class is unknown where the model's likeliest label, whose
-probability is the confidence, is below the model's bound. A summary says what else was
-in the files.
+says, whatever its mode. Where a rule was asked about a flow, the class is what the
+rule went by, as in shadowsocks|v2ray: those of its classes that the confidence, which
+is about all of them together, comes from. Otherwise it is the model's, and unknown
+where no label is likely enough. The likeliest label is in brackets where it is not the
+class. A summary says what else was in the files.
 
-With --json each line is an object with the fields file, src, dst, proto, start,
-packets, bytes, captured, complete, class, confidence, scores, decision and rule,
-and the summary goes to the error output.
+With --json each line is an object, and the summary goes to the error output. The
+fields are file, src, dst, proto, start, packets, bytes, captured, complete, decision,
+rule and reason; class (the model's, or unknown), likeliest (its likeliest label),
+confidence (of that one) and scores (of each label); and where a rule was asked,
+rule_classes and rule_confidence (what the rule went by). detected says whether that
+was enough for a rule, also if the flow passes by an exception or the allow-list.
 
 A file that is cut off is reported as far as it goes; then the exit code is 1.
 
@@ -84,8 +89,11 @@ type replayRecord struct {
 	Scores     map[string]float64 `json:"scores"`
 	Decision   string             `json:"decision"`
 	Rule       string             `json:"rule"`
+	naming
+	Reason string `json:"reason"`
 
-	seq uint64
+	called string // in the summary
+	seq    uint64
 }
 
 // replayJob is a batch of flows to be classified.
@@ -254,7 +262,10 @@ func (record *replayRecord) setResult(result *flow.Result, d policy.Decision) {
 	for i, label := range result.Labels {
 		record.Scores[label] = round(result.Scores[i])
 	}
-	record.Decision, record.Rule = d.Action.String(), d.Rule
+	d.Confidence = round(d.Confidence)
+	record.Decision, record.Rule, record.Reason = d.Action.String(), d.Rule, d.Reason
+	record.naming = nameFlow(&d, result)
+	record.called = d.Class
 }
 
 // read returns the flows of one file in order of their start. When the file
@@ -280,7 +291,7 @@ func (r *replay) read(path string, bar *progress) ([]*replayRecord, error) {
 	counters := a.Counters()
 	r.counters.Add(&counters)
 	for _, record := range r.records {
-		r.classes[record.Class]++
+		r.classes[record.called]++
 		if record.Decision == policy.Drop.String() {
 			r.drops++
 		}
@@ -390,8 +401,9 @@ func (t *replayTable) print(r *replayRecord) error {
 	if err != nil {
 		return err
 	}
+	class, confidence := r.table(r.Class, r.Confidence)
 	return t.row(r.File, start.Format(startFormat), r.Proto, r.Src, r.Dst, fmt.Sprint(r.Packets), fmt.Sprint(r.Bytes),
-		fmt.Sprint(r.Captured), r.Class, fmt.Sprintf("%.4f", r.Confidence), r.Decision, cmp.Or(r.Rule, "-"))
+		fmt.Sprint(r.Captured), class, confidence, r.Decision, cmp.Or(r.Rule, "-"))
 }
 
 func (t *replayTable) row(cells ...string) error {

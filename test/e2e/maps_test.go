@@ -95,7 +95,7 @@ func TestBpftoolShowsEveryMapByFieldNames(t *testing.T) {
 
 	// What stands in the block is what the verdict said.
 	out := must(s.Run(s.ctx, "bpftool", "map", "dump", "pinned", rig.PinDir+"/blocked"))(t)
-	for _, w := range []string{`"rule": "tunnels"`, fmt.Sprintf(`"class": %q`, v.Class), `"proto": 6`, fmt.Sprintf(`_port": %d`, v.Src.Port()), fmt.Sprintf(`_port": %d`, v.Dst.Port())} {
+	for _, w := range []string{`"rule": "tunnels"`, fmt.Sprintf(`"class": %q`, v.Likeliest), `"proto": 6`, fmt.Sprintf(`_port": %d`, v.Src.Port()), fmt.Sprintf(`_port": %d`, v.Dst.Port())} {
 		if !strings.Contains(out.Stdout, w) {
 			t.Errorf("the dump of blocked lacks %s:\n%s", w, out.Stdout)
 		}

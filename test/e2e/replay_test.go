@@ -7,6 +7,7 @@ import (
 	"math"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -27,6 +28,12 @@ type replayed struct {
 	Scores     map[string]float64 `json:"scores"`
 	Decision   string             `json:"decision"`
 	Rule       string             `json:"rule"`
+
+	RuleClasses    []string `json:"rule_classes"`
+	RuleConfidence float64  `json:"rule_confidence"`
+	Likeliest      string   `json:"likeliest"`
+	Detected       bool     `json:"detected"`
+	Reason         string   `json:"reason"`
 }
 
 // A recording made at earlydrop's device gives, flow by flow, the verdicts that
@@ -93,6 +100,11 @@ func TestReplayGivesTheLiveVerdicts(t *testing.T) {
 					continue // not one of the flows above, or not decided while it ran
 				}
 				matched++
+				if !slices.Equal(r.RuleClasses, v.RuleClasses) || math.Abs(r.RuleConfidence-v.RuleConfidence) > 1e-6 ||
+					r.Likeliest != v.Likeliest || r.Detected != v.Detected || r.Reason != v.Reason {
+					t.Errorf("%s > %s\nlive:   %v %.7f, likeliest %s, detected %v, %s\nreplay: %v %.7f, likeliest %s, detected %v, %s", r.Src, r.Dst,
+						v.RuleClasses, v.RuleConfidence, v.Likeliest, v.Detected, v.Reason, r.RuleClasses, r.RuleConfidence, r.Likeliest, r.Detected, r.Reason)
+				}
 				if r.Class != v.Class || math.Abs(r.Confidence-v.Confidence) > 1e-6 || r.Decision != v.Decision || r.Rule != v.Rule ||
 					r.Captured != v.Captured || r.Packets < v.Packets || r.Complete != v.Complete || r.Proto != v.Proto {
 					t.Errorf("%s > %s\nlive:   %s %.7f %s, %d packets, %d bytes captured\nreplay: %s %.7f %s, %d packets, %d bytes captured",

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -48,7 +49,7 @@ Examples:
    earlydrop explain capture.pcapng
    earlydrop explain capture.pcapng --flow 3 --out why.png`,
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "flow", Usage: "explain the flow of this `NUMBER`, from 1"},
+			numberFlag("flow", "explain the flow of this `NUMBER`, from 1", "list them", 1, math.MaxInt32),
 			&cli.StringFlag{Name: "policy", Usage: "policy `FILE` (default: the shipped policy)", TakesFile: true},
 			&cli.StringFlag{Name: "model", Usage: "model `FILE`, or the shipped \"paper\" (default: the shipped compact one)", TakesFile: true},
 			midStreamFlag(),
@@ -66,10 +67,7 @@ func explain(c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	path, number := c.Args().First(), c.Int("flow")
-	if c.IsSet("flow") && number < 1 {
-		return badInput("--flow %d: flows are numbered from 1", number)
-	}
+	path, number := c.Args().First(), int(numberOf(c, "flow"))
 	if c.IsSet("out") && c.String("out") == "" {
 		return badInput("--out needs the name of a file, but it is empty")
 	}

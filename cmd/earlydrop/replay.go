@@ -44,18 +44,16 @@ and changes nothing. Link types: Ethernet, raw IP, Linux cooked (v1, v2), BSD lo
 Each flow with payload, whose beginning is in the file, is one line. src is the side
 that opened the flow; packets and bytes count the whole flow (bytes on the wire, link
 header included), captured is what the model saw, and decision is what the policy
-says, whatever its mode. Where a rule was asked about a flow, the class is what the
-rule went by, as in shadowsocks|v2ray: those of its classes that the confidence, which
-is about all of them together, comes from. Otherwise it is the model's, and unknown
-where no label is likely enough. The likeliest label is in brackets where it is not the
-class. A summary says what else was in the files.
+says, whatever its mode. Where a rule was asked, the confidence is the probability
+that the flow is of one of the rule's classes, and the class names those of them that
+it comes from, as in shadowsocks|v2ray. Otherwise both are the model's; the class is
+unknown where no label is likely enough. The likeliest label is in brackets where it is
+not the class. A summary says what else was in the files.
 
 With --json each line is an object, and the summary goes to the error output. The
-fields are file, src, dst, proto, start, packets, bytes, captured, complete, decision,
-rule and reason; class (the model's, or unknown), likeliest (its likeliest label),
-confidence (of that one) and scores (of each label); and where a rule was asked,
-rule_classes and rule_confidence (what the rule went by). detected says whether that
-was enough for a rule, also if the flow passes by an exception or the allow-list.
+fields are file, src, dst, proto, start, packets, bytes, captured and complete, and
+those of a verdict, which attach --help explains: class, likeliest, confidence, scores,
+decision, rule, reason, rule_confidence, rule_classes and detected.
 
 A file that is cut off is reported as far as it goes; then the exit code is 1.
 

@@ -337,6 +337,16 @@ func (s *sinks) printVerdict(w io.Writer, e *event) error {
 // can be told apart.
 func clock(t time.Time) string { return t.Format("2006-01-02T15:04:05.000Z07:00") }
 
+// stamped puts the time in front of each write, which is one line of a log.
+type stamped struct{ to io.Writer }
+
+func (s stamped) Write(p []byte) (int, error) {
+	if _, err := fmt.Fprintf(s.to, "%s  %s", clock(time.Now()), p); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
 // byteCount prints a number of bytes for people.
 func byteCount(n uint64) string {
 	const unit = 1024

@@ -8,6 +8,7 @@ package main
 import (
 	"context"
 	"io"
+	"log"
 	"os"
 	"slices"
 	"strings"
@@ -18,6 +19,9 @@ import (
 )
 
 func main() {
+	// Warnings have their time in the same form as the events.
+	log.SetFlags(0)
+	log.SetOutput(stamped{os.Stderr})
 	os.Exit(run(os.Args, os.Stdout, os.Stderr))
 }
 

@@ -5,6 +5,8 @@ package loader
 import (
 	"errors"
 	"fmt"
+
+	"golang.org/x/sys/unix"
 )
 
 // A RefusedError says why something was not begun: the request or the system
@@ -34,3 +36,12 @@ func noAccess(err error, format string, args ...any) error {
 
 // ErrNotAttached means that nothing is pinned for the interface.
 var ErrNotAttached = errors.New("not attached")
+
+// ErrFull is wrapped by errors about a table that has no room for another entry. It
+// wraps what the kernel says of that, [unix.E2BIG].
+var ErrFull error = errFull{}
+
+type errFull struct{}
+
+func (errFull) Error() string { return "full" }
+func (errFull) Unwrap() error { return unix.E2BIG }

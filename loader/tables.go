@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
 )
@@ -173,7 +174,8 @@ func (t *Tables) Close() error {
 
 // Block drops the flow's packets in the kernel for the given time, at most 100
 // years, from now on. A flow that is blocked already gets the new time and
-// reason, and its counters begin at zero again.
+// reason, and its counters begin at zero again. The error wraps [ErrFull] when as
+// many flows are blocked as the table holds.
 func (t *Tables) Block(key flow.Key, ttl time.Duration, class, rule string) error {
 	if ttl <= 0 {
 		return fmt.Errorf("block %s: time to live %s is not positive", key, ttl)
@@ -197,7 +199,10 @@ func (t *Tables) Block(key flow.Key, ttl time.Duration, class, rule string) erro
 			}
 		}
 		t.filter.add(&k, -1)
-		if err != nil {
+		switch {
+		case errors.Is(err, unix.E2BIG): // what the kernel says of a full hash table
+			return fmt.Errorf("block %s: the table of blocked flows is %w: it holds %d", key, ErrFull, t.blocked.MaxEntries())
+		case err != nil:
 			return fmt.Errorf("block %s: %w", key, err)
 		}
 		return nil

@@ -57,11 +57,13 @@ onnxruntime: ## Put ONNX Runtime's shared library into bin/lib (pinned, out of a
 IFACE ?=
 MODE ?= monitor
 .PHONY: run
+run: export RUN_IFACE = $(IFACE)
+run: export RUN_MODE = $(MODE)
 run: ## Attach to an interface, in monitor mode: make run IFACE=eth0 [MODE=enforce]
-	@awk -F : -v name='$(IFACE)' 'NR > 2 { gsub(/ /, "", $$1); all = all " " $$1; found = found || $$1 == name } \
+	@awk -F : 'NR > 2 { gsub(/ /, "", $$1); all = all " " $$1; found = found || $$1 == ENVIRON["RUN_IFACE"] } \
 		END { if (!found) { print "name an interface: sudo make run IFACE=eth0 (there are:" all ")"; exit 2 } }' /proc/net/dev >&2
 	@$(MAKE) --no-print-directory build onnxruntime
-	$(BIN) attach -i $(IFACE) --mode $(MODE)
+	$(BIN) attach -i "$$RUN_IFACE" --mode "$$RUN_MODE"
 
 .PHONY: demo
 demo: build onnxruntime ## Show it: real tunnels and ordinary flows through an enforcing gateway

@@ -77,9 +77,9 @@ type pinned struct {
 // readPinned finds out whose a folder is.
 func readPinned(dir, called string) (*pinned, error) {
 	p := &pinned{called: called, iface: called, dir: dir}
-	l, err := link.LoadPinnedLink(filepath.Join(dir, pinXDP), nil)
+	l, err := loadPinnedLink(filepath.Join(dir, pinXDP))
 	switch {
-	case errors.Is(err, os.ErrNotExist):
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, errForeignPin):
 		return p, nil
 	case errors.Is(err, os.ErrPermission):
 		return nil, noAccess(err, "%s can't be read: permission denied", dir)

@@ -85,12 +85,11 @@ func Open(iface string) (*Tables, error) {
 }
 
 // OpenAll opens the pinned maps of every interface that something is pinned for, in the
-// order of their names. The caller closes each.
+// order of their names. The caller closes each, also when there is an error: that is about
+// those which could not be opened.
 func OpenAll() ([]*Tables, error) {
 	found, err := allPinned()
-	if err != nil {
-		return nil, err
-	}
+	errs := []error{err}
 	var all []*Tables
 	for _, p := range found {
 		t, err := func() (*Tables, error) {
@@ -99,26 +98,34 @@ func OpenAll() ([]*Tables, error) {
 				return nil, err
 			}
 			defer folder.Close()
-			return openTables(p, folder)
+			t, err := openTables(p, folder)
+			if !errors.Is(err, errIncomplete) {
+				return t, err
+			}
+			if _, busy := daemonOf(folder); busy {
+				return nil, ErrNotAttached // it is being attached or detached
+			}
+			return openTables(p, folder) // it may have been until now
 		}()
-		if errors.Is(err, ErrNotAttached) || errors.Is(err, os.ErrNotExist) {
+		if errors.Is(err, ErrNotAttached) || errors.Is(err, os.ErrNotExist) && !errors.Is(err, errIncomplete) {
 			continue // detached in the meantime
 		}
 		if err != nil {
-			for _, t := range all {
-				err = errors.Join(err, t.Close())
-			}
-			return nil, err
+			errs = append(errs, err)
+			continue
 		}
 		all = append(all, t)
 	}
-	return all, nil
+	return all, errors.Join(errs...)
 }
+
+// errIncomplete means that a pin is missing, or that something else has its name.
+var errIncomplete = errors.New("incomplete pins")
 
 func openTables(p *pinned, folder *os.File) (*Tables, error) {
 	maps := make(map[string]*ebpf.Map)
 	for _, name := range tableMaps {
-		m, err := ebpf.LoadPinnedMap(inFolder(folder, pinName(name)), nil)
+		m, err := loadPinnedMap(inFolder(folder, pinName(name)))
 		if err != nil {
 			closeMaps(maps)
 			switch {
@@ -127,7 +134,7 @@ func openTables(p *pinned, folder *os.File) (*Tables, error) {
 			case errors.Is(err, os.ErrPermission):
 				return nil, noAccess(err, "map %s of %s can't be opened: permission denied", name, p.iface)
 			}
-			return nil, fmt.Errorf("open pinned map %s of %s (detach and attach again): %w", name, p.iface, err)
+			return nil, fmt.Errorf("%w of %s, detach and attach again: open map %s: %w", errIncomplete, p.iface, name, err)
 		}
 		maps[name] = m
 	}

@@ -72,3 +72,16 @@ func TestMakeRunChecksFirst(t *testing.T) {
 		t.Errorf("make run IFACE=lo: exit code %d, called %v, said %q", code, called, said)
 	}
 }
+
+// The name of an interface is a name, not a piece of shell.
+func TestMakeRunTakesNamesAsTheyAre(t *testing.T) {
+	planted := filepath.Join(t.TempDir(), "planted")
+	for _, name := range []string{"l*", "lo x", "it's", `x"y`, "'; touch " + planted + "; '", "$$(touch " + planted + ")", "`touch " + planted + "`"} {
+		if code, said, called := runMake(t, "run", "IFACE="+name); code != 2 || !strings.Contains(said, "interface") || len(called) > 0 {
+			t.Errorf("IFACE=%s: exit code %d, called %v, said %q", name, code, called, said)
+		}
+	}
+	if _, err := os.Stat(planted); err == nil {
+		t.Error("the shell ran what was in the name")
+	}
+}

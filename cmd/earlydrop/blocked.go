@@ -90,10 +90,7 @@ func blockedList(c *cli.Context) error {
 	if err := requireArgs(c, 0, 0, ""); err != nil {
 		return err
 	}
-	all, err := openChosen(c)
-	if err != nil {
-		return err
-	}
+	all, openErr := openChosen(c)
 	defer closeAll(all)
 	tw := table.NewWriter()
 	tw.SetOutputMirror(c.App.Writer)
@@ -123,12 +120,12 @@ func blockedList(c *cli.Context) error {
 	}
 	switch {
 	case c.Bool("json"):
-	case tw.Length() == 0:
-		fmt.Fprintln(c.App.Writer, "no flow is blocked"+seenFromHere())
-	default:
+	case tw.Length() > 0:
 		tw.Render()
+	case openErr == nil:
+		fmt.Fprintln(c.App.Writer, "no flow is blocked"+seenFromHere())
 	}
-	return nil
+	return openErr
 }
 
 // openFor opens the tables of the interface that -i names.

@@ -51,7 +51,7 @@ func severed(l link.Link) bool {
 // openPinnedLink returns the link that an earlier process pinned, or nil when there
 // is none. One that is not attached to this interface is removed: that one is gone.
 func (i *iface) openPinnedLink(pin string) (link.Link, error) {
-	l, err := loadPinnedLink(pin)
+	l, err := openPin(pin)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return nil, nil

@@ -139,7 +139,7 @@ func (d *daemon) decide(s *flow.Sample, r flow.Result, err error) {
 	decision := d.policy.Decide(&s.Meta, r)
 	block := decision.Action == policy.Drop && d.mode == policy.Enforce
 	if block {
-		err = d.dp.Block(s.Key, decision.TTL, decision.Class, decision.Rule)
+		err = d.dp.BlockFlow(&s.Meta, decision.TTL, decision.Class, decision.Rule)
 	} else {
 		err = d.dp.Pass(s.Key)
 	}

@@ -105,7 +105,7 @@ trap 'exit 130' HUP INT TERM
 registry=${NPM_CONFIG_REGISTRY:-${npm_config_registry:-}}
 named="NPM_CONFIG_REGISTRY is"
 if [ -z "$registry" ] && have npm; then
-	# In an empty folder: npm would read the configuration of a project, too.
+	# In an empty folder: npm would read a project's configuration as well.
 	registry=$(cd "$tmp" && npm config get registry 2>/dev/null) || registry=
 	named="npm is configured for the registry"
 fi

@@ -254,7 +254,7 @@ func removeClsact(ifc *iface) error {
 	return nil
 }
 
-// hidesVLANs reports whether VLAN interfaces stand on this one while the driver
+// hidesVLANs reports whether this interface has VLAN interfaces while its driver
 // strips tags on receive: the ingress program then sees their frames untagged.
 func (i *iface) hidesVLANs() bool {
 	links, err := netlink.LinkList()

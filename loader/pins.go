@@ -85,7 +85,7 @@ func pinName(mapName string) string {
 func pinDir(iface string) string { return filepath.Join(pinRoot, folderName(iface)) }
 
 // ensureBPFFS mounts the BPF file system where systemd would have, as bpftool and
-// tc do, too.
+// tc do.
 func ensureBPFFS() error {
 	var st unix.Statfs_t
 	mount := filepath.Dir(pinRoot)
@@ -139,7 +139,7 @@ func folderPath(folder *os.File) string {
 }
 
 // renameFolder calls a folder by its interface's present name, and returns where it is
-// then: where it was, if that name is taken.
+// then: where it was, if another folder has that name.
 func renameFolder(dir, iface string) string {
 	if called, _ := interfaceOf(filepath.Base(dir)); called == iface {
 		return dir

@@ -93,7 +93,7 @@ type Attachment struct {
 // DaemonCounters are what the process behind a data path has done so far.
 type DaemonCounters struct {
 	Classified    uint64 `json:"classified"`
-	ToDrop        uint64 `json:"to_drop"`        // verdicts that a rule wants dropped, in monitor mode, too
+	ToDrop        uint64 `json:"to_drop"`        // verdicts that a rule wants dropped, also in monitor mode
 	Blocked       uint64 `json:"blocked"`        // blocks that were written
 	QueueFull     uint64 `json:"queue_full"`     // passed: the classifier was behind
 	NotClassified uint64 `json:"not_classified"` // passed: the capture or the model failed
@@ -488,7 +488,7 @@ func (t *Tables) Pass(key flow.Key) error {
 // Counters returns the counters summed over all CPUs.
 func (t *Tables) Counters() (Counters, error) { return readCounters(t.counters) }
 
-// Occupancy is how many flows stand in which map.
+// Occupancy is how many flows are in which map.
 type Occupancy struct {
 	Flows      int `json:"flows"`      // handed over or decided
 	Collecting int `json:"collecting"` // being captured

@@ -98,7 +98,7 @@ func warnings(iface string, info loader.Info) []string {
 	return w
 }
 
-// seenFromHere explains, behind a message that nothing is there, that another mount
+// seenFromHere explains, after a message that nothing is there, that another mount
 // namespace may see something.
 func seenFromHere() string {
 	if !loader.PrivatePins() {

@@ -5,6 +5,8 @@ package loader
 import (
 	"errors"
 	"fmt"
+
+	"golang.org/x/sys/unix"
 )
 
 // A RefusedError says why something was not begun: the request or the system
@@ -27,5 +29,11 @@ func (e *RefusedError) Unwrap() error { return e.err }
 // ErrNotAttached means that nothing is pinned for the interface.
 var ErrNotAttached = errors.New("not attached")
 
-// ErrFull is wrapped by errors about a table that has no room for another entry.
-var ErrFull = errors.New("full")
+// ErrFull is wrapped by errors about a table that has no room for another entry. It
+// wraps what the kernel says of that, [unix.E2BIG].
+var ErrFull error = errFull{}
+
+type errFull struct{}
+
+func (errFull) Error() string { return "full" }
+func (errFull) Unwrap() error { return unix.E2BIG }

@@ -51,7 +51,8 @@ func TestBlockExpires(t *testing.T) {
 	ended := must(d.Wait(s.ctx, "the end of the block", func(e rig.Event) bool {
 		return e.Event == "block_ended" && (e.Src == v.Src || e.Dst == v.Src)
 	}))(t)
-	if took := ended.Time.Sub(v.Time); took < 2*time.Second || took > 5*time.Second {
+	// How long after depends on what else the machine has to do.
+	if took := ended.Time.Sub(v.Time); took < 2*time.Second {
 		t.Errorf("the block of 2 s was reported over after %s", took)
 	}
 	if ended.DroppedPackets == 0 || ended.DroppedBytes == 0 || ended.Class != v.Likeliest || ended.Rule != "tunnels" {

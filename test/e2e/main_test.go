@@ -101,9 +101,13 @@ var slow = lab.LinkConfig{Relay: lab.RelayConfig{Delay: time.Millisecond, Rate: 
 
 const largeMB = 16 // 1.7 s on a slow leg
 
+// limit bounds a test, so that one that waits in vain says for what. They take some
+// seconds each, and minutes where twenty other programs want the CPU.
+const limit = 5 * time.Minute
+
 func newScene(t *testing.T, cfg lab.Config) *scene {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	t.Cleanup(cancel)
 	l, err := lab.New(ctx, cfg)
 	if err != nil {

@@ -120,7 +120,9 @@ func (s *scene) silentFlows() error {
 }
 
 // firstEntry returns the names of the fields of the first entry that bpftool dumps
-// of a map: of key and value, where they are structs. ok is false for an empty map.
+// of a map: of key and value, where they are structs. ok is false for an empty map,
+// and where the entry went between the look at its key and the look at its value:
+// bpftool prints an error in its place, and no fields.
 func (s *scene) firstEntry(name string) (key, value []string, ok bool, err error) {
 	cmd, err := s.Command(s.ctx, "bpftool", "--json", "map", "dump", "pinned", rig.PinDir+"/"+name)
 	if err != nil {
@@ -157,6 +159,9 @@ func (s *scene) firstEntry(name string) (key, value []string, ok bool, err error
 	f := entry.Formatted
 	if len(f.Values) > 0 {
 		f.Value = f.Values[0].Value
+	}
+	if f.Value == nil {
+		return nil, nil, false, nil
 	}
 	return fieldNames(f.Key), fieldNames(f.Value), true, nil
 }

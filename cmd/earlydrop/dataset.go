@@ -255,7 +255,7 @@ func checkHeader(header []string) (extra []string, err error) {
 		case name == "":
 			return nil, fmt.Errorf("column %d has no name", i+1)
 		case slices.Contains(header[:i], name):
-			return nil, fmt.Errorf("column %q stands there twice", name)
+			return nil, fmt.Errorf("column %q is there twice", name)
 		case name == "path" || name == "label" || name == "group":
 		case slices.Contains(datasetColumns, name):
 			return nil, fmt.Errorf("column %q is made by this command: name it differently", name)

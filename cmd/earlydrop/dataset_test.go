@@ -332,7 +332,7 @@ func TestDatasetRefusesBadInput(t *testing.T) {
 		{"empty manifest", "", "", "names no capture"},
 		{"header alone", header, "", "names no capture"},
 		{"missing column", "path\tlabel\ngood.pcap\ta\n", "", `manifest.tsv:1: no column "group"`},
-		{"column twice", "path\tlabel\tgroup\tpath\n", "", `column "path" stands there twice`},
+		{"column twice", "path\tlabel\tgroup\tpath\n", "", `column "path" is there twice`},
 		{"column without name", "path\tlabel\tgroup\t\n", "", "column 4 has no name"},
 		{"column of ours", "path\tlabel\tgroup\tsrc\n", "", `column "src" is made by this command`},
 		{"too few fields", header + "good.pcap\ta\n", "", "manifest.tsv:2: 2 fields, but the header has 3"},

@@ -53,15 +53,18 @@ where pcapng or Linux cooked packets say their direction, from the right sides o
 interface. Segments that are not in place, by their numbers, are not captured. src is the
 side that opened the flow; packets and bytes count the whole flow (bytes on the wire, link
 header included), captured is what the model saw, and decision is what the policy
-says, whatever its mode. The class is unknown where the model's likeliest label, whose
-probability is the confidence, is below the model's bound. A summary says what else was
-in the files.
+says, whatever its mode. Where a rule was asked, the confidence is the probability
+that the flow is of one of the rule's classes, and the class names those of them that
+it comes from, as in shadowsocks|v2ray. Otherwise both are the model's; the class is
+unknown where no label is likely enough. The likeliest label is in brackets where it is
+not the class. A summary says what else was in the files.
 
-With --json each line is an object with the fields file, src, dst, proto, start,
-packets, bytes, captured, complete, class, confidence, scores, decision and rule,
-and the summary goes to the error output. The flows of a pipe are then printed within
-a second of their verdict: they are in order of their start only within that second,
-and packets and bytes may count the flow only until its verdict.
+With --json each line is an object, and the summary goes to the error output. The
+fields are file, src, dst, proto, start, packets, bytes, captured and complete, and
+those of a verdict, which attach --help explains: class, likeliest, confidence, scores,
+decision, rule, reason, rule_confidence, rule_classes and detected. The flows of a pipe
+are then printed within a second of their verdict: they are in order of their start only
+within that second, and packets and bytes may count the flow only until its verdict.
 
 Each file is a capture of its own. With --join the files are one capture that was
 cut into several: flows go on from file to file. The files are read in order of the
@@ -103,8 +106,11 @@ type replayRecord struct {
 	Scores     map[string]float64 `json:"scores"`
 	Decision   string             `json:"decision"`
 	Rule       string             `json:"rule"`
+	naming
+	Reason string `json:"reason"`
 
-	seq uint64
+	called string // in the summary
+	seq    uint64
 }
 
 // replayJob is a batch of flows to be classified.
@@ -278,14 +284,20 @@ func (r *replay) work() {
 // setResult fills in what classifier and policy said. Probabilities are
 // rounded, as their last digits depend on the machine.
 func (record *replayRecord) setResult(result *flow.Result, d policy.Decision) {
-	round := func(p float64) float64 { return math.Round(p*1e6) / 1e6 }
-	record.Class, record.Confidence = result.Class, round(result.Confidence)
+	record.Class, record.Confidence = result.Class, roundProbability(result.Confidence)
 	record.Scores = make(map[string]float64, len(result.Labels))
 	for i, label := range result.Labels {
-		record.Scores[label] = round(result.Scores[i])
+		record.Scores[label] = roundProbability(result.Scores[i])
 	}
-	record.Decision, record.Rule = d.Action.String(), d.Rule
+	d.Confidence = roundProbability(d.Confidence)
+	record.Decision, record.Rule, record.Reason = d.Action.String(), d.Rule, d.Reason
+	record.naming = nameFlow(&d, result)
+	record.called = d.Class
 }
+
+// roundProbability rounds off what depends on the machine, so that replay and explain
+// print the same.
+func roundProbability(p float64) float64 { return math.Round(p*1e6) / 1e6 }
 
 // read returns the flows of one capture, which may be cut into several files, in
 // order of their start. Those of a pipe go to live instead, if there is one. When
@@ -348,7 +360,7 @@ func (r *replay) finish() ([]*replayRecord, error) {
 	records := r.records
 	r.records = nil
 	for _, record := range records {
-		r.classes[record.Class]++
+		r.classes[record.called]++
 		if record.Decision == policy.Drop.String() {
 			r.drops++
 		}
@@ -469,8 +481,9 @@ func (t *replayTable) print(r *replayRecord) error {
 	if err != nil {
 		return err
 	}
+	class, confidence := r.table(r.Class, r.Confidence)
 	return t.row(r.File, start.Format(startFormat), r.Proto, r.Src, r.Dst, fmt.Sprint(r.Packets), fmt.Sprint(r.Bytes),
-		fmt.Sprint(r.Captured), r.Class, fmt.Sprintf("%.4f", r.Confidence), r.Decision, cmp.Or(r.Rule, "-"))
+		fmt.Sprint(r.Captured), class, confidence, r.Decision, cmp.Or(r.Rule, "-"))
 }
 
 func (t *replayTable) row(cells ...string) error {

@@ -154,10 +154,12 @@ func TestReplayJSONOfEachFlow(t *testing.T) {
 			scores[label] = r.Scores[j]
 		}
 		want[i]["class"], want[i]["confidence"], want[i]["scores"] = r.Class, r.Confidence, scores
-		want[i]["decision"], want[i]["rule"] = "drop", "eager"
 		if r.Class == flow.Background {
-			want[i]["decision"], want[i]["rule"] = "pass", ""
+			t.Fatal("the rule is about none of the flows")
 		}
+		want[i]["decision"], want[i]["rule"], want[i]["reason"] = "drop", "eager", "rule"
+		want[i]["detected"], want[i]["likeliest"] = true, r.Class
+		want[i]["rule_classes"], want[i]["rule_confidence"] = []any{"shadowsocks", "v2ray"}, 1-scores["background"].(float64)
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateApprox(0, 2e-6)); diff != "" {
 		t.Errorf("flows (-want +got):\n%s", diff)

@@ -15,11 +15,15 @@
 //     that are hard to tell apart share the probability between them. Where the
 //     outcome is flow.Unknown, as no class is likely enough to be named, the
 //     likeliest stands for it: what is enough for a rule is its min_confidence. A
-//     rule that names flow.Unknown takes every flow with this outcome.
+//     rule that names flow.Unknown takes every flow with this outcome. A flow that
+//     was captured from its middle is taken only by a rule with mid_stream, since
+//     models know beginnings.
 //  3. Otherwise the flow passes.
 //
+// No rule takes an incomplete flow, of which a capture file holds too little.
+//
 // A rule that names the class but does not take the flow (confidence too low,
-// or an exception) is stepped over: a later rule may still take it. If none
+// an exception, mid-stream) is stepped over: a later rule may still take it. If none
 // does, the decision names the first rule that was stepped over, and why.
 //
 // Whether a drop is carried out is not decided here: in Monitor mode the
@@ -93,6 +97,8 @@ const (
 	ReasonNoRule        = "no rule"              // no rule names the class
 	ReasonLowConfidence = "below min_confidence" // the rule wants more confidence
 	ReasonException     = "exception"            // an exception of the rule matched
+	ReasonMidStream     = "mid-stream"           // captured from its middle, and the rule has no mid_stream
+	ReasonIncomplete    = "incomplete"           // too little of the flow is in the capture file
 )
 
 // Decision is what becomes of one flow.
@@ -223,7 +229,10 @@ type Rule struct {
 	ModelThreshold bool
 	Action         Action // always Drop: what no rule takes passes anyway
 	TTL            time.Duration
-	Except         []Match
+	// MidStream is true for a rule that also takes flows that were captured from
+	// their middle.
+	MidStream bool
+	Except    []Match
 }
 
 // Policy is a checked policy. It is made by Load, Parse or Default and must
@@ -232,6 +241,12 @@ type Policy struct {
 	Mode  Mode
 	Allow []Match
 	Rules []Rule
+}
+
+// TreatsMidStream reports whether a rule takes flows that were captured from their
+// middle. Without one, capturing them has no effect but events.
+func (p *Policy) TreatsMidStream() bool {
+	return slices.ContainsFunc(p.Rules, func(r Rule) bool { return r.MidStream })
 }
 
 // asks reports whether the rule is about flows with this result.
@@ -280,6 +295,10 @@ func (p *Policy) Decide(m *flow.Meta, r flow.Result) Decision {
 		d.Rule, d.Reason = p.Allow[i].String(), ReasonAllowList
 		return d
 	}
+	if m.Incomplete {
+		d.Reason = ReasonIncomplete
+		return d
+	}
 	for i := range p.Rules {
 		rule := &p.Rules[i]
 		if !rule.asks(&r) {
@@ -292,6 +311,8 @@ func (p *Policy) Decide(m *flow.Meta, r flow.Result) Decision {
 			why = ReasonLowConfidence
 		case matchesAny(rule.Except, initiator, responder) >= 0:
 			why = ReasonException
+		case m.MidStream && !rule.MidStream:
+			why = ReasonMidStream
 		default:
 			d.Action, d.Rule, d.Reason, d.TTL = rule.Action, rule.Name, why, rule.TTL
 			d.Confidence = confidence

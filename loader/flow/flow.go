@@ -149,7 +149,20 @@ type Meta struct {
 	Reason        Reason
 	Start         time.Time     // arrival of the flow's first packet
 	Elapsed       time.Duration // from Start to the hand-over
+	// MidStream is true for a TCP flow that was open before its first captured
+	// packet: its beginning, which models know, is missing.
+	MidStream bool
+	// Cut is true where a capture file holds fewer bytes of a captured packet
+	// than the wire had, as with a small snap length. It is never set live.
+	Cut bool
+	// Incomplete is true for a cut flow of which the file holds too little to be
+	// judged: of one of its packets with payload fewer than IncompleteBytes of
+	// that payload, or fewer than all where there were not so many.
+	Incomplete bool
 }
+
+// IncompleteBytes is explained at Meta.Incomplete.
+const IncompleteBytes = 32
 
 // Initiator returns the endpoint that opened the flow.
 func (m *Meta) Initiator() netip.AddrPort {

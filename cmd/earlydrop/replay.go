@@ -10,17 +10,17 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math"
+	"os"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
-	"text/tabwriter"
-	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/internal/scratch"
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/policy"
@@ -28,6 +28,9 @@ import (
 
 // startFormat is how the start of a flow is printed for people, in UTC.
 const startFormat = "2006-01-02 15:04:05.000"
+
+// replayGC is by how many percent the heap grows until it is collected.
+const replayGC = 40
 
 // replayBatch is how many flows replay classifies at once.
 const replayBatch = 32
@@ -49,8 +52,21 @@ probability is the confidence, is below the model's bound. A summary says what e
 in the files.
 
 With --json each line is an object with the fields file, src, dst, proto, start,
-packets, bytes, captured, complete, class, confidence, scores, decision and rule,
-and the summary goes to the error output.
+packets, bytes, captured, complete, class, confidence, scores, decision, rule and
+reason (of the decision), and the summary goes to the error output. Three more are
+there, and true, where they hold; the table has them as a note:
+   cut         of some captured packet the file lacks bytes, as with a small snap length
+   incomplete  too many of them: of a packet with payload fewer than 32 bytes of it are
+               in the file, or fewer than all if it has fewer. No rule drops such a
+               flow, and a warning counts them
+   mid_stream  captured from its middle (--mid-stream capture): only rules with
+               mid_stream: true drop it
+
+Memory is bounded but for 40 bytes per flow. What more is needed of many flows goes to
+temporary files in TMPDIR (/tmp without it), sorted in parts that are merged at the
+end: some 70 bytes per flow of a file with more than 200 000, and each capture, with
+80 bytes more, that has to wait as 16 384 others were open at the same time and had
+packets since. The files have no names: nothing stays behind, however replay ends.
 
 A file that is cut off is reported as far as it goes; then the exit code is 1.
 
@@ -68,30 +84,10 @@ Examples:
 	}
 }
 
-// replayRecord is one flow in the output. The JSON names are an interface.
-type replayRecord struct {
-	File       string             `json:"file"`
-	Src        string             `json:"src"`
-	Dst        string             `json:"dst"`
-	Proto      string             `json:"proto"`
-	Start      string             `json:"start"`
-	Packets    uint64             `json:"packets"`
-	Bytes      uint64             `json:"bytes"`
-	Captured   int                `json:"captured"`
-	Complete   bool               `json:"complete"`
-	Class      string             `json:"class"`
-	Confidence float64            `json:"confidence"`
-	Scores     map[string]float64 `json:"scores"`
-	Decision   string             `json:"decision"`
-	Rule       string             `json:"rule"`
-
-	seq uint64
-}
-
 // replayJob is a batch of flows to be classified.
 type replayJob struct {
-	samples []*flow.Sample
-	records []*replayRecord
+	samples []*flow.Sample // the first len(seqs) are in use
+	seqs    []uint64
 }
 
 // replay takes files through assembly, classifier and policy.
@@ -100,17 +96,21 @@ type replay struct {
 	policy *policy.Policy
 	// midStream captures TCP flows whose beginning is not in the file.
 	midStream bool
+	// print gets the flows of each file in order of their start.
+	print func(*replayRecord) error
+	warn  func(string)
 
 	jobs    chan *replayJob
 	spare   chan *replayJob // empty ones; their number bounds memory
 	workers sync.WaitGroup  // running workers
 	pending sync.WaitGroup  // jobs not done yet
+	coder   *recordCoder
 	mu      sync.Mutex
-	err     error // the first error of a worker
+	sorter  *scratch.Sorter // the flows of the file that were classified, by seq
+	err     error           // the first error of a worker
 
 	file     string
 	job      *replayJob // being filled
-	records  []*replayRecord
 	counters assembly.Counters
 	classes  map[string]int
 	drops    int
@@ -148,6 +148,11 @@ func runReplay(c *cli.Context) (err error) {
 		f.Close()
 	}
 
+	// Of a long capture the heap is mostly figures, which cost the garbage collector
+	// nothing: let it come more often instead of waiting until memory has doubled.
+	if os.Getenv("GOGC") == "" {
+		defer debug.SetGCPercent(debug.SetGCPercent(replayGC))
+	}
 	engine, err := openModel(c)
 	if err != nil {
 		return err
@@ -158,9 +163,6 @@ func runReplay(c *cli.Context) (err error) {
 		return err
 	}
 
-	r := startReplay(engine, p)
-	r.midStream = midStream
-	defer r.stop()
 	bar := newProgress(c.App.ErrWriter, "replaying", total)
 	defer bar.done()
 	out := bufio.NewWriter(c.App.Writer)
@@ -169,24 +171,23 @@ func runReplay(c *cli.Context) (err error) {
 		lines = &replayJSON{json.NewEncoder(out)}
 	}
 
+	r := startReplay(engine, p)
+	r.midStream = midStream
+	r.print = lines.print
+	r.warn = func(text string) { fmt.Fprintf(c.App.ErrWriter, "warning: %s\n", text) }
+	defer r.stop()
 	var cut []error
 	for _, path := range files {
 		if err := c.Context.Err(); err != nil {
 			return err
 		}
-		records, err := r.read(path, bar)
+		err := r.read(path, bar)
 		var fileErr *assembly.FileError
 		switch {
 		case errors.As(err, &fileErr):
 			cut = append(cut, err)
 		case err != nil:
-			return err
-		}
-		bar.clear()
-		for _, record := range records {
-			if err := lines.print(record); err != nil {
-				return err
-			}
+			return adviseTempDir(err)
 		}
 		if err := out.Flush(); err != nil {
 			return err
@@ -206,11 +207,20 @@ func runReplay(c *cli.Context) (err error) {
 	return errors.Join(cut...)
 }
 
+// adviseTempDir adds to the error of a temporary file what to do about it.
+func adviseTempDir(err error) error {
+	var temp *scratch.Error
+	if errors.As(err, &temp) {
+		return fmt.Errorf("%w: set TMPDIR to a folder with more room (replay --help says how much)", err)
+	}
+	return err
+}
+
 // startReplay starts the workers. stop ends them.
 func startReplay(engine *classifier.Engine, p *policy.Policy) *replay {
 	n := runtime.GOMAXPROCS(0)
 	r := &replay{engine: engine, policy: p, jobs: make(chan *replayJob, 2*n), spare: make(chan *replayJob, 2*n),
-		classes: map[string]int{}}
+		coder: newRecordCoder(engine.Manifest().Labels), classes: map[string]int{}, warn: func(string) {}}
 	for range 2 * n {
 		r.spare <- &replayJob{}
 	}
@@ -228,88 +238,116 @@ func (r *replay) stop() {
 // work classifies and decides batches.
 func (r *replay) work() {
 	results := make([]flow.Result, replayBatch)
+	var record []byte
 	for job := range r.jobs {
-		n := len(job.records)
-		if err := r.engine.Classify(job.samples[:n], results[:n]); err != nil {
+		n := len(job.seqs)
+		err := r.engine.Classify(job.samples[:n], results[:n])
+		for i := 0; i < n && err == nil; i++ {
+			s := job.samples[i]
+			d := r.policy.Decide(&s.Meta, results[i])
+			record = r.coder.encode(record[:0], r.file, s, &results[i], &d)
+			r.mu.Lock()
+			err = r.sorter.Add(job.seqs[i], record)
+			r.mu.Unlock()
+		}
+		if err != nil {
 			r.mu.Lock()
 			r.err = cmp.Or(r.err, err)
 			r.mu.Unlock()
-		} else {
-			for i, record := range job.records {
-				record.setResult(&results[i], r.policy.Decide(&job.samples[i].Meta, results[i]))
-			}
 		}
-		job.records = job.records[:0]
+		job.seqs = job.seqs[:0]
 		r.spare <- job
 		r.pending.Done()
 	}
 }
 
-// setResult fills in what classifier and policy said. Probabilities are
-// rounded, as their last digits depend on the machine.
-func (record *replayRecord) setResult(result *flow.Result, d policy.Decision) {
-	round := func(p float64) float64 { return math.Round(p*1e6) / 1e6 }
-	record.Class, record.Confidence = result.Class, round(result.Confidence)
-	record.Scores = make(map[string]float64, len(result.Labels))
-	for i, label := range result.Labels {
-		record.Scores[label] = round(result.Scores[i])
-	}
-	record.Decision, record.Rule = d.Action.String(), d.Rule
-}
-
-// read returns the flows of one file in order of their start. When the file
-// could not be read to its end, they come with an *assembly.FileError.
-func (r *replay) read(path string, bar *progress) ([]*replayRecord, error) {
+// read prints the flows of one file in order of their start. It returns an
+// *assembly.FileError when the file could not be read to its end; what could be
+// read was printed then.
+func (r *replay) read(path string, bar *progress) (err error) {
 	f, err := assembly.Open(path)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer f.Close()
-	r.file, r.records = path, nil
-	a := assembly.New(assembly.Options{MidStream: r.midStream}, r.add, func(f *assembly.Flow) {
-		record := f.User.(*replayRecord)
-		record.Packets, record.Bytes = f.Packets, f.Bytes
+	r.file, r.sorter = path, scratch.NewSorter("", 0)
+	defer func() { err = errors.Join(err, r.sorter.Close()) }()
+	var record *replayRecord // the same for all flows, to spare memory
+	var endErr error
+	var a *assembly.Assembler
+	a = assembly.New(assembly.Options{MidStream: r.midStream}, r.add, func(t assembly.Totals) {
+		if record == nil { // the first flow of the file; all are handed over
+			record, endErr = &replayRecord{}, cmp.Or(a.Err(), r.finish())
+			bar.clear()
+		}
+		if endErr == nil {
+			endErr = r.end(&t, record)
+		}
 	})
 	readErr := f.Run(a, bar.at)
 	bar.fileDone(f.Size())
-	r.submit()
-	r.pending.Wait()
-	if r.err != nil {
-		return nil, r.err
+	if err := cmp.Or(endErr, r.finish()); err != nil {
+		return err
 	}
 	counters := a.Counters()
 	r.counters.Add(&counters)
-	for _, record := range r.records {
-		r.classes[record.Class]++
-		if record.Decision == policy.Drop.String() {
-			r.drops++
-		}
+	if n := counters[assembly.Incomplete]; n > 0 {
+		bar.clear()
+		r.warn(incompleteWarning(path, n, counters.Samples()))
 	}
-	slices.SortFunc(r.records, func(a, b *replayRecord) int { return cmp.Compare(a.seq, b.seq) })
-	return r.records, readErr
+	return readErr
+}
+
+// incompleteWarning says that a file has flows that can't be judged.
+func incompleteWarning(path string, n, all uint64) string {
+	return fmt.Sprintf("%s: %d of %s incomplete: of packets with payload the file holds fewer than %d bytes of it; no rule drops such a flow (was the snap length small? tcpdump -s 0 keeps whole packets)",
+		path, n, count(all, "flow"), flow.IncompleteBytes)
 }
 
 // add takes a sample that was handed over.
 func (r *replay) add(f *assembly.Flow, s *flow.Sample) {
-	record := &replayRecord{
-		File: r.file, Src: s.Initiator().String(), Dst: s.Responder().String(), Proto: s.Key.Proto.String(),
-		Start: s.Start.UTC().Format(time.RFC3339Nano), Captured: len(s.Data), Complete: s.Complete(), seq: f.Seq,
-	}
-	f.User = record
-	r.records = append(r.records, record)
-
 	if r.job == nil {
 		r.job = <-r.spare
 	}
 	job := r.job
-	if len(job.samples) == len(job.records) {
+	n := len(job.seqs)
+	if len(job.samples) == n {
 		job.samples = append(job.samples, new(flow.Sample))
 	}
-	copySample(job.samples[len(job.records)], s) // s is used again after this call
-	job.records = append(job.records, record)
-	if len(job.records) == replayBatch {
+	copySample(job.samples[n], s) // s is used again after this call
+	job.seqs = append(job.seqs, f.Seq)
+	if len(job.seqs) == replayBatch {
 		r.submit()
 	}
+}
+
+// finish waits until all flows so far are classified.
+func (r *replay) finish() error {
+	r.submit()
+	r.pending.Wait()
+	return r.err
+}
+
+// end prints the next flow of the file, whose totals have come.
+func (r *replay) end(t *assembly.Totals, record *replayRecord) error {
+	seq, data, err := r.sorter.Next()
+	switch {
+	case err != nil:
+		return err
+	case seq != t.Seq:
+		return fmt.Errorf("flow %d has ended, but flow %d is the next one", t.Seq, seq)
+	}
+	if err := r.coder.decode(data, record); err != nil {
+		return err
+	}
+	record.Packets, record.Bytes = t.Packets, t.Bytes
+	if !record.Incomplete {
+		r.classes[record.Class]++
+	}
+	if record.Decision == policy.Drop.String() {
+		r.drops++
+	}
+	return r.print(record)
 }
 
 // copySample makes dst equal to s, in memory of its own.
@@ -337,6 +375,9 @@ func (r *replay) summary(w io.Writer, files int) error {
 	for i, class := range slices.Sorted(maps.Keys(r.classes)) {
 		b.WriteString([]string{": ", ", "}[min(i, 1)])
 		fmt.Fprintf(&b, "%d %s", r.classes[class], class)
+	}
+	if n := r.counters[assembly.Incomplete]; n > 0 {
+		fmt.Fprintf(&b, "; %d incomplete", n)
 	}
 	fmt.Fprintf(&b, "; the policy drops %d\n", r.drops)
 	fmt.Fprintf(&b, "%s:", count(r.counters.Packets(), "packet"))
@@ -370,38 +411,31 @@ func (j *replayJSON) flush() error                     { return nil }
 
 // replayTable prints aligned columns.
 type replayTable struct {
-	w     *tabwriter.Writer
-	files bool // with a column for the file
-	rows  int
+	columns *columns
+	files   bool // with a column for the file
+	rows    int
 }
 
 func newReplayTable(w io.Writer, files bool) *replayTable {
-	return &replayTable{w: tabwriter.NewWriter(w, 0, 0, 2, ' ', 0), files: files}
+	return &replayTable{columns: newColumns(w), files: files}
 }
 
 func (t *replayTable) print(r *replayRecord) error {
 	if t.rows == 0 {
-		if err := t.row("FILE", "START", "PROTO", "SRC", "DST", "PACKETS", "BYTES", "CAPTURED", "CLASS", "CONFIDENCE", "DECISION", "RULE"); err != nil {
+		if err := t.row("FILE", "START", "PROTO", "SRC", "DST", "PACKETS", "BYTES", "CAPTURED", "CLASS", "CONFIDENCE", "DECISION", "RULE", "NOTE"); err != nil {
 			return err
 		}
 	}
 	t.rows++
-	start, err := time.Parse(time.RFC3339Nano, r.Start)
-	if err != nil {
-		return err
-	}
-	return t.row(r.File, start.Format(startFormat), r.Proto, r.Src, r.Dst, fmt.Sprint(r.Packets), fmt.Sprint(r.Bytes),
-		fmt.Sprint(r.Captured), r.Class, fmt.Sprintf("%.4f", r.Confidence), r.Decision, cmp.Or(r.Rule, "-"))
+	return t.row(r.File, r.start.Format(startFormat), r.Proto, r.Src, r.Dst, fmt.Sprint(r.Packets), fmt.Sprint(r.Bytes),
+		fmt.Sprint(r.Captured), r.Class, fmt.Sprintf("%.4f", r.Confidence), r.Decision, cmp.Or(r.Rule, "-"), r.note())
 }
 
 func (t *replayTable) row(cells ...string) error {
 	if !t.files {
 		cells = cells[1:]
 	}
-	_, err := fmt.Fprintln(t.w, strings.Join(cells, "\t"))
-	return err
+	return t.columns.row(cells...)
 }
 
-func (t *replayTable) flush() error {
-	return t.w.Flush()
-}
+func (t *replayTable) flush() error { return t.columns.flush() }

@@ -3,9 +3,7 @@
 package assembly
 
 import (
-	"cmp"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
@@ -15,6 +13,7 @@ import (
 const (
 	DefaultIdleTimeout = 2 * time.Second
 	DefaultUDPIdle     = 60 * time.Second
+	DefaultMaxOpen     = 16384
 )
 
 // Options sets the times of an Assembler. The zero value means the defaults.
@@ -29,6 +28,13 @@ type Options struct {
 	// payload byte on and with its sender as the initiator, instead of leaving
 	// them alone (optional).
 	MidStream bool
+	// MaxOpen bounds the TCP flows before their first payload byte, and the
+	// captures in progress, that are held in memory, at least 2 (optional,
+	// DefaultMaxOpen). Those beyond that have been silent longest wait in a
+	// temporary file; nothing else changes for them.
+	MaxOpen int
+	// TempDir is the folder of the temporary file (optional, os.TempDir()).
+	TempDir string
 }
 
 // Counter names a cause that an Assembler counts. The numbers below verdicts
@@ -53,6 +59,10 @@ const (
 	Closed
 	Idle
 	End
+	// Cut counts samples that are cut (flow.Meta), Incomplete those of them that
+	// are incomplete.
+	Cut
+	Incomplete
 
 	// NumCounters is the number of counters.
 	NumCounters
@@ -67,6 +77,8 @@ var counterNames = [NumCounters]string{
 	Closed:     "handed_closed",
 	Idle:       "handed_idle",
 	End:        "handed_end",
+	Cut:        "cut",
+	Incomplete: "incomplete",
 }
 
 // String returns the counter's name.
@@ -112,8 +124,7 @@ const (
 )
 
 // Flow is one life of a flow, from its start to its restart or the end of the
-// file. It belongs to the Assembler; handlers may read it while they run, and
-// set User.
+// file. It belongs to the Assembler; handlers may read it while they run.
 type Flow struct {
 	Key           flow.Key
 	InitiatorIsLo bool
@@ -121,53 +132,73 @@ type Flow struct {
 	// Packets and Bytes count the whole flow so far, in both directions.
 	// Bytes are on the wire, L2 header included, Ethernet padding left out.
 	Packets, Bytes uint64
-	// Seq numbers the flows of an Assembler in order of their start, from 0.
+	// Seq numbers the flows of a file in order of their start, from 0.
 	Seq uint64
-	// User is for the handlers. The Assembler doesn't touch it.
-	User any
 
 	stage      stage
 	handedOver bool
+	midStream  bool
+	cut        bool   // the file lacks bytes of a captured packet
+	incomplete bool   // too many of them: flow.Meta
 	early      []byte // frames of the handshake stage
 	earlyRecs  []flow.Packet
 	sample     *flow.Sample // while collecting
+	deadline   time.Time    // of a collecting flow, on the Assembler's clock
 
-	// Collecting flows form a list in order of their latest packet.
+	ring       *ring // that it is in, nil for none
 	prev, next *Flow
-	deadline   time.Time // on the Assembler's clock
+}
+
+// Totals are the figures of a whole flow that was handed over.
+type Totals struct {
+	Seq uint64 // as Flow.Seq
+	// Packets and Bytes are explained at Flow.
+	Packets, Bytes uint64
 }
 
 // Assembler builds flows from packets in file order. Its clock is the
 // packets' own time. It is not safe for concurrent use.
+//
+// Its memory is bounded but for some 40 bytes per flow: a flow that is decided
+// leaves its totals in the ledger, and of the others those that have been
+// silent longest wait in a temporary file when there are many (Options.MaxOpen).
+// Nothing is forgotten before the file ends, so neither changes a sample, a
+// total or a counter.
 type Assembler struct {
 	opts     Options
 	onSample func(*Flow, *flow.Sample)
-	onEnd    func(*Flow)
+	onEnd    func(Totals)
 
-	flows    map[flow.Key]*Flow
-	list     Flow // ring: next is the flow that has been silent longest
+	flows    map[uint64]*Flow // by Seq, those that are neither decided nor in pages
+	waiting  ring             // those in the handshake stage
+	list     ring             // the collecting ones, in order of their latest packet
+	ledger   *ledger          // all flows, by Seq and by key
+	pages    *pages           // what is not in memory
+	recalled Flow             // the decided flow that a packet is for
 	now      time.Time
-	seq      uint64
 	counters Counters
 	free     []*flow.Sample
 }
 
 // New returns an Assembler. onSample gets each capture exactly once, in order
 // of hand-over; the sample is valid until onSample returns. onEnd (optional)
-// is called for each flow that was handed over, when nothing more can be
-// added to its totals.
-func New(opts Options, onSample func(*Flow, *flow.Sample), onEnd func(*Flow)) *Assembler {
+// is called by Flush for each flow that was handed over, in order of their
+// start.
+func New(opts Options, onSample func(*Flow, *flow.Sample), onEnd func(Totals)) *Assembler {
 	if opts.IdleTimeout <= 0 {
 		opts.IdleTimeout = DefaultIdleTimeout
 	}
 	if opts.UDPIdle <= 0 {
 		opts.UDPIdle = DefaultUDPIdle
 	}
-	if onEnd == nil {
-		onEnd = func(*Flow) {}
+	if opts.MaxOpen <= 0 {
+		opts.MaxOpen = DefaultMaxOpen
 	}
-	a := &Assembler{opts: opts, onSample: onSample, onEnd: onEnd, flows: make(map[flow.Key]*Flow)}
-	a.list.prev, a.list.next = &a.list, &a.list
+	if onEnd == nil {
+		onEnd = func(Totals) {}
+	}
+	a := &Assembler{opts: opts, onSample: onSample, onEnd: onEnd}
+	a.clear()
 	return a
 }
 
@@ -194,7 +225,7 @@ func (a *Assembler) Packet(ts time.Time, frame []byte, wireLen int) {
 		frame = frame[:p.WireLen]
 	}
 
-	f := a.flows[p.Key]
+	f := a.find(p.Key)
 	if f != nil && f.stage == collecting && ts.Sub(f.Last) >= a.opts.IdleTimeout {
 		// Only where the clock stands still: it would have expired.
 		a.handOver(f, flow.ReasonIdle)
@@ -212,6 +243,7 @@ func (a *Assembler) Packet(ts time.Time, frame []byte, wireLen int) {
 	if ts.After(f.Last) {
 		f.Last = ts
 	}
+	a.used(f)
 
 	if f.stage == handshake {
 		if p.PayloadLen == 0 {
@@ -219,7 +251,7 @@ func (a *Assembler) Packet(ts time.Time, frame []byte, wireLen int) {
 			// other flags it has.
 			if p.Flags.Closes() && f.Packets > 1 {
 				a.counters[HeaderOnly]++
-				delete(a.flows, f.Key)
+				a.drop(f)
 				return
 			}
 			a.keepEarly(f, &p, frame)
@@ -267,6 +299,7 @@ func (a *Assembler) startTCP(f *Flow, ts time.Time, p *Packet) *Flow {
 	} else if p.PayloadLen > 0 {
 		a.counters[MidStream]++
 		f = a.start(nil, ts, p)
+		f.midStream = true
 	}
 	return f
 }
@@ -279,11 +312,10 @@ func (a *Assembler) start(old *Flow, ts time.Time, p *Packet) *Flow {
 			a.counters[Restarted]++
 			a.release(old)
 		}
-		a.end(old)
+		a.drop(old)
 	}
-	f := &Flow{Key: p.Key, InitiatorIsLo: p.SrcIsLo, Start: ts, Last: ts, Seq: a.seq}
-	a.seq++
-	a.flows[p.Key] = f
+	f := &Flow{Key: p.Key, InitiatorIsLo: p.SrcIsLo, Start: ts, Last: ts}
+	a.enter(f)
 	return f
 }
 
@@ -294,6 +326,7 @@ func (a *Assembler) keepEarly(f *Flow, p *Packet, frame []byte) {
 		a.counters[LeftOut]++
 		return
 	}
+	f.noteCut(p, frame, flow.CaptureBytes)
 	f.earlyRecs = append(f.earlyRecs, f.record(p, len(f.early)))
 	f.early = append(f.early, frame...)
 }
@@ -312,12 +345,8 @@ func (f *Flow) record(p *Packet, offset int) flow.Packet {
 // collect moves a flow to the collecting stage: the handshake frames become
 // the start of its capture.
 func (a *Assembler) collect(f *Flow) {
-	if n := len(a.free); n > 0 {
-		f.sample, a.free = a.free[n-1], a.free[:n-1]
-	} else {
-		f.sample = new(flow.Sample)
-	}
-	f.sample.Reset()
+	f.leave()
+	f.sample = a.takeSample()
 	f.sample.Data = append(f.sample.Data, f.early...)
 	f.sample.Packets = append(f.sample.Packets, f.earlyRecs...)
 	f.early, f.earlyRecs = nil, nil
@@ -329,6 +358,7 @@ func (a *Assembler) collect(f *Flow) {
 // capture changes nothing about it.
 func (a *Assembler) capture(f *Flow, p *Packet, frame []byte) {
 	s := f.sample
+	f.noteCut(p, frame, flow.CaptureBytes-len(s.Data))
 	s.Packets = append(s.Packets, f.record(p, len(s.Data)))
 	s.Data = append(s.Data, frame[:min(len(frame), flow.CaptureBytes-len(s.Data))]...)
 	switch {
@@ -346,7 +376,8 @@ func (a *Assembler) capture(f *Flow, p *Packet, frame []byte) {
 func (a *Assembler) handOver(f *Flow, reason flow.Reason) {
 	s := f.sample
 	s.Meta = flow.Meta{Key: f.Key, InitiatorIsLo: f.InitiatorIsLo, Reason: reason,
-		Start: f.Start, Elapsed: f.Last.Sub(f.Start)}
+		Start: f.Start, Elapsed: f.Last.Sub(f.Start),
+		MidStream: f.midStream, Cut: f.cut, Incomplete: f.incomplete}
 	switch reason {
 	case flow.ReasonFull:
 		a.counters[Full]++
@@ -358,17 +389,21 @@ func (a *Assembler) handOver(f *Flow, reason flow.Reason) {
 	case flow.ReasonEnd:
 		a.counters[End]++
 	}
+	if s.Cut {
+		a.counters[Cut]++
+	}
+	if s.Incomplete {
+		a.counters[Incomplete]++
+	}
 	f.stage, f.handedOver = decided, true
 	a.onSample(f, s)
 	a.release(f)
+	a.settle(f)
 }
 
 // release takes the flow's sample back and the flow off the list.
 func (a *Assembler) release(f *Flow) {
-	if f.prev != nil {
-		f.prev.next, f.next.prev = f.next, f.prev
-		f.prev, f.next = nil, nil
-	}
+	f.leave()
 	a.free = append(a.free, f.sample)
 	f.sample = nil
 }
@@ -376,47 +411,37 @@ func (a *Assembler) release(f *Flow) {
 // touch moves the flow to the end of the list. The clock never goes back, so
 // the list stays in order of deadlines.
 func (a *Assembler) touch(f *Flow) {
-	if f.prev != nil {
-		f.prev.next, f.next.prev = f.next, f.prev
-	}
 	f.deadline = a.now.Add(a.opts.IdleTimeout)
-	last := a.list.prev
-	f.prev, f.next = last, &a.list
-	last.next, a.list.prev = f, f
+	a.list.push(f)
+	a.shrink(&a.list)
 }
 
 // expire hands over every capture whose deadline has come.
 func (a *Assembler) expire() {
-	for f := a.list.next; f != &a.list && !f.deadline.After(a.now); f = a.list.next {
-		a.handOver(f, flow.ReasonIdle)
-	}
-}
-
-func (a *Assembler) end(f *Flow) {
-	if f.handedOver {
-		a.onEnd(f)
+	for deadline, ok := a.oldest(); ok && !deadline.After(a.now); deadline, ok = a.oldest() {
+		if f := a.takeOldest(); f != nil {
+			a.handOver(f, flow.ReasonIdle)
+		}
 	}
 }
 
 // Flush ends the file: captures in progress are handed over in order of their
-// latest packet, with flow.ReasonEnd, then every flow ends, in order of its
-// start. The Assembler is empty afterwards and may be used for another file;
-// the counters go on.
-func (a *Assembler) Flush() {
-	for f := a.list.next; f != &a.list; f = a.list.next {
-		a.handOver(f, flow.ReasonEnd)
-	}
-	rest := make([]*Flow, 0, len(a.flows))
-	for _, f := range a.flows {
-		if f.stage == handshake {
-			a.counters[HeaderOnly]++
+// latest packet, with flow.ReasonEnd, then every flow that was handed over
+// ends, in order of its start. The Assembler is empty afterwards and may be
+// used for another file; the counters go on.
+//
+// The error is that of Err: captures that were in the temporary file are lost.
+func (a *Assembler) Flush() error {
+	for f := a.takeOldest(); f != nil; f = a.takeOldest() {
+		reason := flow.ReasonEnd
+		if !f.deadline.After(a.now) {
+			reason = flow.ReasonIdle // it was behind others in the temporary file
 		}
-		rest = append(rest, f)
+		a.handOver(f, reason)
 	}
-	slices.SortFunc(rest, func(x, y *Flow) int { return cmp.Compare(x.Seq, y.Seq) })
-	for _, f := range rest {
-		a.end(f)
-	}
-	clear(a.flows)
-	a.now = time.Time{}
+	a.counters[HeaderOnly] += uint64(a.waiting.n) + a.pages.handshakes
+	a.ledger.totals(a.onEnd)
+	err := a.pages.close()
+	a.clear()
+	return err
 }

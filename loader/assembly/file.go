@@ -254,9 +254,14 @@ func (f *File) Close() error { return f.file.Close() }
 
 // Run reads the whole file into a and flushes it. What was read before an
 // error is delivered all the same. progress (optional) is called now and then
-// with the file's position.
-func (f *File) Run(a *Assembler, progress func(pos int64)) error {
-	defer a.Flush()
+// with the file's position. An error of the Assembler's temporary file takes the
+// place of one of the capture file.
+func (f *File) Run(a *Assembler, progress func(pos int64)) (err error) {
+	defer func() {
+		if flushErr := a.Flush(); flushErr != nil {
+			err = flushErr
+		}
+	}()
 	for n := 1; ; n++ {
 		ts, frame, wireLen, err := f.Next()
 		if err == io.EOF {
@@ -266,6 +271,9 @@ func (f *File) Run(a *Assembler, progress func(pos int64)) error {
 			return err
 		}
 		a.Packet(ts, frame, wireLen)
+		if a.Err() != nil {
+			return nil // Flush returns it
+		}
 		if n%64 == 0 && progress != nil {
 			progress(f.Pos())
 		}

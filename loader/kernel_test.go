@@ -207,6 +207,7 @@ func (k *kernel) counts() map[string]uint64 {
 type seen struct {
 	Key           string
 	InitiatorIsLo bool
+	MidStream     bool
 	Reason        string
 	Offsets       []uint16
 	WireLens      []uint32
@@ -216,7 +217,7 @@ type seen struct {
 
 func look(s *flow.Sample) seen {
 	v := seen{
-		Key: s.Key.String(), InitiatorIsLo: s.InitiatorIsLo, Reason: s.Reason.String(),
+		Key: s.Key.String(), InitiatorIsLo: s.InitiatorIsLo, MidStream: s.MidStream, Reason: s.Reason.String(),
 		Data: slices.Clone(s.Data),
 	}
 	for _, p := range s.Packets {
@@ -324,7 +325,7 @@ func TestPackets(t *testing.T) {
 			frames:    [][]byte{up(f.ACK, 0), up(f.FIN|f.ACK, 0), down(f.ACK, 400), up(f.ACK, 0), up(f.ACK, 600), up(f.ACK, 1400)},
 			counts:    map[string]uint64{"mid_stream": 1, "handed_full": 1},
 			want: []seen{{
-				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: false, Reason: "full",
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: false, MidStream: true, Reason: "full",
 				Offsets: []uint16{0, 454, 508}, WireLens: []uint32{454, 54, 654}, FromInitiator: []bool{true, false, false},
 			}},
 		},
@@ -334,7 +335,7 @@ func TestPackets(t *testing.T) {
 			frames:    [][]byte{up(f.RST, 0), up(f.ACK, 10), up(f.SYN, 0), up(f.ACK, 0), down(f.RST, 0), up(f.FIN|f.ACK, 5), up(f.ACK, 7)},
 			counts:    map[string]uint64{"tcp_opened": 1, "restarted": 1, "header_only": 1, "mid_stream": 2, "handed_closed": 1},
 			want: []seen{{
-				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "closed",
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, MidStream: true, Reason: "closed",
 				Offsets: []uint16{0}, WireLens: []uint32{59}, FromInitiator: []bool{true},
 			}},
 		},
@@ -528,11 +529,11 @@ func TestPackets(t *testing.T) {
 			counts:    map[string]uint64{"mid_stream": 5, "handed_full": 5},
 			midStream: true,
 			want: []seen{
-				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443 vlan 7.8", InitiatorIsLo: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1462}, FromInitiator: []bool{true}},
-				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443 vlan 7.9", InitiatorIsLo: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1462}, FromInitiator: []bool{true}},
-				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443 vlan 7.10", InitiatorIsLo: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1462}, FromInitiator: []bool{true}},
-				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443 vlan 11", InitiatorIsLo: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1458}, FromInitiator: []bool{true}},
-				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443.12", InitiatorIsLo: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1462}, FromInitiator: []bool{true}},
+				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443 vlan 7.8", InitiatorIsLo: true, MidStream: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1462}, FromInitiator: []bool{true}},
+				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443 vlan 7.9", InitiatorIsLo: true, MidStream: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1462}, FromInitiator: []bool{true}},
+				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443 vlan 7.10", InitiatorIsLo: true, MidStream: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1462}, FromInitiator: []bool{true}},
+				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443 vlan 11", InitiatorIsLo: true, MidStream: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1458}, FromInitiator: []bool{true}},
+				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443.12", InitiatorIsLo: true, MidStream: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1462}, FromInitiator: []bool{true}},
 			},
 		},
 		{

@@ -95,5 +95,6 @@ func decodeSample(raw []byte, s *flow.Sample) error {
 	}
 	s.Data = s.Data[:length]
 	copy(s.Data, raw[header:header+length])
+	s.MidStream = midStream(s)
 	return nil
 }

@@ -67,7 +67,8 @@ in a warning, and what could be read of them is used. A folder has to hold a flo
 Labels are made of a-z, 0-9, "-", "_" and "."; unknown can't be one.
 
 A sample is left out when another of its label has the same bytes after masking
-with the recipe strict: it would be the same image twice.
+with the recipe strict: it would be the same image twice. So is an incomplete one, as
+replay --help explains it: its payload is not in the file.
 
 Examples:
    earlydrop dataset --manifest lab/manifest.tsv --out dataset
@@ -390,6 +391,7 @@ type dataset struct {
 	Labels     map[string]int            `json:"labels"`
 	Groups     map[string]map[string]int `json:"groups"` // label, group: samples
 	Duplicates map[string]int            `json:"duplicates_left_out"`
+	Incomplete map[string]int            `json:"incomplete_left_out"`
 	Files      int                       `json:"files"`
 	Counters   map[string]uint64         `json:"counters"`
 	Digest     string                    `json:"digest"` // of the other four files, one after another
@@ -405,6 +407,9 @@ func (d *dataset) print(w io.Writer, out string) {
 		}
 		t.AppendRow(table.Row{label, "(all groups)", d.Labels[label]})
 		t.AppendRow(table.Row{label, "(duplicates left out)", d.Duplicates[label]})
+		if n := d.Incomplete[label]; n > 0 {
+			t.AppendRow(table.Row{label, "(incomplete left out)", n})
+		}
 		t.AppendSeparator()
 	}
 	t.AppendFooter(table.Row{"", "all samples", d.Samples})
@@ -427,7 +432,7 @@ type datasetWriter struct {
 func writeDataset(c *cli.Context, dir string, inputs []datasetInput, columns []string) (_ *dataset, err error) {
 	w := &datasetWriter{columns: columns, seen: map[[sha256.Size]byte]struct{}{}}
 	w.dataset = dataset{Format: datasetFormat, Labels: map[string]int{}, Groups: map[string]map[string]int{},
-		Duplicates: map[string]int{}, Files: len(inputs), Counters: map[string]uint64{}}
+		Duplicates: map[string]int{}, Incomplete: map[string]int{}, Files: len(inputs), Counters: map[string]uint64{}}
 	closers := []func() error{}
 	defer func() { // what a failure left open
 		for _, f := range closers {
@@ -501,7 +506,7 @@ func (w *datasetWriter) readAll(c *cli.Context, inputs []datasetInput) error {
 		if w.dataset.Groups[in.label] == nil {
 			w.dataset.Groups[in.label] = map[string]int{}
 		}
-		before := counters.Samples()
+		before := counters
 		err := w.readFile(in, &counters, bar.at)
 		var fileErr *assembly.FileError
 		errors.As(err, &fileErr)
@@ -509,7 +514,10 @@ func (w *datasetWriter) readAll(c *cli.Context, inputs []datasetInput) error {
 			if folders[in.folder] == nil {
 				folders[in.folder] = &captureFolder{}
 			}
-			folders[in.folder].add(counters.Samples()-before, fileErr)
+			folders[in.folder].add(counters.Samples()-before.Samples(), counters[assembly.Incomplete]-before[assembly.Incomplete], fileErr)
+		}
+		if counters[assembly.Incomplete] > before[assembly.Incomplete] {
+			warnings.addIncomplete(in.path)
 		}
 		switch {
 		case fileErr != nil && in.folder != "":
@@ -517,7 +525,7 @@ func (w *datasetWriter) readAll(c *cli.Context, inputs []datasetInput) error {
 		case fileErr != nil:
 			return asBadInput(err)
 		case err != nil:
-			return err
+			return adviseTempDir(err)
 		}
 		bar.fileDone(sizes[i])
 	}
@@ -527,7 +535,12 @@ func (w *datasetWriter) readAll(c *cli.Context, inputs []datasetInput) error {
 		}
 	}
 	for _, label := range slices.Sorted(maps.Keys(w.dataset.Groups)) {
-		if w.dataset.Labels[label] == 0 {
+		switch n := w.dataset.Incomplete[label]; {
+		case w.dataset.Labels[label] > 0:
+		case n > 0:
+			return badInput("no capture of label %s holds a flow that is complete: %s left out, as of packets with payload the files hold fewer than %d bytes of it",
+				label, count(uint64(n), "flow"), flow.IncompleteBytes)
+		default:
 			return badInput("no capture of label %s holds a flow with payload", label)
 		}
 	}
@@ -535,20 +548,21 @@ func (w *datasetWriter) readAll(c *cli.Context, inputs []datasetInput) error {
 		w.dataset.Counters[assembly.Counter(i).String()] = n
 	}
 	bar.done()
-	warnings.print(c.App.ErrWriter)
+	warnings.print(c.App.ErrWriter, counters[assembly.Incomplete])
 	return nil
 }
 
 // captureFolder counts what a --captures folder holds.
 type captureFolder struct {
 	files, notCaptures int
-	flows              uint64
+	flows, incomplete  uint64
 	first              *assembly.FileError // of a file that is no capture
 }
 
-func (f *captureFolder) add(flows uint64, err *assembly.FileError) {
+func (f *captureFolder) add(flows, incomplete uint64, err *assembly.FileError) {
 	f.files++
 	f.flows += flows
+	f.incomplete += incomplete
 	if err != nil && errors.Is(err, assembly.ErrNotCapture) {
 		f.notCaptures++
 		if f.first == nil {
@@ -560,8 +574,10 @@ func (f *captureFolder) add(flows uint64, err *assembly.FileError) {
 // check refuses a folder that nothing can be learned from.
 func (f *captureFolder) check(name string) error {
 	switch {
-	case f.flows > 0:
+	case f.flows > f.incomplete:
 		return nil
+	case f.incomplete > 0:
+		return fmt.Errorf("--captures %s: %s in it, all incomplete: of packets with payload the files hold fewer than %d bytes of it", name, count(f.flows, "flow"), flow.IncompleteBytes)
 	case f.notCaptures == f.files:
 		return fmt.Errorf("--captures %s: none of its %s is a capture, the first is %w", name, count(uint64(f.files), "file"), f.first)
 	}
@@ -577,7 +593,10 @@ func (w *datasetWriter) readFile(in *datasetInput, counters *assembly.Counters, 
 	defer f.Close()
 	var writeErr error
 	a := assembly.New(assembly.Options{}, func(_ *assembly.Flow, s *flow.Sample) {
-		if writeErr == nil {
+		switch {
+		case s.Incomplete:
+			w.dataset.Incomplete[in.label]++
+		case writeErr == nil:
 			writeErr = w.add(in, s)
 		}
 	}, nil)
@@ -669,12 +688,23 @@ func (w *datasetWriter) finish(dir string) error {
 	return os.WriteFile(filepath.Join(dir, datasetFile), append(text, '\n'), 0o644)
 }
 
-// fileWarnings collects capture files that could not be read to their end.
+// fileWarnings collects capture files that could not be read to their end, or that
+// hold incomplete flows.
 type fileWarnings struct {
 	causes []string // in order of their first file
 	first  map[string]*assembly.FileError
 	count  map[string]int
 	all    int
+
+	incomplete      int // files with incomplete flows
+	firstIncomplete string
+}
+
+func (w *fileWarnings) addIncomplete(path string) {
+	if w.incomplete == 0 {
+		w.firstIncomplete = path
+	}
+	w.incomplete++
 }
 
 func (w *fileWarnings) add(err *assembly.FileError) {
@@ -690,8 +720,13 @@ func (w *fileWarnings) add(err *assembly.FileError) {
 	w.all++
 }
 
-// print writes one line with the number of files and a line for each cause.
-func (w *fileWarnings) print(out io.Writer) {
+// print writes one line with the number of files and a line for each cause, and one
+// about the incomplete flows.
+func (w *fileWarnings) print(out io.Writer, incomplete uint64) {
+	if incomplete > 0 {
+		fmt.Fprintf(out, "warning: %s left out in %s, as of packets with payload fewer than %d bytes of it are there (was the snap length small?), first %s\n",
+			count(incomplete, "incomplete flow"), count(uint64(w.incomplete), "file"), flow.IncompleteBytes, w.firstIncomplete)
+	}
 	if w.all == 0 {
 		return
 	}

@@ -15,11 +15,15 @@
 //     that are hard to tell apart share the probability between them. Where the
 //     outcome is flow.Unknown, as no class is likely enough to be named, the
 //     likeliest stands for it: what is enough for a rule is its min_confidence. A
-//     rule that names flow.Unknown takes every flow with this outcome.
+//     rule that names flow.Unknown takes every flow with this outcome. A flow that
+//     was captured from its middle is taken only by a rule with mid_stream, since
+//     models know beginnings.
 //  3. Otherwise the flow passes.
 //
+// No rule takes an incomplete flow, of which a capture file holds too little.
+//
 // A rule that names the class but does not take the flow (confidence too low,
-// or an exception) is stepped over: a later rule may still take it. If none
+// an exception, mid-stream) is stepped over: a later rule may still take it. If none
 // does, the decision names the first rule that was stepped over, and why.
 //
 // Whether a drop is carried out is not decided here: in Monitor mode the
@@ -94,6 +98,8 @@ const (
 	ReasonNoRule        = "no rule"              // no rule names the class
 	ReasonLowConfidence = "below min_confidence" // the rule wants more confidence
 	ReasonException     = "exception"            // an exception of the rule matched
+	ReasonMidStream     = "mid-stream"           // captured from its middle, and the rule has no mid_stream
+	ReasonIncomplete    = "incomplete"           // too little of the flow is in the capture file
 )
 
 // Decision is what becomes of one flow.
@@ -123,7 +129,8 @@ type Decision struct {
 	// was asked, or one for flow.Unknown, it is that of the likeliest class.
 	Confidence float64
 	// Detected is true when a rule found enough of its classes in the flow. Such
-	// a flow passes only because of an exception or the allow-list.
+	// a flow passes only because of an exception or the allow-list, or as it was
+	// captured from its middle.
 	Detected bool
 	TTL      time.Duration // how long the block is to last; 0 for Pass
 	Reason   string        // one of the Reason constants
@@ -240,7 +247,10 @@ type Rule struct {
 	ModelThreshold bool
 	Action         Action // always Drop: what no rule takes passes anyway
 	TTL            time.Duration
-	Except         []Match
+	// MidStream is true for a rule that also takes flows that were captured from
+	// their middle.
+	MidStream bool
+	Except    []Match
 }
 
 // Policy is a checked policy. It is made by Load, Parse or Default and must
@@ -249,6 +259,12 @@ type Policy struct {
 	Mode  Mode
 	Allow []Match
 	Rules []Rule
+}
+
+// TreatsMidStream reports whether a rule takes flows that were captured from their
+// middle. Without one, capturing them has no effect but events.
+func (p *Policy) TreatsMidStream() bool {
+	return slices.ContainsFunc(p.Rules, func(r Rule) bool { return r.MidStream })
 }
 
 // likeliest returns the likeliest label of r, for which the predicted class stands
@@ -377,6 +393,10 @@ func (p *Policy) Decide(m *flow.Meta, r flow.Result) Decision {
 		d.Rule, d.Reason, d.Detected = p.Allow[i].String(), ReasonAllowList, p.detects(&r, likeliest)
 		return d
 	}
+	if m.Incomplete {
+		d.Reason = ReasonIncomplete
+		return d
+	}
 	for i := range p.Rules {
 		rule := &p.Rules[i]
 		if !rule.asks(&r, likeliest) {
@@ -388,9 +408,11 @@ func (p *Policy) Decide(m *flow.Meta, r flow.Result) Decision {
 			why = ReasonLowConfidence
 		case matchesAny(rule.Except, initiator, responder) >= 0:
 			why = ReasonException
+		case m.MidStream && !rule.MidStream:
+			why = ReasonMidStream
 		}
 		if why != ReasonRule && d.RuleClasses != "" {
-			d.Detected = d.Detected || why == ReasonException
+			d.Detected = d.Detected || why != ReasonLowConfidence
 			continue // the first one that was stepped over is named already
 		}
 		class, classes := rule.named(&r)

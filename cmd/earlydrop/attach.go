@@ -45,6 +45,12 @@ A verdict says
 
 The class of block_ended is that of the map: the likeliest of the rule's classes.
 
+TCP flows that are open already are left alone. With --mid-stream capture they are
+captured from their middle, where models err: they would take 64 % of open HTTPS
+downloads for tunnels (153 of 240 in the lab, see the README). So only rules that say
+mid_stream: true drop them, and mode enforce needs such a rule then. Their verdicts
+have mid_stream: true.
+
 Examples:
    earlydrop attach -i eth0
    earlydrop attach -i eth0 --policy /etc/earlydrop/policy.yaml --mode enforce --quiet
@@ -80,7 +86,16 @@ func interfaceFlag() cli.Flag {
 // midStreamFlag says what becomes of TCP flows that were open before, the same for
 // live traffic and for files.
 func midStreamFlag() cli.Flag {
-	return &cli.StringFlag{Name: "mid-stream", Value: "ignore", Usage: "`ignore` TCP flows seen without their SYN, or capture them from their next payload byte on"}
+	return &cli.StringFlag{Name: "mid-stream", Value: "ignore", Usage: "`ignore` TCP flows seen without their SYN, or capture them from their next payload byte on; only rules with mid_stream: true take these"}
+}
+
+// checkMidStream refuses to enforce a policy that does not say what is to become of
+// the flows that are captured from their middle.
+func checkMidStream(capture bool, mode policy.Mode, p *policy.Policy) error {
+	if !capture || mode != policy.Enforce || p.TreatsMidStream() {
+		return nil
+	}
+	return badInput("--mid-stream capture in mode enforce needs a rule with \"mid_stream: true\", and the policy has none: models know the beginnings of flows, and take many an ordinary one for a tunnel from its middle on (see the README); add the key to a rule, or leave --mid-stream out")
 }
 
 func parseMidStream(s string) (capture bool, err error) {
@@ -136,6 +151,9 @@ func attach(c *cli.Context) error {
 		if mode, err = policy.ParseMode(c.String("mode")); err != nil {
 			return asBadInput(err)
 		}
+	}
+	if err := checkMidStream(midStream, mode, pol); err != nil {
+		return err
 	}
 	out, err := openSinks(c, passes)
 	if err != nil {

@@ -415,3 +415,33 @@ func TestPassLimit(t *testing.T) {
 		}
 	}
 }
+
+func TestVerdictEventSaysThatAFlowIsMidStream(t *testing.T) {
+	var s flow.Sample
+	s.Reset()
+	s.Key, s.InitiatorIsLo = flow.NewKey(netip.MustParseAddrPort("10.0.0.1:1000"), netip.MustParseAddrPort("10.9.0.1:443"), flow.TCP, 0, 0)
+	p, err := policy.Parse("p.yaml", []byte("rules: [{name: all, class: v2ray, min_confidence: 0.5, action: drop, ttl: 1m}]"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	result := flow.Result{Class: "v2ray", Confidence: 0.9}
+	for _, midStream := range []bool{false, true} {
+		s.MidStream = midStream
+		e := newVerdictEvent(&daemon{iface: func() string { return "v0" }, mode: policy.Enforce}, &s, result, p.Decide(&s.Meta, result), !midStream, nil, testStart)
+		line, err := json.Marshal(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var text bytes.Buffer
+		if err := (&sinks{}).print(&text, &e); err != nil {
+			t.Fatal(err)
+		}
+		if midStream != strings.Contains(string(line), `"mid_stream":true`) || midStream != strings.Contains(string(line), `"reason":"mid-stream"`) ||
+			midStream == strings.Contains(string(line), `"decision":"drop"`) {
+			t.Errorf("mid-stream %v: %s", midStream, line)
+		}
+		if midStream != strings.Contains(text.String(), ", mid-stream  mid-stream all") || midStream == strings.Contains(text.String(), "drop ") {
+			t.Errorf("mid-stream %v: %s", midStream, &text)
+		}
+	}
+}

@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -103,7 +102,7 @@ func explain(c *cli.Context) (err error) {
 	var fileErr *assembly.FileError
 	switch {
 	case cut != nil && !errors.As(cut, &fileErr):
-		return cut
+		return adviseTempDir(cut)
 	case len(flows) == 0 && cut != nil:
 		return cut
 	case len(flows) == 0:
@@ -160,27 +159,27 @@ func flowsOf(file *capture, midStream bool, bar *progress, found *flow.Sample, w
 
 // listFlows prints the flows of a file with their numbers.
 func listFlows(c *cli.Context, engine *classifier.Engine, p *policy.Policy, file *capture, midStream bool, bar *progress) error {
-	r := startReplay(engine, p)
-	r.midStream = midStream
-	defer r.stop()
-	records, err := r.read([]*capture{file}, bar)
-	var fileErr *assembly.FileError
-	if err != nil && !errors.As(err, &fileErr) { // the caller has that one already
+	t := newColumns(c.App.Writer)
+	if err := t.row("FLOW", "START", "PROTO", "SRC", "DST", "CAPTURED", "CLASS", "CONFIDENCE", "NOTE"); err != nil {
 		return err
 	}
-	bar.done()
-	t := tabwriter.NewWriter(c.App.Writer, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "FLOW\tSTART\tPROTO\tSRC\tDST\tCAPTURED\tCLASS\tCONFIDENCE")
-	for i, record := range records {
-		start, err := time.Parse(time.RFC3339Nano, record.Start)
-		if err != nil {
-			return err
-		}
-		class, confidence := record.table(record.Class, record.Confidence)
-		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", i+1, start.Format(startFormat), record.Proto, record.Src, record.Dst,
-			record.Captured, class, confidence)
+	number := 0
+	r := startReplay(engine, p)
+	r.midStream = midStream
+	r.print = func(f *replayRecord) error {
+		number++
+		class, confidence := f.table(f.Class, f.Confidence)
+		return t.row(strconv.Itoa(number), f.start.Format(startFormat), f.Proto, f.Src, f.Dst,
+			strconv.Itoa(f.Captured), class, confidence, f.note())
 	}
-	if err := t.Flush(); err != nil {
+	defer r.stop()
+	err := r.read([]*capture{file}, bar)
+	var fileErr *assembly.FileError
+	if err != nil && !errors.As(err, &fileErr) { // the caller has that one already
+		return adviseTempDir(err)
+	}
+	bar.done()
+	if err := t.flush(); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(c.App.Writer, "choose one with --flow NUMBER\n")
@@ -204,7 +203,17 @@ func (e *explanation) heading() []string {
 			count(uint64(len(s.Packets)), "packet"), len(s.Data), s.Reason),
 		fmt.Sprintf("model %s %s, mask %s", m.Name, m.Version, m.Mask),
 	}
-	n := nameFlow(&e.decision, &e.result)
+	switch {
+	case s.Incomplete:
+		lines = append(lines, fmt.Sprintf("incomplete: the file holds fewer than %d payload bytes of a packet, so the answer says little; no rule drops the flow",
+			flow.IncompleteBytes))
+	case s.Cut:
+		lines = append(lines, "cut: the file lacks the end of some packets, which a live capture would have")
+	}
+	if s.MidStream {
+		lines = append(lines, "mid-stream: captured from its middle, but models know beginnings; only rules with mid_stream: true take the flow")
+	}
+	n := nameFlow(&e.decision)
 	class := "class " + n.line(e.result.Class, e.result.Confidence)
 	if e.result.Class == flow.Unknown {
 		class += fmt.Sprintf(": no label reaches %s", strconv.FormatFloat(m.Unknown, 'g', 6, 64))

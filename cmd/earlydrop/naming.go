@@ -23,12 +23,13 @@ type naming struct {
 	// confidence, also where that is not enough to call the flow by it.
 	Likeliest string `json:"likeliest,omitempty"`
 	// Detected is true when a rule found enough of its classes in the flow,
-	// whether it is dropped or passes by an exception or the allow-list.
+	// whether it is dropped or passes by an exception, by the allow-list or as it was
+	// captured from its middle.
 	Detected *bool `json:"detected,omitempty"`
 }
 
-// nameFlow says of a flow what policy d and classifier r say.
-func nameFlow(d *policy.Decision, r *flow.Result) naming {
+// nameFlow says of a flow what policy d says.
+func nameFlow(d *policy.Decision) naming {
 	n := naming{Likeliest: d.Likeliest, Detected: &d.Detected}
 	if d.RuleClasses != "" {
 		n.RuleClasses = strings.Split(d.RuleClasses, "|")

@@ -41,7 +41,7 @@ func TestFlowIsNamedAfterWhatDecided(t *testing.T) {
 			policy.Decision{Likeliest: "background", Confidence: 0.99}, flow.Result{Class: "background", Confidence: 0.99},
 			"background 0.990", "background", "0.9900"},
 	} {
-		n := nameFlow(&tt.d, &tt.r)
+		n := nameFlow(&tt.d)
 		name, confidence := n.table(tt.r.Class, tt.r.Confidence)
 		if line := n.line(tt.r.Class, tt.r.Confidence); line != tt.line || name != tt.table || confidence != tt.confidence {
 			t.Errorf("%s: %q, %q, %q; want %q, %q, %q", tt.name, line, name, confidence, tt.line, tt.table, tt.confidence)
@@ -61,7 +61,7 @@ func TestReplayNamesWhatDecided(t *testing.T) {
 	}
 	lines := strings.Split(stdout, "\n")
 	column := strings.Index(lines[0], "CLASS")
-	for i, want := range []string{"shadowsocks|v2ray (shadowsocks)  0.9564      drop      eager", "shadowsocks|v2ray (shadowsocks)  0.7353      drop      eager"} {
+	for i, want := range []string{"shadowsocks|v2ray (shadowsocks)  0.9564      drop      eager  -", "shadowsocks|v2ray (shadowsocks)  0.7353      drop      eager  -"} {
 		if got := lines[i+1][column:]; got != want {
 			t.Errorf("row %q, want %q", got, want)
 		}
@@ -75,10 +75,7 @@ func TestReplayNamesWhatDecided(t *testing.T) {
 	}
 	var got []string
 	for line := range strings.Lines(stdout) {
-		var r replayRecord
-		if err := json.Unmarshal([]byte(line), &r); err != nil {
-			t.Fatal(err)
-		}
+		r := parseRecord(t, line)
 		got = append(got, r.Class+" "+strings.Join(r.RuleClasses, "|")+" "+r.Likeliest)
 	}
 	// The second flow is like no class by itself, and the model's outcome says so.

@@ -68,6 +68,20 @@ func replayFixture(t testing.TB) string {
 	})
 }
 
+// parsedRecord is a line of replay --json.
+type parsedRecord struct {
+	replayRecord
+	Scores map[string]float64 `json:"scores"`
+}
+
+func parseRecord(t testing.TB, line string) (r parsedRecord) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(line), &r); err != nil {
+		t.Fatalf("line %q: %v", line, err)
+	}
+	return r
+}
+
 // expectedResult classifies a sample made of whole frames by hand, without
 // the code that replay goes through.
 func expectedResult(t *testing.T, s *flow.Sample) flow.Result {
@@ -186,16 +200,10 @@ func TestReplayIsDeterministic(t *testing.T) {
 	_, alone, _ := runForTest("replay", "--json", "--model", tinyModel, filepath.Join(dir, "one.pcap"))
 	classes := map[string]int{}
 	found := false
-	var single replayRecord
-	if err := json.Unmarshal([]byte(alone), &single); err != nil {
-		t.Fatal(err)
-	}
+	single := parseRecord(t, alone)
 	last := ""
 	for line := range strings.Lines(first) {
-		var r replayRecord
-		if err := json.Unmarshal([]byte(line), &r); err != nil {
-			t.Fatal(err)
-		}
+		r := parseRecord(t, line)
 		if r.File+r.Start <= last {
 			t.Errorf("flow of %s after %s", r.Start, last)
 		}
@@ -212,7 +220,7 @@ func TestReplayIsDeterministic(t *testing.T) {
 		if r.Src == single.Src {
 			found = true
 			r.File = single.File
-			if diff := cmp.Diff(single, r, cmpopts.IgnoreUnexported(replayRecord{}), cmpopts.IgnoreFields(replayRecord{}, "Start"),
+			if diff := cmp.Diff(single, r, cmp.AllowUnexported(parsedRecord{}), cmpopts.IgnoreUnexported(replayRecord{}), cmpopts.IgnoreFields(replayRecord{}, "Start", "Scores"),
 				cmpopts.EquateApprox(0, 2e-6)); diff != "" {
 				t.Errorf("alone and among others:\n%s", diff)
 			}
@@ -235,7 +243,7 @@ func TestReplayTable(t *testing.T) {
 	}
 	lines := strings.Split(stdout, "\n")
 	if len(lines) != 6 || strings.Join(strings.Fields(lines[0]), " ") !=
-		"START PROTO SRC DST PACKETS BYTES CAPTURED CLASS CONFIDENCE DECISION RULE" {
+		"START PROTO SRC DST PACKETS BYTES CAPTURED CLASS CONFIDENCE DECISION RULE NOTE" {
 		t.Fatalf("stdout:\n%s", stdout)
 	}
 	for i, want := range []string{"2026-05-04 03:02:01.234  udp    10.0.0.1:53001   10.9.0.3:53  2        98     98",
@@ -284,10 +292,7 @@ func TestReplayShowsTheOutcomeUnknown(t *testing.T) {
 	}
 	got := map[string]int{}
 	for line := range strings.Lines(stdout) {
-		var r replayRecord
-		if err := json.Unmarshal([]byte(line), &r); err != nil {
-			t.Fatal(err)
-		}
+		r := parseRecord(t, line)
 		rule := ""
 		switch {
 		case r.Confidence < 0.5:

@@ -56,6 +56,7 @@ type Event struct {
 	Error          string   `json:"error"`
 	Rule           string   `json:"rule"`
 	Reason         string   `json:"reason"`
+	MidStream      bool     `json:"mid_stream"`
 	Model          string   `json:"model"`
 	Captured       int      `json:"captured"`
 	Complete       bool     `json:"complete"`

@@ -32,6 +32,7 @@ func FuzzParse(f *testing.F) {
 		"mode: &a monitor", "mode: *a", "<<: {}", "? a\n: b", "mode: |\n  x\n", "mode: 'a\nb'", "a: b\n---\nc: d\n", "%YAML 1.2\n---\n",
 		"rules:\n\t- x", "[[[[", "- - - -", "\xff\xfe", "rules: [{class: v2ray, min_confidence: .9, action: drop, ttl: 1m, except: [{cidr: '::ffff:1.2.3.0/120'}]}]",
 		"rules: [{class: unknown, action: drop, ttl: 1m}, {class: tor, action: drop, ttl: 1m}, {class: [tor, v2ray], action: drop, ttl: 1m}]",
+		"rules: [{class: v2ray, action: drop, ttl: 1m, mid_stream: true}, {class: v2ray, action: drop, ttl: 1m, mid_stream: FALSE}]",
 		"!!map {}", "# only\n", "mode: monitor # x\n...\n", "rules:\n- name: é\n", "\ufeffmode: x", "a: >-\n x\n\n y\nmode:", "allow:\n - cidr: ::/0\n   port:\n",
 	} {
 		f.Add([]byte(seed))
@@ -63,7 +64,7 @@ func FuzzParse(f *testing.F) {
 					if one != two {
 						t.Fatalf("%s %v: %+v, written out %+v", m.Key, r, one, two)
 					}
-					checkDecision(t, p, one)
+					checkDecision(t, p, m, one)
 				}
 			}
 		}
@@ -130,14 +131,19 @@ func checkMatches(t *testing.T, matches []Match) {
 }
 
 // checkDecision holds what every decision keeps to.
-func checkDecision(t *testing.T, p *Policy, d Decision) {
+func checkDecision(t *testing.T, p *Policy, m *flow.Meta, d Decision) {
 	at := slices.IndexFunc(p.Rules, func(r Rule) bool { return r.Name == d.Rule })
 	switch d.Reason {
 	case ReasonRule:
-		if at < 0 || d.Action != Drop || d.TTL != p.Rules[at].TTL || d.Confidence < p.Rules[at].MinConfidence || !slices.Contains(p.Rules[at].Classes, d.Class) {
+		if at < 0 || d.Action != Drop || d.TTL != p.Rules[at].TTL || d.Confidence < p.Rules[at].MinConfidence || !slices.Contains(p.Rules[at].Classes, d.Class) ||
+			m.MidStream && !p.Rules[at].MidStream {
 			t.Fatalf("decision %+v", d)
 		}
 		return
+	case ReasonMidStream:
+		if at < 0 || !m.MidStream || p.Rules[at].MidStream {
+			t.Fatalf("decision %+v", d)
+		}
 	case ReasonLowConfidence, ReasonException:
 		if at < 0 || !slices.Contains(p.Rules[at].Classes, d.Class) {
 			t.Fatalf("decision %+v", d)
@@ -184,7 +190,8 @@ func probes(p *Policy) []*flow.Meta {
 		b := addrs[(i+1)%len(addrs)]
 		for _, port := range ports {
 			key, isLo := flow.NewKey(netip.AddrPortFrom(a, 50000), netip.AddrPortFrom(b, port), flow.UDP, 0, 0)
-			flows = append(flows, &flow.Meta{Key: key, InitiatorIsLo: isLo}, &flow.Meta{Key: key, InitiatorIsLo: !isLo})
+			flows = append(flows, &flow.Meta{Key: key, InitiatorIsLo: isLo}, &flow.Meta{Key: key, InitiatorIsLo: !isLo},
+				&flow.Meta{Key: key, InitiatorIsLo: isLo, MidStream: true})
 		}
 	}
 	return flows
@@ -226,6 +233,7 @@ func writeYAML(p *Policy) string {
 		if !r.ModelThreshold && r.Classes[0] != flow.Unknown {
 			fmt.Fprintf(&b, "    min_confidence: %s\n", strconv.FormatFloat(r.MinConfidence, 'f', -1, 64))
 		}
+		fmt.Fprintf(&b, "    mid_stream: %t\n", r.MidStream)
 		matches("    ", "except", r.Except)
 	}
 	return b.String()

@@ -261,7 +261,7 @@ func (d *decoder) checkTokens(tokens token.Tokens) error {
 			keys++
 		}
 		if keys > maxKeys {
-			return d.errorOn(t, "too many keys in a row; a policy has the keys mode, allow and rules, and a rule at most six")
+			return d.errorOn(t, "too many keys in a row; a policy has the keys mode, allow and rules, and a rule at most seven")
 		}
 		if flowDepth > maxDepth || entries > maxDepth {
 			return d.errorOn(t, "nested too deep; a policy file nests no deeper than %d", maxDepth)
@@ -573,7 +573,7 @@ var ruleName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 // rule returns the rule number i (from 1) and the place of its name.
 func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 	what := "rule " + strconv.Itoa(i)
-	keys, err := d.mapping(n, what, "name", "class", "min_confidence", "action", "ttl", "except")
+	keys, err := d.mapping(n, what, "name", "class", "min_confidence", "action", "ttl", "mid_stream", "except")
 	if err != nil {
 		return r, nil, err
 	}
@@ -620,6 +620,11 @@ func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 	}
 	if r.TTL, err = d.ttl(keys["ttl"]); err != nil {
 		return r, at, err
+	}
+	if e, ok := keys["mid_stream"]; ok {
+		if r.MidStream, err = d.boolean(e, "mid_stream"); err != nil {
+			return r, at, err
+		}
 	}
 	if e, ok := keys["except"]; ok {
 		if r.Except, err = d.matches(e, "except"); err != nil {
@@ -682,6 +687,25 @@ func (d *decoder) confidence(e entry) (float64, error) {
 		return 0, d.errorOn(at, "min_confidence %s is out of range; %s", quote(at.Value), rule)
 	}
 	return f, nil
+}
+
+// boolean returns the value of a key that is true or false, in no other of YAML's
+// spellings.
+func (d *decoder) boolean(e entry, what string) (bool, error) {
+	at := e.place()
+	switch n := e.value.(type) {
+	case *ast.BoolNode:
+		if at.Value == strconv.FormatBool(n.Value) {
+			return n.Value, nil
+		}
+	case *ast.StringNode:
+		if at.Value == "true" || at.Value == "false" {
+			return false, d.errorOn(at, "%s has to be true or false, but is %s; take the quotes off", what, quote(at.Value))
+		}
+	default:
+		return false, d.errorOn(at, "%s has to be true or false, but is %s", what, typeName(n))
+	}
+	return false, d.errorOn(at, "%s has to be true or false, but is %s", what, quote(at.Value))
 }
 
 func (d *decoder) action(e entry) (Action, error) {

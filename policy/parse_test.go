@@ -77,6 +77,8 @@ func TestParse(t *testing.T) {
 		{"confidence with exponent", strings.Replace(ruleYAML, "0.9", "9.0e-1", 1) + "}]", with(func(*Rule) {})},
 		{"longest ttl", strings.Replace(ruleYAML, "10m", "8760h", 1) + "}]", with(func(r *Rule) { r.TTL = MaxTTL })},
 		{"shortest ttl", strings.Replace(ruleYAML, "10m", "1000ms", 1) + "}]", with(func(r *Rule) { r.TTL = MinTTL })},
+		{"mid-stream flows too", ruleYAML + ", mid_stream: true}]", with(func(r *Rule) { r.MidStream = true })},
+		{"mid-stream flows not", ruleYAML + ", mid_stream: false}]", with(func(*Rule) {})},
 		{"mixed ttl", strings.Replace(ruleYAML, "10m", "1h30m", 1) + "}]", with(func(r *Rule) { r.TTL = 90 * time.Minute })},
 	}
 	for _, tt := range tests {
@@ -101,7 +103,7 @@ func TestParseErrors(t *testing.T) {
 		}
 		return strings.Replace(text, old, new, 1)
 	}
-	const known = "known are name, class, min_confidence, action, ttl, except"
+	const known = "known are name, class, min_confidence, action, ttl, mid_stream, except"
 	const confidence = "write a number above 0 and at most 1, such as 0.9"
 	const port = "write 1 to 65535, or a range such as 8000-8100"
 	tests := []struct {
@@ -139,8 +141,8 @@ func TestParseErrors(t *testing.T) {
 		{"deep brackets", "mode: " + strings.Repeat("[", 100000), "1:23: nested too deep; a policy file nests no deeper than 16"},
 		{"deep braces", strings.Repeat("{a: ", 60000), "1:65: nested too deep; a policy file nests no deeper than 16"},
 		{"deep dashes", strings.Repeat("- ", 60000), "1:33: nested too deep; a policy file nests no deeper than 16"},
-		{"many keys", strings.Repeat("a:\n", 80000), "65:2: too many keys in a row; a policy has the keys mode, allow and rules, and a rule at most six"},
-		{"many keys in braces", "{" + strings.Repeat("a: 1,", 50000), "1:323: too many keys in a row; a policy has the keys mode, allow and rules, and a rule at most six"},
+		{"many keys", strings.Repeat("a:\n", 80000), "65:2: too many keys in a row; a policy has the keys mode, allow and rules, and a rule at most seven"},
+		{"many keys in braces", "{" + strings.Repeat("a: 1,", 50000), "1:323: too many keys in a row; a policy has the keys mode, allow and rules, and a rule at most seven"},
 
 		// Keys.
 		{"unknown key", "mode: monitor\nlog: true\n", `2:1: unknown key "log" in the policy; known are mode, allow, rules`},
@@ -212,8 +214,8 @@ func TestParseErrors(t *testing.T) {
 
 		// Rules.
 		{"rules are a mapping", "rules:\n  class: v2ray", `2:3: rules has to be a list, but is a mapping; begin each of its entries with "- "`},
-		{"rule is text", "rules:\n  - drop v2ray", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, except, but is text"},
-		{"rule is nothing", "rules:\n  -\n", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, except, but is nothing"},
+		{"rule is text", "rules:\n  - drop v2ray", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, mid_stream, except, but is text"},
+		{"rule is nothing", "rules:\n  -\n", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, mid_stream, except, but is nothing"},
 		{"no class", rule("    class: v2ray\n", ""), `2:5: rule a has no class; add one, for example "class: shadowsocks"`},
 		{"no action", rule("    action: drop\n", ""), `2:5: rule a has no action; add one, for example "action: drop"`},
 		{"no ttl", rule("    ttl: 10m\n", ""), `2:5: rule a has no ttl; add one, for example "ttl: 10m"`},
@@ -263,6 +265,14 @@ func TestParseErrors(t *testing.T) {
 		{"ttl too long", rule("10m", "8761h"), `6:10: ttl "8761h" is out of range; write at least 1s and at most 8760h (a year)`},
 		{"negative ttl", rule("10m", "-10m"), `6:10: ttl "-10m" is out of range; write at least 1s and at most 8760h (a year)`},
 		{"ttl fraction", rule("10m", "1.5"), "6:10: ttl has to be text such as 10m, but is a number"},
+		{"mid_stream yes", rule("ttl: 10m", "ttl: 10m\n    mid_stream: yes"), `7:17: mid_stream has to be true or false, but is "yes"`},
+		{"mid_stream quoted", rule("ttl: 10m", "ttl: 10m\n    mid_stream: 'true'"), `7:17: mid_stream has to be true or false, but is "true"; take the quotes off`},
+		{"mid_stream in the wrong case", rule("ttl: 10m", "ttl: 10m\n    mid_stream: True"), `7:17: mid_stream has to be true or false, but is "True"`},
+		{"mid_stream 1", rule("ttl: 10m", "ttl: 10m\n    mid_stream: 1"), "7:17: mid_stream has to be true or false, but is a number"},
+		{"no value of mid_stream", rule("ttl: 10m", "ttl: 10m\n    mid_stream:"), "7:5: mid_stream has to be true or false, but is nothing"},
+		{"mid_stream list", rule("ttl: 10m", "ttl: 10m\n    mid_stream: [true]"), "7:17: mid_stream has to be true or false, but is a list"},
+		{"mistyped mid_stream", rule("ttl: 10m", "ttl: 10m\n    midstream: true"), `7:5: unknown key "midstream" in rule 1, did you mean mid_stream?; ` + known},
+		{"mid_stream beside the rules", "mid_stream: true\nmode: monitor\n", `1:1: unknown key "mid_stream" in the policy; known are mode, allow, rules`},
 		{"exceptions are a mapping", rule("ttl: 10m", "ttl: 10m\n    except: {port: 1}"), `7:13: except has to be a list, but is a mapping; begin each of its entries with "- "`},
 		{"exception with host bits", rule("ttl: 10m", "ttl: 10m\n    except:\n      - cidr: 10.1.0.0/8"), `8:15: cidr "10.1.0.0/8" has host bits set; the network is 10.0.0.0/8`},
 	}
@@ -423,7 +433,7 @@ func TestDefault(t *testing.T) {
 	}
 	// What the comments offer has to be right as well.
 	text := DefaultYAML(labels)
-	for _, comment := range []string{"min_confidence: 0.9", "- cidr: 192.0.2.0/24", "  side: initiator", "  port: 22", "except:", "  - cidr: 10.0.0.0/8", "  - port: 8388"} {
+	for _, comment := range []string{"min_confidence: 0.9", "- cidr: 192.0.2.0/24", "  side: initiator", "  port: 22", "mid_stream: true", "except:", "  - cidr: 10.0.0.0/8", "  - port: 8388"} {
 		if !strings.Contains(text, "# "+comment+"\n") {
 			t.Fatalf("default.yaml has no comment %q", comment)
 		}
@@ -433,7 +443,7 @@ func TestDefault(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n, except := len(p.Allow), p.Rules[0].Except; n != 8 || len(except) != 2 {
+	if n, except := len(p.Allow), p.Rules[0].Except; n != 8 || len(except) != 2 || !p.TreatsMidStream() {
 		t.Errorf("with the commented examples: %d allowed, exceptions %v", n, except)
 	}
 }

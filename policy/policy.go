@@ -15,11 +15,13 @@
 //     that are hard to tell apart share the probability between them. Where the
 //     outcome is flow.Unknown, as no class is likely enough to be named, the
 //     likeliest stands for it: what is enough for a rule is its min_confidence. A
-//     rule that names flow.Unknown takes every flow with this outcome.
+//     rule that names flow.Unknown takes every flow with this outcome. A flow that
+//     was captured from its middle is taken only by a rule with mid_stream, since
+//     models know beginnings.
 //  3. Otherwise the flow passes.
 //
 // A rule that names the class but does not take the flow (confidence too low,
-// or an exception) is stepped over: a later rule may still take it. If none
+// an exception, mid-stream) is stepped over: a later rule may still take it. If none
 // does, the decision names the first rule that was stepped over, and why.
 //
 // Whether a drop is carried out is not decided here: in Monitor mode the
@@ -93,6 +95,7 @@ const (
 	ReasonNoRule        = "no rule"              // no rule names the class
 	ReasonLowConfidence = "below min_confidence" // the rule wants more confidence
 	ReasonException     = "exception"            // an exception of the rule matched
+	ReasonMidStream     = "mid-stream"           // captured from its middle, and the rule has no mid_stream
 )
 
 // Decision is what becomes of one flow.
@@ -223,7 +226,10 @@ type Rule struct {
 	ModelThreshold bool
 	Action         Action // always Drop: what no rule takes passes anyway
 	TTL            time.Duration
-	Except         []Match
+	// MidStream is true for a rule that also takes flows that were captured from
+	// their middle.
+	MidStream bool
+	Except    []Match
 }
 
 // Policy is a checked policy. It is made by Load, Parse or Default and must
@@ -232,6 +238,12 @@ type Policy struct {
 	Mode  Mode
 	Allow []Match
 	Rules []Rule
+}
+
+// TreatsMidStream reports whether a rule takes flows that were captured from their
+// middle. Without one, capturing them has no effect but events.
+func (p *Policy) TreatsMidStream() bool {
+	return slices.ContainsFunc(p.Rules, func(r Rule) bool { return r.MidStream })
 }
 
 // asks reports whether the rule is about flows with this result.
@@ -292,6 +304,8 @@ func (p *Policy) Decide(m *flow.Meta, r flow.Result) Decision {
 			why = ReasonLowConfidence
 		case matchesAny(rule.Except, initiator, responder) >= 0:
 			why = ReasonException
+		case m.MidStream && !rule.MidStream:
+			why = ReasonMidStream
 		default:
 			d.Action, d.Rule, d.Reason, d.TTL = rule.Action, rule.Name, why, rule.TTL
 			d.Confidence = confidence

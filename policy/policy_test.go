@@ -6,6 +6,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -240,6 +241,48 @@ func TestDecide(t *testing.T) {
 				return a == b || math.IsNaN(a) && math.IsNaN(b)
 			})); diff != "" {
 				t.Errorf("decision (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// A model knows the beginnings of flows only.
+func TestDecideTreatsMidStreamFlowsWhereARuleSaysSo(t *testing.T) {
+	const plain = "  - {name: plain, class: v2ray, min_confidence: 0.9, action: drop, ttl: 1m, except: [{port: 53}]}\n"
+	const middle = "  - {name: middle, class: v2ray, min_confidence: 0.8, action: drop, ttl: 1h, mid_stream: true}\n"
+	const strange = "  - {name: strange, class: unknown, action: drop, ttl: 1h}\n"
+	for _, tt := range []struct {
+		name, rules string
+		class       string
+		confidence  float64
+		port        string
+		want        Decision // of a flow that was captured from its middle
+	}{
+		{"no rule asks for it", plain, "v2ray", 1, "443", Decision{Rule: "plain", Reason: ReasonMidStream}},
+		{"a rule does", middle, "v2ray", 0.8, "443", Decision{Action: Drop, Rule: "middle", TTL: time.Hour, Reason: ReasonRule}},
+		{"a later rule does", plain + middle, "v2ray", 1, "443", Decision{Action: Drop, Rule: "middle", TTL: time.Hour, Reason: ReasonRule}},
+		{"a later rule asks for more", plain + middle, "v2ray", 0.7, "443", Decision{Rule: "plain", Reason: ReasonLowConfidence}},
+		{"the rule would not have taken it anyway", plain, "v2ray", 0.7, "443", Decision{Rule: "plain", Reason: ReasonLowConfidence}},
+		{"an exception", plain, "v2ray", 1, "53", Decision{Rule: "plain", Reason: ReasonException}},
+		{"unknown", strange, flow.Unknown, 0.4, "443", Decision{Rule: "strange", Reason: ReasonMidStream}},
+		{"another class", plain, "tor", 1, "443", Decision{Reason: ReasonNoRule}},
+		{"the allow-list comes first", middle, "v2ray", 1, "22", Decision{Rule: "port 22", Reason: ReasonAllowList}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := mustParse(t, "allow: [{port: 22}]\nrules:\n"+tt.rules)
+			m := meta("100.64.0.1:50000", "100.64.0.2:"+tt.port)
+			r := flow.Result{Class: tt.class, Confidence: tt.confidence}
+			whole := p.Decide(m, r)
+			m.MidStream = true
+			tt.want.Class, tt.want.Confidence = tt.class, tt.confidence
+			if diff := cmp.Diff(tt.want, p.Decide(m, r)); diff != "" {
+				t.Errorf("decision (-want +got):\n%s", diff)
+			}
+			if (tt.want.Reason == ReasonMidStream) != (whole.Action == Drop && p.Decide(m, r).Action == Pass) {
+				t.Errorf("captured from its beginning, it is %+v", whole)
+			}
+			if p.TreatsMidStream() != strings.Contains(tt.rules, "mid_stream: true") {
+				t.Errorf("TreatsMidStream is %v", p.TreatsMidStream())
 			}
 		})
 	}

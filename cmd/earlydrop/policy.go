@@ -32,6 +32,8 @@ shipped model, or of the one that --model names. A rule without min_confidence
 asks for the model's own threshold: that of its class or, when it names several,
 the any_threshold, which is about the sum of their probabilities. A rule may
 name the class unknown, alone, for flows of which no class is likely enough.
+TCP flows that were captured from their middle (attach --mid-stream capture) are
+taken only by rules that say mid_stream: true.
 
 Examples:
    earlydrop policy check /etc/earlydrop/policy.yaml
@@ -142,6 +144,9 @@ func describePolicy(p *policy.Policy) string {
 		case rule.ModelThreshold:
 			when += " (the model's threshold)"
 		}
+		if rule.MidStream {
+			when += ", flows captured from their middle as well"
+		}
 		fmt.Fprintf(&b, "%srule %s: %s %s for %s %s\n",
 			otherwise, rule.Name, rule.Action, orList(rule.Classes), shortDuration(rule.TTL), when)
 		for j := range rule.Except {
@@ -162,11 +167,11 @@ func describePolicy(p *policy.Policy) string {
 }
 
 // neverDecides reports whether a rule above takes every flow that rule would: it
-// has all of its classes, so its probabilities add up to no less, no exception,
-// and wants no more confidence.
+// has all of its classes, so its probabilities add up to no less, no exception, wants
+// no more confidence, and takes flows from their middle if rule does.
 func neverDecides(above []policy.Rule, rule *policy.Rule) bool {
 	return slices.ContainsFunc(above, func(r policy.Rule) bool {
-		return len(r.Except) == 0 && r.MinConfidence <= rule.MinConfidence &&
+		return len(r.Except) == 0 && r.MinConfidence <= rule.MinConfidence && (r.MidStream || !rule.MidStream) &&
 			!slices.ContainsFunc(rule.Classes, func(class string) bool { return !slices.Contains(r.Classes, class) })
 	})
 }

@@ -108,6 +108,23 @@ otherwise rule other: drop v2ray or shadowsocks for 1h when the confidence is at
 everything else passes
 note: rule late never decides: a rule above it takes all of its flows
 `},
+		{"flows captured from their middle", `
+rules:
+  - {name: begun, class: v2ray, min_confidence: 0.5, action: drop, ttl: 10m, mid_stream: false}
+  - {name: open, class: v2ray, min_confidence: 0.9, action: drop, ttl: 1h, mid_stream: true}
+  - {name: again, class: v2ray, min_confidence: 0.9, action: drop, ttl: 1h, mid_stream: true}
+  - {name: late, class: v2ray, min_confidence: 0.9, action: drop, ttl: 1h}
+  - {name: strange, class: unknown, action: drop, ttl: 1m, mid_stream: true}
+`, `mode monitor: decides and logs, drops nothing
+rule begun: drop v2ray for 10m when the confidence is at least 0.5
+otherwise rule open: drop v2ray for 1h when the confidence is at least 0.9, flows captured from their middle as well
+otherwise rule again: drop v2ray for 1h when the confidence is at least 0.9, flows captured from their middle as well
+otherwise rule late: drop v2ray for 1h when the confidence is at least 0.9
+otherwise rule strange: drop unknown for 1m whatever is the likeliest class, flows captured from their middle as well
+everything else passes
+note: rule again never decides: a rule above it takes all of its flows
+note: rule late never decides: a rule above it takes all of its flows
+`},
 	}
 	model := writeFile(t, "m.onnx", boundedModel(t))
 	for _, tt := range tests {
@@ -126,7 +143,7 @@ note: rule late never decides: a rule above it takes all of its flows
 func TestPolicyCheckShowsThePlaceOfAMistake(t *testing.T) {
 	path := writeFile(t, "p.yaml", "mode: monitor\nrules:\n  - clas: v2ray\n")
 	code, stdout, stderr := runForTest("policy", "check", path)
-	want := "earlydrop: " + path + `:3:5: unknown key "clas" in rule 1, did you mean class?; known are name, class, min_confidence, action, ttl, except` + "\n"
+	want := "earlydrop: " + path + `:3:5: unknown key "clas" in rule 1, did you mean class?; known are name, class, min_confidence, action, ttl, mid_stream, except` + "\n"
 	if code != exitBadInput || stdout != "" || stderr != want {
 		t.Errorf("code %d, stdout %q, stderr\n%swant\n%s", code, stdout, stderr, want)
 	}

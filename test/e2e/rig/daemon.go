@@ -45,6 +45,8 @@ type Event struct {
 	Decision       string  `json:"decision"`
 	Enforced       *bool   `json:"enforced"`
 	Rule           string  `json:"rule"`
+	Reason         string  `json:"reason"`
+	MidStream      bool    `json:"mid_stream"`
 	Model          string  `json:"model"`
 	Captured       int     `json:"captured"`
 	Complete       bool    `json:"complete"`

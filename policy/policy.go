@@ -17,11 +17,12 @@
 //     likeliest stands for it: what is enough for a rule is its min_confidence. A
 //     rule that names flow.Unknown takes every flow with this outcome. A flow that
 //     was captured from its middle is taken only by a rule with mid_stream, since
-//     models know beginnings.
+//     models know beginnings, and a UDP flow only by a rule with udp_unproven,
+//     since its sender may be forged.
 //  3. Otherwise the flow passes.
 //
 // A rule that names the class but does not take the flow (confidence too low,
-// an exception, mid-stream) is stepped over: a later rule may still take it. If none
+// an exception, mid-stream, UDP) is stepped over: a later rule may still take it. If none
 // does, the decision names the first rule that was stepped over, and why.
 //
 // Whether a drop is carried out is not decided here: in Monitor mode the
@@ -95,6 +96,7 @@ const (
 	ReasonNoRule        = "no rule"              // no rule names the class
 	ReasonLowConfidence = "below min_confidence" // the rule wants more confidence
 	ReasonException     = "exception"            // an exception of the rule matched
+	ReasonUDPUnproven   = "udp not treated"      // a UDP flow, and the rule has no udp_unproven
 	ReasonMidStream     = "mid-stream"           // captured from its middle, and the rule has no mid_stream
 )
 
@@ -229,7 +231,10 @@ type Rule struct {
 	// MidStream is true for a rule that also takes flows that were captured from
 	// their middle.
 	MidStream bool
-	Except    []Match
+	// UDPUnproven is true for a rule that also takes UDP flows. Nothing proves that
+	// their packets are from whom they say.
+	UDPUnproven bool
+	Except      []Match
 }
 
 // Policy is a checked policy. It is made by Load, Parse or Default and must
@@ -244,6 +249,12 @@ type Policy struct {
 // middle. Without one, capturing them has no effect but events.
 func (p *Policy) TreatsMidStream() bool {
 	return slices.ContainsFunc(p.Rules, func(r Rule) bool { return r.MidStream })
+}
+
+// TreatsUDP reports whether a rule takes UDP flows. Without one they are identified
+// and logged, and pass.
+func (p *Policy) TreatsUDP() bool {
+	return slices.ContainsFunc(p.Rules, func(r Rule) bool { return r.UDPUnproven })
 }
 
 // asks reports whether the rule is about flows with this result.
@@ -304,6 +315,8 @@ func (p *Policy) Decide(m *flow.Meta, r flow.Result) Decision {
 			why = ReasonLowConfidence
 		case matchesAny(rule.Except, initiator, responder) >= 0:
 			why = ReasonException
+		case m.Key.Proto == flow.UDP && !rule.UDPUnproven:
+			why = ReasonUDPUnproven
 		case m.MidStream && !rule.MidStream:
 			why = ReasonMidStream
 		default:

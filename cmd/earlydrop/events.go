@@ -318,6 +318,11 @@ func (s *sinks) attached(d *daemon, policyName string) {
 	if info.HiddenVLANs {
 		say("%s strips VLAN tags on receive, so the two directions of tagged flows don't match: ethtool -K %s rxvlan off rx-vlan-stag-hw-parse off", d.iface(), d.iface())
 	}
+	if !d.policy.TreatsUDP() {
+		say("%s", udpNotTreated)
+	} else {
+		say("UDP flows are treated as rules say udp_unproven: true; who forges datagrams can have flows of others dropped")
+	}
 	say("tables: %s; %s of kernel memory", info.Sizes, byteCount(info.Memory))
 	say("maps: bpftool map dump pinned %s/blocked", info.PinDir)
 	for _, warning := range warnings(d.iface(), info) {

@@ -157,6 +157,8 @@ func TestReplayJSONOfEachFlow(t *testing.T) {
 		want[i]["decision"], want[i]["rule"] = "drop", "eager"
 		if r.Class == flow.Background {
 			want[i]["decision"], want[i]["rule"] = "pass", ""
+		} else if s == &udp { // the rule says nothing of UDP
+			want[i]["decision"] = "pass"
 		}
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateApprox(0, 2e-6)); diff != "" {
@@ -273,8 +275,8 @@ func TestReplayTable(t *testing.T) {
 func TestReplayShowsTheOutcomeUnknown(t *testing.T) {
 	dir := replayFixture(t)
 	model, policy := writeFile(t, "m.onnx", boundedModel(t)), writeFile(t, "p.yaml", `rules:
-  - {name: strange, class: unknown, action: drop, ttl: 1m}
-  - {name: sure, class: shadowsocks, min_confidence: 0.53, action: drop, ttl: 1m}
+  - {name: strange, class: unknown, action: drop, ttl: 1m, udp_unproven: true}
+  - {name: sure, class: shadowsocks, min_confidence: 0.53, action: drop, ttl: 1m, udp_unproven: true}
 `)
 	code, stdout, stderr := runForTest("replay", "--json", "--model", model, "--policy", policy, filepath.Join(dir, "many.pcap"))
 	if code != exitOK {

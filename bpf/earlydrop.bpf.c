@@ -32,13 +32,16 @@
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
-/* Notes a packet of a known UDP flow, and tells whether it comes after so long a
- * silence that it starts another. The clock is read once a tick at most. */
-static __always_inline bool fell_silent(struct flow *flow)
+/* Notes a packet of a known UDP flow, and tells whether it is captured again, as there was
+ * a long silence before, until that is handed over. The clock is read once a tick at
+ * most. */
+static __always_inline bool is_resumed(struct flow *flow)
 {
 	__u32 tick = bpf_jiffies64();
 	__u64 now, last;
 
+	if (flow->verdict == VERDICT_RESUMED)
+		return true;
 	if (tick == flow->last_tick)
 		return false;
 	now = bpf_ktime_get_coarse_ns();
@@ -46,13 +49,30 @@ static __always_inline bool fell_silent(struct flow *flow)
 	flow->last_ns = now;
 	flow->last_tick = tick;
 	/* User space writes an exact time, which the coarse clock may lag. */
-	return now > last && now - last > cfg_udp_idle_ns;
+	if (now <= last || now - last <= cfg_udp_idle_ns)
+		return false;
+	flow->verdict = VERDICT_RESUMED;
+	return true;
+}
+
+/* A datagram of a flow whose block's time is over: the flow is captured again, unless
+ * that has been done since. */
+static __always_inline void resume_after(const struct block *block, const struct flow_key *key)
+{
+	struct flow *flow = bpf_map_lookup_elem(&flows, key);
+
+	if (!flow)
+		remember(key, VERDICT_RESUMED, 0, 0, 0, 0);
+	else if (flow->last_ns < block->expires_ns)
+		flow->verdict = VERDICT_RESUMED;
 }
 
 /* A datagram of a flow that is neither decided nor blocked. */
 static __always_inline void collect_udp(struct counts *cnt, const struct source *src,
 					struct packet *pkt, const struct flow_key *key)
 {
+	struct flow *flow;
+
 	pkt->now = bpf_ktime_get_ns();
 	pkt->candidate = NO_CANDIDATE;
 	if (call_hook(join_capture, src, pkt) == JOINED)
@@ -60,8 +80,10 @@ static __always_inline void collect_udp(struct counts *cnt, const struct source 
 	/* Neither decided, a moment ago, nor collecting now: unless another CPU handed
 	 * the flow over in between, and then it is decided by now. Without this look
 	 * its next packet would open it a second time. */
-	if (bpf_map_lookup_elem(&flows, key))
+	flow = bpf_map_lookup_elem(&flows, key);
+	if (flow && flow->verdict != VERDICT_RESUMED)
 		return;
+	pkt->resumed = !!flow;
 	if (!pkt->payload_len) {
 		cnt->header_only++;
 		return;
@@ -144,6 +166,8 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 		if (!tcp || (!syn && !block->candidate_ns)) {
 			if (time_left(block))
 				return drop(cnt, block, pkt);
+			if (!tcp)
+				resume_after(block, &pkt->key);
 			if (!tcp || !block->ttl_ns)
 				goto not_blocked;
 		}
@@ -152,10 +176,8 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 not_blocked:
 	flow = bpf_map_lookup_elem(&flows, &pkt->key);
 	if (flow) {
-		if (tcp ? !syn && !flow->mark : !fell_silent(flow))
+		if (tcp ? !syn && !flow->mark : !is_resumed(flow))
 			return ACTION_PASS;
-		if (!tcp) /* the key's next flow */
-			bpf_map_delete_elem(&flows, &pkt->key);
 	} else if (tcp && !cfg_mid_stream) {
 		pkt->hash = hash_key(&pkt->key);
 		if (!syn && is_mid_stream(pkt))

@@ -49,6 +49,7 @@ enum verdict {
 	VERDICT_PENDING = 1,	/* handed over, no verdict yet: passes */
 	VERDICT_PASS = 2,	/* decided */
 	VERDICT_MID_STREAM = 3, /* begins in the middle of a stream: never captured, passes */
+	VERDICT_RESUMED = 4,	/* UDP: was decided, then silent or blocked; it is captured again */
 };
 
 /* What is known of a TCP connection's numbers. */
@@ -109,6 +110,7 @@ enum handover_reason {
 
 #define SAMPLE_ONE_WAY 1    /* only one direction was seen: its sender can forge it */
 #define SAMPLE_MID_STREAM 2 /* it does not begin with the flow's first bytes */
+#define SAMPLE_RESUMED 4    /* UDP: it may not, as the flow may have been there before */
 
 /* Record of the ring buffer `samples`: everything up to `data`, then `length`
  * bytes of it. Nothing behind them is submitted. */

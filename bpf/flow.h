@@ -468,7 +468,7 @@ __noinline int open_capture(const struct packet *pkt)
 		slot->sample.start_ns = pkt->now;
 		slot->sample.initiator_is_lo = pkt->src_is_lo;
 		slot->sample.side = pkt->side;
-		slot->sample.flags = tcp ? SAMPLE_MID_STREAM : 0;
+		slot->sample.flags = tcp ? SAMPLE_MID_STREAM : pkt->resumed ? SAMPLE_RESUMED : 0;
 		slot->sample.known = tcp ? KNOWN_NEXT_LO | KNOWN_NEXT_HI : 0;
 		slot->sample.isn_lo = slot->sample.isn_hi = 0;
 		slot->sample.next_lo = !tcp ? 0 : pkt->src_is_lo ? pkt->seq : pkt->ack;

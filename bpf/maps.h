@@ -130,7 +130,7 @@ struct handshake {
 
 /* key: flow. value: verdict. Written by the kernel at hand-over and by the
  * loader with a verdict; deleted by the kernel when another connection of the key is
- * proven or an idle time starts the flow afresh, and by the LRU.
+ * proven, and by the LRU.
  * 262144 * (64 + 48 + 32) = 36 MiB. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

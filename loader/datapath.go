@@ -36,6 +36,9 @@ func ParseXDPMode(s string) (XDPMode, error) {
 	return "", fmt.Errorf("unknown xdp mode %q: use auto, native or generic", s)
 }
 
+// DefaultUDPIdle is above the pauses of QUIC, IPsec NAT-T and RTP.
+const DefaultUDPIdle = 10 * time.Minute
+
 // Options are what an operator can ask of a data path.
 type Options struct {
 	// Interface is the name of the network interface.
@@ -45,8 +48,8 @@ type Options struct {
 	// Idle is how long a collecting flow may be silent before what it has is
 	// handed over; default 2 s. (optional)
 	Idle time.Duration
-	// UDPIdle is how long a UDP flow may be silent before its next datagram
-	// starts a new flow; default 60 s. (optional)
+	// UDPIdle is how long a UDP flow that is decided may be silent before it is
+	// captured again, and marked as resumed; default [DefaultUDPIdle]. (optional)
 	UDPIdle time.Duration
 	// MidStream captures TCP flows that are seen without their SYN, from their
 	// next payload byte on and with its sender as the initiator. By default they
@@ -130,7 +133,7 @@ func Attach(opts Options) (_ *DataPath, err error) {
 		opts.Idle = 2 * time.Second
 	}
 	if opts.UDPIdle == 0 {
-		opts.UDPIdle = 60 * time.Second
+		opts.UDPIdle = DefaultUDPIdle
 	}
 	if err := opts.Sizes.check(); err != nil {
 		return nil, err

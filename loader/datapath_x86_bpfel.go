@@ -244,6 +244,7 @@ const (
 	datapathVerdictVERDICT_PENDING    datapathVerdict = 1
 	datapathVerdictVERDICT_PASS       datapathVerdict = 2
 	datapathVerdictVERDICT_MID_STREAM datapathVerdict = 3
+	datapathVerdictVERDICT_RESUMED    datapathVerdict = 4
 )
 
 // Names of all BPF objects in the ELF.

@@ -234,12 +234,13 @@ type seen struct {
 	Numbers       flow.Numbers
 	OneWay        bool
 	MidStream     bool
+	Resumed       bool
 }
 
 func look(s *flow.Sample) seen {
 	v := seen{
 		Key: s.Key.String(), InitiatorIsLo: s.InitiatorIsLo, Reason: s.Reason.String(),
-		Data: slices.Clone(s.Data), Numbers: s.Numbers, OneWay: s.OneWay, MidStream: s.MidStream,
+		Data: slices.Clone(s.Data), Numbers: s.Numbers, OneWay: s.OneWay, MidStream: s.MidStream, Resumed: s.Resumed,
 	}
 	for _, p := range s.Packets {
 		v.Offsets = append(v.Offsets, p.Offset)

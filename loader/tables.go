@@ -268,6 +268,9 @@ func (t *Tables) ExpireBlocks() ([]Block, error) {
 		if err := t.blocked.Lookup(&keys[i], &b); err != nil || now < b.ExpiresNs {
 			continue
 		}
+		if err := t.resume(&keys[i], &b); err != nil {
+			return expired, err
+		}
 		if b, err := t.unblock(&keys[i]); err == nil {
 			expired = append(expired, fromKernelBlock(&keys[i], &b))
 		}

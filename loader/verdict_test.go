@@ -207,28 +207,6 @@ func TestIdleSweepHandsOver(t *testing.T) {
 	}
 }
 
-func TestUDPStartsAfreshAfterIdle(t *testing.T) {
-	k := loadKernel(t, config{udpIdle: 30 * time.Millisecond})
-	k.run(ingress, udp(true, 1000))
-	k.run(ingress, udp(true, 1000))
-	// The program reads the coarse clock, which ticks move on, late on a busy CPU.
-	coarse := func() time.Duration {
-		var ts unix.Timespec
-		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
-			t.Fatal(err)
-		}
-		return time.Duration(ts.Nano())
-	}
-	for end := coarse() + 60*time.Millisecond; coarse() < end; {
-		time.Sleep(time.Millisecond)
-	}
-	k.run(ingress, udp(false, 1000)) // now the other side opens
-	got := k.samples()
-	if len(got) != 2 || !got[0].InitiatorIsLo || got[1].InitiatorIsLo {
-		t.Fatalf("%d samples, want 2, the second by the other side", len(got))
-	}
-}
-
 func TestPacketTimes(t *testing.T) {
 	k := loadKernel(t, config{})
 	k.run(ingress, up(f.SYN, 0))

@@ -16,7 +16,7 @@
 //     outcome is flow.Unknown, as no class is likely enough to be named, the
 //     likeliest stands for it: what is enough for a rule is its min_confidence. A
 //     rule that names flow.Unknown takes every flow with this outcome. A flow that
-//     was captured from its middle is taken only by a rule with mid_stream, since
+//     was captured from its middle, or is resumed, is taken only by a rule with mid_stream, since
 //     models know beginnings, and a UDP flow only by a rule with udp_unproven,
 //     since its sender may be forged.
 //  3. Otherwise the flow passes.
@@ -229,7 +229,7 @@ type Rule struct {
 	Action         Action // always Drop: what no rule takes passes anyway
 	TTL            time.Duration
 	// MidStream is true for a rule that also takes flows that were captured from
-	// their middle.
+	// their middle, and UDP flows that are resumed.
 	MidStream bool
 	// UDPUnproven is true for a rule that also takes UDP flows. Nothing proves that
 	// their packets are from whom they say.
@@ -317,7 +317,7 @@ func (p *Policy) Decide(m *flow.Meta, r flow.Result) Decision {
 			why = ReasonException
 		case m.Key.Proto == flow.UDP && !rule.UDPUnproven:
 			why = ReasonUDPUnproven
-		case m.MidStream && !rule.MidStream:
+		case (m.MidStream || m.Resumed) && !rule.MidStream:
 			why = ReasonMidStream
 		default:
 			d.Action, d.Rule, d.Reason, d.TTL = rule.Action, rule.Name, why, rule.TTL

@@ -300,16 +300,16 @@ func TestDecideTreatsUDPFlowsWhereARuleSaysSo(t *testing.T) {
 		class       string
 		confidence  float64
 		port        string
-		midStream   bool
+		resumed     bool
 		want        Decision // of a UDP flow
 	}{
 		{"no rule asks for it", plain, "v2ray", 1, "443", false, Decision{Rule: "plain", Reason: ReasonUDPUnproven}},
 		{"mid_stream does not", middle, "v2ray", 1, "443", true, Decision{Rule: "middle", Reason: ReasonUDPUnproven}},
 		{"a rule does", udp, "v2ray", 0.8, "443", false, Decision{Action: Drop, Rule: "udp", TTL: time.Hour, Reason: ReasonRule}},
 		{"a later rule does", plain + udp, "v2ray", 1, "443", false, Decision{Action: Drop, Rule: "udp", TTL: time.Hour, Reason: ReasonRule}},
-		{"from its middle", udp, "v2ray", 1, "443", true, Decision{Rule: "udp", Reason: ReasonMidStream}},
-		{"from its middle, and a rule asks for both", plain + udp + both, "v2ray", 1, "443", true, Decision{Action: Drop, Rule: "both", TTL: 2 * time.Hour, Reason: ReasonRule}},
-		{"from its middle, and no rule asks for both", middle + udp, "v2ray", 1, "443", true, Decision{Rule: "middle", Reason: ReasonUDPUnproven}},
+		{"resumed", udp, "v2ray", 1, "443", true, Decision{Rule: "udp", Reason: ReasonMidStream}},
+		{"resumed, and a rule asks for both", plain + udp + both, "v2ray", 1, "443", true, Decision{Action: Drop, Rule: "both", TTL: 2 * time.Hour, Reason: ReasonRule}},
+		{"resumed, and no rule asks for both", middle + udp, "v2ray", 1, "443", true, Decision{Rule: "middle", Reason: ReasonUDPUnproven}},
 		{"a later rule asks for more", plain + udp, "v2ray", 0.7, "443", false, Decision{Rule: "plain", Reason: ReasonLowConfidence}},
 		{"an exception", plain, "v2ray", 1, "53", false, Decision{Rule: "plain", Reason: ReasonException}},
 		{"unknown", strange, flow.Unknown, 0.4, "443", false, Decision{Rule: "strange", Reason: ReasonUDPUnproven}},
@@ -319,10 +319,13 @@ func TestDecideTreatsUDPFlowsWhereARuleSaysSo(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			p := mustParse(t, "allow: [{port: 22}]\nrules:\n"+tt.rules)
 			m := meta("100.64.0.1:50000", "100.64.0.2:"+tt.port)
-			m.Key.Proto, m.MidStream = flow.UDP, tt.midStream
+			m.Key.Proto, m.Resumed = flow.UDP, tt.resumed
 			tt.want.Class, tt.want.Confidence = tt.class, tt.confidence
-			if diff := cmp.Diff(tt.want, p.Decide(m, flow.Result{Class: tt.class, Confidence: tt.confidence})); diff != "" {
-				t.Errorf("decision (-want +got):\n%s", diff)
+			for range 2 {
+				if diff := cmp.Diff(tt.want, p.Decide(m, flow.Result{Class: tt.class, Confidence: tt.confidence})); diff != "" {
+					t.Errorf("%+v: decision (-want +got):\n%s", m, diff)
+				}
+				m.MidStream, m.Resumed = m.Resumed, false // is the same to rules
 			}
 			if p.TreatsUDP() != strings.Contains(tt.rules, "udp_unproven: true") {
 				t.Errorf("TreatsUDP is %v", p.TreatsUDP())

@@ -39,6 +39,7 @@ Examples:
 			&cli.StringFlag{Name: "mode", Usage: "`monitor` or enforce; overrides the policy's"},
 			&cli.StringFlag{Name: "xdp", Value: string(loader.XDPAuto), Usage: "attach in the driver (native), in the stack (generic), or whichever works (`auto`)"},
 			midStreamFlag(),
+			udpIdleFlag(),
 			&cli.StringFlag{Name: "device", Value: "cpu", Usage: "classify on `cpu` or cuda:N"},
 			&cli.StringFlag{Name: "events", Usage: "append one JSON object per event to `FILE`; - is standard output, instead of the text"},
 			&cli.UintFlag{Name: "max-flows", Usage: "remember the verdicts of `N` flows; the least recently used make room", DefaultText: "262144, or as adopted"},
@@ -74,6 +75,21 @@ func parseMidStream(s string) (capture bool, err error) {
 	return false, badInput("unknown mid-stream policy %q: use ignore or capture", s)
 }
 
+// udpIdleFlag says when a silent UDP flow is looked at again, the same for live traffic
+// and for files.
+func udpIdleFlag() cli.Flag {
+	return &cli.DurationFlag{Name: "udp-idle", Value: loader.DefaultUDPIdle, DefaultText: shortDuration(loader.DefaultUDPIdle),
+		Usage: "capture a UDP flow that is decided again after `TIME` of silence, as a resumed one, which only rules with mid_stream: true take"}
+}
+
+func udpIdle(c *cli.Context) (time.Duration, error) {
+	d := c.Duration("udp-idle")
+	if d < time.Second {
+		return 0, badInput("--udp-idle %s: use 1s or more", d)
+	}
+	return d, nil
+}
+
 func attach(c *cli.Context) error {
 	if err := errors.Join(requireFlags(c, "interface"), requireArgs(c, 0, 0, "")); err != nil {
 		return err
@@ -83,6 +99,10 @@ func attach(c *cli.Context) error {
 		return asBadInput(err)
 	}
 	midStream, err := parseMidStream(c.String("mid-stream"))
+	if err != nil {
+		return err
+	}
+	idle, err := udpIdle(c)
 	if err != nil {
 		return err
 	}
@@ -135,6 +155,7 @@ func attach(c *cli.Context) error {
 		Interface: c.String("interface"),
 		XDPMode:   xdp,
 		MidStream: midStream,
+		UDPIdle:   idle,
 		Monitor:   mode == policy.Monitor,
 		Sizes:     sizes,
 		Version:   programVersion(),

@@ -61,6 +61,7 @@ type event struct {
 	Complete       *bool    `json:"complete,omitempty"`    // all 1024 of them
 	HandedOver     string   `json:"handed_over,omitempty"` // full, closed, idle
 	MidStream      bool     `json:"mid_stream,omitempty"`  // captured from its middle
+	Resumed        bool     `json:"resumed,omitempty"`     // UDP that may have been there before
 	Packets        int      `json:"packets,omitempty"`     // until the verdict
 	Bytes          uint64   `json:"bytes,omitempty"`       // on the wire, until the verdict
 	VerdictMS      float64  `json:"verdict_ms,omitempty"`  // from the flow's first packet
@@ -98,7 +99,7 @@ func newVerdictEvent(d *daemon, s *flow.Sample, r flow.Result, dec policy.Decisi
 		Class: r.Class, Confidence: &r.Confidence, Scores: scores,
 		Decision: dec.Action.String(), Enforced: &enforced, Rule: dec.Rule, RuleConfidence: ruleConfidence, Reason: dec.Reason,
 		TTL: dec.TTL.Seconds(), Model: d.model,
-		Captured: len(s.Data), Complete: &complete, HandedOver: s.Reason.String(), MidStream: s.MidStream,
+		Captured: len(s.Data), Complete: &complete, HandedOver: s.Reason.String(), MidStream: s.MidStream, Resumed: s.Resumed,
 		Packets: len(s.Packets), Bytes: wire,
 		VerdictMS: milliseconds(at.Sub(s.Start)),
 		LatencyUS: float64(max(0, at.Sub(handedOver)).Nanoseconds()) / 1e3,
@@ -257,6 +258,9 @@ func (s *sinks) printVerdict(w io.Writer, e *event) error {
 	line := fmt.Sprintf("%s  %-10s  %s %s > %s%s  %s %.3f  %.1f ms, %d packets", clock(e.Time), what, e.Proto, e.Src, e.Dst, vlan, e.Class, *e.Confidence, e.VerdictMS, e.Packets)
 	if e.MidStream {
 		line += ", mid-stream"
+	}
+	if e.Resumed {
+		line += ", resumed"
 	}
 	if e.Rule != "" {
 		line += "  " + e.Reason + " " + e.Rule

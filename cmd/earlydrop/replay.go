@@ -59,7 +59,8 @@ in the files.
 
 With --json each line is an object with the fields file, src, dst, proto, start,
 packets, bytes, captured, complete, class, confidence, scores, decision and rule,
-and the summary goes to the error output. The flows of a pipe are then printed within
+and the summary goes to the error output; resumed is there, and true, for a UDP flow
+that was silent for --udp-idle before. The flows of a pipe are then printed within
 a second of their verdict: they are in order of their start only within that second,
 and packets and bytes may count the flow only until its verdict.
 
@@ -80,6 +81,7 @@ Examples:
 			&cli.StringFlag{Name: "policy", Usage: "policy `FILE` (default: the shipped policy)", TakesFile: true},
 			&cli.StringFlag{Name: "model", Usage: "model `FILE`, or the shipped \"paper\" (default: the shipped compact one)", TakesFile: true},
 			midStreamFlag(),
+			udpIdleFlag(),
 			&cli.BoolFlag{Name: "join", Usage: "read all files as one capture, in order of time"},
 			&cli.BoolFlag{Name: "json", Usage: "print one JSON object per flow on a line"},
 		},
@@ -103,6 +105,7 @@ type replayRecord struct {
 	Scores     map[string]float64 `json:"scores"`
 	Decision   string             `json:"decision"`
 	Rule       string             `json:"rule"`
+	Resumed    bool               `json:"resumed,omitempty"`
 
 	seq uint64
 }
@@ -119,6 +122,7 @@ type replay struct {
 	policy *policy.Policy
 	// midStream captures TCP flows whose beginning is not in the file.
 	midStream bool
+	udpIdle   time.Duration // 0: the default
 
 	jobs    chan *replayJob
 	spare   chan *replayJob // empty ones; their number bounds memory
@@ -158,6 +162,10 @@ func runReplay(c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	idle, err := udpIdle(c)
+	if err != nil {
+		return err
+	}
 	in, err := openCaptures(c, c.Args().Slice(), false) // before anything is printed
 	if err != nil {
 		return err
@@ -180,7 +188,7 @@ func runReplay(c *cli.Context) (err error) {
 	}
 
 	r := startReplay(engine, p)
-	r.midStream = midStream
+	r.midStream, r.udpIdle = midStream, idle
 	defer r.stop()
 	bar := newProgress(c.App.ErrWriter, "replaying", in.size())
 	defer bar.done()
@@ -293,7 +301,7 @@ func (record *replayRecord) setResult(result *flow.Result, d policy.Decision) {
 // An interrupt ends the capture.
 func (r *replay) read(files []*capture, bar *progress) ([]*replayRecord, error) {
 	r.files, r.begins, r.records = files, nil, nil
-	a := assembly.New(assembly.Options{MidStream: r.midStream}, r.add, func(f *assembly.Flow) {
+	a := assembly.New(assembly.Options{MidStream: r.midStream, UDPIdle: r.udpIdle}, r.add, func(f *assembly.Flow) {
 		record := f.User.(*replayRecord)
 		record.Packets, record.Bytes = f.Packets, f.Bytes
 	})
@@ -372,7 +380,7 @@ func (r *replay) add(f *assembly.Flow, s *flow.Sample) {
 	record := &replayRecord{
 		File: r.files[r.begins.of(f.Seq)].name, Src: s.Initiator().String(), Dst: s.Responder().String(), Proto: s.Key.Proto.String(),
 		Start: s.Start.UTC().Format(time.RFC3339Nano), Captured: len(s.Data), Complete: s.Complete(), seq: f.Seq,
-		Packets: f.Packets, Bytes: f.Bytes,
+		Packets: f.Packets, Bytes: f.Bytes, Resumed: s.Resumed,
 	}
 	f.User = record
 	r.records = append(r.records, record)

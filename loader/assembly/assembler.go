@@ -16,7 +16,7 @@ import (
 // Defaults of Options, the same as of the live data path.
 const (
 	DefaultIdleTimeout = 2 * time.Second
-	DefaultUDPIdle     = 60 * time.Second
+	DefaultUDPIdle     = 10 * time.Minute
 )
 
 // Options sets the times of an Assembler. The zero value means the defaults.
@@ -24,8 +24,8 @@ type Options struct {
 	// IdleTimeout hands a capture over that got no packet for this long
 	// (optional, DefaultIdleTimeout).
 	IdleTimeout time.Duration
-	// UDPIdle starts a UDP flow afresh when a datagram comes more than this
-	// after its last one (optional, DefaultUDPIdle).
+	// UDPIdle captures a UDP flow again, as a resumed one, when a datagram comes
+	// more than this after its last one (optional, DefaultUDPIdle).
 	UDPIdle time.Duration
 	// MidStream captures TCP flows whose SYN is missing, from their next
 	// payload byte on and with its sender as the initiator, instead of leaving
@@ -172,6 +172,8 @@ type Flow struct {
 	stage  stage
 	sample *flow.Sample // while collecting
 
+	resumed bool // UDP: the key had a flow before
+
 	// TCP alone. marked: a candidate of the same key was answered. silent: it is
 	// decided, and was not handed over.
 	marked     bool
@@ -277,15 +279,17 @@ func (a *Assembler) PacketFrom(side Side, ts time.Time, frame []byte, wireLen in
 // udp takes a datagram. f is the flow that has its key, or nil.
 func (a *Assembler) udp(f *Flow, ts time.Time, p *headers.Packet, frame []byte) {
 	if f == nil || ts.Sub(f.Last) > a.opts.UDPIdle {
-		// Unknown, or silent for so long that the old flow is over.
+		// Unknown, or silent for long. Silence is no beginning.
 		if p.PayloadLen == 0 {
 			a.counters[HeaderOnly]++
 			return
 		}
-		if f != nil {
+		resumed := f != nil
+		if resumed {
 			a.restart(f)
 		}
 		f = a.start(p.Key, p.SrcIsLo, ts, a.order())
+		f.resumed = resumed
 		a.collect(f, nil, nil)
 	}
 	f.count(p, ts)
@@ -372,7 +376,7 @@ func (a *Assembler) capture(f *Flow, p *headers.Packet, frame []byte, ends bool)
 func (a *Assembler) handOver(f *Flow, reason flow.Reason) {
 	s := f.sample
 	s.Meta = flow.Meta{Key: f.Key, InitiatorIsLo: f.InitiatorIsLo, Reason: reason,
-		Start: f.Start, Elapsed: f.captured.Sub(f.Start)}
+		Start: f.Start, Elapsed: f.captured.Sub(f.Start), Resumed: f.resumed}
 	if f.stream != nil {
 		f.describe(&s.Meta)
 	}

@@ -27,6 +27,9 @@ var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 func describe(s *flow.Sample) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d %v %d %dms:", s.Initiator().Port(), s.Reason, len(s.Data), s.Elapsed.Milliseconds())
+	if s.Resumed {
+		b.WriteString(" resumed")
+	}
 	for i, p := range s.Packets {
 		arrow := '<'
 		if p.FromInitiator {
@@ -180,8 +183,8 @@ func TestAssembler(t *testing.T) {
 			counters: "syns 1, tcp_opened 1, handshake_left_out 2",
 		},
 		{
-			name: "UDP, idle and back", packets: []at{datagram(0, true, 1), datagram(2500, false, 2), datagram(62500, false, 3), datagram(122501, false, 4)},
-			samples: []string{"40000 idle 43 2000ms: >43@0", "443 end 46 0ms: >46@0"},
+			name: "UDP, silent and back", packets: []at{datagram(0, true, 1), datagram(2500, false, 2), datagram(602500, false, 3), datagram(1202501, false, 4), datagram(1202502, true, 5)},
+			samples: []string{"40000 idle 43 2000ms: >43@0", "443 end 93 1ms: resumed >46@0 <47@1"},
 		},
 		{
 			name: "empty datagrams start nothing", packets: []at{datagram(0, true, 0), datagram(1, false, 5), datagram(2, true, 0)},

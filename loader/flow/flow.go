@@ -156,6 +156,9 @@ type Meta struct {
 	OneWay bool
 	// MidStream says that the capture does not begin with the flow's first bytes.
 	MidStream bool
+	// Resumed says that a UDP flow may have been there before its capture began: it was
+	// decided, and then silent or blocked.
+	Resumed bool
 }
 
 // Numbers are the TCP sequence numbers of a connection.

@@ -335,7 +335,12 @@ static __always_inline bool within_quota(struct packet *pkt, bool initiator_is_l
 	const __u32 *from = initiator_is_lo ? lo : hi, *to = initiator_is_lo ? hi : lo;
 	__u32 words[8] = {from[0], from[1], from[2], from[3], to[0], to[1], to[2], to[3]};
 	__u32 quota, *in_use, *held, *pair;
-	__u32 pair_share = cfg_slots / QUOTA_PAIR_SHARE + 1;
+	__u32 share = cfg_slots / QUOTA_SHARE, pair_share = cfg_slots / QUOTA_PAIR_SHARE;
+
+	if (!share)
+		share = 1;
+	if (!pair_share)
+		pair_share = 1;
 
 	/* A host of IPv6 has a /64 for itself. */
 	if (words[0] || words[1])
@@ -348,8 +353,7 @@ static __always_inline bool within_quota(struct packet *pkt, bool initiator_is_l
 	held = bpf_map_lookup_elem(&slot_quota, &quota);
 	if (!in_use || !held || !pair)
 		return true;
-	if (*in_use >= cfg_slots / 4 * 3 &&
-	    (*held >= cfg_slots / QUOTA_SHARE || *pair >= pair_share))
+	if (*in_use * 4 >= cfg_slots * 3 && (*held >= share || *pair >= pair_share))
 		return false;
 	if (*pair >= pair_share)
 		pkt->quota = SLOT_UNCOUNTED;

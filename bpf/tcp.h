@@ -50,33 +50,33 @@ static __always_inline bool read_segment(const struct source *src, struct packet
 	return true;
 }
 
-/* A word of the packet's key among those of mid-stream flows. */
-static __always_inline __u64 *mid_stream_word(const struct packet *pkt)
+/* The word of a key's hash among those of mid-stream flows. */
+static __always_inline __u64 *mid_stream_word(__u64 hash)
 {
-	__u32 index = pkt->hash % MID_STREAM_WORDS;
+	__u32 index = hash % MID_STREAM_WORDS;
 
 	return bpf_map_lookup_elem(&mid_stream, &index);
 }
 
 /* What that word is for this key: the rest of its hash, never 0. */
-static __always_inline __u64 mid_stream_tag(const struct packet *pkt)
+static __always_inline __u64 mid_stream_tag(__u64 hash)
 {
-	return pkt->hash / MID_STREAM_WORDS | 1ULL << 63;
+	return hash / MID_STREAM_WORDS | 1ULL << 63;
 }
 
-static __always_inline bool is_mid_stream(const struct packet *pkt)
+static __always_inline bool is_mid_stream(__u64 hash)
 {
-	__u64 *word = mid_stream_word(pkt);
+	__u64 *word = mid_stream_word(hash);
 
-	return word && *word == mid_stream_tag(pkt);
+	return word && *word == mid_stream_tag(hash);
 }
 
 static __always_inline void clear_mid_stream(const struct packet *pkt)
 {
-	__u64 *word = mid_stream_word(pkt);
+	__u64 *word = mid_stream_word(pkt->hash);
 
 	if (word)
-		__sync_val_compare_and_swap(word, mid_stream_tag(pkt), 0);
+		__sync_val_compare_and_swap(word, mid_stream_tag(pkt->hash), 0);
 }
 
 static __always_inline bool is_young(const struct packet *pkt, __u64 since_ns, __u64 limit_ns)
@@ -838,8 +838,8 @@ static __always_inline void mid_stream_segment(struct counts *cnt, const struct 
 		call_hook(join_capture, src, pkt);
 		return;
 	}
-	word = mid_stream_word(pkt);
-	tag = mid_stream_tag(pkt);
+	word = mid_stream_word(pkt->hash);
+	tag = mid_stream_tag(pkt->hash);
 	if (!word || *word == tag)
 		return;
 	cnt->mid_stream++;

@@ -264,7 +264,7 @@ func BenchmarkHandover(b *testing.B) {
 
 // From a packet table to the reader's Sample: what user space adds per capture.
 func BenchmarkDecodeSample(b *testing.B) {
-	k := loadKernel(b, config{})
+	k := loadKernel(b, config{oneHook: true})
 	for _, p := range after(handshake(), up(f.ACK, 1400)) {
 		k.run(ingress, p)
 	}

@@ -76,8 +76,9 @@ type Options struct {
 	// What `earlydrop status` shows. (optional)
 	Version, Model, Policy string
 
-	// forceClsact attaches the way that kernels before 6.6 need; for tests.
-	forceClsact bool
+	// forceClsact attaches the way that kernels before 6.6 need, failLoad has the kernel
+	// refuse a program; for tests.
+	forceClsact, failLoad bool
 }
 
 // Info tells what Attach did.
@@ -87,7 +88,8 @@ type Info struct {
 	Egress        string   // tcx or clsact
 	Adopted       bool     // maps and links of an earlier process were taken over
 	Replaced      string   // why what was pinned could not be adopted and was replaced, else empty
-	BlocksAdopted int      // blocks with time left that go on
+	BlocksAdopted int      // blocks that go on, taken over or carried into the new tables
+	BlocksLost    error    // which blocks could not be carried into the new tables, and why
 	BlocksRemoved int      // blocks removed because of Options.Monitor
 	Bypasses      Bypasses // ways past the programs
 	HiddenVLANs   bool     // the driver takes VLAN tags out before the ingress program sees the frame
@@ -115,6 +117,8 @@ type DataPath struct {
 	index   atomic.Int32 // of the interface
 	sweepIn []byte
 	about   datapathAttached
+	sides   *sides
+	foreign bool // what is pinned is another process's, and goes on if Attach fails
 
 	mu         sync.Mutex // of what Check changes
 	lock       *os.File   // the folder of the pins
@@ -182,13 +186,15 @@ func Attach(opts Options) (_ *DataPath, err error) {
 		return nil, err
 	}
 	pinned, why := adoptable(spec, opts.Sizes, lock)
+	var carried []carriedBlock
+	d.Info.Adopted = pinned != nil
+	d.foreign = d.Info.Adopted || why != ""
 	if why != "" {
 		d.Info.Replaced = why
-		if err := removeDataPath(lock, ifc.link); err != nil {
+		if carried, err = pinnedBlocks(lock); err != nil {
 			return nil, err
 		}
 	}
-	d.Info.Adopted = pinned != nil
 	if err := setSizes(spec); err != nil { // only now: an adopted set has its own
 		closeMaps(pinned)
 		return nil, err
@@ -209,9 +215,13 @@ func Attach(opts Options) (_ *DataPath, err error) {
 		if err := d.adoptBlocks(opts.Monitor); err != nil {
 			return nil, err
 		}
-	} else if err := d.prepareMaps(); err != nil {
+	} else if err := d.replaceMaps(carried, opts.Monitor); err != nil {
 		return nil, err
 	}
+	if d.sides, err = watchSides(d.index.Load, d.coll.Maps[datapathMapSameSide]); err != nil {
+		return nil, err
+	}
+	d.own = d.sides.addresses
 	// Maps first: from the first packet on, everything must be in place.
 	if err := d.attachIngress(ifc, opts, inFolder(lock, pinXDP)); err != nil {
 		return nil, err
@@ -243,6 +253,9 @@ func configuredSpec(opts Options, ifc *iface) (*ebpf.CollectionSpec, error) {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("set %s: %w", name, err)
 		}
+	}
+	if opts.failLoad {
+		spec.Programs[datapathProgEdEgress].Instructions = nil
 	}
 	opts.Sizes.apply(spec)
 	// Creating the map adds the flag by itself; comparing with a pinned one
@@ -345,9 +358,20 @@ func (d *DataPath) adoptBlocks(monitor bool) error {
 	return err
 }
 
-func (d *DataPath) prepareMaps() error {
+// replaceMaps makes the new maps ready, with the blocks of those that are pinned, and pins
+// them in their place. The programs that use the old ones run until theirs are swapped.
+func (d *DataPath) replaceMaps(carried []carriedBlock, monitor bool) error {
 	if err := fillSlots(d.coll.Maps); err != nil {
 		return err
+	}
+	if monitor {
+		d.Info.BlocksRemoved = len(carried)
+	} else {
+		d.Info.BlocksAdopted, d.Info.BlocksLost = d.carryBlocks(carried)
+	}
+	d.foreign = false
+	if err := errors.Join(renameOldLinks(d.lock), unpinMaps(d.lock)); err != nil {
+		return fmt.Errorf("replace what is pinned below %s: %w", d.Info.PinDir, err)
 	}
 	for name, m := range d.coll.Maps {
 		if !outlives(name) {
@@ -456,6 +480,9 @@ func (d *DataPath) closeLinks() error {
 
 func (d *DataPath) close() error {
 	var err error
+	if d.sides != nil {
+		d.sides.close()
+	}
 	if d.Tables != nil {
 		err = d.filter.close() // its maps are the collection's
 	}
@@ -465,9 +492,9 @@ func (d *DataPath) close() error {
 	return errors.Join(err, d.lock.Close())
 }
 
-// abandon undoes a failed Attach. What was adopted keeps running.
+// abandon undoes a failed Attach. What was adopted, or not replaced yet, keeps running.
 func (d *DataPath) abandon(ifc *iface) error {
-	if d.Info.Adopted {
+	if d.foreign {
 		return errors.Join(d.closeLinks(), d.close())
 	}
 	return errors.Join(d.remove(ifc.link), d.close())
@@ -499,7 +526,9 @@ func Detach(name string, stop bool) error {
 	case err != nil:
 		return err
 	}
-	if _, err := os.Lstat(inFolder(folder, pinTCX)); err != nil && p.standing == standsElsewhere {
+	if l, err := loadPinnedLink(inFolder(folder, ""), linkPins[1]); err == nil {
+		_ = l.Close()
+	} else if p.standing == standsElsewhere {
 		return refused(nil, "%s is in another network namespace, and its egress filter can only be removed there", name)
 	}
 	return errors.Join(removeDataPath(folder, p.link), removeFolder(folder))

@@ -299,16 +299,16 @@ func TestAdoptionKeepsHandshakes(t *testing.T) {
 			}
 		}
 	}
-	d := attach(t, Options{})
+	d := attach(t, Options{OneHook: true})
 	run(d, up(f.SYN, 0))
 	if err := d.Release(); err != nil {
 		t.Fatal(err)
 	}
-	d = attach(t, Options{})
+	d = attach(t, Options{OneHook: true})
 	if !d.Info.Adopted {
 		t.Fatal("nothing was adopted")
 	}
-	run(d, up(f.ACK, 0), up(f.ACK, 1400))
+	run(d, down(f.SYN|f.ACK, 0), up(f.ACK, 0), up(f.ACK, 1400))
 	c, err := d.Counters()
 	if err != nil || c.HandedFull != 1 || c.MidStream != 0 {
 		t.Errorf("handed over %d, mid-stream %d, %v", c.HandedFull, c.MidStream, err)
@@ -329,7 +329,7 @@ func TestAnotherLayoutIsReplacedWhole(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := errors.Join(tables.att.Update(uint32(0), &datapathAttached{LayoutVersion: layoutVersion + 1}, ebpf.UpdateAny), tables.Close()); err != nil {
+			if err := errors.Join(tables.att.Update(uint32(0), &datapathAttached{LayoutVersion: layoutVersion + 1, BlockLayout: blockLayout}, ebpf.UpdateAny), tables.Close()); err != nil {
 				t.Fatal(err)
 			}
 		}},

@@ -77,7 +77,7 @@ type pinned struct {
 // readPinned finds out whose a folder is.
 func readPinned(dir, called string) (*pinned, error) {
 	p := &pinned{called: called, iface: called, dir: dir}
-	l, err := link.LoadPinnedLink(filepath.Join(dir, pinXDP), nil)
+	l, err := loadPinnedLink(dir, linkPins[0])
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return p, nil

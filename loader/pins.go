@@ -21,14 +21,45 @@ const bpffsMount = "/sys/fs/bpf"
 // pinRoot is where everything is pinned. Tests set another bpffs.
 var pinRoot = bpffsMount + "/earlydrop"
 
-// Names of the pinned links, beside the maps, which go by their own names.
+// Names of the pinned links, beside the maps, which go by their own names. A program from
+// before layout 3 looks for them under their old names: it finds none, takes what is
+// attached for somebody else's, and leaves it.
 const (
-	pinXDP = "link_ingress"
-	pinTCX = "link_egress"
+	pinXDP = "link_xdp"
+	pinTCX = "link_tcx"
+
+	oldPinXDP = "link_ingress"
+	oldPinTCX = "link_egress"
 )
 
-// formerPins are maps that earlier versions pinned.
-var formerPins = []string{"scratch"}
+// linkPins are the names that each link may be pinned under.
+var linkPins = [][]string{{pinXDP, oldPinXDP}, {pinTCX, oldPinTCX}}
+
+// loadPinnedLink opens a link that is pinned under one of some names. The error wraps
+// [os.ErrNotExist] if there is none.
+func loadPinnedLink(dir string, names []string) (l link.Link, err error) {
+	for _, name := range names {
+		if l, err = link.LoadPinnedLink(filepath.Join(dir, name), nil); !errors.Is(err, os.ErrNotExist) {
+			break
+		}
+	}
+	return l, err
+}
+
+// renameOldLinks gives the links of an older program their new names, so that the
+// programs behind them are swapped in place.
+func renameOldLinks(folder *os.File) error {
+	for _, names := range linkPins {
+		err := unix.Renameat(int(folder.Fd()), names[1], int(folder.Fd()), names[0])
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("rename pinned %s: %w", names[1], err)
+		}
+	}
+	return nil
+}
+
+// formerPins are what earlier versions pinned under these names.
+var formerPins = []string{"scratch", oldPinXDP, oldPinTCX}
 
 // ownPins are the names of everything that earlydrop pins or once pinned. Nothing
 // else is ever removed.
@@ -131,13 +162,13 @@ func hasOwnPins(dir string) bool {
 // the egress filter of an interface, which may be nil, and unpins what is ours.
 func removeDataPath(folder *os.File, l netlink.Link) error {
 	var errs []error
-	for _, name := range []string{pinXDP, pinTCX} {
-		pinned, err := link.LoadPinnedLink(inFolder(folder, name), nil)
+	for _, names := range linkPins {
+		pinned, err := loadPinnedLink(inFolder(folder, ""), names)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("open pinned %s: %w", name, err))
+			errs = append(errs, fmt.Errorf("open pinned %s: %w", names[0], err))
 			continue
 		}
 		// By force: it may be pinned somewhere else as well.
@@ -151,9 +182,18 @@ func removeDataPath(folder *os.File, l netlink.Link) error {
 }
 
 // unpin removes our pins from the folder and nothing else.
-func unpin(folder *os.File) error {
+func unpin(folder *os.File) error { return unpinExcept(folder, nil) }
+
+// unpinMaps removes the pins of all maps and leaves those of links. What the maps hold
+// goes on while programs use them.
+func unpinMaps(folder *os.File) error { return unpinExcept(folder, slices.Concat(linkPins...)) }
+
+func unpinExcept(folder *os.File, keep []string) error {
 	var errs []error
 	for _, pin := range ownPins {
+		if slices.Contains(keep, pin) {
+			continue
+		}
 		if err := unix.Unlinkat(int(folder.Fd()), pin, 0); err != nil && !errors.Is(err, unix.ENOENT) {
 			errs = append(errs, fmt.Errorf("remove pin %s: %w", pin, err))
 		}

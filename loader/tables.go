@@ -5,11 +5,14 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
 )
@@ -22,6 +25,12 @@ type Tables struct {
 	gone                                      bool
 	flows, blocked, collecting, counters, att *ebpf.Map
 	filter                                    *blockFilter
+
+	blocking sync.Mutex // of what follows, and of adding and removing blocks
+	census   census
+	evicted  []Block // that made room, for ExpireBlocks
+	// own returns the interface's own addresses; nil: not known.
+	own func() ([]netip.Addr, error)
 }
 
 // place is where a data path is: the interface's name, and the folder of the pins.
@@ -44,7 +53,24 @@ type Block struct {
 	Bytes   uint64 // dropped so far, L2 headers included
 	Class   string // cut to 15 bytes
 	Rule    string // cut to 15 bytes
+	Renewed int    // how often its connection outlived its time
+	Ended   BlockEnd
 }
+
+// BlockEnd says why a block ended.
+type BlockEnd string
+
+// Ends of blocks.
+const (
+	EndNone          BlockEnd = ""               // it goes on, or was removed by somebody
+	EndTime          BlockEnd = "time"           // its time to live is over
+	EndNewConnection BlockEnd = "new_connection" // its connection ended, another one has the same addresses and ports
+	EndRoom          BlockEnd = "room"           // it had dropped nothing and made room for another
+)
+
+// ErrFlowGone means that the flow to be blocked is not what the kernel knows of its
+// addresses and ports any more.
+var ErrFlowGone = errors.New("the flow is gone")
 
 // Attachment describes how an interface is attached.
 type Attachment struct {
@@ -56,6 +82,8 @@ type Attachment struct {
 	XDPMode   XDPMode
 	Egress    string // tcx or clsact
 	Mode      string // monitor or enforce
+	OneHook   bool   // both directions come through one hook
+	OneWay    bool   // connections of which one direction is seen are captured
 	Version   string // of the program that attached
 	Model     string // cut to 63 bytes
 	Policy    string // path, cut to 127 bytes
@@ -171,42 +199,135 @@ func (t *Tables) Close() error {
 	return errors.Join(errs...)
 }
 
-// Block drops the flow's packets in the kernel for the given time, at most 100
-// years, from now on. A flow that is blocked already gets the new time and
-// reason, and its counters begin at zero again.
+// Block drops the packets of a key in the kernel for the given time, at most 100
+// years, from now on, or until another TCP connection of the key is made. A key that
+// is blocked already gets the new time and reason, and its counters begin at zero
+// again. The error wraps unix.E2BIG when the table is full of blocks that drop.
 func (t *Tables) Block(key flow.Key, ttl time.Duration, class, rule string) error {
 	if ttl <= 0 {
 		return fmt.Errorf("block %s: time to live %s is not positive", key, ttl)
 	}
+	t.blocking.Lock()
+	defer t.blocking.Unlock()
+	k := toKernelKey(key)
+	b := newBlock(ttl, class, rule)
+	if err := t.insertBlock(&k, &b); err != nil {
+		return fmt.Errorf("block %s: %w", key, err)
+	}
+	return nil
+}
+
+// BlockFlow is Block for a flow that was captured. A TCP connection that goes on when
+// the time is over stays blocked for as long again, at most five times. The error wraps
+// [ErrFlowGone], and nothing is blocked, when another connection has the key by now, and
+// [ErrInitiatorQuota] when the flow's initiator has too many of the blocks.
+func (t *Tables) BlockFlow(m *flow.Meta, ttl time.Duration, class, rule string) error {
+	if ttl <= 0 {
+		return fmt.Errorf("block %s: time to live %s is not positive", m.Key, ttl)
+	}
+	t.blocking.Lock()
+	defer t.blocking.Unlock()
+	k := toKernelKey(m.Key)
+	b := newBlock(ttl, class, rule)
+	b.setNumbers(m, ttl)
+	if err := t.checkQuota(m); err != nil {
+		return fmt.Errorf("block %s: %w", m.Key, err)
+	}
+	// The kernel forgets the flow first and ends its block then: one of the two looks
+	// finds that it is another connection by now.
+	if err := t.checkConnection(&k, &b); err != nil {
+		return fmt.Errorf("block %s: %w", m.Key, err)
+	}
+	if err := t.insertBlock(&k, &b); err != nil {
+		return fmt.Errorf("block %s: %w", m.Key, err)
+	}
+	if err := t.checkConnection(&k, &b); err != nil {
+		_, undo := t.unblock(&k)
+		return fmt.Errorf("block %s: %w", m.Key, errors.Join(err, undo))
+	}
+	t.census.add(initiatorOf(&k, &b), responderOf(&k, &b))
+	return nil
+}
+
+func newBlock(ttl time.Duration, class, rule string) datapathBlock {
 	now := monotonic()
-	k, b := toKernelKey(key), datapathBlock{SinceNs: now, ExpiresNs: now + uint64(ttl)}
+	b := datapathBlock{SinceNs: now, ExpiresNs: now + uint64(ttl)}
 	fixed(b.Class[:], class)
 	fixed(b.Rule[:], rule)
+	return b
+}
+
+// setNumbers fills in what is known of a TCP connection.
+func (b *datapathBlock) setNumbers(m *flow.Meta, ttl time.Duration) {
+	n := &m.Numbers
+	if m.InitiatorIsLo {
+		b.InitiatorIsLo = 1
+		b.IsnLo, b.IsnHi, b.NextLo, b.NextHi = n.InitiatorISN, n.ResponderISN, n.InitiatorNext, n.ResponderNext
+	} else {
+		b.IsnLo, b.IsnHi, b.NextLo, b.NextHi = n.ResponderISN, n.InitiatorISN, n.ResponderNext, n.InitiatorNext
+	}
+	if m.Key.Proto != flow.TCP {
+		return
+	}
+	b.TtlNs = uint64(ttl)
+	if n.ISNKnown {
+		b.Known |= knownISN
+	}
+	if n.InitiatorNextKnown && m.InitiatorIsLo || n.ResponderNextKnown && !m.InitiatorIsLo {
+		b.Known |= knownNextLo
+	}
+	if n.ResponderNextKnown && m.InitiatorIsLo || n.InitiatorNextKnown && !m.InitiatorIsLo {
+		b.Known |= knownNextHi
+	}
+}
+
+// checkConnection returns ErrFlowGone where the kernel knows of another connection of
+// the key than the block's, or of none.
+func (t *Tables) checkConnection(k *datapathFlowKey, b *datapathBlock) error {
+	if b.Known&knownISN == 0 {
+		return nil
+	}
+	var v datapathFlow
+	switch err := t.flows.Lookup(k, &v); {
+	case errors.Is(err, ebpf.ErrKeyNotExist):
+		return ErrFlowGone
+	case err != nil:
+		return fmt.Errorf("read map flows: %w", err)
+	case v.Known&knownISN == 0 || v.IsnLo != b.IsnLo || v.IsnHi != b.IsnHi:
+		return ErrFlowGone
+	}
+	return nil
+}
+
+// insertBlock writes a block, and makes room for it if need be.
+func (t *Tables) insertBlock(k *datapathFlowKey, b *datapathBlock) error {
 	// The filter first: a block that it does not count is not looked up.
-	t.filter.add(&k, 1)
+	t.filter.add(k, 1)
 	for {
-		err := t.blocked.Update(&k, &b, ebpf.UpdateNoExist)
+		err := t.blocked.Update(k, b, ebpf.UpdateNoExist)
 		if err == nil {
 			return nil
+		}
+		if errors.Is(err, unix.E2BIG) && t.makeRoom() {
+			continue
 		}
 		if errors.Is(err, ebpf.ErrKeyExist) {
 			// It is counted already. If somebody deletes it in between, it is
 			// a new one again.
-			if err = t.blocked.Update(&k, &b, ebpf.UpdateExist); errors.Is(err, ebpf.ErrKeyNotExist) {
+			if err = t.blocked.Update(k, b, ebpf.UpdateExist); errors.Is(err, ebpf.ErrKeyNotExist) {
 				continue
 			}
 		}
-		t.filter.add(&k, -1)
-		if err != nil {
-			return fmt.Errorf("block %s: %w", key, err)
-		}
-		return nil
+		t.filter.add(k, -1)
+		return err
 	}
 }
 
 // Unblock lets the flow's packets pass again and returns what was dropped. The
 // error wraps [ebpf.ErrKeyNotExist] when the flow is not blocked.
 func (t *Tables) Unblock(key flow.Key) (Block, error) {
+	t.blocking.Lock()
+	defer t.blocking.Unlock()
 	k := toKernelKey(key)
 	b, err := t.unblock(&k)
 	if err != nil {
@@ -231,7 +352,28 @@ func fromKernelBlock(k *datapathFlowKey, b *datapathBlock) Block {
 		Bytes:   b.Bytes,
 		Class:   fromFixed(b.Class[:]),
 		Rule:    fromFixed(b.Rule[:]),
+		Renewed: int(b.Renewed),
 	}
+}
+
+// blockRenewals is BLOCK_RENEWALS of bpf/tcp.h.
+const blockRenewals = 5
+
+// renewalWait is how long a block may wait for its connection to go on: longer than
+// TCP waits before it sends again (120 s at most, in Linux).
+const renewalWait = 130 * time.Second
+
+// end says whether, and why, a block has ended.
+func (b *datapathBlock) end(now uint64) BlockEnd {
+	switch {
+	case b.Ended != 0:
+		return EndNewConnection
+	case now < b.ExpiresNs:
+		return EndNone
+	case b.TtlNs != 0 && b.Packets > 0 && b.Renewed < blockRenewals && now < b.ExpiresNs+uint64(renewalWait):
+		return EndNone // its next packet may renew it
+	}
+	return EndTime
 }
 
 const batchSize = 4096 // entries per system call when a map is walked
@@ -241,45 +383,53 @@ func (t *Tables) Blocked() ([]Block, error) {
 	now := monotonic()
 	var blocks []Block
 	err := walk(t.blocked, func(k *datapathFlowKey, b *datapathBlock) {
-		if now < b.ExpiresNs {
+		if now < b.ExpiresNs && b.Ended == 0 {
 			blocks = append(blocks, fromKernelBlock(k, b))
 		}
 	})
 	return blocks, err
 }
 
-// ExpireBlocks removes the blocks whose time is over (the kernel passes their
-// packets already) and returns them with their final counters.
+// ExpireBlocks removes the blocks that have ended (the kernel passes their packets
+// already) and returns them with their final counters, together with those that made
+// room since the last call. A block that may be renewed stays for 130 s.
 func (t *Tables) ExpireBlocks() ([]Block, error) {
 	now := monotonic()
 	var keys []datapathFlowKey
 	err := walk(t.blocked, func(k *datapathFlowKey, b *datapathBlock) {
-		if now >= b.ExpiresNs {
+		if b.end(now) != EndNone {
 			keys = append(keys, *k)
 		}
 	})
 	if err != nil {
 		return nil, err
 	}
-	var expired []Block
+	t.blocking.Lock()
+	defer t.blocking.Unlock()
+	ended := t.evicted
+	t.evicted = nil
 	for i := range keys {
 		var b datapathBlock
 		// Once more, singly: it may have been renewed in the meantime.
-		if err := t.blocked.Lookup(&keys[i], &b); err != nil || now < b.ExpiresNs {
+		if err := t.blocked.Lookup(&keys[i], &b); err != nil || b.end(now) == EndNone {
 			continue
 		}
 		if err := t.resume(&keys[i], &b); err != nil {
-			return expired, err
+			return ended, err
 		}
 		if b, err := t.unblock(&keys[i]); err == nil {
-			expired = append(expired, fromKernelBlock(&keys[i], &b))
+			block := fromKernelBlock(&keys[i], &b)
+			block.Ended = b.end(now)
+			ended = append(ended, block)
 		}
 	}
-	return expired, nil
+	return ended, nil
 }
 
 // UnblockAll removes every block and returns how many there were.
 func (t *Tables) UnblockAll() (int, error) {
+	t.blocking.Lock()
+	defer t.blocking.Unlock()
 	var keys []datapathFlowKey
 	if err := walk(t.blocked, func(k *datapathFlowKey, _ *datapathBlock) { keys = append(keys, *k) }); err != nil {
 		return 0, err
@@ -314,8 +464,15 @@ func walk[V any](m *ebpf.Map, f func(*datapathFlowKey, *V)) error {
 // forgotten in the meantime, or that began afresh, is left alone.
 func (t *Tables) Pass(key flow.Key) error {
 	k := toKernelKey(key)
-	v := datapathFlow{LastNs: monotonic(), Verdict: datapathVerdictVERDICT_PASS}
-	if err := t.flows.Update(&k, &v, ebpf.UpdateExist); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+	var v datapathFlow
+	err := t.flows.Lookup(&k, &v)
+	if err == nil {
+		// What else the kernel notes there is kept, but for what it notes between the
+		// two calls: a mark that is lost lets the key's next connection pass unseen.
+		v.LastNs, v.Verdict = monotonic(), datapathVerdictVERDICT_PASS
+		err = t.flows.Update(&k, &v, ebpf.UpdateExist)
+	}
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("write verdict of %s: %w", key, err)
 	}
 	return nil
@@ -365,6 +522,8 @@ func (t *Tables) Attachment() (Attachment, error) {
 		XDPMode:   XDPMode(fromFixed(a.XdpMode[:])),
 		Egress:    fromFixed(a.Egress[:]),
 		Mode:      fromFixed(a.Mode[:]),
+		OneHook:   a.OneHook != 0,
+		OneWay:    a.OneWay != 0,
 		Version:   fromFixed(a.Version[:]),
 		Model:     fromFixed(a.Model[:]),
 		Policy:    fromFixed(a.Policy[:]),

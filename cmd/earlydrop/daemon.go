@@ -120,7 +120,7 @@ func (d *daemon) decide(s *flow.Sample, r flow.Result, err error) {
 	case decision.Action != policy.Drop:
 		err = d.dp.Pass(s.Key)
 	case d.mode == policy.Enforce:
-		if err = d.dp.Block(s.Key, decision.TTL, decision.Class, decision.Rule); err == nil {
+		if err = d.dp.BlockFlow(&s.Meta, decision.TTL, decision.Class, decision.Rule); err == nil {
 			enforced = true
 			d.blocked.Add(1)
 		}

@@ -311,7 +311,10 @@ func (s *sinks) attached(d *daemon, policyName string) {
 		say("native xdp is not possible on %s, generic is slower: %v", d.iface(), info.XDPFallback)
 	}
 	if info.Replaced != "" {
-		say("what was pinned was replaced, its blocks are gone: %s", info.Replaced)
+		say("what was pinned was replaced: %s", info.Replaced)
+	}
+	if info.BlocksLost != nil {
+		say("not all blocks found room in the new tables: %v", info.BlocksLost)
 	}
 	if info.BlocksAdopted > 0 {
 		say("%d flows stay blocked", info.BlocksAdopted)
@@ -338,12 +341,12 @@ func (s *sinks) attached(d *daemon, policyName string) {
 	}
 }
 
-// blockEnded tells that a block's time is over.
+// blockEnded tells that a block is over, and why.
 func (s *sinks) blockEnded(d *daemon, b loader.Block) {
 	s.verdict(event{
 		Time: time.Now(), Event: "block_ended", Interface: d.iface(), Src: b.Key.Lo.String(), Dst: b.Key.Hi.String(),
 		Proto: b.Key.Proto.String(), VLAN: b.Key.VLAN, InnerVLAN: b.Key.InnerVLAN, Class: b.Class, Rule: b.Rule,
-		DroppedPackets: &b.Packets, DroppedBytes: &b.Bytes,
+		DroppedPackets: &b.Packets, DroppedBytes: &b.Bytes, Reason: string(b.Ended),
 	})
 }
 

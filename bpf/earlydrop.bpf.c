@@ -83,7 +83,7 @@ static __always_inline void collect_udp(struct counts *cnt, const struct source 
 	flow = bpf_map_lookup_elem(&flows, key);
 	if (flow && flow->verdict != VERDICT_RESUMED)
 		return;
-	pkt->resumed = !!flow;
+	pkt->resumed = flow || pkt->now - cfg_first_attach_ns < cfg_udp_warmup_ns;
 	if (!pkt->payload_len) {
 		cnt->header_only++;
 		return;

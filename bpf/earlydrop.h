@@ -194,6 +194,7 @@ struct attached {
 	char version[32];
 	char model[64];
 	char policy[128];
+	__u64 first_ns; /* CLOCK_MONOTONIC of the first attach; an adoption keeps it */
 	/* the daemon's own counters; it writes them about once a second */
 	__u64 classified;
 	__u64 to_drop;	      /* verdicts that a rule wants dropped, in monitor mode, too */

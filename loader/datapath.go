@@ -36,8 +36,13 @@ func ParseXDPMode(s string) (XDPMode, error) {
 	return "", fmt.Errorf("unknown xdp mode %q: use auto, native or generic", s)
 }
 
-// DefaultUDPIdle is above the pauses of QUIC, IPsec NAT-T and RTP.
-const DefaultUDPIdle = 10 * time.Minute
+// Defaults of Options.
+const (
+	// DefaultUDPIdle is above the pauses of QUIC, IPsec NAT-T and RTP.
+	DefaultUDPIdle = 10 * time.Minute
+	// DefaultUDPWarmup is above what most flows are silent for that are in use.
+	DefaultUDPWarmup = 60 * time.Second
+)
 
 // Options are what an operator can ask of a data path.
 type Options struct {
@@ -51,6 +56,11 @@ type Options struct {
 	// UDPIdle is how long a UDP flow that is decided may be silent before it is
 	// captured again, and marked as resumed; default [DefaultUDPIdle]. (optional)
 	UDPIdle time.Duration
+	// UDPWarmup is how long after the first attach a UDP flow that is seen for the
+	// first time counts as resumed, since it may have been open before. An adoption
+	// does not start it again; what replaces a set of pins does, as it knows no flow.
+	// Default [DefaultUDPWarmup]; negative: none. (optional)
+	UDPWarmup time.Duration
 	// MidStream captures TCP flows that are seen without their SYN, from their
 	// next payload byte on and with its sender as the initiator. By default they
 	// are left alone, as what a model knows is how flows begin. (optional)
@@ -138,6 +148,12 @@ func Attach(opts Options) (_ *DataPath, err error) {
 	}
 	if opts.UDPIdle == 0 {
 		opts.UDPIdle = DefaultUDPIdle
+	}
+	switch {
+	case opts.UDPWarmup == 0:
+		opts.UDPWarmup = DefaultUDPWarmup
+	case opts.UDPWarmup < 0:
+		opts.UDPWarmup = 0
 	}
 	if err := opts.Sizes.check(); err != nil {
 		return nil, err
@@ -242,13 +258,15 @@ func configuredSpec(opts Options, ifc *iface) (*ebpf.CollectionSpec, error) {
 		return nil, err
 	}
 	for name, value := range map[string]any{
-		datapathVarCfgIdleNs:     uint64(opts.Idle),
-		datapathVarCfgUdpIdleNs:  uint64(opts.UDPIdle),
-		datapathVarCfgRawIp:      ifc.rawIP(),
-		datapathVarCfgHashSecret: newSecret(),
-		datapathVarCfgMidStream:  opts.MidStream,
-		datapathVarCfgOneHook:    opts.OneHook,
-		datapathVarCfgOneWay:     opts.OneWay,
+		datapathVarCfgIdleNs:        uint64(opts.Idle),
+		datapathVarCfgUdpIdleNs:     uint64(opts.UDPIdle),
+		datapathVarCfgRawIp:         ifc.rawIP(),
+		datapathVarCfgHashSecret:    newSecret(),
+		datapathVarCfgFirstAttachNs: monotonic(),
+		datapathVarCfgUdpWarmupNs:   uint64(opts.UDPWarmup),
+		datapathVarCfgMidStream:     opts.MidStream,
+		datapathVarCfgOneHook:       opts.OneHook,
+		datapathVarCfgOneWay:        opts.OneWay,
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("set %s: %w", name, err)
@@ -313,6 +331,10 @@ func adoptable(spec *ebpf.CollectionSpec, sizes Sizes, folder *os.File) (_ map[s
 	// The handshakes that are under way stay where they are found.
 	if err := asked.Variables[datapathVarCfgHashSecret].Set(a.HashSecret); err != nil {
 		return nil, fmt.Sprintf("set %s: %v", datapathVarCfgHashSecret, err)
+	}
+	// What was new a moment ago is not new because another process took over.
+	if err := asked.Variables[datapathVarCfgFirstAttachNs].Set(a.FirstNs); err != nil {
+		return nil, fmt.Sprintf("set %s: %v", datapathVarCfgFirstAttachNs, err)
 	}
 	return maps, ""
 }
@@ -399,6 +421,9 @@ func (d *DataPath) describe(opts Options, spec *ebpf.CollectionSpec) error {
 	}
 	if err := spec.Variables[datapathVarCfgHashSecret].Get(&a.HashSecret); err != nil {
 		return fmt.Errorf("read %s: %w", datapathVarCfgHashSecret, err)
+	}
+	if err := spec.Variables[datapathVarCfgFirstAttachNs].Get(&a.FirstNs); err != nil {
+		return fmt.Errorf("read %s: %w", datapathVarCfgFirstAttachNs, err)
 	}
 	fixed(a.XdpMode[:], string(d.Info.XDPMode))
 	fixed(a.Egress[:], d.Info.Egress)

@@ -29,6 +29,7 @@ type datapathAttached struct {
 	Version       [32]int8
 	Model         [64]int8
 	Policy        [128]int8
+	FirstNs       uint64
 	Classified    uint64
 	ToDrop        uint64
 	Blocked       uint64
@@ -251,36 +252,38 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	datapathMapAttachment    = "attachment"
-	datapathMapBlocked       = "blocked"
-	datapathMapCollecting    = "collecting"
-	datapathMapCounters      = "counters"
-	datapathMapFlows         = "flows"
-	datapathMapFreeSlots     = "free_slots"
-	datapathMapFreeTcpSlots  = "free_tcp_slots"
-	datapathMapHandshakeTags = "handshake_tags"
-	datapathMapHandshakes    = "handshakes"
-	datapathMapMidStream     = "mid_stream"
-	datapathMapSameSide      = "same_side"
-	datapathMapSamples       = "samples"
-	datapathMapSeenInside    = "seen_inside"
-	datapathMapSlotQuota     = "slot_quota"
-	datapathMapSlots         = "slots"
-	datapathMapSyns          = "syns"
-	datapathProgEdEgress     = "ed_egress"
-	datapathProgEdIngress    = "ed_ingress"
-	datapathProgEdSweep      = "ed_sweep"
-	datapathVarBlockFilter   = "block_filter"
-	datapathVarCfgBucketMask = "cfg_bucket_mask"
-	datapathVarCfgHashSecret = "cfg_hash_secret"
-	datapathVarCfgIdleNs     = "cfg_idle_ns"
-	datapathVarCfgMidStream  = "cfg_mid_stream"
-	datapathVarCfgOneHook    = "cfg_one_hook"
-	datapathVarCfgOneWay     = "cfg_one_way"
-	datapathVarCfgRawIp      = "cfg_raw_ip"
-	datapathVarCfgSlots      = "cfg_slots"
-	datapathVarCfgTcpSlots   = "cfg_tcp_slots"
-	datapathVarCfgUdpIdleNs  = "cfg_udp_idle_ns"
+	datapathMapAttachment       = "attachment"
+	datapathMapBlocked          = "blocked"
+	datapathMapCollecting       = "collecting"
+	datapathMapCounters         = "counters"
+	datapathMapFlows            = "flows"
+	datapathMapFreeSlots        = "free_slots"
+	datapathMapFreeTcpSlots     = "free_tcp_slots"
+	datapathMapHandshakeTags    = "handshake_tags"
+	datapathMapHandshakes       = "handshakes"
+	datapathMapMidStream        = "mid_stream"
+	datapathMapSameSide         = "same_side"
+	datapathMapSamples          = "samples"
+	datapathMapSeenInside       = "seen_inside"
+	datapathMapSlotQuota        = "slot_quota"
+	datapathMapSlots            = "slots"
+	datapathMapSyns             = "syns"
+	datapathProgEdEgress        = "ed_egress"
+	datapathProgEdIngress       = "ed_ingress"
+	datapathProgEdSweep         = "ed_sweep"
+	datapathVarBlockFilter      = "block_filter"
+	datapathVarCfgBucketMask    = "cfg_bucket_mask"
+	datapathVarCfgFirstAttachNs = "cfg_first_attach_ns"
+	datapathVarCfgHashSecret    = "cfg_hash_secret"
+	datapathVarCfgIdleNs        = "cfg_idle_ns"
+	datapathVarCfgMidStream     = "cfg_mid_stream"
+	datapathVarCfgOneHook       = "cfg_one_hook"
+	datapathVarCfgOneWay        = "cfg_one_way"
+	datapathVarCfgRawIp         = "cfg_raw_ip"
+	datapathVarCfgSlots         = "cfg_slots"
+	datapathVarCfgTcpSlots      = "cfg_tcp_slots"
+	datapathVarCfgUdpIdleNs     = "cfg_udp_idle_ns"
+	datapathVarCfgUdpWarmupNs   = "cfg_udp_warmup_ns"
 )
 
 // loadDatapath returns the embedded CollectionSpec for datapath.
@@ -356,17 +359,19 @@ type datapathMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathVariableSpecs struct {
-	BlockFilter   *ebpf.VariableSpec `ebpf:"block_filter"`
-	CfgBucketMask *ebpf.VariableSpec `ebpf:"cfg_bucket_mask"`
-	CfgHashSecret *ebpf.VariableSpec `ebpf:"cfg_hash_secret"`
-	CfgIdleNs     *ebpf.VariableSpec `ebpf:"cfg_idle_ns"`
-	CfgMidStream  *ebpf.VariableSpec `ebpf:"cfg_mid_stream"`
-	CfgOneHook    *ebpf.VariableSpec `ebpf:"cfg_one_hook"`
-	CfgOneWay     *ebpf.VariableSpec `ebpf:"cfg_one_way"`
-	CfgRawIp      *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
-	CfgSlots      *ebpf.VariableSpec `ebpf:"cfg_slots"`
-	CfgTcpSlots   *ebpf.VariableSpec `ebpf:"cfg_tcp_slots"`
-	CfgUdpIdleNs  *ebpf.VariableSpec `ebpf:"cfg_udp_idle_ns"`
+	BlockFilter      *ebpf.VariableSpec `ebpf:"block_filter"`
+	CfgBucketMask    *ebpf.VariableSpec `ebpf:"cfg_bucket_mask"`
+	CfgFirstAttachNs *ebpf.VariableSpec `ebpf:"cfg_first_attach_ns"`
+	CfgHashSecret    *ebpf.VariableSpec `ebpf:"cfg_hash_secret"`
+	CfgIdleNs        *ebpf.VariableSpec `ebpf:"cfg_idle_ns"`
+	CfgMidStream     *ebpf.VariableSpec `ebpf:"cfg_mid_stream"`
+	CfgOneHook       *ebpf.VariableSpec `ebpf:"cfg_one_hook"`
+	CfgOneWay        *ebpf.VariableSpec `ebpf:"cfg_one_way"`
+	CfgRawIp         *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
+	CfgSlots         *ebpf.VariableSpec `ebpf:"cfg_slots"`
+	CfgTcpSlots      *ebpf.VariableSpec `ebpf:"cfg_tcp_slots"`
+	CfgUdpIdleNs     *ebpf.VariableSpec `ebpf:"cfg_udp_idle_ns"`
+	CfgUdpWarmupNs   *ebpf.VariableSpec `ebpf:"cfg_udp_warmup_ns"`
 }
 
 // datapathObjects contains all objects after they have been loaded into the kernel.
@@ -432,17 +437,19 @@ func (m *datapathMaps) Close() error {
 //
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathVariables struct {
-	BlockFilter   *ebpf.Variable `ebpf:"block_filter"`
-	CfgBucketMask *ebpf.Variable `ebpf:"cfg_bucket_mask"`
-	CfgHashSecret *ebpf.Variable `ebpf:"cfg_hash_secret"`
-	CfgIdleNs     *ebpf.Variable `ebpf:"cfg_idle_ns"`
-	CfgMidStream  *ebpf.Variable `ebpf:"cfg_mid_stream"`
-	CfgOneHook    *ebpf.Variable `ebpf:"cfg_one_hook"`
-	CfgOneWay     *ebpf.Variable `ebpf:"cfg_one_way"`
-	CfgRawIp      *ebpf.Variable `ebpf:"cfg_raw_ip"`
-	CfgSlots      *ebpf.Variable `ebpf:"cfg_slots"`
-	CfgTcpSlots   *ebpf.Variable `ebpf:"cfg_tcp_slots"`
-	CfgUdpIdleNs  *ebpf.Variable `ebpf:"cfg_udp_idle_ns"`
+	BlockFilter      *ebpf.Variable `ebpf:"block_filter"`
+	CfgBucketMask    *ebpf.Variable `ebpf:"cfg_bucket_mask"`
+	CfgFirstAttachNs *ebpf.Variable `ebpf:"cfg_first_attach_ns"`
+	CfgHashSecret    *ebpf.Variable `ebpf:"cfg_hash_secret"`
+	CfgIdleNs        *ebpf.Variable `ebpf:"cfg_idle_ns"`
+	CfgMidStream     *ebpf.Variable `ebpf:"cfg_mid_stream"`
+	CfgOneHook       *ebpf.Variable `ebpf:"cfg_one_hook"`
+	CfgOneWay        *ebpf.Variable `ebpf:"cfg_one_way"`
+	CfgRawIp         *ebpf.Variable `ebpf:"cfg_raw_ip"`
+	CfgSlots         *ebpf.Variable `ebpf:"cfg_slots"`
+	CfgTcpSlots      *ebpf.Variable `ebpf:"cfg_tcp_slots"`
+	CfgUdpIdleNs     *ebpf.Variable `ebpf:"cfg_udp_idle_ns"`
+	CfgUdpWarmupNs   *ebpf.Variable `ebpf:"cfg_udp_warmup_ns"`
 }
 
 // datapathPrograms contains all programs after they have been loaded into the kernel.

@@ -3,6 +3,7 @@
 package loader
 
 import (
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
+	f "github.com/earlydrop/earlydrop/loader/internal/frames"
 )
 
 func udpKey() flow.Key {
@@ -191,4 +193,81 @@ func TestUDPBlocksAreNotRenewed(t *testing.T) {
 	if slices.Contains([]bool{k.run(ingress, udp(true, 100)), k.run(egress, udp(false, 100))}, true) {
 		t.Error("a datagram was dropped after the end of its block")
 	}
+}
+
+// The attach is no beginning: what is new soon after the first one may have been open
+// before. Whoever takes over does not start that again.
+func TestUDPFlowsThatAreNewAfterTheFirstAttachAreResumed(t *testing.T) {
+	const warmup = 2 * time.Second
+	port := uint16(50000)
+	// resumed captures a new flow and says what it is.
+	resumed := func(d *DataPath) bool {
+		t.Helper()
+		r, err := d.NewReader()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		port++
+		src := netip.AddrPortFrom(client.Addr(), port)
+		for i, e := range []entry{ingress, egress, ingress} {
+			from, to := src, server
+			if i == 1 {
+				from, to = server, src
+			}
+			frame := f.Ethernet(f.IP(from, to, f.UDP, f.Datagram(from, to, f.Payload(500))))
+			if _, err := d.coll.Programs[string(e)].Run(&ebpf.RunOptions{Data: frame}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var s flow.Sample
+		if err := r.Read(&s); err != nil {
+			t.Fatal(err)
+		}
+		return s.Resumed
+	}
+	inNamespace(t)
+	d := attach(t, Options{UDPWarmup: time.Hour})
+	if !resumed(d) {
+		t.Error("a flow that is new after the first attach begins")
+	}
+	if err := d.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	d = attach(t, Options{UDPWarmup: warmup})
+	end := monotonic() + uint64(warmup)
+	waitUntil(end)
+	if resumed(d) {
+		t.Error("resumed after the time that was asked for")
+	}
+	for range 2 { // a restart, or an upgrade
+		if err := d.Release(); err != nil {
+			t.Fatal(err)
+		}
+		if d = attach(t, Options{UDPWarmup: warmup}); !d.Info.Adopted {
+			t.Fatal("nothing was adopted")
+		}
+		if resumed(d) {
+			t.Error("an adoption counts as the first attach")
+		}
+	}
+	if err := d.Release(); err != nil {
+		t.Fatal(err)
+	}
+	// A replacement knows none of the flows that are open.
+	d = attach(t, Options{UDPWarmup: time.Hour, Sizes: Sizes{Flows: 2048}})
+	if d.Info.Adopted || !resumed(d) {
+		t.Errorf("adopted %v; or no flow is resumed after all were forgotten", d.Info.Adopted)
+	}
+	if err := d.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	d = attach(t, Options{UDPWarmup: -1})
+	if resumed(d) {
+		t.Error("resumed though that was not asked for")
+	}
+	if err := d.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	nothingLeft(t)
 }

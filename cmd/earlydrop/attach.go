@@ -40,6 +40,8 @@ Examples:
 			&cli.StringFlag{Name: "xdp", Value: string(loader.XDPAuto), Usage: "attach in the driver (native), in the stack (generic), or whichever works (`auto`)"},
 			midStreamFlag(),
 			udpIdleFlag(),
+			&cli.DurationFlag{Name: "udp-warmup", Value: loader.DefaultUDPWarmup, DefaultText: shortDuration(loader.DefaultUDPWarmup),
+				Usage: "take UDP flows that are new within `TIME` of the first attach for resumed ones, as they may have been open before; 0: none"},
 			&cli.StringFlag{Name: "device", Value: "cpu", Usage: "classify on `cpu` or cuda:N"},
 			&cli.StringFlag{Name: "events", Usage: "append one JSON object per event to `FILE`; - is standard output, instead of the text"},
 			&cli.UintFlag{Name: "max-flows", Usage: "remember the verdicts of `N` flows; the least recently used make room", DefaultText: "262144, or as adopted"},
@@ -90,6 +92,18 @@ func udpIdle(c *cli.Context) (time.Duration, error) {
 	return d, nil
 }
 
+// udpWarmup returns what --udp-warmup is for the loader.
+func udpWarmup(c *cli.Context) (time.Duration, error) {
+	d := c.Duration("udp-warmup")
+	switch {
+	case d < 0:
+		return 0, badInput("--udp-warmup %s: use 0 or more", d)
+	case d == 0:
+		return -1, nil
+	}
+	return d, nil
+}
+
 func attach(c *cli.Context) error {
 	if err := errors.Join(requireFlags(c, "interface"), requireArgs(c, 0, 0, "")); err != nil {
 		return err
@@ -103,6 +117,10 @@ func attach(c *cli.Context) error {
 		return err
 	}
 	idle, err := udpIdle(c)
+	if err != nil {
+		return err
+	}
+	warmup, err := udpWarmup(c)
 	if err != nil {
 		return err
 	}
@@ -156,6 +174,7 @@ func attach(c *cli.Context) error {
 		XDPMode:   xdp,
 		MidStream: midStream,
 		UDPIdle:   idle,
+		UDPWarmup: warmup,
 		Monitor:   mode == policy.Monitor,
 		Sizes:     sizes,
 		Version:   programVersion(),

@@ -157,7 +157,7 @@ type Meta struct {
 	// MidStream says that the capture does not begin with the flow's first bytes.
 	MidStream bool
 	// Resumed says that a UDP flow may have been there before its capture began: it was
-	// decided, and then silent or blocked.
+	// decided, and then silent or blocked, or was new soon after the first attach.
 	Resumed bool
 }
 

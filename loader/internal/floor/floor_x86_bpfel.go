@@ -29,6 +29,7 @@ type floorAttached struct {
 	Version       [32]int8
 	Model         [64]int8
 	Policy        [128]int8
+	FirstNs       uint64
 	Classified    uint64
 	ToDrop        uint64
 	Blocked       uint64
@@ -255,44 +256,46 @@ type floorSlotRef struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	floorMapAttachment    = "attachment"
-	floorMapBlocked       = "blocked"
-	floorMapCollecting    = "collecting"
-	floorMapCounters      = "counters"
-	floorMapFloorFlows    = "floor_flows"
-	floorMapFlows         = "flows"
-	floorMapFreeSlots     = "free_slots"
-	floorMapFreeTcpSlots  = "free_tcp_slots"
-	floorMapHandshakeTags = "handshake_tags"
-	floorMapHandshakes    = "handshakes"
-	floorMapMidStream     = "mid_stream"
-	floorMapSameSide      = "same_side"
-	floorMapSamples       = "samples"
-	floorMapSeenInside    = "seen_inside"
-	floorMapSlotQuota     = "slot_quota"
-	floorMapSlots         = "slots"
-	floorMapSyns          = "syns"
-	floorProgBenchJoin    = "bench_join"
-	floorProgBenchPacket  = "bench_packet"
-	floorProgEdEgress     = "ed_egress"
-	floorProgEdIngress    = "ed_ingress"
-	floorProgEdSweep      = "ed_sweep"
-	floorProgFloorDrop    = "floor_drop"
-	floorProgFloorInsert  = "floor_insert"
-	floorProgFloorPass    = "floor_pass"
-	floorVarBenchNumber   = "bench_number"
-	floorVarBenchSlot     = "bench_slot"
-	floorVarBlockFilter   = "block_filter"
-	floorVarCfgBucketMask = "cfg_bucket_mask"
-	floorVarCfgHashSecret = "cfg_hash_secret"
-	floorVarCfgIdleNs     = "cfg_idle_ns"
-	floorVarCfgMidStream  = "cfg_mid_stream"
-	floorVarCfgOneHook    = "cfg_one_hook"
-	floorVarCfgOneWay     = "cfg_one_way"
-	floorVarCfgRawIp      = "cfg_raw_ip"
-	floorVarCfgSlots      = "cfg_slots"
-	floorVarCfgTcpSlots   = "cfg_tcp_slots"
-	floorVarCfgUdpIdleNs  = "cfg_udp_idle_ns"
+	floorMapAttachment       = "attachment"
+	floorMapBlocked          = "blocked"
+	floorMapCollecting       = "collecting"
+	floorMapCounters         = "counters"
+	floorMapFloorFlows       = "floor_flows"
+	floorMapFlows            = "flows"
+	floorMapFreeSlots        = "free_slots"
+	floorMapFreeTcpSlots     = "free_tcp_slots"
+	floorMapHandshakeTags    = "handshake_tags"
+	floorMapHandshakes       = "handshakes"
+	floorMapMidStream        = "mid_stream"
+	floorMapSameSide         = "same_side"
+	floorMapSamples          = "samples"
+	floorMapSeenInside       = "seen_inside"
+	floorMapSlotQuota        = "slot_quota"
+	floorMapSlots            = "slots"
+	floorMapSyns             = "syns"
+	floorProgBenchJoin       = "bench_join"
+	floorProgBenchPacket     = "bench_packet"
+	floorProgEdEgress        = "ed_egress"
+	floorProgEdIngress       = "ed_ingress"
+	floorProgEdSweep         = "ed_sweep"
+	floorProgFloorDrop       = "floor_drop"
+	floorProgFloorInsert     = "floor_insert"
+	floorProgFloorPass       = "floor_pass"
+	floorVarBenchNumber      = "bench_number"
+	floorVarBenchSlot        = "bench_slot"
+	floorVarBlockFilter      = "block_filter"
+	floorVarCfgBucketMask    = "cfg_bucket_mask"
+	floorVarCfgFirstAttachNs = "cfg_first_attach_ns"
+	floorVarCfgHashSecret    = "cfg_hash_secret"
+	floorVarCfgIdleNs        = "cfg_idle_ns"
+	floorVarCfgMidStream     = "cfg_mid_stream"
+	floorVarCfgOneHook       = "cfg_one_hook"
+	floorVarCfgOneWay        = "cfg_one_way"
+	floorVarCfgRawIp         = "cfg_raw_ip"
+	floorVarCfgSlots         = "cfg_slots"
+	floorVarCfgTcpSlots      = "cfg_tcp_slots"
+	floorVarCfgUdpIdleNs     = "cfg_udp_idle_ns"
+	floorVarCfgUdpWarmupNs   = "cfg_udp_warmup_ns"
 )
 
 // loadFloor returns the embedded CollectionSpec for floor.
@@ -374,19 +377,21 @@ type floorMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type floorVariableSpecs struct {
-	BenchNumber   *ebpf.VariableSpec `ebpf:"bench_number"`
-	BenchSlot     *ebpf.VariableSpec `ebpf:"bench_slot"`
-	BlockFilter   *ebpf.VariableSpec `ebpf:"block_filter"`
-	CfgBucketMask *ebpf.VariableSpec `ebpf:"cfg_bucket_mask"`
-	CfgHashSecret *ebpf.VariableSpec `ebpf:"cfg_hash_secret"`
-	CfgIdleNs     *ebpf.VariableSpec `ebpf:"cfg_idle_ns"`
-	CfgMidStream  *ebpf.VariableSpec `ebpf:"cfg_mid_stream"`
-	CfgOneHook    *ebpf.VariableSpec `ebpf:"cfg_one_hook"`
-	CfgOneWay     *ebpf.VariableSpec `ebpf:"cfg_one_way"`
-	CfgRawIp      *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
-	CfgSlots      *ebpf.VariableSpec `ebpf:"cfg_slots"`
-	CfgTcpSlots   *ebpf.VariableSpec `ebpf:"cfg_tcp_slots"`
-	CfgUdpIdleNs  *ebpf.VariableSpec `ebpf:"cfg_udp_idle_ns"`
+	BenchNumber      *ebpf.VariableSpec `ebpf:"bench_number"`
+	BenchSlot        *ebpf.VariableSpec `ebpf:"bench_slot"`
+	BlockFilter      *ebpf.VariableSpec `ebpf:"block_filter"`
+	CfgBucketMask    *ebpf.VariableSpec `ebpf:"cfg_bucket_mask"`
+	CfgFirstAttachNs *ebpf.VariableSpec `ebpf:"cfg_first_attach_ns"`
+	CfgHashSecret    *ebpf.VariableSpec `ebpf:"cfg_hash_secret"`
+	CfgIdleNs        *ebpf.VariableSpec `ebpf:"cfg_idle_ns"`
+	CfgMidStream     *ebpf.VariableSpec `ebpf:"cfg_mid_stream"`
+	CfgOneHook       *ebpf.VariableSpec `ebpf:"cfg_one_hook"`
+	CfgOneWay        *ebpf.VariableSpec `ebpf:"cfg_one_way"`
+	CfgRawIp         *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
+	CfgSlots         *ebpf.VariableSpec `ebpf:"cfg_slots"`
+	CfgTcpSlots      *ebpf.VariableSpec `ebpf:"cfg_tcp_slots"`
+	CfgUdpIdleNs     *ebpf.VariableSpec `ebpf:"cfg_udp_idle_ns"`
+	CfgUdpWarmupNs   *ebpf.VariableSpec `ebpf:"cfg_udp_warmup_ns"`
 }
 
 // floorObjects contains all objects after they have been loaded into the kernel.
@@ -454,19 +459,21 @@ func (m *floorMaps) Close() error {
 //
 // It can be passed to loadFloorObjects or ebpf.CollectionSpec.LoadAndAssign.
 type floorVariables struct {
-	BenchNumber   *ebpf.Variable `ebpf:"bench_number"`
-	BenchSlot     *ebpf.Variable `ebpf:"bench_slot"`
-	BlockFilter   *ebpf.Variable `ebpf:"block_filter"`
-	CfgBucketMask *ebpf.Variable `ebpf:"cfg_bucket_mask"`
-	CfgHashSecret *ebpf.Variable `ebpf:"cfg_hash_secret"`
-	CfgIdleNs     *ebpf.Variable `ebpf:"cfg_idle_ns"`
-	CfgMidStream  *ebpf.Variable `ebpf:"cfg_mid_stream"`
-	CfgOneHook    *ebpf.Variable `ebpf:"cfg_one_hook"`
-	CfgOneWay     *ebpf.Variable `ebpf:"cfg_one_way"`
-	CfgRawIp      *ebpf.Variable `ebpf:"cfg_raw_ip"`
-	CfgSlots      *ebpf.Variable `ebpf:"cfg_slots"`
-	CfgTcpSlots   *ebpf.Variable `ebpf:"cfg_tcp_slots"`
-	CfgUdpIdleNs  *ebpf.Variable `ebpf:"cfg_udp_idle_ns"`
+	BenchNumber      *ebpf.Variable `ebpf:"bench_number"`
+	BenchSlot        *ebpf.Variable `ebpf:"bench_slot"`
+	BlockFilter      *ebpf.Variable `ebpf:"block_filter"`
+	CfgBucketMask    *ebpf.Variable `ebpf:"cfg_bucket_mask"`
+	CfgFirstAttachNs *ebpf.Variable `ebpf:"cfg_first_attach_ns"`
+	CfgHashSecret    *ebpf.Variable `ebpf:"cfg_hash_secret"`
+	CfgIdleNs        *ebpf.Variable `ebpf:"cfg_idle_ns"`
+	CfgMidStream     *ebpf.Variable `ebpf:"cfg_mid_stream"`
+	CfgOneHook       *ebpf.Variable `ebpf:"cfg_one_hook"`
+	CfgOneWay        *ebpf.Variable `ebpf:"cfg_one_way"`
+	CfgRawIp         *ebpf.Variable `ebpf:"cfg_raw_ip"`
+	CfgSlots         *ebpf.Variable `ebpf:"cfg_slots"`
+	CfgTcpSlots      *ebpf.Variable `ebpf:"cfg_tcp_slots"`
+	CfgUdpIdleNs     *ebpf.Variable `ebpf:"cfg_udp_idle_ns"`
+	CfgUdpWarmupNs   *ebpf.Variable `ebpf:"cfg_udp_warmup_ns"`
 }
 
 // floorPrograms contains all programs after they have been loaded into the kernel.

@@ -29,6 +29,7 @@
 #include "capture.h"
 #include "flow.h"
 #include "tcp.h"
+#include "udp.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
@@ -56,15 +57,21 @@ static __always_inline bool is_resumed(struct flow *flow)
 }
 
 /* A datagram of a flow whose block's time is over: the flow is captured again, unless
- * that has been done since. */
-static __always_inline void resume_after(const struct block *block, const struct flow_key *key)
+ * that has been done since. Not static, so that its stack is its own. */
+__noinline int resume_after(const struct packet *pkt, __u64 expires_ns)
 {
-	struct flow *flow = bpf_map_lookup_elem(&flows, key);
+	struct flow_key key;
+	struct flow *flow;
 
+	if (!pkt)
+		return 0;
+	key = pkt->key;
+	flow = bpf_map_lookup_elem(&flows, &key);
 	if (!flow)
-		remember(key, VERDICT_RESUMED, 0, 0, 0, 0);
-	else if (flow->last_ns < block->expires_ns)
+		remember(&key, VERDICT_RESUMED, 0, 0, 0, 0);
+	else if (flow->last_ns < expires_ns)
 		flow->verdict = VERDICT_RESUMED;
+	return 0;
 }
 
 /* A datagram of a flow that is neither decided nor blocked. */
@@ -74,7 +81,7 @@ static __always_inline void collect_udp(struct counts *cnt, const struct source 
 	struct flow *flow;
 
 	pkt->now = bpf_ktime_get_ns();
-	pkt->candidate = NO_CANDIDATE;
+	pkt->side = side_of(src, pkt);
 	if (call_hook(join_capture, src, pkt) == JOINED)
 		return;
 	/* Neither decided, a moment ago, nor collecting now: unless another CPU handed
@@ -84,13 +91,21 @@ static __always_inline void collect_udp(struct counts *cnt, const struct source 
 	if (flow && flow->verdict != VERDICT_RESUMED)
 		return;
 	pkt->resumed = flow || pkt->now - cfg_first_attach_ns < cfg_udp_warmup_ns;
-	if (!pkt->payload_len) {
-		cnt->header_only++;
-		return;
-	}
-	if (open_capture(pkt))
+	pkt->hash = hash_key(key);
+	switch (wait_for_answer(pkt)) {
+	case WAIT_GOES_ON:
+		if (call_hook(add_waiting, src, pkt))
+			cnt->load_failed++;
+		release_waiting(pkt, true);
+		break;
+	case WAIT_ANSWERED:
+		cnt->udp_opened += open_answered(pkt);
+		call_hook(join_capture, src, pkt);
+		break;
+	case WAIT_REFUSED:
 		cnt->udp_opened++;
-	call_hook(join_capture, src, pkt);
+		refuse_answered(pkt);
+	}
 }
 
 /* A packet of a flow that is not simply passed or dropped. Returns an enum action. */
@@ -169,7 +184,7 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 			if (time_left(block))
 				return drop(cnt, block, pkt);
 			if (!tcp)
-				resume_after(block, &pkt->key);
+				resume_after(pkt, block->expires_ns);
 			if (!tcp || !block->ttl_ns)
 				goto not_blocked;
 		}
@@ -240,13 +255,16 @@ static long sweep_one(void *map, struct flow_key *key, struct slot_ref *ref,
 }
 
 /* Run by the loader several times a second (BPF_PROG_RUN, never attached): hands
- * over the captures of flows that have been silent for cfg_idle_ns. Its packet is
- * a dummy. Returns how many it found. */
+ * over the captures of flows that have been silent for cfg_idle_ns, and discards those
+ * that nobody has answered. Its packet is a dummy. Returns how many it found. */
 SEC("tc")
 int ed_sweep(struct __sk_buff *skb)
 {
 	struct sweep_state state = {.now = bpf_ktime_get_ns()};
 
+	struct expiry expiry = {.now = state.now};
+
 	bpf_for_each_map_elem(&collecting, sweep_one, &state, 0);
+	bpf_for_each_map_elem(&waiting_tags, expire_bucket, &expiry, 0);
 	return state.found;
 }

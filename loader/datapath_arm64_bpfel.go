@@ -108,39 +108,42 @@ type datapathCandidate struct {
 }
 
 type datapathCounts struct {
-	_              structs.HostLayout
-	PacketsIngress uint64
-	PacketsEgress  uint64
-	DroppedPackets uint64
-	DroppedBytes   uint64
-	NotIp          uint64
-	OtherProto     uint64
-	Malformed      uint64
-	Unparsable     uint64
-	LaterFragment  uint64
-	BadFlags       uint64
-	TcpOpened      uint64
-	UdpOpened      uint64
-	MidStream      uint64
-	HeaderOnly     uint64
-	Restarted      uint64
-	HandedFull     uint64
-	HandedClosed   uint64
-	HandedIdle     uint64
-	Syns           uint64
-	OneWay         uint64
-	Reflected      uint64
-	WrongSide      uint64
-	OutOfPlace     uint64
-	Behind         uint64
-	MptcpJoin      uint64
-	Renewed        uint64
-	SlotsFull      uint64
-	InitiatorSlots uint64
-	CollectingFull uint64
-	HandshakeBusy  uint64
-	RingFull       uint64
-	LoadFailed     uint64
+	_                structs.HostLayout
+	PacketsIngress   uint64
+	PacketsEgress    uint64
+	DroppedPackets   uint64
+	DroppedBytes     uint64
+	NotIp            uint64
+	OtherProto       uint64
+	Malformed        uint64
+	Unparsable       uint64
+	LaterFragment    uint64
+	BadFlags         uint64
+	TcpOpened        uint64
+	UdpOpened        uint64
+	UdpWaiting       uint64
+	UdpUnanswered    uint64
+	MidStream        uint64
+	HeaderOnly       uint64
+	Restarted        uint64
+	HandedFull       uint64
+	HandedClosed     uint64
+	HandedIdle       uint64
+	Syns             uint64
+	OneWay           uint64
+	Reflected        uint64
+	WrongSide        uint64
+	OutOfPlace       uint64
+	Behind           uint64
+	MptcpJoin        uint64
+	Renewed          uint64
+	SlotsFull        uint64
+	InitiatorSlots   uint64
+	InitiatorWaiting uint64
+	CollectingFull   uint64
+	HandshakeBusy    uint64
+	RingFull         uint64
+	LoadFailed       uint64
 }
 
 type datapathFlow struct {
@@ -248,6 +251,22 @@ const (
 	datapathVerdictVERDICT_RESUMED    datapathVerdict = 4
 )
 
+type datapathWaiting struct {
+	_           structs.HostLayout
+	Key         datapathFlowKey
+	FromLo      uint8
+	Side        uint8
+	Resumed     uint8
+	Waits       uint8
+	StartNs     uint64
+	LastNs      uint64
+	Quota       uint32
+	Bytes       uint16
+	PacketCount uint16
+	Packets     [32]datapathPacketRecord
+	Data        [1104]uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -268,6 +287,9 @@ const (
 	datapathMapSlotQuota        = "slot_quota"
 	datapathMapSlots            = "slots"
 	datapathMapSyns             = "syns"
+	datapathMapWaitingFlows     = "waiting_flows"
+	datapathMapWaitingQuota     = "waiting_quota"
+	datapathMapWaitingTags      = "waiting_tags"
 	datapathProgEdEgress        = "ed_egress"
 	datapathProgEdIngress       = "ed_ingress"
 	datapathProgEdSweep         = "ed_sweep"
@@ -353,6 +375,9 @@ type datapathMapSpecs struct {
 	SlotQuota     *ebpf.MapSpec `ebpf:"slot_quota"`
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
 	Syns          *ebpf.MapSpec `ebpf:"syns"`
+	WaitingFlows  *ebpf.MapSpec `ebpf:"waiting_flows"`
+	WaitingQuota  *ebpf.MapSpec `ebpf:"waiting_quota"`
+	WaitingTags   *ebpf.MapSpec `ebpf:"waiting_tags"`
 }
 
 // datapathVariableSpecs contains global variables before they are loaded into the kernel.
@@ -410,6 +435,9 @@ type datapathMaps struct {
 	SlotQuota     *ebpf.Map `ebpf:"slot_quota"`
 	Slots         *ebpf.Map `ebpf:"slots"`
 	Syns          *ebpf.Map `ebpf:"syns"`
+	WaitingFlows  *ebpf.Map `ebpf:"waiting_flows"`
+	WaitingQuota  *ebpf.Map `ebpf:"waiting_quota"`
+	WaitingTags   *ebpf.Map `ebpf:"waiting_tags"`
 }
 
 func (m *datapathMaps) Close() error {
@@ -430,6 +458,9 @@ func (m *datapathMaps) Close() error {
 		m.SlotQuota,
 		m.Slots,
 		m.Syns,
+		m.WaitingFlows,
+		m.WaitingQuota,
+		m.WaitingTags,
 	)
 }
 

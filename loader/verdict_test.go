@@ -182,6 +182,7 @@ func TestIdleSweepHandsOver(t *testing.T) {
 		k.run(ingress, p)
 	}
 	k.run(ingress, udp(true, 50))
+	k.run(ingress, udp(false, 50))
 	end := monotonic() + uint64(30*time.Millisecond)
 	if n := k.sweep(); n != 0 && monotonic() < end {
 		t.Errorf("sweep found %d before the idle time", n)
@@ -227,6 +228,7 @@ func TestRawIPGetsAnEthernetHeader(t *testing.T) {
 		}
 		v6 := f.IP(peer6, host6, f.UDP, f.Datagram(peer6, host6, f.Payload(1200)))
 		k.run(e, v6)
+		k.run(e, f.IP(host6, peer6, f.UDP, f.Datagram(host6, peer6, f.Payload(1))))
 		got := k.samples()
 		if len(got) != 2 {
 			t.Fatalf("%s: %d samples", e, len(got))
@@ -406,18 +408,20 @@ func TestFloodTakesOldestHandshakesFirst(t *testing.T) {
 	}
 }
 
-// Datagrams of ever new sources take all slots but those that TCP flows have for
-// themselves.
+// Ever new UDP flows of which both sides speak take all slots but those that TCP flows
+// have for themselves.
 func TestUDPFloodLeavesSlotsToTCP(t *testing.T) {
 	const slots = 64
 	k := loadKernel(t, config{oneHook: true, slots: slots})
-	flood := udp(true, 100)
+	flood, answer := udp(true, 100), udp(false, 100)
 	for i := range 2 * slots {
 		from(flood, 0x0b000000+i)
+		to(answer, 0x0b000000+i)
 		k.run(ingress, flood)
+		k.run(ingress, answer)
 	}
 	if c := k.counts()["slots_full"]; c != 2*slots-(slots-slots/4) {
-		t.Errorf("%d datagrams were refused", c)
+		t.Errorf("%d flows were refused", c)
 	}
 	for round := range 2 { // what a TCP flow gives back is there for the next
 		for i := range slots / 4 {

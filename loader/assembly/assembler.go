@@ -75,6 +75,11 @@ const (
 	// without a payload byte up to a RST, a FIN or the end of the file, and
 	// datagrams without payload that found no flow.
 	HeaderOnly
+	// Waiting counts UDP flows of which one side had spoken, and Unanswered those of
+	// them that nobody answered in time or before the end of the file: they are not
+	// handed over.
+	Waiting
+	Unanswered
 	// LeftOut counts header-only packets that no longer fitted into a
 	// flow's handshake bytes and are missing from its capture.
 	LeftOut
@@ -104,6 +109,8 @@ var counterNames = [NumCounters]string{
 	OutOfPlace:  "out_of_place",
 	Behind:      "behind",
 	HeaderOnly:  "header_only",
+	Waiting:     "udp_waiting",
+	Unanswered:  "udp_unanswered",
 	LeftOut:     "handshake_left_out",
 	Restarted:   "restarted",
 	Full:        "handed_full",
@@ -172,7 +179,10 @@ type Flow struct {
 	stage  stage
 	sample *flow.Sample // while collecting
 
-	resumed bool // UDP: the key had a flow before
+	// UDP alone. resumed: the flow may have been there before. asleep: it is decided,
+	// and was silent since. side is the initiator's.
+	resumed, asleep bool
+	side            Side
 
 	// TCP alone. marked: a candidate of the same key was answered. silent: it is
 	// decided, and was not handed over.
@@ -198,6 +208,7 @@ type Assembler struct {
 
 	flows      map[flow.Key]*Flow
 	handshakes handshakes
+	waits      waits
 	list       Flow // ring: next is the flow that has been silent longest
 	now        time.Time
 	seq        uint64
@@ -222,6 +233,7 @@ func New(opts Options, onSample func(*Flow, *flow.Sample), onEnd func(*Flow)) *A
 	a := &Assembler{opts: opts, onSample: onSample, onEnd: onEnd, flows: make(map[flow.Key]*Flow)}
 	a.list.prev, a.list.next = &a.list, &a.list
 	a.handshakes.init()
+	a.waits.init()
 	return a
 }
 
@@ -272,29 +284,7 @@ func (a *Assembler) PacketFrom(side Side, ts time.Time, frame []byte, wireLen in
 	if s.Key.Proto == flow.TCP {
 		a.tcp(&s)
 	} else {
-		a.udp(f, ts, &s.Packet, s.frame)
-	}
-}
-
-// udp takes a datagram. f is the flow that has its key, or nil.
-func (a *Assembler) udp(f *Flow, ts time.Time, p *headers.Packet, frame []byte) {
-	if f == nil || ts.Sub(f.Last) > a.opts.UDPIdle {
-		// Unknown, or silent for long. Silence is no beginning.
-		if p.PayloadLen == 0 {
-			a.counters[HeaderOnly]++
-			return
-		}
-		resumed := f != nil
-		if resumed {
-			a.restart(f)
-		}
-		f = a.start(p.Key, p.SrcIsLo, ts, a.order())
-		f.resumed = resumed
-		a.collect(f, nil, nil)
-	}
-	f.count(p, ts)
-	if f.stage == collecting {
-		a.capture(f, p, frame, false)
+		a.udp(&s)
 	}
 }
 
@@ -341,14 +331,19 @@ func captured(offset, wireLen int, fromInitiator bool, since time.Duration) flow
 	}
 }
 
+// newSample returns an empty one.
+func (a *Assembler) newSample() *flow.Sample {
+	s := new(flow.Sample)
+	if n := len(a.free); n > 0 {
+		s, a.free = a.free[n-1], a.free[:n-1]
+	}
+	s.Reset()
+	return s
+}
+
 // collect begins the capture of a flow with the frames of its handshake.
 func (a *Assembler) collect(f *Flow, early []byte, earlyRecs []flow.Packet) {
-	if n := len(a.free); n > 0 {
-		f.sample, a.free = a.free[n-1], a.free[:n-1]
-	} else {
-		f.sample = new(flow.Sample)
-	}
-	f.sample.Reset()
+	f.sample = a.newSample()
 	f.sample.Data = append(f.sample.Data, early...)
 	f.sample.Packets = append(f.sample.Packets, earlyRecs...)
 }
@@ -359,8 +354,7 @@ func (a *Assembler) collect(f *Flow, early []byte, earlyRecs []flow.Packet) {
 func (a *Assembler) capture(f *Flow, p *headers.Packet, frame []byte, ends bool) {
 	s := f.sample
 	f.captured = f.Last
-	s.Packets = append(s.Packets, captured(len(s.Data), p.WireLen, p.SrcIsLo == f.InitiatorIsLo, f.Last.Sub(f.Start)))
-	s.Data = append(s.Data, frame[:min(len(frame), flow.CaptureBytes-len(s.Data))]...)
+	appendPacket(s, p, frame, p.SrcIsLo == f.InitiatorIsLo, f.Last.Sub(f.Start))
 	switch {
 	case s.Complete():
 		a.handOver(f, flow.ReasonFull)
@@ -439,6 +433,7 @@ func (a *Assembler) Flush() {
 		}
 	}
 	clear(a.flows)
+	a.unanswered()
 	a.counters[HeaderOnly] += a.handshakes.unended()
 	a.handshakes.init()
 	a.now = time.Time{}

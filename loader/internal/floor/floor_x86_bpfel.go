@@ -108,39 +108,42 @@ type floorCandidate struct {
 }
 
 type floorCounts struct {
-	_              structs.HostLayout
-	PacketsIngress uint64
-	PacketsEgress  uint64
-	DroppedPackets uint64
-	DroppedBytes   uint64
-	NotIp          uint64
-	OtherProto     uint64
-	Malformed      uint64
-	Unparsable     uint64
-	LaterFragment  uint64
-	BadFlags       uint64
-	TcpOpened      uint64
-	UdpOpened      uint64
-	MidStream      uint64
-	HeaderOnly     uint64
-	Restarted      uint64
-	HandedFull     uint64
-	HandedClosed   uint64
-	HandedIdle     uint64
-	Syns           uint64
-	OneWay         uint64
-	Reflected      uint64
-	WrongSide      uint64
-	OutOfPlace     uint64
-	Behind         uint64
-	MptcpJoin      uint64
-	Renewed        uint64
-	SlotsFull      uint64
-	InitiatorSlots uint64
-	CollectingFull uint64
-	HandshakeBusy  uint64
-	RingFull       uint64
-	LoadFailed     uint64
+	_                structs.HostLayout
+	PacketsIngress   uint64
+	PacketsEgress    uint64
+	DroppedPackets   uint64
+	DroppedBytes     uint64
+	NotIp            uint64
+	OtherProto       uint64
+	Malformed        uint64
+	Unparsable       uint64
+	LaterFragment    uint64
+	BadFlags         uint64
+	TcpOpened        uint64
+	UdpOpened        uint64
+	UdpWaiting       uint64
+	UdpUnanswered    uint64
+	MidStream        uint64
+	HeaderOnly       uint64
+	Restarted        uint64
+	HandedFull       uint64
+	HandedClosed     uint64
+	HandedIdle       uint64
+	Syns             uint64
+	OneWay           uint64
+	Reflected        uint64
+	WrongSide        uint64
+	OutOfPlace       uint64
+	Behind           uint64
+	MptcpJoin        uint64
+	Renewed          uint64
+	SlotsFull        uint64
+	InitiatorSlots   uint64
+	InitiatorWaiting uint64
+	CollectingFull   uint64
+	HandshakeBusy    uint64
+	RingFull         uint64
+	LoadFailed       uint64
 }
 
 type floorFloorKey struct {
@@ -252,6 +255,29 @@ type floorSlotRef struct {
 	Generation uint32
 }
 
+type floorWaiting struct {
+	_           structs.HostLayout
+	Key         floorFlowKey
+	FromLo      uint8
+	Side        uint8
+	Resumed     uint8
+	Waits       uint8
+	StartNs     uint64
+	LastNs      uint64
+	Quota       uint32
+	Bytes       uint16
+	PacketCount uint16
+	Packets     [32]struct {
+		_             structs.HostLayout
+		WireLen       uint32
+		TimeUs        uint32
+		Offset        uint16
+		FromInitiator uint8
+		Pad           uint8
+	}
+	Data [1104]uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -273,6 +299,10 @@ const (
 	floorMapSlotQuota        = "slot_quota"
 	floorMapSlots            = "slots"
 	floorMapSyns             = "syns"
+	floorMapWaitingFlows     = "waiting_flows"
+	floorMapWaitingQuota     = "waiting_quota"
+	floorMapWaitingTags      = "waiting_tags"
+	floorProgBenchAnswer     = "bench_answer"
 	floorProgBenchJoin       = "bench_join"
 	floorProgBenchPacket     = "bench_packet"
 	floorProgEdEgress        = "ed_egress"
@@ -340,6 +370,7 @@ type floorSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type floorProgramSpecs struct {
+	BenchAnswer *ebpf.ProgramSpec `ebpf:"bench_answer"`
 	BenchJoin   *ebpf.ProgramSpec `ebpf:"bench_join"`
 	BenchPacket *ebpf.ProgramSpec `ebpf:"bench_packet"`
 	EdEgress    *ebpf.ProgramSpec `ebpf:"ed_egress"`
@@ -371,6 +402,9 @@ type floorMapSpecs struct {
 	SlotQuota     *ebpf.MapSpec `ebpf:"slot_quota"`
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
 	Syns          *ebpf.MapSpec `ebpf:"syns"`
+	WaitingFlows  *ebpf.MapSpec `ebpf:"waiting_flows"`
+	WaitingQuota  *ebpf.MapSpec `ebpf:"waiting_quota"`
+	WaitingTags   *ebpf.MapSpec `ebpf:"waiting_tags"`
 }
 
 // floorVariableSpecs contains global variables before they are loaded into the kernel.
@@ -431,6 +465,9 @@ type floorMaps struct {
 	SlotQuota     *ebpf.Map `ebpf:"slot_quota"`
 	Slots         *ebpf.Map `ebpf:"slots"`
 	Syns          *ebpf.Map `ebpf:"syns"`
+	WaitingFlows  *ebpf.Map `ebpf:"waiting_flows"`
+	WaitingQuota  *ebpf.Map `ebpf:"waiting_quota"`
+	WaitingTags   *ebpf.Map `ebpf:"waiting_tags"`
 }
 
 func (m *floorMaps) Close() error {
@@ -452,6 +489,9 @@ func (m *floorMaps) Close() error {
 		m.SlotQuota,
 		m.Slots,
 		m.Syns,
+		m.WaitingFlows,
+		m.WaitingQuota,
+		m.WaitingTags,
 	)
 }
 
@@ -480,6 +520,7 @@ type floorVariables struct {
 //
 // It can be passed to loadFloorObjects or ebpf.CollectionSpec.LoadAndAssign.
 type floorPrograms struct {
+	BenchAnswer *ebpf.Program `ebpf:"bench_answer"`
 	BenchJoin   *ebpf.Program `ebpf:"bench_join"`
 	BenchPacket *ebpf.Program `ebpf:"bench_packet"`
 	EdEgress    *ebpf.Program `ebpf:"ed_egress"`
@@ -492,6 +533,7 @@ type floorPrograms struct {
 
 func (p *floorPrograms) Close() error {
 	return _FloorClose(
+		p.BenchAnswer,
 		p.BenchJoin,
 		p.BenchPacket,
 		p.EdEgress,

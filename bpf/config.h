@@ -11,8 +11,14 @@ volatile const bool cfg_raw_ip = false;
 /* A collecting flow without a packet for this long is handed over as it is. */
 volatile const __u64 cfg_idle_ns = 2000000000ULL;
 
-/* A UDP flow without a packet for this long starts afresh with the next. */
-volatile const __u64 cfg_udp_idle_ns = 60000000000ULL;
+/* A UDP flow that is decided, and without a packet for this long, is captured again from
+ * the next one on, and marked as resumed: silence is no beginning. */
+volatile const __u64 cfg_udp_idle_ns = 600000000000ULL;
+
+/* CLOCK_MONOTONIC of the first attach, and how long from then on every UDP flow that is new
+ * is taken for one that was there before: the attach is no beginning. */
+volatile const __u64 cfg_first_attach_ns = 0;
+volatile const __u64 cfg_udp_warmup_ns = 0;
 
 /* TCP flows that are seen without their beginning are captured from their next payload
  * byte on, as if its sender had opened them; otherwise they are left alone. */

@@ -29,16 +29,20 @@
 #include "capture.h"
 #include "flow.h"
 #include "tcp.h"
+#include "udp.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
-/* Notes a packet of a known UDP flow, and tells whether it comes after so long a
- * silence that it starts another. The clock is read once a tick at most. */
-static __always_inline bool fell_silent(struct flow *flow)
+/* Notes a packet of a known UDP flow, and tells whether it is captured again, as there was
+ * a long silence before, until that is handed over. The clock is read once a tick at
+ * most. */
+static __always_inline bool is_resumed(struct flow *flow)
 {
 	__u32 tick = bpf_jiffies64();
 	__u64 now, last;
 
+	if (flow->verdict == VERDICT_RESUMED)
+		return true;
 	if (tick == flow->last_tick)
 		return false;
 	now = bpf_ktime_get_coarse_ns();
@@ -46,29 +50,62 @@ static __always_inline bool fell_silent(struct flow *flow)
 	flow->last_ns = now;
 	flow->last_tick = tick;
 	/* User space writes an exact time, which the coarse clock may lag. */
-	return now > last && now - last > cfg_udp_idle_ns;
+	if (now <= last || now - last <= cfg_udp_idle_ns)
+		return false;
+	flow->verdict = VERDICT_RESUMED;
+	return true;
+}
+
+/* A datagram of a flow whose block's time is over: the flow is captured again, unless
+ * that has been done since. Not static, so that its stack is its own. */
+__noinline int resume_after(const struct packet *pkt, __u64 expires_ns)
+{
+	struct flow_key key;
+	struct flow *flow;
+
+	if (!pkt)
+		return 0;
+	key = pkt->key;
+	flow = bpf_map_lookup_elem(&flows, &key);
+	if (!flow)
+		remember(&key, VERDICT_RESUMED, 0, 0, 0, 0);
+	else if (flow->last_ns < expires_ns)
+		flow->verdict = VERDICT_RESUMED;
+	return 0;
 }
 
 /* A datagram of a flow that is neither decided nor blocked. */
 static __always_inline void collect_udp(struct counts *cnt, const struct source *src,
 					struct packet *pkt, const struct flow_key *key)
 {
+	struct flow *flow;
+
 	pkt->now = bpf_ktime_get_ns();
-	pkt->candidate = NO_CANDIDATE;
+	pkt->side = side_of(src, pkt);
 	if (call_hook(join_capture, src, pkt) == JOINED)
 		return;
 	/* Neither decided, a moment ago, nor collecting now: unless another CPU handed
 	 * the flow over in between, and then it is decided by now. Without this look
 	 * its next packet would open it a second time. */
-	if (bpf_map_lookup_elem(&flows, key))
+	flow = bpf_map_lookup_elem(&flows, key);
+	if (flow && flow->verdict != VERDICT_RESUMED)
 		return;
-	if (!pkt->payload_len) {
-		cnt->header_only++;
-		return;
-	}
-	if (open_capture(pkt))
+	pkt->resumed = flow || pkt->now - cfg_first_attach_ns < cfg_udp_warmup_ns;
+	pkt->hash = hash_key(key);
+	switch (wait_for_answer(pkt)) {
+	case WAIT_GOES_ON:
+		if (call_hook(add_waiting, src, pkt))
+			cnt->load_failed++;
+		release_waiting(pkt, true);
+		break;
+	case WAIT_ANSWERED:
+		cnt->udp_opened += open_answered(pkt);
+		call_hook(join_capture, src, pkt);
+		break;
+	case WAIT_REFUSED:
 		cnt->udp_opened++;
-	call_hook(join_capture, src, pkt);
+		refuse_answered(pkt);
+	}
 }
 
 /* A packet of a flow that is not simply passed or dropped. Returns an enum action. */
@@ -146,6 +183,8 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 		if (!tcp || (!syn && !block->candidate_ns)) {
 			if (time_left(block))
 				return drop(cnt, block, pkt);
+			if (!tcp)
+				resume_after(pkt, block->expires_ns);
 			if (!tcp || !block->ttl_ns)
 				goto not_blocked;
 		}
@@ -154,10 +193,8 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 not_blocked:
 	flow = bpf_map_lookup_elem(&flows, &pkt->key);
 	if (flow) {
-		if (tcp ? !syn && !flow->mark : !fell_silent(flow))
+		if (tcp ? !syn && !flow->mark : !is_resumed(flow))
 			return ACTION_PASS;
-		if (!tcp) /* the key's next flow */
-			bpf_map_delete_elem(&flows, &pkt->key);
 	} else if (tcp && !cfg_mid_stream && !syn && is_mid_stream(hash_key(&pkt->key))) {
 		return ACTION_PASS;
 	}
@@ -218,13 +255,16 @@ static long sweep_one(void *map, struct flow_key *key, struct slot_ref *ref,
 }
 
 /* Run by the loader several times a second (BPF_PROG_RUN, never attached): hands
- * over the captures of flows that have been silent for cfg_idle_ns. Its packet is
- * a dummy. Returns how many it found. */
+ * over the captures of flows that have been silent for cfg_idle_ns, and discards those
+ * that nobody has answered. Its packet is a dummy. Returns how many it found. */
 SEC("tc")
 int ed_sweep(struct __sk_buff *skb)
 {
 	struct sweep_state state = {.now = bpf_ktime_get_ns()};
 
+	struct expiry expiry = {.now = state.now};
+
 	bpf_for_each_map_elem(&collecting, sweep_one, &state, 0);
+	bpf_for_each_map_elem(&waiting_tags, expire_bucket, &expiry, 0);
 	return state.found;
 }

@@ -49,6 +49,7 @@ enum verdict {
 	VERDICT_PENDING = 1,	/* handed over, no verdict yet: passes */
 	VERDICT_PASS = 2,	/* decided */
 	VERDICT_MID_STREAM = 3, /* begins in the middle of a stream: never captured, passes */
+	VERDICT_RESUMED = 4,	/* UDP: was decided, then silent or blocked; it is captured again */
 };
 
 /* What is known of a TCP connection's numbers. */
@@ -109,6 +110,7 @@ enum handover_reason {
 
 #define SAMPLE_ONE_WAY 1    /* only one direction was seen: its sender can forge it */
 #define SAMPLE_MID_STREAM 2 /* it does not begin with the flow's first bytes */
+#define SAMPLE_RESUMED 4    /* UDP: it may not, as the flow may have been there before */
 
 /* Record of the ring buffer `samples`: everything up to `data`, then `length`
  * bytes of it. Nothing behind them is submitted. */
@@ -148,7 +150,9 @@ struct counts {
 	__u64 bad_flags; /* SYN together with RST or FIN */
 	/* flows */
 	__u64 tcp_opened; /* connections that both ends have made */
-	__u64 udp_opened;
+	__u64 udp_opened;     /* flows of which both sides have spoken */
+	__u64 udp_waiting;    /* flows of which one side had spoken */
+	__u64 udp_unanswered; /* ... whose capture was discarded: 30 s are over, or no room */
 	__u64 mid_stream;  /* TCP flows whose beginning was not seen */
 	__u64 header_only; /* closed, or a datagram, without payload */
 	__u64 restarted;   /* a new connection on a flow that was collecting */
@@ -167,6 +171,7 @@ struct counts {
 	/* passed without an identification: fail open, per cause */
 	__u64 slots_full;      /* no free capture slot */
 	__u64 initiator_slots; /* slots are scarce, and the flow's initiator has many */
+	__u64 initiator_waiting; /* the table of waiting flows is scarce, and a sender has many */
 	__u64 collecting_full; /* map `collecting` refused the flow */
 	__u64 handshake_busy;  /* another CPU was writing there; the packet is not captured */
 	__u64 ring_full;
@@ -192,6 +197,7 @@ struct attached {
 	char version[32];
 	char model[64];
 	char policy[128];
+	__u64 first_ns; /* CLOCK_MONOTONIC of the first attach; an adoption keeps it */
 	/* the daemon's own counters; it writes them about once a second */
 	__u64 classified;
 	__u64 to_drop;	      /* verdicts that a rule wants dropped, in monitor mode, too */

@@ -108,6 +108,44 @@ int bench_packet(struct xdp_md *ctx)
 	return next_source(ctx) ? ed_ingress(ctx) : XDP_ABORTED;
 }
 
+/* The same, and the answer to it. */
+SEC("xdp.frags")
+int bench_answer(struct xdp_md *ctx)
+{
+	void *data, *end;
+	struct iphdr *ip;
+	struct udphdr *udp;
+	__be32 addr;
+	__be16 port;
+
+	if (!next_source(ctx) || ed_ingress(ctx) != XDP_PASS)
+		return XDP_ABORTED;
+	data = (void *)(long)ctx->data;
+	end = (void *)(long)ctx->data_end;
+	ip = data + sizeof(struct ethhdr);
+	udp = (void *)(ip + 1);
+	if ((void *)(udp + 1) > end)
+		return XDP_ABORTED;
+	/* The sum stays the same. */
+	addr = ip->saddr;
+	ip->saddr = ip->daddr;
+	ip->daddr = addr;
+	port = udp->source;
+	udp->source = udp->dest;
+	udp->dest = port;
+	ed_ingress(ctx);
+	/* next_source() sets the source alone. */
+	ip = (void *)(long)ctx->data + sizeof(struct ethhdr);
+	udp = (void *)(ip + 1);
+	if ((void *)(udp + 1) > (void *)(long)ctx->data_end)
+		return XDP_ABORTED;
+	ip->daddr = ip->saddr;
+	port = udp->source;
+	udp->source = udp->dest;
+	udp->dest = port;
+	return XDP_PASS;
+}
+
 /* The slot that the flow of bench_join's packet has. */
 __u32 bench_slot = 0;
 

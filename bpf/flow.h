@@ -26,6 +26,18 @@ enum side {
 	SIDE_OUT = 1, /* from this machine, or through another interface */
 };
 
+static __always_inline __u8 side_of(const struct source *src, const struct packet *pkt)
+{
+	__u32 device;
+
+	if (cfg_one_hook)
+		return pkt->src_is_lo;
+	if (src->is_xdp)
+		return SIDE_IN;
+	device = ((struct __sk_buff *)src->ctx)->ingress_ifindex;
+	return device && bpf_map_lookup_elem(&same_side, &device) ? SIDE_IN : SIDE_OUT;
+}
+
 /* Makes two functions of one: neither program may contain the other hook's helper calls.
  * They are not static, so that the verifier looks at each once, and not wherever it is
  * called with all that may have come before. */
@@ -398,16 +410,17 @@ static __always_inline int join_capture(const struct source *src, struct packet 
 		slot->mark = 0;
 	if (key.proto == IPPROTO_TCP)
 		capture_segment(cnt, slot, id, src, pkt);
-	else
+	else if (comes_from(pkt, slot->sample.side, slot->sample.initiator_is_lo))
 		capture(cnt, slot, id, src, pkt, false);
+	else
+		cnt->wrong_side++;
 	return JOINED;
 }
 
 FOR_EACH_HOOK(join_capture)
 
 /* Opens the capture of the packet's flow: of the candidate that pkt->candidate says, which
- * the caller owns, with the packets of its handshake; of a datagram; or from the middle of
- * a stream. The packet itself is then to join it. Lets go of the candidate. Returns whether
+ * the caller owns, with the packets of its handshake; or from the middle of a stream. The packet itself is then to join it. Lets go of the candidate. Returns whether
  * a flow began, captured or not, and not another CPU's. */
 __noinline int open_capture(const struct packet *pkt)
 {
@@ -468,16 +481,14 @@ __noinline int open_capture(const struct packet *pkt)
 		__builtin_memcpy(slot->sample.data, hs->data, HANDSHAKE_BYTES);
 		slot->word = hs->packet_count * WORD_PACKET + hs->bytes;
 	} else {
-		bool tcp = key.proto == IPPROTO_TCP;
-
 		slot->sample.start_ns = pkt->now;
 		slot->sample.initiator_is_lo = pkt->src_is_lo;
 		slot->sample.side = pkt->side;
-		slot->sample.flags = tcp ? SAMPLE_MID_STREAM : 0;
-		slot->sample.known = tcp ? KNOWN_NEXT_LO | KNOWN_NEXT_HI : 0;
+		slot->sample.flags = SAMPLE_MID_STREAM;
+		slot->sample.known = KNOWN_NEXT_LO | KNOWN_NEXT_HI;
 		slot->sample.isn_lo = slot->sample.isn_hi = 0;
-		slot->sample.next_lo = !tcp ? 0 : pkt->src_is_lo ? pkt->seq : pkt->ack;
-		slot->sample.next_hi = !tcp ? 0 : pkt->src_is_lo ? pkt->ack : pkt->seq;
+		slot->sample.next_lo = pkt->src_is_lo ? pkt->seq : pkt->ack;
+		slot->sample.next_hi = pkt->src_is_lo ? pkt->ack : pkt->seq;
 		slot->hole_lo = slot->hole_lo_end = slot->hole_hi = slot->hole_hi_end = 0;
 	}
 	err = bpf_map_update_elem(&collecting, &key, &ref, BPF_NOEXIST);

@@ -128,9 +128,29 @@ struct handshake {
 	__u8 data[HANDSHAKE_BYTES + 16 + HANDSHAKE_FRAME] __attribute__((aligned(8)));
 };
 
+/* The capture of a UDP flow of which one side has spoken, see udp.h. */
+#define WAITING_FLOWS 16384
+#define WAITING_CHUNK 64
+
+struct waiting {
+	struct flow_key key;
+	__u8 from_lo; /* who has spoken */
+	__u8 side;    /* and from where */
+	__u8 resumed; /* the flow may have been there before */
+	__u8 waits;   /* 0: its time was over, or it was answered */
+	__u64 start_ns;
+	__u64 last_ns;
+	__u32 quota; /* entry of waiting_quota that counts it */
+	__u16 bytes;
+	__u16 packet_count;
+	struct packet_record packets[CAPTURE_PACKETS];
+	/* what is behind CAPTURE_BYTES is slack */
+	__u8 data[CAPTURE_BYTES + WAITING_CHUNK + 16] __attribute__((aligned(8)));
+};
+
 /* key: flow. value: verdict. Written by the kernel at hand-over and by the
  * loader with a verdict; deleted by the kernel when another connection of the key is
- * proven or an idle time starts the flow afresh, and by the LRU.
+ * proven, and by the LRU.
  * 262144 * (64 + 48 + 32) = 36 MiB. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -191,6 +211,35 @@ struct {
 	__type(key, __u32);
 	__type(value, struct handshake);
 } handshakes SEC(".maps");
+
+/* key: hash of the flow. value: as of handshake_tags, for waiting_flows. 64 KiB. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, WAITING_FLOWS / HANDSHAKE_WAYS);
+	__type(key, __u32);
+	__type(value, struct handshake_bucket);
+} waiting_tags SEC(".maps");
+
+/* key: bucket * 16 + way. value: what one side of a UDP flow has sent so far. Written by the
+ * kernel; the oldest gives way. 16384 * 1576 = 24.6 MiB. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, WAITING_FLOWS);
+	__type(key, __u32);
+	__type(value, struct waiting);
+} waiting_flows SEC(".maps");
+
+/* key: hash of a sender's address and side; WAITING_IN_USE: none. value: how many captures
+ * of its flows wait; how many wait at all. Written by the kernel. 256 KiB. */
+#define WAITING_QUOTAS 65536
+#define WAITING_IN_USE WAITING_QUOTAS
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, WAITING_QUOTAS + 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} waiting_quota SEC(".maps");
 
 /* key: flow. value: its slot. Written by the kernel with the first payload;
  * deleted by it at hand-over. As many entries as there are slots.

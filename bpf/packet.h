@@ -78,7 +78,10 @@ struct packet {
 		/* what packets of flows that are not decided are asked for */
 		struct {
 			__u32 seq;
-			__u32 ack;
+			union {
+				__u32 ack;
+				__u32 resumed; /* UDP: the flow may have been there before */
+			};
 			__u64 hash; /* of the key */
 			__u64 now;  /* CLOCK_MONOTONIC */
 			/* What functions leave to be done, so that they need not call one

@@ -38,15 +38,7 @@ static __always_inline bool read_segment(const struct source *src, struct packet
 	pkt->ack = bpf_ntohl(numbers[1]);
 	pkt->hash = hash_key(&pkt->key);
 	pkt->now = bpf_ktime_get_ns();
-	if (cfg_one_hook) {
-		pkt->side = pkt->src_is_lo;
-	} else if (src->is_xdp) {
-		pkt->side = SIDE_IN;
-	} else {
-		__u32 device = ((struct __sk_buff *)src->ctx)->ingress_ifindex;
-
-		pkt->side = device && bpf_map_lookup_elem(&same_side, &device) ? SIDE_IN : SIDE_OUT;
-	}
+	pkt->side = side_of(src, pkt);
 	return true;
 }
 

@@ -36,6 +36,14 @@ func ParseXDPMode(s string) (XDPMode, error) {
 	return "", fmt.Errorf("unknown xdp mode %q: use auto, native or generic", s)
 }
 
+// Defaults of Options.
+const (
+	// DefaultUDPIdle is above the pauses of QUIC, IPsec NAT-T and RTP.
+	DefaultUDPIdle = 10 * time.Minute
+	// DefaultUDPWarmup is above what most flows are silent for that are in use.
+	DefaultUDPWarmup = 60 * time.Second
+)
+
 // Options are what an operator can ask of a data path.
 type Options struct {
 	// Interface is the name of the network interface.
@@ -45,9 +53,14 @@ type Options struct {
 	// Idle is how long a collecting flow may be silent before what it has is
 	// handed over; default 2 s. (optional)
 	Idle time.Duration
-	// UDPIdle is how long a UDP flow may be silent before its next datagram
-	// starts a new flow; default 60 s. (optional)
+	// UDPIdle is how long a UDP flow that is decided may be silent before it is
+	// captured again, and marked as resumed; default [DefaultUDPIdle]. (optional)
 	UDPIdle time.Duration
+	// UDPWarmup is how long after the first attach a UDP flow that is seen for the
+	// first time counts as resumed, since it may have been open before. An adoption
+	// does not start it again; what replaces a set of pins does, as it knows no flow.
+	// Default [DefaultUDPWarmup]; negative: none. (optional)
+	UDPWarmup time.Duration
 	// MidStream captures TCP flows that are seen without their SYN, from their
 	// next payload byte on and with its sender as the initiator. By default they
 	// are left alone, as what a model knows is how flows begin. (optional)
@@ -134,7 +147,13 @@ func Attach(opts Options) (_ *DataPath, err error) {
 		opts.Idle = 2 * time.Second
 	}
 	if opts.UDPIdle == 0 {
-		opts.UDPIdle = 60 * time.Second
+		opts.UDPIdle = DefaultUDPIdle
+	}
+	switch {
+	case opts.UDPWarmup == 0:
+		opts.UDPWarmup = DefaultUDPWarmup
+	case opts.UDPWarmup < 0:
+		opts.UDPWarmup = 0
 	}
 	if err := opts.Sizes.check(); err != nil {
 		return nil, err
@@ -239,13 +258,15 @@ func configuredSpec(opts Options, ifc *iface) (*ebpf.CollectionSpec, error) {
 		return nil, err
 	}
 	for name, value := range map[string]any{
-		datapathVarCfgIdleNs:     uint64(opts.Idle),
-		datapathVarCfgUdpIdleNs:  uint64(opts.UDPIdle),
-		datapathVarCfgRawIp:      ifc.rawIP(),
-		datapathVarCfgHashSecret: newSecret(),
-		datapathVarCfgMidStream:  opts.MidStream,
-		datapathVarCfgOneHook:    opts.OneHook,
-		datapathVarCfgOneWay:     opts.OneWay,
+		datapathVarCfgIdleNs:        uint64(opts.Idle),
+		datapathVarCfgUdpIdleNs:     uint64(opts.UDPIdle),
+		datapathVarCfgRawIp:         ifc.rawIP(),
+		datapathVarCfgHashSecret:    newSecret(),
+		datapathVarCfgFirstAttachNs: monotonic(),
+		datapathVarCfgUdpWarmupNs:   uint64(opts.UDPWarmup),
+		datapathVarCfgMidStream:     opts.MidStream,
+		datapathVarCfgOneHook:       opts.OneHook,
+		datapathVarCfgOneWay:        opts.OneWay,
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("set %s: %w", name, err)
@@ -310,6 +331,10 @@ func adoptable(spec *ebpf.CollectionSpec, sizes Sizes, folder *os.File) (_ map[s
 	// The handshakes that are under way stay where they are found.
 	if err := asked.Variables[datapathVarCfgHashSecret].Set(a.HashSecret); err != nil {
 		return nil, fmt.Sprintf("set %s: %v", datapathVarCfgHashSecret, err)
+	}
+	// What was new a moment ago is not new because another process took over.
+	if err := asked.Variables[datapathVarCfgFirstAttachNs].Set(a.FirstNs); err != nil {
+		return nil, fmt.Sprintf("set %s: %v", datapathVarCfgFirstAttachNs, err)
 	}
 	return maps, ""
 }
@@ -396,6 +421,9 @@ func (d *DataPath) describe(opts Options, spec *ebpf.CollectionSpec) error {
 	}
 	if err := spec.Variables[datapathVarCfgHashSecret].Get(&a.HashSecret); err != nil {
 		return fmt.Errorf("read %s: %w", datapathVarCfgHashSecret, err)
+	}
+	if err := spec.Variables[datapathVarCfgFirstAttachNs].Get(&a.FirstNs); err != nil {
+		return fmt.Errorf("read %s: %w", datapathVarCfgFirstAttachNs, err)
 	}
 	fixed(a.XdpMode[:], string(d.Info.XDPMode))
 	fixed(a.Egress[:], d.Info.Egress)

@@ -29,6 +29,7 @@ type datapathAttached struct {
 	Version       [32]int8
 	Model         [64]int8
 	Policy        [128]int8
+	FirstNs       uint64
 	Classified    uint64
 	ToDrop        uint64
 	Blocked       uint64
@@ -107,39 +108,42 @@ type datapathCandidate struct {
 }
 
 type datapathCounts struct {
-	_              structs.HostLayout
-	PacketsIngress uint64
-	PacketsEgress  uint64
-	DroppedPackets uint64
-	DroppedBytes   uint64
-	NotIp          uint64
-	OtherProto     uint64
-	Malformed      uint64
-	Unparsable     uint64
-	LaterFragment  uint64
-	BadFlags       uint64
-	TcpOpened      uint64
-	UdpOpened      uint64
-	MidStream      uint64
-	HeaderOnly     uint64
-	Restarted      uint64
-	HandedFull     uint64
-	HandedClosed   uint64
-	HandedIdle     uint64
-	Syns           uint64
-	OneWay         uint64
-	Reflected      uint64
-	WrongSide      uint64
-	OutOfPlace     uint64
-	Behind         uint64
-	MptcpJoin      uint64
-	Renewed        uint64
-	SlotsFull      uint64
-	InitiatorSlots uint64
-	CollectingFull uint64
-	HandshakeBusy  uint64
-	RingFull       uint64
-	LoadFailed     uint64
+	_                structs.HostLayout
+	PacketsIngress   uint64
+	PacketsEgress    uint64
+	DroppedPackets   uint64
+	DroppedBytes     uint64
+	NotIp            uint64
+	OtherProto       uint64
+	Malformed        uint64
+	Unparsable       uint64
+	LaterFragment    uint64
+	BadFlags         uint64
+	TcpOpened        uint64
+	UdpOpened        uint64
+	UdpWaiting       uint64
+	UdpUnanswered    uint64
+	MidStream        uint64
+	HeaderOnly       uint64
+	Restarted        uint64
+	HandedFull       uint64
+	HandedClosed     uint64
+	HandedIdle       uint64
+	Syns             uint64
+	OneWay           uint64
+	Reflected        uint64
+	WrongSide        uint64
+	OutOfPlace       uint64
+	Behind           uint64
+	MptcpJoin        uint64
+	Renewed          uint64
+	SlotsFull        uint64
+	InitiatorSlots   uint64
+	InitiatorWaiting uint64
+	CollectingFull   uint64
+	HandshakeBusy    uint64
+	RingFull         uint64
+	LoadFailed       uint64
 }
 
 type datapathDeviceSide struct {
@@ -264,42 +268,64 @@ const (
 	datapathVerdictVERDICT_PENDING    datapathVerdict = 1
 	datapathVerdictVERDICT_PASS       datapathVerdict = 2
 	datapathVerdictVERDICT_MID_STREAM datapathVerdict = 3
+	datapathVerdictVERDICT_RESUMED    datapathVerdict = 4
 )
+
+type datapathWaiting struct {
+	_           structs.HostLayout
+	Key         datapathFlowKey
+	FromLo      uint8
+	Side        uint8
+	Resumed     uint8
+	Waits       uint8
+	StartNs     uint64
+	LastNs      uint64
+	Quota       uint32
+	Bytes       uint16
+	PacketCount uint16
+	Packets     [32]datapathPacketRecord
+	Data        [1104]uint8
+}
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	datapathMapAttachment    = "attachment"
-	datapathMapBlocked       = "blocked"
-	datapathMapCollecting    = "collecting"
-	datapathMapCounters      = "counters"
-	datapathMapFlows         = "flows"
-	datapathMapFreeSlots     = "free_slots"
-	datapathMapFreeTcpSlots  = "free_tcp_slots"
-	datapathMapHandshakeTags = "handshake_tags"
-	datapathMapHandshakes    = "handshakes"
-	datapathMapMidStream     = "mid_stream"
-	datapathMapSameSide      = "same_side"
-	datapathMapSamples       = "samples"
-	datapathMapSeenInside    = "seen_inside"
-	datapathMapSlotQuota     = "slot_quota"
-	datapathMapSlots         = "slots"
-	datapathMapSyns          = "syns"
-	datapathProgEdEgress     = "ed_egress"
-	datapathProgEdIngress    = "ed_ingress"
-	datapathProgEdSweep      = "ed_sweep"
-	datapathVarBlockFilter   = "block_filter"
-	datapathVarCfgBucketMask = "cfg_bucket_mask"
-	datapathVarCfgHashSecret = "cfg_hash_secret"
-	datapathVarCfgIdleNs     = "cfg_idle_ns"
-	datapathVarCfgMidStream  = "cfg_mid_stream"
-	datapathVarCfgOneHook    = "cfg_one_hook"
-	datapathVarCfgOneWay     = "cfg_one_way"
-	datapathVarCfgRawIp      = "cfg_raw_ip"
-	datapathVarCfgSlots      = "cfg_slots"
-	datapathVarCfgTcpSlots   = "cfg_tcp_slots"
-	datapathVarCfgUdpIdleNs  = "cfg_udp_idle_ns"
+	datapathMapAttachment       = "attachment"
+	datapathMapBlocked          = "blocked"
+	datapathMapCollecting       = "collecting"
+	datapathMapCounters         = "counters"
+	datapathMapFlows            = "flows"
+	datapathMapFreeSlots        = "free_slots"
+	datapathMapFreeTcpSlots     = "free_tcp_slots"
+	datapathMapHandshakeTags    = "handshake_tags"
+	datapathMapHandshakes       = "handshakes"
+	datapathMapMidStream        = "mid_stream"
+	datapathMapSameSide         = "same_side"
+	datapathMapSamples          = "samples"
+	datapathMapSeenInside       = "seen_inside"
+	datapathMapSlotQuota        = "slot_quota"
+	datapathMapSlots            = "slots"
+	datapathMapSyns             = "syns"
+	datapathMapWaitingFlows     = "waiting_flows"
+	datapathMapWaitingQuota     = "waiting_quota"
+	datapathMapWaitingTags      = "waiting_tags"
+	datapathProgEdEgress        = "ed_egress"
+	datapathProgEdIngress       = "ed_ingress"
+	datapathProgEdSweep         = "ed_sweep"
+	datapathVarBlockFilter      = "block_filter"
+	datapathVarCfgBucketMask    = "cfg_bucket_mask"
+	datapathVarCfgFirstAttachNs = "cfg_first_attach_ns"
+	datapathVarCfgHashSecret    = "cfg_hash_secret"
+	datapathVarCfgIdleNs        = "cfg_idle_ns"
+	datapathVarCfgMidStream     = "cfg_mid_stream"
+	datapathVarCfgOneHook       = "cfg_one_hook"
+	datapathVarCfgOneWay        = "cfg_one_way"
+	datapathVarCfgRawIp         = "cfg_raw_ip"
+	datapathVarCfgSlots         = "cfg_slots"
+	datapathVarCfgTcpSlots      = "cfg_tcp_slots"
+	datapathVarCfgUdpIdleNs     = "cfg_udp_idle_ns"
+	datapathVarCfgUdpWarmupNs   = "cfg_udp_warmup_ns"
 )
 
 // loadDatapath returns the embedded CollectionSpec for datapath.
@@ -369,23 +395,28 @@ type datapathMapSpecs struct {
 	SlotQuota     *ebpf.MapSpec `ebpf:"slot_quota"`
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
 	Syns          *ebpf.MapSpec `ebpf:"syns"`
+	WaitingFlows  *ebpf.MapSpec `ebpf:"waiting_flows"`
+	WaitingQuota  *ebpf.MapSpec `ebpf:"waiting_quota"`
+	WaitingTags   *ebpf.MapSpec `ebpf:"waiting_tags"`
 }
 
 // datapathVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathVariableSpecs struct {
-	BlockFilter   *ebpf.VariableSpec `ebpf:"block_filter"`
-	CfgBucketMask *ebpf.VariableSpec `ebpf:"cfg_bucket_mask"`
-	CfgHashSecret *ebpf.VariableSpec `ebpf:"cfg_hash_secret"`
-	CfgIdleNs     *ebpf.VariableSpec `ebpf:"cfg_idle_ns"`
-	CfgMidStream  *ebpf.VariableSpec `ebpf:"cfg_mid_stream"`
-	CfgOneHook    *ebpf.VariableSpec `ebpf:"cfg_one_hook"`
-	CfgOneWay     *ebpf.VariableSpec `ebpf:"cfg_one_way"`
-	CfgRawIp      *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
-	CfgSlots      *ebpf.VariableSpec `ebpf:"cfg_slots"`
-	CfgTcpSlots   *ebpf.VariableSpec `ebpf:"cfg_tcp_slots"`
-	CfgUdpIdleNs  *ebpf.VariableSpec `ebpf:"cfg_udp_idle_ns"`
+	BlockFilter      *ebpf.VariableSpec `ebpf:"block_filter"`
+	CfgBucketMask    *ebpf.VariableSpec `ebpf:"cfg_bucket_mask"`
+	CfgFirstAttachNs *ebpf.VariableSpec `ebpf:"cfg_first_attach_ns"`
+	CfgHashSecret    *ebpf.VariableSpec `ebpf:"cfg_hash_secret"`
+	CfgIdleNs        *ebpf.VariableSpec `ebpf:"cfg_idle_ns"`
+	CfgMidStream     *ebpf.VariableSpec `ebpf:"cfg_mid_stream"`
+	CfgOneHook       *ebpf.VariableSpec `ebpf:"cfg_one_hook"`
+	CfgOneWay        *ebpf.VariableSpec `ebpf:"cfg_one_way"`
+	CfgRawIp         *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
+	CfgSlots         *ebpf.VariableSpec `ebpf:"cfg_slots"`
+	CfgTcpSlots      *ebpf.VariableSpec `ebpf:"cfg_tcp_slots"`
+	CfgUdpIdleNs     *ebpf.VariableSpec `ebpf:"cfg_udp_idle_ns"`
+	CfgUdpWarmupNs   *ebpf.VariableSpec `ebpf:"cfg_udp_warmup_ns"`
 }
 
 // datapathObjects contains all objects after they have been loaded into the kernel.
@@ -424,6 +455,9 @@ type datapathMaps struct {
 	SlotQuota     *ebpf.Map `ebpf:"slot_quota"`
 	Slots         *ebpf.Map `ebpf:"slots"`
 	Syns          *ebpf.Map `ebpf:"syns"`
+	WaitingFlows  *ebpf.Map `ebpf:"waiting_flows"`
+	WaitingQuota  *ebpf.Map `ebpf:"waiting_quota"`
+	WaitingTags   *ebpf.Map `ebpf:"waiting_tags"`
 }
 
 func (m *datapathMaps) Close() error {
@@ -444,6 +478,9 @@ func (m *datapathMaps) Close() error {
 		m.SlotQuota,
 		m.Slots,
 		m.Syns,
+		m.WaitingFlows,
+		m.WaitingQuota,
+		m.WaitingTags,
 	)
 }
 
@@ -451,17 +488,19 @@ func (m *datapathMaps) Close() error {
 //
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathVariables struct {
-	BlockFilter   *ebpf.Variable `ebpf:"block_filter"`
-	CfgBucketMask *ebpf.Variable `ebpf:"cfg_bucket_mask"`
-	CfgHashSecret *ebpf.Variable `ebpf:"cfg_hash_secret"`
-	CfgIdleNs     *ebpf.Variable `ebpf:"cfg_idle_ns"`
-	CfgMidStream  *ebpf.Variable `ebpf:"cfg_mid_stream"`
-	CfgOneHook    *ebpf.Variable `ebpf:"cfg_one_hook"`
-	CfgOneWay     *ebpf.Variable `ebpf:"cfg_one_way"`
-	CfgRawIp      *ebpf.Variable `ebpf:"cfg_raw_ip"`
-	CfgSlots      *ebpf.Variable `ebpf:"cfg_slots"`
-	CfgTcpSlots   *ebpf.Variable `ebpf:"cfg_tcp_slots"`
-	CfgUdpIdleNs  *ebpf.Variable `ebpf:"cfg_udp_idle_ns"`
+	BlockFilter      *ebpf.Variable `ebpf:"block_filter"`
+	CfgBucketMask    *ebpf.Variable `ebpf:"cfg_bucket_mask"`
+	CfgFirstAttachNs *ebpf.Variable `ebpf:"cfg_first_attach_ns"`
+	CfgHashSecret    *ebpf.Variable `ebpf:"cfg_hash_secret"`
+	CfgIdleNs        *ebpf.Variable `ebpf:"cfg_idle_ns"`
+	CfgMidStream     *ebpf.Variable `ebpf:"cfg_mid_stream"`
+	CfgOneHook       *ebpf.Variable `ebpf:"cfg_one_hook"`
+	CfgOneWay        *ebpf.Variable `ebpf:"cfg_one_way"`
+	CfgRawIp         *ebpf.Variable `ebpf:"cfg_raw_ip"`
+	CfgSlots         *ebpf.Variable `ebpf:"cfg_slots"`
+	CfgTcpSlots      *ebpf.Variable `ebpf:"cfg_tcp_slots"`
+	CfgUdpIdleNs     *ebpf.Variable `ebpf:"cfg_udp_idle_ns"`
+	CfgUdpWarmupNs   *ebpf.Variable `ebpf:"cfg_udp_warmup_ns"`
 }
 
 // datapathPrograms contains all programs after they have been loaded into the kernel.

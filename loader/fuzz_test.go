@@ -638,11 +638,11 @@ var comparable = []assembly.Counter{
 	assembly.Counter(headers.Unparsable), assembly.Counter(headers.LaterFragment),
 	assembly.MidStream, assembly.SYNs, assembly.Opened, assembly.OneWay, assembly.MPJoin, assembly.BadFlags,
 	assembly.Reflected, assembly.WrongSide, assembly.OutOfPlace, assembly.Behind, assembly.HeaderOnly,
-	assembly.Restarted, assembly.Full, assembly.Closed,
+	assembly.Restarted, assembly.Waiting, assembly.Full, assembly.Closed,
 }
 
 // never are counters that no packets of an input make the kernel count.
-var never = []string{"load_failed", "slots_full", "initiator_slots", "collecting_full", "handshake_busy", "ring_full", "dropped_packets"}
+var never = []string{"load_failed", "slots_full", "initiator_slots", "initiator_waiting", "collecting_full", "handshake_busy", "ring_full", "dropped_packets"}
 
 // outcome is what must agree.
 type outcome struct {
@@ -769,7 +769,12 @@ func (p *twinPath) forget(keys map[flow.Key]bool) {
 		k := toKernelKey(key)
 		_ = p.coll.Maps[datapathMapFlows].Delete(&k) // not there, most of them
 	}
-	if err := zero[datapathHandshakeBucket](p.coll.Maps[datapathMapHandshakeTags]); err != nil {
+	for _, name := range []string{datapathMapHandshakeTags, datapathMapWaitingTags} {
+		if err := zero[datapathHandshakeBucket](p.coll.Maps[name]); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+	if err := p.coll.Maps[datapathMapWaitingQuota].Update(uint32(waitingInUse), uint32(0), ebpf.UpdateAny); err != nil {
 		p.t.Fatal(err)
 	}
 	if p.inputs++; p.inputs == 0 { // their numbers begin again

@@ -135,6 +135,8 @@ func (k *kernel) emptied(t testing.TB) *kernel {
 	}
 	must(zero[uint64](k.coll.Maps[datapathMapMidStream]))
 	must(zero[uint64](k.coll.Maps[datapathMapSeenInside]))
+	must(zero[datapathHandshakeBucket](k.coll.Maps[datapathMapWaitingTags]))
+	must(k.coll.Maps[datapathMapWaitingQuota].Update(uint32(waitingInUse), uint32(0), ebpf.UpdateAny))
 	must(k.coll.Maps[datapathMapSlotQuota].Update(uint32(slotsInUse), uint32(0), ebpf.UpdateAny))
 	for _, name := range []string{datapathMapFreeSlots, datapathMapFreeTcpSlots} {
 		var id uint32
@@ -148,6 +150,9 @@ func (k *kernel) emptied(t testing.TB) *kernel {
 
 // slotsInUse is SLOTS_IN_USE of bpf/maps.h.
 const slotsInUse = 65536
+
+// waitingInUse is WAITING_IN_USE of bpf/maps.h.
+const waitingInUse = 65536
 
 // zero sets all values of an array to 0.
 func zero[V any](m *ebpf.Map) error {
@@ -234,12 +239,13 @@ type seen struct {
 	Numbers       flow.Numbers
 	OneWay        bool
 	MidStream     bool
+	Resumed       bool
 }
 
 func look(s *flow.Sample) seen {
 	v := seen{
 		Key: s.Key.String(), InitiatorIsLo: s.InitiatorIsLo, Reason: s.Reason.String(),
-		Data: slices.Clone(s.Data), Numbers: s.Numbers, OneWay: s.OneWay, MidStream: s.MidStream,
+		Data: slices.Clone(s.Data), Numbers: s.Numbers, OneWay: s.OneWay, MidStream: s.MidStream, Resumed: s.Resumed,
 	}
 	for _, p := range s.Packets {
 		v.Offsets = append(v.Offsets, p.Offset)
@@ -500,7 +506,7 @@ func TestPackets(t *testing.T) {
 		{
 			name:   "UDP both ways",
 			frames: [][]byte{udp(true, 300), udp(false, 300), udp(true, 0), udp(false, 600)},
-			counts: map[string]uint64{"udp_opened": 1, "handed_full": 1},
+			counts: map[string]uint64{"udp_waiting": 1, "udp_opened": 1, "handed_full": 1},
 			want: []seen{{
 				Key: "udp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
 				Offsets: []uint16{0, 342, 684, 726}, WireLens: []uint32{342, 342, 42, 642}, FromInitiator: []bool{true, false, true, false},
@@ -508,8 +514,8 @@ func TestPackets(t *testing.T) {
 		},
 		{
 			name:   "UDP length 0 and length beyond the packet",
-			frames: [][]byte{f.With(udp(true, 300), 38, 0, 0), f.With(udp(true, 1000), 38, 0xff, 0xff)},
-			counts: map[string]uint64{"udp_opened": 1, "handed_full": 1},
+			frames: [][]byte{f.With(udp(true, 300), 38, 0, 0), f.With(udp(true, 1000), 38, 0xff, 0xff), udp(false, 0)},
+			counts: map[string]uint64{"udp_waiting": 1, "udp_opened": 1, "handed_full": 1},
 			want: []seen{{
 				Key: "udp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
 				Offsets: []uint16{0, 342}, WireLens: []uint32{342, 1042}, FromInitiator: []bool{true, true},
@@ -601,16 +607,12 @@ func TestPackets(t *testing.T) {
 			},
 		},
 		{
-			name: "multicast is a flow like any other",
+			name: "multicast has one side",
 			frames: [][]byte{
 				f.With(f.Ethernet(f.IP(mdns4, group4, f.UDP, f.Datagram(mdns4, group4, f.Payload(1200)))), 0, 1, 0, 0x5e, 0, 0, 0xfb),
 				f.With(f.Ethernet(f.IP(mdns6, group6, f.UDP, f.Datagram(mdns6, group6, f.Payload(1200)))), 0, 0x33, 0x33, 0, 0, 0, 0xfb),
 			},
-			counts: map[string]uint64{"udp_opened": 2, "handed_full": 2},
-			want: []seen{
-				{Key: "udp 10.0.0.2:5353 <> 224.0.0.251:5353", InitiatorIsLo: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1242}, FromInitiator: []bool{true}},
-				{Key: "udp [fe80::1]:5353 <> [ff02::fb]:5353", InitiatorIsLo: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1262}, FromInitiator: []bool{true}},
-			},
+			counts: map[string]uint64{"udp_waiting": 2},
 		},
 		{name: "IGMP and MLD", frames: [][]byte{f.Ethernet(f.IP(client, group4, 2, f.Payload(64))), f.Ethernet(f.IP(peer6, group6, 0, slices.Concat(f.Extension(58, 0), f.Payload(64))))}, counts: map[string]uint64{"other_proto": 2}},
 		{
@@ -658,8 +660,8 @@ func TestPackets(t *testing.T) {
 		},
 		{
 			name:   "one packet of UDP bounded by its own length",
-			frames: [][]byte{f.With(udp(true, 300), 38, 0, 8), f.With(udp(true, 1000), 38, 0, 9)},
-			counts: map[string]uint64{"header_only": 1, "udp_opened": 1, "handed_full": 1},
+			frames: [][]byte{f.With(udp(true, 300), 38, 0, 8), f.With(udp(true, 1000), 38, 0, 9), udp(false, 1)},
+			counts: map[string]uint64{"header_only": 1, "udp_waiting": 1, "udp_opened": 1, "handed_full": 1},
 			want: []seen{{
 				Key: "udp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
 				Offsets: []uint16{0}, WireLens: []uint32{1042}, FromInitiator: []bool{true},

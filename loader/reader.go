@@ -83,6 +83,7 @@ func decodeSample(raw []byte, s *flow.Sample) error {
 		Numbers:       decodeNumbers(raw),
 		OneWay:        raw[unsafe.Offsetof(in.Flags)]&sampleOneWay != 0,
 		MidStream:     raw[unsafe.Offsetof(in.Flags)]&sampleMidStream != 0,
+		Resumed:       raw[unsafe.Offsetof(in.Flags)]&sampleResumed != 0,
 	}
 	s.Packets = s.Packets[:count]
 	last := 0
@@ -110,6 +111,7 @@ func decodeSample(raw []byte, s *flow.Sample) error {
 const (
 	sampleOneWay    = 1
 	sampleMidStream = 2
+	sampleResumed   = 4
 
 	knownISN    = 1
 	knownNextLo = 2

@@ -424,6 +424,9 @@ func (t *Tables) ExpireBlocks() ([]Block, error) {
 		if err := t.blocked.Lookup(&keys[i], &b); err != nil || b.end(now) == EndNone {
 			continue
 		}
+		if err := t.resume(&keys[i], &b); err != nil {
+			return ended, err
+		}
 		if b, err := t.unblock(&keys[i]); err == nil {
 			block := fromKernelBlock(&keys[i], &b)
 			block.Ended = b.end(now)

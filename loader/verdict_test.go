@@ -198,6 +198,7 @@ func TestIdleSweepHandsOver(t *testing.T) {
 			k.run(ingress, p)
 		}
 		k.run(ingress, udp(true, 50))
+		k.run(ingress, udp(false, 50))
 		n := k.sweep()
 		if monotonic() >= begin+uint64(idle) {
 			continue
@@ -228,37 +229,6 @@ func TestIdleSweepHandsOver(t *testing.T) {
 	}
 }
 
-func TestUDPStartsAfreshAfterIdle(t *testing.T) {
-	// The program reads the coarse clock, which ticks move on, late on a busy CPU.
-	coarse := func() time.Duration {
-		var ts unix.Timespec
-		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
-			t.Fatal(err)
-		}
-		return time.Duration(ts.Nano())
-	}
-	// On a busy machine the second packet may come after the silence: then with more.
-	var k *kernel
-	var idle time.Duration
-	for idle = 30 * time.Millisecond; ; idle *= 4 {
-		k = loadKernel(t, config{udpIdle: idle})
-		begin := coarse()
-		k.run(ingress, udp(true, 1000))
-		k.run(ingress, udp(true, 1000))
-		if coarse() < begin+idle {
-			break
-		}
-	}
-	for end := coarse() + 2*idle; coarse() < end; {
-		time.Sleep(time.Millisecond)
-	}
-	k.run(ingress, udp(false, 1000)) // now the other side opens
-	got := k.samples()
-	if len(got) != 2 || !got[0].InitiatorIsLo || got[1].InitiatorIsLo {
-		t.Fatalf("%d samples, want 2, the second by the other side", len(got))
-	}
-}
-
 func TestPacketTimes(t *testing.T) {
 	k := loadKernel(t, config{oneHook: true})
 	k.run(ingress, up(f.SYN, 0))
@@ -279,6 +249,7 @@ func TestRawIPGetsAnEthernetHeader(t *testing.T) {
 		}
 		v6 := f.IP(peer6, host6, f.UDP, f.Datagram(peer6, host6, f.Payload(1200)))
 		k.run(e, v6)
+		k.run(e, f.IP(host6, peer6, f.UDP, f.Datagram(host6, peer6, f.Payload(1))))
 		got := k.samples()
 		if len(got) != 2 {
 			t.Fatalf("%s: %d samples", e, len(got))
@@ -463,18 +434,20 @@ func TestFloodTakesOldestHandshakesFirst(t *testing.T) {
 	}
 }
 
-// Datagrams of ever new sources take all slots but those that TCP flows have for
-// themselves.
+// Ever new UDP flows of which both sides speak take all slots but those that TCP flows
+// have for themselves.
 func TestUDPFloodLeavesSlotsToTCP(t *testing.T) {
 	const slots = 64
 	k := loadKernel(t, config{oneHook: true, slots: slots})
-	flood := udp(true, 100)
+	flood, answer := udp(true, 100), udp(false, 100)
 	for i := range 2 * slots {
 		from(flood, 0x0b000000+i)
+		to(answer, 0x0b000000+i)
 		k.run(ingress, flood)
+		k.run(ingress, answer)
 	}
 	if c := k.counts()["slots_full"]; c != 2*slots-(slots-slots/4) {
-		t.Errorf("%d datagrams were refused", c)
+		t.Errorf("%d flows were refused", c)
 	}
 	for round := range 2 { // what a TCP flow gives back is there for the next
 		for i := range slots / 4 {

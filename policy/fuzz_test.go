@@ -33,6 +33,7 @@ func FuzzParse(f *testing.F) {
 		"rules:\n\t- x", "[[[[", "- - - -", "\xff\xfe", "rules: [{class: v2ray, min_confidence: .9, action: drop, ttl: 1m, except: [{cidr: '::ffff:1.2.3.0/120'}]}]",
 		"rules: [{class: unknown, action: drop, ttl: 1m}, {class: tor, action: drop, ttl: 1m}, {class: [tor, v2ray], action: drop, ttl: 1m}]",
 		"rules: [{class: v2ray, action: drop, ttl: 1m, mid_stream: true}, {class: v2ray, action: drop, ttl: 1m, mid_stream: FALSE}]",
+		"rules: [{class: v2ray, action: drop, ttl: 1m, udp_unproven: true}, {class: v2ray, action: drop, ttl: 1m, mid_stream: true, udp_unproven: false}]",
 		"!!map {}", "# only\n", "mode: monitor # x\n...\n", "rules:\n- name: é\n", "\ufeffmode: x", "a: >-\n x\n\n y\nmode:", "allow:\n - cidr: ::/0\n   port:\n",
 	} {
 		f.Add([]byte(seed))
@@ -136,10 +137,14 @@ func checkDecision(t *testing.T, p *Policy, m *flow.Meta, d Decision) {
 	switch d.Reason {
 	case ReasonRule:
 		if at < 0 || d.Action != Drop || d.TTL != p.Rules[at].TTL || d.Confidence < p.Rules[at].MinConfidence || !slices.Contains(p.Rules[at].Classes, d.Class) ||
-			m.Incomplete || m.MidStream && !p.Rules[at].MidStream {
+			m.Incomplete || m.MidStream && !p.Rules[at].MidStream || m.Key.Proto == flow.UDP && !p.Rules[at].UDPUnproven {
 			t.Fatalf("decision %+v", d)
 		}
 		return
+	case ReasonUDPUnproven:
+		if at < 0 || m.Key.Proto != flow.UDP || p.Rules[at].UDPUnproven {
+			t.Fatalf("decision %+v", d)
+		}
 	case ReasonMidStream:
 		if at < 0 || !m.MidStream || p.Rules[at].MidStream {
 			t.Fatalf("decision %+v", d)
@@ -193,9 +198,11 @@ func probes(p *Policy) []*flow.Meta {
 	for i, a := range addrs {
 		b := addrs[(i+1)%len(addrs)]
 		for _, port := range ports {
-			key, isLo := flow.NewKey(netip.AddrPortFrom(a, 50000), netip.AddrPortFrom(b, port), flow.UDP, 0, 0)
-			flows = append(flows, &flow.Meta{Key: key, InitiatorIsLo: isLo}, &flow.Meta{Key: key, InitiatorIsLo: !isLo},
-				&flow.Meta{Key: key, InitiatorIsLo: isLo, MidStream: true}, &flow.Meta{Key: key, InitiatorIsLo: isLo, MidStream: true, Cut: true, Incomplete: true})
+			for _, proto := range []flow.Proto{flow.TCP, flow.UDP} {
+				key, isLo := flow.NewKey(netip.AddrPortFrom(a, 50000), netip.AddrPortFrom(b, port), proto, 0, 0)
+				flows = append(flows, &flow.Meta{Key: key, InitiatorIsLo: isLo}, &flow.Meta{Key: key, InitiatorIsLo: !isLo},
+					&flow.Meta{Key: key, InitiatorIsLo: isLo, MidStream: true}, &flow.Meta{Key: key, InitiatorIsLo: isLo, MidStream: true, Cut: true, Incomplete: true})
+			}
 		}
 	}
 	return flows
@@ -238,6 +245,7 @@ func writeYAML(p *Policy) string {
 			fmt.Fprintf(&b, "    min_confidence: %s\n", strconv.FormatFloat(r.MinConfidence, 'f', -1, 64))
 		}
 		fmt.Fprintf(&b, "    mid_stream: %t\n", r.MidStream)
+		fmt.Fprintf(&b, "    udp_unproven: %t\n", r.UDPUnproven)
 		matches("    ", "except", r.Except)
 	}
 	return b.String()

@@ -261,7 +261,7 @@ func (d *decoder) checkTokens(tokens token.Tokens) error {
 			keys++
 		}
 		if keys > maxKeys {
-			return d.errorOn(t, "too many keys in a row; a policy has the keys mode, allow and rules, and a rule at most seven")
+			return d.errorOn(t, "too many keys in a row; a policy has the keys mode, allow and rules, and a rule at most eight")
 		}
 		if flowDepth > maxDepth || entries > maxDepth {
 			return d.errorOn(t, "nested too deep; a policy file nests no deeper than %d", maxDepth)
@@ -573,7 +573,7 @@ var ruleName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 // rule returns the rule number i (from 1) and the place of its name.
 func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 	what := "rule " + strconv.Itoa(i)
-	keys, err := d.mapping(n, what, "name", "class", "min_confidence", "action", "ttl", "mid_stream", "except")
+	keys, err := d.mapping(n, what, "name", "class", "min_confidence", "action", "ttl", "mid_stream", "udp_unproven", "except")
 	if err != nil {
 		return r, nil, err
 	}
@@ -623,6 +623,11 @@ func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 	}
 	if e, ok := keys["mid_stream"]; ok {
 		if r.MidStream, err = d.boolean(e, "mid_stream"); err != nil {
+			return r, at, err
+		}
+	}
+	if e, ok := keys["udp_unproven"]; ok {
+		if r.UDPUnproven, err = d.boolean(e, "udp_unproven"); err != nil {
 			return r, at, err
 		}
 	}

@@ -80,6 +80,8 @@ func TestParse(t *testing.T) {
 		{"ttl in days and hours", strings.Replace(ruleYAML, "10m", "1d12h", 1) + "}]", with(func(r *Rule) { r.TTL = 36 * time.Hour })},
 		{"mid-stream flows too", ruleYAML + ", mid_stream: true}]", with(func(r *Rule) { r.MidStream = true })},
 		{"mid-stream flows not", ruleYAML + ", mid_stream: false}]", with(func(*Rule) {})},
+		{"udp flows too", ruleYAML + ", udp_unproven: true}]", with(func(r *Rule) { r.UDPUnproven = true })},
+		{"udp flows not", ruleYAML + ", udp_unproven: false, mid_stream: true}]", with(func(r *Rule) { r.MidStream = true })},
 		{"mixed ttl", strings.Replace(ruleYAML, "10m", "1h30m", 1) + "}]", with(func(r *Rule) { r.TTL = 90 * time.Minute })},
 	}
 	for _, tt := range tests {
@@ -104,7 +106,7 @@ func TestParseErrors(t *testing.T) {
 		}
 		return strings.Replace(text, old, new, 1)
 	}
-	const known = "known are name, class, min_confidence, action, ttl, mid_stream, except"
+	const known = "known are name, class, min_confidence, action, ttl, mid_stream, udp_unproven, except"
 	const confidence = "write a number above 0 and at most 1, such as 0.9"
 	const port = "write 1 to 65535, or a range such as 8000-8100"
 	tests := []struct {
@@ -142,8 +144,8 @@ func TestParseErrors(t *testing.T) {
 		{"deep brackets", "mode: " + strings.Repeat("[", 100000), "1:23: nested too deep; a policy file nests no deeper than 16"},
 		{"deep braces", strings.Repeat("{a: ", 60000), "1:65: nested too deep; a policy file nests no deeper than 16"},
 		{"deep dashes", strings.Repeat("- ", 60000), "1:33: nested too deep; a policy file nests no deeper than 16"},
-		{"many keys", strings.Repeat("a:\n", 80000), "65:2: too many keys in a row; a policy has the keys mode, allow and rules, and a rule at most seven"},
-		{"many keys in braces", "{" + strings.Repeat("a: 1,", 50000), "1:323: too many keys in a row; a policy has the keys mode, allow and rules, and a rule at most seven"},
+		{"many keys", strings.Repeat("a:\n", 80000), "65:2: too many keys in a row; a policy has the keys mode, allow and rules, and a rule at most eight"},
+		{"many keys in braces", "{" + strings.Repeat("a: 1,", 50000), "1:323: too many keys in a row; a policy has the keys mode, allow and rules, and a rule at most eight"},
 
 		// Keys.
 		{"unknown key", "mode: monitor\nlog: true\n", `2:1: unknown key "log" in the policy; known are mode, allow, rules`},
@@ -215,8 +217,8 @@ func TestParseErrors(t *testing.T) {
 
 		// Rules.
 		{"rules are a mapping", "rules:\n  class: v2ray", `2:3: rules has to be a list, but is a mapping; begin each of its entries with "- "`},
-		{"rule is text", "rules:\n  - drop v2ray", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, mid_stream, except, but is text"},
-		{"rule is nothing", "rules:\n  -\n", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, mid_stream, except, but is nothing"},
+		{"rule is text", "rules:\n  - drop v2ray", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, mid_stream, udp_unproven, except, but is text"},
+		{"rule is nothing", "rules:\n  -\n", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, mid_stream, udp_unproven, except, but is nothing"},
 		{"no class", rule("    class: v2ray\n", ""), `2:5: rule a has no class; add one, for example "class: shadowsocks"`},
 		{"no action", rule("    action: drop\n", ""), `2:5: rule a has no action; add one, for example "action: drop"`},
 		{"no ttl", rule("    ttl: 10m\n", ""), `2:5: rule a has no ttl; add one, for example "ttl: 10m"`},
@@ -276,6 +278,10 @@ func TestParseErrors(t *testing.T) {
 		{"mid_stream list", rule("ttl: 10m", "ttl: 10m\n    mid_stream: [true]"), "7:17: mid_stream has to be true or false, but is a list"},
 		{"mistyped mid_stream", rule("ttl: 10m", "ttl: 10m\n    midstream: true"), `7:5: unknown key "midstream" in rule 1, did you mean mid_stream?; ` + known},
 		{"mid_stream beside the rules", "mid_stream: true\nmode: monitor\n", `1:1: unknown key "mid_stream" in the policy; known are mode, allow, rules`},
+		{"udp_unproven yes", rule("ttl: 10m", "ttl: 10m\n    udp_unproven: yes"), `7:19: udp_unproven has to be true or false, but is "yes"`},
+		{"udp_unproven 1", rule("ttl: 10m", "ttl: 10m\n    udp_unproven: 1"), "7:19: udp_unproven has to be true or false, but is a number"},
+		{"no value of udp_unproven", rule("ttl: 10m", "ttl: 10m\n    udp_unproven:"), "7:5: udp_unproven has to be true or false, but is nothing"},
+		{"mistyped udp_unproven", rule("ttl: 10m", "ttl: 10m\n    udp-unproven: true"), `7:5: unknown key "udp-unproven" in rule 1, did you mean udp_unproven?; ` + known},
 		{"exceptions are a mapping", rule("ttl: 10m", "ttl: 10m\n    except: {port: 1}"), `7:13: except has to be a list, but is a mapping; begin each of its entries with "- "`},
 		{"exception with host bits", rule("ttl: 10m", "ttl: 10m\n    except:\n      - cidr: 10.1.0.0/8"), `8:15: cidr "10.1.0.0/8" has host bits set; the network is 10.0.0.0/8`},
 	}
@@ -436,7 +442,7 @@ func TestDefault(t *testing.T) {
 	}
 	// What the comments offer has to be right as well.
 	text := DefaultYAML(labels)
-	for _, comment := range []string{"min_confidence: 0.9", "- cidr: 192.0.2.0/24", "  side: initiator", "  port: 22", "mid_stream: true", "except:", "  - cidr: 10.0.0.0/8", "  - port: 8388"} {
+	for _, comment := range []string{"min_confidence: 0.9", "- cidr: 192.0.2.0/24", "  side: initiator", "  port: 22", "mid_stream: true", "udp_unproven: true", "except:", "  - cidr: 10.0.0.0/8", "  - port: 8388"} {
 		if !strings.Contains(text, "# "+comment+"\n") {
 			t.Fatalf("default.yaml has no comment %q", comment)
 		}
@@ -446,7 +452,7 @@ func TestDefault(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n, except := len(p.Allow), p.Rules[0].Except; n != 8 || len(except) != 2 || !p.TreatsMidStream() {
+	if n, except := len(p.Allow), p.Rules[0].Except; n != 8 || len(except) != 2 || !p.TreatsMidStream() || !p.TreatsUDP() {
 		t.Errorf("with the commented examples: %d allowed, exceptions %v", n, except)
 	}
 }

@@ -16,14 +16,15 @@
 //     outcome is flow.Unknown, as no class is likely enough to be named, the
 //     likeliest stands for it: what is enough for a rule is its min_confidence. A
 //     rule that names flow.Unknown takes every flow with this outcome. A flow that
-//     was captured from its middle is taken only by a rule with mid_stream, since
-//     models know beginnings.
+//     was captured from its middle, or is resumed, is taken only by a rule with
+//     mid_stream, since models know beginnings, and a UDP flow only by a rule with
+//     udp_unproven, since its sender may be forged.
 //  3. Otherwise the flow passes.
 //
 // No rule takes an incomplete flow, of which a capture file holds too little.
 //
 // A rule that names the class but does not take the flow (confidence too low,
-// an exception, mid-stream) is stepped over: a later rule may still take it. If none
+// an exception, mid-stream, UDP) is stepped over: a later rule may still take it. If none
 // does, the decision names the first rule that was stepped over, and why.
 //
 // Whether a drop is carried out is not decided here: in Monitor mode the
@@ -98,6 +99,7 @@ const (
 	ReasonNoRule        = "no rule"              // no rule names the class
 	ReasonLowConfidence = "below min_confidence" // the rule wants more confidence
 	ReasonException     = "exception"            // an exception of the rule matched
+	ReasonUDPUnproven   = "udp not treated"      // a UDP flow, and the rule has no udp_unproven
 	ReasonMidStream     = "mid-stream"           // captured from its middle, and the rule has no mid_stream
 	ReasonIncomplete    = "incomplete"           // too little of the flow is in the capture file
 )
@@ -248,9 +250,12 @@ type Rule struct {
 	Action         Action // always Drop: what no rule takes passes anyway
 	TTL            time.Duration
 	// MidStream is true for a rule that also takes flows that were captured from
-	// their middle.
+	// their middle, and UDP flows that are resumed.
 	MidStream bool
-	Except    []Match
+	// UDPUnproven is true for a rule that also takes UDP flows. Nothing proves that
+	// their packets are from whom they say.
+	UDPUnproven bool
+	Except      []Match
 }
 
 // Policy is a checked policy. It is made by Load, Parse or Default and must
@@ -265,6 +270,12 @@ type Policy struct {
 // middle. Without one, capturing them has no effect but events.
 func (p *Policy) TreatsMidStream() bool {
 	return slices.ContainsFunc(p.Rules, func(r Rule) bool { return r.MidStream })
+}
+
+// TreatsUDP reports whether a rule takes UDP flows. Without one they are identified
+// and logged, and pass.
+func (p *Policy) TreatsUDP() bool {
+	return slices.ContainsFunc(p.Rules, func(r Rule) bool { return r.UDPUnproven })
 }
 
 // likeliest returns the likeliest label of r, for which the predicted class stands
@@ -408,7 +419,9 @@ func (p *Policy) Decide(m *flow.Meta, r flow.Result) Decision {
 			why = ReasonLowConfidence
 		case matchesAny(rule.Except, initiator, responder) >= 0:
 			why = ReasonException
-		case m.MidStream && !rule.MidStream:
+		case m.Key.Proto == flow.UDP && !rule.UDPUnproven:
+			why = ReasonUDPUnproven
+		case (m.MidStream || m.Resumed) && !rule.MidStream:
 			why = ReasonMidStream
 		}
 		if why != ReasonRule && d.RuleClasses != "" {

@@ -392,6 +392,57 @@ rules:
 	}
 }
 
+// A datagram does not prove who has sent it.
+func TestDecideTreatsUDPFlowsWhereARuleSaysSo(t *testing.T) {
+	const plain = "  - {name: plain, class: v2ray, min_confidence: 0.9, action: drop, ttl: 1m, except: [{port: 53}]}\n"
+	const middle = "  - {name: middle, class: v2ray, min_confidence: 0.9, action: drop, ttl: 2m, mid_stream: true}\n"
+	const udp = "  - {name: udp, class: v2ray, min_confidence: 0.8, action: drop, ttl: 1h, udp_unproven: true}\n"
+	const both = "  - {name: both, class: v2ray, min_confidence: 0.8, action: drop, ttl: 2h, udp_unproven: true, mid_stream: true}\n"
+	const strange = "  - {name: strange, class: unknown, action: drop, ttl: 1h}\n"
+	for _, tt := range []struct {
+		name, rules string
+		class       string
+		confidence  float64
+		port        string
+		resumed     bool
+		want        Decision // of a UDP flow
+	}{
+		{"no rule asks for it", plain, "v2ray", 1, "443", false, Decision{Rule: "plain", Reason: ReasonUDPUnproven}},
+		{"mid_stream does not", middle, "v2ray", 1, "443", true, Decision{Rule: "middle", Reason: ReasonUDPUnproven}},
+		{"a rule does", udp, "v2ray", 0.8, "443", false, Decision{Action: Drop, Rule: "udp", TTL: time.Hour, Reason: ReasonRule}},
+		{"a later rule does", plain + udp, "v2ray", 1, "443", false, Decision{Action: Drop, Rule: "udp", TTL: time.Hour, Reason: ReasonRule}},
+		{"resumed", udp, "v2ray", 1, "443", true, Decision{Rule: "udp", Reason: ReasonMidStream}},
+		{"resumed, and a rule asks for both", plain + udp + both, "v2ray", 1, "443", true, Decision{Action: Drop, Rule: "both", TTL: 2 * time.Hour, Reason: ReasonRule}},
+		{"resumed, and no rule asks for both", middle + udp, "v2ray", 1, "443", true, Decision{Rule: "middle", Reason: ReasonUDPUnproven}},
+		{"a later rule asks for more", plain + udp, "v2ray", 0.7, "443", false, Decision{Rule: "plain", Reason: ReasonLowConfidence}},
+		{"an exception", plain, "v2ray", 1, "53", false, Decision{Rule: "plain", Reason: ReasonException}},
+		{"unknown", strange, flow.Unknown, 0.4, "443", false, Decision{Rule: "strange", Reason: ReasonUDPUnproven}},
+		{"another class", plain, "tor", 1, "443", false, Decision{Reason: ReasonNoRule}},
+		{"the allow-list comes first", udp, "v2ray", 1, "22", false, Decision{Rule: "port 22", Reason: ReasonAllowList}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := mustParse(t, "allow: [{port: 22}]\nrules:\n"+tt.rules)
+			m := meta("100.64.0.1:50000", "100.64.0.2:"+tt.port)
+			m.Key.Proto, m.Resumed = flow.UDP, tt.resumed
+			tt.want.Class, tt.want.Likeliest, tt.want.Confidence = tt.class, tt.class, tt.confidence
+			if tt.want.Rule != "" && tt.want.Reason != ReasonAllowList {
+				tt.want.RuleClasses = tt.class
+			}
+			// A flow is detected as it would be over TCP.
+			tt.want.Detected = tt.want.Reason != ReasonLowConfidence && tt.want.Reason != ReasonNoRule
+			for range 2 {
+				if diff := cmp.Diff(tt.want, p.Decide(m, flow.Result{Class: tt.class, Confidence: tt.confidence})); diff != "" {
+					t.Errorf("%+v: decision (-want +got):\n%s", m, diff)
+				}
+				m.MidStream, m.Resumed = m.Resumed, false // is the same to rules
+			}
+			if p.TreatsUDP() != strings.Contains(tt.rules, "udp_unproven: true") {
+				t.Errorf("TreatsUDP is %v", p.TreatsUDP())
+			}
+		})
+	}
+}
+
 // The key of a flow is canonical, so which end is Lo changes with the
 // addresses; the decision must follow the initiator, not Lo.
 func TestDecideFollowsTheInitiator(t *testing.T) {

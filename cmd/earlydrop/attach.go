@@ -63,6 +63,8 @@ Examples:
 			&cli.StringFlag{Name: "mode", Usage: "`monitor` or enforce; overrides the policy's"},
 			&cli.StringFlag{Name: "xdp", Value: string(loader.XDPAuto), Usage: "attach in the driver (native), in the stack (generic), or whichever works (`auto`)"},
 			midStreamFlag(),
+			udpIdleFlag(),
+			spanFlag("udp-warmup", "take UDP flows that are new within `TIME` of the first attach for resumed ones, as they may have been open before; 0: none", loader.DefaultUDPWarmup, 0),
 			&cli.StringFlag{Name: "device", Value: "cpu", Usage: "classify on `cpu` or cuda:N"},
 			&cli.StringFlag{Name: "events", Usage: "append one JSON object per event to `FILE`; - is standard output, instead of the text"},
 			&cli.StringFlag{Name: "events-pass", Value: "all", Usage: "of the verdicts on undetected flows write `all`, none, so many per second (100/s) or a share (1/100)"},
@@ -108,6 +110,12 @@ func parseMidStream(s string) (capture bool, err error) {
 	return false, badInput("unknown mid-stream policy %q: use ignore or capture", s)
 }
 
+// udpIdleFlag says when a silent UDP flow is looked at again, the same for live traffic
+// and for files.
+func udpIdleFlag() cli.Flag {
+	return spanFlag("udp-idle", "capture a UDP flow that is decided again after `TIME` of silence, as a resumed one, which only rules with mid_stream: true take", loader.DefaultUDPIdle, time.Second)
+}
+
 func attach(c *cli.Context) error {
 	if err := errors.Join(requireFlags(c, "interface"), requireArgs(c, 0, 0, "")); err != nil {
 		return err
@@ -123,6 +131,10 @@ func attach(c *cli.Context) error {
 	midStream, err := parseMidStream(c.String("mid-stream"))
 	if err != nil {
 		return err
+	}
+	warmup := spanOf(c, "udp-warmup")
+	if warmup == 0 {
+		warmup = -1 // to the loader, 0 is the default
 	}
 	passes, err := parsePassLimit(c.String("events-pass"))
 	if err != nil {
@@ -177,6 +189,8 @@ func attach(c *cli.Context) error {
 		Interface: c.String("interface"),
 		XDPMode:   xdp,
 		MidStream: midStream,
+		UDPIdle:   spanOf(c, "udp-idle"),
+		UDPWarmup: warmup,
 		Monitor:   mode == policy.Monitor,
 		Sizes:     tableSizes(c),
 		Version:   programVersion(),

@@ -341,8 +341,8 @@ func withLink(b []byte, link byte) []byte {
 }
 
 func TestReplayReadsTheRestOfWhatCanNotBeRead(t *testing.T) {
-	one := captureBytes(t, testPacket{src: "10.0.0.1:1", dst: "10.9.0.1:2", udp: true, payload: []byte("one")})
-	two := captureBytes(t, testPacket{at: time.Second, src: "10.0.0.2:1", dst: "10.9.0.1:2", udp: true, payload: []byte("two")})
+	one := captureBytes(t, answered(testPacket{src: "10.0.0.1:1", dst: "10.9.0.1:2", udp: true, payload: []byte("one")})...)
+	two := captureBytes(t, answered(testPacket{at: time.Second, src: "10.0.0.2:1", dst: "10.9.0.1:2", udp: true, payload: []byte("two")})...)
 	dir := writeFiles(t, map[string][]byte{"one.pcap": one, "usb.pcap": withLink(one, 249), "two.pcap": two, "silent.pcap": withLink(one[:24], 249)})
 	path := func(name string) string { return filepath.Join(dir, name) }
 	for _, args := range [][]string{nil, {"--json"}, {"--join"}} {
@@ -353,20 +353,20 @@ func TestReplayReadsTheRestOfWhatCanNotBeRead(t *testing.T) {
 		if !strings.Contains(stdout, "10.0.0.1:1") || !strings.Contains(stdout, "10.0.0.2:1") {
 			t.Errorf("%v: the other files were not read:\n%s", args, stdout)
 		}
-		want := "earlydrop: " + path("usb.pcap") + ": 1 packet skipped: unsupported link type 249 (USBPcap)\n"
+		want := "earlydrop: " + path("usb.pcap") + ": 2 packets skipped: unsupported link type 249 (USBPcap)\n"
 		if !strings.HasSuffix(stderr, want) {
 			t.Errorf("%v: stderr %q, want it to end with %q", args, stderr, want)
 		}
 	}
 	code, stdout, stderr := runForTest("replay", "--model", tinyModel, path("usb.pcap"))
-	if code != exitFailure || !strings.Contains(stdout, "0 flows in 1 file") || !strings.Contains(stderr, "1 packet skipped") {
+	if code != exitFailure || !strings.Contains(stdout, "0 flows in 1 file") || !strings.Contains(stderr, "2 packets skipped") {
 		t.Errorf("alone: exit code %d, stdout %q, stderr %q", code, stdout, stderr)
 	}
 	if code, _, stderr := runForTest("replay", "--model", tinyModel, path("silent.pcap")); code != exitOK || stderr != "" {
 		t.Errorf("nothing to be skipped: exit code %d, stderr %q", code, stderr)
 	}
 	code, stdout, stderr = runForTest("explain", "--model", tinyModel, path("usb.pcap"))
-	if code != exitFailure || stdout != "" || !strings.Contains(stderr, "1 packet skipped") {
+	if code != exitFailure || stdout != "" || !strings.Contains(stderr, "2 packets skipped") {
 		t.Errorf("explain: exit code %d, stdout %q, stderr %q", code, stdout, stderr)
 	}
 }
@@ -378,8 +378,8 @@ func joinFixture(t *testing.T) string {
 	download := conversation(10*ms, "10.0.0.1:1001", "10.9.0.1:443", []byte("hello"), bytes.Repeat([]byte("x"), 500))
 	download = slices.Insert(download, 5, testPacket{at: 15 * ms, src: "10.9.0.1:443", dst: "10.0.0.1:1001", flags: "A", payload: bytes.Repeat([]byte("y"), 900)})
 	packets := append([]testPacket{{src: "10.0.0.9:53001", dst: "10.9.0.3:53", udp: true, payload: []byte("question")}}, download...)
-	packets = append(packets, testPacket{at: 900 * ms, src: "10.9.0.3:53", dst: "10.0.0.9:53001", udp: true, payload: []byte("answer")},
-		testPacket{at: 901 * ms, src: "10.0.0.8:53001", dst: "10.9.0.3:53", udp: true, payload: []byte("another")})
+	packets = append(packets, testPacket{at: 900 * ms, src: "10.9.0.3:53", dst: "10.0.0.9:53001", udp: true, payload: []byte("answer")})
+	packets = append(packets, answered(testPacket{at: 901 * ms, src: "10.0.0.8:53001", dst: "10.9.0.3:53", udp: true, payload: []byte("another")})...)
 	whole := captureBytes(t, packets...)
 	part := func(from, to int) []byte {
 		return slices.Concat(whole[:24], whole[len(captureBytes(t, packets[:from]...)):len(captureBytes(t, packets[:to]...))])

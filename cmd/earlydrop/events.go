@@ -60,6 +60,7 @@ type event struct {
 	Complete   *bool   `json:"complete,omitempty"`    // all 1024 of them
 	HandedOver string  `json:"handed_over,omitempty"` // full, closed, idle
 	MidStream  bool    `json:"mid_stream,omitempty"`  // captured from its middle
+	Resumed    bool    `json:"resumed,omitempty"`     // UDP that may have been there before
 	Packets    int     `json:"packets,omitempty"`     // until the verdict
 	Bytes      uint64  `json:"bytes,omitempty"`       // on the wire, until the verdict
 	VerdictMS  float64 `json:"verdict_ms,omitempty"`  // from the flow's first packet
@@ -99,7 +100,7 @@ func newVerdictEvent(d *daemon, s *flow.Sample, r flow.Result, dec policy.Decisi
 		Class: r.Class, Confidence: &r.Confidence, Scores: scores,
 		Decision: dec.Action.String(), Enforced: &enforced, Rule: dec.Rule, naming: nameFlow(&dec), Reason: dec.Reason,
 		TTL: dec.TTL.Seconds(), Model: d.model,
-		Captured: len(s.Data), Complete: &complete, HandedOver: s.Reason.String(), MidStream: s.MidStream,
+		Captured: len(s.Data), Complete: &complete, HandedOver: s.Reason.String(), MidStream: s.MidStream, Resumed: s.Resumed,
 		Packets: len(s.Packets), Bytes: wire,
 		VerdictMS: milliseconds(at.Sub(s.Start)),
 		LatencyUS: float64(max(0, at.Sub(handedOver)).Nanoseconds()) / 1e3,
@@ -317,6 +318,9 @@ func (s *sinks) printVerdict(w io.Writer, e *event) error {
 	if e.MidStream {
 		line += ", mid-stream"
 	}
+	if e.Resumed {
+		line += ", resumed"
+	}
 	if e.Rule != "" {
 		line += "  " + e.Reason + " " + e.Rule
 	}
@@ -391,6 +395,11 @@ func (s *sinks) attached(d *daemon, policyName string) {
 	}
 	if info.HiddenVLANs {
 		say("%s strips VLAN tags on receive, so the two directions of tagged flows don't match: ethtool -K %s rxvlan off rx-vlan-stag-hw-parse off", d.iface(), d.iface())
+	}
+	if !d.policy.TreatsUDP() {
+		say("%s", udpNotTreated)
+	} else {
+		say("UDP flows are treated as rules say udp_unproven: true; who forges datagrams can have flows of others dropped")
 	}
 	say("tables: %s; %s of kernel memory", info.Sizes, byteCount(info.Memory))
 	say("maps: bpftool map dump pinned %s/blocked", info.PinDir)

@@ -46,6 +46,34 @@ func numberOf(c *cli.Context, name string) uint64 {
 	return n.value
 }
 
+// span is the value of a flag that takes a time of at least so much.
+type span struct{ value, least time.Duration }
+
+func (d *span) Set(s string) error {
+	v, err := time.ParseDuration(s)
+	if err != nil || v < d.least {
+		return fmt.Errorf("use a time of %s or more, such as 30s, 10m or 1h30m", shortDuration(d.least))
+	}
+	d.value = v
+	return nil
+}
+
+func (d *span) String() string { return shortDuration(d.value) }
+
+// spanFlag returns a flag for a time of at least so much.
+func spanFlag(name, usage string, byDefault, least time.Duration) cli.Flag {
+	return &cli.GenericFlag{Name: name, Usage: usage, DefaultText: shortDuration(byDefault), Value: &span{byDefault, least}}
+}
+
+// spanOf returns the value of a spanFlag.
+func spanOf(c *cli.Context, name string) time.Duration {
+	d, ok := c.Generic(name).(*span)
+	if !ok {
+		return 0
+	}
+	return d.value
+}
+
 // ttl is the value of a flag that says how long a block lasts.
 type ttl time.Duration
 

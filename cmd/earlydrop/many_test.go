@@ -40,7 +40,7 @@ func program(t testing.TB, env []string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// manyFlows writes a capture of n flows of one datagram each, step apart.
+// manyFlows writes a capture of n flows of a datagram and its answer each, step apart.
 func manyFlows(t testing.TB, n int, step time.Duration) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "many.pcap")
@@ -82,6 +82,18 @@ func manyFlows(t testing.TB, n int, step time.Duration) (path string) {
 			frame[42+k] = byte(i * (k + 3))
 		}
 		w.Write(record)
+		swap := func(a, b []byte) {
+			for k := range a {
+				a[k], b[k] = b[k], a[k]
+			}
+		}
+		for range 2 { // the answer, and back to what was
+			swap(frame[26:30], frame[30:34])
+			swap(frame[34:36], frame[36:38])
+			if be.Uint16(frame[34:]) == 9999 {
+				w.Write(record)
+			}
+		}
 	}
 	if err := w.Flush(); err != nil {
 		t.Fatal(err)

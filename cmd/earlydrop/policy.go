@@ -33,7 +33,8 @@ asks for the model's own threshold: that of its class or, when it names several,
 the any_threshold, which is about the sum of their probabilities. A rule may
 name the class unknown, alone, for flows of which no class is likely enough.
 TCP flows that were captured from their middle (attach --mid-stream capture) are
-taken only by rules that say mid_stream: true.
+taken only by rules that say mid_stream: true. UDP flows are taken only by rules that
+say udp_unproven: true.
 
 Examples:
    earlydrop policy check /etc/earlydrop/policy.yaml
@@ -117,6 +118,9 @@ func loadPolicy(path string, model *policy.Model) (*policy.Policy, error) {
 	return p, asBadInput(err)
 }
 
+// udpNotTreated says what becomes of UDP flows under a policy of which no rule takes any.
+const udpNotTreated = "UDP flows, tunnels as well, are identified and logged, not treated: no rule says udp_unproven: true"
+
 // describePolicy says in words what p does, one line for each entry.
 func describePolicy(p *policy.Policy) string {
 	var b strings.Builder
@@ -147,6 +151,9 @@ func describePolicy(p *policy.Policy) string {
 		if rule.MidStream {
 			when += ", flows captured from their middle as well"
 		}
+		if rule.UDPUnproven {
+			when += ", UDP flows as well"
+		}
 		fmt.Fprintf(&b, "%srule %s: %s %s for %s %s\n",
 			otherwise, rule.Name, rule.Action, orList(rule.Classes), shortDuration(rule.TTL), when)
 		for j := range rule.Except {
@@ -157,6 +164,9 @@ func describePolicy(p *policy.Policy) string {
 		b.WriteString("no rules: everything passes\n")
 	} else {
 		b.WriteString("everything else passes\n")
+		if !p.TreatsUDP() {
+			b.WriteString(udpNotTreated + "\n")
+		}
 	}
 	for i, rule := range p.Rules {
 		if len(rule.Classes) > 0 && neverDecides(p.Rules[:i], &rule) {
@@ -168,10 +178,10 @@ func describePolicy(p *policy.Policy) string {
 
 // neverDecides reports whether a rule above takes every flow that rule would: it
 // has all of its classes, so its probabilities add up to no less, no exception, wants
-// no more confidence, and takes flows from their middle if rule does.
+// no more confidence, and takes flows from their middle, and UDP flows, if rule does.
 func neverDecides(above []policy.Rule, rule *policy.Rule) bool {
 	return slices.ContainsFunc(above, func(r policy.Rule) bool {
-		return len(r.Except) == 0 && r.MinConfidence <= rule.MinConfidence && (r.MidStream || !rule.MidStream) &&
+		return len(r.Except) == 0 && r.MinConfidence <= rule.MinConfidence && (r.MidStream || !rule.MidStream) && (r.UDPUnproven || !rule.UDPUnproven) &&
 			!slices.ContainsFunc(rule.Classes, func(class string) bool { return !slices.Contains(r.Classes, class) })
 	})
 }

@@ -93,6 +93,7 @@ otherwise rule rule-3: drop v2ray for 1m when the confidence is at least 0.8 (th
 otherwise rule rule-4: drop v2ray or shadowsocks for 1m when the confidence is at least 0.85 (the model's threshold)
 otherwise rule rule-5: drop unknown for 1m whatever is the likeliest class
 everything else passes
+UDP flows, tunnels as well, are identified and logged, not treated: no rule says udp_unproven: true
 `},
 		{"a rule behind one that takes all", `
 rules:
@@ -106,6 +107,7 @@ otherwise rule late: drop v2ray for 1h when the confidence is at least 0.9
 otherwise rule lower: drop v2ray for 1h when the confidence is at least 0.4
 otherwise rule other: drop v2ray or shadowsocks for 1h when the confidence is at least 0.9
 everything else passes
+UDP flows, tunnels as well, are identified and logged, not treated: no rule says udp_unproven: true
 note: rule late never decides: a rule above it takes all of its flows
 `},
 		{"flows captured from their middle", `
@@ -115,15 +117,22 @@ rules:
   - {name: again, class: v2ray, min_confidence: 0.9, action: drop, ttl: 1h, mid_stream: true}
   - {name: late, class: v2ray, min_confidence: 0.9, action: drop, ttl: 1h}
   - {name: strange, class: unknown, action: drop, ttl: 1m, mid_stream: true}
+  - {name: udp, class: v2ray, min_confidence: 0.9, action: drop, ttl: 1h, udp_unproven: true}
+  - {name: both, class: v2ray, min_confidence: 0.9, action: drop, ttl: 1h, mid_stream: true, udp_unproven: true}
+  - {name: udp-again, class: v2ray, min_confidence: 0.9, action: drop, ttl: 1h, udp_unproven: true}
 `, `mode monitor: decides and logs, drops nothing
 rule begun: drop v2ray for 10m when the confidence is at least 0.5
 otherwise rule open: drop v2ray for 1h when the confidence is at least 0.9, flows captured from their middle as well
 otherwise rule again: drop v2ray for 1h when the confidence is at least 0.9, flows captured from their middle as well
 otherwise rule late: drop v2ray for 1h when the confidence is at least 0.9
 otherwise rule strange: drop unknown for 1m whatever is the likeliest class, flows captured from their middle as well
+otherwise rule udp: drop v2ray for 1h when the confidence is at least 0.9, UDP flows as well
+otherwise rule both: drop v2ray for 1h when the confidence is at least 0.9, flows captured from their middle as well, UDP flows as well
+otherwise rule udp-again: drop v2ray for 1h when the confidence is at least 0.9, UDP flows as well
 everything else passes
 note: rule again never decides: a rule above it takes all of its flows
 note: rule late never decides: a rule above it takes all of its flows
+note: rule udp-again never decides: a rule above it takes all of its flows
 `},
 	}
 	model := writeFile(t, "m.onnx", boundedModel(t))
@@ -143,7 +152,7 @@ note: rule late never decides: a rule above it takes all of its flows
 func TestPolicyCheckShowsThePlaceOfAMistake(t *testing.T) {
 	path := writeFile(t, "p.yaml", "mode: monitor\nrules:\n  - clas: v2ray\n")
 	code, stdout, stderr := runForTest("policy", "check", path)
-	want := "earlydrop: " + path + `:3:5: unknown key "clas" in rule 1, did you mean class?; known are name, class, min_confidence, action, ttl, mid_stream, except` + "\n"
+	want := "earlydrop: " + path + `:3:5: unknown key "clas" in rule 1, did you mean class?; known are name, class, min_confidence, action, ttl, mid_stream, udp_unproven, except` + "\n"
 	if code != exitBadInput || stdout != "" || stderr != want {
 		t.Errorf("code %d, stdout %q, stderr\n%swant\n%s", code, stdout, stderr, want)
 	}

@@ -69,7 +69,7 @@ fields are file, src, dst, proto, start, packets, bytes, captured and complete, 
 those of a verdict, which attach --help explains: class, likeliest, confidence, scores,
 decision, rule, reason, rule_confidence, rule_classes and detected. The flows of a pipe
 are then printed within a second of their verdict: they are in order of their start only
-within that second, and packets and bytes count the flow only until then. Three more
+within that second, and packets and bytes count the flow only until then. Four more
 fields are there, and true, where they hold; the table has them as a note:
    cut         of some captured packet the file lacks bytes, as with a small snap length
    incomplete  too many of them: of a packet with payload fewer than 32 bytes of it are
@@ -77,6 +77,7 @@ fields are there, and true, where they hold; the table has them as a note:
                flow, and a warning counts them
    mid_stream  captured from its middle (--mid-stream capture): only rules with
                mid_stream: true drop it
+   resumed     a UDP flow that was silent for --udp-idle before: the same
 
 Memory is bounded but for 50 bytes per flow, or per SYN that begins none. What more is
 needed of many flows goes to temporary files in TMPDIR (/tmp without it), sorted in
@@ -102,6 +103,7 @@ Examples:
 			&cli.StringFlag{Name: "policy", Usage: "policy `FILE` (default: the shipped policy)", TakesFile: true},
 			&cli.StringFlag{Name: "model", Usage: "model `FILE`, or the shipped \"paper\" (default: the shipped compact one)", TakesFile: true},
 			midStreamFlag(),
+			udpIdleFlag(),
 			&cli.BoolFlag{Name: "join", Usage: "read all files as one capture, in order of time"},
 			&cli.BoolFlag{Name: "json", Usage: "print one JSON object per flow on a line"},
 		},
@@ -135,6 +137,7 @@ type replay struct {
 	// called after some were; liveErr is the first error of that.
 	live    func() error
 	liveErr error
+	udpIdle time.Duration // 0: the default
 
 	jobs    chan *replayJob
 	spare   chan *replayJob // empty ones; their number bounds memory
@@ -208,7 +211,7 @@ func runReplay(c *cli.Context) (err error) {
 	}
 
 	r := startReplay(engine, p)
-	r.midStream = midStream
+	r.midStream, r.udpIdle = midStream, spanOf(c, "udp-idle")
 	r.print = lines.print
 	r.warn = func(text string) { fmt.Fprintf(c.App.ErrWriter, "warning: %s\n", text) }
 	if c.Bool("json") {
@@ -322,7 +325,7 @@ func (r *replay) read(files []*capture, bar *progress) (err error) {
 	ended := false
 	var endErr error
 	var a *assembly.Assembler
-	a = assembly.New(assembly.Options{MidStream: r.midStream}, r.add, func(t assembly.Totals) {
+	a = assembly.New(assembly.Options{MidStream: r.midStream, UDPIdle: r.udpIdle}, r.add, func(t assembly.Totals) {
 		if !ended { // the first flow of the capture; all are handed over
 			ended, endErr = true, cmp.Or(a.Err(), r.finish())
 			bar.clear()

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -32,7 +33,14 @@ rules:
     min_confidence: 0.01
     action: drop
     ttl: 1m
+    udp_unproven: true
 `
+
+// answered is a datagram and an empty one of the other side: a flow begins when both have
+// spoken.
+func answered(p testPacket) []testPacket {
+	return []testPacket{p, {at: p.at, src: p.dst, dst: p.src, udp: true}}
+}
 
 // replayFixture is a folder with a policy and captures. In mixed.pcap the
 // first flow is handed over last.
@@ -47,19 +55,19 @@ func replayFixture(t testing.TB) string {
 	mixed = append(mixed, testPacket{at: 20*ms + 499, src: "10.9.0.3:53", dst: "10.0.0.1:53001", udp: true, payload: []byte("answer")})
 	many := []testPacket{}
 	for i := range 3*replayBatch + 5 {
-		many = append(many, testPacket{at: time.Duration(i) * ms, src: fmt.Sprintf("10.0.0.1:%d", 2000+i), dst: "10.9.0.3:9999",
-			udp: true, payload: bytes.Repeat([]byte{byte(37 * i)}, 10+5*i)})
+		many = append(many, answered(testPacket{at: time.Duration(i) * ms, src: fmt.Sprintf("10.0.0.1:%d", 2000+i), dst: "10.9.0.3:9999",
+			udp: true, payload: bytes.Repeat([]byte{byte(37 * i)}, 10+5*i)})...)
 	}
-	whole := captureBytes(t, mixed...)
+	whole, all := captureBytes(t, mixed...), captureBytes(t, many...)
 	return writeFiles(t, map[string][]byte{
 		"policy.yaml":      []byte(eagerPolicy),
 		"mixed.pcap":       whole,
-		"many.pcap":        captureBytes(t, many...),
-		"one.pcap":         captureBytes(t, many[40]),
+		"many.pcap":        all,
+		"one.pcap":         slices.Concat(whole[:24], all[len(captureBytes(t, many[:80]...)):len(captureBytes(t, many[:82]...))]),
 		"cut.pcap":         whole[:len(whole)-1],
 		"cut-at-once.pcap": whole[:30],
 		"silent.pcap":      captureBytes(t, mixed[1], mixed[2]),
-		"bright.pcap":      captureBytes(t, testPacket{src: "10.0.0.1:1", dst: "10.9.0.1:2", udp: true, payload: bytes.Repeat([]byte{0xff}, 1400)}),
+		"bright.pcap":      captureBytes(t, answered(testPacket{src: "10.0.0.1:1", dst: "10.9.0.1:2", udp: true, payload: bytes.Repeat([]byte{0xff}, 1400)})...),
 		"text.pcap":        []byte("hello, world\n"),
 		"empty.pcap":       nil,
 		"broken.yaml":      []byte("mode: maybe\n"),
@@ -181,7 +189,7 @@ func TestReplayJSONOfEachFlow(t *testing.T) {
 	if want := "2 flows in 1 file classified: "; !strings.HasPrefix(stderr, want) {
 		t.Errorf("stderr %q, want it to begin with %q", stderr, want)
 	}
-	if want := "10 packets: mid_stream 1 syns 2 tcp_opened 1 header_only 1 handed_full 1 handed_end 1\n"; !strings.HasSuffix(stderr, want) {
+	if want := "10 packets: mid_stream 1 syns 2 tcp_opened 1 header_only 1 udp_waiting 1 handed_full 1 handed_end 1\n"; !strings.HasSuffix(stderr, want) {
 		t.Errorf("stderr %q, want it to end with %q", stderr, want)
 	}
 }
@@ -283,8 +291,8 @@ func TestReplayTable(t *testing.T) {
 func TestReplayShowsTheOutcomeUnknown(t *testing.T) {
 	dir := replayFixture(t)
 	model, policy := writeFile(t, "m.onnx", boundedModel(t)), writeFile(t, "p.yaml", `rules:
-  - {name: strange, class: unknown, action: drop, ttl: 1m}
-  - {name: sure, class: shadowsocks, min_confidence: 0.53, action: drop, ttl: 1m}
+  - {name: strange, class: unknown, action: drop, ttl: 1m, udp_unproven: true}
+  - {name: sure, class: shadowsocks, min_confidence: 0.53, action: drop, ttl: 1m, udp_unproven: true}
 `)
 	code, stdout, stderr := runForTest("replay", "--json", "--model", model, "--policy", policy, filepath.Join(dir, "many.pcap"))
 	if code != exitOK {
@@ -327,8 +335,9 @@ func TestReplayReportsWhatItReadOfACutFile(t *testing.T) {
 	if code != exitFailure {
 		t.Errorf("exit code %d, want %d", code, exitFailure)
 	}
-	// The packet that is missing is the answer of the UDP flow.
-	if n := strings.Count(stdout, "\n"); n != 3 || !strings.Contains(stdout, `"packets":1,"bytes":50,`) {
+	// The packet that is missing is the answer of the UDP flow, which has not begun
+	// without.
+	if n := strings.Count(stdout, "\n"); n != 2 || strings.Contains(stdout, "10.0.0.1:53001") {
 		t.Errorf("%d lines:\n%s", n, stdout)
 	}
 	lines := strings.Split(strings.TrimSuffix(stderr, "\n"), "\n")

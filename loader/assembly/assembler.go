@@ -13,7 +13,7 @@ import (
 // Defaults of Options, the same as of the live data path.
 const (
 	DefaultIdleTimeout = 2 * time.Second
-	DefaultUDPIdle     = 60 * time.Second
+	DefaultUDPIdle     = 10 * time.Minute
 	DefaultMaxOpen     = 16384
 )
 
@@ -22,8 +22,8 @@ type Options struct {
 	// IdleTimeout hands a capture over that got no packet for this long
 	// (optional, DefaultIdleTimeout).
 	IdleTimeout time.Duration
-	// UDPIdle starts a UDP flow afresh when a datagram comes more than this
-	// after its last one (optional, DefaultUDPIdle).
+	// UDPIdle captures a UDP flow again, as a resumed one, when a datagram comes
+	// more than this after its last one (optional, DefaultUDPIdle).
 	UDPIdle time.Duration
 	// MidStream captures TCP flows whose SYN is missing, from their next
 	// payload byte on and with its sender as the initiator, instead of leaving
@@ -79,6 +79,11 @@ const (
 	// without a payload byte up to a RST, a FIN or the end of the file, and
 	// datagrams without payload that found no flow.
 	HeaderOnly
+	// Waiting counts UDP flows of which one side had spoken, and Unanswered those of
+	// them that nobody answered in time or before the end of the file: they are not
+	// handed over.
+	Waiting
+	Unanswered
 	// LeftOut counts header-only packets that no longer fitted into a
 	// flow's handshake bytes and are missing from its capture.
 	LeftOut
@@ -112,6 +117,8 @@ var counterNames = [NumCounters]string{
 	OutOfPlace:  "out_of_place",
 	Behind:      "behind",
 	HeaderOnly:  "header_only",
+	Waiting:     "udp_waiting",
+	Unanswered:  "udp_unanswered",
 	LeftOut:     "handshake_left_out",
 	Restarted:   "restarted",
 	Full:        "handed_full",
@@ -180,6 +187,11 @@ type Flow struct {
 	sample *flow.Sample // while collecting
 	lack   lack         // of the packets captured so far
 
+	// UDP alone. resumed: the flow may have been there before. asleep: it is decided,
+	// and was silent since. side is the initiator's.
+	resumed, asleep bool
+	side            Side
+
 	// TCP alone. marked: a candidate of the same key was answered. silent: it is
 	// decided, and was not handed over.
 	marked     bool
@@ -224,6 +236,7 @@ type Assembler struct {
 	ledger     *ledger // all flows, by Seq and by key
 	pages      *pages  // what is not in memory
 	recalled   Flow    // the decided flow that a packet is for
+	waits      waits
 	now        time.Time
 	counters   Counters
 	free       []*flow.Sample
@@ -299,29 +312,7 @@ func (a *Assembler) PacketFrom(side Side, ts time.Time, frame []byte, wireLen in
 	if s.Key.Proto == flow.TCP {
 		a.tcp(f, &s)
 	} else {
-		a.udp(f, ts, &s.Packet, s.frame)
-	}
-}
-
-// udp takes a datagram. f is the flow that has its key, or nil.
-func (a *Assembler) udp(f *Flow, ts time.Time, p *headers.Packet, frame []byte) {
-	if f == nil || ts.Sub(f.Last) > a.opts.UDPIdle {
-		// Unknown, or silent for so long that the old flow is over.
-		if p.PayloadLen == 0 {
-			a.counters[HeaderOnly]++
-			return
-		}
-		if f != nil {
-			a.restart(f)
-		}
-		f = a.start(p.Key, p.SrcIsLo, ts, a.order())
-		a.collect(f, nil, nil)
-	}
-	f.count(p, ts)
-	if f.stage == collecting {
-		a.capture(f, p, frame, false)
-	} else {
-		a.settle(f)
+		a.udp(f, &s)
 	}
 }
 
@@ -380,8 +371,7 @@ func (a *Assembler) capture(f *Flow, p *headers.Packet, frame []byte, ends bool)
 	s := f.sample
 	f.captured = f.Last
 	f.lack.add(lacks(p, frame, flow.CaptureBytes-len(s.Data)))
-	s.Packets = append(s.Packets, captured(len(s.Data), p.WireLen, p.SrcIsLo == f.InitiatorIsLo, f.Last.Sub(f.Start)))
-	s.Data = append(s.Data, frame[:min(len(frame), flow.CaptureBytes-len(s.Data))]...)
+	appendPacket(s, p, frame, p.SrcIsLo == f.InitiatorIsLo, f.Last.Sub(f.Start))
 	switch {
 	case s.Complete():
 		a.handOver(f, flow.ReasonFull)
@@ -398,7 +388,7 @@ func (a *Assembler) handOver(f *Flow, reason flow.Reason) {
 	s := f.sample
 	s.Meta = flow.Meta{Key: f.Key, InitiatorIsLo: f.InitiatorIsLo, Reason: reason,
 		Start: f.Start, Elapsed: f.captured.Sub(f.Start),
-		Cut: f.lack.cut, Incomplete: f.lack.incomplete}
+		Cut: f.lack.cut, Incomplete: f.lack.incomplete, Resumed: f.resumed}
 	if f.stream != nil {
 		f.describe(&s.Meta)
 	}
@@ -461,6 +451,7 @@ func (a *Assembler) Flush() error {
 	for f := a.takeOldest(); f != nil; f = a.takeOldest() {
 		a.handOver(f, flow.ReasonEnd)
 	}
+	a.unanswered()
 	a.counters[HeaderOnly] += a.handshakes.unended()
 	a.ledger.totals(a.onEnd)
 	err := a.pages.close()

@@ -27,6 +27,9 @@ var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 func describe(s *flow.Sample) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d %v %d %dms:", s.Initiator().Port(), s.Reason, len(s.Data), s.Elapsed.Milliseconds())
+	if s.Resumed {
+		b.WriteString(" resumed")
+	}
 	for i, p := range s.Packets {
 		arrow := '<'
 		if p.FromInitiator {
@@ -100,6 +103,7 @@ func TestAssembler(t *testing.T) {
 		return eth(ip(src, dst, extDestOpts, append(frames.Extension(6, options/8-1), segment...)))
 	}
 	other := func(n int) []byte { return eth(ip(server6, client6, 17, udpDgram(server6, client6, payload(n)))) }
+	reply := eth(ip(client6, server6, 17, udpDgram(client6, server6, nil))) // to other
 
 	tests := []struct {
 		name     string
@@ -175,8 +179,9 @@ func TestAssembler(t *testing.T) {
 			counters: "syns 1, tcp_opened 1",
 		},
 		{
-			name: "captures fall idle in order of time", packets: []at{datagram(0, true, 1), {ms: 5, frame: other(2)}, datagram(9, false, 3), datagram(5000, true, 0)},
-			samples: []string{"443 idle 64 2000ms: >64@0", "40000 idle 88 2009ms: >43@0 <45@9"},
+			name: "captures fall idle in order of time", packets: []at{datagram(0, true, 1), {ms: 5, frame: other(2)}, {ms: 6, frame: reply}, datagram(9, false, 3), datagram(5000, true, 0)},
+			samples:  []string{"443 idle 126 2001ms: >64@0 <62@1", "40000 idle 88 2009ms: >43@0 <45@9"},
+			counters: "udp_waiting 2",
 		},
 		{
 			name: "a header-only packet above 160 bytes is left out", packets: []at{
@@ -197,33 +202,37 @@ func TestAssembler(t *testing.T) {
 			counters: "syns 1, tcp_opened 1, handshake_left_out 2",
 		},
 		{
-			name: "UDP, idle and back", packets: []at{datagram(0, true, 1), datagram(2500, false, 2), datagram(62500, false, 3), datagram(122501, false, 4)},
-			samples: []string{"40000 idle 43 2000ms: >43@0", "443 end 46 0ms: >46@0"},
+			name: "UDP, silent and back", packets: []at{datagram(0, true, 1), datagram(2500, false, 2), datagram(602500, false, 3), datagram(1202501, false, 4), datagram(1202502, true, 5)},
+			samples:  []string{"40000 idle 87 4500ms: >43@0 <44@2500", "443 end 93 1ms: resumed >46@0 <47@1"},
+			counters: "udp_waiting 2",
 		},
 		{
 			name: "empty datagrams start nothing", packets: []at{datagram(0, true, 0), datagram(1, false, 5), datagram(2, true, 0)},
 			samples:  []string{"443 end 89 1ms: >47@0 <42@1"},
-			counters: "header_only 1",
+			counters: "header_only 1, udp_waiting 1",
 		},
 		{
-			name: "25 packets fill a capture", packets: append(repeat(1, 0, udp4(true, 1)), repeat(40, 1, udp4(true, 0))...),
-			samples: []string{"40000 full 1024 24ms: >43@0" + func() (s string) {
+			name: "25 packets fill a capture", packets: append(append(repeat(1, 0, udp4(true, 1)), repeat(40, 1, udp4(true, 0))...), datagram(50, false, 0)),
+			samples: []string{"40000 full 1024 50ms: >43@0" + func() (s string) {
 				for i := range 23 {
 					s += fmt.Sprintf(" >42@%d", i+1)
 				}
 				return s + " >15/42@24"
 			}()},
+			counters: "udp_waiting 1",
 		},
 		{
-			name:    "time that goes backwards stands still",
-			packets: []at{datagram(100, true, 1), datagram(50, false, 2), datagram(101, true, 3), datagram(-9999, true, 4), datagram(103, true, 5)},
-			samples: []string{"40000 end 225 3ms: >43@0 <44@0 >45@1 >46@1 >47@3"},
+			name:     "time that goes backwards stands still",
+			packets:  []at{datagram(100, true, 1), datagram(50, false, 2), datagram(101, true, 3), datagram(-9999, true, 4), datagram(103, true, 5)},
+			samples:  []string{"40000 end 225 3ms: >43@0 <44@0 >45@1 >46@1 >47@3"},
+			counters: "udp_waiting 1",
 		},
 		{
 			name: "a flow falls idle though the clock stands still",
-			packets: []at{{ms: 1e6, frame: other(2)},
+			packets: []at{{ms: 1e6, frame: other(2)}, {ms: 1e6, frame: reply},
 				datagram(0, true, 1), datagram(1999, false, 2), datagram(3999, true, 3)},
-			samples: []string{"40000 idle 87 3999ms: >43@0 <44@1999", "443 end 64 0ms: >64@0"},
+			samples:  []string{"40000 idle 87 3999ms: >43@0 <44@1999", "443 end 126 0ms: >64@0 <62@0"},
+			counters: "udp_waiting 2",
 		},
 		{
 			name: "what is no flow is counted", packets: []at{{}, {frame: with(udp4(true, 1), 12, 8, 6)}, {frame: right(with(udp4(true, 1), 23, 1))},
@@ -231,9 +240,9 @@ func TestAssembler(t *testing.T) {
 			counters: "not_ip 1, other_proto 1, malformed 1, unparsable 1, later_fragment 1",
 		},
 		{
-			name: "a checksum that the network card fills in", packets: []at{{frame: with(udp4(true, 1), 24, 0, 0)}, {frame: with(udp4(true, 1), 24, 0, 1)}},
-			samples:  []string{"40000 end 43 0ms: >43@0"},
-			counters: "malformed 1, bad_checksum 1",
+			name: "a checksum that the network card fills in", packets: []at{{frame: with(udp4(true, 1), 24, 0, 0)}, {frame: with(udp4(true, 1), 24, 0, 1)}, datagram(0, false, 0)},
+			samples:  []string{"40000 end 85 0ms: >43@0 <42@0"},
+			counters: "malformed 1, bad_checksum 1, udp_waiting 1",
 		},
 		{
 			name: "a checksum that is missing on the wire", packets: []at{{frame: with(udp4(true, 1), 24, 0, 0)}},
@@ -272,14 +281,16 @@ func TestCaptureIsTheFramesThemselves(t *testing.T) {
 func TestSnapLengthKeepsTheWireLength(t *testing.T) {
 	frame := udp4(true, 500)
 	a := New(Options{}, func(f *Flow, s *flow.Sample) {
-		if got, want := describe(s), "40000 end 100 0ms: >100/542@0"; got != want {
+		if got, want := describe(s), "40000 end 142 0ms: >100/542@0 <42@0"; got != want {
 			t.Errorf("sample %q, want %q", got, want)
 		}
-		if f.Bytes != 542 {
-			t.Errorf("flow of %d bytes, want 542", f.Bytes)
+		if f.Bytes != 542+42 {
+			t.Errorf("flow of %d bytes, want %d", f.Bytes, 542+42)
 		}
 	}, nil)
 	a.Packet(epoch, frame[:100], len(frame))
+	reply := udp4(false, 0)
+	a.Packet(epoch, reply, len(reply))
 	a.Flush()
 	if a.Counters().Samples() != 1 {
 		t.Error("no sample")
@@ -293,10 +304,10 @@ func TestTotalsCoverTheWholeFlow(t *testing.T) {
 		got = append(got, fmt.Sprintf("%d %v %d packets %d bytes", f.Seq, reasons[f.Seq], f.Packets, f.Bytes))
 	})
 	packets := slices.Concat(
-		talk(t, ">S >S >S,x7 <SA <SA >A >A1000 <A1000"),                                                // full, then more
-		[]at{{ms: 8, frame: udp4(true, 10)}, {ms: 4000, frame: udp4(false, 10)}},                       // idle, then more
-		talk(t, "new @5000 >S <SA >A >A <A,seq-99999 >A10 >A10,seq-10,lost >A10"),                      // another connection
-		[]at{{ms: 5010, frame: eth(ip(server6, client6, 6, tcpSeg(server6, client6, ACK, nil, nil)))}}) // mid-stream: no record
+		talk(t, ">S >S >S,x7 <SA <SA >A >A1000 <A1000"),                                                           // full, then more
+		[]at{{ms: 8, frame: udp4(true, 10)}, {ms: 9, frame: udp4(false, 10)}, {ms: 4000, frame: udp4(false, 10)}}, // idle, then more
+		talk(t, "new @5000 >S <SA >A >A <A,seq-99999 >A10 >A10,seq-10,lost >A10"),                                 // another connection
+		[]at{{ms: 5010, frame: eth(ip(server6, client6, 6, tcpSeg(server6, client6, ACK, nil, nil)))}})            // mid-stream: no record
 	for _, p := range packets {
 		a.Packet(epoch.Add(time.Duration(p.ms)*time.Millisecond), p.frame, len(p.frame))
 	}
@@ -304,7 +315,7 @@ func TestTotalsCoverTheWholeFlow(t *testing.T) {
 	want := []string{
 		// The SYN that won, both SYN+ACKs; a SYN that was not answered is no part of it.
 		"1 full 6 packets 2324 bytes",
-		"2 idle 2 packets 104 bytes",
+		"2 idle 3 packets 156 bytes",
 		"3 end 7 packets 408 bytes",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -315,7 +326,7 @@ func TestTotalsCoverTheWholeFlow(t *testing.T) {
 func TestFlowsAreNumberedByTheirFirstPacket(t *testing.T) {
 	numbers := map[flow.Proto]uint64{}
 	a := New(Options{}, func(f *Flow, _ *flow.Sample) { numbers[f.Key.Proto] = f.Seq }, nil)
-	for i, p := range slices.Insert(talk(t, ">S <SA >A >A5"), 1, at{frame: udp4(true, 10)}) {
+	for i, p := range append(slices.Insert(talk(t, ">S <SA >A >A5"), 1, at{frame: udp4(true, 10)}), at{frame: udp4(false, 10)}) {
 		a.Packet(epoch.Add(time.Duration(i)), p.frame, len(p.frame))
 	}
 	a.Flush()

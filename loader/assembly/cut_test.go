@@ -33,6 +33,9 @@ func TestCutFlows(t *testing.T) {
 	after := func(words string, sizes ...int) []snapped { // 162 bytes of handshake
 		return snap(">S <SA >A "+words, append([]int{0, 0, 0}, sizes...)...)
 	}
+	// The other side answers: a flow begins when both have spoken.
+	answer, answer6 := all(udp4(false, 10)), all(eth(ip(server6, client6, 17, udpDgram(server6, client6, payload(10)))))
+	answerVLAN := all(eth(ip(server4, client4, 17, udpDgram(server4, client4, payload(10))), etherVLAN, 7))
 	udp6 := eth(ip(client6, server6, 17, udpDgram(client6, server6, payload(100)))) // payload from 62 on
 	vlan := eth(ip(client4, server4, 17, udpDgram(client4, server4, payload(100))), etherVLAN, 7)
 	super := func(n int) []snapped { // of segmentation offload: no length in the header
@@ -82,27 +85,27 @@ func TestCutFlows(t *testing.T) {
 		{name: "options before payload", packets: after(">A100,options12", 60), want: incomplete},
 		{name: "payload behind options", packets: after(">A100,options12", 66+32), want: cut},
 		{name: "a header-only packet later", packets: after(">A50 <A")},
-		{name: "UDP", packets: []snapped{{udp4(true, 100), 42 + 31}}, want: incomplete},
-		{name: "UDP, cut", packets: []snapped{{udp4(true, 100), 42 + 32}}, want: cut},
+		{name: "UDP", packets: []snapped{{udp4(true, 100), 42 + 31}, answer}, want: incomplete},
+		{name: "UDP, cut", packets: []snapped{{udp4(true, 100), 42 + 32}, answer}, want: cut},
 		{name: "UDP, answer", packets: []snapped{all(udp4(true, 100)), {udp4(false, 100), 42}}, want: incomplete},
-		{name: "IPv6", packets: []snapped{{udp6, 62 + 31}}, want: incomplete},
-		{name: "IPv6, cut", packets: []snapped{{udp6, 62 + 32}}, want: cut},
-		{name: "VLAN", packets: []snapped{{vlan, 46 + 31}}, want: incomplete},
-		{name: "VLAN, cut", packets: []snapped{{vlan, 46 + 32}}, want: cut},
-		{name: "Ethernet padding", packets: []snapped{all(padded)}},
-		{name: "Ethernet padding cut off", packets: []snapped{{padded, 50}}},
+		{name: "IPv6", packets: []snapped{{udp6, 62 + 31}, answer6}, want: incomplete},
+		{name: "IPv6, cut", packets: []snapped{{udp6, 62 + 32}, answer6}, want: cut},
+		{name: "VLAN", packets: []snapped{{vlan, 46 + 31}, answerVLAN}, want: incomplete},
+		{name: "VLAN, cut", packets: []snapped{{vlan, 46 + 32}, answerVLAN}, want: cut},
+		{name: "Ethernet padding", packets: []snapped{all(padded), answer}},
+		{name: "Ethernet padding cut off", packets: []snapped{{padded, 50}, answer}},
 		{name: "a super-packet", packets: super(0)},
 		{name: "a super-packet, cut", packets: super(200), want: cut},
 		{name: "a super-packet, headers only", packets: super(54), want: incomplete},
-		{name: "a first fragment", packets: []snapped{all(fragment)}},
-		{name: "a first fragment, cut", packets: []snapped{{fragment, 100}}, want: cut},
-		{name: "a first fragment, headers only", packets: []snapped{{fragment, 50}}, want: incomplete},
+		{name: "a first fragment", packets: []snapped{all(fragment), answer}},
+		{name: "a first fragment, cut", packets: []snapped{{fragment, 100}, answer}, want: cut},
+		{name: "a first fragment, headers only", packets: []snapped{{fragment, 50}, answer}, want: incomplete},
 
 		{name: "length on the wire lost", packets: after(">A100", 54+20), want: incomplete, wire: true},
 		{name: "length on the wire lost, cut", packets: after(">A100", 54+40), want: cut, wire: true},
 		{name: "length on the wire lost, whole", packets: after(">A100"), wire: true},
-		{name: "length on the wire lost, UDP", packets: []snapped{{udp4(true, 100), 42 + 31}}, want: incomplete, wire: true},
-		{name: "length on the wire lost, IPv6", packets: []snapped{{udp6, 62 + 31}}, want: incomplete, wire: true},
+		{name: "length on the wire lost, UDP", packets: []snapped{{udp4(true, 100), 42 + 31}, answer}, want: incomplete, wire: true},
+		{name: "length on the wire lost, IPv6", packets: []snapped{{udp6, 62 + 31}, answer6}, want: incomplete, wire: true},
 		{name: "length on the wire lost, headers only later", packets: after(">A100 <A100", 0, 54), want: incomplete, wire: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -149,10 +152,13 @@ func TestFlowsStayCutInTheTemporaryFile(t *testing.T) {
 		}
 		n++
 	}, nil)
-	for range 2 {
+	for _, answers := range []bool{false, true, false} {
 		for i := range 100 {
-			src := netip.AddrPortFrom(client4.Addr(), uint16(1000+i))
-			frame := eth(ip(src, server4, 17, udpDgram(src, server4, payload(100))))
+			src, dst := netip.AddrPortFrom(client4.Addr(), uint16(1000+i)), server4
+			if answers {
+				src, dst = dst, src
+			}
+			frame := eth(ip(src, dst, 17, udpDgram(src, dst, payload(100))))
 			a.Packet(epoch, frame[:50], len(frame))
 		}
 	}
@@ -188,8 +194,10 @@ func TestMidStreamFlowsSaySo(t *testing.T) {
 	feed(200, ">S <SA >A >A10")
 	feed(201, "<SA >A,ack+9 >A10,ack+9") // a SYN+ACK is no beginning
 	feed(202, ">A10 new >S <SA >A >A1")  // begins anew
-	datagram := udp4(true, 10)
-	a.Packet(epoch.Add(time.Duration(ms)*time.Millisecond), datagram, len(datagram))
+	for _, fromClient := range []bool{true, false} {
+		datagram := udp4(fromClient, 10)
+		a.Packet(epoch.Add(time.Duration(ms)*time.Millisecond), datagram, len(datagram))
+	}
 	if err := a.Flush(); err != nil {
 		t.Fatal(err)
 	}

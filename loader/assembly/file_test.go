@@ -350,7 +350,7 @@ func TestOpenErrorsOfTheSystem(t *testing.T) {
 }
 
 func TestRunDeliversWhatWasReadBeforeAnError(t *testing.T) {
-	whole := pcapFile(binary.LittleEndian, false, 1, udp4(true, 100), udp4(false, 200))
+	whole := pcapFile(binary.LittleEndian, false, 1, udp4(true, 100), udp4(false, 0), udp4(false, 200))
 	f, err := Open(write(t, whole[:len(whole)-1]))
 	if err != nil {
 		t.Fatal(err)
@@ -361,7 +361,7 @@ func TestRunDeliversWhatWasReadBeforeAnError(t *testing.T) {
 	if err := f.Run(a, nil); !errors.Is(err, ErrTruncated) {
 		t.Errorf("error %v, want %v", err, ErrTruncated)
 	}
-	if diff := cmp.Diff([]string{"40000 end 142 0ms: >142@0"}, samples); diff != "" {
+	if diff := cmp.Diff([]string{"40000 end 184 1ms: >142@0 <42@1"}, samples); diff != "" {
 		t.Errorf("samples (-want +got):\n%s", diff)
 	}
 	if f.Pos() != f.Size() {

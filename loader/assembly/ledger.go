@@ -56,6 +56,7 @@ const (
 	paged               // in pages
 
 	stateBits           = 0x03
+	asleep        state = 0x08
 	over          state = 0x10 // its key begins, or began, another flow
 	marked        state = 0x20
 	hasNumbers    state = 0x40
@@ -166,7 +167,7 @@ func (a *Assembler) find(key flow.Key) *Flow {
 		e := a.ledger.entry(seq)
 		a.recalled = Flow{Key: key, InitiatorIsLo: s&initiatorIsLo != 0, Last: a.ledger.base.Add(e.last),
 			Packets: e.packets, Bytes: e.bytes, Seq: seq, stage: decided, silent: s&stateBits == passed,
-			marked: s&marked != 0, hasNumbers: s&hasNumbers != 0, numbers: e.numbers}
+			marked: s&marked != 0, hasNumbers: s&hasNumbers != 0, asleep: s&asleep != 0, numbers: e.numbers}
 		return &a.recalled
 	}
 	return nil
@@ -193,7 +194,7 @@ func (a *Assembler) settle(f *Flow) {
 	for _, flag := range [...]struct {
 		on  bool
 		bit state
-	}{{f.InitiatorIsLo, initiatorIsLo}, {f.marked, marked}, {f.hasNumbers, hasNumbers}} {
+	}{{f.InitiatorIsLo, initiatorIsLo}, {f.marked, marked}, {f.hasNumbers, hasNumbers}, {f.asleep, asleep}} {
 		if flag.on {
 			s |= flag.bit
 		}
@@ -208,6 +209,7 @@ func (a *Assembler) settle(f *Flow) {
 func (a *Assembler) clear() {
 	a.flows = map[uint64]*Flow{}
 	a.handshakes.init()
+	a.waits.init()
 	a.list, a.turns, a.looked = ring{}, 0, nil
 	a.ledger, a.pages = newLedger(), newPages(a.opts.TempDir)
 	a.recalled, a.free, a.now = Flow{}, nil, time.Time{}

@@ -19,11 +19,13 @@ import (
 	"github.com/earlydrop/earlydrop/loader/flow"
 )
 
-// tiny feeds a datagram of each of n flows, one every step.
+// tiny feeds two datagrams of each of n flows, one flow every step.
 func tiny(a *Assembler, n int, step time.Duration) {
 	for i := range n {
 		src := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 24), byte(i >> 16), byte(i >> 8)}), uint16(1024+i&0xff))
-		a.Packet(epoch.Add(time.Duration(i)*step), eth(ip(src, server4, 17, udpDgram(src, server4, payload(20)))), 62)
+		at := epoch.Add(time.Duration(i) * step)
+		a.Packet(at, eth(ip(src, server4, 17, udpDgram(src, server4, payload(20)))), 62)
+		a.Packet(at, eth(ip(server4, src, 17, udpDgram(server4, src, payload(20)))), 62)
 	}
 }
 
@@ -49,12 +51,12 @@ func TestMemoryPerFlowIsSmall(t *testing.T) {
 			samples, ends := 0, 0
 			a := New(Options{TempDir: t.TempDir(), MaxOpen: 1000}, func(f *Flow, s *flow.Sample) {
 				checkSample(t, s)
-				if len(s.Data) != 62 || s.Key != f.Key {
+				if len(s.Data) != 2*62 || s.Key != f.Key {
 					t.Fatalf("flow %d: %s", f.Seq, describe(s))
 				}
 				samples++
 			}, func(f Totals) {
-				if f.Seq != uint64(ends) || f.Packets != 1 || f.Bytes != 62 {
+				if f.Seq != uint64(ends) || f.Packets != 2 || f.Bytes != 2*62 {
 					t.Fatalf("totals %+v of flow %d", f, ends)
 				}
 				ends++

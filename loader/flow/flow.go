@@ -164,6 +164,9 @@ type Meta struct {
 	// judged: of one of its packets with payload fewer than IncompleteBytes of
 	// that payload, or fewer than all where there were not so many.
 	Incomplete bool
+	// Resumed says that a UDP flow may have been there before its capture began: it was
+	// decided, and then silent or blocked, or was new soon after the first attach.
+	Resumed bool
 }
 
 // IncompleteBytes is explained at Meta.Incomplete.

@@ -17,14 +17,13 @@ import (
 )
 
 // verdictRate is how many flows a second begin while the time to their verdicts is
-// taken, and verdictPort the first of the ports that they go to, one each.
+// taken, and verdictPort the port that they go to.
 const (
 	verdictRate = 1000
 	verdictPort = 10_000
 )
 
-// latency is the time from the hand-over of full captures, which their 1024th byte
-// sets off, to the verdict in the map.
+// latency is the time from the hand-over of full captures to the verdict in the map.
 type latency struct {
 	Model    string  `json:"model"`
 	Rate     float64 `json:"flows_per_second"`
@@ -35,8 +34,8 @@ type latency struct {
 	Max      float64 `json:"max_us"`
 }
 
-// measureLatency opens UDP flows whose first datagram fills the capture, at an even
-// pace, each for a round, in one go.
+// measureLatency opens UDP flows whose first datagram fills the capture, which the answer
+// to it hands over, at an even pace, each for a round, in one go.
 func (b *bench) measureLatency(ctx context.Context) (l latency, err error) {
 	d, err := b.rig.Attach(ctx, "--xdp", "native", "--mode", "enforce", "--policy", b.policyFile)
 	if err != nil {
@@ -48,16 +47,28 @@ func (b *bench) measureLatency(ctx context.Context) (l latency, err error) {
 		_, stopErr := d.Stop(ctx)
 		err = errors.Join(err, stopErr)
 	}()
-	socket, err := b.rig.Client.ListenPacket("udp4", netip.AddrPortFrom(b.rig.ClientAddr(4), 0).String())
+	// A flow begins with its answer.
+	server, err := b.rig.Server.ListenPacket("udp4", netip.AddrPortFrom(b.rig.ServerAddr(4), verdictPort).String())
 	if err != nil {
 		return l, err
 	}
-	defer socket.Close()
+	defer server.Close()
+	go func() {
+		buf := make([]byte, 2048)
+		for {
+			_, from, err := server.ReadFrom(buf)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err == nil {
+				_, _ = server.WriteTo(buf[:1], from)
+			}
+		}
+	}()
 
 	l.Flows = int(b.opts.length.Seconds() * verdictRate * float64(b.opts.rounds))
-	if most := math.MaxUint16 - verdictPort; l.Flows > most {
-		l.Flows = most
-	}
+	var last netip.AddrPort
+	answer := make([]byte, 1)
 	random := rand.NewChaCha8([32]byte{})
 	payload := make([]byte, 1200) // fills a capture, fits any link
 	start := time.Now()
@@ -72,15 +83,25 @@ func (b *bench) measureLatency(ctx context.Context) (l latency, err error) {
 			case <-time.After(wait):
 			}
 		}
-		to := netip.AddrPortFrom(b.rig.ServerAddr(4), uint16(verdictPort+i))
-		if _, err := socket.WriteTo(payload, net.UDPAddrFromAddrPort(to)); err != nil {
+		c, err := b.rig.Client.Dial(ctx, "udp4", server.LocalAddr().String())
+		if err != nil {
+			return l, err
+		}
+		last = c.LocalAddr().(*net.UDPAddr).AddrPort()
+		err = c.SetDeadline(time.Now().Add(time.Second))
+		if err == nil {
+			_, err = c.Write(payload)
+		}
+		if err == nil {
+			_, err = c.Read(answer)
+		}
+		if err = errors.Join(err, c.Close()); err != nil {
 			return l, err
 		}
 	}
 	l.Rate = float64(l.Flows) / time.Since(start).Seconds()
 	// Verdicts come in the order of their flows, but for those that have none.
-	last := netip.AddrPortFrom(b.rig.ServerAddr(4), uint16(verdictPort+l.Flows-1))
-	if _, err := d.Verdict(ctx, last, 0); err != nil {
+	if _, err := d.Wait(ctx, "the verdict about the last flow", func(e rig.Event) bool { return ours(e) && e.Src == last }); err != nil {
 		return l, err
 	}
 	var times []float64
@@ -96,7 +117,7 @@ func (b *bench) measureLatency(ctx context.Context) (l latency, err error) {
 
 // ours reports whether e is the verdict about one of measureLatency's flows.
 func ours(e rig.Event) bool {
-	return e.Event == "verdict" && e.Proto == "udp" && e.HandedOver == "full" && e.Dst.Port() >= verdictPort
+	return e.Event == "verdict" && e.Proto == "udp" && e.HandedOver == "full" && e.Dst.Port() == verdictPort
 }
 
 // set takes the figures of times in microseconds.

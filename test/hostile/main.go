@@ -150,16 +150,20 @@ func (r oneByteResult) check() error {
 
 func (r udpResult) check() error {
 	var errs []error
-	if r.slotsFull == 0 {
-		errs = append(errs, errors.New("that was no flood: nothing was refused"))
+	if r.waiting < 100_000 {
+		errs = append(errs, fmt.Errorf("that was no flood: %d flows", r.waiting))
+	}
+	if r.slotsFull > 0 || r.most > r.slots/2 {
+		errs = append(errs, fmt.Errorf("the flood took captures: %d of %d at once, %d refused", r.most, r.slots, r.slotsFull))
+	}
+	if r.asked == 0 || float64(r.answered) < 0.99*float64(r.asked) {
+		errs = append(errs, fmt.Errorf("%d of %d UDP flows of others were identified, want 99 %%", r.answered, r.asked))
+	}
+	if float64(r.freshCompleted) < 0.99*float64(r.fresh) {
+		errs = append(errs, fmt.Errorf("%d of %d TCP flows were identified, want 99 %%", r.freshCompleted, r.fresh))
 	}
 	if r.held == 0 || float64(r.complete) < 0.95*float64(r.held) {
 		errs = append(errs, fmt.Errorf("%d of %d flows that were collecting before completed, want 95 %%", r.complete, r.held))
-	}
-	// The map is walked in several calls while flows come and go: one that takes the
-	// place of another between two of them is counted beside it.
-	if r.most > r.slots+r.slots/100 {
-		errs = append(errs, fmt.Errorf("%d flows collect in %d slots", r.most, r.slots))
 	}
 	if r.early > 0 || r.late > 100*time.Millisecond {
 		errs = append(errs, fmt.Errorf("a block let %d packets pass early and ended %s late", r.early, r.late))

@@ -210,10 +210,11 @@ func (g *gateway) sendOneByte(ctx context.Context, host netip.Addr, server strin
 
 // udpResult is what a flood of one-packet UDP flows came to.
 type udpResult struct {
-	sent                  uint64
-	held, complete        int // flows that were collecting before
-	fresh, freshCompleted int // TCP flows that opened during the flood
-	most, slots           int // flows collecting at once
+	sent, waiting         uint64 // of the flood; flows of it that earlydrop saw
+	asked, answered       int    // UDP flows of others in it, and those of them that were identified
+	held, complete        int    // flows that were collecting before
+	fresh, freshCompleted int    // TCP flows that opened during the flood
+	most, slots           int    // flows collecting at once
 	slotsFull, ringFull   uint64
 	queueFull             uint64
 	early                 int           // packets that passed before a block's end
@@ -258,13 +259,19 @@ func udpFlood(ctx context.Context, o options) (r udpResult, err error) {
 		r.early, r.late, err = g.blockEnds(ctx)
 		ended <- err
 	}()
-	time.Sleep(time.Second) // the flood has taken every slot long ago
+	time.Sleep(time.Second) // the flood has gone through its table many times
 	for _, h := range held {
 		if err := h.finish(); err != nil {
 			o.logf("a held connection failed: %v", err)
 		}
 	}
 	var fresh []request
+	var asked []netip.AddrPort
+	server, err := g.echo(ctx)
+	if err != nil {
+		return r, err
+	}
+	defer server.Close()
 	for end := time.Now().Add(o.duration - time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		h, err := g.request(ctx)
 		if err != nil {
@@ -274,6 +281,11 @@ func udpFlood(ctx context.Context, o options) (r udpResult, err error) {
 			o.logf("a connection failed: %v", err)
 		}
 		fresh = append(fresh, h)
+		u, err := g.askUDP(ctx, server, 1, 100)
+		if err != nil {
+			return r, err
+		}
+		asked = append(asked, u...)
 		if len(fresh)%20 == 1 {
 			s, err := g.status(ctx)
 			if err != nil {
@@ -297,9 +309,13 @@ func udpFlood(ctx context.Context, o options) (r udpResult, err error) {
 	}
 	r.complete = g.verdictsOf(held)
 	r.fresh, r.freshCompleted = len(fresh), g.verdictsOf(fresh)
+	r.asked, r.answered = len(asked), g.verdictsFrom(server, asked)
+	r.waiting = s.Counters["udp_waiting"]
 	r.slotsFull, r.ringFull, r.queueFull = s.Counters["slots_full"], s.Counters["ring_full"], s.Daemon["queue_full"]
-	o.logf("UDP flood, %s: %d sent, %d at most of %d slots taken, %d refused, %d ring full, %d queue full; %d of %d flows that were collecting before completed (%.1f %%), %d of %d TCP flows that opened in it (%.1f %%)",
-		o.duration, r.sent, r.most, r.slots, r.slotsFull, r.ringFull, r.queueFull, r.complete, r.held, 100*float64(r.complete)/float64(r.held),
+	o.logf("UDP flood, %s: %d sent, %d of %d UDP flows of others in it were identified (%.1f %%)", o.duration, r.sent, r.answered, r.asked,
+		100*float64(r.answered)/float64(max(1, r.asked)))
+	o.logf("UDP flood, %s: %d flows seen, %d at most of %d slots taken, %d refused, %d ring full, %d queue full; %d of %d flows that were collecting before completed (%.1f %%), %d of %d TCP flows that opened in it (%.1f %%)",
+		o.duration, r.waiting, r.most, r.slots, r.slotsFull, r.ringFull, r.queueFull, r.complete, r.held, 100*float64(r.complete)/float64(r.held),
 		r.freshCompleted, r.fresh, 100*float64(r.freshCompleted)/float64(max(1, r.fresh)))
 	o.logf("a block of 3 s under the flood: %d packets passed early, the first passed %.2f ms after its end", r.early, float64(r.late.Microseconds())/1e3)
 	return r, nil
@@ -374,23 +390,21 @@ func stoppedReader(ctx context.Context, o options) (r readerResult, err error) {
 	}
 	goOn := sync.OnceValue(func() error { return g.daemon.Signal(syscall.SIGCONT) })
 	defer goOn()
-	frames, err := udpFrames(1200) // each of them a whole capture
+	server, err := g.echo(ctx)
 	if err != nil {
 		return r, err
 	}
-	stop, err := g.flood(ctx, frames, 20_000)
-	if err != nil {
-		return r, err
+	defer server.Close()
+	for r.ringFull == 0 {
+		if _, err := g.askUDP(ctx, server, 500, 1200); err != nil { // each of them a whole capture
+			return r, err
+		}
+		s, err := g.status(ctx)
+		if err != nil {
+			return r, err
+		}
+		r.ringFull = s.Counters["ring_full"]
 	}
-	time.Sleep(time.Second)
-	if _, err := stop(); err != nil {
-		return r, err
-	}
-	s, err := g.status(ctx)
-	if err != nil {
-		return r, err
-	}
-	r.ringFull = s.Counters["ring_full"]
 	opened, failed := g.tunnelled(ctx, 500*time.Millisecond, 100*time.Millisecond)
 	r.passed = opened > 0 && failed == 0
 	if err := goOn(); err != nil {

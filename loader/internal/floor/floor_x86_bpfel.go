@@ -29,6 +29,7 @@ type floorAttached struct {
 	Version       [32]int8
 	Model         [64]int8
 	Policy        [128]int8
+	FirstNs       uint64
 	Classified    uint64
 	ToDrop        uint64
 	Blocked       uint64
@@ -107,39 +108,42 @@ type floorCandidate struct {
 }
 
 type floorCounts struct {
-	_              structs.HostLayout
-	PacketsIngress uint64
-	PacketsEgress  uint64
-	DroppedPackets uint64
-	DroppedBytes   uint64
-	NotIp          uint64
-	OtherProto     uint64
-	Malformed      uint64
-	Unparsable     uint64
-	LaterFragment  uint64
-	BadFlags       uint64
-	TcpOpened      uint64
-	UdpOpened      uint64
-	MidStream      uint64
-	HeaderOnly     uint64
-	Restarted      uint64
-	HandedFull     uint64
-	HandedClosed   uint64
-	HandedIdle     uint64
-	Syns           uint64
-	OneWay         uint64
-	Reflected      uint64
-	WrongSide      uint64
-	OutOfPlace     uint64
-	Behind         uint64
-	MptcpJoin      uint64
-	Renewed        uint64
-	SlotsFull      uint64
-	InitiatorSlots uint64
-	CollectingFull uint64
-	HandshakeBusy  uint64
-	RingFull       uint64
-	LoadFailed     uint64
+	_                structs.HostLayout
+	PacketsIngress   uint64
+	PacketsEgress    uint64
+	DroppedPackets   uint64
+	DroppedBytes     uint64
+	NotIp            uint64
+	OtherProto       uint64
+	Malformed        uint64
+	Unparsable       uint64
+	LaterFragment    uint64
+	BadFlags         uint64
+	TcpOpened        uint64
+	UdpOpened        uint64
+	UdpWaiting       uint64
+	UdpUnanswered    uint64
+	MidStream        uint64
+	HeaderOnly       uint64
+	Restarted        uint64
+	HandedFull       uint64
+	HandedClosed     uint64
+	HandedIdle       uint64
+	Syns             uint64
+	OneWay           uint64
+	Reflected        uint64
+	WrongSide        uint64
+	OutOfPlace       uint64
+	Behind           uint64
+	MptcpJoin        uint64
+	Renewed          uint64
+	SlotsFull        uint64
+	InitiatorSlots   uint64
+	InitiatorWaiting uint64
+	CollectingFull   uint64
+	HandshakeBusy    uint64
+	RingFull         uint64
+	LoadFailed       uint64
 }
 
 type floorDeviceSide struct {
@@ -271,48 +275,77 @@ type floorSlotRef struct {
 	Generation uint32
 }
 
+type floorWaiting struct {
+	_           structs.HostLayout
+	Key         floorFlowKey
+	FromLo      uint8
+	Side        uint8
+	Resumed     uint8
+	Waits       uint8
+	StartNs     uint64
+	LastNs      uint64
+	Quota       uint32
+	Bytes       uint16
+	PacketCount uint16
+	Packets     [32]struct {
+		_             structs.HostLayout
+		WireLen       uint32
+		TimeUs        uint32
+		Offset        uint16
+		FromInitiator uint8
+		Pad           uint8
+	}
+	Data [1104]uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	floorMapAttachment    = "attachment"
-	floorMapBlocked       = "blocked"
-	floorMapCollecting    = "collecting"
-	floorMapCounters      = "counters"
-	floorMapFloorFlows    = "floor_flows"
-	floorMapFlows         = "flows"
-	floorMapFreeSlots     = "free_slots"
-	floorMapFreeTcpSlots  = "free_tcp_slots"
-	floorMapHandshakeTags = "handshake_tags"
-	floorMapHandshakes    = "handshakes"
-	floorMapMidStream     = "mid_stream"
-	floorMapSameSide      = "same_side"
-	floorMapSamples       = "samples"
-	floorMapSeenInside    = "seen_inside"
-	floorMapSlotQuota     = "slot_quota"
-	floorMapSlots         = "slots"
-	floorMapSyns          = "syns"
-	floorProgBenchJoin    = "bench_join"
-	floorProgBenchPacket  = "bench_packet"
-	floorProgEdEgress     = "ed_egress"
-	floorProgEdIngress    = "ed_ingress"
-	floorProgEdSweep      = "ed_sweep"
-	floorProgFloorDrop    = "floor_drop"
-	floorProgFloorInsert  = "floor_insert"
-	floorProgFloorPass    = "floor_pass"
-	floorVarBenchNumber   = "bench_number"
-	floorVarBenchSlot     = "bench_slot"
-	floorVarBlockFilter   = "block_filter"
-	floorVarCfgBucketMask = "cfg_bucket_mask"
-	floorVarCfgHashSecret = "cfg_hash_secret"
-	floorVarCfgIdleNs     = "cfg_idle_ns"
-	floorVarCfgMidStream  = "cfg_mid_stream"
-	floorVarCfgOneHook    = "cfg_one_hook"
-	floorVarCfgOneWay     = "cfg_one_way"
-	floorVarCfgRawIp      = "cfg_raw_ip"
-	floorVarCfgSlots      = "cfg_slots"
-	floorVarCfgTcpSlots   = "cfg_tcp_slots"
-	floorVarCfgUdpIdleNs  = "cfg_udp_idle_ns"
+	floorMapAttachment       = "attachment"
+	floorMapBlocked          = "blocked"
+	floorMapCollecting       = "collecting"
+	floorMapCounters         = "counters"
+	floorMapFloorFlows       = "floor_flows"
+	floorMapFlows            = "flows"
+	floorMapFreeSlots        = "free_slots"
+	floorMapFreeTcpSlots     = "free_tcp_slots"
+	floorMapHandshakeTags    = "handshake_tags"
+	floorMapHandshakes       = "handshakes"
+	floorMapMidStream        = "mid_stream"
+	floorMapSameSide         = "same_side"
+	floorMapSamples          = "samples"
+	floorMapSeenInside       = "seen_inside"
+	floorMapSlotQuota        = "slot_quota"
+	floorMapSlots            = "slots"
+	floorMapSyns             = "syns"
+	floorMapWaitingFlows     = "waiting_flows"
+	floorMapWaitingQuota     = "waiting_quota"
+	floorMapWaitingTags      = "waiting_tags"
+	floorProgBenchAnswer     = "bench_answer"
+	floorProgBenchJoin       = "bench_join"
+	floorProgBenchPacket     = "bench_packet"
+	floorProgEdEgress        = "ed_egress"
+	floorProgEdIngress       = "ed_ingress"
+	floorProgEdSweep         = "ed_sweep"
+	floorProgFloorDrop       = "floor_drop"
+	floorProgFloorInsert     = "floor_insert"
+	floorProgFloorPass       = "floor_pass"
+	floorVarBenchNumber      = "bench_number"
+	floorVarBenchSlot        = "bench_slot"
+	floorVarBlockFilter      = "block_filter"
+	floorVarCfgBucketMask    = "cfg_bucket_mask"
+	floorVarCfgFirstAttachNs = "cfg_first_attach_ns"
+	floorVarCfgHashSecret    = "cfg_hash_secret"
+	floorVarCfgIdleNs        = "cfg_idle_ns"
+	floorVarCfgMidStream     = "cfg_mid_stream"
+	floorVarCfgOneHook       = "cfg_one_hook"
+	floorVarCfgOneWay        = "cfg_one_way"
+	floorVarCfgRawIp         = "cfg_raw_ip"
+	floorVarCfgSlots         = "cfg_slots"
+	floorVarCfgTcpSlots      = "cfg_tcp_slots"
+	floorVarCfgUdpIdleNs     = "cfg_udp_idle_ns"
+	floorVarCfgUdpWarmupNs   = "cfg_udp_warmup_ns"
 )
 
 // loadFloor returns the embedded CollectionSpec for floor.
@@ -357,6 +390,7 @@ type floorSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type floorProgramSpecs struct {
+	BenchAnswer *ebpf.ProgramSpec `ebpf:"bench_answer"`
 	BenchJoin   *ebpf.ProgramSpec `ebpf:"bench_join"`
 	BenchPacket *ebpf.ProgramSpec `ebpf:"bench_packet"`
 	EdEgress    *ebpf.ProgramSpec `ebpf:"ed_egress"`
@@ -388,25 +422,30 @@ type floorMapSpecs struct {
 	SlotQuota     *ebpf.MapSpec `ebpf:"slot_quota"`
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
 	Syns          *ebpf.MapSpec `ebpf:"syns"`
+	WaitingFlows  *ebpf.MapSpec `ebpf:"waiting_flows"`
+	WaitingQuota  *ebpf.MapSpec `ebpf:"waiting_quota"`
+	WaitingTags   *ebpf.MapSpec `ebpf:"waiting_tags"`
 }
 
 // floorVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type floorVariableSpecs struct {
-	BenchNumber   *ebpf.VariableSpec `ebpf:"bench_number"`
-	BenchSlot     *ebpf.VariableSpec `ebpf:"bench_slot"`
-	BlockFilter   *ebpf.VariableSpec `ebpf:"block_filter"`
-	CfgBucketMask *ebpf.VariableSpec `ebpf:"cfg_bucket_mask"`
-	CfgHashSecret *ebpf.VariableSpec `ebpf:"cfg_hash_secret"`
-	CfgIdleNs     *ebpf.VariableSpec `ebpf:"cfg_idle_ns"`
-	CfgMidStream  *ebpf.VariableSpec `ebpf:"cfg_mid_stream"`
-	CfgOneHook    *ebpf.VariableSpec `ebpf:"cfg_one_hook"`
-	CfgOneWay     *ebpf.VariableSpec `ebpf:"cfg_one_way"`
-	CfgRawIp      *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
-	CfgSlots      *ebpf.VariableSpec `ebpf:"cfg_slots"`
-	CfgTcpSlots   *ebpf.VariableSpec `ebpf:"cfg_tcp_slots"`
-	CfgUdpIdleNs  *ebpf.VariableSpec `ebpf:"cfg_udp_idle_ns"`
+	BenchNumber      *ebpf.VariableSpec `ebpf:"bench_number"`
+	BenchSlot        *ebpf.VariableSpec `ebpf:"bench_slot"`
+	BlockFilter      *ebpf.VariableSpec `ebpf:"block_filter"`
+	CfgBucketMask    *ebpf.VariableSpec `ebpf:"cfg_bucket_mask"`
+	CfgFirstAttachNs *ebpf.VariableSpec `ebpf:"cfg_first_attach_ns"`
+	CfgHashSecret    *ebpf.VariableSpec `ebpf:"cfg_hash_secret"`
+	CfgIdleNs        *ebpf.VariableSpec `ebpf:"cfg_idle_ns"`
+	CfgMidStream     *ebpf.VariableSpec `ebpf:"cfg_mid_stream"`
+	CfgOneHook       *ebpf.VariableSpec `ebpf:"cfg_one_hook"`
+	CfgOneWay        *ebpf.VariableSpec `ebpf:"cfg_one_way"`
+	CfgRawIp         *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
+	CfgSlots         *ebpf.VariableSpec `ebpf:"cfg_slots"`
+	CfgTcpSlots      *ebpf.VariableSpec `ebpf:"cfg_tcp_slots"`
+	CfgUdpIdleNs     *ebpf.VariableSpec `ebpf:"cfg_udp_idle_ns"`
+	CfgUdpWarmupNs   *ebpf.VariableSpec `ebpf:"cfg_udp_warmup_ns"`
 }
 
 // floorObjects contains all objects after they have been loaded into the kernel.
@@ -446,6 +485,9 @@ type floorMaps struct {
 	SlotQuota     *ebpf.Map `ebpf:"slot_quota"`
 	Slots         *ebpf.Map `ebpf:"slots"`
 	Syns          *ebpf.Map `ebpf:"syns"`
+	WaitingFlows  *ebpf.Map `ebpf:"waiting_flows"`
+	WaitingQuota  *ebpf.Map `ebpf:"waiting_quota"`
+	WaitingTags   *ebpf.Map `ebpf:"waiting_tags"`
 }
 
 func (m *floorMaps) Close() error {
@@ -467,6 +509,9 @@ func (m *floorMaps) Close() error {
 		m.SlotQuota,
 		m.Slots,
 		m.Syns,
+		m.WaitingFlows,
+		m.WaitingQuota,
+		m.WaitingTags,
 	)
 }
 
@@ -474,25 +519,28 @@ func (m *floorMaps) Close() error {
 //
 // It can be passed to loadFloorObjects or ebpf.CollectionSpec.LoadAndAssign.
 type floorVariables struct {
-	BenchNumber   *ebpf.Variable `ebpf:"bench_number"`
-	BenchSlot     *ebpf.Variable `ebpf:"bench_slot"`
-	BlockFilter   *ebpf.Variable `ebpf:"block_filter"`
-	CfgBucketMask *ebpf.Variable `ebpf:"cfg_bucket_mask"`
-	CfgHashSecret *ebpf.Variable `ebpf:"cfg_hash_secret"`
-	CfgIdleNs     *ebpf.Variable `ebpf:"cfg_idle_ns"`
-	CfgMidStream  *ebpf.Variable `ebpf:"cfg_mid_stream"`
-	CfgOneHook    *ebpf.Variable `ebpf:"cfg_one_hook"`
-	CfgOneWay     *ebpf.Variable `ebpf:"cfg_one_way"`
-	CfgRawIp      *ebpf.Variable `ebpf:"cfg_raw_ip"`
-	CfgSlots      *ebpf.Variable `ebpf:"cfg_slots"`
-	CfgTcpSlots   *ebpf.Variable `ebpf:"cfg_tcp_slots"`
-	CfgUdpIdleNs  *ebpf.Variable `ebpf:"cfg_udp_idle_ns"`
+	BenchNumber      *ebpf.Variable `ebpf:"bench_number"`
+	BenchSlot        *ebpf.Variable `ebpf:"bench_slot"`
+	BlockFilter      *ebpf.Variable `ebpf:"block_filter"`
+	CfgBucketMask    *ebpf.Variable `ebpf:"cfg_bucket_mask"`
+	CfgFirstAttachNs *ebpf.Variable `ebpf:"cfg_first_attach_ns"`
+	CfgHashSecret    *ebpf.Variable `ebpf:"cfg_hash_secret"`
+	CfgIdleNs        *ebpf.Variable `ebpf:"cfg_idle_ns"`
+	CfgMidStream     *ebpf.Variable `ebpf:"cfg_mid_stream"`
+	CfgOneHook       *ebpf.Variable `ebpf:"cfg_one_hook"`
+	CfgOneWay        *ebpf.Variable `ebpf:"cfg_one_way"`
+	CfgRawIp         *ebpf.Variable `ebpf:"cfg_raw_ip"`
+	CfgSlots         *ebpf.Variable `ebpf:"cfg_slots"`
+	CfgTcpSlots      *ebpf.Variable `ebpf:"cfg_tcp_slots"`
+	CfgUdpIdleNs     *ebpf.Variable `ebpf:"cfg_udp_idle_ns"`
+	CfgUdpWarmupNs   *ebpf.Variable `ebpf:"cfg_udp_warmup_ns"`
 }
 
 // floorPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadFloorObjects or ebpf.CollectionSpec.LoadAndAssign.
 type floorPrograms struct {
+	BenchAnswer *ebpf.Program `ebpf:"bench_answer"`
 	BenchJoin   *ebpf.Program `ebpf:"bench_join"`
 	BenchPacket *ebpf.Program `ebpf:"bench_packet"`
 	EdEgress    *ebpf.Program `ebpf:"ed_egress"`
@@ -505,6 +553,7 @@ type floorPrograms struct {
 
 func (p *floorPrograms) Close() error {
 	return _FloorClose(
+		p.BenchAnswer,
 		p.BenchJoin,
 		p.BenchPacket,
 		p.EdEgress,

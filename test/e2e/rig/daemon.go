@@ -57,6 +57,7 @@ type Event struct {
 	Rule           string   `json:"rule"`
 	Reason         string   `json:"reason"`
 	MidStream      bool     `json:"mid_stream"`
+	Resumed        bool     `json:"resumed"`
 	Model          string   `json:"model"`
 	Captured       int      `json:"captured"`
 	Complete       bool     `json:"complete"`

@@ -1,0 +1,399 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * UDP: a flow begins when both its sides have spoken.
+ *
+ * A datagram proves nothing about its sender, and whoever can send from one side of the
+ * interface must not fill what real flows need. So the capture of a flow waits in a table
+ * of its own, where strangers push out strangers, until a datagram of the other side comes
+ * from the other side: then it gets a slot. It waits for 30 seconds at most; what comes
+ * later is not the beginning, and the flow is resumed.
+ *
+ * Contract: nothing that one side alone has sent reaches `samples`, `flows` or `blocked`.
+ * loader/assembly has the same rules. As in handshake.h, an entry is read and written by
+ * the CPU alone that owns its word.
+ */
+#pragma once
+
+#include "flow.h"
+
+/* What waits longer is discarded. */
+#define WAITING_NS 30000000000ULL
+
+/* One side's flows may take an eighth of the table per initiator when three quarters of it
+ * are in use. */
+#define WAITING_SHARE 8
+
+/* Tags of a key differ in their lowest bits by who has spoken, and from which side, so that
+ * all fall into one bucket and none hides another. */
+static __always_inline __u32 waiting_tag(const struct packet *pkt, bool from_lo, __u32 side)
+{
+	__u32 tag = (pkt->hash >> 32) & 0xfffc;
+
+	if (!tag)
+		tag = 4;
+	return tag | from_lo << 1 | side;
+}
+
+/* As find_candidate(): returns the capture that waits for an answer to who has spoken,
+ * owned, or NULL. */
+static __always_inline struct waiting *find_waiting(const struct packet *pkt, bool from_lo,
+						    __u32 side, bool make, struct place *at)
+{
+	__u32 number = pkt->hash % (WAITING_FLOWS / HANDSHAKE_WAYS), way;
+	struct handshake_bucket *bucket;
+	struct waiting *waiting;
+	int own;
+
+	at->busy = false;
+	at->fresh = false;
+	bucket = bpf_map_lookup_elem(&waiting_tags, &number);
+	if (!bucket)
+		return NULL;
+	at->tag = waiting_tag(pkt, from_lo, side);
+	at->stamp = pkt->now >> STAMP_SHIFT;
+	way = choose_way(bucket, at->tag, at->stamp);
+	if (!make && !(way & HANDSHAKE_WAYS))
+		return NULL;
+	at->id = number * HANDSHAKE_WAYS + way % HANDSHAKE_WAYS;
+	at->word = &bucket->word[way % HANDSHAKE_WAYS];
+	waiting = bpf_map_lookup_elem(&waiting_flows, &at->id);
+	if (!waiting)
+		return NULL;
+	own = own_handshake(at->word, make ? 0 : at->tag);
+	at->busy = own == OWN_BUSY;
+	if (own != OWN_YES)
+		return NULL;
+	at->fresh = WAY_TAG(*at->word) != at->tag || !same_key(&waiting->key, &pkt->key);
+	if (at->fresh && !make) {
+		leave_handshake(at);
+		return NULL;
+	}
+	return waiting;
+}
+
+static __always_inline void count_waiting(__u32 quota, __u32 delta)
+{
+	__u32 *held = bpf_map_lookup_elem(&waiting_quota, &quota);
+
+	if (held)
+		__sync_fetch_and_add(held, delta);
+}
+
+/* The capture waits no more. What is left of the entry says that the flow was seen. */
+static __always_inline void end_wait(struct waiting *waiting)
+{
+	if (!waiting->waits)
+		return;
+	waiting->waits = 0;
+	count_waiting(WAITING_IN_USE, -1);
+	count_waiting(waiting->quota, -1);
+}
+
+static __always_inline bool still_waits(const struct waiting *waiting, __u64 now)
+{
+	/* Another CPU's clock may be a little ahead. */
+	return waiting->waits && (__s64)(now - waiting->start_ns) < (__s64)WAITING_NS;
+}
+
+/* Returns what counts the sender's waiting captures, or WAITING_IN_USE if it has too many.
+ * Its side belongs to it: who forges an address on the other side uses up nothing of
+ * its owner's. */
+static __always_inline __u32 waiting_quota_of(const struct packet *pkt)
+{
+	const __u32 *from = (const __u32 *)(pkt->src_is_lo ? pkt->key.lo_addr : pkt->key.hi_addr);
+	__u32 words[5] = {from[0], from[1], from[2], from[3], pkt->side};
+	__u32 quota = WAITING_IN_USE, *in_use, *held;
+
+	/* A host of IPv6 has a /64 for itself. */
+	if (words[0] || words[1])
+		words[2] = words[3] = 0;
+	in_use = bpf_map_lookup_elem(&waiting_quota, &quota);
+	quota = hash_words(words, 5) % WAITING_QUOTAS;
+	held = bpf_map_lookup_elem(&waiting_quota, &quota);
+	if (in_use && held && *in_use >= WAITING_FLOWS / 4 * 3 &&
+	    *held >= WAITING_FLOWS / WAITING_SHARE)
+		return WAITING_IN_USE;
+	return quota;
+}
+
+static __always_inline int load(const struct source *src, __u32 from, __u8 *to, __u32 len)
+{
+	return src->is_xdp ? bpf_xdp_load_bytes(src->ctx, from, to, len)
+			   : bpf_skb_load_bytes(src->ctx, from, to, len);
+}
+
+/* Adds a packet to the capture pkt->candidate, owned, if there is room. A first frame is
+ * copied at once; another in chunks: for the verifier, which tracks a place and a length
+ * apart, a whole one could reach as far again behind the end. */
+static __always_inline int add_waiting(const struct source *src, struct packet *pkt)
+{
+	struct packet_record *rec;
+	struct waiting *waiting;
+	__u32 id, off, n, len, skip;
+
+	if (!pkt)
+		return 0;
+	id = pkt->candidate;
+	waiting = bpf_map_lookup_elem(&waiting_flows, &id);
+	if (!waiting)
+		return 0;
+	off = waiting->bytes;
+	n = waiting->packet_count;
+	hide(off);
+	hide(n);
+	if (off >= CAPTURE_BYTES || n >= CAPTURE_PACKETS)
+		return 0;
+	len = MIN(pkt->frame_len, CAPTURE_BYTES - off);
+	rec = &waiting->packets[n];
+	rec->wire_len = pkt->frame_len;
+	rec->time_us = microseconds(waiting->start_ns, pkt->now);
+	rec->offset = off;
+	rec->from_initiator = 1;
+	waiting->bytes = off + len;
+	waiting->packet_count = n + 1;
+	if (!off)
+		return copy_frame(src, pkt, waiting->data, len, CAPTURE_BYTES);
+	skip = pkt->skip;
+	if (pkt->prefix_len) {
+		__builtin_memcpy(waiting->data + off, pkt->prefix, PREFIX_LEN);
+		if (len <= pkt->prefix_len)
+			return 0;
+		off += pkt->prefix_len;
+		len -= pkt->prefix_len;
+	}
+	for (int i = 0; i < CAPTURE_BYTES / WAITING_CHUNK; i++) {
+		hide(off);
+		if (off >= CAPTURE_BYTES)
+			break;
+		if (len <= WAITING_CHUNK) {
+			len--; /* see copy_frame() */
+			hide(len);
+			if (len >= WAITING_CHUNK)
+				break;
+			return load(src, skip, waiting->data + off, len + 1);
+		}
+		if (load(src, skip, waiting->data + off, WAITING_CHUNK))
+			return -EFAULT;
+		off += WAITING_CHUNK;
+		skip += WAITING_CHUNK;
+		len -= WAITING_CHUNK;
+	}
+	return 0;
+}
+
+FOR_EACH_HOOK(add_waiting)
+
+/* Lets go of the entry pkt->candidate, which was used just now. */
+static __always_inline void release_waiting(const struct packet *pkt, bool kept)
+{
+	__u32 number = pkt->candidate / HANDSHAKE_WAYS;
+	struct handshake_bucket *bucket = bpf_map_lookup_elem(&waiting_tags, &number);
+	__u32 word = 0, *way;
+
+	if (!bucket)
+		return;
+	way = &bucket->word[pkt->candidate % HANDSHAKE_WAYS];
+	if (kept)
+		word = waiting_tag(pkt, pkt->src_is_lo, pkt->side) << 16 |
+		       ((pkt->now >> STAMP_SHIFT) & STAMP_MASK);
+	__sync_lock_test_and_set(way, word);
+}
+
+enum wait {
+	WAIT_NOT = 0,  /* the datagram was counted, if need be */
+	WAIT_GOES_ON,  /* go on with pkt->candidate, owned: add_waiting() */
+	WAIT_ANSWERED, /* ... open_answered() */
+	WAIT_REFUSED,  /* ... refuse_answered() */
+};
+
+/* A datagram of a flow that is not collecting and not decided. Returns an enum wait. Not
+ * static, as own_handshake(). */
+__noinline int wait_for_answer(struct packet *pkt)
+{
+	struct counts *cnt = get_counters();
+	struct waiting *waiting;
+	struct place at;
+	__u32 quota;
+
+	if (!cnt || !pkt)
+		return WAIT_NOT;
+	waiting = find_waiting(pkt, !pkt->src_is_lo, !pkt->side, false, &at);
+	if (waiting) {
+		if (still_waits(waiting, pkt->now)) {
+			pkt->candidate = at.id;
+			if (within_quota(pkt, waiting->from_lo))
+				return WAIT_ANSWERED;
+			cnt->initiator_slots++;
+			return WAIT_REFUSED;
+		}
+		/* Too late: it is not the flow's beginning that would be handed over. */
+		if (pkt->now - waiting->last_ns <= cfg_udp_idle_ns)
+			pkt->resumed = 1;
+		cnt->udp_unanswered += waiting->waits;
+		end_wait(waiting);
+		leave_handshake(&at);
+	} else if (at.busy) {
+		cnt->handshake_busy++;
+		return WAIT_NOT;
+	}
+	waiting = find_waiting(pkt, pkt->src_is_lo, pkt->side, pkt->payload_len, &at);
+	if (!waiting) {
+		if (at.busy)
+			cnt->handshake_busy++;
+		else
+			cnt->header_only += !pkt->payload_len;
+		return WAIT_NOT;
+	}
+	if (at.fresh || !still_waits(waiting, pkt->now)) {
+		if (!at.fresh && pkt->now - waiting->last_ns <= cfg_udp_idle_ns)
+			pkt->resumed = 1;
+		quota = waiting_quota_of(pkt);
+		if (!pkt->payload_len || quota == WAITING_IN_USE) {
+			cnt->header_only += !pkt->payload_len;
+			cnt->initiator_waiting += !!pkt->payload_len;
+			leave_handshake(&at);
+			return WAIT_NOT;
+		}
+		if (*at.word >> 16) { /* otherwise it is free, and no entry was there */
+			cnt->udp_unanswered += waiting->waits;
+			end_wait(waiting);
+		}
+		count_waiting(WAITING_IN_USE, 1);
+		count_waiting(quota, 1);
+		cnt->udp_waiting++;
+		waiting->key = pkt->key;
+		waiting->from_lo = pkt->src_is_lo;
+		waiting->side = pkt->side;
+		waiting->resumed = pkt->resumed;
+		waiting->waits = 1;
+		waiting->start_ns = pkt->now;
+		waiting->quota = quota;
+		waiting->bytes = 0;
+		waiting->packet_count = 0;
+	}
+	waiting->last_ns = pkt->now;
+	pkt->candidate = at.id;
+	return WAIT_GOES_ON;
+}
+
+/* Remembers the flow of pkt->candidate, owned, as decided, without a capture. Lets go of the
+ * entry. Not static, as own_handshake(). */
+__noinline int refuse_answered(const struct packet *pkt)
+{
+	struct waiting *waiting;
+	struct flow_key key;
+	__u32 id;
+
+	if (!pkt)
+		return 0;
+	key = pkt->key;
+	id = pkt->candidate;
+	remember(&key, VERDICT_PASS, 0, 0, 0, 0);
+	waiting = bpf_map_lookup_elem(&waiting_flows, &id);
+	if (waiting)
+		end_wait(waiting);
+	release_waiting(pkt, false);
+	return 0;
+}
+
+/* Gives the capture pkt->candidate, owned, a slot: its flow was answered by the packet, which
+ * is then to join it. Lets go of the entry. Returns whether a flow began, captured or not,
+ * and not another CPU's. Not static, as own_handshake(). */
+__noinline int open_answered(struct packet *pkt)
+{
+	struct counts *cnt = get_counters();
+	struct waiting *waiting;
+	struct slot_ref ref = {};
+	struct flow_key key;
+	struct slot *slot;
+	int opened = 1;
+	__u32 id;
+	int err; /* see open_capture() */
+
+	if (!cnt || !pkt)
+		return 0;
+	key = pkt->key;
+	id = pkt->candidate;
+	waiting = bpf_map_lookup_elem(&waiting_flows, &id);
+	if (!waiting)
+		return 0;
+	if (!take_slot(IPPROTO_UDP, &ref.slot)) {
+		cnt->slots_full++;
+		refuse_answered(pkt);
+		return 1;
+	}
+	slot = get_slot(ref.slot);
+	if (!slot)
+		goto out;
+	slot->quota = pkt->quota;
+	slot->pair_quota = pkt->pair_quota;
+	count_slot(SLOTS_IN_USE, 1);
+	count_slot(slot->quota, 1);
+	count_slot(slot->pair_quota, 1);
+	ref.generation = slot->generation + 1;
+	slot->generation = ref.generation;
+	slot->handed_over = 0;
+	slot->mark = 0;
+	slot->last_ns = pkt->now;
+	slot->hole_lo = slot->hole_lo_end = slot->hole_hi = slot->hole_hi_end = 0;
+	slot->sample.key = key;
+	slot->sample.reason = 0;
+	slot->sample.start_ns = waiting->start_ns;
+	slot->sample.initiator_is_lo = waiting->from_lo;
+	slot->sample.side = waiting->side;
+	slot->sample.flags = waiting->resumed ? SAMPLE_RESUMED : 0;
+	slot->sample.known = 0;
+	slot->sample.isn_lo = slot->sample.isn_hi = 0;
+	slot->sample.next_lo = slot->sample.next_hi = 0;
+	__builtin_memcpy(slot->sample.packets, waiting->packets, sizeof(waiting->packets));
+	__builtin_memcpy(slot->sample.data, waiting->data, CAPTURE_BYTES);
+	slot->word = waiting->packet_count * WORD_PACKET + waiting->bytes;
+	err = bpf_map_update_elem(&collecting, &key, &ref, BPF_NOEXIST);
+	if (!err)
+		goto out;
+	give_back(slot, ref.slot);
+	if (err != -EEXIST) {
+		cnt->collecting_full++;
+		refuse_answered(pkt);
+		return 1;
+	}
+	opened = 0;
+out:
+	end_wait(waiting);
+	release_waiting(pkt, false);
+	return opened;
+}
+
+/* A sweep looks through a part of the buckets, and in two seconds through all. */
+#define EXPIRY_PARTS 16
+#define EXPIRY_SHIFT 27
+
+struct expiry {
+	__u64 now;
+};
+
+static long expire_bucket(void *map, __u32 *number, struct handshake_bucket *bucket,
+			  struct expiry *state)
+{
+	struct counts *cnt = get_counters();
+	struct waiting *waiting;
+	__u32 id;
+
+	if (!cnt || *number % EXPIRY_PARTS != (state->now >> EXPIRY_SHIFT) % EXPIRY_PARTS)
+		return 0;
+#pragma unroll /* Linux 6.1 does not take the loop that clang makes of it */
+	for (int i = 0; i < HANDSHAKE_WAYS; i++) {
+		id = *number * HANDSHAKE_WAYS + i;
+		waiting = bpf_map_lookup_elem(&waiting_flows, &id);
+		if (!bucket->word[i] || !waiting || !waiting->waits ||
+		    still_waits(waiting, state->now) ||
+		    own_handshake(&bucket->word[i], 0) != OWN_YES)
+			continue;
+		if (!still_waits(waiting, state->now)) {
+			cnt->udp_unanswered += waiting->waits;
+			end_wait(waiting);
+		}
+		__sync_fetch_and_and(&bucket->word[i], ~WAY_BUSY);
+	}
+	return 0;
+}

@@ -229,7 +229,7 @@ func (d *daemon) changed(c loader.Change) {
 	}
 	if c.PinsErr != nil {
 		slog.Warn("pins were removed and can't be put back: the work goes on, but other commands don't see it, and blocks end with this process",
-			"interface", d.iface(), "error", c.PinsErr)
+			"interface", d.iface(), "error", fromLoader(c.PinsErr))
 	}
 }
 

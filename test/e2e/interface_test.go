@@ -417,7 +417,7 @@ func TestDocumentedCapabilitiesAreEnough(t *testing.T) {
 	if out := run("umount", "--lazy", "/sys/fs/bpf"); out.Code != 0 {
 		t.Fatalf("%+v", out)
 	}
-	s.says(d, "can't be put back", "CAP_SYS_ADMIN")
+	s.says(d, "can't be put back", "mount -t bpf bpf /sys/fs/bpf")
 	if out := run("mount", "-t", "bpf", "-o", "mode=0700", "bpf", "/sys/fs/bpf"); out.Code != 0 {
 		t.Fatalf("%+v", out)
 	}

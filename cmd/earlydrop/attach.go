@@ -57,6 +57,8 @@ Examples:
 			&cli.StringFlag{Name: "mode", Usage: "`monitor` or enforce; overrides the policy's"},
 			&cli.StringFlag{Name: "xdp", Value: string(loader.XDPAuto), Usage: "attach in the driver (native), in the stack (generic), or whichever works (`auto`)"},
 			midStreamFlag(),
+			&cli.BoolFlag{Name: "one-hook", Usage: "take both directions from one hook, as at a mirror port or a one-armed router; to enforce, the policy has to say one_hook: true"},
+			oneWayFlag(),
 			&cli.StringFlag{Name: "device", Value: "cpu", Usage: "classify on `cpu` or cuda:N"},
 			&cli.StringFlag{Name: "events", Usage: "append one JSON object per event to `FILE`; - is standard output, instead of the text"},
 			&cli.StringFlag{Name: "events-pass", Value: "all", Usage: "of the verdicts on undetected flows write `all`, none, so many per second (100/s) or a share (1/100)"},
@@ -81,6 +83,12 @@ func interfaceFlag() cli.Flag {
 // live traffic and for files.
 func midStreamFlag() cli.Flag {
 	return &cli.StringFlag{Name: "mid-stream", Value: "ignore", Usage: "`ignore` TCP flows seen without their SYN, or capture them from their next payload byte on"}
+}
+
+// oneWayFlag says what becomes of TCP connections of which one direction is seen, the
+// same for live traffic and for files.
+func oneWayFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "one-way", Usage: "also capture TCP connections of which one direction alone is seen (asymmetric routing); only rules with one_way: true take them"}
 }
 
 func parseMidStream(s string) (capture bool, err error) {
@@ -159,6 +167,8 @@ func attach(c *cli.Context) error {
 		Interface: c.String("interface"),
 		XDPMode:   xdp,
 		MidStream: midStream,
+		OneHook:   c.Bool("one-hook"),
+		OneWay:    c.Bool("one-way"),
 		Monitor:   mode == policy.Monitor,
 		Sizes:     tableSizes(c),
 		Version:   programVersion(),
@@ -171,7 +181,7 @@ func attach(c *cli.Context) error {
 	}
 	d := &daemon{
 		dp: dp, iface: dp.Interface, engine: engine, policy: pol, mode: mode,
-		model: model, out: out, started: time.Now(),
+		model: model, out: out, started: time.Now(), oneHook: c.Bool("one-hook"), oneWay: c.Bool("one-way"),
 	}
 	out.iface = dp.Interface
 	out.attached(d, policyName)

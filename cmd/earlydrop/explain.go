@@ -224,7 +224,7 @@ func (e *explanation) heading() []string {
 	})
 	var scores []string
 	for _, i := range order {
-		scores = append(scores, fmt.Sprintf("%s %.4f", m.Labels[i], e.result.Scores[i]))
+		scores = append(scores, fmt.Sprintf("%s %.4f", m.Labels[i], roundProbability(e.result.Scores[i])))
 	}
 	return append(lines, class, "decision: "+e.decided(), "probabilities: "+strings.Join(scores, ", "))
 }
@@ -241,7 +241,7 @@ func (e *explanation) decided() string {
 		return fmt.Sprintf("%s, %s %s is about flows that are like no class", d.Action, d.Reason, d.Rule)
 	}
 	return fmt.Sprintf("%s, %s %s: the probability of %s is %.4f; the rule asks for %s", d.Action, d.Reason, d.Rule,
-		orList(e.rule.Classes), d.Confidence, strconv.FormatFloat(e.rule.MinConfidence, 'g', 6, 64))
+		orList(e.rule.Classes), roundProbability(d.Confidence), strconv.FormatFloat(e.rule.MinConfidence, 'g', 6, 64))
 }
 
 // table says what has how much effect.

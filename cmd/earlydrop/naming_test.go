@@ -4,7 +4,9 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -82,5 +84,29 @@ func TestReplayNamesWhatDecided(t *testing.T) {
 	// The second flow is like no class by itself, and the model's outcome says so.
 	if diff := cmp.Diff([]string{"shadowsocks shadowsocks|v2ray shadowsocks", "unknown shadowsocks|v2ray shadowsocks"}, got); diff != "" {
 		t.Errorf("class, rule_classes, likeliest (-want +got):\n%s", diff)
+	}
+}
+
+// The table of replay and the explanation of a flow have the same words and figures.
+func TestReplayAndExplainSayTheSame(t *testing.T) {
+	const file = "../../test/testdata/shadowsocks.pcap"
+	_, stdout, _ := runForTest("replay", "--json", file)
+	n := 0
+	for line := range strings.Lines(stdout) {
+		var r replayRecord
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			t.Fatal(err)
+		}
+		n++
+		code, explained, stderr := runForTest("explain", file, "--flow", strconv.Itoa(n))
+		want := []string{"\nclass " + r.line(r.Class, r.Confidence), fmt.Sprintf("\ndecision: %s, %s %s: ", r.Decision, r.Reason, r.Rule), fmt.Sprintf(" is %.4f; the rule asks for ", *r.RuleConfidence)}
+		for _, w := range want {
+			if code != exitOK || !strings.Contains(explained, w) {
+				t.Errorf("flow %d: exit code %d, %s, no %q in\n%s", n, code, stderr, w, explained)
+			}
+		}
+	}
+	if n < 3 {
+		t.Errorf("%d flows", n)
 	}
 }

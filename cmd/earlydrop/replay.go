@@ -284,17 +284,20 @@ func (r *replay) work() {
 // setResult fills in what classifier and policy said. Probabilities are
 // rounded, as their last digits depend on the machine.
 func (record *replayRecord) setResult(result *flow.Result, d policy.Decision) {
-	round := func(p float64) float64 { return math.Round(p*1e6) / 1e6 }
-	record.Class, record.Confidence = result.Class, round(result.Confidence)
+	record.Class, record.Confidence = result.Class, roundProbability(result.Confidence)
 	record.Scores = make(map[string]float64, len(result.Labels))
 	for i, label := range result.Labels {
-		record.Scores[label] = round(result.Scores[i])
+		record.Scores[label] = roundProbability(result.Scores[i])
 	}
-	d.Confidence = round(d.Confidence)
+	d.Confidence = roundProbability(d.Confidence)
 	record.Decision, record.Rule, record.Reason = d.Action.String(), d.Rule, d.Reason
 	record.naming = nameFlow(&d, result)
 	record.called = d.Class
 }
+
+// roundProbability rounds off what depends on the machine, so that replay and explain
+// print the same.
+func roundProbability(p float64) float64 { return math.Round(p*1e6) / 1e6 }
 
 // read returns the flows of one capture, which may be cut into several files, in
 // order of their start. Those of a pipe go to live instead, if there is one. When

@@ -139,17 +139,20 @@ func TestRecordingHasAllThatCameBeforeItsEnd(t *testing.T) {
 		file := filepath.Join(s.Dir(), "recording.pcap")
 		rec := must(s.Record(file))(t)
 		t.Cleanup(func() { _ = rec.Stop() })
-		const n = 200
+		const batches, batch = 5, 40 // no more at a time than a socket's buffer holds
+		const n = batches * batch
 		payload, buf := make([]byte, 1000), make([]byte, 2000)
-		for range n {
-			if _, err := client.Write(payload); err != nil {
-				t.Fatal(err)
+		for range batches {
+			for range batch {
+				if _, err := client.Write(payload); err != nil {
+					t.Fatal(err)
+				}
 			}
-		}
-		for range n { // what has arrived has passed the device
-			_ = server.SetReadDeadline(time.Now().Add(limit))
-			if _, _, err := server.ReadFrom(buf); err != nil {
-				t.Fatal(err)
+			for range batch { // what has arrived has passed the device
+				_ = server.SetReadDeadline(time.Now().Add(time.Minute))
+				if _, _, err := server.ReadFrom(buf); err != nil {
+					t.Fatal(err)
+				}
 			}
 		}
 		if err := rec.Stop(); err != nil {

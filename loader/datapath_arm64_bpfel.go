@@ -142,6 +142,11 @@ type datapathCounts struct {
 	LoadFailed     uint64
 }
 
+type datapathDeviceSide struct {
+	_    structs.HostLayout
+	Same uint8
+}
+
 type datapathFlow struct {
 	_        structs.HostLayout
 	LastNs   uint64
@@ -180,6 +185,11 @@ type datapathHandshakeBucket struct {
 	Word [16]uint32
 }
 
+type datapathMidStreamFlow struct {
+	_    structs.HostLayout
+	Hash uint64
+}
+
 type datapathPacketRecord struct {
 	_             structs.HostLayout
 	WireLen       uint32
@@ -210,6 +220,11 @@ type datapathSample struct {
 	Data          [1024]uint8
 }
 
+type datapathSeenPacket struct {
+	_           structs.HostLayout
+	HashAndTime uint64
+}
+
 type datapathSlot struct {
 	_          structs.HostLayout
 	Word       uint64
@@ -230,6 +245,11 @@ type datapathSlot struct {
 	Pad       [3]uint8
 	Sample    datapathSample
 	Slack     [1040]uint8
+}
+
+type datapathSlotCount struct {
+	_    structs.HostLayout
+	Held uint32
 }
 
 type datapathSlotRef struct {

@@ -20,12 +20,12 @@ import (
 // are not listed it has to show some field.
 var mapFields = map[string][2][]string{
 	"attachment": {nil, {"layout_version", "pid", "xdp_mode", "egress", "mode", "model", "policy", "classified"}},
-	"blocked":    {flowKey, {"since_ns", "expires_ns", "packets", "bytes", "class", "rule"}},
+	"blocked":    {flowKey, {"since_ns", "expires_ns", "packets", "bytes", "class", "rule", "renewed", "next_lo"}},
 	"collecting": {flowKey, {"slot", "generation"}},
 	"counters":   {nil, {"packets_ingress", "dropped_packets", "ring_full"}},
 	"flows":      {flowKey, {"last_ns", "verdict"}},
 	"handshakes": {nil, {"bytes", "packet_count", "packets", "data"}},
-	"syns":       {nil, {"key", "start_ns", "frame"}},
+	"syns":       {nil, {"key", "state", "start_ns", "first", "latest"}},
 	"slots":      {nil, {"last_ns", "sample"}},
 }
 

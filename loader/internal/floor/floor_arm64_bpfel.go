@@ -142,6 +142,11 @@ type floorCounts struct {
 	LoadFailed     uint64
 }
 
+type floorDeviceSide struct {
+	_    structs.HostLayout
+	Same uint8
+}
+
 type floorFloorKey struct {
 	_      structs.HostLayout
 	Saddr  [16]uint8
@@ -197,6 +202,16 @@ type floorHandshakeBucket struct {
 	Word [16]uint32
 }
 
+type floorMidStreamFlow struct {
+	_    structs.HostLayout
+	Hash uint64
+}
+
+type floorSeenPacket struct {
+	_           structs.HostLayout
+	HashAndTime uint64
+}
+
 type floorSlot struct {
 	_          structs.HostLayout
 	Word       uint64
@@ -243,6 +258,11 @@ type floorSlot struct {
 		Data [1024]uint8
 	}
 	Slack [1040]uint8
+}
+
+type floorSlotCount struct {
+	_    structs.HostLayout
+	Held uint32
 }
 
 type floorSlotRef struct {

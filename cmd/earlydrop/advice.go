@@ -98,6 +98,32 @@ func warnings(iface string, info loader.Info) []string {
 	return w
 }
 
+// Of so many handshakes less than two sides have to be seen before anything is said of
+// it, and so large a share of all.
+const (
+	fewHandshakes = 20
+	oneWayShare   = 0.05
+)
+
+// sidesAdvice tells what the counters of an interface say about what it can see of
+// connections, one line each.
+func sidesAdvice(iface string, counters map[string]uint64, oneHook, oneWay bool) []string {
+	share := func(n uint64) float64 { return float64(n) / float64(max(1, n+counters["tcp_opened"])) }
+	var advice []string
+	mirror := counters["packets_egress"] < counters["packets_ingress"]/100
+	switch n := counters["one_way"]; {
+	case n < fewHandshakes || share(n) <= oneWayShare:
+	case mirror && !oneHook:
+		advice = append(advice, fmt.Sprintf("nearly nothing leaves by %s, so that connections (%d) seem to have one direction and are not judged; at a mirror port attach with --one-hook", iface, n))
+	case !oneWay:
+		advice = append(advice, fmt.Sprintf("of %.0f %% of the TCP connections (%d) only one direction passes %s, so they are not judged; where routing is asymmetric, --one-way captures them", 100*share(n), n, iface))
+	}
+	if n := counters["reflected"]; !oneHook && n >= fewHandshakes && share(n) > 0.5 {
+		advice = append(advice, fmt.Sprintf("most handshakes leave %s as they came in (%d packets), so connections can't be proven by the side that they are from; at a one-armed router attach with --one-hook", iface, n))
+	}
+	return advice
+}
+
 // seenFromHere explains, after a message that nothing is there, that another mount
 // namespace may see something.
 func seenFromHere() string {

@@ -98,3 +98,30 @@ func TestAdviceOnWhatIsRefused(t *testing.T) {
 		t.Errorf("exit code %d, %q", code, stderr)
 	}
 }
+
+func TestAdviceAboutSides(t *testing.T) {
+	for _, tt := range []struct {
+		name            string
+		counters        map[string]uint64
+		oneHook, oneWay bool
+		words           []string // of the only line
+	}{
+		{"all is well", map[string]uint64{"tcp_opened": 1000, "one_way": 19, "reflected": 30}, false, false, nil},
+		{"a few of few", map[string]uint64{"one_way": 19}, false, false, nil},
+		{"asymmetric routing", map[string]uint64{"tcp_opened": 180, "one_way": 20, "packets_ingress": 1000, "packets_egress": 500}, false, false, []string{"10 %", "eth0", "--one-way"}},
+		{"asymmetric routing, and known", map[string]uint64{"tcp_opened": 180, "one_way": 20}, false, true, nil},
+		{"one arm", map[string]uint64{"reflected": 40, "tcp_opened": 3}, false, false, []string{"--one-hook", "40"}},
+		{"one arm, and known", map[string]uint64{"reflected": 40, "tcp_opened": 3}, true, false, nil},
+		{"mirror port", map[string]uint64{"one_way": 40, "packets_ingress": 1000, "packets_egress": 2}, false, false, []string{"mirror port", "--one-hook"}},
+	} {
+		got := sidesAdvice("eth0", tt.counters, tt.oneHook, tt.oneWay)
+		if len(tt.words) == 0 && len(got) != 0 || len(tt.words) > 0 && len(got) != 1 {
+			t.Errorf("%s: %q", tt.name, got)
+		}
+		for _, w := range tt.words {
+			if len(got) == 1 && !strings.Contains(got[0], w) {
+				t.Errorf("%s: %q lacks %q", tt.name, got[0], w)
+			}
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,6 +39,8 @@ type daemon struct {
 	model   string
 	out     *sinks
 	started time.Time
+
+	oneHook, oneWay bool // as attached
 
 	classified, toDrop, blocked           atomic.Uint64
 	queueFull, notClassified, notBlocked  atomic.Uint64
@@ -179,6 +182,7 @@ func (d *daemon) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 	defer sweep.Stop()
 	defer slow.Stop()
 	var noSweep, noTidying patience
+	advised := false
 	for {
 		var err error
 		trouble := &noSweep
@@ -191,6 +195,7 @@ func (d *daemon) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 			_, err = d.dp.Sweep()
 		case <-slow.C:
 			err, trouble = errors.Join(d.expire(), d.dp.Report(d.counters())), &noTidying
+			advised = advised || d.adviseSides()
 		}
 		switch {
 		case err == nil:
@@ -202,6 +207,20 @@ func (d *daemon) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 			slog.Warn("trying again", "interface", d.iface(), "error", err)
 		}
 	}
+}
+
+// adviseSides warns, once, where the interface does not see what it takes to prove
+// connections, and reports whether it did.
+func (d *daemon) adviseSides() bool {
+	counters, err := d.dp.Counters()
+	if err != nil {
+		return false
+	}
+	advice := sidesAdvice(d.iface(), maps.Collect(counters.All()), d.oneHook, d.oneWay)
+	for _, a := range advice {
+		slog.Warn(a, "interface", d.iface())
+	}
+	return len(advice) > 0
 }
 
 func (d *daemon) expire() error {

@@ -43,6 +43,8 @@ type interfaceStatus struct {
 	XDP       string                `json:"xdp"`
 	Egress    string                `json:"egress"`
 	Mode      string                `json:"mode"`
+	OneHook   bool                  `json:"one_hook"`
+	OneWay    bool                  `json:"one_way"`
 	Policy    string                `json:"policy"`
 	Model     string                `json:"model"`
 	Version   string                `json:"version"`
@@ -112,7 +114,7 @@ func readStatus(t *loader.Tables) (*interfaceStatus, error) {
 	}
 	s := &interfaceStatus{
 		Interface: a.Interface, Pins: t.PinDir(), gone: a.Gone, Running: a.Alive, PID: a.PID, Since: a.Since, XDP: string(a.XDPMode), Egress: a.Egress,
-		Mode: a.Mode, Policy: a.Policy, Model: a.Model, Version: a.Version, Flows: o, Daemon: a.Daemon,
+		Mode: a.Mode, OneHook: a.OneHook, OneWay: a.OneWay, Policy: a.Policy, Model: a.Model, Version: a.Version, Flows: o, Daemon: a.Daemon,
 		Counters: make(map[string]uint64),
 	}
 	for name, v := range counters.All() {
@@ -140,6 +142,15 @@ func (s *interfaceStatus) print(out io.Writer) error {
 	row("daemon", "%s", daemon)
 	row("attached", "%s, xdp %s, egress %s", s.Since.Format(time.DateTime), s.XDP, s.Egress)
 	row("mode", "%s", s.Mode)
+	if s.OneHook {
+		row("one hook", "both directions come through one hook: connections are proven by their numbers alone")
+	}
+	if s.OneWay {
+		row("one way", "TCP connections of which one direction is seen are captured, too")
+	}
+	for _, advice := range sidesAdvice(s.Interface, s.Counters, s.OneHook, s.OneWay) {
+		row("warning", "%s", advice)
+	}
 	row("policy", "%s", s.Policy)
 	row("model", "%s", s.Model)
 	row("version", "%s", s.Version)

@@ -56,12 +56,17 @@ onnxruntime: ## Put ONNX Runtime's shared library into bin/lib (pinned, out of a
 
 IFACE ?=
 MODE ?= monitor
+# Built only when it is clear that what was built can be run.
 .PHONY: run
+run: export IFACE := $(IFACE)
+run: export MODE := $(MODE)
 run: ## Attach to an interface, in monitor mode: make run IFACE=eth0 [MODE=enforce]
-	@awk -F : -v name='$(IFACE)' 'NR > 2 { gsub(/ /, "", $$1); all = all " " $$1; found = found || $$1 == name } \
-		END { if (!found) { print "name an interface: sudo make run IFACE=eth0 (there are:" all ")"; exit 2 } }' /proc/net/dev >&2
+	@there=$$(sed -n 's/^ *\([^:]*\):.*/\1/p' /proc/net/dev); list="(there are: $${there//$$'\n'/ })"; \
+	[ -n "$$IFACE" ] || { echo "name the interface: sudo make run IFACE=eth0 $$list" >&2; exit 2; }; \
+	grep -qxF -e "$$IFACE" <<< "$$there" || { echo "no such interface: $$IFACE $$list" >&2; exit 2; }; \
+	[[ "$$MODE" =~ ^(monitor|enforce)$$ ]] || { echo "MODE=$$MODE: use monitor or enforce" >&2; exit 2; }
 	@$(MAKE) --no-print-directory build onnxruntime
-	$(BIN) attach -i $(IFACE) --mode $(MODE)
+	$(BIN) attach -i "$$IFACE" --mode "$$MODE"
 
 .PHONY: demo
 demo: build onnxruntime ## Show it: real tunnels and ordinary flows through an enforcing gateway

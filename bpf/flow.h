@@ -149,10 +149,10 @@ static __always_inline bool take_slot(__u8 proto, __u32 *id)
 
 static __always_inline void count_slot(__u32 quota, __u32 delta)
 {
-	__u32 *held = bpf_map_lookup_elem(&slot_quota, &quota);
+	struct slot_count *count = bpf_map_lookup_elem(&slot_quota, &quota);
 
-	if (held)
-		__sync_fetch_and_add(held, delta);
+	if (count)
+		__sync_fetch_and_add(&count->held, delta);
 }
 
 static __always_inline void give_back(const struct slot *slot, __u32 id)
@@ -346,7 +346,8 @@ static __always_inline bool within_quota(struct packet *pkt, bool initiator_is_l
 	const __u32 *lo = (const __u32 *)pkt->key.lo_addr, *hi = (const __u32 *)pkt->key.hi_addr;
 	const __u32 *from = initiator_is_lo ? lo : hi, *to = initiator_is_lo ? hi : lo;
 	__u32 words[8] = {from[0], from[1], from[2], from[3], to[0], to[1], to[2], to[3]};
-	__u32 quota, *in_use, *held, *pair;
+	struct slot_count *in_use, *own, *pair;
+	__u32 quota;
 	__u32 share = cfg_slots / QUOTA_SHARE, pair_share = cfg_slots / QUOTA_PAIR_SHARE;
 
 	if (!share)
@@ -362,12 +363,12 @@ static __always_inline bool within_quota(struct packet *pkt, bool initiator_is_l
 	pkt->pair_quota = quota = hash_words(words, 8) % SLOT_QUOTAS;
 	pair = bpf_map_lookup_elem(&slot_quota, &quota);
 	pkt->quota = quota = hash_words(words, 4) % SLOT_QUOTAS;
-	held = bpf_map_lookup_elem(&slot_quota, &quota);
-	if (!in_use || !held || !pair)
+	own = bpf_map_lookup_elem(&slot_quota, &quota);
+	if (!in_use || !own || !pair)
 		return true;
-	if (*in_use * 4 >= cfg_slots * 3 && (*held >= share || *pair >= pair_share))
+	if (in_use->held * 4 >= cfg_slots * 3 && (own->held >= share || pair->held >= pair_share))
 		return false;
-	if (*pair >= pair_share)
+	if (pair->held >= pair_share)
 		pkt->quota = SLOT_UNCOUNTED;
 	return true;
 }

@@ -285,11 +285,15 @@ struct {
  * by the kernel. 65536 * 8 = 512 KiB. */
 #define MID_STREAM_WORDS 65536
 
+struct mid_stream_flow {
+	__u64 hash;
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, MID_STREAM_WORDS);
 	__type(key, __u32);
-	__type(value, __u64);
+	__type(value, struct mid_stream_flow);
 } mid_stream SEC(".maps");
 
 /* key: some bits of a hash of a SYN's or SYN+ACK's key, direction and numbers. value: others
@@ -297,11 +301,15 @@ struct {
  * 65536 * 8 = 512 KiB. */
 #define SEEN_WORDS 65536
 
+struct seen_packet {
+	__u64 hash_and_time; /* upper and lower half; read and written as one */
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, SEEN_WORDS);
 	__type(key, __u32);
-	__type(value, __u64);
+	__type(value, struct seen_packet);
 } seen_inside SEC(".maps");
 
 /* key: hash of an initiator's address, or of both addresses; SLOTS_IN_USE: none. value:
@@ -311,21 +319,29 @@ struct {
 #define SLOTS_IN_USE SLOT_QUOTAS
 #define SLOT_UNCOUNTED 0xffffffff
 
+struct slot_count {
+	__u32 held;
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, SLOT_QUOTAS + 1);
 	__type(key, __u32);
-	__type(value, __u32);
+	__type(value, struct slot_count);
 } slot_quota SEC(".maps");
 
-/* key: index of a network device. value: 1. The interface and the devices that stand on
+struct device_side {
+	__u8 same;
+};
+
+/* key: index of a network device. value: same is 1. The interface and the devices that stand on
  * it: what was received through them came from the interface's side. Written by the
  * loader. 256 * (48 + 8 + 8) = 16 KiB. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 256);
 	__type(key, __u32);
-	__type(value, __u8);
+	__type(value, struct device_side);
 } same_side SEC(".maps");
 
 /* Captures on their way to user space; room for 2900 full ones. */

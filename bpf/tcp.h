@@ -46,8 +46,9 @@ static __always_inline bool read_segment(const struct source *src, struct packet
 static __always_inline __u64 *mid_stream_word(__u64 hash)
 {
 	__u32 index = hash % MID_STREAM_WORDS;
+	struct mid_stream_flow *flow = bpf_map_lookup_elem(&mid_stream, &index);
 
-	return bpf_map_lookup_elem(&mid_stream, &index);
+	return flow ? &flow->hash : NULL;
 }
 
 /* What that word is for this key: the rest of its hash, never 0. */
@@ -88,7 +89,8 @@ static __always_inline bool is_syn(const struct syn *syn, const struct packet *p
 __noinline int is_reflected(const struct packet *pkt)
 {
 	__u32 words[6], index, tag, when;
-	__u64 hash, *seen, was;
+	struct seen_packet *seen;
+	__u64 hash, was;
 
 	if (!pkt || cfg_one_hook)
 		return 0;
@@ -106,10 +108,10 @@ __noinline int is_reflected(const struct packet *pkt)
 	if (!seen)
 		return false;
 	if (pkt->side == SIDE_IN) {
-		*seen = (__u64)tag << 32 | when;
+		seen->hash_and_time = (__u64)tag << 32 | when;
 		return false;
 	}
-	was = *seen;
+	was = seen->hash_and_time;
 	return was >> 32 == tag && when - (__u32)was <= SEEN_LIMIT;
 }
 

@@ -33,9 +33,11 @@ if [ "${1-}" = --cuda ]; then
 	cuda=yes
 	shift
 fi
-if [ $# -ne 1 ] || [ -z "$1" ]; then
-	fail "usage: fetch-onnxruntime.sh [--cuda] DESTDIR"
-fi
+usage() { fail "usage: fetch-onnxruntime.sh [--cuda] DESTDIR"; }
+[ $# -eq 1 ] || usage
+case $1 in
+"" | -*) usage ;;
+esac
 dest=$1
 
 machine=$(uname -m)
@@ -96,13 +98,14 @@ have curl || have npm || fail "neither curl nor npm is installed (on Debian: apt
 mkdir -p "$dest"
 tmp=$(mktemp -d)
 part=$dest/.part.$$
-trap 'rm -rf "$tmp" "$part"' EXIT
-trap 'exit 130' INT TERM
+# A second signal must not end the cleaning up.
+trap 'trap "" HUP INT TERM; rm -rf "$tmp" "$part"' EXIT
+trap 'exit 130' HUP INT TERM
 
 registry=${NPM_CONFIG_REGISTRY:-${npm_config_registry:-}}
 named="NPM_CONFIG_REGISTRY is"
 if [ -z "$registry" ] && have npm; then
-	# In an empty folder: npm would read the configuration of a project, too.
+	# In an empty folder: npm would read a project's configuration as well.
 	registry=$(cd "$tmp" && npm config get registry 2>/dev/null) || registry=
 	named="npm is configured for the registry"
 fi
@@ -130,16 +133,17 @@ if [ -z "${http_proxy:-}" ] && [ -n "${HTTP_PROXY:-}" ]; then
 	export http_proxy="$HTTP_PROXY"
 fi
 
-# by_curl PACKAGE VERSION FILE: sets why and returns curl's exit code on failure.
+# by_curl PACKAGE VERSION FILE: sets why and returns curl's exit code on failure. What it
+# says does not go by a file: the disk may be full.
 by_curl() {
 	# A scope is part of the package's name, but not of its archive's.
 	url=$registry/$1/-/${1##*/}-$2.tgz
 	escaped=$(printf '%s' "$url" | sed 's/[\\"]/\\&/g')
-	printf 'url = "%s"\n' "$escaped" |
+	why=$(printf 'url = "%s"\n' "$escaped" |
 		curl --config - --fail --location --silent --show-error --proto =http,https --proto-redir =http,https \
-			--connect-timeout 15 --speed-limit 1000 --speed-time 30 --retry 2 --output "$3" 2>"$tmp/curl.err" && return 0
+			--connect-timeout 15 --speed-limit 1000 --speed-time 30 --retry 2 --output "$3" 2>&1) && return 0
 	code=$?
-	why=$(tail -n 1 "$tmp/curl.err" | sed -e 's/^curl: ([0-9]*) *//' -e 's#//[^/ ]*@#//#g')
+	why=$(printf '%s\n' "$why" | tail -n 1 | sed -e 's/^curl: ([0-9]*) *//' -e 's#//[^/ ]*@#//#g')
 	return "$code"
 }
 
@@ -147,8 +151,8 @@ by_curl() {
 by_npm() {
 	# npm resolves a bare folder name as a project, so it runs in an empty one.
 	mkdir "$tmp/npm"
-	(cd "$tmp/npm" && npm pack --ignore-scripts --loglevel=error --fetch-retries=1 "$1@$2" >../npm.out 2>&1) || {
-		why=$(sed -n -e '/^npm [^ ]* *at /d' -e 's/^npm [^ ]* *//p' "$tmp/npm.out" | sed -n '1,4p' | tr '\n' ';' | sed -e 's/;$//' -e 's/;/; /g' -e 's#//[^/ ]*@#//#g')
+	why=$(cd "$tmp/npm" && npm pack --ignore-scripts --loglevel=error --fetch-retries=1 "$1@$2" 2>&1) || {
+		why=$(printf '%s\n' "$why" | sed -n -e '/^npm [^ ]* *at /d' -e 's/^npm [^ ]* *//p' | sed -n '1,4p' | tr '\n' ';' | sed -e 's/;$//' -e 's/;/; /g' -e 's#//[^/ ]*@#//#g')
 		return 1
 	}
 	mv "$tmp/npm"/*.tgz "$3" && rmdir "$tmp/npm"
@@ -162,7 +166,9 @@ fetch() {
 		code=0
 		by_curl "$@" || code=$?
 	fi
-	if [ "$code" != 0 ] && have npm; then
+	if [ "$code" = 23 ]; then
+		fail "can't write $3: $why (is the disk full? TMPDIR names another folder)"
+	elif [ "$code" != 0 ] && have npm; then
 		[ "$code" = none ] || echo "fetch-onnxruntime: curl: $why; trying npm" >&2
 		by_npm "$@" || fail "can't get $1@$2 from $shown: npm: $why"
 	elif [ "$code" = 22 ]; then # the registry's answer is an error
@@ -181,6 +187,7 @@ fetch() {
 last=
 while read -r package version member hash; do
 	target=$dest/${member##*/}
+	[ ! -d "$target" ] || fail "$target is a folder: remove it"
 	! present "$target" "$hash" || continue
 	if [ "$package@$version" != "$last" ]; then
 		rm -f "$tmp/archive.tgz"

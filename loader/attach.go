@@ -22,7 +22,7 @@ type iface struct {
 func findInterface(name string) (*iface, error) {
 	l, err := interfaceNamed(name)
 	if err == nil && l == nil {
-		err = refused(nil, "no such interface: %s (ip link shows what there is)", name)
+		err = refused(ErrNoInterface, "%v: %s", ErrNoInterface, name)
 	}
 	if err != nil {
 		return nil, err
@@ -51,9 +51,14 @@ func severed(l link.Link) bool {
 // openPinnedLink returns the link that an earlier process pinned, or nil when there
 // is none. One that is not attached to this interface is removed: that one is gone.
 func (i *iface) openPinnedLink(pin string) (link.Link, error) {
-	l, err := link.LoadPinnedLink(pin, nil)
+	l, err := openPin(pin)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
+		return nil, nil
+	case errors.Is(err, errForeignPin):
+		if err := os.Remove(pin); err != nil {
+			return nil, fmt.Errorf("remove what has the name of a pin: %w", err)
+		}
 		return nil, nil
 	case err != nil:
 		return nil, fmt.Errorf("open pinned link %s: %w", pin, err)
@@ -114,19 +119,12 @@ func (d *DataPath) attachIngress(ifc *iface, opts Options, pin string) error {
 	}
 	if err != nil {
 		d.ingress = nil
-		return refused(err, "attach xdp to %s in %s mode: %v%s", ifc.name, d.Info.XDPMode, err, xdpHint(opts.XDPMode))
+		return refused(&XDPModeError{opts.XDPMode, err}, "attach xdp to %s in %s mode: %v", ifc.name, d.Info.XDPMode, err)
 	}
 	if err := d.ingress.Pin(pin); err != nil {
 		return fmt.Errorf("pin %s: %w", pin, err)
 	}
 	return nil
-}
-
-func xdpHint(mode XDPMode) string {
-	if mode == XDPNative {
-		return " (the driver may lack it: use --xdp auto or generic)"
-	}
-	return ""
 }
 
 // attachedMode returns the mode of the XDP program on the interface now.
@@ -256,7 +254,7 @@ func removeClsact(ifc *iface) error {
 	return nil
 }
 
-// hidesVLANs reports whether VLAN interfaces stand on this one while the driver
+// hidesVLANs reports whether this interface has VLAN interfaces while its driver
 // strips tags on receive: the ingress program then sees their frames untagged.
 func (i *iface) hidesVLANs() bool {
 	links, err := netlink.LinkList()

@@ -27,7 +27,7 @@ const (
 	XDPGeneric XDPMode = "generic" // in the stack, on any driver, slower
 )
 
-// ParseXDPMode turns a flag's word into an XDPMode.
+// ParseXDPMode turns a word into an XDPMode.
 func ParseXDPMode(s string) (XDPMode, error) {
 	switch m := XDPMode(s); m {
 	case XDPAuto, XDPNative, XDPGeneric:
@@ -83,7 +83,7 @@ type Options struct {
 	// Other sizes than what is pinned has replace it whole. (optional)
 	Sizes Sizes
 
-	// What `earlydrop status` shows. (optional)
+	// What [Tables.Attachment] tells. (optional)
 	Version, Model, Policy string
 
 	// forceClsact attaches the way that kernels before 6.6 need, failLoad has the kernel
@@ -311,7 +311,7 @@ func adoptable(spec *ebpf.CollectionSpec, sizes Sizes, folder *os.File) (_ map[s
 		if !outlives(name) {
 			continue
 		}
-		m, err := ebpf.LoadPinnedMap(inFolder(folder, pinName(name)), nil)
+		m, err := loadPinnedMap(inFolder(folder, pinName(name)))
 		if err != nil {
 			return nil, fmt.Sprintf("pinned map %s: %v", name, err)
 		}
@@ -435,8 +435,8 @@ func (d *DataPath) describe(opts Options, spec *ebpf.CollectionSpec) error {
 	return d.Report(DaemonCounters{})
 }
 
-// Report shows the daemon's counters to `earlydrop status`. It is not safe for
-// concurrent use with itself.
+// Report writes the daemon's counters to where [Tables.Attachment] reads them. It is not
+// safe for concurrent use with itself.
 func (d *DataPath) Report(c DaemonCounters) error {
 	a := &d.about
 	a.Classified, a.ToDrop, a.Blocked = c.Classified, c.ToDrop, c.Blocked

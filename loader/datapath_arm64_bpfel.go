@@ -146,6 +146,11 @@ type datapathCounts struct {
 	LoadFailed       uint64
 }
 
+type datapathDeviceSide struct {
+	_    structs.HostLayout
+	Same uint8
+}
+
 type datapathFlow struct {
 	_        structs.HostLayout
 	LastNs   uint64
@@ -184,6 +189,11 @@ type datapathHandshakeBucket struct {
 	Word [16]uint32
 }
 
+type datapathMidStreamFlow struct {
+	_    structs.HostLayout
+	Hash uint64
+}
+
 type datapathPacketRecord struct {
 	_             structs.HostLayout
 	WireLen       uint32
@@ -214,6 +224,11 @@ type datapathSample struct {
 	Data          [1024]uint8
 }
 
+type datapathSeenPacket struct {
+	_           structs.HostLayout
+	HashAndTime uint64
+}
+
 type datapathSlot struct {
 	_          structs.HostLayout
 	Word       uint64
@@ -234,6 +249,11 @@ type datapathSlot struct {
 	Pad       [3]uint8
 	Sample    datapathSample
 	Slack     [1040]uint8
+}
+
+type datapathSlotCount struct {
+	_    structs.HostLayout
+	Held uint32
 }
 
 type datapathSlotRef struct {

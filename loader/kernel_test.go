@@ -387,7 +387,7 @@ func TestPackets(t *testing.T) {
 			frames:    [][]byte{up(f.ACK, 0), up(f.FIN|f.ACK, 0), down(f.ACK, 400), up(f.ACK, 0), up(f.ACK, 600), up(f.ACK, 1400)},
 			counts:    map[string]uint64{"mid_stream": 1, "handed_full": 1},
 			want: []seen{{
-				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: false, Reason: "full",
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: false, MidStream: true, Reason: "full",
 				Offsets: []uint16{0, 454, 508}, WireLens: []uint32{454, 54, 654}, FromInitiator: []bool{true, false, false},
 			}},
 		},
@@ -599,11 +599,11 @@ func TestPackets(t *testing.T) {
 			counts:    map[string]uint64{"mid_stream": 5, "handed_full": 5},
 			midStream: true,
 			want: []seen{
-				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443 vlan 7.8", InitiatorIsLo: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1462}, FromInitiator: []bool{true}},
-				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443 vlan 7.9", InitiatorIsLo: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1462}, FromInitiator: []bool{true}},
-				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443 vlan 7.10", InitiatorIsLo: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1462}, FromInitiator: []bool{true}},
-				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443 vlan 11", InitiatorIsLo: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1458}, FromInitiator: []bool{true}},
-				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443.12", InitiatorIsLo: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1462}, FromInitiator: []bool{true}},
+				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443 vlan 7.8", InitiatorIsLo: true, MidStream: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1462}, FromInitiator: []bool{true}},
+				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443 vlan 7.9", InitiatorIsLo: true, MidStream: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1462}, FromInitiator: []bool{true}},
+				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443 vlan 7.10", InitiatorIsLo: true, MidStream: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1462}, FromInitiator: []bool{true}},
+				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443 vlan 11", InitiatorIsLo: true, MidStream: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1458}, FromInitiator: []bool{true}},
+				{Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443.12", InitiatorIsLo: true, MidStream: true, Reason: "full", Offsets: []uint16{0}, WireLens: []uint32{1462}, FromInitiator: []bool{true}},
 			},
 		},
 		{
@@ -743,7 +743,7 @@ func TestPackets(t *testing.T) {
 				for _, s := range k.samples() {
 					v := look(s)
 					got = append(got, v)
-					v.Data, v.Numbers, v.MidStream = nil, flow.Numbers{}, false
+					v.Data, v.Numbers = nil, flow.Numbers{}
 					gotRows = append(gotRows, v)
 				}
 				if diff := cmp.Diff(tt.want, gotRows); diff != "" {

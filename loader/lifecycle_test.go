@@ -241,7 +241,8 @@ func TestAutoFallsBackToGeneric(t *testing.T) {
 		t.Error(err)
 	}
 	var refusedErr *RefusedError
-	if _, err := Attach(Options{Interface: "d0", XDPMode: XDPNative}); !errors.As(err, &refusedErr) || !strings.Contains(err.Error(), "--xdp") {
+	var modeErr *XDPModeError
+	if _, err := Attach(Options{Interface: "d0", XDPMode: XDPNative}); !errors.As(err, &refusedErr) || !errors.As(err, &modeErr) || modeErr.Mode != XDPNative {
 		t.Errorf("native: %v", err)
 	}
 	nothingLeft(t)

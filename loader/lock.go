@@ -101,7 +101,7 @@ func lockID(folder *os.File) (string, error) {
 	return fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino), nil
 }
 
-// parseLock reads a line of /proc/locks, which /proc/PID/fdinfo has, too:
+// parseLock reads a line of /proc/locks, which /proc/PID/fdinfo has as well:
 //
 //	1: FLOCK  ADVISORY  WRITE 4711 00:27:33115 0 EOF
 //

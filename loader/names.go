@@ -57,7 +57,7 @@ var (
 	fromFolder = strings.NewReplacer("%2e", ".", "%25", "%")
 )
 
-// netMark stands between the name of an interface and the number of its network namespace
+// netMark is between the name of an interface and the number of its network namespace
 // in the name of a folder, where an interface of another one has the plain folder.
 const netMark = "%net"
 

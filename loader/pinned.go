@@ -68,10 +68,10 @@ func ifindexOf(info *link.Info) uint32 {
 // pinned is a folder of pins.
 type pinned struct {
 	called   string // the name that the folder has
-	iface    string // the interface's present name, or called, unless it stands here
+	iface    string // the interface's present name, or called, unless it is here
 	dir      string
 	standing standing
-	link     netlink.Link // the interface, if it stands here
+	link     netlink.Link // the interface, if it is here
 }
 
 // readPinned finds out whose a folder is.
@@ -79,7 +79,7 @@ func readPinned(dir, called string) (*pinned, error) {
 	p := &pinned{called: called, iface: called, dir: dir}
 	l, err := loadPinnedLink(dir, linkPins[0])
 	switch {
-	case errors.Is(err, os.ErrNotExist):
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, errForeignPin):
 		return p, nil
 	case errors.Is(err, os.ErrPermission):
 		return nil, noAccess(err, "%s can't be read: permission denied", dir)
@@ -187,7 +187,7 @@ func hasXDP(l netlink.Link) bool {
 	return xdp != nil && xdp.Attached
 }
 
-// openPinned is findPinned and opens the folder, too.
+// openPinned is findPinned and opens the folder as well.
 func openPinned(name string) (*pinned, *os.File, error) {
 	for try := 0; ; try++ {
 		p, err := findPinned(name)

@@ -10,7 +10,9 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"syscall"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -35,11 +37,11 @@ const (
 // linkPins are the names that each link may be pinned under.
 var linkPins = [][]string{{pinXDP, oldPinXDP}, {pinTCX, oldPinTCX}}
 
-// loadPinnedLink opens a link that is pinned under one of some names. The error wraps
-// [os.ErrNotExist] if there is none.
+// loadPinnedLink opens a link of ours that is pinned under one of some names. The error
+// wraps [os.ErrNotExist] if there is none, and errForeignPin if it is not ours.
 func loadPinnedLink(dir string, names []string) (l link.Link, err error) {
 	for _, name := range names {
-		if l, err = link.LoadPinnedLink(filepath.Join(dir, name), nil); !errors.Is(err, os.ErrNotExist) {
+		if l, err = openPin(filepath.Join(dir, name)); !errors.Is(err, os.ErrNotExist) {
 			break
 		}
 	}
@@ -83,7 +85,7 @@ func pinName(mapName string) string {
 func pinDir(iface string) string { return filepath.Join(pinRoot, folderName(iface)) }
 
 // ensureBPFFS mounts the BPF file system where systemd would have, as bpftool and
-// tc do, too.
+// tc do.
 func ensureBPFFS() error {
 	var st unix.Statfs_t
 	mount := filepath.Dir(pinRoot)
@@ -94,7 +96,7 @@ func ensureBPFFS() error {
 		return nil
 	}
 	if err := unix.Mount("bpf", mount, "bpf", 0, "mode=0700"); err != nil {
-		return refused(err, "mount the BPF file system at %s: %v (that takes CAP_SYS_ADMIN; or mount it before: mount -t bpf bpf %s)", mount, err, mount)
+		return refused(fmt.Errorf("%w: %w", ErrNoBPFFS, err), "mount the BPF file system at %s: %v", mount, err)
 	}
 	return nil
 }
@@ -137,7 +139,7 @@ func folderPath(folder *os.File) string {
 }
 
 // renameFolder calls a folder by its interface's present name, and returns where it is
-// then: where it was, if that name is taken.
+// then: where it was, if another folder has that name.
 func renameFolder(dir, iface string) string {
 	if called, _ := interfaceOf(filepath.Base(dir)); called == iface {
 		return dir
@@ -158,14 +160,64 @@ func hasOwnPins(dir string) bool {
 	})
 }
 
+// errForeignPin means that something else has the name of one of our pins.
+var errForeignPin = errors.New("not pinned by earlydrop")
+
+// isPin returns an error that wraps errForeignPin for a folder, and for a symbolic link,
+// which may lead to what others have pinned.
+func isPin(pin string) error {
+	info, err := os.Lstat(pin)
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s: %w", pin, errForeignPin)
+	}
+	return err
+}
+
+// loadPinnedMap opens a map that we pinned.
+func loadPinnedMap(pin string) (*ebpf.Map, error) {
+	if err := isPin(pin); err != nil {
+		return nil, err
+	}
+	return ebpf.LoadPinnedMap(pin, nil)
+}
+
+// openPin opens a link that we pinned. The error wraps [os.ErrNotExist] where
+// there is none, and errForeignPin where its name leads to something else, as to the link
+// of another program: whoever may write to the folder could have us detach that one. What
+// this process has no right to read counts as ours.
+func openPin(pin string) (link.Link, error) {
+	if err := isPin(pin); err != nil {
+		return nil, err
+	}
+	l, err := link.LoadPinnedLink(pin, nil)
+	if err != nil {
+		// It is no link, unless the system says otherwise.
+		if !errors.As(err, new(syscall.Errno)) {
+			err = fmt.Errorf("%w: %w", errForeignPin, err)
+		}
+		return nil, err
+	}
+	about, err := l.Info()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("read pinned link %s: %w", pin, err), l.Close())
+	}
+	own := map[string]string{
+		pinXDP: datapathProgEdIngress, oldPinXDP: datapathProgEdIngress, pinTCX: datapathProgEdEgress, oldPinTCX: datapathProgEdEgress,
+	}[filepath.Base(pin)]
+	if name := programName(about.Program); name != "" && name != own {
+		return nil, errors.Join(fmt.Errorf("%s: %w: a link of program %s", pin, errForeignPin, name), l.Close())
+	}
+	return l, nil
+}
+
 // removeDataPath detaches the programs whose links are pinned in the folder, removes
 // the egress filter of an interface, which may be nil, and unpins what is ours.
 func removeDataPath(folder *os.File, l netlink.Link) error {
 	var errs []error
 	for _, names := range linkPins {
 		pinned, err := loadPinnedLink(inFolder(folder, ""), names)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, errForeignPin) {
+			continue // the name is unpinned below, whatever it leads to stays
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("open pinned %s: %w", names[0], err))
@@ -194,11 +246,21 @@ func unpinExcept(folder *os.File, keep []string) error {
 		if slices.Contains(keep, pin) {
 			continue
 		}
-		if err := unix.Unlinkat(int(folder.Fd()), pin, 0); err != nil && !errors.Is(err, unix.ENOENT) {
-			errs = append(errs, fmt.Errorf("remove pin %s: %w", pin, err))
-		}
+		errs = append(errs, removePin(folder, pin))
 	}
 	return errors.Join(errs...)
+}
+
+// removePin removes what has the name of a pin, if there is something.
+func removePin(folder *os.File, pin string) error {
+	err := unix.Unlinkat(int(folder.Fd()), pin, 0)
+	if errors.Is(err, unix.EISDIR) {
+		err = unix.Unlinkat(int(folder.Fd()), pin, unix.AT_REMOVEDIR)
+	}
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("remove pin %s: %w", pin, err)
+	}
+	return nil
 }
 
 // removeFolder removes a folder without our pins, and pinRoot when it was the last. What

@@ -18,6 +18,10 @@ import (
 // ErrClosed is returned by [Reader.Read] after [Reader.Close].
 var ErrClosed = errors.New("reader is closed")
 
+// ErrBadRecord is wrapped by the error of [Reader.Read] about a record that
+// contradicts itself. That one capture is lost; the next Read goes on after it.
+var ErrBadRecord = errors.New("bad ring buffer record")
+
 // A Reader takes captures from the ring buffer. It is for one goroutine; Close may
 // be called from any.
 type Reader struct {
@@ -35,8 +39,9 @@ func (d *DataPath) NewReader() (*Reader, error) {
 }
 
 // Read waits for the next capture and fills s with it, without allocating. It
-// returns [ErrClosed] after Close. A record that contradicts itself is an error
-// of its own; reading may go on behind it.
+// returns [ErrClosed] after Close, and an error that wraps [ErrBadRecord] for a
+// capture that can't be read. Any other error is the ring buffer's own, and the
+// next Read may well fail at once with the same.
 func (r *Reader) Read(s *flow.Sample) error {
 	if err := r.ring.ReadInto(&r.record); err != nil {
 		if errors.Is(err, os.ErrClosed) {
@@ -58,13 +63,13 @@ func decodeSample(raw []byte, s *flow.Sample) error {
 	const header = int(unsafe.Offsetof(in.Data))
 	s.Reset()
 	if len(raw) < header {
-		return fmt.Errorf("ring buffer record of %d bytes is shorter than its header of %d", len(raw), header)
+		return fmt.Errorf("%w: %d bytes are fewer than its header has, %d", ErrBadRecord, len(raw), header)
 	}
 	le := binary.LittleEndian // both targets are
 	length := int(le.Uint16(raw[unsafe.Offsetof(in.Length):]))
 	count := int(raw[unsafe.Offsetof(in.PacketCount)])
 	if length > flow.CaptureBytes || count > flow.MaxPackets || header+length > len(raw) {
-		return fmt.Errorf("ring buffer record claims %d bytes in %d packets, but has %d", length, count, len(raw)-header)
+		return fmt.Errorf("%w: it claims %d bytes in %d packets, but has %d", ErrBadRecord, length, count, len(raw)-header)
 	}
 	key := (*datapathFlowKey)(unsafe.Pointer(&raw[unsafe.Offsetof(in.Key)]))
 	start := le.Uint64(raw[unsafe.Offsetof(in.StartNs):])
@@ -93,7 +98,7 @@ func decodeSample(raw []byte, s *flow.Sample) error {
 		}
 		off := int(s.Packets[i].Offset)
 		if off < last || off >= length {
-			return fmt.Errorf("ring buffer record has packet %d at offset %d of %d, behind offset %d", i, off, length, last)
+			return fmt.Errorf("%w: packet %d is at offset %d of %d, after offset %d", ErrBadRecord, i, off, length, last)
 		}
 		last = off
 	}

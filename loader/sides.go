@@ -13,7 +13,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,8 +23,7 @@ import (
 type sides struct {
 	index  func() int32 // the interface's
 	m      *ebpf.Map
-	ns     netns.NsHandle  // the interface's
-	handle *netlink.Handle // of that
+	handle *netlink.Handle // of the interface's network namespace
 	stop   chan struct{}
 	done   sync.WaitGroup
 }
@@ -33,79 +31,65 @@ type sides struct {
 const (
 	// sidesSettle is how long a burst of changes may last before the map follows it.
 	sidesSettle = 100 * time.Millisecond
-	// sidesRetry is how soon changes are asked for again when some were missed.
-	sidesRetry = time.Second
+	// sidesPoll is how often the devices are looked at where the kernel tells of no
+	// changes any more.
+	sidesPoll = time.Second
 )
 
 // watchSides fills the map and keeps it until close. It belongs to the network namespace
 // of the calling thread.
 func watchSides(index func() int32, m *ebpf.Map) (_ *sides, err error) {
 	s := &sides{index: index, m: m, stop: make(chan struct{})}
-	if s.ns, err = netns.Get(); err != nil {
-		return nil, fmt.Errorf("open the network namespace: %w", err)
+	if s.handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return nil, fmt.Errorf("open a netlink socket: %w", err)
 	}
-	if s.handle, err = netlink.NewHandleAt(s.ns, unix.NETLINK_ROUTE); err != nil {
-		return nil, errors.Join(fmt.Errorf("open a netlink socket: %w", err), s.ns.Close())
-	}
-	changes, end, err := s.subscribe()
-	if err == nil {
+	changes, done := make(chan netlink.LinkUpdate, 16), make(chan struct{})
+	if err = netlink.LinkSubscribe(changes, done); err == nil {
 		if err = s.update(); err != nil {
-			end()
+			unsubscribe(changes, done)
 		}
 	}
 	if err != nil {
 		s.handle.Close()
-		return nil, errors.Join(fmt.Errorf("watch the devices that stand on interface %d: %w", index(), err), s.ns.Close())
+		return nil, fmt.Errorf("watch the devices that stand on interface %d: %w", index(), err)
 	}
 	s.done.Add(1)
-	go s.watch(changes, end)
+	go s.watch(changes, done)
 	return s, nil
 }
 
-// subscribe asks for changes of links. The channel is closed when some were missed.
-func (s *sides) subscribe() (changes chan netlink.LinkUpdate, end func(), err error) {
-	changes = make(chan netlink.LinkUpdate, 16)
-	done := make(chan struct{})
-	err = netlink.LinkSubscribeWithOptions(changes, done, netlink.LinkSubscribeOptions{Namespace: &s.ns})
-	if err != nil {
-		return nil, nil, err
+// unsubscribe ends a subscription.
+func unsubscribe(changes <-chan netlink.LinkUpdate, done chan struct{}) {
+	close(done)
+	for range changes { // who writes there must not wait for ever
 	}
-	return changes, func() {
-		close(done)
-		for range changes { // who writes there must not wait for ever
-		}
-	}, nil
 }
 
-func (s *sides) watch(changes chan netlink.LinkUpdate, end func()) {
+func (s *sides) watch(changes chan netlink.LinkUpdate, done chan struct{}) {
 	defer s.done.Done()
-	defer func() {
-		if end != nil {
-			end()
-		}
-	}()
-	var later <-chan time.Time // of an update, or of the next attempt to subscribe
+	var later <-chan time.Time // of the next update
 	for {
 		select {
 		case <-s.stop:
+			if changes != nil {
+				unsubscribe(changes, done)
+			}
 			return
 		case _, ok := <-changes:
 			switch {
 			case !ok:
-				end()
-				changes, end = nil, nil
-				later = time.After(sidesRetry)
+				// Overrun: what was told is lost. Another subscription could be made in
+				// the namespace of this thread only, which may be another one.
+				unsubscribe(changes, done)
+				changes, later = nil, time.After(sidesPoll)
 			case later == nil: // one change seldom comes alone
 				later = time.After(sidesSettle)
 			}
 			continue
 		case <-later:
 			later = nil
-		}
-		if changes == nil {
-			var err error
-			if changes, end, err = s.subscribe(); err != nil {
-				changes, end, later = nil, nil, time.After(sidesRetry)
+			if changes == nil {
+				later = time.After(sidesPoll)
 			}
 		}
 		if err := s.update(); err != nil {
@@ -146,7 +130,6 @@ func (s *sides) close() {
 	close(s.stop)
 	s.done.Wait()
 	s.handle.Close()
-	_ = s.ns.Close()
 }
 
 // stackedOn returns the interface and the devices that receive its packets in its place:

@@ -48,6 +48,14 @@ var sizeOptions = []sizeOption{
 	{"ring bytes", func(s *Sizes) *uint32 { return &s.RingBytes }, []sizedMap{{datapathMapSamples, 1}}, 64 << 10, 1 << 30},
 }
 
+// SizeBounds returns the smallest and the largest sizes that [Attach] takes.
+func SizeBounds() (least, most Sizes) {
+	for _, o := range sizeOptions {
+		*o.field(&least), *o.field(&most) = o.least, o.max
+	}
+	return least, most
+}
+
 // check refuses sizes that are out of bounds and rounds up what has to be a power of
 // two, for the programs' mask and for the kernel's ring. 0 stays 0, the default.
 func (s *Sizes) check() error {

@@ -93,7 +93,7 @@ type Attachment struct {
 // DaemonCounters are what the process behind a data path has done so far.
 type DaemonCounters struct {
 	Classified    uint64 `json:"classified"`
-	ToDrop        uint64 `json:"to_drop"`        // verdicts that a rule wants dropped, in monitor mode, too
+	ToDrop        uint64 `json:"to_drop"`        // verdicts that a rule wants dropped, also in monitor mode
 	Blocked       uint64 `json:"blocked"`        // blocks that were written
 	QueueFull     uint64 `json:"queue_full"`     // passed: the classifier was behind
 	NotClassified uint64 `json:"not_classified"` // passed: the capture or the model failed
@@ -112,12 +112,11 @@ func Open(iface string) (*Tables, error) {
 }
 
 // OpenAll opens the pinned maps of every interface that something is pinned for, in the
-// order of their names. The caller closes each.
+// order of their names. The caller closes each, also when there is an error: that is about
+// those which could not be opened.
 func OpenAll() ([]*Tables, error) {
 	found, err := allPinned()
-	if err != nil {
-		return nil, err
-	}
+	errs := []error{err}
 	var all []*Tables
 	for _, p := range found {
 		t, err := func() (*Tables, error) {
@@ -126,26 +125,34 @@ func OpenAll() ([]*Tables, error) {
 				return nil, err
 			}
 			defer folder.Close()
-			return openTables(p, folder)
+			t, err := openTables(p, folder)
+			if !errors.Is(err, errIncomplete) {
+				return t, err
+			}
+			if _, busy := daemonOf(folder); busy {
+				return nil, ErrNotAttached // it is being attached or detached
+			}
+			return openTables(p, folder) // it may have been until now
 		}()
-		if errors.Is(err, ErrNotAttached) || errors.Is(err, os.ErrNotExist) {
+		if errors.Is(err, ErrNotAttached) || errors.Is(err, os.ErrNotExist) && !errors.Is(err, errIncomplete) {
 			continue // detached in the meantime
 		}
 		if err != nil {
-			for _, t := range all {
-				err = errors.Join(err, t.Close())
-			}
-			return nil, err
+			errs = append(errs, err)
+			continue
 		}
 		all = append(all, t)
 	}
-	return all, nil
+	return all, errors.Join(errs...)
 }
+
+// errIncomplete means that a pin is missing, or that something else has its name.
+var errIncomplete = errors.New("incomplete pins")
 
 func openTables(p *pinned, folder *os.File) (*Tables, error) {
 	maps := make(map[string]*ebpf.Map)
 	for _, name := range tableMaps {
-		m, err := ebpf.LoadPinnedMap(inFolder(folder, pinName(name)), nil)
+		m, err := loadPinnedMap(inFolder(folder, pinName(name)))
 		if err != nil {
 			closeMaps(maps)
 			switch {
@@ -154,7 +161,7 @@ func openTables(p *pinned, folder *os.File) (*Tables, error) {
 			case errors.Is(err, os.ErrPermission):
 				return nil, noAccess(err, "map %s of %s can't be opened: permission denied", name, p.iface)
 			}
-			return nil, fmt.Errorf("open pinned map %s of %s (detach and attach again): %w", name, p.iface, err)
+			return nil, fmt.Errorf("%w of %s, detach and attach again: open map %s: %w", errIncomplete, p.iface, name, err)
 		}
 		maps[name] = m
 	}
@@ -202,7 +209,7 @@ func (t *Tables) Close() error {
 // Block drops the packets of a key in the kernel for the given time, at most 100
 // years, from now on, or until another TCP connection of the key is made. A key that
 // is blocked already gets the new time and reason, and its counters begin at zero
-// again. The error wraps unix.E2BIG when the table is full of blocks that drop.
+// again. The error wraps [ErrFull] when the table is full of blocks that drop.
 func (t *Tables) Block(key flow.Key, ttl time.Duration, class, rule string) error {
 	if ttl <= 0 {
 		return fmt.Errorf("block %s: time to live %s is not positive", key, ttl)
@@ -319,6 +326,9 @@ func (t *Tables) insertBlock(k *datapathFlowKey, b *datapathBlock) error {
 			}
 		}
 		t.filter.add(k, -1)
+		if errors.Is(err, unix.E2BIG) { // what the kernel says of a full hash table
+			err = fmt.Errorf("the table of blocked flows is %w: it holds %d", ErrFull, t.blocked.MaxEntries())
+		}
 		return err
 	}
 }
@@ -481,7 +491,7 @@ func (t *Tables) Pass(key flow.Key) error {
 // Counters returns the counters summed over all CPUs.
 func (t *Tables) Counters() (Counters, error) { return readCounters(t.counters) }
 
-// Occupancy is how many flows stand in which map.
+// Occupancy is how many flows are in which map.
 type Occupancy struct {
 	Flows      int `json:"flows"`      // handed over or decided
 	Collecting int `json:"collecting"` // being captured

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/cilium/ebpf/link"
@@ -173,7 +174,7 @@ func (d *DataPath) keepPins(at *place) (restored int, err error) {
 		}
 		again, err := m.Clone() // m itself believes that it is pinned
 		if err == nil {
-			err = errors.Join(again.Pin(inFolder(d.lock, pinName(name))), again.Close())
+			err = d.pinAgain(pinName(name), again)
 		}
 		if err != nil {
 			return restored, fmt.Errorf("pin map %s again below %s: %w", name, at.dir, err)
@@ -186,7 +187,7 @@ func (d *DataPath) keepPins(at *place) (restored int, err error) {
 		}
 		again, err := cloneLink(l)
 		if err == nil {
-			err = errors.Join(again.Pin(inFolder(d.lock, name)), again.Close())
+			err = d.pinAgain(name, again)
 		}
 		if err != nil {
 			return restored, fmt.Errorf("pin %s again below %s: %w", name, at.dir, err)
@@ -196,10 +197,23 @@ func (d *DataPath) keepPins(at *place) (restored int, err error) {
 	return restored, nil
 }
 
-// isPinned reports whether something is in the folder under that name.
+// pinAgain pins and closes a handle. What else has the name gives way, unless it is a
+// folder with something in it.
+func (d *DataPath) pinAgain(name string, handle interface {
+	Pin(string) error
+	io.Closer
+}) error {
+	err := removePin(d.lock, name)
+	if err == nil {
+		err = handle.Pin(inFolder(d.lock, name))
+	}
+	return errors.Join(err, handle.Close())
+}
+
+// isPinned reports whether something is pinned in the folder under that name.
 func (d *DataPath) isPinned(name string) bool {
 	var st unix.Stat_t
-	return unix.Fstatat(int(d.lock.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil
+	return unix.Fstatat(int(d.lock.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG
 }
 
 // newFolder makes the folder of the pins again after it was removed, or the file system

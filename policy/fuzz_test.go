@@ -137,7 +137,7 @@ func checkDecision(t *testing.T, p *Policy, m *flow.Meta, d Decision) {
 	switch d.Reason {
 	case ReasonRule:
 		if at < 0 || d.Action != Drop || d.TTL != p.Rules[at].TTL || d.Confidence < p.Rules[at].MinConfidence || !slices.Contains(p.Rules[at].Classes, d.Class) ||
-			m.MidStream && !p.Rules[at].MidStream || m.Key.Proto == flow.UDP && !p.Rules[at].UDPUnproven {
+			m.Incomplete || m.MidStream && !p.Rules[at].MidStream || m.Key.Proto == flow.UDP && !p.Rules[at].UDPUnproven {
 			t.Fatalf("decision %+v", d)
 		}
 		return
@@ -147,6 +147,10 @@ func checkDecision(t *testing.T, p *Policy, m *flow.Meta, d Decision) {
 		}
 	case ReasonMidStream:
 		if at < 0 || !m.MidStream || p.Rules[at].MidStream {
+			t.Fatalf("decision %+v", d)
+		}
+	case ReasonIncomplete:
+		if !m.Incomplete || d.Rule != "" {
 			t.Fatalf("decision %+v", d)
 		}
 	case ReasonLowConfidence, ReasonException:
@@ -197,7 +201,7 @@ func probes(p *Policy) []*flow.Meta {
 			for _, proto := range []flow.Proto{flow.TCP, flow.UDP} {
 				key, isLo := flow.NewKey(netip.AddrPortFrom(a, 50000), netip.AddrPortFrom(b, port), proto, 0, 0)
 				flows = append(flows, &flow.Meta{Key: key, InitiatorIsLo: isLo}, &flow.Meta{Key: key, InitiatorIsLo: !isLo},
-					&flow.Meta{Key: key, InitiatorIsLo: isLo, MidStream: true})
+					&flow.Meta{Key: key, InitiatorIsLo: isLo, MidStream: true}, &flow.Meta{Key: key, InitiatorIsLo: isLo, MidStream: true, Cut: true, Incomplete: true})
 			}
 		}
 	}

@@ -726,30 +726,30 @@ func (d *decoder) action(e entry) (Action, error) {
 
 func (d *decoder) ttl(e entry) (time.Duration, error) {
 	at := e.place()
-	if _, bare := e.value.(*ast.IntegerNode); bare {
-		return 0, d.errorOn(at, "ttl %s has no unit; write %ss, %sm or %sh", quote(at.Value), at.Value, at.Value, at.Value)
+	text := at.Value // of a bare number, as it was written
+	if _, bare := e.value.(*ast.IntegerNode); !bare {
+		var err error
+		if text, err = d.text(at, e.value, "ttl", "10m"); err != nil {
+			return 0, err
+		}
 	}
-	text, err := d.text(at, e.value, "ttl", "10m")
+	ttl, err := ParseTTL(text)
 	if err != nil {
-		return 0, err
-	}
-	ttl, err := time.ParseDuration(text)
-	if err != nil {
-		return 0, d.errorOn(at, "ttl %s is not a duration; write one such as 30s, 10m or 1h30m", quote(text))
-	}
-	if ttl < MinTTL || ttl > MaxTTL {
-		return 0, d.errorOn(at, "ttl %s is out of range; write at least 1s and at most 8760h (a year)", quote(text))
+		return 0, d.errorOn(at, "ttl %v", err)
 	}
 	return ttl, nil
 }
 
 // quote quotes what the file says, cut to a length that fits a line.
-func quote(s string) string {
+func quote(s string) string { return strconv.Quote(cut(s)) }
+
+// cut cuts s to a length that fits a line.
+func cut(s string) string {
 	const longest = 48
 	if runes := []rune(s); len(runes) > longest {
 		s = string(runes[:longest]) + "..."
 	}
-	return strconv.Quote(s)
+	return s
 }
 
 // someOf lists words, at most a dozen.

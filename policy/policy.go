@@ -16,10 +16,12 @@
 //     outcome is flow.Unknown, as no class is likely enough to be named, the
 //     likeliest stands for it: what is enough for a rule is its min_confidence. A
 //     rule that names flow.Unknown takes every flow with this outcome. A flow that
-//     was captured from its middle, or is resumed, is taken only by a rule with mid_stream, since
-//     models know beginnings, and a UDP flow only by a rule with udp_unproven,
-//     since its sender may be forged.
+//     was captured from its middle, or is resumed, is taken only by a rule with
+//     mid_stream, since models know beginnings, and a UDP flow only by a rule with
+//     udp_unproven, since its sender may be forged.
 //  3. Otherwise the flow passes.
+//
+// No rule takes an incomplete flow, of which a capture file holds too little.
 //
 // A rule that names the class but does not take the flow (confidence too low,
 // an exception, mid-stream, UDP) is stepped over: a later rule may still take it. If none
@@ -30,6 +32,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -98,23 +101,41 @@ const (
 	ReasonException     = "exception"            // an exception of the rule matched
 	ReasonUDPUnproven   = "udp not treated"      // a UDP flow, and the rule has no udp_unproven
 	ReasonMidStream     = "mid-stream"           // captured from its middle, and the rule has no mid_stream
+	ReasonIncomplete    = "incomplete"           // too little of the flow is in the capture file
 )
 
 // Decision is what becomes of one flow.
 type Decision struct {
 	Action Action
-	// Rule names the rule that took the flow, or for Pass the first rule that
+	// Rule names the rule that detected the flow, or for Pass the first rule that
 	// names the class and was stepped over. It is the entry, as Match.String
 	// prints it, when the allow-list decided, and empty when no rule names
 	// the class.
-	Rule  string
-	Class string // the predicted class, or flow.Unknown
+	Rule string
+	// RuleClasses names what Confidence is about: those classes of Rule that
+	// nearly all of it comes from, in the rule's order, joined by "|". The
+	// classes left out have less than a twentieth of Confidence together. It is
+	// empty when no rule was asked.
+	RuleClasses string
+	// Class is what the flow is called where there is room for one word. For a
+	// flow that a rule detected it is the likeliest of the rule's classes, and
+	// flow.Unknown only if the rule names that. Otherwise it is the predicted
+	// class, or flow.Unknown.
+	Class string
+	// Likeliest is the model's likeliest label: the predicted class, or the label
+	// that was not likely enough to be predicted. It is flow.Unknown only for a
+	// result without scores.
+	Likeliest string
 	// Confidence, 0 to 1, is what was compared with min_confidence: the
 	// probability that the flow is of one of the classes of Rule. Where no rule
 	// was asked, or one for flow.Unknown, it is that of the likeliest class.
 	Confidence float64
-	TTL        time.Duration // how long the block is to last; 0 for Pass
-	Reason     string        // one of the Reason constants
+	// Detected is true when a rule found enough of its classes in the flow. Such
+	// a flow passes only because of an exception or the allow-list, or as it was
+	// captured from its middle.
+	Detected bool
+	TTL      time.Duration // how long the block is to last; 0 for Pass
+	Reason   string        // one of the Reason constants
 }
 
 // Side says which endpoint of a flow the CIDR of a Match is compared with.
@@ -257,25 +278,38 @@ func (p *Policy) TreatsUDP() bool {
 	return slices.ContainsFunc(p.Rules, func(r Rule) bool { return r.UDPUnproven })
 }
 
-// asks reports whether the rule is about flows with this result.
-func (rule *Rule) asks(r *flow.Result) bool {
-	if r.Class == flow.Unknown && rule.Classes[0] != flow.Unknown && len(r.Scores) > 0 && len(r.Scores) == len(r.Labels) {
-		likeliest := 0
-		for i, p := range r.Scores {
-			if p > r.Scores[likeliest] {
-				likeliest = i
-			}
-		}
-		return slices.Contains(rule.Classes, r.Labels[likeliest])
+// likeliest returns the likeliest label of r, for which the predicted class stands
+// unless that is flow.Unknown.
+func likeliest(r *flow.Result) string {
+	if r.Class != flow.Unknown || !scored(r) {
+		return r.Class
 	}
-	return slices.Contains(rule.Classes, r.Class)
+	most := 0
+	for i, p := range r.Scores {
+		if p > r.Scores[most] {
+			most = i
+		}
+	}
+	return r.Labels[most]
+}
+
+// scored reports whether r has a probability for each label.
+func scored(r *flow.Result) bool { return len(r.Scores) > 0 && len(r.Scores) == len(r.Labels) }
+
+// asks reports whether the rule is about flows with this result, whose likeliest
+// label is given.
+func (rule *Rule) asks(r *flow.Result, likeliest string) bool {
+	if rule.Classes[0] == flow.Unknown {
+		return r.Class == flow.Unknown
+	}
+	return slices.Contains(rule.Classes, likeliest)
 }
 
 // confidence returns the probability that a flow is of one of the rule's classes,
 // at most 1: rounding must not carry a sum over it. A result without scores knows
 // the predicted class's only; flow.Unknown has no probability of its own.
 func (rule *Rule) confidence(r *flow.Result) float64 {
-	if len(r.Scores) == 0 || len(r.Scores) != len(r.Labels) || rule.Classes[0] == flow.Unknown {
+	if !scored(r) || rule.Classes[0] == flow.Unknown {
 		return r.Confidence
 	}
 	var sum float64
@@ -290,28 +324,98 @@ func (rule *Rule) confidence(r *flow.Result) float64 {
 	return sum
 }
 
+// enough reports whether confidence suffices for the rule. It never does when it
+// is not a number.
+func (rule *Rule) enough(confidence float64) bool { return confidence >= rule.MinConfidence }
+
+// named returns the likeliest of the rule's classes, and the names of those that
+// make up nearly all of the rule's confidence in r.
+func (rule *Rule) named(r *flow.Result) (class, classes string) {
+	if len(rule.Classes) == 1 {
+		return rule.Classes[0], rule.Classes[0]
+	}
+	if !scored(r) {
+		return r.Class, r.Class
+	}
+	// left are the rule's classes that are not named yet, by their place among
+	// the labels; what they have together is compared with all of it.
+	left := make([]int, 0, 16)
+	sum := 0.0
+	for i, label := range r.Labels {
+		if slices.Contains(rule.Classes, label) {
+			left = append(left, i)
+			sum += r.Scores[i]
+		}
+	}
+	slices.SortStableFunc(left, func(a, b int) int { return cmp.Compare(r.Scores[b], r.Scores[a]) })
+	n, rest := 0, sum
+	for n < len(left) && (n == 0 || rest > sum/20) {
+		rest -= r.Scores[left[n]]
+		n++
+	}
+	class = r.Labels[left[0]]
+	if n == 1 {
+		return class, class
+	}
+	names := make([]string, 0, 16)
+	for _, c := range rule.Classes {
+		if slices.ContainsFunc(left[:n], func(i int) bool { return r.Labels[i] == c }) {
+			names = append(names, c)
+		}
+	}
+	return class, strings.Join(names, "|")
+}
+
+// detects reports whether a rule of p would detect a flow with this result, no
+// matter where it comes from and goes to.
+func (p *Policy) detects(r *flow.Result, likeliest string) bool {
+	for i := range p.Rules {
+		if rule := &p.Rules[i]; rule.asks(r, likeliest) && rule.enough(rule.confidence(r)) {
+			return true
+		}
+	}
+	return false
+}
+
+// RuleOf returns the rule that d, a decision of p, names, or nil if d names none.
+func (p *Policy) RuleOf(d *Decision) *Rule {
+	if d.RuleClasses == "" {
+		return nil
+	}
+	i := slices.IndexFunc(p.Rules, func(rule Rule) bool { return rule.Name == d.Rule })
+	if i < 0 {
+		return nil
+	}
+	return &p.Rules[i]
+}
+
 // Decide returns what becomes of a flow that m describes and that the
 // classifier gave the result r. It depends on nothing but p and its
-// arguments, changes nothing, and does not allocate. Confidence that is not a
-// number never reaches a rule's min_confidence.
+// arguments and changes nothing. It allocates no memory, but for RuleClasses where
+// that names several classes. Confidence that is not a number never reaches a
+// rule's min_confidence.
 func (p *Policy) Decide(m *flow.Meta, r flow.Result) Decision {
-	d := Decision{Class: r.Class, Confidence: r.Confidence, Reason: ReasonNoRule}
+	likeliest := likeliest(&r)
+	d := Decision{Class: r.Class, Likeliest: likeliest, Confidence: r.Confidence, Reason: ReasonNoRule}
 	initiator, responder := m.Initiator().Addr().Unmap(), m.Responder()
 	responder = netip.AddrPortFrom(responder.Addr().Unmap(), responder.Port())
 
 	if i := matchesAny(p.Allow, initiator, responder); i >= 0 {
-		d.Rule, d.Reason = p.Allow[i].String(), ReasonAllowList
+		d.Rule, d.Reason, d.Detected = p.Allow[i].String(), ReasonAllowList, p.detects(&r, likeliest)
+		return d
+	}
+	if m.Incomplete {
+		d.Reason = ReasonIncomplete
 		return d
 	}
 	for i := range p.Rules {
 		rule := &p.Rules[i]
-		if !rule.asks(&r) {
+		if !rule.asks(&r, likeliest) {
 			continue
 		}
 		confidence, why := rule.confidence(&r), ReasonRule
 		switch {
-		// Not "<": it has to hold for a confidence that is not a number.
-		case !(confidence >= rule.MinConfidence):
+		case !rule.enough(confidence):
 			why = ReasonLowConfidence
 		case matchesAny(rule.Except, initiator, responder) >= 0:
 			why = ReasonException
@@ -319,13 +423,17 @@ func (p *Policy) Decide(m *flow.Meta, r flow.Result) Decision {
 			why = ReasonUDPUnproven
 		case (m.MidStream || m.Resumed) && !rule.MidStream:
 			why = ReasonMidStream
-		default:
-			d.Action, d.Rule, d.Reason, d.TTL = rule.Action, rule.Name, why, rule.TTL
-			d.Confidence = confidence
-			return d
 		}
-		if d.Rule == "" {
-			d.Rule, d.Reason, d.Confidence = rule.Name, why, confidence
+		if why != ReasonRule && d.RuleClasses != "" {
+			d.Detected = d.Detected || why != ReasonLowConfidence
+			continue // the first one that was stepped over is named already
+		}
+		class, classes := rule.named(&r)
+		d.Rule, d.RuleClasses, d.Confidence, d.Reason = rule.Name, classes, confidence, why
+		d.Detected = d.Detected || why != ReasonLowConfidence
+		if why == ReasonRule {
+			d.Class, d.Action, d.TTL = class, rule.Action, rule.TTL
+			return d
 		}
 	}
 	return d

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
 )
@@ -77,6 +78,10 @@ rules:
     ttl: 1s
 `
 
+// names are what a decision says of its classes; TestDecisionNamesWhatDecided is
+// about these fields.
+var names = cmpopts.IgnoreFields(Decision{}, "RuleClasses", "Likeliest", "Detected")
+
 // A rule with several classes asks whether the flow is one of them.
 func TestDecideAddsUpTheClassesOfARule(t *testing.T) {
 	p := mustParse(t, `rules:
@@ -108,7 +113,7 @@ func TestDecideAddsUpTheClassesOfARule(t *testing.T) {
 			got := p.Decide(meta("10.0.0.2:40000", "198.51.100.7:8388"), r)
 			tt.want.Class = tt.class
 			near := cmp.Comparer(func(a, b float64) bool { return a == b || math.Abs(a-b) < 1e-12 || math.IsNaN(a) && math.IsNaN(b) })
-			if diff := cmp.Diff(tt.want, got, near); diff != "" {
+			if diff := cmp.Diff(tt.want, got, near, names); diff != "" {
 				t.Errorf("decision (-want +got):\n%s", diff)
 			}
 		})
@@ -149,9 +154,12 @@ func TestDecideUnknown(t *testing.T) {
 			p := mustParse(t, "rules:\n"+tt.rules)
 			r := flow.Result{Class: flow.Unknown, Confidence: 0.4, Labels: labels, Scores: tt.scores}
 			tt.want.Class = flow.Unknown
+			if tt.want.Rule == "one" || tt.want.Rule == "both" && tt.want.Action == Drop {
+				tt.want.Class = "shadowsocks"
+			}
 			got := p.Decide(meta("10.0.0.2:40000", "198.51.100.7:"+tt.port), r)
 			near := cmp.Comparer(func(a, b float64) bool { return math.Abs(a-b) < 1e-12 })
-			if diff := cmp.Diff(tt.want, got, near); diff != "" {
+			if diff := cmp.Diff(tt.want, got, near, names); diff != "" {
 				t.Errorf("decision (-want +got):\n%s", diff)
 			}
 		})
@@ -159,8 +167,69 @@ func TestDecideUnknown(t *testing.T) {
 	// The other way round: a flow with a class is not unknown.
 	p := mustParse(t, "rules:\n"+unknown)
 	got := p.Decide(meta("10.0.0.2:40000", "198.51.100.7:443"), flow.Result{Class: "shadowsocks", Confidence: 0.1})
-	if want := (Decision{Class: "shadowsocks", Confidence: 0.1, Reason: ReasonNoRule}); got != want {
+	if want := (Decision{Class: "shadowsocks", Likeliest: "shadowsocks", Confidence: 0.1, Reason: ReasonNoRule}); got != want {
 		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
+// A decision names the classes that it comes from, one of them where there is room
+// for one only, and says whether the flow was detected although it passes.
+func TestDecisionNamesWhatDecided(t *testing.T) {
+	const four = "  - {name: four, class: [v2ray, shadowsocks, tor, obfs4], min_confidence: 0.9, action: drop, ttl: 10m, except: [{port: 53}]}\n"
+	const single = "  - {name: single, class: v2ray, min_confidence: 0.4, action: drop, ttl: 10m}\n"
+	const strange = "  - {name: strange, class: unknown, action: drop, ttl: 10m}\n"
+	const allowed = "allow: [{port: 22}]\n"
+	labels := []string{"background", "shadowsocks", "v2ray", "tor", "obfs4"}
+	for _, tt := range []struct {
+		name, policy string
+		port         string
+		class        string
+		scores       []float64
+		rule         string
+		classes      string
+		called       string // Class
+		likeliest    string
+		confidence   float64
+		detected     bool
+	}{
+		{"two of four share it, in the rule's order", "rules:\n" + four, "443", flow.Unknown, []float64{0.05, 0.55, 0.38, 0.01, 0.01}, "four", "v2ray|shadowsocks", "shadowsocks", "shadowsocks", 0.95, true},
+		{"three of four share it", "rules:\n" + four, "443", flow.Unknown, []float64{0.05, 0.3, 0.31, 0.02, 0.32}, "four", "v2ray|shadowsocks|obfs4", "obfs4", "obfs4", 0.95, true},
+		{"one has nearly all of it", "rules:\n" + four, "443", "shadowsocks", []float64{0.05, 0.92, 0.01, 0.01, 0.01}, "four", "shadowsocks", "shadowsocks", "shadowsocks", 0.95, true},
+		{"one has a little too little", "rules:\n" + four, "443", "shadowsocks", []float64{0.05, 0.88, 0.05, 0.01, 0.01}, "four", "v2ray|shadowsocks", "shadowsocks", "shadowsocks", 0.95, true},
+		{"all alike", "rules:\n" + four, "443", flow.Unknown, []float64{0, 0.25, 0.25, 0.25, 0.25}, "four", "v2ray|shadowsocks|tor|obfs4", "shadowsocks", "shadowsocks", 1, true},
+		{"not enough: what was asked is named, the flow is called as the model does", "rules:\n" + four, "443", flow.Unknown, []float64{0.3, 0.4, 0.28, 0.01, 0.01}, "four", "v2ray|shadowsocks", flow.Unknown, "shadowsocks", 0.7, false},
+		{"an exception", "rules:\n" + four, "53", flow.Unknown, []float64{0.05, 0.55, 0.38, 0.01, 0.01}, "four", "v2ray|shadowsocks", flow.Unknown, "shadowsocks", 0.95, true},
+		{"an exception of the second rule that asks", "rules:\n  - {name: sure, class: shadowsocks, min_confidence: 0.9, action: drop, ttl: 10m}\n" + four, "53", flow.Unknown, []float64{0.05, 0.55, 0.38, 0.01, 0.01}, "sure", "shadowsocks", flow.Unknown, "shadowsocks", 0.55, true},
+		{"a rule over one class", "rules:\n" + single, "443", flow.Unknown, []float64{0.2, 0.3, 0.45, 0.04, 0.01}, "single", "v2ray", "v2ray", "v2ray", 0.45, true},
+		{"a rule over unknown", "rules:\n" + strange, "443", flow.Unknown, []float64{0.4, 0.3, 0.2, 0.05, 0.05}, "strange", "unknown", flow.Unknown, "background", 0.4, true},
+		{"no rule", "rules:\n" + single, "443", flow.Unknown, []float64{0.4, 0.3, 0.2, 0.05, 0.05}, "", "", flow.Unknown, "background", 0.4, false},
+		{"allowed, but detected", allowed + "rules:\n" + four, "22", flow.Unknown, []float64{0.05, 0.55, 0.38, 0.01, 0.01}, "port 22", "", flow.Unknown, "shadowsocks", 0.55, true},
+		{"allowed, not enough", allowed + "rules:\n" + four, "22", flow.Unknown, []float64{0.3, 0.4, 0.28, 0.01, 0.01}, "port 22", "", flow.Unknown, "shadowsocks", 0.4, false},
+		{"without scores", "rules:\n" + four, "443", "v2ray", nil, "four", "v2ray", "v2ray", "v2ray", 0.95, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p, err := Parse("test.yaml", []byte(tt.policy), &Model{Labels: labels, Unknown: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := flow.Result{Class: tt.class, Labels: labels, Scores: tt.scores, Confidence: 0.95}
+			if tt.scores != nil {
+				r.Confidence = slices.Max(tt.scores)
+			}
+			d := p.Decide(meta("10.0.0.2:40000", "198.51.100.7:"+tt.port), r)
+			want := Decision{Rule: tt.rule, RuleClasses: tt.classes, Class: tt.called, Likeliest: tt.likeliest, Confidence: tt.confidence, Detected: tt.detected}
+			near := cmp.Comparer(func(a, b float64) bool { return math.Abs(a-b) < 1e-12 })
+			if diff := cmp.Diff(want, d, near, cmpopts.IgnoreFields(Decision{}, "Action", "TTL", "Reason")); diff != "" {
+				t.Errorf("decision (-want +got):\n%s", diff)
+			}
+			if d.Action == Drop && (d.Class == flow.Unknown) != (tt.rule == "strange") {
+				t.Errorf("a dropped flow is called %s", d.Class)
+			}
+			rule := p.RuleOf(&d)
+			if (rule != nil) != (tt.classes != "") || rule != nil && rule.Name != tt.rule {
+				t.Errorf("the decision is by rule %+v, want %s", rule, tt.rule)
+			}
+		})
 	}
 }
 
@@ -237,7 +306,7 @@ func TestDecide(t *testing.T) {
 			result := flow.Result{Class: tt.class, Confidence: tt.confidence}
 			tt.want.Class, tt.want.Confidence = tt.class, tt.confidence
 			got := p.Decide(meta(tt.initiator, tt.responder), result)
-			if diff := cmp.Diff(tt.want, got, cmp.Comparer(func(a, b float64) bool {
+			if diff := cmp.Diff(tt.want, got, names, cmp.Comparer(func(a, b float64) bool {
 				return a == b || math.IsNaN(a) && math.IsNaN(b)
 			})); diff != "" {
 				t.Errorf("decision (-want +got):\n%s", diff)
@@ -274,17 +343,52 @@ func TestDecideTreatsMidStreamFlowsWhereARuleSaysSo(t *testing.T) {
 			r := flow.Result{Class: tt.class, Confidence: tt.confidence}
 			whole := p.Decide(m, r)
 			m.MidStream = true
-			tt.want.Class, tt.want.Confidence = tt.class, tt.confidence
+			tt.want.Class, tt.want.Likeliest, tt.want.Confidence = tt.class, tt.class, tt.confidence
+			if tt.want.Rule != "" && tt.want.Reason != ReasonAllowList {
+				tt.want.RuleClasses = tt.class
+			}
+			// A flow is detected as it would be from its beginning.
+			tt.want.Detected = tt.want.Reason != ReasonLowConfidence && tt.want.Reason != ReasonNoRule
 			if diff := cmp.Diff(tt.want, p.Decide(m, r)); diff != "" {
 				t.Errorf("decision (-want +got):\n%s", diff)
 			}
-			if (tt.want.Reason == ReasonMidStream) != (whole.Action == Drop && p.Decide(m, r).Action == Pass) {
+			if (tt.want.Reason == ReasonMidStream) != (whole.Action == Drop && p.Decide(m, r).Action == Pass) || whole.Detected != tt.want.Detected {
 				t.Errorf("captured from its beginning, it is %+v", whole)
 			}
 			if p.TreatsMidStream() != strings.Contains(tt.rules, "mid_stream: true") {
 				t.Errorf("TreatsMidStream is %v", p.TreatsMidStream())
 			}
 		})
+	}
+}
+
+func TestDecidePassesIncompleteFlows(t *testing.T) {
+	p := mustParse(t, `allow: [{port: 22}]
+rules:
+  - {name: all, class: [shadowsocks, v2ray, tor], min_confidence: 0.1, action: drop, ttl: 1m, mid_stream: true}
+  - {name: strange, class: unknown, action: drop, ttl: 1h, mid_stream: true}
+`)
+	for _, class := range []string{"v2ray", flow.Unknown, flow.Background} {
+		r := flow.Result{Class: class, Confidence: 0.9}
+		m := meta("100.64.0.1:50000", "100.64.0.2:443")
+		m.Cut = true
+		if got := p.Decide(m, r); (got.Action == Drop) != (class != flow.Background) {
+			t.Errorf("%s, cut: %+v", class, got)
+		}
+		m.Incomplete = true
+		want := Decision{Class: class, Likeliest: class, Confidence: 0.9, Reason: ReasonIncomplete}
+		if got := p.Decide(m, r); got != want {
+			t.Errorf("%s, incomplete: %+v, want %+v", class, got, want)
+		}
+		m.MidStream = true
+		if got := p.Decide(m, r); got != want {
+			t.Errorf("%s, incomplete and mid-stream: %+v, want %+v", class, got, want)
+		}
+		m = meta("100.64.0.1:50000", "100.64.0.2:22")
+		m.Cut, m.Incomplete = true, true
+		if got := p.Decide(m, r); got.Reason != ReasonAllowList {
+			t.Errorf("%s, incomplete and on the allow-list: %+v", class, got)
+		}
 	}
 }
 
@@ -320,7 +424,12 @@ func TestDecideTreatsUDPFlowsWhereARuleSaysSo(t *testing.T) {
 			p := mustParse(t, "allow: [{port: 22}]\nrules:\n"+tt.rules)
 			m := meta("100.64.0.1:50000", "100.64.0.2:"+tt.port)
 			m.Key.Proto, m.Resumed = flow.UDP, tt.resumed
-			tt.want.Class, tt.want.Confidence = tt.class, tt.confidence
+			tt.want.Class, tt.want.Likeliest, tt.want.Confidence = tt.class, tt.class, tt.confidence
+			if tt.want.Rule != "" && tt.want.Reason != ReasonAllowList {
+				tt.want.RuleClasses = tt.class
+			}
+			// A flow is detected as it would be over TCP.
+			tt.want.Detected = tt.want.Reason != ReasonLowConfidence && tt.want.Reason != ReasonNoRule
 			for range 2 {
 				if diff := cmp.Diff(tt.want, p.Decide(m, flow.Result{Class: tt.class, Confidence: tt.confidence})); diff != "" {
 					t.Errorf("%+v: decision (-want +got):\n%s", m, diff)
@@ -365,7 +474,7 @@ func TestDecideUnmapsAddresses(t *testing.T) {
 }
 
 func TestEmptyPolicyPassesEverything(t *testing.T) {
-	want := Decision{Class: "v2ray", Confidence: 1, Reason: ReasonNoRule}
+	want := Decision{Class: "v2ray", Likeliest: "v2ray", Confidence: 1, Reason: ReasonNoRule}
 	for _, p := range []*Policy{{}, mustParse(t, "mode: enforce"), mustParse(t, "rules: []\nallow: []")} {
 		got := p.Decide(meta("192.0.2.1:1", "192.0.2.2:2"), flow.Result{Class: "v2ray", Confidence: 1})
 		if got != want {

@@ -17,6 +17,7 @@ import (
 func fromLoader(err error) error {
 	var refused *loader.RefusedError
 	var occupied *loader.OccupiedError
+	var mode *loader.XDPModeError
 	switch {
 	case errors.As(err, &occupied):
 		return badInput("%w: %s", err, detachOther(occupied))
@@ -28,6 +29,12 @@ func fromLoader(err error) error {
 		return badInput("%w: run as root", err)
 	case errors.Is(err, loader.ErrNotAttached):
 		return badInput("%w%s", err, seenFromHere())
+	case errors.Is(err, loader.ErrNoInterface):
+		return badInput("%w (ip link shows what there is)", err)
+	case errors.Is(err, loader.ErrNoBPFFS):
+		return badInput("%w: run as root, or mount it before: mount -t bpf bpf /sys/fs/bpf", err)
+	case errors.As(err, &mode) && mode.Mode == loader.XDPNative:
+		return badInput("%w (the driver may lack it: use --xdp auto or generic)", err)
 	case errors.As(err, &refused):
 		return asBadInput(err)
 	}
@@ -91,7 +98,7 @@ func warnings(iface string, info loader.Info) []string {
 	return w
 }
 
-// seenFromHere explains, behind a message that nothing is there, that another mount
+// seenFromHere explains, after a message that nothing is there, that another mount
 // namespace may see something.
 func seenFromHere() string {
 	if !loader.PrivatePins() {

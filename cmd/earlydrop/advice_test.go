@@ -3,6 +3,7 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -73,5 +74,27 @@ func TestWarningsOfAnInterface(t *testing.T) {
 				t.Errorf("%+v: %q lacks %q", tt.info, got, w)
 			}
 		}
+	}
+}
+
+// What the loader refuses is bad input, with the command or the flag that mends it.
+func TestAdviceOnWhatIsRefused(t *testing.T) {
+	for _, tt := range []struct {
+		err  error
+		code int
+		want string // behind the error
+	}{
+		{loader.ErrNoInterface, exitBadInput, " (ip link shows what there is)"},
+		{loader.ErrNoBPFFS, exitBadInput, ": run as root, or mount it before: mount -t bpf bpf /sys/fs/bpf"},
+		{&loader.XDPModeError{Mode: loader.XDPNative}, exitBadInput, " (the driver may lack it: use --xdp auto or generic)"},
+		{&loader.XDPModeError{Mode: loader.XDPGeneric}, exitFailure, ""},
+	} {
+		err := fmt.Errorf("refused: %w", tt.err)
+		if got := fromLoader(err); got.Error() != err.Error()+tt.want || exitCode(got) != tt.code {
+			t.Errorf("%v: exit code %d, %q", tt.err, exitCode(got), got)
+		}
+	}
+	if code, _, stderr := runForTest("attach", "--model", tinyModel, "-i", "nope0"); code != exitBadInput || !strings.Contains(stderr, "no such interface: nope0 (ip link shows") {
+		t.Errorf("exit code %d, %q", code, stderr)
 	}
 }

@@ -22,8 +22,8 @@ import (
 func blockedCommand() *cli.Command {
 	flowFlags := []cli.Flag{
 		interfaceFlag(),
-		&cli.UintFlag{Name: "vlan", Usage: "the flow's 802.1Q `ID`"},
-		&cli.UintFlag{Name: "inner-vlan", Usage: "the `ID` of its second tag (QinQ)"},
+		numberFlag("vlan", "the flow's 802.1Q `ID`", "untagged", 0, 4095),
+		numberFlag("inner-vlan", "the `ID` of its second tag (QinQ)", "none", 0, 4095),
 	}
 	return &cli.Command{
 		Name:  "blocked",
@@ -50,8 +50,8 @@ Examples:
 does not matter.
 
 Example:
-   earlydrop blocked add -i eth0 --ttl 1h tcp 10.0.0.2:40000 192.0.2.7:8388`,
-				Flags:  append([]cli.Flag{&cli.DurationFlag{Name: "ttl", Value: 10 * time.Minute, Usage: "block for this `TIME`"}}, flowFlags...),
+   earlydrop blocked add -i eth0 --ttl 1d tcp 10.0.0.2:40000 192.0.2.7:8388`,
+				Flags:  append([]cli.Flag{ttlFlag(10 * time.Minute)}, flowFlags...),
 				Action: blockedAdd,
 			},
 			{
@@ -90,10 +90,7 @@ func blockedList(c *cli.Context) error {
 	if err := requireArgs(c, 0, 0, ""); err != nil {
 		return err
 	}
-	all, err := openChosen(c)
-	if err != nil {
-		return err
-	}
+	all, openErr := openChosen(c)
 	defer closeAll(all)
 	tw := table.NewWriter()
 	tw.SetOutputMirror(c.App.Writer)
@@ -123,12 +120,12 @@ func blockedList(c *cli.Context) error {
 	}
 	switch {
 	case c.Bool("json"):
-	case tw.Length() == 0:
-		fmt.Fprintln(c.App.Writer, "no flow is blocked"+seenFromHere())
-	default:
+	case tw.Length() > 0:
 		tw.Render()
+	case openErr == nil:
+		fmt.Fprintln(c.App.Writer, "no flow is blocked"+seenFromHere())
 	}
-	return nil
+	return openErr
 }
 
 // openFor opens the tables of the interface that -i names.
@@ -145,19 +142,23 @@ func blockedAdd(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	ttl := c.Duration("ttl")
-	if ttl <= 0 {
-		return badInput("--ttl %s is not positive: give a time such as 10m", ttl)
+	if err := canMatch(key); err != nil {
+		return err
 	}
 	t, err := openFor(c)
 	if err != nil {
 		return err
 	}
 	defer t.Close()
-	if err := t.Block(key, ttl, "", "by hand"); err != nil {
+	lasts := ttlOf(c)
+	err = t.Block(key, lasts, "", "by hand")
+	if errors.Is(err, loader.ErrFull) {
+		return fmt.Errorf("%w (remove some with earlydrop blocked del, or attach with a larger --max-blocked)", err)
+	}
+	if err != nil {
 		return err
 	}
-	fmt.Fprintf(c.App.Writer, "blocked for %s: %s\n", ttl, key)
+	fmt.Fprintf(c.App.Writer, "blocked for %s: %s\n", shortDuration(lasts), key)
 	return nil
 }
 
@@ -222,14 +223,17 @@ func flowFromArgs(c *cli.Context) (flow.Key, error) {
 		if ends[i], err = netip.ParseAddrPort(c.Args().Get(i + 1)); err != nil {
 			return flow.Key{}, badInput("%q is no endpoint: write ADDRESS:PORT, IPv6 as [ADDRESS]:PORT", c.Args().Get(i+1))
 		}
+		// Packets don't carry the zone of a link-local address: it is the interface.
+		if zone, name := ends[i].Addr().Zone(), c.String("interface"); zone != "" {
+			if name != "" && zone != name {
+				return flow.Key{}, badInput("%s is an address on %s, but the interface is %s", ends[i], zone, name)
+			}
+			ends[i] = netip.AddrPortFrom(ends[i].Addr().WithZone(""), ends[i].Port())
+		}
 	}
 	var tags [2]uint16
 	for i, name := range []string{"vlan", "inner-vlan"} {
-		id := c.Uint(name)
-		if id > 4095 {
-			return flow.Key{}, badInput("--%s %d: an 802.1Q id is at most 4095", name, id)
-		}
-		tags[i] = uint16(id)
+		tags[i] = uint16(numberOf(c, name))
 	}
 	key, _ := flow.NewKey(ends[0], ends[1], proto, tags[0], tags[1])
 	return key, nil

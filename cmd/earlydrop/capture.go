@@ -257,7 +257,7 @@ func sortByTime[T comparable](files []T, open func(T) (*assembly.File, error)) {
 	slices.SortStableFunc(files, func(a, b T) int { return first[a].Compare(first[b]) })
 }
 
-// fileBegins tells the files of a capture apart: for each it has the number of flows
+// fileBegins says in which file of a capture a flow begins: for each it has the number of flows
 // that had begun before.
 type fileBegins []uint64
 

@@ -93,16 +93,12 @@ func zipped(t *testing.T, b []byte) []byte {
 }
 
 // flowsOfJSON returns the flows of replay's output in order of their start.
-func flowsOfJSON(t *testing.T, stdout string) (flows []replayRecord) {
+func flowsOfJSON(t *testing.T, stdout string) (flows []parsedRecord) {
 	t.Helper()
 	for line := range strings.Lines(stdout) {
-		var r replayRecord
-		if err := json.Unmarshal([]byte(line), &r); err != nil {
-			t.Fatalf("line %q: %v", line, err)
-		}
-		flows = append(flows, r)
+		flows = append(flows, parseRecord(t, line))
 	}
-	slices.SortStableFunc(flows, func(a, b replayRecord) int { return strings.Compare(a.Start, b.Start) })
+	slices.SortStableFunc(flows, func(a, b parsedRecord) int { return strings.Compare(a.Start, b.Start) })
 	return flows
 }
 
@@ -134,7 +130,7 @@ func TestReplayReadsPipesAsFiles(t *testing.T) {
 			if code != exitOK || !strings.HasPrefix(stderr, "101 flows in 1 file classified: ") {
 				t.Errorf("exit code %d, stderr %q", code, stderr)
 			}
-			if diff := cmp.Diff(flowsOfJSON(t, lines), flowsOfJSON(t, stdout), cmpopts.IgnoreUnexported(replayRecord{}),
+			if diff := cmp.Diff(flowsOfJSON(t, lines), flowsOfJSON(t, stdout), cmp.AllowUnexported(parsedRecord{}), cmpopts.IgnoreUnexported(replayRecord{}), cmpopts.IgnoreFields(replayRecord{}, "Scores"),
 				cmpopts.IgnoreFields(replayRecord{}, "File"), cmpopts.EquateApprox(0, 2e-6)); diff != "" {
 				t.Errorf("flows (-file +pipe):\n%s", diff)
 			}
@@ -255,7 +251,7 @@ func (l *live) write(t *testing.T, b []byte) {
 }
 
 // flow returns the next line.
-func (l *live) flow(t *testing.T) replayRecord {
+func (l *live) flow(t *testing.T) parsedRecord {
 	t.Helper()
 	line, err := l.out.ReadString('\n')
 	if err != nil {
@@ -418,13 +414,13 @@ func TestReplayJoinsACaptureThatWasCut(t *testing.T) {
 		if code != exitOK || !strings.HasPrefix(stderr, "3 flows in 4 files classified: ") {
 			t.Errorf("exit code %d, stderr %q", code, stderr)
 		}
-		if diff := cmp.Diff(want, flowsOfJSON(t, stdout), cmpopts.IgnoreUnexported(replayRecord{}), cmpopts.EquateApprox(0, 2e-6)); diff != "" {
+		if diff := cmp.Diff(want, flowsOfJSON(t, stdout), cmp.AllowUnexported(parsedRecord{}), cmpopts.IgnoreUnexported(replayRecord{}), cmpopts.IgnoreFields(replayRecord{}, "Scores"), cmpopts.EquateApprox(0, 2e-6)); diff != "" {
 			t.Errorf("flows (-whole +joined):\n%s", diff)
 		}
 	}
 	// Each for itself, they are other captures.
 	_, stdout, _ = runForTest(append([]string{"replay", "--json", "--model", tinyModel}, cut("cut9", "cut10", "cut11", "cut12")...)...)
-	if diff := cmp.Diff(want, flowsOfJSON(t, stdout), cmpopts.IgnoreUnexported(replayRecord{})); diff == "" {
+	if diff := cmp.Diff(want, flowsOfJSON(t, stdout), cmp.AllowUnexported(parsedRecord{}), cmpopts.IgnoreUnexported(replayRecord{}), cmpopts.IgnoreFields(replayRecord{}, "Scores")); diff == "" {
 		t.Error("the files are joined without being told")
 	}
 	// Pipes are put in order as well.
@@ -434,7 +430,7 @@ func TestReplayJoinsACaptureThatWasCut(t *testing.T) {
 	}
 	_, stdout, stderr := runForTest(append([]string{"replay", "--join", "--json", "--model", tinyModel}, lines...)...)
 	got := flowsOfJSON(t, stdout)
-	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(replayRecord{}), cmpopts.IgnoreFields(replayRecord{}, "File", "Packets", "Bytes"),
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(parsedRecord{}), cmpopts.IgnoreUnexported(replayRecord{}), cmpopts.IgnoreFields(replayRecord{}, "Scores"), cmpopts.IgnoreFields(replayRecord{}, "File", "Packets", "Bytes"),
 		cmpopts.EquateApprox(0, 2e-6)); diff != "" {
 		t.Errorf("flows of pipes (-whole +joined), stderr %q:\n%s", stderr, diff)
 	}

@@ -31,6 +31,7 @@ const (
 // verdicts the other.
 type daemon struct {
 	dp      *loader.DataPath
+	iface   func() string // what the interface is called now
 	engine  *classifier.Engine
 	policy  *policy.Policy
 	mode    policy.Mode
@@ -40,7 +41,9 @@ type daemon struct {
 
 	classified, toDrop, blocked           atomic.Uint64
 	queueFull, notClassified, notBlocked  atomic.Uint64
+	blockedFull                           atomic.Uint64 // of notBlocked: the table was full
 	warnClassify, warnBlock, warnRead     rateLimit
+	warnTidy                              rateLimit
 	classes                               sync.Map // class -> *atomic.Uint64
 	expiredPackets, expiredBytes, expired uint64   // of blocks that ended; the tidy loop's
 	pinsRestored                          atomic.Uint64
@@ -68,7 +71,7 @@ func (d *daemon) run(ctx context.Context) error {
 		<-ctx.Done()
 		_ = reader.Close()
 	})
-	err = d.read(reader)
+	err = d.read(ctx, reader)
 	cancel(err)
 	wg.Wait()
 	d.engine.Close()
@@ -79,23 +82,42 @@ func (d *daemon) run(ctx context.Context) error {
 	return err
 }
 
-// read moves captures from the ring buffer to the classifier's queue.
-func (d *daemon) read(reader *loader.Reader) error {
+// sampleSource is where captures come from, a *loader.Reader.
+type sampleSource interface {
+	Read(*flow.Sample) error
+}
+
+// read moves captures from the ring buffer to the classifier's queue. It returns nil
+// when the reader is closed, and a *brokenError when the ring buffer fails for good.
+func (d *daemon) read(ctx context.Context, reader sampleSource) error {
+	var trouble patience
 	for {
 		s := d.engine.Get()
-		switch err := reader.Read(s); {
+		err := reader.Read(s)
+		switch {
 		case errors.Is(err, loader.ErrClosed):
 			d.engine.Put(s)
 			return nil
-		case err != nil:
-			// One bad record; the ring itself goes on.
+		case errors.Is(err, loader.ErrBadRecord):
+			trouble.over()
 			d.engine.Put(s)
 			d.notClassified.Add(1)
 			if d.warnRead.allow() {
 				slog.Warn("capture lost", "interface", d.iface(), "error", err)
 			}
 			continue
+		case err != nil:
+			d.engine.Put(s)
+			if trouble.lasts() {
+				return &brokenError{err}
+			}
+			if d.warnRead.allow() {
+				slog.Warn("captures can't be read, trying again", "interface", d.iface(), "error", err)
+			}
+			pause(ctx, tryAgainAfter)
+			continue
 		}
+		trouble.over()
 		stale := d.engine.Waiting() >= staleWaiting && time.Since(s.Start.Add(s.Elapsed)) > staleAfter
 		if stale || !d.engine.Submit(s) {
 			// Fail open: the flow passes, as it does already.
@@ -115,32 +137,40 @@ func (d *daemon) decide(s *flow.Sample, r flow.Result, err error) {
 		return
 	}
 	decision := d.policy.Decide(&s.Meta, r)
-	enforced := false
-	switch {
-	case decision.Action != policy.Drop:
-		err = d.dp.Pass(s.Key)
-	case d.mode == policy.Enforce:
-		if err = d.dp.BlockFlow(&s.Meta, decision.TTL, decision.Class, decision.Rule); err == nil {
-			enforced = true
-			d.blocked.Add(1)
-		}
-	default: // monitor
+	block := decision.Action == policy.Drop && d.mode == policy.Enforce
+	if block {
+		err = d.dp.BlockFlow(&s.Meta, decision.TTL, decision.Class, decision.Rule)
+	} else {
 		err = d.dp.Pass(s.Key)
 	}
 	decided := time.Now()
+	enforced := block && err == nil
+	var failed error // to block
 	if err != nil {
 		d.notBlocked.Add(1)
+		message := "verdict not written, the flow passes"
+		if block {
+			failed, message = err, "flow not blocked, it passes"
+		}
+		if errors.Is(err, loader.ErrFull) {
+			d.blockedFull.Add(1)
+		}
 		if d.warnBlock.allow() {
-			slog.Warn("verdict not written, the flow passes", "interface", d.iface(), "flow", s.Key, "error", err)
+			slog.Warn(message, "interface", d.iface(), "flow", s.Key, "error", err)
 		}
 	}
 	d.classified.Add(1)
 	if decision.Action == policy.Drop {
 		d.toDrop.Add(1)
 	}
-	n, _ := d.classes.LoadOrStore(r.Class, new(atomic.Uint64))
+	if enforced {
+		d.blocked.Add(1)
+	}
+	n, _ := d.classes.LoadOrStore(decision.Class, new(atomic.Uint64))
 	n.(*atomic.Uint64).Add(1)
-	d.out.verdict(newVerdictEvent(d, s, r, decision, enforced, decided))
+	if decision.Detected || d.out.passes.allow(decided) {
+		d.out.verdict(newVerdictEvent(d, s, r, decision, enforced, failed, decided))
+	}
 }
 
 // tidy does what is due regularly: the idle sweep, expired blocks, status.
@@ -148,8 +178,10 @@ func (d *daemon) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 	sweep, slow := time.NewTicker(sweepEvery), time.NewTicker(tidyEvery)
 	defer sweep.Stop()
 	defer slow.Stop()
+	var noSweep, noTidying patience
 	for {
 		var err error
+		trouble := &noSweep
 		select {
 		case <-ctx.Done():
 			// The last word of a daemon that persists.
@@ -158,11 +190,16 @@ func (d *daemon) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 		case <-sweep.C:
 			_, err = d.dp.Sweep()
 		case <-slow.C:
-			err = errors.Join(d.expire(), d.dp.Report(d.counters()))
+			err, trouble = errors.Join(d.expire(), d.dp.Report(d.counters())), &noTidying
 		}
-		if err != nil {
-			cancel(err)
+		switch {
+		case err == nil:
+			trouble.over()
+		case trouble.lasts():
+			cancel(&brokenError{err})
 			return
+		case d.warnTidy.allow():
+			slog.Warn("trying again", "interface", d.iface(), "error", err)
 		}
 	}
 }
@@ -177,9 +214,6 @@ func (d *daemon) expire() error {
 	}
 	return err
 }
-
-// iface is what the interface is called now.
-func (d *daemon) iface() string { return d.dp.Interface() }
 
 // changed tells what became of the interface and the pins while it ran.
 func (d *daemon) changed(c loader.Change) {

@@ -86,7 +86,8 @@ it; the file of a sample is where its flow begins.
 Labels are made of a-z, 0-9, "-", "_" and "."; unknown can't be one.
 
 A sample is left out when another of its label has the same bytes after masking
-with the recipe strict: it would be the same image twice.
+with the recipe strict: it would be the same image twice. So is an incomplete one, as
+replay --help explains it: its payload is not in the file.
 
 Examples:
    earlydrop dataset --manifest lab/manifest.tsv --out dataset
@@ -111,6 +112,8 @@ type datasetInput struct {
 	extra  map[string]string // further columns of the manifest
 	folder string            // the --captures folder that it is of; "" of a manifest
 	copied *os.File          // of what can be read only once
+	// incomplete: a flow that begins in it is.
+	incomplete bool
 }
 
 func runDataset(c *cli.Context) error {
@@ -255,7 +258,7 @@ func checkHeader(header []string) (extra []string, err error) {
 		case name == "":
 			return nil, fmt.Errorf("column %d has no name", i+1)
 		case slices.Contains(header[:i], name):
-			return nil, fmt.Errorf("column %q stands there twice", name)
+			return nil, fmt.Errorf("column %q is there twice", name)
 		case name == "path" || name == "label" || name == "group":
 		case slices.Contains(datasetColumns, name):
 			return nil, fmt.Errorf("column %q is made by this command: name it differently", name)
@@ -411,6 +414,7 @@ type dataset struct {
 	Labels     map[string]int            `json:"labels"`
 	Groups     map[string]map[string]int `json:"groups"` // label, group: samples
 	Duplicates map[string]int            `json:"duplicates_left_out"`
+	Incomplete map[string]int            `json:"incomplete_left_out"`
 	Files      int                       `json:"files"`
 	Counters   map[string]uint64         `json:"counters"`
 	Fields     []string                  `json:"fields"` // what the numbers of fields.npy mean
@@ -427,6 +431,9 @@ func (d *dataset) print(w io.Writer, out string) {
 		}
 		t.AppendRow(table.Row{label, "(all groups)", d.Labels[label]})
 		t.AppendRow(table.Row{label, "(duplicates left out)", d.Duplicates[label]})
+		if n := d.Incomplete[label]; n > 0 {
+			t.AppendRow(table.Row{label, "(incomplete left out)", n})
+		}
 		t.AppendSeparator()
 	}
 	t.AppendFooter(table.Row{"", "all samples", d.Samples})
@@ -450,7 +457,7 @@ type datasetWriter struct {
 func writeDataset(c *cli.Context, dir string, inputs []datasetInput, columns []string) (_ *dataset, err error) {
 	w := &datasetWriter{columns: columns, seen: map[[sha256.Size]byte]struct{}{}}
 	w.dataset = dataset{Format: datasetFormat, Labels: map[string]int{}, Groups: map[string]map[string]int{},
-		Duplicates: map[string]int{}, Files: len(inputs), Counters: map[string]uint64{}, Fields: []string{"payload"}}
+		Duplicates: map[string]int{}, Incomplete: map[string]int{}, Files: len(inputs), Counters: map[string]uint64{}, Fields: []string{"payload"}}
 	for f := headers.Field(1); f < headers.NumFields; f++ {
 		w.dataset.Fields = append(w.dataset.Fields, f.String())
 	}
@@ -526,12 +533,13 @@ func (w *datasetWriter) readAll(c *cli.Context, inputs []datasetInput) error {
 		if w.dataset.Groups[files[0].label] == nil {
 			w.dataset.Groups[files[0].label] = map[string]int{}
 		}
-		before := counters.Samples()
+		before := counters
 		errs, err := w.readCapture(files, &counters, bar)
 		if err != nil {
-			return err
+			return adviseTempDir(err)
 		}
-		flows := counters.Samples() - before // of all its files
+		// Of all its files.
+		flows, incomplete := counters.Samples()-before.Samples(), counters[assembly.Incomplete]-before[assembly.Incomplete]
 		for i, in := range files {
 			var fileErr *assembly.FileError
 			errors.As(errs[i], &fileErr)
@@ -539,8 +547,11 @@ func (w *datasetWriter) readAll(c *cli.Context, inputs []datasetInput) error {
 				if folders[in.folder] == nil {
 					folders[in.folder] = &captureFolder{}
 				}
-				folders[in.folder].add(flows, fileErr)
-				flows = 0
+				folders[in.folder].add(flows, incomplete, fileErr)
+				flows, incomplete = 0, 0
+			}
+			if in.incomplete {
+				warnings.addIncomplete(in.path)
 			}
 			switch {
 			case fileErr != nil && in.folder != "":
@@ -558,7 +569,12 @@ func (w *datasetWriter) readAll(c *cli.Context, inputs []datasetInput) error {
 		}
 	}
 	for _, label := range slices.Sorted(maps.Keys(w.dataset.Groups)) {
-		if w.dataset.Labels[label] == 0 {
+		switch n := w.dataset.Incomplete[label]; {
+		case w.dataset.Labels[label] > 0:
+		case n > 0:
+			return badInput("no capture of label %s holds a flow that is complete: %s left out, as of packets with payload the files hold fewer than %d bytes of it",
+				label, count(uint64(n), "flow"), flow.IncompleteBytes)
+		default:
 			return badInput("no capture of label %s holds a flow with payload", label)
 		}
 	}
@@ -566,20 +582,21 @@ func (w *datasetWriter) readAll(c *cli.Context, inputs []datasetInput) error {
 		w.dataset.Counters[assembly.Counter(i).String()] = n
 	}
 	bar.done()
-	warnings.print(c.App.ErrWriter)
+	warnings.print(c.App.ErrWriter, counters[assembly.Incomplete])
 	return nil
 }
 
 // captureFolder counts what a --captures folder holds.
 type captureFolder struct {
 	files, notCaptures int
-	flows              uint64
+	flows, incomplete  uint64
 	first              *assembly.FileError // of a file that is no capture
 }
 
-func (f *captureFolder) add(flows uint64, err *assembly.FileError) {
+func (f *captureFolder) add(flows, incomplete uint64, err *assembly.FileError) {
 	f.files++
 	f.flows += flows
+	f.incomplete += incomplete
 	if err != nil && errors.Is(err, assembly.ErrNotCapture) {
 		f.notCaptures++
 		if f.first == nil {
@@ -591,8 +608,10 @@ func (f *captureFolder) add(flows uint64, err *assembly.FileError) {
 // check refuses a folder that nothing can be learned from.
 func (f *captureFolder) check(name string) error {
 	switch {
-	case f.flows > 0:
+	case f.flows > f.incomplete:
 		return nil
+	case f.incomplete > 0:
+		return fmt.Errorf("--captures %s: %s in it, all incomplete: of packets with payload the files hold fewer than %d bytes of it", name, count(f.flows, "flow"), flow.IncompleteBytes)
 	case f.notCaptures == f.files:
 		return fmt.Errorf("--captures %s: none of its %s is a capture, the first is %w", name, count(uint64(f.files), "file"), f.first)
 	}
@@ -666,8 +685,13 @@ func (w *datasetWriter) readCapture(files []*datasetInput, counters *assembly.Co
 	var writeErr error
 	var added sessions
 	a := assembly.New(assembly.Options{}, func(f *assembly.Flow, s *flow.Sample) {
-		if writeErr == nil {
-			writeErr = w.add(files[begins.of(f.Seq)], s, &added)
+		in := files[begins.of(f.Seq)]
+		switch {
+		case s.Incomplete:
+			w.dataset.Incomplete[in.label]++
+			in.incomplete = true
+		case writeErr == nil:
+			writeErr = w.add(in, s, &added)
 		}
 	}, nil)
 	for _, in := range files {
@@ -682,7 +706,9 @@ func (w *datasetWriter) readCapture(files []*datasetInput, counters *assembly.Co
 			return f.Feed(a, bar.at)
 		}())
 	}
-	a.Flush()
+	if err := a.Flush(); err != nil {
+		return errs, err
+	}
 	read := a.Counters()
 	counters.Add(&read)
 	if writeErr != nil {
@@ -786,12 +812,23 @@ func (w *datasetWriter) finish(dir string) error {
 	return os.WriteFile(filepath.Join(dir, datasetFile), append(text, '\n'), 0o644)
 }
 
-// fileWarnings collects capture files that could not be read whole.
+// fileWarnings collects capture files that could not be read whole, or that hold
+// incomplete flows.
 type fileWarnings struct {
 	causes []string // in order of their first file
 	first  map[string]*assembly.FileError
 	count  map[string]int
 	all    int
+
+	incomplete      int // files with incomplete flows
+	firstIncomplete string
+}
+
+func (w *fileWarnings) addIncomplete(path string) {
+	if w.incomplete == 0 {
+		w.firstIncomplete = path
+	}
+	w.incomplete++
 }
 
 func (w *fileWarnings) add(err *assembly.FileError) {
@@ -814,8 +851,13 @@ func (w *fileWarnings) add(err *assembly.FileError) {
 	w.all++
 }
 
-// print writes one line with the number of files and a line for each cause.
-func (w *fileWarnings) print(out io.Writer) {
+// print writes one line with the number of files and a line for each cause, and one
+// about the incomplete flows.
+func (w *fileWarnings) print(out io.Writer, incomplete uint64) {
+	if incomplete > 0 {
+		fmt.Fprintf(out, "warning: %s left out in %s, as of packets with payload fewer than %d bytes of it are there (was the snap length small?), first %s\n",
+			count(incomplete, "incomplete flow"), count(uint64(w.incomplete), "file"), flow.IncompleteBytes, w.firstIncomplete)
+	}
 	if w.all == 0 {
 		return
 	}

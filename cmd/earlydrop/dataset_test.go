@@ -236,7 +236,7 @@ func TestDatasetHoldsTheSamples(t *testing.T) {
 		Format: 2, Samples: 5, Labels: map[string]int{"background": 3, "shadowsocks": 1, "v2ray": 1},
 		Groups: map[string]map[string]int{"background": {"pcaps": 1, "x": 1, "z": 1}, "shadowsocks": {"lab-1": 1},
 			"v2ray": {"lab-2": 1}},
-		Duplicates: map[string]int{"background": 1}, Files: 7, Digest: "sha256:" + hex.EncodeToString(h.Sum(nil)),
+		Duplicates: map[string]int{"background": 1}, Incomplete: map[string]int{}, Files: 7, Digest: "sha256:" + hex.EncodeToString(h.Sum(nil)),
 	}
 	if diff := cmp.Diff(wantSet, d); diff != "" {
 		t.Errorf("%s (-want +got):\n%s", datasetFile, diff)
@@ -332,7 +332,7 @@ func TestDatasetRefusesBadInput(t *testing.T) {
 		{"empty manifest", "", "", "names no capture"},
 		{"header alone", header, "", "names no capture"},
 		{"missing column", "path\tlabel\ngood.pcap\ta\n", "", `manifest.tsv:1: no column "group"`},
-		{"column twice", "path\tlabel\tgroup\tpath\n", "", `column "path" stands there twice`},
+		{"column twice", "path\tlabel\tgroup\tpath\n", "", `column "path" is there twice`},
 		{"column without name", "path\tlabel\tgroup\t\n", "", "column 4 has no name"},
 		{"column of ours", "path\tlabel\tgroup\tsrc\n", "", `column "src" is made by this command`},
 		{"too few fields", header + "good.pcap\ta\n", "", "manifest.tsv:2: 2 fields, but the header has 3"},

@@ -27,7 +27,7 @@ import (
 // left out.
 type event struct {
 	Time  time.Time `json:"time"`
-	Event string    `json:"event"` // attached, verdict, block_ended, ended
+	Event string    `json:"event"` // attached, verdict, block_ended, left_out, ended
 
 	Interface string `json:"interface"`
 	Mode      string `json:"mode,omitempty"`
@@ -44,28 +44,30 @@ type event struct {
 	InnerVLAN uint16    `json:"inner_vlan,omitempty"`
 	Start     time.Time `json:"start,omitzero"`
 
-	// verdict
+	// verdict; Class is the model's outcome, naming says what decided.
 	Class      string             `json:"class,omitempty"`
 	Confidence *float64           `json:"confidence,omitempty"` // of the likeliest label
 	Scores     map[string]float64 `json:"scores,omitempty"`
 	Decision   string             `json:"decision,omitempty"` // pass or drop, as the policy says
 	Enforced   *bool              `json:"enforced,omitempty"` // the kernel drops it
+	Error      string             `json:"error,omitempty"`    // why a drop could not be enforced
 	Rule       string             `json:"rule,omitempty"`
-	// What was compared with the rule's min_confidence: the probability that
-	// the flow is of one of its classes.
-	RuleConfidence *float64 `json:"rule_confidence,omitempty"`
-	Reason         string   `json:"reason,omitempty"`
-	TTL            float64  `json:"ttl_seconds,omitempty"`
-	Model          string   `json:"model,omitempty"`
-	Captured       int      `json:"captured,omitempty"`    // bytes
-	Complete       *bool    `json:"complete,omitempty"`    // all 1024 of them
-	HandedOver     string   `json:"handed_over,omitempty"` // full, closed, idle
-	MidStream      bool     `json:"mid_stream,omitempty"`  // captured from its middle
-	Resumed        bool     `json:"resumed,omitempty"`     // UDP that may have been there before
-	Packets        int      `json:"packets,omitempty"`     // until the verdict
-	Bytes          uint64   `json:"bytes,omitempty"`       // on the wire, until the verdict
-	VerdictMS      float64  `json:"verdict_ms,omitempty"`  // from the flow's first packet
-	LatencyUS      float64  `json:"latency_us,omitempty"`  // from the hand-over to the verdict in the map
+	naming
+	Reason     string  `json:"reason,omitempty"`
+	TTL        float64 `json:"ttl_seconds,omitempty"`
+	Model      string  `json:"model,omitempty"`
+	Captured   int     `json:"captured,omitempty"`    // bytes
+	Complete   *bool   `json:"complete,omitempty"`    // all 1024 of them
+	HandedOver string  `json:"handed_over,omitempty"` // full, closed, idle
+	MidStream  bool    `json:"mid_stream,omitempty"`  // captured from its middle
+	Resumed    bool    `json:"resumed,omitempty"`     // UDP that may have been there before
+	Packets    int     `json:"packets,omitempty"`     // until the verdict
+	Bytes      uint64  `json:"bytes,omitempty"`       // on the wire, until the verdict
+	VerdictMS  float64 `json:"verdict_ms,omitempty"`  // from the flow's first packet
+	LatencyUS  float64 `json:"latency_us,omitempty"`  // from the hand-over to the verdict in the map
+
+	// left_out: verdicts since the last such event that --events-pass left out
+	PassesLeftOut uint64 `json:"passes_left_out,omitempty"`
 
 	// block_ended, ended
 	DroppedPackets *uint64           `json:"dropped_packets,omitempty"`
@@ -74,10 +76,13 @@ type event struct {
 	Counters       map[string]uint64 `json:"counters,omitempty"`
 	Persisted      *bool             `json:"persisted,omitempty"`
 
-	text string // for people, instead of what print makes of the fields
+	text   string // for people, instead of what print makes of the fields
+	reopen bool   // no event: the file is to be opened again before the next one
 }
 
-func newVerdictEvent(d *daemon, s *flow.Sample, r flow.Result, dec policy.Decision, enforced bool, at time.Time) event {
+// newVerdictEvent returns the event of a verdict. failed says why a drop was not
+// enforced, although it should have been.
+func newVerdictEvent(d *daemon, s *flow.Sample, r flow.Result, dec policy.Decision, enforced bool, failed error, at time.Time) event {
 	var wire uint64
 	for _, p := range s.Packets {
 		wire += uint64(p.WireLen)
@@ -88,22 +93,22 @@ func newVerdictEvent(d *daemon, s *flow.Sample, r flow.Result, dec policy.Decisi
 	}
 	complete := s.Complete()
 	handedOver := s.Start.Add(s.Elapsed)
-	var ruleConfidence *float64
-	if dec.Rule != "" && dec.Reason != policy.ReasonAllowList {
-		ruleConfidence = &dec.Confidence
-	}
-	return event{
+	e := event{
 		Time: at, Event: "verdict", Interface: d.iface(), Mode: d.mode.String(),
 		Src: s.Initiator().String(), Dst: s.Responder().String(), Proto: s.Key.Proto.String(),
 		VLAN: s.Key.VLAN, InnerVLAN: s.Key.InnerVLAN, Start: s.Start,
 		Class: r.Class, Confidence: &r.Confidence, Scores: scores,
-		Decision: dec.Action.String(), Enforced: &enforced, Rule: dec.Rule, RuleConfidence: ruleConfidence, Reason: dec.Reason,
+		Decision: dec.Action.String(), Enforced: &enforced, Rule: dec.Rule, naming: nameFlow(&dec), Reason: dec.Reason,
 		TTL: dec.TTL.Seconds(), Model: d.model,
 		Captured: len(s.Data), Complete: &complete, HandedOver: s.Reason.String(), MidStream: s.MidStream, Resumed: s.Resumed,
 		Packets: len(s.Packets), Bytes: wire,
 		VerdictMS: milliseconds(at.Sub(s.Start)),
 		LatencyUS: float64(max(0, at.Sub(handedOver)).Nanoseconds()) / 1e3,
 	}
+	if failed != nil {
+		e.Error = failed.Error()
+	}
+	return e
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }
@@ -111,18 +116,21 @@ func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 
 // sinks write events, from a goroutine of their own: a terminal or a disk that is
 // slow must not hold up verdicts. What does not fit into the queue is counted.
 type sinks struct {
-	text           io.Writer   // nil: none
-	json           []io.Writer // one object per line each
-	closers        []io.Closer
+	iface          func() string // what the interface is called now
+	text           io.Writer     // nil: none
+	json           io.Writer     // one object per line each; nil: none
+	file           *eventFile    // the same; nil: none
 	stderr         io.Writer
 	quiet, verbose bool
-	created        string // the event file, if it was not there before
+	passes         *passLimit
 
 	queue chan event
 	done  chan struct{}
 	lost  atomic.Uint64
 }
 
+// eventQueue is how many events may wait. The last quarter of the queue is left to
+// those that must not be lost: flows that pass undetected come in floods.
 const eventQueue = 8192
 
 func (s *sinks) start() {
@@ -130,12 +138,17 @@ func (s *sinks) start() {
 	go s.write()
 }
 
-// close writes what is queued and closes the files.
+// close writes what is queued and closes the file.
 func (s *sinks) close() {
 	close(s.queue)
-	<-s.done
-	for _, c := range s.closers {
-		_ = c.Close()
+	if !s.drained() {
+		slog.Warn("the output takes no more events: those that still wait are lost", "lost", uint64(len(s.queue))+s.lost.Load())
+		return
+	}
+	if s.file != nil {
+		if err := s.file.Close(); err != nil {
+			slog.Warn("the event file was not closed properly", "error", err)
+		}
 	}
 	if n := s.lost.Load(); n > 0 {
 		slog.Warn("events were not written: the output was too slow", "lost", n)
@@ -144,12 +157,17 @@ func (s *sinks) close() {
 
 // uncreate removes an event file that was created for nothing.
 func (s *sinks) uncreate() {
-	if s.created != "" {
-		_ = os.Remove(s.created)
+	if s.file != nil && s.file.created {
+		_ = os.Remove(s.file.path)
 	}
 }
 
 func (s *sinks) verdict(e event) {
+	ordinary := e.Detected != nil && !*e.Detected
+	if ordinary && len(s.queue) >= eventQueue*3/4 {
+		s.lost.Add(1)
+		return
+	}
 	select {
 	case s.queue <- e:
 	default:
@@ -160,33 +178,66 @@ func (s *sinks) verdict(e event) {
 func (s *sinks) write() {
 	defer close(s.done)
 	var buffers []*bufio.Writer
-	buffer := func(w io.Writer) *bufio.Writer {
-		b := bufio.NewWriterSize(&output{to: w}, 64<<10)
+	buffer := func(w io.Writer) (*bufio.Writer, *output) {
+		o := &output{to: w, tty: terminal(w) != nil}
+		b := bufio.NewWriterSize(o, 64<<10)
 		buffers = append(buffers, b)
-		return b
+		return b, o
 	}
 	var text *bufio.Writer
 	if s.text != nil {
-		text = buffer(s.text)
+		text, _ = buffer(s.text)
 	}
 	notes := text
 	if notes == nil {
-		notes = buffer(s.stderr) // standard output is for machines
+		notes, _ = buffer(s.stderr) // standard output is for machines
 	}
 	var encoders []*json.Encoder
-	for _, w := range s.json {
-		encoders = append(encoders, json.NewEncoder(buffer(w)))
+	if s.json != nil {
+		b, _ := buffer(s.json)
+		encoders = append(encoders, json.NewEncoder(b))
 	}
-	for e := range s.queue {
+	var file *bufio.Writer
+	var fileOutput *output
+	if s.file != nil {
+		file, fileOutput = buffer(s.file)
+		encoders = append(encoders, json.NewEncoder(file))
+	}
+	write := func(e *event) {
 		// output takes everything, so that none of these fails.
 		switch {
 		case e.text != "":
 			_, _ = notes.WriteString(e.text)
 		case text != nil:
-			_ = s.print(text, &e)
+			_ = s.print(text, e)
 		}
 		for _, enc := range encoders {
-			_ = enc.Encode(&e)
+			_ = enc.Encode(e)
+		}
+	}
+	tick := time.NewTicker(sayLeftOut)
+	defer tick.Stop()
+	for open := true; open; {
+		var e event
+		select {
+		case now := <-tick.C:
+			if e, ok := s.leftOutEvent(now); ok {
+				write(&e)
+			}
+		case e, open = <-s.queue:
+			switch {
+			case !open:
+			case e.reopen:
+				_ = file.Flush() // what comes before belongs to the old file
+				if err := s.file.reopen(); err != nil {
+					slog.Error("the event file can't be opened again; events go on to the old one", "error", err)
+					break
+				}
+				*fileOutput = output{to: s.file, tty: terminal(s.file.File) != nil}
+				slog.Info("event file opened again", "file", s.file.path)
+			default:
+				write(&e)
+			}
 		}
 		if len(s.queue) == 0 { // nothing is waiting: let people see it
 			for _, b := range buffers {
@@ -194,15 +245,13 @@ func (s *sinks) write() {
 			}
 		}
 	}
-	for _, b := range buffers {
-		_ = b.Flush()
-	}
 }
 
 // output warns where a write fails and takes what comes next: a disk may have
 // room again. An output whose reader is gone is left alone.
 type output struct {
 	to     io.Writer
+	tty    bool // a terminal
 	gone   bool
 	cut    bool // a line may have been cut
 	warned rateLimit
@@ -222,7 +271,7 @@ func (o *output) Write(p []byte) (int, error) {
 	o.cut = err != nil
 	switch {
 	case err == nil:
-	case errors.Is(err, unix.EPIPE):
+	case errors.Is(err, unix.EPIPE), o.tty && errors.Is(err, unix.EIO): // a closed terminal stays closed
 		o.gone = true
 		slog.Warn("nobody reads the events any more; the work goes on", "error", err)
 	case o.warned.allow():
@@ -239,6 +288,12 @@ func (s *sinks) print(w io.Writer, e *event) error {
 	case "block_ended":
 		_, err := fmt.Fprintf(w, "%s  block ended  %s %s > %s  %s, dropped %d packets, %s\n", clock(e.Time), e.Proto, e.Src, e.Dst, e.Class, *e.DroppedPackets, byteCount(*e.DroppedBytes))
 		return err
+	case "left_out":
+		if s.quiet {
+			return nil
+		}
+		_, err := fmt.Fprintf(w, "%s  left out  %d verdicts that pass (--events-pass %s)\n", clock(e.Time), e.PassesLeftOut, s.passes.text)
+		return err
 	}
 	return nil // the others bring their text along
 }
@@ -250,12 +305,16 @@ func (s *sinks) printVerdict(w io.Writer, e *event) error {
 	what := e.Decision
 	if e.Decision == policy.Drop.String() && !*e.Enforced {
 		what = "would drop"
+		if e.Error != "" {
+			what = "drop failed"
+		}
 	}
 	vlan := ""
 	if e.VLAN != 0 || e.InnerVLAN != 0 {
 		vlan = fmt.Sprintf(" vlan %d.%d", e.VLAN, e.InnerVLAN)
 	}
-	line := fmt.Sprintf("%s  %-10s  %s %s > %s%s  %s %.3f  %.1f ms, %d packets", clock(e.Time), what, e.Proto, e.Src, e.Dst, vlan, e.Class, *e.Confidence, e.VerdictMS, e.Packets)
+	line := fmt.Sprintf("%s  %-11s  %s %s > %s%s  %s  %.1f ms, %d packets", clock(e.Time), what, e.Proto, e.Src, e.Dst, vlan,
+		e.line(e.Class, *e.Confidence), e.VerdictMS, e.Packets)
 	if e.MidStream {
 		line += ", mid-stream"
 	}
@@ -264,9 +323,9 @@ func (s *sinks) printVerdict(w io.Writer, e *event) error {
 	}
 	if e.Rule != "" {
 		line += "  " + e.Reason + " " + e.Rule
-		if e.RuleConfidence != nil && *e.RuleConfidence != *e.Confidence {
-			line += fmt.Sprintf(" (%.3f)", *e.RuleConfidence)
-		}
+	}
+	if e.Error != "" {
+		line += "  it passes: " + e.Error
 	}
 	if s.verbose {
 		var scores []string
@@ -280,7 +339,19 @@ func (s *sinks) printVerdict(w io.Writer, e *event) error {
 	return err
 }
 
-func clock(t time.Time) string { return t.Format("15:04:05.000") }
+// clock prints a time for people, local, so that logs of several days and machines
+// can be told apart.
+func clock(t time.Time) string { return t.Format("2006-01-02T15:04:05.000Z07:00") }
+
+// stamped puts the time in front of each write, which is one line of a log.
+type stamped struct{ to io.Writer }
+
+func (s stamped) Write(p []byte) (int, error) {
+	if _, err := fmt.Fprintf(s.to, "%s  %s", clock(time.Now()), p); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
 
 // byteCount prints a number of bytes for people.
 func byteCount(n uint64) string {
@@ -301,12 +372,12 @@ func (s *sinks) attached(d *daemon, policyName string) {
 	info := d.dp.Info
 	var text strings.Builder
 	say := func(format string, args ...any) { fmt.Fprintf(&text, format+"\n", args...) }
-	how := "attached"
+	how, now := "attached", time.Now()
 	if info.Adopted {
 		how = "adopted"
 	}
-	say("%s %s: xdp %s, egress %s, mode %s, policy %s, model %s, device %s",
-		how, d.iface(), info.XDPMode, info.Egress, d.mode, policyName, d.model, d.engine.Device())
+	say("%s  %s %s: xdp %s, egress %s, mode %s, policy %s, model %s, device %s",
+		clock(now), how, d.iface(), info.XDPMode, info.Egress, d.mode, policyName, d.model, d.engine.Device())
 	if info.XDPFallback != nil {
 		say("native xdp is not possible on %s, generic is slower: %v", d.iface(), info.XDPFallback)
 	}
@@ -335,10 +406,10 @@ func (s *sinks) attached(d *daemon, policyName string) {
 	for _, warning := range warnings(d.iface(), info) {
 		say("warning: %s", warning)
 	}
-	s.queue <- event{
-		Time: time.Now(), Event: "attached", Interface: d.iface(), Mode: d.mode.String(), XDP: string(info.XDPMode),
+	s.put(event{
+		Time: now, Event: "attached", Interface: d.iface(), Mode: d.mode.String(), XDP: string(info.XDPMode),
 		Egress: info.Egress, Adopted: &info.Adopted, Policy: policyName, Model: d.model, text: text.String(),
-	}
+	})
 }
 
 // blockEnded tells that a block is over, and why.
@@ -384,6 +455,8 @@ func (d *daemon) summary() summary {
 	add("queue_full", dc.QueueFull)
 	add("not_classified", dc.NotClassified)
 	add("not_blocked", dc.NotBlocked)
+	add("blocked_full", d.blockedFull.Load())
+	add("passes_left_out", d.out.passes.leftOut.Load())
 	add("events_lost", d.out.lost.Load())
 	add("pins_restored", d.pinsRestored.Load())
 	return s
@@ -392,7 +465,11 @@ func (d *daemon) summary() summary {
 // ended prints the summary.
 func (s *sinks) ended(sum summary, persist bool) {
 	var text strings.Builder
-	fmt.Fprintf(&text, "\n%s after %s, mode %s\n", sum.iface, sum.took.Round(time.Millisecond), sum.mode)
+	now := time.Now()
+	if e, ok := s.leftOutEvent(now); ok {
+		s.put(e)
+	}
+	fmt.Fprintf(&text, "\n%s  %s after %s, mode %s\n", clock(now), sum.iface, sum.took.Round(time.Millisecond), sum.mode)
 	for _, class := range slices.Sorted(maps.Keys(sum.classes)) {
 		fmt.Fprintf(&text, "  %-20s %10d flows\n", class, sum.classes[class])
 	}
@@ -404,8 +481,8 @@ func (s *sinks) ended(sum summary, persist bool) {
 	} else {
 		fmt.Fprintf(&text, "detached from %s\n", sum.iface)
 	}
-	s.queue <- event{
-		Time: time.Now(), Event: "ended", Interface: sum.iface, Mode: sum.mode.String(), Classes: sum.classes,
+	s.put(event{
+		Time: now, Event: "ended", Interface: sum.iface, Mode: sum.mode.String(), Classes: sum.classes,
 		Counters: sum.counters, Persisted: &persist, text: text.String(),
-	}
+	})
 }

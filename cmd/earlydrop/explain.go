@@ -6,15 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/urfave/cli/v2"
-	"golang.org/x/term"
 
 	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/loader/assembly"
@@ -31,9 +30,10 @@ func explainCommand() *cli.Command {
 		Usage:     "show what the verdict on a flow hangs on",
 		ArgsUsage: "FILE",
 		Description: `Reads a capture file as replay does and explains the verdict on one of its flows:
-the model's probabilities, and by how much the probability of the decided class falls
-when a part of the capture is replaced by random values (the mean of 16 draws). The
-parts are each header field, each 16 bytes of payload, and the length, direction and
+the model's probabilities, and by how much the probability that decided falls when a
+part of the capture is replaced by random values (the mean of 16 draws). Where a rule
+of the policy was asked about the flow, that is the probability of all the rule's
+classes together; otherwise it is that of the likeliest class. The parts are each header field, each 16 bytes of payload, and the length, direction and
 time of each packet, as far as the model is told. A part above 0 speaks for the class,
 one below against it. Parts that say the same thing stand in for one another: each
 alone may have little effect. Fields that the model's mask replaces have none.
@@ -51,7 +51,8 @@ Examples:
    earlydrop explain capture.pcapng
    earlydrop explain capture.pcapng --flow 3 --out why.png`,
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "flow", Usage: "explain the flow of this `NUMBER`, from 1"},
+			numberFlag("flow", "explain the flow of this `NUMBER`, from 1", "list them", 1, math.MaxInt32),
+			&cli.StringFlag{Name: "policy", Usage: "policy `FILE` (default: the shipped policy)", TakesFile: true},
 			&cli.StringFlag{Name: "model", Usage: "model `FILE`, or the shipped \"paper\" (default: the shipped compact one)", TakesFile: true},
 			midStreamFlag(),
 			&cli.StringFlag{Name: "out", Usage: "write a picture to the PNG `FILE`", TakesFile: true},
@@ -68,10 +69,7 @@ func explain(c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	path, number := c.Args().First(), c.Int("flow")
-	if c.IsSet("flow") && number < 1 {
-		return badInput("--flow %d: flows are numbered from 1", number)
-	}
+	path, number := c.Args().First(), int(numberOf(c, "flow"))
 	if c.IsSet("out") && c.String("out") == "" {
 		return badInput("--out needs the name of a file, but it is empty")
 	}
@@ -88,6 +86,14 @@ func explain(c *cli.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, engine.Close()) }()
 
+	p, err := loadPolicy(c.String("policy"), policyModel(engine.Manifest()))
+	if err != nil && c.IsSet("policy") {
+		return err
+	}
+	if err != nil {
+		p = &policy.Policy{} // the shipped one does not suit the model: no rule is asked
+	}
+
 	// Twice through the file: flows are numbered by their start, but come in the
 	// order of their hand-over, and there may be more than fit into memory.
 	bar := newProgress(c.App.ErrWriter, "reading", 2*file.size)
@@ -96,7 +102,7 @@ func explain(c *cli.Context) (err error) {
 	var fileErr *assembly.FileError
 	switch {
 	case cut != nil && !errors.As(cut, &fileErr):
-		return cut
+		return adviseTempDir(cut)
 	case len(flows) == 0 && cut != nil:
 		return cut
 	case len(flows) == 0:
@@ -107,7 +113,7 @@ func explain(c *cli.Context) (err error) {
 		if c.IsSet("out") {
 			return badInput("--out is about one flow, but %s has %d: choose one with --flow", path, len(flows))
 		}
-		return errors.Join(listFlows(c, engine, file, midStream, bar), cut)
+		return errors.Join(listFlows(c, engine, p, file, midStream, bar), cut)
 	}
 	number = max(number, 1)
 	var s flow.Sample
@@ -116,7 +122,7 @@ func explain(c *cli.Context) (err error) {
 	}
 	bar.done()
 
-	o, err := newOcclusion(engine, &s)
+	o, err := newOcclusion(engine, p, &s)
 	if err != nil {
 		return err
 	}
@@ -126,7 +132,7 @@ func explain(c *cli.Context) (err error) {
 			return err
 		}
 	}
-	_, err = io.WriteString(c.App.Writer, e.text(hasColors(c.App.Writer)))
+	_, err = io.WriteString(c.App.Writer, e.text(hasColors(c.App.Writer), columns(c.App.Writer)))
 	return errors.Join(err, cut)
 }
 
@@ -152,38 +158,32 @@ func flowsOf(file *capture, midStream bool, bar *progress, found *flow.Sample, w
 }
 
 // listFlows prints the flows of a file with their numbers.
-func listFlows(c *cli.Context, engine *classifier.Engine, file *capture, midStream bool, bar *progress) error {
-	r := startReplay(engine, &policy.Policy{})
-	r.midStream = midStream
-	defer r.stop()
-	records, err := r.read([]*capture{file}, bar)
-	var fileErr *assembly.FileError
-	if err != nil && !errors.As(err, &fileErr) { // the caller has that one already
+func listFlows(c *cli.Context, engine *classifier.Engine, p *policy.Policy, file *capture, midStream bool, bar *progress) error {
+	t := newColumns(c.App.Writer)
+	if err := t.row("FLOW", "START", "PROTO", "SRC", "DST", "CAPTURED", "CLASS", "CONFIDENCE", "NOTE"); err != nil {
 		return err
 	}
-	bar.done()
-	t := tabwriter.NewWriter(c.App.Writer, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "FLOW\tSTART\tPROTO\tSRC\tDST\tCAPTURED\tCLASS\tCONFIDENCE")
-	for i, record := range records {
-		start, err := time.Parse(time.RFC3339Nano, record.Start)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%d\t%s\t%.4f\n", i+1, start.Format(startFormat), record.Proto, record.Src, record.Dst,
-			record.Captured, record.Class, record.Confidence)
+	number := 0
+	r := startReplay(engine, p)
+	r.midStream = midStream
+	r.print = func(f *replayRecord) error {
+		number++
+		class, confidence := f.table(f.Class, f.Confidence)
+		return t.row(strconv.Itoa(number), f.start.Format(startFormat), f.Proto, f.Src, f.Dst,
+			strconv.Itoa(f.Captured), class, confidence, f.note())
 	}
-	if err := t.Flush(); err != nil {
+	defer r.stop()
+	err := r.read([]*capture{file}, bar)
+	var fileErr *assembly.FileError
+	if err != nil && !errors.As(err, &fileErr) { // the caller has that one already
+		return adviseTempDir(err)
+	}
+	bar.done()
+	if err := t.flush(); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(c.App.Writer, "choose one with --flow NUMBER\n")
 	return err
-}
-
-// hasColors reports whether w is a terminal whose user doesn't mind colours
-// (no-color.org).
-func hasColors(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	return ok && os.Getenv("NO_COLOR") == "" && term.IsTerminal(int(f.Fd()))
 }
 
 // explanation is what is said about one flow of a file.
@@ -203,9 +203,20 @@ func (e *explanation) heading() []string {
 			count(uint64(len(s.Packets)), "packet"), len(s.Data), s.Reason),
 		fmt.Sprintf("model %s %s, mask %s", m.Name, m.Version, m.Mask),
 	}
-	verdict := "class " + e.result.Class
+	switch {
+	case s.Incomplete:
+		lines = append(lines, fmt.Sprintf("incomplete: the file holds fewer than %d payload bytes of a packet, so the answer says little; no rule drops the flow",
+			flow.IncompleteBytes))
+	case s.Cut:
+		lines = append(lines, "cut: the file lacks the end of some packets, which a live capture would have")
+	}
+	if s.MidStream {
+		lines = append(lines, "mid-stream: captured from its middle, but models know beginnings; only rules with mid_stream: true take the flow")
+	}
+	n := nameFlow(&e.decision)
+	class := "class " + n.line(e.result.Class, e.result.Confidence)
 	if e.result.Class == flow.Unknown {
-		verdict += fmt.Sprintf(" (no label reaches %s); the likeliest is %s", strconv.FormatFloat(m.Unknown, 'g', 6, 64), e.label)
+		class += fmt.Sprintf(": no label reaches %s", strconv.FormatFloat(m.Unknown, 'g', 6, 64))
 	}
 	order := make([]int, len(m.Labels))
 	for i := range order {
@@ -222,9 +233,24 @@ func (e *explanation) heading() []string {
 	})
 	var scores []string
 	for _, i := range order {
-		scores = append(scores, fmt.Sprintf("%s %.4f", m.Labels[i], e.result.Scores[i]))
+		scores = append(scores, fmt.Sprintf("%s %.4f", m.Labels[i], roundProbability(e.result.Scores[i])))
 	}
-	return append(lines, verdict, "probabilities: "+strings.Join(scores, ", "))
+	return append(lines, class, "decision: "+e.decided(), "probabilities: "+strings.Join(scores, ", "))
+}
+
+// decided says what the policy decides, and by what.
+func (e *explanation) decided() string {
+	d := &e.decision
+	switch {
+	case d.Reason == policy.ReasonNoRule:
+		return "pass, no rule is about it"
+	case e.rule == nil: // the allow-list
+		return fmt.Sprintf("%s, %s: %s", d.Action, d.Reason, d.Rule)
+	case e.rule.Classes[0] == flow.Unknown:
+		return fmt.Sprintf("%s, %s %s is about flows that are like no class", d.Action, d.Reason, d.Rule)
+	}
+	return fmt.Sprintf("%s, %s %s: the probability of %s is %.4f; the rule asks for %s", d.Action, d.Reason, d.Rule,
+		orList(e.rule.Classes), roundProbability(d.Confidence), strconv.FormatFloat(e.rule.MinConfidence, 'g', 6, 64))
 }
 
 // table says what has how much effect.
@@ -243,11 +269,11 @@ func (e *explanation) table() []string {
 	return lines
 }
 
-// text is the explanation for a terminal.
-func (e *explanation) text(colors bool) string {
-	grid := e.textGrid()
+// text is the explanation for a terminal of so many columns.
+func (e *explanation) text(colors bool, columns int) string {
+	grid := e.textGrid(columns)
 	if colors {
-		grid = e.colorGrid()
+		grid = e.colorGrid(columns)
 	}
 	return strings.Join(e.heading(), "\n") + "\n\n" + grid + "\n" + strings.Join(e.table(), "\n") + "\n"
 }

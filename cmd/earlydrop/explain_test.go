@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"flag"
+	"fmt"
 	"image/color"
 	"image/png"
 	"math"
@@ -15,11 +16,14 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/policy"
 )
 
 var update = flag.Bool("update", false, "write the expected output anew")
@@ -127,7 +131,7 @@ func TestExplainFindsWhatAModelHangsOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer engine.Close()
-	o, err := newOcclusion(engine, s)
+	o, err := newOcclusion(engine, &policy.Policy{}, s)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -222,8 +226,8 @@ func TestExplainWritesAPicture(t *testing.T) {
 			t.Fatal(err)
 		}
 		table := strings.Count(stdout[strings.Index(stdout, "EFFECT"):], "\n")
-		if b := img.Bounds(); b.Dx() != pictureWidth || b.Dy() != pictureHeight(tt.panels, 6, table+1) {
-			t.Errorf("%s: the picture is %dx%d, want %dx%d", tt.model, b.Dx(), b.Dy(), pictureWidth, pictureHeight(tt.panels, 6, table+1))
+		if b := img.Bounds(); b.Dx() != pictureWidth || b.Dy() != pictureHeight(tt.panels, 7, table+1) {
+			t.Errorf("%s: the picture is %dx%d, want %dx%d", tt.model, b.Dx(), b.Dy(), pictureWidth, pictureHeight(tt.panels, 7, table+1))
 		}
 		// Byte 46 is the length of the first packet's TCP header, 5 words.
 		want := []color.RGBA{gray(0x50)}
@@ -232,7 +236,7 @@ func TestExplainWritesAPicture(t *testing.T) {
 		}
 		for i := range tt.panels {
 			x := pictureMargin + i%pictureColumns*(panelSize+pictureMargin) + 46%side*pictureScale + pictureScale/2
-			y := pictureMargin + 6*lineHeight + i/pictureColumns*(lineHeight+panelSize+pictureMargin) + lineHeight + 46/side*pictureScale + pictureScale/2
+			y := pictureMargin + 7*lineHeight + i/pictureColumns*(lineHeight+panelSize+pictureMargin) + lineHeight + 46/side*pictureScale + pictureScale/2
 			got := color.RGBAModel.Convert(img.At(x, y)).(color.RGBA)
 			if i < len(want) && got != want[i] || i >= len(want) && (got == colorOut || got == colorUnseen) {
 				t.Errorf("%s: byte 46 has the colour %v in panel %d", tt.model, got, i)
@@ -253,12 +257,12 @@ func TestExplainInColour(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer engine.Close()
-	o, err := newOcclusion(engine, &s)
+	o, err := newOcclusion(engine, &policy.Policy{}, &s)
 	if err != nil {
 		t.Fatal(err)
 	}
 	e := explanation{o, "one.pcap", 1, 1}
-	colored, plain := e.text(true), e.text(false)
+	colored, plain := e.text(true, unbounded), e.text(false, unbounded)
 	if n, want := strings.Count(colored, "\u2580"), 3*side*side/2; n != want {
 		t.Errorf("%d half blocks, want %d", n, want)
 	}
@@ -271,13 +275,220 @@ func TestExplainInColour(t *testing.T) {
 	}
 }
 
-func TestExplainSaysUnknown(t *testing.T) {
+// What is explained is what the policy went by, also where the model names no class.
+func TestExplainIsAboutWhatDecided(t *testing.T) {
 	dir := explainFixture(t)
 	model := writeFile(t, "m.onnx", boundedModel(t))
-	_, stdout, _ := runForTest("explain", filepath.Join(dir, "one.pcap"), "--model", model)
-	if !regexp.MustCompile(`\nclass unknown \(no label reaches 0\.5\); the likeliest is \w+\n`).MatchString(stdout) {
-		t.Errorf("stdout:\n%s", stdout)
+	rules := func(text string) string { return writeFile(t, "p.yaml", "rules: [{"+text+", action: drop, ttl: 1m}]") }
+	for _, tt := range []struct {
+		name, policy string
+		want         []string // lines, in order
+		explained    string
+	}{
+		{"no rule is about it", rules("class: v2ray, min_confidence: 0.9"), []string{
+			`class unknown (shadowsocks 0.349): no label reaches 0.5`,
+			`decision: pass, no rule is about it`,
+		}, "shadowsocks"},
+		{"a rule over both", rules("name: both, class: [v2ray, shadowsocks], min_confidence: 0.6"), []string{
+			`class v2ray|shadowsocks 0.681 (shadowsocks 0.349): no label reaches 0.5`,
+			`decision: drop, rule both: the probability of v2ray or shadowsocks is 0.6810; the rule asks for 0.6`,
+		}, "v2ray|shadowsocks"},
+		{"not enough", rules("name: both, class: [v2ray, shadowsocks], min_confidence: 0.9"), []string{
+			`class v2ray|shadowsocks 0.681 (shadowsocks 0.349): no label reaches 0.5`,
+			`decision: pass, below min_confidence both: the probability of v2ray or shadowsocks is 0.6810; the rule asks for 0.9`,
+		}, "v2ray|shadowsocks"},
+		{"a rule over unknown", rules("name: strange, class: unknown"), []string{
+			`class unknown (shadowsocks 0.349): no label reaches 0.5`,
+			`decision: drop, rule strange is about flows that are like no class`,
+		}, "shadowsocks"},
+		{"allowed", writeFile(t, "p.yaml", "allow: [{port: 443}]"), []string{
+			`class unknown (shadowsocks 0.349): no label reaches 0.5`,
+			`decision: pass, allow-list: port 443`,
+		}, "shadowsocks"},
+		{"the shipped policy", "", []string{
+			`class shadowsocks|v2ray 0.681 (shadowsocks 0.349): no label reaches 0.5`,
+			`decision: pass, below min_confidence tunnels: the probability of shadowsocks or v2ray is 0.6810; the rule asks for 0.85`,
+		}, "shadowsocks|v2ray"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			args := []string{"explain", filepath.Join(dir, "one.pcap"), "--model", model}
+			if tt.policy != "" {
+				args = append(args, "--policy", tt.policy)
+			}
+			code, stdout, stderr := runForTest(args...)
+			if code != exitOK {
+				t.Fatalf("exit code %d: %s", code, stderr)
+			}
+			if lines := "\n" + strings.Join(tt.want, "\n") + "\nprobabilities: "; !strings.Contains(stdout, lines) {
+				t.Errorf("stdout lacks%s\n%s", lines, stdout)
+			}
+			if legend := fmt.Sprintf(", for %s; a to i: against it", tt.explained); !strings.Contains(stdout, legend) {
+				t.Errorf("stdout lacks %q:\n%s", legend, stdout)
+			}
+		})
 	}
+	code, _, stderr := runForTest("explain", filepath.Join(dir, "one.pcap"), "--model", model, "--policy", rules("class: trojan, min_confidence: 0.9"))
+	if code != exitBadInput || !strings.Contains(stderr, `no class "trojan"`) {
+		t.Errorf("a policy for another model: exit code %d, %s", code, stderr)
+	}
+}
+
+// The effects are on the sum: what moves probability from one of the rule's classes
+// to the other has none.
+func TestExplainMeasuresTheSum(t *testing.T) {
+	dir := explainFixture(t)
+	var s flow.Sample
+	numbers, err := flowsOf(&capture{name: filepath.Join(dir, "dns.pcap")}, false, &progress{}, nil, 0)
+	if err == nil {
+		_, err = flowsOf(&capture{name: filepath.Join(dir, "dns.pcap")}, false, &progress{}, &s, numbers[0])
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	engine, err := classifier.OpenFile(fiveChannels, classifier.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer engine.Close()
+	rule := policy.Rule{Name: "r", Classes: []string{"shadowsocks", "v2ray", "background"}, Action: policy.Drop, TTL: time.Minute}
+	all, err := newOcclusion(engine, &policy.Policy{Rules: []policy.Rule{rule}}, &s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range all.parts {
+		if math.Abs(p.effect) > 1e-6 {
+			t.Errorf("all classes together are always 1, but %s has an effect of %v", p.name, p.effect)
+		}
+	}
+	rule.Classes = []string{"shadowsocks", "v2ray"}
+	both, err := newOcclusion(engine, &policy.Policy{Rules: []policy.Rule{rule}}, &s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, err := newOcclusion(engine, &policy.Policy{}, &s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(both.strongest(1)) == 0 || cmp.Equal(names(both), names(one)) {
+		t.Errorf("the same has effects on both classes together as on one: %v", names(both))
+	}
+}
+
+func names(o *occlusion) (list []string) {
+	for _, p := range o.strongest(strongestShown) {
+		list = append(list, fmt.Sprintf("%s %+.4f", p.name, p.effect))
+	}
+	return list
+}
+
+// The maps keep to the width of the terminal: as many as fit are side by side.
+func TestExplainKeepsToTheWidthOfTheTerminal(t *testing.T) {
+	dir := explainFixture(t)
+	var s flow.Sample
+	if _, err := flowsOf(&capture{name: filepath.Join(dir, "one.pcap")}, false, &progress{}, &s, 0); err != nil {
+		t.Fatal(err)
+	}
+	engine, err := classifier.OpenFile(fiveChannels, classifier.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer engine.Close()
+	o, err := newOcclusion(engine, &policy.Policy{}, &s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	escapes := regexp.MustCompile("\x1b\\[[0-9;]*m")
+	// What follows the maps is text, which may be broken anywhere.
+	wide := func(grid string) (most, lines int) {
+		for line := range strings.Lines(escapes.ReplaceAllString(grid, "")) {
+			if strings.HasPrefix(line, "packets begin") || strings.HasPrefix(line, "1 to 9") {
+				break
+			}
+			most, lines = max(most, utf8.RuneCountInString(strings.TrimSuffix(line, "\n"))), lines+1
+		}
+		return most, lines
+	}
+	const panel = side/2 + 1 // lines
+	for _, tt := range []struct{ columns, lines int }{
+		{unbounded, panel}, {102, panel}, {101, 2 * panel}, {80, 2 * panel}, {67, 2 * panel}, {66, 3 * panel}, {40, 3 * panel}, {32, 3 * panel},
+	} {
+		grid := o.colorGrid(tt.columns)
+		if most, lines := wide(grid); most > tt.columns || lines != tt.lines {
+			t.Errorf("in %d columns the coloured maps have %d lines of at most %d", tt.columns, lines, most)
+		}
+		if n, want := strings.Count(grid, "\u2580"), 3*side*side/2; n != want {
+			t.Errorf("in %d columns there are %d half blocks, want %d", tt.columns, n, want)
+		}
+	}
+	for _, columns := range []int{unbounded, 80, 60, 45, 38} {
+		grid := o.textGrid(columns)
+		if most, lines := wide(grid); most > columns || lines != side {
+			t.Errorf("in %d columns the plain map has %d lines of at most %d", columns, lines, most)
+		}
+		if !strings.Contains(grid, "2 responder at ") {
+			t.Errorf("in %d columns it is not said where packets begin:\n%s", columns, grid)
+		}
+	}
+	for _, grid := range []string{o.colorGrid(31), o.textGrid(37)} {
+		if strings.Count(grid, "\n") != 1 || !strings.Contains(grid, "--out FILE") {
+			t.Errorf("in too few columns: %q", grid)
+		}
+	}
+}
+
+func TestColorsNeedATerminalThatKnowsThem(t *testing.T) {
+	ptmx, tty := pseudoTerminal(t)
+	for _, tt := range []struct {
+		term, noColor string
+		want          bool
+	}{
+		{"xterm-256color", "", true},
+		{"linux", "", true},
+		{"dumb", "", false},
+		{"", "", false},
+		{"xterm", "1", false},
+		{"xterm", "0", false}, // whatever it is
+	} {
+		t.Setenv("TERM", tt.term)
+		t.Setenv("NO_COLOR", tt.noColor)
+		if got := hasColors(tty); got != tt.want {
+			t.Errorf("TERM=%q NO_COLOR=%q: colours %v, want %v", tt.term, tt.noColor, got, tt.want)
+		}
+	}
+	for _, tt := range []struct{ has, want int }{{57, 57}, {0, 80}} { // 0 is what a serial line says
+		if err := unix.IoctlSetWinsize(int(ptmx.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: uint16(tt.has)}); err != nil {
+			t.Fatal(err)
+		}
+		if got := columns(tty); got != tt.want {
+			t.Errorf("a terminal of %d columns is taken for one of %d", tt.has, got)
+		}
+	}
+	if columns(new(bytes.Buffer)) != unbounded {
+		t.Error("a buffer has a width")
+	}
+}
+
+// pseudoTerminal opens both ends of one.
+func pseudoTerminal(t *testing.T) (ptmx, tty *os.File) {
+	t.Helper()
+	ptmx, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ptmx.Close() })
+	if err := unix.IoctlSetPointerInt(int(ptmx.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(int(ptmx.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tty, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tty.Close() })
+	return ptmx, tty
 }
 
 func TestExplainRefusesBadInput(t *testing.T) {
@@ -296,8 +507,8 @@ func TestExplainRefusesBadInput(t *testing.T) {
 		{"capture without flows", "DIR/silent.pcap", exitBadInput, "DIR/silent.pcap has no flow with payload whose beginning is in it"},
 		{"no such flow", "DIR/two.pcap --flow 3", exitBadInput, "DIR/two.pcap has 2 flows, no number 3 (without --flow they are listed)"},
 		{"no such flow of one", "DIR/one.pcap --flow 2", exitBadInput, "DIR/one.pcap has 1 flow, no number 2"},
-		{"flow 0", "DIR/two.pcap --flow 0", exitBadInput, "--flow 0: flows are numbered from 1"},
-		{"flow -1", "DIR/two.pcap --flow=-1", exitBadInput, "--flow -1: flows are numbered from 1"},
+		{"flow 0", "DIR/two.pcap --flow 0", exitBadInput, `--flow "0": use a whole number from 1 `},
+		{"flow -1", "DIR/two.pcap --flow=-1", exitBadInput, `--flow "-1": use a whole number from 1 `},
 		{"flow x", "DIR/two.pcap --flow x", exitBadInput, `"x"`},
 		{"picture of several flows", "DIR/two.pcap --out DIR/x.png", exitBadInput, "--out is about one flow, but DIR/two.pcap has 2: choose one with --flow"},
 		{"picture without a name", "DIR/one.pcap --out=", exitBadInput, "--out needs the name of a file"},

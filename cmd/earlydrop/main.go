@@ -8,6 +8,7 @@ package main
 import (
 	"context"
 	"io"
+	"log"
 	"os"
 	"slices"
 	"strings"
@@ -18,6 +19,9 @@ import (
 )
 
 func main() {
+	// Warnings have their time in the same form as the events.
+	log.SetFlags(0)
+	log.SetOutput(stamped{os.Stderr})
 	os.Exit(run(os.Args, os.Stdout, os.Stderr))
 }
 
@@ -48,7 +52,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 func runContext(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	app := newApp(stdout, stderr)
 	root := &cli.Command{Name: app.Name, Flags: app.Flags, Subcommands: app.Commands}
-	return report(stderr, app.RunContext(ctx, flagsFirst(root, args)))
+	args, err := flagsFirst(root, args)
+	if err != nil {
+		return report(stderr, err)
+	}
+	return report(stderr, app.RunContext(ctx, args))
 }
 
 func newApp(stdout, stderr io.Writer) *cli.App {
@@ -195,6 +203,9 @@ func usageError(c *cli.Context, err error, _ bool) error {
 	if name, ok := strings.CutPrefix(msg, "flag needs an argument: -"); ok {
 		return badInput("flag %s needs a value (see %s --help)", dashed(name), fullName(c))
 	}
+	if err := valueError(c, err); err != nil {
+		return err
+	}
 	return badInput("%s (see %s --help)", msg, fullName(c))
 }
 
@@ -235,14 +246,17 @@ func requireArgs(c *cli.Context, least, most int, what string) error {
 // before its arguments: the flag parser stops at the first argument, and
 // "replay FILE --json" has to work. What follows "--" stays as it is. Where
 // help is asked for, the arguments are left out, for the library would take
-// them for names of commands.
-func flagsFirst(cmd *cli.Command, args []string) []string {
+// them for names of commands; and where an argument stands in the place of a
+// command, the flags are, which nobody can know. A flag that is repeated
+// although it has one value is bad input.
+func flagsFirst(cmd *cli.Command, args []string) ([]string, error) {
 	if len(args) == 0 {
-		return []string{cmd.Name}
+		return []string{cmd.Name}, nil
 	}
 	done, rest := args[:1:1], args[1:]
 	var flags, plain []string
-	help := false
+	help, foreign := false, false
+	given := givenFlags{}
 	for i := 0; i < len(rest); i++ {
 		arg := rest[i]
 		if arg == "--" {
@@ -251,40 +265,42 @@ func flagsFirst(cmd *cli.Command, args []string) []string {
 		}
 		if len(arg) > 1 && arg[0] == '-' {
 			flags = append(flags, arg)
-			name, _, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+			name, value, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
 			help = help || name == "help" || name == "h"
-			if !hasValue && takesValue(cmd, name) {
-				if i+1 == len(rest) {
-					// The parser is to miss the value, not to find one of
-					// the arguments behind the flag.
-					return append(done, flags...)
-				}
+			f := flagNamed(cmd, name)
+			foreign = foreign || f == nil && len(plain) == 0
+			switch {
+			case hasValue:
+			case f == nil || !takesValue(f):
+				value = "true"
+			case i+1 == len(rest):
+				// The parser is to miss the value, not to find one of
+				// the arguments behind the flag.
+				return append(done, flags...), nil
+			default:
 				i++
-				flags = append(flags, rest[i])
+				value = rest[i]
+				flags = append(flags, value)
+			}
+			if err := given.note(f, value); err != nil {
+				return nil, err
 			}
 			continue
 		}
 		if sub := cmd.Command(arg); sub != nil && len(plain) == 0 {
 			cmd = sub
 			done = append(append(done, flags...), arg)
-			flags = nil
+			flags, foreign = nil, false
 			continue
 		}
 		plain = append(plain, arg)
 	}
+	if len(cmd.Subcommands) > 0 && len(plain) > 0 && !foreign {
+		return append(append(done, "--"), plain...), nil
+	}
 	done = append(done, flags...)
 	if help || len(plain) == 0 {
-		return done
+		return done, nil
 	}
-	return append(append(done, "--"), plain...)
-}
-
-func takesValue(cmd *cli.Command, name string) bool {
-	for _, f := range cmd.Flags {
-		if slices.Contains(f.Names(), name) {
-			valued, ok := f.(cli.DocGenerationFlag)
-			return ok && valued.TakesValue()
-		}
-	}
-	return false
+	return append(append(done, "--"), plain...), nil
 }

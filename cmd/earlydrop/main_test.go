@@ -39,6 +39,14 @@ func TestBadCommandLinesAreOneLineAndCode2(t *testing.T) {
 		{"policy chekc", `unknown command "chekc", did you mean check? (see earlydrop policy --help)`},
 		{"policy check", "policy check needs FILE (see earlydrop policy check --help)"},
 		{"policy check a b", `unexpected argument "b" (see earlydrop policy check --help)`},
+		{"bogus --help", `unknown command "bogus" (see earlydrop --help)`},
+		{"-h versoin", `unknown command "versoin", did you mean version? (see earlydrop --help)`},
+		{"bogus version --help", `unknown command "bogus" (see earlydrop --help)`},
+		{"bogus --json -i eth0", `unknown command "bogus" (see earlydrop --help)`},
+		{"policy bogus --help", `unknown command "bogus" (see earlydrop policy --help)`},
+		{"blocked -h lst", `unknown command "lst", did you mean list? (see earlydrop blocked --help)`},
+		{"--bogus version", "unknown flag --bogus (see earlydrop --help)"},
+		{"--bogus bogus", "unknown flag --bogus (see earlydrop --help)"},
 		{"help polic", `no command "earlydrop polic", did you mean policy?`},
 		{"help policy check more", `no command "earlydrop policy check more"`},
 	}
@@ -122,16 +130,18 @@ func TestFlagsMayFollowArguments(t *testing.T) {
 		{"e replay a.pcap --help", "e replay --help"},
 		{"e replay a.pcap --policy", "e replay --policy"},
 		{"e replay replay", "e replay -- replay"},
+		{"e bogus --help", "e -- bogus"},
+		{"e blocked bogus --ttl 1m", "e blocked -- bogus 1m"},
 		{"e blocked add 192.0.2.1 --ttl 10m", "e blocked add --ttl 10m -- 192.0.2.1"},
 		{"e --version", "e --version"},
 	}
 	for _, tt := range tests {
-		if got := flagsFirst(root, strings.Fields(tt.in)); !slices.Equal(got, strings.Fields(tt.want)) {
-			t.Errorf("flagsFirst(%s) = %v, want %s", tt.in, got, tt.want)
+		if got, err := flagsFirst(root, strings.Fields(tt.in)); err != nil || !slices.Equal(got, strings.Fields(tt.want)) {
+			t.Errorf("flagsFirst(%s) = %v, %v, want %s", tt.in, got, err, tt.want)
 		}
 	}
-	if got := flagsFirst(root, nil); !slices.Equal(got, []string{"earlydrop"}) {
-		t.Errorf("flagsFirst without a program name = %v", got)
+	if got, err := flagsFirst(root, nil); err != nil || !slices.Equal(got, []string{"earlydrop"}) {
+		t.Errorf("flagsFirst without a program name = %v, %v", got, err)
 	}
 }
 

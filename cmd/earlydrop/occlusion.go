@@ -18,6 +18,7 @@ import (
 	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/loader/flow/headers"
+	"github.com/earlydrop/earlydrop/policy"
 )
 
 const (
@@ -40,8 +41,8 @@ type part struct {
 
 	masked bool // the mask replaces all of it, so that the model never sees it
 	seen   bool // the model's input changed when it was replaced
-	// effect is by how much the probability of the decided class falls when the
-	// part is replaced, -1 to 1: above 0 it speaks for the class.
+	// effect is by how much the probability that is explained falls when the part
+	// is replaced, -1 to 1: above 0 it speaks for the class.
 	effect float64
 }
 
@@ -56,14 +57,19 @@ const (
 
 // occlusion tells which parts of a capture a verdict hangs on.
 type occlusion struct {
-	sample *flow.Sample
-	engine *classifier.Engine
-	result flow.Result // of the whole capture
-	label  string      // whose probability is looked at
-	parts  []part
-	masked [flow.CaptureBytes]bool // replaced by the model's mask
-	unseen [flow.CaptureBytes]bool // masked, or no part of the model's input
-	input  []uint8                 // the model's image
+	sample   *flow.Sample
+	engine   *classifier.Engine
+	result   flow.Result // of the whole capture
+	decision policy.Decision
+	rule     *policy.Rule // that was asked; nil if none was
+	// Explained is the probability that the flow is of one of these labels: what
+	// the rule went by, or else the likeliest label's.
+	explained []int
+	label     string // what these are called
+	parts     []part
+	masked    [flow.CaptureBytes]bool // replaced by the model's mask
+	unseen    [flow.CaptureBytes]bool // masked, or no part of the model's input
+	input     []uint8                 // the model's image
 
 	payload []int   // per packet, where its payload begins in its frame, at most at its end
 	wire    []int   // per packet, how long its payload was on the wire
@@ -71,9 +77,10 @@ type occlusion struct {
 }
 
 // newOcclusion classifies s and replaces, one after the other, each header field,
-// each run of payload and each packet's length, direction and time. The random
-// values depend on nothing but the capture.
-func newOcclusion(engine *classifier.Engine, s *flow.Sample) (*occlusion, error) {
+// each run of payload and each packet's length, direction and time. What it looks at
+// is the probability that p decides by. The random values depend on nothing but the
+// capture.
+func newOcclusion(engine *classifier.Engine, p *policy.Policy, s *flow.Sample) (*occlusion, error) {
 	o := &occlusion{sample: s, engine: engine}
 	m := engine.Manifest()
 	results := make([]flow.Result, 1)
@@ -81,13 +88,18 @@ func newOcclusion(engine *classifier.Engine, s *flow.Sample) (*occlusion, error)
 		return nil, err
 	}
 	o.result = results[0]
-	class := 0
-	for i, p := range o.result.Scores {
-		if p > o.result.Scores[class] {
-			class = i
+	o.decision = p.Decide(&s.Meta, o.result)
+	o.rule = p.RuleOf(&o.decision)
+	classes := []string{o.decision.Likeliest}
+	o.label = o.decision.Likeliest
+	if o.rule != nil && o.rule.Classes[0] != flow.Unknown {
+		classes, o.label = o.rule.Classes, o.decision.RuleClasses
+	}
+	for i, label := range o.result.Labels {
+		if slices.Contains(classes, label) {
+			o.explained = append(o.explained, i)
 		}
 	}
-	o.label = o.result.Labels[class]
 	o.input = make([]uint8, len(m.Channels)*classifier.ImagePixels)
 	classifier.Render(s, m.Mask, m.Channels, o.input)
 	var mask [flow.CaptureBytes]uint8
@@ -107,7 +119,7 @@ func newOcclusion(engine *classifier.Engine, s *flow.Sample) (*occlusion, error)
 			images := make([]uint8, occlusionDraws*len(o.input))
 			results := make([]flow.Result, occlusionDraws)
 			for i := range work {
-				errs[i] = o.measure(&o.parts[i], rand.New(rand.NewPCG(seed, uint64(i))), images, results, class)
+				errs[i] = o.measure(&o.parts[i], rand.New(rand.NewPCG(seed, uint64(i))), images, results)
 			}
 		})
 	}
@@ -125,6 +137,14 @@ func newOcclusion(engine *classifier.Engine, s *flow.Sample) (*occlusion, error)
 		}
 	}
 	return o, errors.Join(errs...)
+}
+
+// probability returns, of a result, the probability that is explained.
+func (o *occlusion) probability(r *flow.Result) (sum float64) {
+	for _, i := range o.explained {
+		sum += r.Scores[i]
+	}
+	return sum
 }
 
 // divide finds the parts of the capture.
@@ -216,7 +236,7 @@ func hexBytes(b []byte) string {
 
 // measure fills in what becomes of the probability without p. images and results
 // are memory for all draws.
-func (o *occlusion) measure(p *part, r *rand.Rand, images []uint8, results []flow.Result, class int) error {
+func (o *occlusion) measure(p *part, r *rand.Rand, images []uint8, results []flow.Result) error {
 	if p.masked {
 		return nil
 	}
@@ -234,9 +254,9 @@ func (o *occlusion) measure(p *part, r *rand.Rand, images []uint8, results []flo
 	}
 	sum := 0.0
 	for i := range results {
-		sum += results[i].Scores[class]
+		sum += o.probability(&results[i])
 	}
-	p.effect = o.result.Scores[class] - sum/occlusionDraws
+	p.effect = o.probability(&o.result) - sum/occlusionDraws
 	return nil
 }
 

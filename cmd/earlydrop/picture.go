@@ -10,6 +10,7 @@ import (
 	"image/png"
 	"io"
 	"math"
+	"slices"
 	"strings"
 
 	"golang.org/x/image/font"
@@ -97,7 +98,7 @@ func (o *occlusion) effectPanels() []*panel {
 	}
 	panels := []*panel{bytes}
 	if effects, seen := o.recordEffects(); seen {
-		panels = append(panels, heat("effect of length, direction, time", effects))
+		panels = append(panels, heat("effect: length, direction, time", effects))
 	}
 	return panels
 }
@@ -265,38 +266,56 @@ func frame(img draw.Image, r image.Rectangle, c color.Color) {
 	}
 }
 
-// colorGrid returns the panels of bytes and effects side by side for a terminal
-// with 24-bit colours: two rows of pixels in one line of text.
-func (o *occlusion) colorGrid() string {
+// narrow stands for the maps where they don't fit.
+func narrow(need, columns int) string {
+	return fmt.Sprintf("the maps need a terminal of %d columns, and this one has %d: make it wider, or have them drawn (--out FILE)\n", need, columns)
+}
+
+// panelGap is how many columns are left between two panels.
+const panelGap = 3
+
+// colorGrid returns the panels of bytes and effects for a terminal with 24-bit
+// colours, as many side by side as fit: two rows of pixels in one line of text.
+func (o *occlusion) colorGrid(columns int) string {
 	panels := append([]*panel{o.panels()[0]}, o.effectPanels()...)
+	if columns < side {
+		return narrow(side, columns)
+	}
 	var b strings.Builder
-	for _, p := range panels {
-		fmt.Fprintf(&b, "%-*s", side+3, p.title)
-	}
-	b.WriteString("\n")
-	for y := 0; y < side; y += 2 {
-		for _, p := range panels {
-			for x := range side {
-				top, bottom := p.pixels[y*side+x], p.pixels[(y+1)*side+x]
-				fmt.Fprintf(&b, "\x1b[38;2;%d;%d;%dm\x1b[48;2;%d;%d;%dm\u2580", top.R, top.G, top.B, bottom.R, bottom.G, bottom.B)
-			}
-			b.WriteString("\x1b[0m   ")
+	for row := range slices.Chunk(panels, (columns+panelGap)/(side+panelGap)) {
+		var titles strings.Builder
+		for _, p := range row { // no title is longer than a panel is wide
+			fmt.Fprintf(&titles, "%-*s", side+panelGap, p.title)
 		}
-		b.WriteString("\n")
+		b.WriteString(strings.TrimRight(titles.String(), " ") + "\n")
+		for y := 0; y < side; y += 2 {
+			for i, p := range row {
+				if i > 0 {
+					b.WriteString(strings.Repeat(" ", panelGap))
+				}
+				for x := range side {
+					top, bottom := p.pixels[y*side+x], p.pixels[(y+1)*side+x]
+					fmt.Fprintf(&b, "\x1b[38;2;%d;%d;%dm\x1b[48;2;%d;%d;%dm\u2580", top.R, top.G, top.B, bottom.R, bottom.G, bottom.B)
+				}
+				b.WriteString("\x1b[0m")
+			}
+			b.WriteString("\n")
+		}
 	}
-	var begin []string
-	for i := range o.sample.Packets {
-		begin = append(begin, o.beginning(i))
-	}
-	fmt.Fprintf(&b, "packets begin: %s\n", strings.Join(begin, ", "))
+	b.WriteString(o.beginnings())
 	fmt.Fprintf(&b, "red: speaks for %s, blue: against it, violet: not seen by the model; the strongest is %.4f\n", o.label, o.scale())
 	return b.String()
 }
 
 // textGrid returns the effects of the bytes as characters, 32 bytes on a line, with
-// the packets that begin there.
-func (o *occlusion) textGrid() string {
-	var b strings.Builder
+// the packets that begin there, or below where the lines are too short.
+func (o *occlusion) textGrid(columns int) string {
+	const number = 4 + 2 // the offset in front of each line, and the space after it
+	if columns < number+side {
+		return narrow(number+side, columns)
+	}
+	var lines []string
+	beside := true
 	effects, scale := o.byteEffects(), o.scale()
 	next := 0
 	for y := 0; y < side && y*side < len(o.sample.Data); y++ {
@@ -308,10 +327,28 @@ func (o *occlusion) textGrid() string {
 		for ; next < len(o.sample.Packets) && int(o.sample.Packets[next].Offset) < (y+1)*side; next++ {
 			begin = append(begin, o.beginning(next))
 		}
-		fmt.Fprintln(&b, strings.TrimRight(fmt.Sprintf("%4d  %-32s  %s", y*side, line, strings.Join(begin, ", ")), " "))
+		text := strings.TrimRight(fmt.Sprintf("%4d  %-32s  %s", y*side, line, strings.Join(begin, ", ")), " ")
+		beside = beside && len(text) <= columns
+		lines = append(lines, text)
 	}
-	fmt.Fprintf(&b, "1 to 9: tenths of the strongest effect, %.4f, for %s; a to i: against it; . less; _ not seen by the model\n", scale, o.label)
-	return b.String()
+	below := ""
+	if !beside {
+		below = o.beginnings()
+		for i := range lines {
+			lines[i] = strings.TrimRight(lines[i][:min(number+side, len(lines[i]))], " ")
+		}
+	}
+	return strings.Join(lines, "\n") + "\n" + below +
+		fmt.Sprintf("1 to 9: tenths of the strongest effect, %.4f, for %s; a to i: against it; . less; _ not seen by the model\n", scale, o.label)
+}
+
+// beginnings is a line that says where all packets begin.
+func (o *occlusion) beginnings() string {
+	var begin []string
+	for i := range o.sample.Packets {
+		begin = append(begin, o.beginning(i))
+	}
+	return "packets begin: " + strings.Join(begin, ", ") + "\n"
 }
 
 // beginning says where packet i begins, as in "2 responder at 94".

@@ -218,9 +218,17 @@ func orList(words []string) string {
 	return strings.Join(words[:last], ", ") + " or " + words[last]
 }
 
-// shortDuration prints d without the zero units that Duration.String ends in:
-// 10m, not 10m0s.
+// shortDuration prints d in days, hours and so on, without the zero units that
+// Duration.String ends in: 1d12h, 10m.
 func shortDuration(d time.Duration) string {
+	const day = 24 * time.Hour
+	if d >= day {
+		s := strconv.Itoa(int(d/day)) + "d"
+		if rest := d % day; rest > 0 {
+			s += shortDuration(rest)
+		}
+		return s
+	}
 	s := d.String()
 	if strings.HasSuffix(s, "m0s") {
 		s = strings.TrimSuffix(s, "0s")

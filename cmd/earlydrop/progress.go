@@ -4,11 +4,9 @@ package main
 
 import (
 	"io"
-	"os"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
-	"golang.org/x/term"
 )
 
 // progressAfter is how long a command works before it shows a progress bar.
@@ -30,7 +28,7 @@ type progress struct {
 // pipe, there is none to show.
 func newProgress(w io.Writer, what string, total int64) *progress {
 	p := &progress{what: what, total: total, start: time.Now()}
-	if f, ok := w.(*os.File); ok && total > 0 && term.IsTerminal(int(f.Fd())) {
+	if total > 0 && terminal(w) != nil {
 		p.w = w
 	}
 	return p

@@ -11,17 +11,19 @@ import (
 	"io"
 	"maps"
 	"math"
+	"os"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
-	"text/tabwriter"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/loader/assembly"
+	"github.com/earlydrop/earlydrop/loader/assembly/scratch"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/loader/flow/headers"
 	"github.com/earlydrop/earlydrop/policy"
@@ -29,6 +31,9 @@ import (
 
 // startFormat is how the start of a flow is printed for people, in UTC.
 const startFormat = "2006-01-02 15:04:05.000"
+
+// replayGC is by how many percent the heap grows until it is collected.
+const replayGC = 40
 
 // replayBatch is how many flows replay classifies at once.
 const replayBatch = 32
@@ -54,16 +59,33 @@ where pcapng or Linux cooked packets say their direction, from the right sides o
 interface. Segments that are not in place, by their numbers, are not captured. src is the
 side that opened the flow; packets and bytes count the whole flow (bytes on the wire, link
 header included), captured is what the model saw, and decision is what the policy
-says, whatever its mode. The class is unknown where the model's likeliest label, whose
-probability is the confidence, is below the model's bound. A summary says what else was
-in the files.
+says, whatever its mode. Where a rule was asked, the confidence is the probability
+that the flow is of one of the rule's classes, and the class names those of them that
+it comes from, as in shadowsocks|v2ray. Otherwise both are the model's; the class is
+unknown where no label is likely enough. The likeliest label is in brackets where it is
+not the class. A summary says what else was in the files.
 
-With --json each line is an object with the fields file, src, dst, proto, start,
-packets, bytes, captured, complete, class, confidence, scores, decision and rule,
-and the summary goes to the error output; resumed is there, and true, for a UDP flow
-that was silent for --udp-idle before. The flows of a pipe are then printed within
-a second of their verdict: they are in order of their start only within that second,
-and packets and bytes may count the flow only until its verdict.
+With --json each line is an object, and the summary goes to the error output. The
+fields are file, src, dst, proto, start, packets, bytes, captured and complete, and
+those of a verdict, which attach --help explains: class, likeliest, confidence, scores,
+decision, rule, reason, rule_confidence, rule_classes and detected. The flows of a pipe
+are then printed within a second of their verdict: they are in order of their start only
+within that second, and packets and bytes count the flow only until then. Four more
+fields are there, and true, where they hold; the table has them as a note:
+   cut         of some captured packet the file lacks bytes, as with a small snap length
+   incomplete  too many of them: of a packet with payload fewer than 32 bytes of it are
+               in the file, or fewer than all if it has fewer. No rule drops such a
+               flow, and a warning counts them
+   mid_stream  captured from its middle (--mid-stream capture): only rules with
+               mid_stream: true drop it
+   resumed     a UDP flow that was silent for --udp-idle before: the same
+
+Memory is bounded but for 50 bytes per flow, or per SYN that begins none. What more is
+needed of many flows goes to temporary files in TMPDIR (/tmp without it), sorted in
+parts that are merged at the end: some 80 bytes per flow of a file with more than
+200 000, and each capture, with 150 bytes more, whenever it has to wait as 16 384
+others were open at the same time and had packets since. The files have no names:
+nothing stays behind, however replay ends.
 
 Each file is a capture of its own. With --join the files are one capture that was
 cut into several: flows go on from file to file. The files are read in order of the
@@ -90,31 +112,17 @@ Examples:
 	}
 }
 
-// replayRecord is one flow in the output. The JSON names are an interface.
-type replayRecord struct {
-	File       string             `json:"file"`
-	Src        string             `json:"src"`
-	Dst        string             `json:"dst"`
-	Proto      string             `json:"proto"`
-	Start      string             `json:"start"`
-	Packets    uint64             `json:"packets"`
-	Bytes      uint64             `json:"bytes"`
-	Captured   int                `json:"captured"`
-	Complete   bool               `json:"complete"`
-	Class      string             `json:"class"`
-	Confidence float64            `json:"confidence"`
-	Scores     map[string]float64 `json:"scores"`
-	Decision   string             `json:"decision"`
-	Rule       string             `json:"rule"`
-	Resumed    bool               `json:"resumed,omitempty"`
-
-	seq uint64
-}
-
 // replayJob is a batch of flows to be classified.
 type replayJob struct {
-	samples []*flow.Sample
-	records []*replayRecord
+	samples []*flow.Sample // the first len(seqs) are in use
+	seqs    []uint64
+}
+
+// sortedFlow is a flow that comes out of a sorter.
+type sortedFlow struct {
+	ready bool
+	seq   uint64 // math.MaxUint64 behind the last
+	data  []byte
 }
 
 // replay takes files through assembly, classifier and policy.
@@ -123,24 +131,30 @@ type replay struct {
 	policy *policy.Policy
 	// midStream captures TCP flows whose beginning is not in the file.
 	midStream bool
-	udpIdle   time.Duration // 0: the default
+	// print gets the flows of each capture in order of their start.
+	print func(*replayRecord) error
+	warn  func(string)
+	// live (optional) makes the flows of a pipe printed while it goes on, and is
+	// called after some were; liveErr is the first error of that.
+	live    func() error
+	liveErr error
+	udpIdle time.Duration // 0: the default
 
 	jobs    chan *replayJob
 	spare   chan *replayJob // empty ones; their number bounds memory
 	workers sync.WaitGroup  // running workers
 	pending sync.WaitGroup  // jobs not done yet
+	coder   *recordCoder
 	mu      sync.Mutex
-	err     error // the first error of a worker
+	sorter  *scratch.Sorter // the flows that were classified and not printed, by seq
+	err     error           // the first error of a worker
 
-	// live (optional) prints the flows of a pipe while it goes on; liveErr is its
-	// first error.
-	live    func([]*replayRecord) error
-	liveErr error
-
-	files    []*capture // of the capture
-	begins   fileBegins // of those that were read
-	job      *replayJob // being filled
-	records  []*replayRecord
+	files    []*capture   // of the capture
+	begins   fileBegins   // of those that were read
+	record   replayRecord // the same for all flows, to spare memory
+	ahead    sortedFlow   // the next one of sorter, once the capture has ended
+	early    int          // flows that were printed live
+	job      *replayJob   // being filled
 	counters assembly.Counters
 	classes  map[string]int
 	drops    int
@@ -163,10 +177,6 @@ func runReplay(c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	idle, err := udpIdle(c)
-	if err != nil {
-		return err
-	}
 	in, err := openCaptures(c, c.Args().Slice(), false) // before anything is printed
 	if err != nil {
 		return err
@@ -178,6 +188,11 @@ func runReplay(c *cli.Context) (err error) {
 		groups = [][]*capture{in.list}
 	}
 
+	// Of a long capture the heap is mostly figures, which cost the garbage collector
+	// nothing: let it come more often instead of waiting until memory has doubled.
+	if os.Getenv("GOGC") == "" {
+		defer debug.SetGCPercent(debug.SetGCPercent(replayGC))
+	}
 	engine, err := openModel(c)
 	if err != nil {
 		return err
@@ -188,9 +203,6 @@ func runReplay(c *cli.Context) (err error) {
 		return err
 	}
 
-	r := startReplay(engine, p)
-	r.midStream, r.udpIdle = midStream, idle
-	defer r.stop()
 	bar := newProgress(c.App.ErrWriter, "replaying", in.size())
 	defer bar.done()
 	out := bufio.NewWriter(c.App.Writer)
@@ -198,33 +210,30 @@ func runReplay(c *cli.Context) (err error) {
 	if c.Bool("json") {
 		lines = &replayJSON{json.NewEncoder(out)}
 	}
-	show := func(records []*replayRecord) error {
-		bar.clear()
-		for _, record := range records {
-			if err := lines.print(record); err != nil {
-				return err
-			}
-		}
-		return out.Flush()
-	}
+
+	r := startReplay(engine, p)
+	r.midStream, r.udpIdle = midStream, spanOf(c, "udp-idle")
+	r.print = lines.print
+	r.warn = func(text string) { fmt.Fprintf(c.App.ErrWriter, "warning: %s\n", text) }
 	if c.Bool("json") {
-		r.live = show
+		r.live = out.Flush
 	}
+	defer r.stop()
 
 	var cut error
 	for _, group := range groups {
 		if err := c.Context.Err(); err != nil {
 			return err
 		}
-		records, err := r.read(group, bar)
+		err := r.read(group, bar)
 		var fileErr *assembly.FileError
 		switch {
 		case errors.As(err, &fileErr):
 			cut = errors.Join(cut, err)
 		case err != nil:
-			return err
+			return adviseTempDir(err)
 		}
-		if err := show(records); err != nil {
+		if err := out.Flush(); err != nil {
 			return err
 		}
 		if slices.ContainsFunc(group, func(f *capture) bool { return f.interrupted }) {
@@ -245,11 +254,20 @@ func runReplay(c *cli.Context) (err error) {
 	return cut
 }
 
+// adviseTempDir adds to the error of a temporary file what to do about it.
+func adviseTempDir(err error) error {
+	var temp *scratch.Error
+	if errors.As(err, &temp) {
+		return fmt.Errorf("%w: set TMPDIR to a folder with more room (replay --help says how much)", err)
+	}
+	return err
+}
+
 // startReplay starts the workers. stop ends them.
 func startReplay(engine *classifier.Engine, p *policy.Policy) *replay {
 	n := runtime.GOMAXPROCS(0)
 	r := &replay{engine: engine, policy: p, jobs: make(chan *replayJob, 2*n), spare: make(chan *replayJob, 2*n),
-		classes: map[string]int{}}
+		coder: newRecordCoder(engine.Manifest().Labels), classes: map[string]int{}, warn: func(string) {}}
 	for range 2 * n {
 		r.spare <- &replayJob{}
 	}
@@ -267,65 +285,85 @@ func (r *replay) stop() {
 // work classifies and decides batches.
 func (r *replay) work() {
 	results := make([]flow.Result, replayBatch)
+	var record []byte
 	for job := range r.jobs {
-		n := len(job.records)
-		if err := r.engine.Classify(job.samples[:n], results[:n]); err != nil {
+		n := len(job.seqs)
+		err := r.engine.Classify(job.samples[:n], results[:n])
+		for i := 0; i < n && err == nil; i++ {
+			s := job.samples[i]
+			d := r.policy.Decide(&s.Meta, results[i])
+			record = r.coder.encode(record[:0], s, &results[i], &d)
+			r.mu.Lock()
+			err = r.sorter.Add(job.seqs[i], record)
+			r.mu.Unlock()
+		}
+		if err != nil {
 			r.mu.Lock()
 			r.err = cmp.Or(r.err, err)
 			r.mu.Unlock()
-		} else {
-			for i, record := range job.records {
-				record.setResult(&results[i], r.policy.Decide(&job.samples[i].Meta, results[i]))
-			}
 		}
-		job.records = job.records[:0]
+		job.seqs = job.seqs[:0]
 		r.spare <- job
 		r.pending.Done()
 	}
 }
 
-// setResult fills in what classifier and policy said. Probabilities are
-// rounded, as their last digits depend on the machine.
-func (record *replayRecord) setResult(result *flow.Result, d policy.Decision) {
-	round := func(p float64) float64 { return math.Round(p*1e6) / 1e6 }
-	record.Class, record.Confidence = result.Class, round(result.Confidence)
-	record.Scores = make(map[string]float64, len(result.Labels))
-	for i, label := range result.Labels {
-		record.Scores[label] = round(result.Scores[i])
-	}
-	record.Decision, record.Rule = d.Action.String(), d.Rule
-}
+// roundProbability rounds off what depends on the machine, so that replay and explain
+// print the same.
+func roundProbability(p float64) float64 { return math.Round(p*scoreUnits) / scoreUnits }
 
-// read returns the flows of one capture, which may be cut into several files, in
-// order of their start. Those of a pipe go to live instead, if there is one. When
-// files could not be read whole, they come with their *assembly.FileError, joined.
-// An interrupt ends the capture.
-func (r *replay) read(files []*capture, bar *progress) ([]*replayRecord, error) {
-	r.files, r.begins, r.records = files, nil, nil
-	a := assembly.New(assembly.Options{MidStream: r.midStream, UDPIdle: r.udpIdle}, r.add, func(f *assembly.Flow) {
-		record := f.User.(*replayRecord)
-		record.Packets, record.Bytes = f.Packets, f.Bytes
+// read prints the flows of one capture, which may be cut into several files, in order
+// of their start. Those of a pipe are printed before, if r.live is set. When files could
+// not be read whole, it returns their *assembly.FileError, joined; what could be read
+// was printed then. An interrupt ends the capture.
+func (r *replay) read(files []*capture, bar *progress) (err error) {
+	r.files, r.begins, r.sorter = files, nil, scratch.NewSorter("", 0)
+	r.ahead, r.early = sortedFlow{}, 0
+	defer func() {
+		r.pending.Wait()
+		err = errors.Join(err, r.sorter.Close())
+	}()
+	ended := false
+	var endErr error
+	var a *assembly.Assembler
+	a = assembly.New(assembly.Options{MidStream: r.midStream, UDPIdle: r.udpIdle}, r.add, func(t assembly.Totals) {
+		if !ended { // the first flow of the capture; all are handed over
+			ended, endErr = true, cmp.Or(a.Err(), r.finish())
+			bar.clear()
+		}
+		if endErr == nil {
+			endErr = r.end(&t)
+		}
 	})
 	var readErr error
 	for _, file := range files {
 		r.begins = append(r.begins, a.Begun())
 		err := r.feed(a, file, bar)
-		if liveErr := r.liveErr; liveErr != nil {
-			return nil, liveErr
+		if r.liveErr != nil {
+			return r.liveErr
+		}
+		if a.Err() != nil {
+			break // Flush returns it
 		}
 		readErr = errors.Join(readErr, file.end(err))
 		if file.interrupted {
 			break
 		}
 	}
-	a.Flush()
-	records, err := r.finish()
-	if err != nil {
-		return nil, err
+	flushErr := a.Flush()
+	if err := cmp.Or(flushErr, endErr, r.finish()); err != nil {
+		return err
+	}
+	if r.early != 0 {
+		return fmt.Errorf("%s printed early did not end", count(uint64(r.early), "flow"))
 	}
 	counters := a.Counters()
 	r.counters.Add(&counters)
-	return records, readErr
+	if n := counters[assembly.Incomplete]; n > 0 {
+		bar.clear()
+		r.warn(incompleteWarning(files, n, counters.Samples()))
+	}
+	return readErr
 }
 
 // feed gives the packets of one file to a.
@@ -341,63 +379,116 @@ func (r *replay) feed(a *assembly.Assembler, file *capture, bar *progress) error
 		return err
 	}
 	if r.live != nil {
-		file.pipe.catchUp, file.pipe.caughtUp = r.flushLive, time.Now()
+		file.pipe.catchUp = func() error {
+			r.liveErr = r.flushLive(a, bar)
+			return r.liveErr
+		}
+		file.pipe.caughtUp = time.Now()
 	}
 	return f.Feed(a, nil)
 }
 
-// finish waits for the verdicts on all flows that were handed over and returns
-// those that were not printed yet, in order of their start.
-func (r *replay) finish() ([]*replayRecord, error) {
-	r.submit()
-	r.pending.Wait()
-	if r.err != nil {
-		return nil, r.err
+// flushLive prints the flows of a capture that goes on as far as they were handed over.
+func (r *replay) flushLive(a *assembly.Assembler, bar *progress) (err error) {
+	if err := cmp.Or(a.Err(), r.finish()); err != nil {
+		return err
 	}
-	records := r.records
-	r.records = nil
-	for _, record := range records {
-		r.classes[record.Class]++
-		if record.Decision == policy.Drop.String() {
-			r.drops++
+	sorter := r.sorter
+	r.sorter = scratch.NewSorter("", 0)
+	defer func() { err = errors.Join(err, sorter.Close()) }()
+	for n := 0; ; n++ {
+		seq, data, err := sorter.Next()
+		switch {
+		case err == io.EOF && n == 0:
+			return nil
+		case err == io.EOF:
+			return r.live()
+		case err != nil:
+			return err
 		}
+		if n == 0 {
+			bar.clear()
+		}
+		t := a.Totals(seq)
+		if err := r.show(&t, data); err != nil {
+			return err
+		}
+		r.early++
 	}
-	slices.SortFunc(records, func(a, b *replayRecord) int { return cmp.Compare(a.seq, b.seq) })
-	return records, nil
 }
 
-// flushLive prints the flows of a pipe that were handed over.
-func (r *replay) flushLive() error {
-	records, err := r.finish()
-	if err == nil {
-		err = r.live(records)
+// incompleteWarning says that a capture has flows that can't be judged.
+func incompleteWarning(files []*capture, n, all uint64) string {
+	where := files[0].title()
+	if len(files) > 1 {
+		where += fmt.Sprintf(" and %d more", len(files)-1)
 	}
-	r.liveErr = err
-	return err
+	return fmt.Sprintf("%s: %d of %s incomplete: of packets with payload the file holds fewer than %d bytes of it; no rule drops such a flow (was the snap length small? tcpdump -s 0 keeps whole packets)",
+		where, n, count(all, "flow"), flow.IncompleteBytes)
 }
 
 // add takes a sample that was handed over.
 func (r *replay) add(f *assembly.Flow, s *flow.Sample) {
-	record := &replayRecord{
-		File: r.files[r.begins.of(f.Seq)].name, Src: s.Initiator().String(), Dst: s.Responder().String(), Proto: s.Key.Proto.String(),
-		Start: s.Start.UTC().Format(time.RFC3339Nano), Captured: len(s.Data), Complete: s.Complete(), seq: f.Seq,
-		Packets: f.Packets, Bytes: f.Bytes, Resumed: s.Resumed,
-	}
-	f.User = record
-	r.records = append(r.records, record)
-
 	if r.job == nil {
 		r.job = <-r.spare
 	}
 	job := r.job
-	if len(job.samples) == len(job.records) {
+	n := len(job.seqs)
+	if len(job.samples) == n {
 		job.samples = append(job.samples, new(flow.Sample))
 	}
-	copySample(job.samples[len(job.records)], s) // s is used again after this call
-	job.records = append(job.records, record)
-	if len(job.records) == replayBatch {
+	copySample(job.samples[n], s) // s is used again after this call
+	job.seqs = append(job.seqs, f.Seq)
+	if len(job.seqs) == replayBatch {
 		r.submit()
 	}
+}
+
+// finish waits until all flows so far are classified.
+func (r *replay) finish() error {
+	r.submit()
+	r.pending.Wait()
+	return r.err
+}
+
+// end prints the next flow of the capture, whose totals have come, unless it was
+// printed live.
+func (r *replay) end(t *assembly.Totals) error {
+	if !r.ahead.ready {
+		seq, data, err := r.sorter.Next()
+		if err == io.EOF {
+			seq = math.MaxUint64
+		} else if err != nil {
+			return err
+		}
+		r.ahead = sortedFlow{true, seq, data}
+	}
+	if t.Seq < r.ahead.seq && r.early > 0 {
+		r.early--
+		return nil
+	}
+	if t.Seq != r.ahead.seq {
+		return fmt.Errorf("flow %d has ended, but flow %d is the next one", t.Seq, r.ahead.seq)
+	}
+	r.ahead.ready = false
+	return r.show(t, r.ahead.data)
+}
+
+// show prints a flow, which the coder has encoded.
+func (r *replay) show(t *assembly.Totals, data []byte) error {
+	record := &r.record
+	if err := r.coder.decode(data, record); err != nil {
+		return err
+	}
+	record.File = r.files[r.begins.of(t.Seq)].name
+	record.Packets, record.Bytes = t.Packets, t.Bytes
+	if !record.Incomplete {
+		r.classes[record.called]++
+	}
+	if record.Decision == policy.Drop.String() {
+		r.drops++
+	}
+	return r.print(record)
 }
 
 // copySample makes dst equal to s, in memory of its own.
@@ -425,6 +516,9 @@ func (r *replay) summary(w io.Writer, files int) error {
 	for i, class := range slices.Sorted(maps.Keys(r.classes)) {
 		b.WriteString([]string{": ", ", "}[min(i, 1)])
 		fmt.Fprintf(&b, "%d %s", r.classes[class], class)
+	}
+	if n := r.counters[assembly.Incomplete]; n > 0 {
+		fmt.Fprintf(&b, "; %d incomplete", n)
 	}
 	fmt.Fprintf(&b, "; the policy drops %d\n", r.drops)
 	fmt.Fprintf(&b, "%s:", count(r.counters.Packets(), "packet"))
@@ -458,38 +552,32 @@ func (j *replayJSON) flush() error                     { return nil }
 
 // replayTable prints aligned columns.
 type replayTable struct {
-	w     *tabwriter.Writer
-	files bool // with a column for the file
-	rows  int
+	columns *columnTable
+	files   bool // with a column for the file
+	rows    int
 }
 
 func newReplayTable(w io.Writer, files bool) *replayTable {
-	return &replayTable{w: tabwriter.NewWriter(w, 0, 0, 2, ' ', 0), files: files}
+	return &replayTable{columns: newColumns(w), files: files}
 }
 
 func (t *replayTable) print(r *replayRecord) error {
 	if t.rows == 0 {
-		if err := t.row("FILE", "START", "PROTO", "SRC", "DST", "PACKETS", "BYTES", "CAPTURED", "CLASS", "CONFIDENCE", "DECISION", "RULE"); err != nil {
+		if err := t.row("FILE", "START", "PROTO", "SRC", "DST", "PACKETS", "BYTES", "CAPTURED", "CLASS", "CONFIDENCE", "DECISION", "RULE", "NOTE"); err != nil {
 			return err
 		}
 	}
 	t.rows++
-	start, err := time.Parse(time.RFC3339Nano, r.Start)
-	if err != nil {
-		return err
-	}
-	return t.row(r.File, start.Format(startFormat), r.Proto, r.Src, r.Dst, fmt.Sprint(r.Packets), fmt.Sprint(r.Bytes),
-		fmt.Sprint(r.Captured), r.Class, fmt.Sprintf("%.4f", r.Confidence), r.Decision, cmp.Or(r.Rule, "-"))
+	class, confidence := r.table(r.Class, r.Confidence)
+	return t.row(r.File, r.start.Format(startFormat), r.Proto, r.Src, r.Dst, fmt.Sprint(r.Packets), fmt.Sprint(r.Bytes),
+		fmt.Sprint(r.Captured), class, confidence, r.Decision, cmp.Or(r.Rule, "-"), r.note())
 }
 
 func (t *replayTable) row(cells ...string) error {
 	if !t.files {
 		cells = cells[1:]
 	}
-	_, err := fmt.Fprintln(t.w, strings.Join(cells, "\t"))
-	return err
+	return t.columns.row(cells...)
 }
 
-func (t *replayTable) flush() error {
-	return t.w.Flush()
-}
+func (t *replayTable) flush() error { return t.columns.flush() }

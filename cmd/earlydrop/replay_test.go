@@ -33,6 +33,7 @@ rules:
     min_confidence: 0.01
     action: drop
     ttl: 1m
+    udp_unproven: true
 `
 
 // answered is a datagram and an empty one of the other side: a flow begins when both have
@@ -73,6 +74,20 @@ func replayFixture(t testing.TB) string {
 		"class.yaml":       []byte(strings.Replace(eagerPolicy, "v2ray", "trojan", 1)),
 		"text.onnx":        []byte("no model"),
 	})
+}
+
+// parsedRecord is a line of replay --json.
+type parsedRecord struct {
+	replayRecord
+	Scores map[string]float64 `json:"scores"`
+}
+
+func parseRecord(t testing.TB, line string) (r parsedRecord) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(line), &r); err != nil {
+		t.Fatalf("line %q: %v", line, err)
+	}
+	return r
 }
 
 // expectedResult classifies a sample made of whole frames by hand, without
@@ -161,12 +176,12 @@ func TestReplayJSONOfEachFlow(t *testing.T) {
 			scores[label] = r.Scores[j]
 		}
 		want[i]["class"], want[i]["confidence"], want[i]["scores"] = r.Class, r.Confidence, scores
-		want[i]["decision"], want[i]["rule"] = "drop", "eager"
 		if r.Class == flow.Background {
-			want[i]["decision"], want[i]["rule"] = "pass", ""
-		} else if s == &udp { // the rule says nothing of UDP
-			want[i]["decision"] = "pass"
+			t.Fatal("the rule is about none of the flows")
 		}
+		want[i]["decision"], want[i]["rule"], want[i]["reason"] = "drop", "eager", "rule"
+		want[i]["detected"], want[i]["likeliest"] = true, r.Class
+		want[i]["rule_classes"], want[i]["rule_confidence"] = []any{"shadowsocks", "v2ray"}, 1-scores["background"].(float64)
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateApprox(0, 2e-6)); diff != "" {
 		t.Errorf("flows (-want +got):\n%s", diff)
@@ -193,16 +208,10 @@ func TestReplayIsDeterministic(t *testing.T) {
 	_, alone, _ := runForTest("replay", "--json", "--model", tinyModel, filepath.Join(dir, "one.pcap"))
 	classes := map[string]int{}
 	found := false
-	var single replayRecord
-	if err := json.Unmarshal([]byte(alone), &single); err != nil {
-		t.Fatal(err)
-	}
+	single := parseRecord(t, alone)
 	last := ""
 	for line := range strings.Lines(first) {
-		var r replayRecord
-		if err := json.Unmarshal([]byte(line), &r); err != nil {
-			t.Fatal(err)
-		}
+		r := parseRecord(t, line)
 		if r.File+r.Start <= last {
 			t.Errorf("flow of %s after %s", r.Start, last)
 		}
@@ -219,7 +228,7 @@ func TestReplayIsDeterministic(t *testing.T) {
 		if r.Src == single.Src {
 			found = true
 			r.File = single.File
-			if diff := cmp.Diff(single, r, cmpopts.IgnoreUnexported(replayRecord{}), cmpopts.IgnoreFields(replayRecord{}, "Start"),
+			if diff := cmp.Diff(single, r, cmp.AllowUnexported(parsedRecord{}), cmpopts.IgnoreUnexported(replayRecord{}), cmpopts.IgnoreFields(replayRecord{}, "Start", "Scores"),
 				cmpopts.EquateApprox(0, 2e-6)); diff != "" {
 				t.Errorf("alone and among others:\n%s", diff)
 			}
@@ -242,7 +251,7 @@ func TestReplayTable(t *testing.T) {
 	}
 	lines := strings.Split(stdout, "\n")
 	if len(lines) != 6 || strings.Join(strings.Fields(lines[0]), " ") !=
-		"START PROTO SRC DST PACKETS BYTES CAPTURED CLASS CONFIDENCE DECISION RULE" {
+		"START PROTO SRC DST PACKETS BYTES CAPTURED CLASS CONFIDENCE DECISION RULE NOTE" {
 		t.Fatalf("stdout:\n%s", stdout)
 	}
 	for i, want := range []string{"2026-05-04 03:02:01.234  udp    10.0.0.1:53001   10.9.0.3:53  2        98     98",
@@ -291,10 +300,7 @@ func TestReplayShowsTheOutcomeUnknown(t *testing.T) {
 	}
 	got := map[string]int{}
 	for line := range strings.Lines(stdout) {
-		var r replayRecord
-		if err := json.Unmarshal([]byte(line), &r); err != nil {
-			t.Fatal(err)
-		}
+		r := parseRecord(t, line)
 		rule := ""
 		switch {
 		case r.Confidence < 0.5:

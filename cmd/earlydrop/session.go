@@ -23,7 +23,7 @@ const sessionPackets = 64
 // that there is not has the length -1.
 type sessionPacket [6]int32
 
-// session is the first packets of a flow, also those behind the end of its capture.
+// session is the first packets of a flow, also those after the end of its capture.
 type session struct {
 	start         time.Time
 	initiatorIsLo bool

@@ -58,12 +58,9 @@ func status(c *cli.Context) error {
 	if err := requireArgs(c, 0, 0, ""); err != nil {
 		return err
 	}
-	all, err := openChosen(c)
-	if err != nil {
-		return err
-	}
+	all, openErr := openChosen(c)
 	defer closeAll(all)
-	if len(all) == 0 && !c.Bool("json") {
+	if len(all) == 0 && openErr == nil && !c.Bool("json") {
 		fmt.Fprintln(c.App.Writer, "earlydrop is attached to no interface"+seenFromHere())
 	}
 	for i, t := range all {
@@ -83,11 +80,11 @@ func status(c *cli.Context) error {
 			return err
 		}
 	}
-	return nil
+	return openErr
 }
 
 // openChosen opens the tables of the interface that -i names, else of all that something
-// is pinned for.
+// is pinned for. With an error it returns those that could be opened.
 func openChosen(c *cli.Context) ([]*loader.Tables, error) {
 	if !c.IsSet("interface") {
 		all, err := loader.OpenAll()

@@ -13,11 +13,11 @@ import (
 
 func TestTimesOfUDPAreChecked(t *testing.T) {
 	for _, tt := range []struct{ args, want string }{
-		{"attach -i nosuch --udp-idle 999ms", "--udp-idle 999ms: use 1s or more"},
-		{"attach -i nosuch --udp-idle -1m", "--udp-idle -1m0s: use 1s or more"},
-		{"attach -i nosuch --udp-warmup -1s", "--udp-warmup -1s: use 0 or more"},
-		{"attach -i nosuch --udp-warmup 60", "60"},
-		{"replay --udp-idle 0s x.pcap", "--udp-idle 0s: use 1s or more"},
+		{"attach -i nosuch --udp-idle 999ms", `--udp-idle "999ms": use a time of 1s or more`},
+		{"attach -i nosuch --udp-idle -1m", `--udp-idle "-1m": use a time of 1s or more`},
+		{"attach -i nosuch --udp-warmup -1s", `--udp-warmup "-1s": use a time of 0s or more`},
+		{"attach -i nosuch --udp-warmup 60", `--udp-warmup "60": use a time`},
+		{"replay --udp-idle 0s x.pcap", `--udp-idle "0s": use a time of 1s or more`},
 	} {
 		code, stdout, stderr := runForTest(strings.Fields(tt.args)...)
 		if code != exitBadInput || stdout != "" || !strings.Contains(stderr, tt.want) {

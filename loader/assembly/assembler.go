@@ -3,10 +3,7 @@
 package assembly
 
 import (
-	"cmp"
 	"fmt"
-	"maps"
-	"slices"
 	"time"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
@@ -17,6 +14,7 @@ import (
 const (
 	DefaultIdleTimeout = 2 * time.Second
 	DefaultUDPIdle     = 10 * time.Minute
+	DefaultMaxOpen     = 16384
 )
 
 // Options sets the times of an Assembler. The zero value means the defaults.
@@ -38,6 +36,12 @@ type Options struct {
 	// path does. In capture files it may have been left to the network card
 	// (optional).
 	StrictChecksums bool
+	// MaxOpen bounds the captures in progress that are held in memory, at least 2
+	// (optional, DefaultMaxOpen). Those beyond that have been silent longest wait
+	// in a temporary file; nothing else changes for them.
+	MaxOpen int
+	// TempDir is the folder of the temporary file (optional, os.TempDir()).
+	TempDir string
 }
 
 // Counter names a cause that an Assembler counts. The numbers below
@@ -91,6 +95,10 @@ const (
 	Closed
 	Idle
 	End
+	// Cut counts samples that are cut (flow.Meta), Incomplete those of them that
+	// are incomplete.
+	Cut
+	Incomplete
 
 	// NumCounters is the number of counters.
 	NumCounters
@@ -117,6 +125,8 @@ var counterNames = [NumCounters]string{
 	Closed:      "handed_closed",
 	Idle:        "handed_idle",
 	End:         "handed_end",
+	Cut:         "cut",
+	Incomplete:  "incomplete",
 }
 
 // String returns the counter's name.
@@ -161,8 +171,7 @@ const (
 )
 
 // Flow is one life of a flow, from its start to its restart or the end of the
-// file. It belongs to the Assembler; handlers may read it while they run, and
-// set User.
+// file. It belongs to the Assembler; handlers may read it while they run.
 type Flow struct {
 	Key           flow.Key
 	InitiatorIsLo bool
@@ -170,14 +179,13 @@ type Flow struct {
 	// Packets and Bytes count the whole flow so far, in both directions.
 	// Bytes are on the wire, L2 header included, Ethernet padding left out.
 	Packets, Bytes uint64
-	// Seq numbers the flows of an Assembler in order of their start, from 0.
-	// Numbers are left out: of handshakes that became no flow.
+	// Seq numbers the flows of a file, or of several that are one capture, in order
+	// of their start, from 0. Numbers are left out: of handshakes that became no flow.
 	Seq uint64
-	// User is for the handlers. The Assembler doesn't touch it.
-	User any
 
 	stage  stage
 	sample *flow.Sample // while collecting
+	lack   lack         // of the packets captured so far
 
 	// UDP alone. resumed: the flow may have been there before. asleep: it is decided,
 	// and was silent since. side is the initiator's.
@@ -193,47 +201,66 @@ type Flow struct {
 	stream     *stream   // while collecting
 
 	captured time.Time // when the latest packet was captured
+	turn     uint64    // orders the collecting flows by their latest captured packet
+	deadline time.Time // of a collecting flow, on the Assembler's clock
 
-	// Collecting flows form a list in order of their latest captured packet.
+	ring       *ring // that it is in, nil for none
 	prev, next *Flow
-	deadline   time.Time // on the Assembler's clock
+}
+
+// Totals are the figures of a whole flow that was handed over.
+type Totals struct {
+	Seq uint64 // as Flow.Seq
+	// Packets and Bytes are explained at Flow.
+	Packets, Bytes uint64
 }
 
 // Assembler builds flows from packets in file order. Its clock is the
 // packets' own time. It is not safe for concurrent use.
+//
+// Its memory is bounded but for some 50 bytes per flow, and per SYN that began
+// none: a flow that is decided leaves what matters of it in the ledger, and of the
+// others those that have been silent longest wait in a temporary file when there are
+// many (Options.MaxOpen). No flow is forgotten before the file ends, so neither
+// changes a sample, a total or a counter.
 type Assembler struct {
 	opts     Options
 	onSample func(*Flow, *flow.Sample)
-	onEnd    func(*Flow)
+	onEnd    func(Totals)
 
-	flows      map[flow.Key]*Flow
+	flows      map[uint64]*Flow // by Seq, the collecting ones that are in memory
 	handshakes handshakes
+	list       ring    // those in order of their latest captured packet, but for looked
+	looked     *Flow   // one taken back into memory for the latest packet, or nil
+	turns      uint64  // that were given
+	ledger     *ledger // all flows, by Seq and by key
+	pages      *pages  // what is not in memory
+	recalled   Flow    // the decided flow that a packet is for
 	waits      waits
-	list       Flow // ring: next is the flow that has been silent longest
 	now        time.Time
-	seq        uint64
 	counters   Counters
 	free       []*flow.Sample
 }
 
 // New returns an Assembler. onSample gets each capture exactly once, in order
 // of hand-over; the sample is valid until onSample returns. onEnd (optional)
-// is called for each flow that was handed over, when nothing more can be
-// added to its totals.
-func New(opts Options, onSample func(*Flow, *flow.Sample), onEnd func(*Flow)) *Assembler {
+// is called by Flush for each flow that was handed over, in order of their
+// start.
+func New(opts Options, onSample func(*Flow, *flow.Sample), onEnd func(Totals)) *Assembler {
 	if opts.IdleTimeout <= 0 {
 		opts.IdleTimeout = DefaultIdleTimeout
 	}
 	if opts.UDPIdle <= 0 {
 		opts.UDPIdle = DefaultUDPIdle
 	}
-	if onEnd == nil {
-		onEnd = func(*Flow) {}
+	if opts.MaxOpen <= 0 {
+		opts.MaxOpen = DefaultMaxOpen
 	}
-	a := &Assembler{opts: opts, onSample: onSample, onEnd: onEnd, flows: make(map[flow.Key]*Flow)}
-	a.list.prev, a.list.next = &a.list, &a.list
-	a.handshakes.init()
-	a.waits.init()
+	if onEnd == nil {
+		onEnd = func(Totals) {}
+	}
+	a := &Assembler{opts: opts, onSample: onSample, onEnd: onEnd}
+	a.clear()
 	return a
 }
 
@@ -253,6 +280,7 @@ func (a *Assembler) Packet(ts time.Time, frame []byte, wireLen int) {
 // PacketFrom is Packet with the side of the interface that the frame came from.
 // Where it is known, a connection has its ends on different sides.
 func (a *Assembler) PacketFrom(side Side, ts time.Time, frame []byte, wireLen int) {
+	a.shrink()
 	if ts.After(a.now) {
 		a.now = ts
 		a.expire()
@@ -276,15 +304,15 @@ func (a *Assembler) PacketFrom(side Side, ts time.Time, frame []byte, wireLen in
 	}
 	s.frame = frame[:min(len(frame), s.WireLen)]
 
-	f := a.flows[s.Key]
+	f := a.find(s.Key)
 	if f != nil && f.stage == collecting && ts.Sub(f.captured) >= a.opts.IdleTimeout {
 		// Only where the clock stands still: it would have expired.
 		a.handOver(f, flow.ReasonIdle)
 	}
 	if s.Key.Proto == flow.TCP {
-		a.tcp(&s)
+		a.tcp(f, &s)
 	} else {
-		a.udp(&s)
+		a.udp(f, &s)
 	}
 }
 
@@ -293,25 +321,23 @@ func (a *Assembler) restart(f *Flow) {
 	if f.stage == collecting {
 		a.counters[Restarted]++
 		a.release(f)
-	} else if !f.silent {
-		a.onEnd(f)
+		delete(a.flows, f.Seq)
+		return
 	}
-	delete(a.flows, f.Key)
+	*a.ledger.state(f.Seq) |= over
 }
 
 // start begins a flow.
 func (a *Assembler) start(key flow.Key, initiatorIsLo bool, ts time.Time, order uint64) *Flow {
 	f := &Flow{Key: key, InitiatorIsLo: initiatorIsLo, Start: ts, Last: ts, Seq: order}
-	a.flows[key] = f
+	a.ledger.start(order, a.ledger.hash(key))
+	a.flows[order] = f
 	return f
 }
 
 // order returns the number of a flow of which the first packet comes now, or may have
 // come.
-func (a *Assembler) order() uint64 {
-	a.seq++
-	return a.seq - 1
-}
+func (a *Assembler) order() uint64 { return a.ledger.reserve(a.now) }
 
 // count adds a packet to the totals.
 func (f *Flow) count(p *headers.Packet, ts time.Time) {
@@ -331,19 +357,9 @@ func captured(offset, wireLen int, fromInitiator bool, since time.Duration) flow
 	}
 }
 
-// newSample returns an empty one.
-func (a *Assembler) newSample() *flow.Sample {
-	s := new(flow.Sample)
-	if n := len(a.free); n > 0 {
-		s, a.free = a.free[n-1], a.free[:n-1]
-	}
-	s.Reset()
-	return s
-}
-
 // collect begins the capture of a flow with the frames of its handshake.
 func (a *Assembler) collect(f *Flow, early []byte, earlyRecs []flow.Packet) {
-	f.sample = a.newSample()
+	f.sample = a.takeSample()
 	f.sample.Data = append(f.sample.Data, early...)
 	f.sample.Packets = append(f.sample.Packets, earlyRecs...)
 }
@@ -354,6 +370,7 @@ func (a *Assembler) collect(f *Flow, early []byte, earlyRecs []flow.Packet) {
 func (a *Assembler) capture(f *Flow, p *headers.Packet, frame []byte, ends bool) {
 	s := f.sample
 	f.captured = f.Last
+	f.lack.add(lacks(p, frame, flow.CaptureBytes-len(s.Data)))
 	appendPacket(s, p, frame, p.SrcIsLo == f.InitiatorIsLo, f.Last.Sub(f.Start))
 	switch {
 	case s.Complete():
@@ -370,7 +387,8 @@ func (a *Assembler) capture(f *Flow, p *headers.Packet, frame []byte, ends bool)
 func (a *Assembler) handOver(f *Flow, reason flow.Reason) {
 	s := f.sample
 	s.Meta = flow.Meta{Key: f.Key, InitiatorIsLo: f.InitiatorIsLo, Reason: reason,
-		Start: f.Start, Elapsed: f.captured.Sub(f.Start), Resumed: f.resumed}
+		Start: f.Start, Elapsed: f.captured.Sub(f.Start),
+		Cut: f.lack.cut, Incomplete: f.lack.incomplete, Resumed: f.resumed}
 	if f.stream != nil {
 		f.describe(&s.Meta)
 	}
@@ -385,17 +403,21 @@ func (a *Assembler) handOver(f *Flow, reason flow.Reason) {
 	case flow.ReasonEnd:
 		a.counters[End]++
 	}
+	if s.Cut {
+		a.counters[Cut]++
+	}
+	if s.Incomplete {
+		a.counters[Incomplete]++
+	}
 	f.stage, f.stream = decided, nil
 	a.onSample(f, s)
 	a.release(f)
+	a.settle(f)
 }
 
 // release takes the flow's sample back and the flow off the list.
 func (a *Assembler) release(f *Flow) {
-	if f.prev != nil {
-		f.prev.next, f.next.prev = f.next, f.prev
-		f.prev, f.next = nil, nil
-	}
+	f.leave()
 	a.free = append(a.free, f.sample)
 	f.sample = nil
 }
@@ -403,38 +425,36 @@ func (a *Assembler) release(f *Flow) {
 // touch moves the flow to the end of the list. The clock never goes back, so
 // the list stays in order of deadlines.
 func (a *Assembler) touch(f *Flow) {
-	if f.prev != nil {
-		f.prev.next, f.next.prev = f.next, f.prev
-	}
 	f.deadline = a.now.Add(a.opts.IdleTimeout)
-	last := a.list.prev
-	f.prev, f.next = last, &a.list
-	last.next, a.list.prev = f, f
+	f.turn = a.turns
+	a.turns++
+	a.list.push(f)
 }
 
 // expire hands over every capture whose deadline has come.
 func (a *Assembler) expire() {
-	for f := a.list.next; f != &a.list && !f.deadline.After(a.now); f = a.list.next {
-		a.handOver(f, flow.ReasonIdle)
+	for deadline, ok := a.oldest(); ok && !deadline.After(a.now); deadline, ok = a.oldest() {
+		if f := a.takeOldest(); f != nil {
+			a.handOver(f, flow.ReasonIdle)
+		}
 	}
 }
 
 // Flush ends the file: captures in progress are handed over in order of their
-// latest packet, with flow.ReasonEnd, then every flow ends, in order of its
-// start. The Assembler is empty afterwards and may be used for another file;
-// the counters go on.
-func (a *Assembler) Flush() {
-	for f := a.list.next; f != &a.list; f = a.list.next {
+// latest packet, with flow.ReasonEnd, then every flow that was handed over
+// ends, in order of its start. The Assembler is empty afterwards and may be
+// used for another file; the counters go on.
+//
+// The error is that of Err: captures that were in the temporary file are lost.
+func (a *Assembler) Flush() error {
+	a.shrink()
+	for f := a.takeOldest(); f != nil; f = a.takeOldest() {
 		a.handOver(f, flow.ReasonEnd)
 	}
-	for _, f := range slices.SortedFunc(maps.Values(a.flows), func(x, y *Flow) int { return cmp.Compare(x.Seq, y.Seq) }) {
-		if !f.silent {
-			a.onEnd(f)
-		}
-	}
-	clear(a.flows)
 	a.unanswered()
 	a.counters[HeaderOnly] += a.handshakes.unended()
-	a.handshakes.init()
-	a.now = time.Time{}
+	a.ledger.totals(a.onEnd)
+	err := a.pages.close()
+	a.clear()
+	return err
 }

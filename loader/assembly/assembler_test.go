@@ -45,8 +45,20 @@ func describe(s *flow.Sample) string {
 }
 
 // run feeds packets and returns the samples as describe writes them, and the counters
-// beyond OK and the samples' reasons.
+// beyond OK and the samples' reasons. It does so again with no flow in memory, which
+// must not change anything.
 func run(t testing.TB, options Options, packets []at) (samples []string, counters string) {
+	t.Helper()
+	samples, counters = feed(t, options, packets, false)
+	again, countersAgain := feed(t, options, packets, true)
+	if diff := cmp.Diff(samples, again); diff != "" || counters != countersAgain {
+		t.Errorf("with a temporary file: counters %s (-without +with):\n%s", countersAgain, diff)
+	}
+	return samples, counters
+}
+
+// feed is half of run: each flow leaves memory after each packet, or none does.
+func feed(t testing.TB, options Options, packets []at, out bool) (samples []string, counters string) {
 	t.Helper()
 	a := New(options, func(f *Flow, s *flow.Sample) {
 		samples = append(samples, describe(s))
@@ -56,8 +68,13 @@ func run(t testing.TB, options Options, packets []at) (samples []string, counter
 	}, nil)
 	for _, p := range packets {
 		a.PacketFrom(p.side, epoch.Add(time.Duration(p.ms)*time.Millisecond), p.frame, len(p.frame))
+		for a.shrink(); out && a.list.n > 0; {
+			a.leaveMemory(a.list.first(), false)
+		}
 	}
-	a.Flush()
+	if err := a.Flush(); err != nil {
+		t.Error(err)
+	}
 	var parts []string
 	for c, n := range a.Counters() {
 		if n > 0 && c > int(headers.OK) && (c < int(Full) || c > int(End)) {
@@ -282,8 +299,9 @@ func TestSnapLengthKeepsTheWireLength(t *testing.T) {
 
 func TestTotalsCoverTheWholeFlow(t *testing.T) {
 	var got []string
-	a := New(Options{}, func(f *Flow, s *flow.Sample) { f.User = s.Reason }, func(f *Flow) {
-		got = append(got, fmt.Sprintf("%d %v %d packets %d bytes %v", f.Seq, f.User, f.Packets, f.Bytes, f.Last.Sub(f.Start)))
+	reasons := map[uint64]flow.Reason{}
+	a := New(Options{}, func(f *Flow, s *flow.Sample) { reasons[f.Seq] = s.Reason }, func(f Totals) {
+		got = append(got, fmt.Sprintf("%d %v %d packets %d bytes", f.Seq, reasons[f.Seq], f.Packets, f.Bytes))
 	})
 	packets := slices.Concat(
 		talk(t, ">S >S >S,x7 <SA <SA >A >A1000 <A1000"),                                                           // full, then more
@@ -296,9 +314,9 @@ func TestTotalsCoverTheWholeFlow(t *testing.T) {
 	a.Flush()
 	want := []string{
 		// The SYN that won, both SYN+ACKs; a SYN that was not answered is no part of it.
-		"1 full 6 packets 2324 bytes 5ms",
-		"2 idle 3 packets 156 bytes 3.992s",
-		"3 end 7 packets 408 bytes 7ms",
+		"1 full 6 packets 2324 bytes",
+		"2 idle 3 packets 156 bytes",
+		"3 end 7 packets 408 bytes",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("flows (-want +got):\n%s", diff)
@@ -350,33 +368,54 @@ func checkSample(t *testing.T, s *flow.Sample) {
 	}
 }
 
-// assemble feeds packets and checks each sample and each flow's life.
-func assemble(t *testing.T, packets []at) (samples []string) {
+// assemble feeds packets and checks each sample and each flow's life. It returns
+// what became of them: samples and totals in order of the flows' start, the order of their
+// hand-over, and counters.
+func assemble(t *testing.T, options Options, packets []at) (outcome []string) {
 	t.Helper()
-	type life struct{ samples, ends int }
-	lives := map[*Flow]*life{}
-	a := New(Options{}, func(f *Flow, s *flow.Sample) {
+	samples, ends, last := map[uint64]string{}, map[uint64]string{}, uint64(0)
+	var order []uint64 // of hand-over
+	a := New(options, func(f *Flow, s *flow.Sample) {
 		checkSample(t, s)
-		if lives[f] == nil {
-			lives[f] = &life{}
+		if samples[f.Seq] != "" {
+			t.Fatalf("flow %d is handed over twice", f.Seq)
 		}
-		lives[f].samples++
-		samples = append(samples, describe(s))
-	}, func(f *Flow) { lives[f].ends++ })
+		order = append(order, f.Seq)
+		samples[f.Seq] = fmt.Sprintf("%d %s %x", f.Seq, describe(s), s.Data)
+	}, func(f Totals) {
+		if samples[f.Seq] == "" || ends[f.Seq] != "" || f.Seq < last {
+			t.Fatalf("flow %d ends, after flow %d; its sample is %q", f.Seq, last, samples[f.Seq])
+		}
+		last = f.Seq
+		ends[f.Seq] = fmt.Sprintf("%d packets, %d bytes", f.Packets, f.Bytes)
+		outcome = append(outcome, samples[f.Seq], ends[f.Seq])
+	})
 	for _, p := range packets {
 		a.Packet(epoch.Add(time.Duration(p.ms)*time.Millisecond), p.frame, len(p.frame)+p.ms%3)
 	}
-	a.Flush()
-	for f, l := range lives {
-		if *l != (life{1, 1}) {
-			t.Fatalf("flow %v: %+v, want one sample and one end", f.Key, *l)
-		}
+	if err := a.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if len(ends) != len(samples) {
+		t.Fatalf("%d of %d flows ended", len(ends), len(samples))
 	}
 	counters := a.Counters()
 	if counters.Samples() != uint64(len(samples)) || counters.Packets() != uint64(len(packets)) {
 		t.Fatalf("counters %v with %d samples of %d packets", counters, len(samples), len(packets))
 	}
-	return samples
+	return append(outcome, fmt.Sprint(order, counters))
+}
+
+// assembleTwice does so again with as few flows in memory as possible, which must
+// not change anything.
+func assembleTwice(t *testing.T, options Options, packets []at) (outcome []string) {
+	t.Helper()
+	outcome = assemble(t, options, packets)
+	options.MaxOpen = 2
+	if diff := cmp.Diff(outcome, assemble(t, options, packets)); diff != "" {
+		t.Fatalf("with a temporary file (-without +with):\n%s", diff)
+	}
+	return outcome
 }
 
 func TestRandomTrafficKeepsTheRules(t *testing.T) {
@@ -385,8 +424,8 @@ func TestRandomTrafficKeepsTheRules(t *testing.T) {
 		var packets []at
 		ms := 0
 		for range 300 {
-			ms += []int{0, 1, 50, 700, 2100, -30}[rnd.IntN(6)]
-			src := netip.AddrPortFrom(client4.Addr(), client4.Port()+uint16(rnd.IntN(3)))
+			ms += []int{0, 1, 50, 700, 2100, -30, -4000}[rnd.IntN(7)]
+			src := netip.AddrPortFrom(client4.Addr(), client4.Port()+uint16(rnd.IntN(12)))
 			dst := server4
 			if rnd.IntN(2) == 0 {
 				src, dst = dst, src
@@ -401,11 +440,12 @@ func TestRandomTrafficKeepsTheRules(t *testing.T) {
 			}
 			packets = append(packets, at{ms: ms, frame: frame})
 		}
-		first := assemble(t, packets)
-		if len(first) == 0 {
-			t.Fatalf("seed %d: no sample", seed)
+		options := Options{MidStream: seed%2 == 1}
+		first := assembleTwice(t, options, packets)
+		if len(first) < 20 {
+			t.Fatalf("seed %d: %d samples", seed, len(first)/2)
 		}
-		if diff := cmp.Diff(first, assemble(t, packets)); diff != "" {
+		if diff := cmp.Diff(first, assemble(t, options, packets)); diff != "" {
 			t.Fatalf("seed %d: two runs differ:\n%s", seed, diff)
 		}
 	}
@@ -432,7 +472,7 @@ func FuzzAssembler(f *testing.F) {
 			packets = append(packets, at{ms: ms, frame: b[4 : 4+n]})
 			b = b[4+n:]
 		}
-		assemble(t, packets)
+		assembleTwice(t, Options{MidStream: ms%2 == 1}, packets)
 	})
 }
 

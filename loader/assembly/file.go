@@ -399,13 +399,18 @@ func (f *File) Close() error {
 
 // Run reads the whole file into a and flushes it. What was read before an
 // error is delivered all the same. progress (optional) is called now and then
-// with the file's position.
+// with the file's position. An error of the Assembler's temporary file takes the
+// place of one of the capture file.
 func (f *File) Run(a *Assembler, progress func(pos int64)) error {
-	defer a.Flush()
-	return f.Feed(a, progress)
+	err := f.Feed(a, progress)
+	if flushErr := a.Flush(); flushErr != nil {
+		return flushErr
+	}
+	return err
 }
 
-// Feed is Run without the flush, for a capture that goes on in another file.
+// Feed is Run without the flush, for a capture that goes on in another file. It ends
+// with Assembler.Err when there is one, which Flush then returns as well.
 func (f *File) Feed(a *Assembler, progress func(pos int64)) error {
 	for n := 1; ; n++ {
 		ts, frame, wireLen, err := f.Next()
@@ -420,6 +425,9 @@ func (f *File) Feed(a *Assembler, progress func(pos int64)) error {
 		if a.counters[Reflected] > reflected {
 			f.sides.reflected()
 		}
+		if err := a.Err(); err != nil {
+			return err
+		}
 		if n%64 == 0 && progress != nil {
 			progress(f.Pos())
 		}
@@ -428,4 +436,4 @@ func (f *File) Feed(a *Assembler, progress func(pos int64)) error {
 
 // Begun returns the number of flows that have begun so far. Flow.Seq of those
 // that begin from now on is not below it.
-func (a *Assembler) Begun() uint64 { return a.seq }
+func (a *Assembler) Begun() uint64 { return a.ledger.n }

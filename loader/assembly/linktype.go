@@ -388,10 +388,10 @@ func (p *packet) ppp() error {
 	return p.cut(length)
 }
 
-// pppDirection takes a PPP header off that has the direction before it, or in
-// place of the address.
+// pppDirection takes a PPP header off that has the direction before it, in place of
+// the address, or not at all.
 func (p *packet) pppDirection() error {
-	if len(p.data) < 2 || p.data[1] != pppControl || p.data[0] > 1 {
+	if len(p.data) < 2 || p.data[1] != pppControl || p.data[0] > 1 && p.data[0] != pppAddress {
 		if err := p.cut(1); err != nil {
 			return err
 		}

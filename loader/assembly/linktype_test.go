@@ -86,6 +86,8 @@ func linkHeaders() []linkHeader {
 		{"PPP with direction, sent, without address", LinkPPPDir, join([]byte{1, 0, 0x57}, ip6), v6},
 		{"PPP with direction, nothing", LinkPPPDir, nil, short},
 		{"PPP of pppd", LinkPPPD, join([]byte{1, 3, 0, 0x21}, ip4), v4},
+		{"PPP of pppd, with its address", LinkPPPD, join([]byte{0xff, 3, 0, 0x21}, ip4), v4},
+		{"PPP with direction, sent as all ones", LinkPPPDir, join([]byte{0xff, 0xff, 3, 0, 0x21}, ip4), v4},
 		{"Cisco HDLC", LinkCiscoHDLC, join([]byte{0x0f, 0, 8, 0}, ip4), v4},
 		{"Cisco HDLC, keepalive", LinkCiscoHDLC, []byte{0x8f, 0, 0x80, 0x35, 1}, framed(0x8035, []byte{1})},
 		{"Cisco HDLC, cut", LinkCiscoHDLC, []byte{0x0f, 0, 8}, short},

@@ -45,14 +45,15 @@ func (s Side) other() Side {
 // initiator sends first, then what the responder sends.
 type stream struct {
 	next [2]uint32 // expected next
-	hole [2]struct {
-		lo, hi uint32 // from lo up to hi; the same: none
-	}
+	hole [2]hole
 	side Side // of the initiator
 	// oneWay: of one direction nothing may be seen. What it sends is known from
 	// the acknowledgements.
 	oneWay bool
 }
+
+// hole is what a sender has left out: from lo up to hi; the same: nothing.
+type hole struct{ lo, hi uint32 }
 
 // direction is the index of a packet's sender in the arrays of a stream.
 func direction(p *headers.Packet, initiatorIsLo bool) int {

@@ -73,6 +73,7 @@ type syn struct {
 	// flow.HandshakeFrame; nil where they are, too.
 	frame              []byte
 	wireLen, headerLen int    // of the whole one
+	lack, headerLack   lack   // of the whole one and of its headers
 	packets, bytes     uint64 // its retransmissions included
 }
 
@@ -99,6 +100,7 @@ type candidate struct {
 	start, last    time.Time // of the first packet in early and of the latest one
 	early          []byte    // frames
 	earlyRecs      []flow.Packet
+	lack           lack // of those
 	packets, bytes uint64
 	order          uint64 // of the flow
 
@@ -243,17 +245,17 @@ func (h *handshakes) drop(c *candidate) {
 	h.n--
 }
 
-// tcp takes a segment.
-func (a *Assembler) tcp(s *segment) {
+// tcp takes a segment. f is the flow that has its key, or nil.
+func (a *Assembler) tcp(f *Flow, s *segment) {
 	switch {
 	case s.Flags&headers.SYN == 0:
-		a.segment(s)
+		a.segment(f, s)
 	case s.Flags.Closes():
 		a.counters[BadFlags]++
 	case s.Flags.Opens():
 		a.syn(s)
 	default:
-		a.synAck(s)
+		a.synAck(f, s)
 	}
 }
 
@@ -275,7 +277,8 @@ func (a *Assembler) syn(s *segment) {
 		to = &c.syns[1]
 	}
 	*to = syn{known: true, order: a.order(), fromLo: s.SrcIsLo, seq: s.Seq, payload: s.PayloadLen, mpJoin: joins(s),
-		first: s.ts, wireLen: s.WireLen, headerLen: s.Payload, packets: 1, bytes: uint64(s.WireLen)}
+		first: s.ts, wireLen: s.WireLen, headerLen: s.Payload, packets: 1, bytes: uint64(s.WireLen),
+		lack: lacks(&s.Packet, s.frame, flow.CaptureBytes), headerLack: lacksHeaders(&s.Packet, s.frame)}
 	if s.WireLen <= flow.HandshakeFrame {
 		to.frame = slices.Clone(s.frame)
 	} else if s.Payload <= flow.HandshakeFrame {
@@ -346,8 +349,8 @@ func joins(s *segment) bool {
 	return false
 }
 
-// synAck takes a SYN+ACK.
-func (a *Assembler) synAck(s *segment) {
+// synAck takes a SYN+ACK. f is the flow that has its key, or nil.
+func (a *Assembler) synAck(f *Flow, s *segment) {
 	if a.handshakes.reflected(s) {
 		a.counters[Reflected]++
 		return
@@ -370,7 +373,7 @@ func (a *Assembler) synAck(s *segment) {
 			return
 		}
 		if won != nil {
-			a.answer(c, s, won, payload)
+			a.answer(f, c, s, won, payload)
 			return
 		}
 		// One that acknowledges nothing that was seen never replaces one that does.
@@ -381,12 +384,13 @@ func (a *Assembler) synAck(s *segment) {
 		}
 	}
 	// The SYN may have come in fragments, or behind more headers than are walked.
-	a.answer(a.handshakes.candidate(s.Key, 1-index, s.side.other()), s, nil, 0)
+	a.answer(f, a.handshakes.candidate(s.Key, 1-index, s.side.other()), s, nil, 0)
 }
 
 // answer makes the SYN+ACK the one that the candidate goes by. won is the SYN that
-// it acknowledges with so many bytes of payload, or nil.
-func (a *Assembler) answer(c *candidate, s *segment, won *syn, payload int) {
+// it acknowledges with so many bytes of payload, or nil. f is the flow that has the
+// key, or nil.
+func (a *Assembler) answer(f *Flow, c *candidate, s *segment, won *syn, payload int) {
 	if c.state == proven && !c.closed {
 		a.handshakes.withoutData++
 	}
@@ -406,29 +410,31 @@ func (a *Assembler) answer(c *candidate, s *segment, won *syn, payload int) {
 	*c = next
 	a.handshakes.touch(c)
 	a.handshakes.midStream.delete(s.Key)
-	if f := a.flows[s.Key]; f != nil && won != nil {
+	if f != nil && won != nil {
 		f.marked = true
+		a.settle(f)
 	}
 	c.count(s)
-	c.keep(a, s.SrcIsLo, c.last.Sub(c.start), s.Payload, s.headersAlone()) // early data comes again
+	c.keep(a, s.SrcIsLo, c.last.Sub(c.start), s.Payload, s.headersAlone(), // early data comes again
+		lacksHeaders(&s.Packet, s.frame))
 }
 
 // keepSYN makes the SYN the first of the frames, without payload that was not
 // acknowledged. It reports whether the capture has payload now: what was acknowledged,
 // and all of that.
 func (c *candidate) keepSYN(a *Assembler, won *syn, acknowledged int) bool {
-	wireLen, frame := won.wireLen, won.frame
+	wireLen, frame, lack := won.wireLen, won.frame, won.lack
 	whole := acknowledged == won.payload && wireLen <= flow.HandshakeFrame
 	if !whole {
-		wireLen, frame = won.headerLen, frame[:min(len(frame), won.headerLen)]
+		wireLen, frame, lack = won.headerLen, frame[:min(len(frame), won.headerLen)], won.headerLack
 	}
-	c.keep(a, won.fromLo, 0, wireLen, frame)
+	c.keep(a, won.fromLo, 0, wireLen, frame, lack)
 	return whole && acknowledged > 0
 }
 
 // keep adds a packet without payload to the frames, if it fits. It came so long after
 // the first one.
-func (c *candidate) keep(a *Assembler, fromLo bool, since time.Duration, wireLen int, frame []byte) {
+func (c *candidate) keep(a *Assembler, fromLo bool, since time.Duration, wireLen int, frame []byte, lack lack) {
 	if wireLen > flow.HandshakeFrame || len(c.early)+len(frame) > flow.HandshakeBytes ||
 		len(c.earlyRecs) == flow.HandshakePackets {
 		a.counters[LeftOut]++
@@ -436,6 +442,7 @@ func (c *candidate) keep(a *Assembler, fromLo bool, since time.Duration, wireLen
 	}
 	c.earlyRecs = append(c.earlyRecs, captured(len(c.early), wireLen, fromLo == c.initiatorIsLo, since))
 	c.early = append(c.early, frame...)
+	c.lack.add(lack)
 }
 
 // count adds the segment to the totals of the connection.
@@ -445,9 +452,8 @@ func (c *candidate) count(s *segment) {
 	c.last = later(c.last, s.ts)
 }
 
-// segment takes a segment without SYN.
-func (a *Assembler) segment(s *segment) {
-	f := a.flows[s.Key]
+// segment takes a segment without SYN. f is the flow that has its key, or nil.
+func (a *Assembler) segment(f *Flow, s *segment) {
 	pair := a.handshakes.of[s.Key]
 	switch {
 	case f != nil && f.marked && !pair.stands(answered, s.ts):
@@ -604,6 +610,7 @@ func (a *Assembler) begin(f *Flow, c *candidate, s *segment) {
 		f := a.start(c.key, c.initiatorIsLo, c.start, c.order)
 		f.stage, f.silent = decided, true
 		f.hasNumbers, f.numbers = true, c.numbers()
+		a.settle(f)
 		a.handshakes.drop(c)
 		return
 	}
@@ -636,7 +643,7 @@ func (a *Assembler) handshakeSegment(c *candidate, s *segment) {
 		a.counters[HeaderOnly]++
 	}
 	a.handshakes.touch(c)
-	c.keep(a, s.SrcIsLo, c.last.Sub(c.start), s.WireLen, s.frame)
+	c.keep(a, s.SrcIsLo, c.last.Sub(c.start), s.WireLen, s.frame, lacks(&s.Packet, s.frame, flow.CaptureBytes))
 }
 
 // open makes a candidate the flow of its key, and begins its capture.
@@ -645,7 +652,7 @@ func (a *Assembler) open(c *candidate) *Flow {
 	f.Last, f.captured = c.last, c.last
 	f.Packets, f.Bytes = c.packets, c.bytes
 	f.hasNumbers, f.numbers = true, c.numbers()
-	f.stream = &c.stream
+	f.stream, f.lack = &c.stream, c.lack
 	a.collect(f, c.early, c.earlyRecs)
 	a.handshakes.drop(c)
 	return f
@@ -655,6 +662,7 @@ func (a *Assembler) open(c *candidate) *Flow {
 func (a *Assembler) flowSegment(f *Flow, s *segment) {
 	f.count(&s.Packet, s.ts)
 	if f.stage != collecting {
+		a.settle(f)
 		return
 	}
 	at, ends := f.stream.take(&s.Packet, direction(&s.Packet, f.InitiatorIsLo), s.side)

@@ -215,6 +215,12 @@ func TestConnections(t *testing.T) {
 			counters: "syns 1, tcp_opened 1, header_only 2",
 		},
 		{
+			name:     "the handshake of a decided flow comes again",
+			words:    ">S <SA >A >A1000 <A >S,lost <SA,lost,ack-1000 >A5 >A5",
+			samples:  []string{"40000 full 1024 3ms: >54@0 <54@1 >54@2 >862/1054@3"},
+			counters: "syns 2, tcp_opened 1",
+		},
+		{
 			name:     "a SYN and what follows on a decided flow",
 			words:    ">S <SA >A >A1000 >S,x99,lost >A1,seq+100,lost >A1",
 			samples:  []string{"40000 full 1024 3ms: >54@0 <54@1 >54@2 >862/1054@3"},

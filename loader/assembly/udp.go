@@ -36,6 +36,7 @@ type waiting struct {
 	packets, bytes uint64
 	order          uint64
 	resumed        bool // the flow may have been there before
+	lack           lack // of the packets captured so far
 
 	prev, next *waiting
 }
@@ -65,9 +66,8 @@ func (w *waits) drop(e *waiting) {
 	delete(w.of, e.spoken)
 }
 
-// udp takes a datagram.
-func (a *Assembler) udp(s *segment) {
-	f := a.flows[s.Key]
+// udp takes a datagram. f is the flow that has its key, or nil.
+func (a *Assembler) udp(f *Flow, s *segment) {
 	switch {
 	case f == nil:
 	case f.stage == collecting:
@@ -80,11 +80,13 @@ func (a *Assembler) udp(s *segment) {
 		return
 	case !f.asleep && s.ts.Sub(f.Last) <= a.opts.UDPIdle:
 		f.count(&s.Packet, s.ts)
+		a.settle(f)
 		return
 	default:
 		// Silent for long, which is no beginning. Nor does it end the flow that one
 		// side speaks again.
 		f.asleep = true
+		a.settle(f)
 	}
 	resumed := f != nil
 	for _, side := range s.otherSides() {
@@ -114,6 +116,7 @@ func (a *Assembler) udp(s *segment) {
 	w.last = later(w.last, s.ts)
 	a.waits.touch(w)
 	if !w.sample.Complete() {
+		w.lack.add(lacks(&s.Packet, s.frame, flow.CaptureBytes-len(w.sample.Data)))
 		appendPacket(w.sample, &s.Packet, s.frame, true, w.last.Sub(w.start))
 	}
 }
@@ -138,8 +141,8 @@ func (a *Assembler) wait(who spoken, w *waiting) *waiting {
 		w = &waiting{spoken: who}
 		a.waits.of[who] = w
 	}
-	w.sample = a.newSample()
-	w.packets, w.bytes = 0, 0
+	w.sample = a.takeSample()
+	w.packets, w.bytes, w.lack = 0, 0, lack{}
 	return w
 }
 
@@ -170,7 +173,7 @@ func (a *Assembler) answered(f *Flow, w *waiting, s *segment) {
 	f = a.start(w.key, w.fromLo, w.start, w.order)
 	f.Last = w.last
 	f.Packets, f.Bytes = w.packets, w.bytes
-	f.sample, f.resumed, f.side = w.sample, w.resumed, w.side
+	f.sample, f.resumed, f.side, f.lack = w.sample, w.resumed, w.side, w.lack
 	f.count(&s.Packet, s.ts)
 	f.captured = f.Last
 	if f.sample.Complete() {

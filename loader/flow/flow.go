@@ -154,12 +154,23 @@ type Meta struct {
 	// OneWay says that only one direction of the connection was seen: whoever can
 	// send as its initiator can forge it.
 	OneWay bool
-	// MidStream says that the capture does not begin with the flow's first bytes.
+	// MidStream is true for a TCP flow that was open before its first captured
+	// packet: its beginning, which models know, is missing.
 	MidStream bool
+	// Cut is true where a capture file holds fewer bytes of a captured packet
+	// than the wire had, as with a small snap length. It is never set live.
+	Cut bool
+	// Incomplete is true for a cut flow of which the file holds too little to be
+	// judged: of one of its packets with payload fewer than IncompleteBytes of
+	// that payload, or fewer than all where there were not so many.
+	Incomplete bool
 	// Resumed says that a UDP flow may have been there before its capture began: it was
 	// decided, and then silent or blocked, or was new soon after the first attach.
 	Resumed bool
 }
+
+// IncompleteBytes is explained at Meta.Incomplete.
+const IncompleteBytes = 32
 
 // Numbers are the TCP sequence numbers of a connection.
 type Numbers struct {

@@ -58,6 +58,24 @@ func TestFirstEntryOfADump(t *testing.T) {
 	}
 }
 
+func TestTableNamesWhatDecided(t *testing.T) {
+	text.DisableColors()
+	shared := rig.Event{Class: "unknown", RuleClasses: []string{"shadowsocks", "v2ray"}, RuleConfidence: 0.953, Likeliest: "shadowsocks", Confidence: 0.551}
+	web := rig.Event{Class: "background", Likeliest: "background", Confidence: 0.999}
+	var out bytes.Buffer
+	printFlows(&out, []*flow{{what: "web", ok: true, verdict: web}, {what: "caught", tunnel: true, ok: true, verdict: shared}})
+	for what, want := range map[string]string{"web": "background 0.999 background 0.999", "caught": "shadowsocks|v2ray 0.953 shadowsocks 0.551"} {
+		found := false
+		for line := range strings.Lines(out.String()) {
+			cells := strings.Join(strings.Fields(strings.ReplaceAll(line, "\u2502", "")), " ")
+			found = found || strings.HasPrefix(cells, what+" ") && strings.Contains(cells, want)
+		}
+		if !found {
+			t.Errorf("no row of %s has %q:\n%s", what, want, out.String())
+		}
+	}
+}
+
 func TestTableTellsCutFromMissed(t *testing.T) {
 	text.DisableColors()
 	var out bytes.Buffer

@@ -25,9 +25,6 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
-	"github.com/earlydrop/earlydrop/classifier"
-	"github.com/earlydrop/earlydrop/models"
-	"github.com/earlydrop/earlydrop/policy"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
@@ -72,7 +69,7 @@ func run(ctx context.Context, out io.Writer, program string) (asExpected bool, e
 			return false, err
 		}
 	}
-	if f, ok := out.(*os.File); !ok || !term.IsTerminal(int(f.Fd())) {
+	if !hasColors(out) {
 		text.DisableColors()
 	}
 	dir, err := os.MkdirTemp("", "ed-demo-")
@@ -147,14 +144,21 @@ func run(ctx context.Context, out io.Writer, program string) (asExpected bool, e
 	return asExpected, nil
 }
 
+// hasColors reports whether out is a terminal that knows colours and whose user
+// doesn't mind them (no-color.org).
+func hasColors(out io.Writer) bool {
+	f, ok := out.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && os.Getenv("TERM") != ""
+}
+
 func printFlows(out io.Writer, flows []*flow) {
 	tw := table.NewWriter()
 	tw.SetOutputMirror(out)
 	tw.SetStyle(table.StyleLight)
 	tw.Style().Format.Header = text.FormatDefault
-	tw.AppendHeader(table.Row{"what it is", "flow", "class", "confidence", "rule's", "ms", "packets", "bytes passed", "pkts dropped", ""})
+	tw.AppendHeader(table.Row{"what it is", "flow", "class", "confidence", "likeliest", "ms", "packets", "bytes passed", "pkts dropped", ""})
 	var right []table.ColumnConfig
-	for n := 4; n <= 9; n++ {
+	for _, n := range []int{4, 6, 7, 8, 9} {
 		right = append(right, table.ColumnConfig{Number: n, Align: text.AlignRight, AlignHeader: text.AlignRight})
 	}
 	tw.SetColumnConfigs(right)
@@ -169,38 +173,26 @@ func printFlows(out io.Writer, flows []*flow) {
 		}
 		tw.AppendRow(table.Row{
 			f.what, fmt.Sprintf("%s %d > %d", proto, v.Src.Port(), v.Dst.Port()),
-			v.Class, fmt.Sprintf("%.3f", v.Confidence), fmt.Sprintf("%.3f", ofRule(v)),
+			v.Name(), fmt.Sprintf("%.3f", decidedBy(v)), fmt.Sprintf("%s %.3f", v.Likeliest, v.Confidence),
 			fmt.Sprintf("%.1f", v.VerdictMS), v.Packets, f.passed, f.block.Packets, outcome(f),
 		})
 	}
 	tw.Render()
-	fmt.Fprintf(out, `class: unknown where none is likely enough to be named. confidence: of the likeliest class.
-rule's: that it is one of the classes of the policy's rule, whichever; the rule asks for enough of this.
+	fmt.Fprintf(out, `class: what decided: those of the rule's classes that share the probability, or the model's class where the
+rule was not asked. confidence: of these together. likeliest: the likeliest class alone, with its probability.
 ms, packets: from the flow's first packet to the verdict; dns is judged when it has fallen silent.
 bytes passed: content that the client got. pkts dropped: by the kernel, of both directions.
 A tunnel of which a connection was missed is used again, up to %d times in all.
 `, connections)
 }
 
-// ruleClasses are the classes of the policy's rule.
-var ruleClasses = func() []string {
-	m, err := classifier.ReadManifest(models.Default())
-	if err != nil {
-		panic(err)
+// decidedBy returns the probability that decided: of the rule's classes together, or
+// of the likeliest class where the rule was not asked.
+func decidedBy(v rig.Event) float64 {
+	if len(v.RuleClasses) > 0 {
+		return v.RuleConfidence
 	}
-	p, err := policy.Parse("demo.yaml", policyText, &policy.Model{Labels: m.Labels, Thresholds: m.Thresholds, AnyThreshold: m.AnyThreshold})
-	if err != nil {
-		panic(err)
-	}
-	return p.Rules[0].Classes
-}()
-
-// ofRule returns the probability that the flow is of one of them.
-func ofRule(v rig.Event) (sum float64) {
-	for _, class := range ruleClasses {
-		sum += v.Scores[class]
-	}
-	return sum
+	return v.Confidence
 }
 
 func outcome(f *flow) string {

@@ -38,23 +38,26 @@ func (s *scene) says(d *rig.Daemon, words ...string) {
 	}
 }
 
-// When the block's time is over, the same connection goes on: its next
-// retransmission passes.
+// A block by hand ends with its time, and the same connection goes on: its next
+// retransmission passes. (What a policy blocks stays blocked as long as it goes on.)
 func TestBlockExpires(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, lab.Config{ServerLink: slow})
-	d := s.attach("--policy", s.policy("enforce", "2s"))
+	d := s.enforce()
 	tun := must(s.StartShadowsocks(s.ctx, lab.ShadowsocksConfig{}))(t)
 	tr, v := s.tunnelled(d, tun, true)
 	s.risen(v, 1)
 	passed := tr.bytes.Load()
+	began := time.Now()
+	must(s.Earlydrop(s.ctx, "blocked", "add", "-i", rig.Device, "--ttl", "2s", "tcp", v.Src.String(), v.Dst.String()))(t)
 	ended := must(d.Wait(s.ctx, "the end of the block", func(e rig.Event) bool {
 		return e.Event == "block_ended" && (e.Src == v.Src || e.Dst == v.Src)
 	}))(t)
-	if took := ended.Time.Sub(v.Time); took < 2*time.Second || took > 5*time.Second {
+	// How long after depends on what else the machine has to do.
+	if took := ended.Time.Sub(began); took < 2*time.Second {
 		t.Errorf("the block of 2 s was reported over after %s", took)
 	}
-	if ended.DroppedPackets == 0 || ended.DroppedBytes == 0 || ended.Class != v.Class || ended.Rule != "tunnels" {
+	if ended.DroppedPackets == 0 || ended.DroppedBytes == 0 || ended.Rule != "by hand" || ended.Reason != "time" {
 		t.Errorf("block_ended: %+v", ended)
 	}
 	if passed >= s.web.LargeBytes {
@@ -103,7 +106,7 @@ func TestKilledDaemonLeavesFlowsBlocked(t *testing.T) {
 	if now := tr.bytes.Load(); now != passed {
 		t.Errorf("the download went on with the adoption: %d bytes, then %d", passed, now)
 	}
-	if b, ok, err := s.Block(s.ctx, v.Src, v.Dst); !ok || err != nil || b.Class != v.Class || b.Rule != v.Rule {
+	if b, ok, err := s.Block(s.ctx, v.Src, v.Dst); !ok || err != nil || b.Class != v.Likeliest || b.Rule != v.Rule {
 		t.Errorf("block after the adoption: %+v, %v, %v", b, ok, err)
 	}
 	// It works on: a second tunnel is cut too.
@@ -161,8 +164,8 @@ func TestDetachLeavesNothing(t *testing.T) {
 			if len(objects.Progs) < 2 || len(objects.Maps) < 8 || len(objects.Links) != 2 {
 				t.Errorf("the daemon has few objects: %+v", objects)
 			}
-			if diff := cmp.Diff(objects, must(s.Present(s.ctx, objects))(t)); diff != "" {
-				t.Errorf("bpftool lists other objects than the daemon has (-has +listed):\n%s", diff)
+			if diff := cmp.Diff(objects, must(objects.Present())(t)); diff != "" {
+				t.Errorf("the kernel has other objects than the daemon (-daemon +kernel):\n%s", diff)
 			}
 			if kill {
 				d.Kill()
@@ -181,7 +184,7 @@ func TestDetachLeavesNothing(t *testing.T) {
 			// The kernel frees what nobody holds a little later.
 			var still rig.Objects
 			err := rig.Until(s.ctx, func() (bool, error) {
-				now, err := s.Present(s.ctx, objects)
+				now, err := objects.Present()
 				if err == nil {
 					still = now
 				}

@@ -101,9 +101,13 @@ var slow = lab.LinkConfig{Relay: lab.RelayConfig{Delay: time.Millisecond, Rate: 
 
 const largeMB = 16 // 1.7 s on a slow leg
 
+// limit bounds a test, so that one that waits in vain says for what. They take some
+// seconds each, and minutes where twenty other programs want the CPU.
+const limit = 5 * time.Minute
+
 func newScene(t *testing.T, cfg lab.Config) *scene {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	t.Cleanup(cancel)
 	l, err := lab.New(ctx, cfg)
 	if err != nil {
@@ -150,7 +154,7 @@ func (s *scene) attach(args ...string) *rig.Daemon {
 		d.Kill()
 		if s.t.Failed() {
 			for _, e := range d.Events() {
-				s.t.Logf("%s %s %s > %s vlan %d %s %.4f %s %s, %d packets, %.1f ms", e.Time.Format("05.000"), e.Event, e.Src, e.Dst, e.VLAN, e.Class, e.Confidence, e.Decision, e.HandedOver, e.Packets, e.VerdictMS)
+				s.t.Logf("%s %s %s > %s vlan %d %s %.4f %s %s, %d packets, %.1f ms", e.Time.Format("05.000"), e.Event, e.Src, e.Dst, e.VLAN, e.Name(), e.Confidence, e.Decision, e.HandedOver, e.Packets, e.VerdictMS)
 			}
 			if text := d.Stderr(); text != "" {
 				s.t.Logf("standard error:\n%s", text)
@@ -279,7 +283,7 @@ func (s *scene) tunnelled(d *rig.Daemon, tun *lab.Tunnel, enforced bool) (*trans
 			dropVerdict(s.t, v, enforced)
 			return tr, v
 		}
-		s.t.Logf("connection %d to %s was not identified: %s, scores %v", n, v.Dst, v.Class, v.Scores)
+		s.t.Logf("connection %d to %s was not identified: %s, scores %v", n, v.Dst, v.Name(), v.Scores)
 		tr.stop()
 	}
 	s.t.Fatalf("none of %d connections to %s was identified", tries, tun.Server)
@@ -315,7 +319,7 @@ func (s *scene) stalled(tr *transfer, v rig.Event) {
 	default:
 	}
 	s.t.Logf("%s: %s, %.4f, after %.1f ms, %d packets; %d of %d bytes passed, %d packets (%d bytes) dropped",
-		v.Dst, v.Class, v.RuleConfidence, v.VerdictMS, v.Packets, before, s.web.LargeBytes, b.Packets, b.Bytes)
+		v.Dst, v.Name(), v.RuleConfidence, v.VerdictMS, v.Packets, before, s.web.LargeBytes, b.Packets, b.Bytes)
 }
 
 // tunnelClasses are the classes of the policies' rule, those that the built-in
@@ -351,6 +355,17 @@ func dropVerdict(t *testing.T, v rig.Event, enforced bool) {
 	}
 	if v.Confidence != most || v.Class != flow.Unknown && most != v.Scores[v.Class] || math.Abs(v.RuleConfidence-sum) > 1e-9 || sum < threshold || math.Abs(all-1) > 1e-6 {
 		t.Errorf("confidence %v, of the rule %v, scores %v", v.Confidence, v.RuleConfidence, v.Scores)
+	}
+	// What decided is named, and has nearly all of the sum.
+	named := 0.0
+	for _, class := range v.RuleClasses {
+		if !slices.Contains(tunnelClasses, class) {
+			t.Errorf("%s is named, and the rule is about %v", class, tunnelClasses)
+		}
+		named += v.Scores[class]
+	}
+	if named < 0.95*sum || !slices.Contains(v.RuleClasses, v.Likeliest) || v.Scores[v.Likeliest] != most || !v.Detected {
+		t.Errorf("decided by %v, likeliest %s, detected %v, scores %v", v.RuleClasses, v.Likeliest, v.Detected, v.Scores)
 	}
 	if v.Rule == "" || v.Proto != "tcp" || v.Packets < 4 || v.Captured == 0 || v.Captured > 1024 || v.VerdictMS <= 0 {
 		t.Errorf("verdict lacks something: %+v", v)

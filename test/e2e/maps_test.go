@@ -20,12 +20,12 @@ import (
 // are not listed it has to show some field.
 var mapFields = map[string][2][]string{
 	"attachment": {nil, {"layout_version", "pid", "xdp_mode", "egress", "mode", "model", "policy", "classified"}},
-	"blocked":    {flowKey, {"since_ns", "expires_ns", "packets", "bytes", "class", "rule"}},
+	"blocked":    {flowKey, {"since_ns", "expires_ns", "packets", "bytes", "class", "rule", "renewed", "next_lo"}},
 	"collecting": {flowKey, {"slot", "generation"}},
 	"counters":   {nil, {"packets_ingress", "dropped_packets", "ring_full"}},
 	"flows":      {flowKey, {"last_ns", "verdict"}},
 	"handshakes": {nil, {"bytes", "packet_count", "packets", "data"}},
-	"syns":       {nil, {"key", "start_ns", "frame"}},
+	"syns":       {nil, {"key", "state", "start_ns", "first", "latest"}},
 	"slots":      {nil, {"last_ns", "sample"}},
 }
 
@@ -95,7 +95,7 @@ func TestBpftoolShowsEveryMapByFieldNames(t *testing.T) {
 
 	// What stands in the block is what the verdict said.
 	out := must(s.Run(s.ctx, "bpftool", "map", "dump", "pinned", rig.PinDir+"/blocked"))(t)
-	for _, w := range []string{`"rule": "tunnels"`, fmt.Sprintf(`"class": %q`, v.Class), `"proto": 6`, fmt.Sprintf(`_port": %d`, v.Src.Port()), fmt.Sprintf(`_port": %d`, v.Dst.Port())} {
+	for _, w := range []string{`"rule": "tunnels"`, fmt.Sprintf(`"class": %q`, v.Likeliest), `"proto": 6`, fmt.Sprintf(`_port": %d`, v.Src.Port()), fmt.Sprintf(`_port": %d`, v.Dst.Port())} {
 		if !strings.Contains(out.Stdout, w) {
 			t.Errorf("the dump of blocked lacks %s:\n%s", w, out.Stdout)
 		}
@@ -120,7 +120,9 @@ func (s *scene) silentFlows() error {
 }
 
 // firstEntry returns the names of the fields of the first entry that bpftool dumps
-// of a map: of key and value, where they are structs. ok is false for an empty map.
+// of a map: of key and value, where they are structs. ok is false for an empty map,
+// and where the entry went between the look at its key and the look at its value:
+// bpftool prints an error in its place, and no fields.
 func (s *scene) firstEntry(name string) (key, value []string, ok bool, err error) {
 	cmd, err := s.Command(s.ctx, "bpftool", "--json", "map", "dump", "pinned", rig.PinDir+"/"+name)
 	if err != nil {
@@ -157,6 +159,9 @@ func (s *scene) firstEntry(name string) (key, value []string, ok bool, err error
 	f := entry.Formatted
 	if len(f.Values) > 0 {
 		f.Value = f.Values[0].Value
+	}
+	if f.Value == nil {
+		return nil, nil, false, nil
 	}
 	return fieldNames(f.Key), fieldNames(f.Value), true, nil
 }

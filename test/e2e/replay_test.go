@@ -7,8 +7,10 @@ import (
 	"math"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
@@ -27,6 +29,12 @@ type replayed struct {
 	Scores     map[string]float64 `json:"scores"`
 	Decision   string             `json:"decision"`
 	Rule       string             `json:"rule"`
+
+	RuleClasses    []string `json:"rule_classes"`
+	RuleConfidence float64  `json:"rule_confidence"`
+	Likeliest      string   `json:"likeliest"`
+	Detected       bool     `json:"detected"`
+	Reason         string   `json:"reason"`
 }
 
 // A recording made at earlydrop's device gives, flow by flow, the verdicts that
@@ -93,6 +101,11 @@ func TestReplayGivesTheLiveVerdicts(t *testing.T) {
 					continue // not one of the flows above, or not decided while it ran
 				}
 				matched++
+				if !slices.Equal(r.RuleClasses, v.RuleClasses) || math.Abs(r.RuleConfidence-v.RuleConfidence) > 1e-6 ||
+					r.Likeliest != v.Likeliest || r.Detected != v.Detected || r.Reason != v.Reason {
+					t.Errorf("%s > %s\nlive:   %v %.7f, likeliest %s, detected %v, %s\nreplay: %v %.7f, likeliest %s, detected %v, %s", r.Src, r.Dst,
+						v.RuleClasses, v.RuleConfidence, v.Likeliest, v.Detected, v.Reason, r.RuleClasses, r.RuleConfidence, r.Likeliest, r.Detected, r.Reason)
+				}
 				if r.Class != v.Class || math.Abs(r.Confidence-v.Confidence) > 1e-6 || r.Decision != v.Decision || r.Rule != v.Rule ||
 					r.Captured != v.Captured || r.Packets < v.Packets || r.Complete != v.Complete || r.Proto != v.Proto {
 					t.Errorf("%s > %s\nlive:   %s %.7f %s, %d packets, %d bytes captured\nreplay: %s %.7f %s, %d packets, %d bytes captured",
@@ -104,5 +117,58 @@ func TestReplayGivesTheLiveVerdicts(t *testing.T) {
 			}
 			t.Logf("%d flows", matched)
 		})
+	}
+}
+
+// A recording has every frame that came before its end, also those that it has not
+// come to yet.
+func TestRecordingHasAllThatCameBeforeItsEnd(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, lab.Config{})
+	server, err := s.Gateway.ListenPacket("udp", netip.AddrPortFrom(s.gatewayAddr(4), 0).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	client, err := s.Client.Dial(s.ctx, "udp", server.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	for round := range 5 {
+		file := filepath.Join(s.Dir(), "recording.pcap")
+		rec := must(s.Record(file))(t)
+		t.Cleanup(func() { _ = rec.Stop() })
+		const batches, batch = 5, 40 // no more at a time than a socket's buffer holds
+		const n = batches * batch
+		payload, buf := make([]byte, 1000), make([]byte, 2000)
+		for range batches {
+			for range batch {
+				if _, err := client.Write(payload); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for range batch { // what has arrived has passed the device
+				_ = server.SetReadDeadline(time.Now().Add(time.Minute))
+				if _, _, err := server.ReadFrom(buf); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := rec.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		out := must(s.Earlydrop(s.ctx, "replay", "--json", file))(t)
+		packets := 0
+		for line := range strings.Lines(out) {
+			var r replayed
+			if err := json.Unmarshal([]byte(line), &r); err != nil {
+				t.Fatal(err)
+			}
+			packets += r.Packets
+		}
+		if packets != n {
+			t.Errorf("round %d: %d packets are recorded of %d", round, packets, n)
+		}
 	}
 }

@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -56,7 +55,7 @@ func (s *scene) exchange(addr netip.Addr, fromClient, fromServer int) netip.Addr
 				return err
 			}
 			defer c.Close()
-			_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+			_ = c.SetDeadline(time.Now().Add(limit))
 			got := make([]byte, len(up))
 			if _, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got, up) {
 				return fmt.Errorf("the client's bytes did not arrive: %w", err)
@@ -70,7 +69,7 @@ func (s *scene) exchange(addr netip.Addr, fromClient, fromServer int) netip.Addr
 		s.t.Fatal(err)
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(limit))
 	if _, err := c.Write(up); err != nil {
 		s.t.Fatal(err)
 	}
@@ -385,14 +384,12 @@ func (s *scene) blockedExchange(dev string, addr netip.Addr) {
 		if _, err := c.Write([]byte("passes")); err != nil {
 			s.t.Fatal(err)
 		}
-		_ = served.SetReadDeadline(time.Now().Add(10 * time.Second))
+		_ = served.SetReadDeadline(time.Now().Add(limit))
 		if n, err := served.Read(buf); err != nil || string(buf[:n]) != "passes" {
 			s.t.Fatalf("read %q, %v before the block", buf[:n], err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(s.ctx, 10*time.Second)
-	defer cancel()
-	if _, err := s.Earlydrop(ctx, "blocked", "add", "-i", dev, "tcp", c.LocalAddr().String(), l.Addr().String()); err != nil {
+	if _, err := s.Earlydrop(s.ctx, "blocked", "add", "-i", dev, "tcp", c.LocalAddr().String(), l.Addr().String()); err != nil {
 		s.t.Fatal(err)
 	}
 	if _, err := c.Write([]byte("must not")); err != nil {
@@ -402,10 +399,10 @@ func (s *scene) blockedExchange(dev string, addr netip.Addr) {
 	if n, err := served.Read(buf); !errors.Is(err, os.ErrDeadlineExceeded) {
 		s.t.Errorf("read %q, %v after the block", buf[:n], err)
 	}
-	if _, err := s.Earlydrop(ctx, "blocked", "del", "-i", dev, "tcp", c.LocalAddr().String(), l.Addr().String()); err != nil {
+	if _, err := s.Earlydrop(s.ctx, "blocked", "del", "-i", dev, "tcp", c.LocalAddr().String(), l.Addr().String()); err != nil {
 		s.t.Fatal(err)
 	}
-	_ = served.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = served.SetReadDeadline(time.Now().Add(limit))
 	if n, err := served.Read(buf); err != nil || string(buf[:n]) != "must not" {
 		s.t.Errorf("read %q, %v after the block was removed", buf[:n], err)
 	}

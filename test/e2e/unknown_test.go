@@ -3,7 +3,11 @@
 package e2e
 
 import (
+	"fmt"
+	"os"
+	"regexp"
 	"slices"
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -30,6 +34,45 @@ func withMetadata(onnx []byte, properties map[string]string) []byte {
 	return onnx
 }
 
+// What a rule drops is called by the rule's classes everywhere: in the line that
+// attach prints, in the map, in the list of blocks and in the summary.
+func TestDroppedFlowsAreNotCalledUnknown(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, lab.Config{ServerLink: slow})
+	_, onnx := models.Default()
+	// No label is ever likely enough to be named, but the sum is what it was.
+	model := s.file("unsure.onnx", string(withMetadata(onnx, map[string]string{"unknown": "1"})))
+	text := s.attachText("--model", model, "--policy", s.policy("enforce", "10m"))
+	tun := must(s.StartShadowsocks(s.ctx, lab.ShadowsocksConfig{}))(t)
+	sum := `\w+(?:\|\w+)* [01]\.\d{3}`
+	drop := fmt.Sprintf(`(?m)^%s  drop +tcp \S+ > %s  %s(?: \((\w+) [01]\.\d{3}\))?  .* rule tunnels$`, timestamp, regexp.QuoteMeta(tun.Server.String()), sum)
+	verdict := fmt.Sprintf(`(?m)^%s  \w+ +tcp \S+ > %s  `, timestamp, regexp.QuoteMeta(tun.Server.String()))
+	var class string
+	for n := range tries {
+		s.download(tun)
+		text.waits(fmt.Sprintf(`(%s(.*\n)*.*){%d}`, verdict, n+1))
+		if m := regexp.MustCompile(drop).FindStringSubmatch(text.stdout.String()); m != nil {
+			class = m[1]
+			break
+		}
+	}
+	if text.lacks(drop) {
+		t.Fatalf("nothing fits %s in:\n%s", drop, text.stdout.String())
+	}
+	blocks := must(s.Blocks(s.ctx))(t)
+	if len(blocks) != 1 || !slices.Contains(tunnelClasses, blocks[0].Class) || class != "" && blocks[0].Class != class {
+		t.Errorf("blocks %+v, want one of the class %s", blocks, class)
+	}
+	for _, argv := range [][]string{{s.Binary(), "blocked", "list"}, {"bpftool", "map", "dump", "pinned", rig.PinDir + "/blocked"}} {
+		if out := must(s.Run(s.ctx, argv...))(t); !strings.Contains(out.Stdout, blocks[0].Class) || strings.Contains(out.Stdout, flow.Unknown) {
+			t.Errorf("%v prints\n%s", argv, out.Stdout)
+		}
+	}
+	text.end(os.Interrupt)
+	text.waits(fmt.Sprintf(`\n  %s +\d+ flows\n`, blocks[0].Class))
+	s.clean()
+}
+
 // A model that is sure of nothing answers unknown, and a rule may drop that.
 func TestRuleOverUnknownDropsWhatIsLikeNoClass(t *testing.T) {
 	t.Parallel()
@@ -46,7 +89,7 @@ rules:
 `))
 	tr := s.download(must(s.StartShadowsocks(s.ctx, lab.ShadowsocksConfig{}))(t))
 	v := must(d.Verdict(s.ctx, tr.tunnel.Server, 0))(t)
-	if v.Class != flow.Unknown || v.Decision != "drop" || v.Rule != "strange" || v.Enforced == nil || !*v.Enforced || v.Confidence >= 0.9 || len(v.Scores) < 3 {
+	if v.Class != flow.Unknown || v.Name() != flow.Unknown || v.Likeliest == flow.Unknown || v.Decision != "drop" || v.Rule != "strange" || v.Enforced == nil || !*v.Enforced || v.Confidence >= 0.9 || len(v.Scores) < 3 {
 		t.Errorf("verdict %+v", v)
 	}
 	s.stalled(tr, v)

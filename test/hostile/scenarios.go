@@ -513,11 +513,14 @@ func cycles(ctx context.Context, o options) (r cyclesResult, err error) {
 	// Maps are freed some time after the last reference is gone.
 	gone, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	_ = rig.Until(gone, func() (bool, error) {
-		present, err := g.Present(ctx, all)
+	err = rig.Until(gone, func() (bool, error) {
+		present, err := all.Present()
 		r.left = len(present.Progs) + len(present.Maps) + len(present.Links)
 		return r.left == 0, err
 	})
+	if err != nil && !errors.Is(err, context.DeadlineExceeded) { // what is left is in r
+		return r, err
+	}
 	end()
 	wg.Wait()
 	closed = true

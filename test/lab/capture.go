@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +19,8 @@ type Sniffer struct {
 	file *os.File
 	buf  []byte
 	oob  []byte
+
+	finishing atomic.Bool
 }
 
 // Frame is one frame as it is on the wire: VLAN tags that the kernel took off
@@ -66,7 +69,7 @@ func NewSniffer(n *Namespace, dev string, snap int) (*Sniffer, error) {
 func htons(v uint16) uint16 { return v<<8 | v>>8 } // little-endian hosts
 
 // Read waits for the next frame. It returns an error that is os.ErrClosed
-// after Close.
+// after Close, and after Finish when no frame waits any more.
 func (s *Sniffer) Read() (Frame, error) {
 	raw, err := s.file.SyscallConn()
 	if err != nil {
@@ -75,10 +78,17 @@ func (s *Sniffer) Read() (Frame, error) {
 	const gap = 4 // room for a tag in front of byte 12
 	var n, oobn int
 	var rerr error
-	err = raw.Read(func(fd uintptr) bool {
+	receive := func(fd uintptr) (ok bool) {
 		n, oobn, _, _, rerr = unix.Recvmsg(int(fd), s.buf[gap:], s.oob, unix.MSG_TRUNC)
 		return !errors.Is(rerr, unix.EAGAIN)
-	})
+	}
+	err = raw.Read(receive)
+	if err != nil && s.finishing.Load() {
+		waits := false
+		if err = raw.Control(func(fd uintptr) { waits = receive(fd) }); err == nil && !waits {
+			err = os.ErrClosed
+		}
+	}
 	if err != nil { // the poller's own error says only that the file is closing
 		return Frame{}, errors.Join(os.ErrClosed, err)
 	}
@@ -113,5 +123,12 @@ func (s *Sniffer) Read() (Frame, error) {
 	return f, nil
 }
 
-// Close ends a Read in progress.
+// Finish has Read return the frames that wait to be read, and no more. It may be
+// called while Read waits.
+func (s *Sniffer) Finish() error {
+	s.finishing.Store(true)
+	return s.file.SetReadDeadline(time.Unix(1, 0)) // long ago: whoever waits wakes up
+}
+
+// Close ends a Read in progress. Frames that wait to be read are lost.
 func (s *Sniffer) Close() error { return s.file.Close() }

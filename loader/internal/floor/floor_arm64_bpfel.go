@@ -146,6 +146,11 @@ type floorCounts struct {
 	LoadFailed       uint64
 }
 
+type floorDeviceSide struct {
+	_    structs.HostLayout
+	Same uint8
+}
+
 type floorFloorKey struct {
 	_      structs.HostLayout
 	Saddr  [16]uint8
@@ -201,6 +206,16 @@ type floorHandshakeBucket struct {
 	Word [16]uint32
 }
 
+type floorMidStreamFlow struct {
+	_    structs.HostLayout
+	Hash uint64
+}
+
+type floorSeenPacket struct {
+	_           structs.HostLayout
+	HashAndTime uint64
+}
+
 type floorSlot struct {
 	_          structs.HostLayout
 	Word       uint64
@@ -247,6 +262,11 @@ type floorSlot struct {
 		Data [1024]uint8
 	}
 	Slack [1040]uint8
+}
+
+type floorSlotCount struct {
+	_    structs.HostLayout
+	Held uint32
 }
 
 type floorSlotRef struct {

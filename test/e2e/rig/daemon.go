@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -17,6 +18,9 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 )
 
 // Event is one line of the program's event log. Fields that an event does not have
@@ -40,28 +44,44 @@ type Event struct {
 	Class      string             `json:"class"`
 	Confidence float64            `json:"confidence"`
 	Scores     map[string]float64 `json:"scores"`
-	// RuleConfidence is what was compared with the rule's min_confidence.
-	RuleConfidence float64 `json:"rule_confidence"`
-	Decision       string  `json:"decision"`
-	Enforced       *bool   `json:"enforced"`
-	Rule           string  `json:"rule"`
-	Reason         string  `json:"reason"`
-	MidStream      bool    `json:"mid_stream"`
-	Resumed        bool    `json:"resumed"`
-	Model          string  `json:"model"`
-	Captured       int     `json:"captured"`
-	Complete       bool    `json:"complete"`
-	HandedOver     string  `json:"handed_over"`
-	Packets        int     `json:"packets"`
-	Bytes          uint64  `json:"bytes"`
-	VerdictMS      float64 `json:"verdict_ms"`
-	LatencyUS      float64 `json:"latency_us"`
+	// Likeliest is the likeliest label, also where the class is unknown.
+	Likeliest string `json:"likeliest"`
+	// RuleConfidence is what was compared with the rule's min_confidence, and
+	// RuleClasses are the classes that it comes from.
+	RuleConfidence float64  `json:"rule_confidence"`
+	RuleClasses    []string `json:"rule_classes"`
+	Detected       bool     `json:"detected"`
+	Decision       string   `json:"decision"`
+	Enforced       *bool    `json:"enforced"`
+	Error          string   `json:"error"`
+	Rule           string   `json:"rule"`
+	Reason         string   `json:"reason"`
+	MidStream      bool     `json:"mid_stream"`
+	Resumed        bool     `json:"resumed"`
+	Model          string   `json:"model"`
+	Captured       int      `json:"captured"`
+	Complete       bool     `json:"complete"`
+	HandedOver     string   `json:"handed_over"`
+	Packets        int      `json:"packets"`
+	Bytes          uint64   `json:"bytes"`
+	VerdictMS      float64  `json:"verdict_ms"`
+	LatencyUS      float64  `json:"latency_us"`
 
 	DroppedPackets uint64            `json:"dropped_packets"`
 	DroppedBytes   uint64            `json:"dropped_bytes"`
 	Classes        map[string]uint64 `json:"classes"`
 	Counters       map[string]uint64 `json:"counters"`
+	PassesLeftOut  uint64            `json:"passes_left_out"`
 	Persisted      bool              `json:"persisted"`
+}
+
+// Name is what the flow of a verdict is called: the classes that decided, or the
+// model's outcome where no rule was asked.
+func (e *Event) Name() string {
+	if len(e.RuleClasses) > 0 {
+		return strings.Join(e.RuleClasses, "|")
+	}
+	return e.Class
 }
 
 // Daemon is a running `earlydrop attach`. Its methods may be called concurrently.
@@ -88,10 +108,15 @@ func (b syncBuffer) Write(p []byte) (int, error) {
 	return b.d.stderr.Write(p)
 }
 
-// Attach starts `earlydrop attach` on Device with more arguments and returns when
-// it says that it is attached. It is ended by Stop, Kill, or with the lab.
+// Attach starts `earlydrop attach` with more arguments and returns when it says that
+// it is attached: to Device, unless -i is one of them. It is ended by Stop, Kill, or
+// with the lab.
 func (r *Rig) Attach(ctx context.Context, args ...string) (*Daemon, error) {
-	return r.Daemon(ctx, append([]string{r.binary, "attach", "-i", Device, "--json"}, args...)...)
+	argv := []string{r.binary, "attach", "--json"}
+	if !slices.Contains(args, "-i") {
+		argv = append(argv, "-i", Device)
+	}
+	return r.Daemon(ctx, append(argv, args...)...)
 }
 
 // Daemon is Attach with the whole command line, which must have the program print its
@@ -187,7 +212,7 @@ func (d *Daemon) Wait(ctx context.Context, what string, fits func(Event) bool) (
 func brief(events []Event) string {
 	var lines []string
 	for _, e := range events[max(0, len(events)-20):] {
-		lines = append(lines, fmt.Sprintf("%s %s > %s %s %.3f %s", e.Event, e.Src, e.Dst, e.Class, e.Confidence, e.Decision))
+		lines = append(lines, fmt.Sprintf("%s %s > %s %s %.3f %s", e.Event, e.Src, e.Dst, e.Name(), e.Confidence, e.Decision))
 	}
 	return strings.Join(lines, "; ")
 }
@@ -282,35 +307,31 @@ func (d *Daemon) Objects() (Objects, error) {
 	return o, nil
 }
 
-// Present returns those of the objects that the kernel has, as bpftool lists them.
-func (r *Rig) Present(ctx context.Context, want Objects) (Objects, error) {
-	list := func(kind string, ids []int) ([]int, error) {
-		out, err := r.Run(ctx, "bpftool", "--json", kind, "list")
-		if err != nil {
-			return nil, err
-		}
-		if out.Code != 0 {
-			return nil, fmt.Errorf("bpftool %s list: %s", kind, strings.TrimSpace(out.Stderr))
-		}
-		var all []struct {
-			ID int `json:"id"`
-		}
-		if err := json.Unmarshal([]byte(out.Stdout), &all); err != nil {
-			return nil, fmt.Errorf("bpftool %s list: %w", kind, err)
-		}
+// Present returns those of the objects that the kernel still has. Each is asked for
+// by its id: a list of all, as bpftool makes it, fails when any object of the machine
+// goes while it is made.
+func (o Objects) Present() (Objects, error) {
+	present := func(ids []int, open func(id uint32) (io.Closer, error)) ([]int, error) {
 		var found []int
-		for _, o := range all {
-			if slices.Contains(ids, o.ID) {
-				found = append(found, o.ID)
+		for _, id := range ids {
+			object, err := open(uint32(id))
+			if errors.Is(err, os.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			found = append(found, id)
+			if err := object.Close(); err != nil {
+				return nil, err
 			}
 		}
-		slices.Sort(found)
 		return found, nil
 	}
 	var got Objects
 	var errP, errM, errL error
-	got.Progs, errP = list("prog", want.Progs)
-	got.Maps, errM = list("map", want.Maps)
-	got.Links, errL = list("link", want.Links)
+	got.Progs, errP = present(o.Progs, func(id uint32) (io.Closer, error) { return ebpf.NewProgramFromID(ebpf.ProgramID(id)) })
+	got.Maps, errM = present(o.Maps, func(id uint32) (io.Closer, error) { return ebpf.NewMapFromID(ebpf.MapID(id)) })
+	got.Links, errL = present(o.Links, func(id uint32) (io.Closer, error) { return link.NewFromID(link.ID(id)) })
 	return got, errors.Join(errP, errM, errL)
 }

@@ -46,7 +46,7 @@ func (r *Rig) Record(path string) (*Recording, error) {
 		defer close(rec.done)
 		for {
 			f, err := sniffer.Read()
-			if err != nil && rec.stop.Load() {
+			if errors.Is(err, os.ErrClosed) && rec.stop.Load() {
 				break
 			}
 			if err == nil {
@@ -57,15 +57,18 @@ func (r *Rig) Record(path string) (*Recording, error) {
 				break
 			}
 		}
-		rec.err = errors.Join(rec.err, buffer.Flush(), file.Close())
+		rec.err = errors.Join(rec.err, buffer.Flush(), file.Close(), sniffer.Close())
 	}()
 	return rec, nil
 }
 
-// Stop completes the file. It can be called more than once.
+// Stop completes the file: what has passed the device is in it. It can be called more
+// than once.
 func (rec *Recording) Stop() error {
 	if rec.stop.CompareAndSwap(false, true) {
-		_ = rec.sniffer.Close()
+		if err := rec.sniffer.Finish(); err != nil {
+			return errors.Join(err, rec.sniffer.Close())
+		}
 	}
 	<-rec.done
 	return rec.err

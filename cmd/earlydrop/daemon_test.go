@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/loader"
+	"github.com/earlydrop/earlydrop/loader/flow"
+)
+
+// readerFunc is a ring buffer made of a function, which is told how often it was
+// called before.
+type readerFunc struct {
+	calls int
+	read  func(call int) error
+}
+
+func (r *readerFunc) Read(*flow.Sample) error {
+	r.calls++
+	return r.read(r.calls - 1)
+}
+
+// A ring buffer that fails again and again ends the daemon, and not at the first
+// time; one that works again in between does not, and bad records never do.
+func TestLastingFailuresOfTheRingBufferEndTheDaemon(t *testing.T) {
+	savedLasting, savedAgain := lastingAfter, tryAgainAfter
+	lastingAfter, tryAgainAfter = 50*time.Millisecond, time.Millisecond
+	defer func() { lastingAfter, tryAgainAfter = savedLasting, savedAgain }()
+	engine, err := classifier.OpenFile(tinyModel, classifier.Options{Workers: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer engine.Close()
+	broken := fmt.Errorf("read the ring buffer: %w", unix.EBADF)
+	bad := fmt.Errorf("%w: it claims too much", loader.ErrBadRecord)
+	begin := time.Now()
+	long := func() bool { return time.Since(begin) > 4*lastingAfter }
+	for _, tt := range []struct {
+		name  string
+		read  func(call int) error
+		lasts bool
+	}{
+		{"it fails for good", func(int) error { return broken }, true},
+		{"it fails for good after a while", func(call int) error {
+			if call < 100 {
+				return bad
+			}
+			return broken
+		}, true},
+		{"it fails once", func(call int) error {
+			if call == 0 {
+				return broken
+			}
+			return loader.ErrClosed
+		}, false},
+		{"it fails now and then", func(call int) error {
+			switch {
+			case long():
+				return loader.ErrClosed
+			case call%2 == 0:
+				return broken
+			}
+			return bad // what was read could be read
+		}, false},
+		{"bad records for long", func(int) error {
+			if long() {
+				return loader.ErrClosed
+			}
+			time.Sleep(time.Millisecond)
+			return bad
+		}, false},
+		{"it is closed", func(int) error { return loader.ErrClosed }, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			begin = time.Now()
+			d := &daemon{iface: func() string { return "v0" }, engine: engine}
+			reader := &readerFunc{read: tt.read}
+			err := d.read(context.Background(), reader)
+			var lasting *brokenError
+			if errors.As(err, &lasting) != tt.lasts || (err != nil) != tt.lasts {
+				t.Fatalf("read returned %v", err)
+			}
+			if !tt.lasts {
+				return
+			}
+			if !errors.Is(err, unix.EBADF) || exitCode(err) != exitFailure {
+				t.Errorf("%v, exit code %d", err, exitCode(err))
+			}
+			// It must not have spun.
+			if most := 100 + 1 + int(time.Since(begin)/tryAgainAfter); reader.calls > most {
+				t.Errorf("%d reads in %s", reader.calls, time.Since(begin))
+			}
+		})
+	}
+}

@@ -1,16 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * A flow lives in exactly one of four maps, and each of them has its own way of
- * dealing with pressure:
+ * A flow lives in exactly one of five maps, and each of them has its own way of
+ * dealing with pressure (a decided UDP flow that is resumed in two, until it is handed
+ * over again):
  *
  *   syns        TCP, no payload yet   fixed table: a SYN flood pushes out its like only
+ *   waiting_flows  UDP, one side has spoken  fixed table, for datagrams the same
  *   collecting  payload seen          plain hash: bounded, refuses, never evicts
  *   flows       handed over, decided  LRU: an evicted flow just passes
  *   blocked     named by the policy   plain hash: only user space removes a block
  *
  * Beside its flow, a key may have candidates in `syns`: handshakes that are not proven
  * yet, which change nothing that is known of the key. TCP flows whose beginning was not
- * seen are in none of the four but in `mid_stream`, where strangers push out strangers.
+ * seen are in none of the five but in `mid_stream`, where strangers push out strangers.
  *
  * Sizes are defaults; the loader sets them before load. Bytes per entry are
  * 48 (hash element) or 64 (LRU element) of the kernel + key (48, rounded) + value.
@@ -221,7 +223,7 @@ struct {
 } waiting_tags SEC(".maps");
 
 /* key: bucket * 16 + way. value: what one side of a UDP flow has sent so far. Written by the
- * kernel; the oldest gives way. 16384 * 1576 = 24.6 MiB. */
+ * kernel; the oldest gives way. 16384 * 1560 = 24.4 MiB. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, WAITING_FLOWS);

@@ -95,6 +95,11 @@ static __always_inline bool still_waits(const struct waiting *waiting, __u64 now
 	return waiting->waits && (__s64)(now - waiting->start_ns) < (__s64)WAITING_NS;
 }
 
+static __always_inline bool seen_lately(const struct waiting *waiting, __u64 now)
+{
+	return (__s64)(now - waiting->last_ns) <= (__s64)cfg_udp_idle_ns;
+}
+
 /* Returns what counts the sender's waiting captures, or WAITING_IN_USE if it has too many.
  * Its side belongs to it: who forges an address on the other side uses up nothing of
  * its owner's. */
@@ -227,7 +232,7 @@ __noinline int wait_for_answer(struct packet *pkt)
 			return WAIT_REFUSED;
 		}
 		/* Too late: it is not the flow's beginning that would be handed over. */
-		if (pkt->now - waiting->last_ns <= cfg_udp_idle_ns)
+		if (seen_lately(waiting, pkt->now))
 			pkt->resumed = 1;
 		cnt->udp_unanswered += waiting->waits;
 		end_wait(waiting);
@@ -245,7 +250,7 @@ __noinline int wait_for_answer(struct packet *pkt)
 		return WAIT_NOT;
 	}
 	if (at.fresh || !still_waits(waiting, pkt->now)) {
-		if (!at.fresh && pkt->now - waiting->last_ns <= cfg_udp_idle_ns)
+		if (!at.fresh && seen_lately(waiting, pkt->now))
 			pkt->resumed = 1;
 		quota = waiting_quota_of(pkt);
 		if (!pkt->payload_len || quota == WAITING_IN_USE) {

@@ -53,7 +53,8 @@ HDLC, Linux netfilter log, 802.11 (plain, radiotap, Prism, AVS), PPI, PKTAP, FDD
 MPLS, OpenBSD pflog and enc. Packets of others are skipped and counted.
 
 Each flow with payload, whose beginning is in the file, is one line. A TCP connection
-begins with a SYN, a SYN+ACK that acknowledges it, and a segment that acknowledges that;
+begins with a SYN, a SYN+ACK that acknowledges it, and a segment that acknowledges that,
+a UDP flow when both sides have spoken, the second within 30 seconds;
 where pcapng or Linux cooked packets say their direction, from the right sides of the
 interface. Segments that are not in place, by their numbers, are not captured. src is the
 side that opened the flow; packets and bytes count the whole flow (bytes on the wire, link

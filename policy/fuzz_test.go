@@ -34,6 +34,7 @@ func FuzzParse(f *testing.F) {
 		"rules: [{class: unknown, action: drop, ttl: 1m}, {class: tor, action: drop, ttl: 1m}, {class: [tor, v2ray], action: drop, ttl: 1m}]",
 		"rules: [{class: v2ray, action: drop, ttl: 1m, mid_stream: true}, {class: v2ray, action: drop, ttl: 1m, mid_stream: FALSE}]",
 		"rules: [{class: v2ray, action: drop, ttl: 1m, udp_unproven: true}, {class: v2ray, action: drop, ttl: 1m, mid_stream: true, udp_unproven: false}]",
+		"one_hook: true\nrules: [{class: v2ray, action: drop, ttl: 1m, one_way: true}]",
 		"!!map {}", "# only\n", "mode: monitor # x\n...\n", "rules:\n- name: é\n", "\ufeffmode: x", "a: >-\n x\n\n y\nmode:", "allow:\n - cidr: ::/0\n   port:\n",
 	} {
 		f.Add([]byte(seed))
@@ -137,10 +138,14 @@ func checkDecision(t *testing.T, p *Policy, m *flow.Meta, d Decision) {
 	switch d.Reason {
 	case ReasonRule:
 		if at < 0 || d.Action != Drop || d.TTL != p.Rules[at].TTL || d.Confidence < p.Rules[at].MinConfidence || !slices.Contains(p.Rules[at].Classes, d.Class) ||
-			m.Incomplete || m.MidStream && !p.Rules[at].MidStream || m.Key.Proto == flow.UDP && !p.Rules[at].UDPUnproven {
+			m.Incomplete || m.MidStream && !p.Rules[at].MidStream || m.Key.Proto == flow.UDP && !p.Rules[at].UDPUnproven || m.OneWay && !p.Rules[at].OneWay {
 			t.Fatalf("decision %+v", d)
 		}
 		return
+	case ReasonOneWay:
+		if at < 0 || !m.OneWay || p.Rules[at].OneWay {
+			t.Fatalf("decision %+v", d)
+		}
 	case ReasonUDPUnproven:
 		if at < 0 || m.Key.Proto != flow.UDP || p.Rules[at].UDPUnproven {
 			t.Fatalf("decision %+v", d)
@@ -201,7 +206,7 @@ func probes(p *Policy) []*flow.Meta {
 			for _, proto := range []flow.Proto{flow.TCP, flow.UDP} {
 				key, isLo := flow.NewKey(netip.AddrPortFrom(a, 50000), netip.AddrPortFrom(b, port), proto, 0, 0)
 				flows = append(flows, &flow.Meta{Key: key, InitiatorIsLo: isLo}, &flow.Meta{Key: key, InitiatorIsLo: !isLo},
-					&flow.Meta{Key: key, InitiatorIsLo: isLo, MidStream: true}, &flow.Meta{Key: key, InitiatorIsLo: isLo, MidStream: true, Cut: true, Incomplete: true})
+					&flow.Meta{Key: key, InitiatorIsLo: isLo, MidStream: true}, &flow.Meta{Key: key, InitiatorIsLo: isLo, OneWay: true}, &flow.Meta{Key: key, InitiatorIsLo: isLo, MidStream: true, Cut: true, Incomplete: true})
 			}
 		}
 	}
@@ -211,7 +216,7 @@ func probes(p *Policy) []*flow.Meta {
 // writeYAML writes p out with every key that the format has.
 func writeYAML(p *Policy) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "mode: %s\n", p.Mode)
+	fmt.Fprintf(&b, "mode: %s\none_hook: %t\n", p.Mode, p.OneHook)
 	matches := func(indent, key string, list []Match) {
 		if len(list) == 0 {
 			fmt.Fprintf(&b, "%s%s: []\n", indent, key)
@@ -246,6 +251,7 @@ func writeYAML(p *Policy) string {
 		}
 		fmt.Fprintf(&b, "    mid_stream: %t\n", r.MidStream)
 		fmt.Fprintf(&b, "    udp_unproven: %t\n", r.UDPUnproven)
+		fmt.Fprintf(&b, "    one_way: %t\n", r.OneWay)
 		matches("    ", "except", r.Except)
 	}
 	return b.String()

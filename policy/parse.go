@@ -261,7 +261,7 @@ func (d *decoder) checkTokens(tokens token.Tokens) error {
 			keys++
 		}
 		if keys > maxKeys {
-			return d.errorOn(t, "too many keys in a row; a policy has the keys mode, allow and rules, and a rule at most eight")
+			return d.errorOn(t, "too many keys in a row; a policy has the keys mode, one_hook, allow and rules, and a rule at most nine")
 		}
 		if flowDepth > maxDepth || entries > maxDepth {
 			return d.errorOn(t, "nested too deep; a policy file nests no deeper than %d", maxDepth)
@@ -391,11 +391,16 @@ func (d *decoder) text(at *token.Token, n ast.Node, what, example string) (strin
 }
 
 func (d *decoder) policy(n ast.Node) (*Policy, error) {
-	keys, err := d.mapping(n, "the policy", "mode", "allow", "rules")
+	keys, err := d.mapping(n, "the policy", "mode", "one_hook", "allow", "rules")
 	if err != nil {
 		return nil, err
 	}
 	p := &Policy{}
+	if e, ok := keys["one_hook"]; ok {
+		if p.OneHook, err = d.boolean(e, "one_hook"); err != nil {
+			return nil, err
+		}
+	}
 	if e, ok := keys["mode"]; ok {
 		mode, err := d.text(e.place(), e.value, "mode", "monitor")
 		if err != nil {
@@ -573,7 +578,7 @@ var ruleName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 // rule returns the rule number i (from 1) and the place of its name.
 func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 	what := "rule " + strconv.Itoa(i)
-	keys, err := d.mapping(n, what, "name", "class", "min_confidence", "action", "ttl", "mid_stream", "udp_unproven", "except")
+	keys, err := d.mapping(n, what, "name", "class", "min_confidence", "action", "ttl", "mid_stream", "udp_unproven", "one_way", "except")
 	if err != nil {
 		return r, nil, err
 	}
@@ -628,6 +633,11 @@ func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 	}
 	if e, ok := keys["udp_unproven"]; ok {
 		if r.UDPUnproven, err = d.boolean(e, "udp_unproven"); err != nil {
+			return r, at, err
+		}
+	}
+	if e, ok := keys["one_way"]; ok {
+		if r.OneWay, err = d.boolean(e, "one_way"); err != nil {
 			return r, at, err
 		}
 	}

@@ -80,6 +80,7 @@ func TestParse(t *testing.T) {
 		{"ttl in days and hours", strings.Replace(ruleYAML, "10m", "1d12h", 1) + "}]", with(func(r *Rule) { r.TTL = 36 * time.Hour })},
 		{"mid-stream flows too", ruleYAML + ", mid_stream: true}]", with(func(r *Rule) { r.MidStream = true })},
 		{"mid-stream flows not", ruleYAML + ", mid_stream: false}]", with(func(*Rule) {})},
+		{"one-way flows too", ruleYAML + ", one_way: true}]", with(func(r *Rule) { r.OneWay = true })},
 		{"udp flows too", ruleYAML + ", udp_unproven: true}]", with(func(r *Rule) { r.UDPUnproven = true })},
 		{"udp flows not", ruleYAML + ", udp_unproven: false, mid_stream: true}]", with(func(r *Rule) { r.MidStream = true })},
 		{"mixed ttl", strings.Replace(ruleYAML, "10m", "1h30m", 1) + "}]", with(func(r *Rule) { r.TTL = 90 * time.Minute })},
@@ -106,7 +107,7 @@ func TestParseErrors(t *testing.T) {
 		}
 		return strings.Replace(text, old, new, 1)
 	}
-	const known = "known are name, class, min_confidence, action, ttl, mid_stream, udp_unproven, except"
+	const known = "known are name, class, min_confidence, action, ttl, mid_stream, udp_unproven, one_way, except"
 	const confidence = "write a number above 0 and at most 1, such as 0.9"
 	const port = "write 1 to 65535, or a range such as 8000-8100"
 	tests := []struct {
@@ -118,8 +119,8 @@ func TestParseErrors(t *testing.T) {
 		{"markers only", "---\n---\n", `1:1: file holds no policy; write at least "mode: monitor"`},
 		{"too large", strings.Repeat("# comment\n", 30000), "1:1: file is larger than 256 KiB; split the policy or name networks instead of single addresses"},
 		{"two documents", "mode: monitor\n---\nmode: enforce\n", `3:1: a second document begins here; a policy file holds one, take the "---" out`},
-		{"text", "monitor", "1:1: the policy has to be a mapping with the keys mode, allow, rules, but is text"},
-		{"list", "- mode: monitor", "1:1: the policy has to be a mapping with the keys mode, allow, rules, but is a list"},
+		{"text", "monitor", "1:1: the policy has to be a mapping with the keys mode, one_hook, allow, rules, but is text"},
+		{"list", "- mode: monitor", "1:1: the policy has to be a mapping with the keys mode, one_hook, allow, rules, but is a list"},
 		{"not UTF-8", "mode: monitor\n# caf\xe9\n", "2:6: byte 0xe9 is not UTF-8; save the file as UTF-8"},
 		{"NUL byte", "mode: mon\x00itor", "1:10: control character U+0000; take it out"},
 		{"escape sequence", "mode: \x1b[31m", "1:7: control character U+001B; take it out"},
@@ -144,13 +145,13 @@ func TestParseErrors(t *testing.T) {
 		{"deep brackets", "mode: " + strings.Repeat("[", 100000), "1:23: nested too deep; a policy file nests no deeper than 16"},
 		{"deep braces", strings.Repeat("{a: ", 60000), "1:65: nested too deep; a policy file nests no deeper than 16"},
 		{"deep dashes", strings.Repeat("- ", 60000), "1:33: nested too deep; a policy file nests no deeper than 16"},
-		{"many keys", strings.Repeat("a:\n", 80000), "65:2: too many keys in a row; a policy has the keys mode, allow and rules, and a rule at most eight"},
-		{"many keys in braces", "{" + strings.Repeat("a: 1,", 50000), "1:323: too many keys in a row; a policy has the keys mode, allow and rules, and a rule at most eight"},
+		{"many keys", strings.Repeat("a:\n", 80000), "65:2: too many keys in a row; a policy has the keys mode, one_hook, allow and rules, and a rule at most nine"},
+		{"many keys in braces", "{" + strings.Repeat("a: 1,", 50000), "1:323: too many keys in a row; a policy has the keys mode, one_hook, allow and rules, and a rule at most nine"},
 
 		// Keys.
-		{"unknown key", "mode: monitor\nlog: true\n", `2:1: unknown key "log" in the policy; known are mode, allow, rules`},
-		{"mistyped key", "mode: monitor\nrule: []\n", `2:1: unknown key "rule" in the policy, did you mean rules?; known are mode, allow, rules`},
-		{"key in the wrong case", "Mode: monitor\n", `1:1: unknown key "Mode" in the policy, did you mean mode?; known are mode, allow, rules`},
+		{"unknown key", "mode: monitor\nlog: true\n", `2:1: unknown key "log" in the policy; known are mode, one_hook, allow, rules`},
+		{"mistyped key", "mode: monitor\nrule: []\n", `2:1: unknown key "rule" in the policy, did you mean rules?; known are mode, one_hook, allow, rules`},
+		{"key in the wrong case", "Mode: monitor\n", `1:1: unknown key "Mode" in the policy, did you mean mode?; known are mode, one_hook, allow, rules`},
 		{"mistyped key of a rule", rule("min_confidence", "min-confidence"), `4:5: unknown key "min-confidence" in rule 1, did you mean min_confidence?; ` + known},
 		{"mistyped key behind others", rule("ttl", "tll"), `6:5: unknown key "tll" in rule 1, did you mean ttl?; ` + known},
 		{"mistyped key of an entry", "allow:\n  - cdir: 10.0.0.0/8\n", `2:5: unknown key "cdir" in an entry of allow, did you mean cidr?; known are cidr, port, side`},
@@ -159,10 +160,10 @@ func TestParseErrors(t *testing.T) {
 		{"duplicate key, quoted", "mode: monitor\n'mode': enforce\n", `2:1: key "mode" is given twice in the policy, first in line 1; keep one of them`},
 		{"duplicate key of a rule", rule("ttl: 10m", "ttl: 10m\n    class: tor"), `7:5: key "class" is given twice in rule 1, first in line 3; keep one of them`},
 		{"duplicate key of an entry", "allow: [{port: 1, port: 2}]", `1:19: key "port" is given twice in an entry of allow, first in line 1; keep one of them`},
-		{"true as key", "true: monitor", `1:1: key "true" in the policy has to be one of mode, allow, rules`},
-		{"number as key", "1: monitor", `1:1: key "1" in the policy has to be one of mode, allow, rules`},
-		{"long key", strings.Repeat("k", 100) + ": 1", `1:1: unknown key "` + strings.Repeat("k", 48) + `..." in the policy; known are mode, allow, rules`},
-		{"columns count characters", "{\"ééé\": 1}", `1:2: unknown key "ééé" in the policy; known are mode, allow, rules`},
+		{"true as key", "true: monitor", `1:1: key "true" in the policy has to be one of mode, one_hook, allow, rules`},
+		{"number as key", "1: monitor", `1:1: key "1" in the policy has to be one of mode, one_hook, allow, rules`},
+		{"long key", strings.Repeat("k", 100) + ": 1", `1:1: unknown key "` + strings.Repeat("k", 48) + `..." in the policy; known are mode, one_hook, allow, rules`},
+		{"columns count characters", "{\"ééé\": 1}", `1:2: unknown key "ééé" in the policy; known are mode, one_hook, allow, rules`},
 		{"columns count characters before", "allow: [{cidr: \"é\"}, 1]", `1:16: cidr "é" is not a network; write one such as 192.0.2.0/24 or 2001:db8::/32`},
 
 		// Mode.
@@ -217,8 +218,8 @@ func TestParseErrors(t *testing.T) {
 
 		// Rules.
 		{"rules are a mapping", "rules:\n  class: v2ray", `2:3: rules has to be a list, but is a mapping; begin each of its entries with "- "`},
-		{"rule is text", "rules:\n  - drop v2ray", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, mid_stream, udp_unproven, except, but is text"},
-		{"rule is nothing", "rules:\n  -\n", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, mid_stream, udp_unproven, except, but is nothing"},
+		{"rule is text", "rules:\n  - drop v2ray", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, mid_stream, udp_unproven, one_way, except, but is text"},
+		{"rule is nothing", "rules:\n  -\n", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, mid_stream, udp_unproven, one_way, except, but is nothing"},
 		{"no class", rule("    class: v2ray\n", ""), `2:5: rule a has no class; add one, for example "class: shadowsocks"`},
 		{"no action", rule("    action: drop\n", ""), `2:5: rule a has no action; add one, for example "action: drop"`},
 		{"no ttl", rule("    ttl: 10m\n", ""), `2:5: rule a has no ttl; add one, for example "ttl: 10m"`},
@@ -277,7 +278,10 @@ func TestParseErrors(t *testing.T) {
 		{"no value of mid_stream", rule("ttl: 10m", "ttl: 10m\n    mid_stream:"), "7:5: mid_stream has to be true or false, but is nothing"},
 		{"mid_stream list", rule("ttl: 10m", "ttl: 10m\n    mid_stream: [true]"), "7:17: mid_stream has to be true or false, but is a list"},
 		{"mistyped mid_stream", rule("ttl: 10m", "ttl: 10m\n    midstream: true"), `7:5: unknown key "midstream" in rule 1, did you mean mid_stream?; ` + known},
-		{"mid_stream beside the rules", "mid_stream: true\nmode: monitor\n", `1:1: unknown key "mid_stream" in the policy; known are mode, allow, rules`},
+		{"mid_stream beside the rules", "mid_stream: true\nmode: monitor\n", `1:1: unknown key "mid_stream" in the policy; known are mode, one_hook, allow, rules`},
+		{"one_way yes", rule("ttl: 10m", "ttl: 10m\n    one_way: yes"), `7:14: one_way has to be true or false, but is "yes"`},
+		{"one_hook yes", "one_hook: yes\nmode: monitor\n", `1:11: one_hook has to be true or false, but is "yes"`},
+		{"one_hook in a rule", rule("ttl: 10m", "ttl: 10m\n    one_hook: true"), `7:5: unknown key "one_hook" in rule 1; ` + known},
 		{"udp_unproven yes", rule("ttl: 10m", "ttl: 10m\n    udp_unproven: yes"), `7:19: udp_unproven has to be true or false, but is "yes"`},
 		{"udp_unproven 1", rule("ttl: 10m", "ttl: 10m\n    udp_unproven: 1"), "7:19: udp_unproven has to be true or false, but is a number"},
 		{"no value of udp_unproven", rule("ttl: 10m", "ttl: 10m\n    udp_unproven:"), "7:5: udp_unproven has to be true or false, but is nothing"},
@@ -442,7 +446,7 @@ func TestDefault(t *testing.T) {
 	}
 	// What the comments offer has to be right as well.
 	text := DefaultYAML(labels)
-	for _, comment := range []string{"min_confidence: 0.9", "- cidr: 192.0.2.0/24", "  side: initiator", "  port: 22", "mid_stream: true", "udp_unproven: true", "except:", "  - cidr: 10.0.0.0/8", "  - port: 8388"} {
+	for _, comment := range []string{"min_confidence: 0.9", "- cidr: 192.0.2.0/24", "  side: initiator", "  port: 22", "mid_stream: true", "udp_unproven: true", "one_way: true", "except:", "  - cidr: 10.0.0.0/8", "  - port: 8388"} {
 		if !strings.Contains(text, "# "+comment+"\n") {
 			t.Fatalf("default.yaml has no comment %q", comment)
 		}

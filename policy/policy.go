@@ -18,7 +18,8 @@
 //     rule that names flow.Unknown takes every flow with this outcome. A flow that
 //     was captured from its middle, or is resumed, is taken only by a rule with
 //     mid_stream, since models know beginnings, and a UDP flow only by a rule with
-//     udp_unproven, since its sender may be forged.
+//     udp_unproven, since its sender may be forged. So may be a connection of which
+//     one direction alone was seen: it takes a rule with one_way.
 //  3. Otherwise the flow passes.
 //
 // No rule takes an incomplete flow, of which a capture file holds too little.
@@ -100,6 +101,7 @@ const (
 	ReasonLowConfidence = "below min_confidence" // the rule wants more confidence
 	ReasonException     = "exception"            // an exception of the rule matched
 	ReasonUDPUnproven   = "udp not treated"      // a UDP flow, and the rule has no udp_unproven
+	ReasonOneWay        = "one-way"              // one direction alone was seen, and the rule has no one_way
 	ReasonMidStream     = "mid-stream"           // captured from its middle, and the rule has no mid_stream
 	ReasonIncomplete    = "incomplete"           // too little of the flow is in the capture file
 )
@@ -255,7 +257,10 @@ type Rule struct {
 	// UDPUnproven is true for a rule that also takes UDP flows. Nothing proves that
 	// their packets are from whom they say.
 	UDPUnproven bool
-	Except      []Match
+	// OneWay is true for a rule that also takes TCP connections of which one direction
+	// alone was seen: whoever can send in that direction can forge them.
+	OneWay bool
+	Except []Match
 }
 
 // Policy is a checked policy. It is made by Load, Parse or Default and must
@@ -264,6 +269,9 @@ type Policy struct {
 	Mode  Mode
 	Allow []Match
 	Rules []Rule
+	// OneHook is true where flows may be dropped although both directions come through
+	// one hook, so that their numbers alone prove connections.
+	OneHook bool
 }
 
 // TreatsMidStream reports whether a rule takes flows that were captured from their
@@ -421,6 +429,8 @@ func (p *Policy) Decide(m *flow.Meta, r flow.Result) Decision {
 			why = ReasonException
 		case m.Key.Proto == flow.UDP && !rule.UDPUnproven:
 			why = ReasonUDPUnproven
+		case m.OneWay && !rule.OneWay:
+			why = ReasonOneWay
 		case (m.MidStream || m.Resumed) && !rule.MidStream:
 			why = ReasonMidStream
 		}

@@ -392,6 +392,29 @@ rules:
 	}
 }
 
+// Of a connection of which one direction alone is seen, the other end may know nothing.
+func TestDecideTreatsOneWayFlowsWhereARuleSaysSo(t *testing.T) {
+	const plain = "  - {name: plain, class: v2ray, min_confidence: 0.9, action: drop, ttl: 1m}\n"
+	const oneWay = "  - {name: oneway, class: v2ray, min_confidence: 0.9, action: drop, ttl: 1h, one_way: true}\n"
+	for _, tt := range []struct {
+		name, rules string
+		want        Decision
+	}{
+		{"no rule asks for it", plain, Decision{Rule: "plain", Reason: ReasonOneWay}},
+		{"a rule does", oneWay, Decision{Action: Drop, Rule: "oneway", TTL: time.Hour, Reason: ReasonRule}},
+		{"a later rule does", plain + oneWay, Decision{Action: Drop, Rule: "oneway", TTL: time.Hour, Reason: ReasonRule}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := meta("100.64.0.1:50000", "100.64.0.2:443")
+			m.OneWay = true
+			tt.want.Class, tt.want.Likeliest, tt.want.Confidence, tt.want.RuleClasses, tt.want.Detected = "v2ray", "v2ray", 1, "v2ray", true
+			if diff := cmp.Diff(tt.want, mustParse(t, "rules:\n"+tt.rules).Decide(m, flow.Result{Class: "v2ray", Confidence: 1})); diff != "" {
+				t.Errorf("decision (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 // A datagram does not prove who has sent it.
 func TestDecideTreatsUDPFlowsWhereARuleSaysSo(t *testing.T) {
 	const plain = "  - {name: plain, class: v2ray, min_confidence: 0.9, action: drop, ttl: 1m, except: [{port: 53}]}\n"

@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -122,6 +123,32 @@ func TestAdviceAboutSides(t *testing.T) {
 			if len(got) == 1 && !strings.Contains(got[0], w) {
 				t.Errorf("%s: %q lacks %q", tt.name, got[0], w)
 			}
+		}
+	}
+}
+
+// Where both directions come through one hook, a flow is dropped only by a policy that
+// knows.
+func TestAttachRefusesToEnforceThroughOneHookUnasked(t *testing.T) {
+	const rules = "rules: [{class: v2ray, min_confidence: 0.9, action: drop, ttl: 1m}]\n"
+	dir := writeFiles(t, map[string][]byte{
+		"plain.yaml": []byte("mode: enforce\n" + rules), "knows.yaml": []byte("mode: enforce\none_hook: true\n" + rules),
+	})
+	for _, tt := range []struct{ args, want string }{
+		{"--one-hook --policy plain.yaml", `needs "one_hook: true" in the policy`},
+		{"--one-hook --policy plain.yaml --mode monitor", "no such interface"},
+		{"--one-hook --policy knows.yaml", "no such interface"},
+		{"--policy plain.yaml", "no such interface"},
+	} {
+		args := []string{"attach", "-i", "nosuch", "--model", tinyModel}
+		for _, arg := range strings.Fields(tt.args) {
+			if strings.HasSuffix(arg, ".yaml") {
+				arg = filepath.Join(dir, arg)
+			}
+			args = append(args, arg)
+		}
+		if code, _, stderr := runForTest(args...); code != exitBadInput || !strings.Contains(stderr, tt.want) {
+			t.Errorf("%s: exit code %d, %q, want %q in it", tt.args, code, stderr, tt.want)
 		}
 	}
 }

@@ -66,7 +66,7 @@ Examples:
 			udpIdleFlag(),
 			spanFlag("udp-warmup", "take UDP flows that are new within `TIME` of the first attach for resumed ones, as they may have been open before; 0: none", loader.DefaultUDPWarmup, 0),
 			&cli.BoolFlag{Name: "one-hook", Usage: "take both directions from one hook, as at a mirror port or a one-armed router; to enforce, the policy has to say one_hook: true"},
-			oneWayFlag(),
+			&cli.BoolFlag{Name: "one-way", Usage: "also capture TCP connections of which one direction alone is seen (asymmetric routing); only rules with one_way: true take them"},
 			&cli.StringFlag{Name: "device", Value: "cpu", Usage: "classify on `cpu` or cuda:N"},
 			&cli.StringFlag{Name: "events", Usage: "append one JSON object per event to `FILE`; - is standard output, instead of the text"},
 			&cli.StringFlag{Name: "events-pass", Value: "all", Usage: "of the verdicts on undetected flows write `all`, none, so many per second (100/s) or a share (1/100)"},
@@ -100,12 +100,6 @@ func checkMidStream(capture bool, mode policy.Mode, p *policy.Policy) error {
 		return nil
 	}
 	return badInput("--mid-stream capture in mode enforce needs a rule with \"mid_stream: true\", and the policy has none: models know the beginnings of flows, and take many an ordinary one for a tunnel from its middle on (see the README); add the key to a rule, or leave --mid-stream out")
-}
-
-// oneWayFlag says what becomes of TCP connections of which one direction is seen, the
-// same for live traffic and for files.
-func oneWayFlag() cli.Flag {
-	return &cli.BoolFlag{Name: "one-way", Usage: "also capture TCP connections of which one direction alone is seen (asymmetric routing); only rules with one_way: true take them"}
 }
 
 func parseMidStream(s string) (capture bool, err error) {
@@ -174,6 +168,9 @@ func attach(c *cli.Context) error {
 	}
 	if err := checkMidStream(midStream, mode, pol); err != nil {
 		return err
+	}
+	if c.Bool("one-hook") && mode == policy.Enforce && !pol.OneHook {
+		return badInput("--one-hook in mode enforce needs \"one_hook: true\" in the policy: where both directions come through one hook, whoever can send both can have a flow of others dropped")
 	}
 	out, err := openSinks(c, passes)
 	if err != nil {

@@ -61,6 +61,7 @@ type event struct {
 	HandedOver string  `json:"handed_over,omitempty"` // full, closed, idle
 	MidStream  bool    `json:"mid_stream,omitempty"`  // captured from its middle
 	Resumed    bool    `json:"resumed,omitempty"`     // UDP that may have been there before
+	OneWay     bool    `json:"one_way,omitempty"`     // one direction alone was seen
 	Packets    int     `json:"packets,omitempty"`     // until the verdict
 	Bytes      uint64  `json:"bytes,omitempty"`       // on the wire, until the verdict
 	VerdictMS  float64 `json:"verdict_ms,omitempty"`  // from the flow's first packet
@@ -100,7 +101,7 @@ func newVerdictEvent(d *daemon, s *flow.Sample, r flow.Result, dec policy.Decisi
 		Class: r.Class, Confidence: &r.Confidence, Scores: scores,
 		Decision: dec.Action.String(), Enforced: &enforced, Rule: dec.Rule, naming: nameFlow(&dec), Reason: dec.Reason,
 		TTL: dec.TTL.Seconds(), Model: d.model,
-		Captured: len(s.Data), Complete: &complete, HandedOver: s.Reason.String(), MidStream: s.MidStream, Resumed: s.Resumed,
+		Captured: len(s.Data), Complete: &complete, HandedOver: s.Reason.String(), MidStream: s.MidStream, Resumed: s.Resumed, OneWay: s.OneWay,
 		Packets: len(s.Packets), Bytes: wire,
 		VerdictMS: milliseconds(at.Sub(s.Start)),
 		LatencyUS: float64(max(0, at.Sub(handedOver)).Nanoseconds()) / 1e3,
@@ -320,6 +321,9 @@ func (s *sinks) printVerdict(w io.Writer, e *event) error {
 	}
 	if e.Resumed {
 		line += ", resumed"
+	}
+	if e.OneWay {
+		line += ", one-way"
 	}
 	if e.Rule != "" {
 		line += "  " + e.Reason + " " + e.Rule

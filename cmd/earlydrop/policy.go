@@ -154,6 +154,9 @@ func describePolicy(p *policy.Policy) string {
 		if rule.UDPUnproven {
 			when += ", UDP flows as well"
 		}
+		if rule.OneWay {
+			when += ", connections of which one direction alone was seen as well"
+		}
 		fmt.Fprintf(&b, "%srule %s: %s %s for %s %s\n",
 			otherwise, rule.Name, rule.Action, orList(rule.Classes), shortDuration(rule.TTL), when)
 		for j := range rule.Except {
@@ -181,7 +184,7 @@ func describePolicy(p *policy.Policy) string {
 // no more confidence, and takes flows from their middle, and UDP flows, if rule does.
 func neverDecides(above []policy.Rule, rule *policy.Rule) bool {
 	return slices.ContainsFunc(above, func(r policy.Rule) bool {
-		return len(r.Except) == 0 && r.MinConfidence <= rule.MinConfidence && (r.MidStream || !rule.MidStream) && (r.UDPUnproven || !rule.UDPUnproven) &&
+		return len(r.Except) == 0 && r.MinConfidence <= rule.MinConfidence && (r.MidStream || !rule.MidStream) && (r.UDPUnproven || !rule.UDPUnproven) && (r.OneWay || !rule.OneWay) &&
 			!slices.ContainsFunc(rule.Classes, func(class string) bool { return !slices.Contains(r.Classes, class) })
 	})
 }

@@ -149,13 +149,13 @@ struct counts {
 	__u64 later_fragment;
 	__u64 bad_flags; /* SYN together with RST or FIN */
 	/* flows */
-	__u64 tcp_opened; /* connections that both ends have made */
+	__u64 tcp_opened;     /* connections that both ends have made */
 	__u64 udp_opened;     /* flows of which both sides have spoken */
 	__u64 udp_waiting;    /* flows of which one side had spoken */
 	__u64 udp_unanswered; /* ... whose capture was discarded: 30 s are over, or no room */
-	__u64 mid_stream;  /* TCP flows whose beginning was not seen */
-	__u64 header_only; /* closed, or a datagram, without payload */
-	__u64 restarted;   /* a new connection on a flow that was collecting */
+	__u64 mid_stream;     /* TCP flows whose beginning was not seen */
+	__u64 header_only;    /* closed, or a datagram, without payload */
+	__u64 restarted;      /* a new connection on a flow that was collecting */
 	__u64 handed_full;
 	__u64 handed_closed;
 	__u64 handed_idle;
@@ -169,11 +169,11 @@ struct counts {
 	__u64 mptcp_join;   /* connections that carry the middle of a stream */
 	__u64 renewed;	    /* blocks whose connection went on when their time was over */
 	/* passed without an identification: fail open, per cause */
-	__u64 slots_full;      /* no free capture slot */
-	__u64 initiator_slots; /* slots are scarce, and the flow's initiator has many */
+	__u64 slots_full;	 /* no free capture slot */
+	__u64 initiator_slots;	 /* slots are scarce, and the flow's initiator has many */
 	__u64 initiator_waiting; /* the table of waiting flows is scarce, and a sender has many */
-	__u64 collecting_full; /* map `collecting` refused the flow */
-	__u64 handshake_busy;  /* another CPU was writing there; the packet is not captured */
+	__u64 collecting_full;	 /* map `collecting` refused the flow */
+	__u64 handshake_busy;	 /* another CPU was writing there; the packet is not captured */
 	__u64 ring_full;
 	__u64 load_failed; /* a helper could not read the packet */
 };

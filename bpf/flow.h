@@ -420,8 +420,9 @@ static __always_inline int join_capture(const struct source *src, struct packet 
 FOR_EACH_HOOK(join_capture)
 
 /* Opens the capture of the packet's flow: of the candidate that pkt->candidate says, which
- * the caller owns, with the packets of its handshake; or from the middle of a stream. The packet itself is then to join it. Lets go of the candidate. Returns whether
- * a flow began, captured or not, and not another CPU's. */
+ * the caller owns, with the packets of its handshake; or from the middle of a stream. The packet
+ * itself is then to join it. Lets go of the candidate. Returns whether a flow began, captured or
+ * not, and not another CPU's. */
 __noinline int open_capture(const struct packet *pkt)
 {
 	struct counts *cnt = get_counters();

@@ -78,7 +78,7 @@ func TestAttachPrintsForPeople(t *testing.T) {
 				args = append(args, tt.flag)
 			}
 			d := s.attachText(args...)
-			d.waits(`^` + timestamp + `  attached gw-c: xdp native, egress tcx, mode enforce, policy \S+, model .+, device cpu\ntables: .+ MiB of kernel memory\nmaps: bpftool map dump pinned /sys/fs/bpf/earlydrop/gw-c/blocked\n`)
+			d.waits(`^` + timestamp + `  attached gw-c: xdp native, egress tcx, mode enforce, policy \S+, model .+, device cpu\nUDP .+\ntables: .+ MiB of kernel memory\nmaps: bpftool map dump pinned /sys/fs/bpf/earlydrop/gw-c/blocked\n`)
 			if r := s.Curl(s.ctx, nil, s.URL("https", 4, s.web.HTTPSPort, "/64k")); r.Err != nil {
 				t.Fatal(r.Err)
 			}

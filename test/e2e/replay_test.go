@@ -140,8 +140,20 @@ func TestRecordingHasAllThatCameBeforeItsEnd(t *testing.T) {
 		rec := must(s.Record(file))(t)
 		t.Cleanup(func() { _ = rec.Stop() })
 		const batches, batch = 5, 40 // no more at a time than a socket's buffer holds
-		const n = batches * batch
+		const n = 2 + batches*batch
 		payload, buf := make([]byte, 1000), make([]byte, 2000)
+		// Both sides speak, or it is no flow.
+		if _, err := client.Write(payload); err != nil {
+			t.Fatal(err)
+		}
+		_ = server.SetReadDeadline(time.Now().Add(time.Minute))
+		_, from, err := server.ReadFrom(buf)
+		if err == nil {
+			_, err = server.WriteTo(payload, from)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 		for range batches {
 			for range batch {
 				if _, err := client.Write(payload); err != nil {

@@ -236,11 +236,15 @@ struct {
 #define WAITING_QUOTAS 65536
 #define WAITING_IN_USE WAITING_QUOTAS
 
+struct waiting_count {
+	__u32 held;
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, WAITING_QUOTAS + 1);
 	__type(key, __u32);
-	__type(value, __u32);
+	__type(value, struct waiting_count);
 } waiting_quota SEC(".maps");
 
 /* key: flow. value: its slot. Written by the kernel with the first payload;

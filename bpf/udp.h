@@ -73,10 +73,10 @@ static __always_inline struct waiting *find_waiting(const struct packet *pkt, bo
 
 static __always_inline void count_waiting(__u32 quota, __u32 delta)
 {
-	__u32 *held = bpf_map_lookup_elem(&waiting_quota, &quota);
+	struct waiting_count *count = bpf_map_lookup_elem(&waiting_quota, &quota);
 
-	if (held)
-		__sync_fetch_and_add(held, delta);
+	if (count)
+		__sync_fetch_and_add(&count->held, delta);
 }
 
 /* The capture waits no more. What is left of the entry says that the flow was seen. */
@@ -107,16 +107,17 @@ static __always_inline __u32 waiting_quota_of(const struct packet *pkt)
 {
 	const __u32 *from = (const __u32 *)(pkt->src_is_lo ? pkt->key.lo_addr : pkt->key.hi_addr);
 	__u32 words[5] = {from[0], from[1], from[2], from[3], pkt->side};
-	__u32 quota = WAITING_IN_USE, *in_use, *held;
+	struct waiting_count *in_use, *own;
+	__u32 quota = WAITING_IN_USE;
 
 	/* A host of IPv6 has a /64 for itself. */
 	if (words[0] || words[1])
 		words[2] = words[3] = 0;
 	in_use = bpf_map_lookup_elem(&waiting_quota, &quota);
 	quota = hash_words(words, 5) % WAITING_QUOTAS;
-	held = bpf_map_lookup_elem(&waiting_quota, &quota);
-	if (in_use && held && *in_use >= WAITING_FLOWS / 4 * 3 &&
-	    *held >= WAITING_FLOWS / WAITING_SHARE)
+	own = bpf_map_lookup_elem(&waiting_quota, &quota);
+	if (in_use && own && in_use->held >= WAITING_FLOWS / 4 * 3 &&
+	    own->held >= WAITING_FLOWS / WAITING_SHARE)
 		return WAITING_IN_USE;
 	return quota;
 }

@@ -287,6 +287,11 @@ type datapathWaiting struct {
 	Data        [1104]uint8
 }
 
+type datapathWaitingCount struct {
+	_    structs.HostLayout
+	Held uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.

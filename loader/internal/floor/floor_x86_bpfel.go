@@ -298,6 +298,11 @@ type floorWaiting struct {
 	Data [1104]uint8
 }
 
+type floorWaitingCount struct {
+	_    structs.HostLayout
+	Held uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.

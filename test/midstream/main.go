@@ -30,9 +30,14 @@ import (
 	"github.com/earlydrop/earlydrop/loader/flow/headers"
 	"github.com/earlydrop/earlydrop/models"
 	"github.com/earlydrop/earlydrop/policy"
+	"github.com/earlydrop/earlydrop/test/onnxruntime"
 )
 
 func main() {
+	// The program that `go run` builds has no library beside it.
+	if path, err := onnxruntime.Find(); err == nil {
+		_ = os.Setenv("EARLYDROP_ONNXRUNTIME", path)
+	}
 	model := flag.String("model", "", "model `FILE` (default: the shipped one)")
 	seed := flag.Uint64("seed", 1, "seed of the times at which flows are cut")
 	flag.Parse()

@@ -9,7 +9,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/google/nftables"
-	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
 )
 
@@ -37,7 +36,7 @@ func (i *iface) bypasses() (b Bypasses) {
 		b.Bond = master.Attrs().Name
 	}
 	b.Flowtables = hardwareFlowtables(attrs.Name)
-	b.TCOffload = featureOn(attrs.Name, "hw-tc-offload")
+	b.TCOffload = anyFeature(attrs.Name, "hw-tc-offload")
 	links, err := netlink.LinkList()
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return b
@@ -87,16 +86,4 @@ func familyName(f nftables.TableFamily) string {
 		return "inet"
 	}
 	return fmt.Sprintf("family-%d", f)
-}
-
-// featureOn reports whether a feature of the device is on. A device that can't say has
-// it off.
-func featureOn(device, feature string) bool {
-	tool, err := ethtool.NewEthtool()
-	if err != nil {
-		return false
-	}
-	defer tool.Close()
-	features, err := tool.Features(device)
-	return err == nil && features[feature]
 }

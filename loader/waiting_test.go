@@ -249,9 +249,10 @@ func TestOneSenderTakesAnEighthOfTheWaitingFlows(t *testing.T) {
 		}
 	}
 	send(egress, host)
+	// A flow whose tag is another's takes that one's place: a few in a thousand do.
 	refused := k.counts()["initiator_waiting"]
-	if refused < 4000-2048 {
-		t.Errorf("%d of 4000 flows of one sender were refused", refused)
+	if refused < 4000-2048-20 || refused > 4000-2048+20 {
+		t.Errorf("%d of 4000 flows of one sender were refused, want about %d", refused, 4000-2048)
 	}
 	send(ingress, victim)
 	refused = k.counts()["initiator_waiting"]

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The keyed hash of flow keys: of the table of handshakes, of the mid-stream words, of
+ * The keyed hash of flow keys: of the table of handshakes, of the settled words, of
  * the slots' quotas.
  *
  * Contract: who does not know cfg_hash_secret can't name two keys that fall together more

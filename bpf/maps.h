@@ -12,7 +12,8 @@
  *
  * Beside its flow, a key may have candidates in `syns`: handshakes that are not proven
  * yet, which change nothing that is known of the key. TCP flows whose beginning was not
- * seen are in none of the five but in `mid_stream`, where strangers push out strangers.
+ * seen are in none of the five but in `settled`, beside those that are decided: there
+ * strangers push out what is found in `flows` again.
  *
  * Sizes are defaults; the loader sets them before load. Bytes per entry are
  * 48 (hash element) or 64 (LRU element) of the kernel + key (48, rounded) + value.
@@ -284,21 +285,24 @@ struct {
 	__type(value, __u32);
 } free_tcp_slots SEC(".maps");
 
-/* key: some bits of the flow's hash. value: the others, never 0; or 0. TCP flows of which a
- * packet, but no beginning was seen: each new one takes the word of an older one. Written
- * by the kernel. 65536 * 8 = 512 KiB. */
-#define MID_STREAM_WORDS 65536
+/* key: some bits of the flow's hash. value: the others, never 0; or 0. TCP flows whose
+ * packets just pass: decided, or no beginning of them was seen. Each new one takes the word
+ * of an older one, which is looked up in `flows` then. Written by the kernel; cleared by it
+ * when a SYN of the key is acknowledged. Two flows have the same index and word with a
+ * probability of 2^-32, see hash.h: then one of them is not judged.
+ * 262144 * 8 = 2 MiB. */
+#define SETTLED_WORDS 262144
 
-struct mid_stream_flow {
+struct settled_flow {
 	__u64 hash;
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, MID_STREAM_WORDS);
+	__uint(max_entries, SETTLED_WORDS);
 	__type(key, __u32);
-	__type(value, struct mid_stream_flow);
-} mid_stream SEC(".maps");
+	__type(value, struct settled_flow);
+} settled SEC(".maps");
 
 /* key: some bits of a hash of a SYN's or SYN+ACK's key, direction and numbers. value: others
  * of them, and when it came in through the interface. Written by the kernel.

@@ -42,34 +42,52 @@ static __always_inline bool read_segment(const struct source *src, struct packet
 	return true;
 }
 
-/* The word of a key's hash among those of mid-stream flows. */
-static __always_inline __u64 *mid_stream_word(__u64 hash)
+/* The word of a key's hash among those of settled flows. */
+static __always_inline __u64 *settled_word(__u64 hash)
 {
-	__u32 index = hash % MID_STREAM_WORDS;
-	struct mid_stream_flow *flow = bpf_map_lookup_elem(&mid_stream, &index);
+	__u32 index = hash % SETTLED_WORDS;
+	struct settled_flow *flow = bpf_map_lookup_elem(&settled, &index);
 
 	return flow ? &flow->hash : NULL;
 }
 
 /* What that word is for this key: the rest of its hash, never 0. */
-static __always_inline __u64 mid_stream_tag(__u64 hash)
+static __always_inline __u64 settled_tag(__u64 hash)
 {
-	return hash / MID_STREAM_WORDS | 1ULL << 63;
+	return hash / SETTLED_WORDS | 1ULL << 63;
 }
 
-static __always_inline bool is_mid_stream(__u64 hash)
+static __always_inline bool is_settled(__u64 hash)
 {
-	__u64 *word = mid_stream_word(hash);
+	__u64 *word = settled_word(hash);
 
-	return word && *word == mid_stream_tag(hash);
+	return word && *word == settled_tag(hash);
 }
 
-static __always_inline void clear_mid_stream(const struct packet *pkt)
+static __always_inline void clear_settled(const struct packet *pkt)
 {
-	__u64 *word = mid_stream_word(pkt->hash);
+	__u64 *word = settled_word(pkt->hash);
 
 	if (word)
-		__sync_val_compare_and_swap(word, mid_stream_tag(pkt->hash), 0);
+		__sync_val_compare_and_swap(word, settled_tag(pkt->hash), 0);
+}
+
+/* A packet of a decided flow that nothing marks has passed: the next ones need no look at
+ * `flows`. Where another flow has the word, one packet of sixteen takes it, so that two
+ * running flows do not write it all the time. */
+static __always_inline void settle(const struct flow_key *key, __u64 hash)
+{
+	__u64 *word = settled_word(hash), tag = settled_tag(hash);
+	struct flow *flow;
+
+	if (!word || *word == tag || (*word && (bpf_get_prandom_u32() & 15)))
+		return;
+	__sync_lock_test_and_set(word, tag);
+	/* A mark, or the end of what is known, is written first and clears the word then:
+	 * so one of the two sees what the other has written. */
+	flow = bpf_map_lookup_elem(&flows, key);
+	if (!flow || flow->mark)
+		__sync_val_compare_and_swap(word, tag, 0);
 }
 
 static __always_inline bool is_young(const struct packet *pkt, __u64 since_ns, __u64 limit_ns)
@@ -435,7 +453,7 @@ __noinline int begin_connection(const struct packet *pkt)
 		/* Packets of keys that have none do not look whether it ended. */
 		block->candidate_ns = pkt->now;
 	}
-	clear_mid_stream(pkt);
+	clear_settled(pkt);
 	cnt->tcp_opened++;
 	if (candidate->flags & CANDIDATE_JOIN) {
 		cnt->mptcp_join++;
@@ -816,6 +834,17 @@ __noinline int standing(const struct packet *pkt)
 	return found;
 }
 
+/* Whether the key has a capture. Not static, so that its stack is its own. */
+__noinline int is_collecting(const struct packet *pkt)
+{
+	struct flow_key key;
+
+	if (!pkt)
+		return 0;
+	key = pkt->key;
+	return !!bpf_map_lookup_elem(&collecting, &key);
+}
+
 /* A segment of a flow that nothing is known of. */
 static __always_inline void mid_stream_segment(struct counts *cnt, const struct source *src,
 					       struct packet *pkt)
@@ -832,16 +861,17 @@ static __always_inline void mid_stream_segment(struct counts *cnt, const struct 
 		call_hook(join_capture, src, pkt);
 		return;
 	}
-	word = mid_stream_word(pkt->hash);
-	tag = mid_stream_tag(pkt->hash);
+	word = settled_word(pkt->hash);
+	tag = settled_tag(pkt->hash);
 	if (!word || *word == tag)
 		return;
 	cnt->mid_stream++;
 	__sync_lock_test_and_set(word, tag);
 	/* What stands has to be looked at: a SYN+ACK alone, beside which somebody forged a
 	 * connection that goes one way, or a SYN that was acknowledged on another CPU, which
-	 * cleared the word before it was written. */
-	if (standing(pkt) & STANDING_ANY)
+	 * cleared the word before it was written. It may even have gone from a candidate to a
+	 * capture since this packet looked for one. */
+	if ((standing(pkt) & STANDING_ANY) || is_collecting(pkt))
 		__sync_val_compare_and_swap(word, tag, 0);
 }
 
@@ -942,7 +972,7 @@ static __always_inline int tcp_segment(struct counts *cnt, const struct source *
 		if (answered == ANSWER_TO_SYN)
 			mark_known(pkt);
 		if (answered != ANSWER_NONE)
-			clear_mid_stream(pkt);
+			clear_settled(pkt);
 		return ACTION_PASS;
 	}
 	flow = bpf_map_lookup_elem(&flows, key);

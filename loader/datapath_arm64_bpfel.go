@@ -189,11 +189,6 @@ type datapathHandshakeBucket struct {
 	Word [16]uint32
 }
 
-type datapathMidStreamFlow struct {
-	_    structs.HostLayout
-	Hash uint64
-}
-
 type datapathPacketRecord struct {
 	_             structs.HostLayout
 	WireLen       uint32
@@ -227,6 +222,11 @@ type datapathSample struct {
 type datapathSeenPacket struct {
 	_           structs.HostLayout
 	HashAndTime uint64
+}
+
+type datapathSettledFlow struct {
+	_    structs.HostLayout
+	Hash uint64
 }
 
 type datapathSlot struct {
@@ -305,10 +305,10 @@ const (
 	datapathMapFreeTcpSlots     = "free_tcp_slots"
 	datapathMapHandshakeTags    = "handshake_tags"
 	datapathMapHandshakes       = "handshakes"
-	datapathMapMidStream        = "mid_stream"
 	datapathMapSameSide         = "same_side"
 	datapathMapSamples          = "samples"
 	datapathMapSeenInside       = "seen_inside"
+	datapathMapSettled          = "settled"
 	datapathMapSlotQuota        = "slot_quota"
 	datapathMapSlots            = "slots"
 	datapathMapSyns             = "syns"
@@ -393,10 +393,10 @@ type datapathMapSpecs struct {
 	FreeTcpSlots  *ebpf.MapSpec `ebpf:"free_tcp_slots"`
 	HandshakeTags *ebpf.MapSpec `ebpf:"handshake_tags"`
 	Handshakes    *ebpf.MapSpec `ebpf:"handshakes"`
-	MidStream     *ebpf.MapSpec `ebpf:"mid_stream"`
 	SameSide      *ebpf.MapSpec `ebpf:"same_side"`
 	Samples       *ebpf.MapSpec `ebpf:"samples"`
 	SeenInside    *ebpf.MapSpec `ebpf:"seen_inside"`
+	Settled       *ebpf.MapSpec `ebpf:"settled"`
 	SlotQuota     *ebpf.MapSpec `ebpf:"slot_quota"`
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
 	Syns          *ebpf.MapSpec `ebpf:"syns"`
@@ -453,10 +453,10 @@ type datapathMaps struct {
 	FreeTcpSlots  *ebpf.Map `ebpf:"free_tcp_slots"`
 	HandshakeTags *ebpf.Map `ebpf:"handshake_tags"`
 	Handshakes    *ebpf.Map `ebpf:"handshakes"`
-	MidStream     *ebpf.Map `ebpf:"mid_stream"`
 	SameSide      *ebpf.Map `ebpf:"same_side"`
 	Samples       *ebpf.Map `ebpf:"samples"`
 	SeenInside    *ebpf.Map `ebpf:"seen_inside"`
+	Settled       *ebpf.Map `ebpf:"settled"`
 	SlotQuota     *ebpf.Map `ebpf:"slot_quota"`
 	Slots         *ebpf.Map `ebpf:"slots"`
 	Syns          *ebpf.Map `ebpf:"syns"`
@@ -476,10 +476,10 @@ func (m *datapathMaps) Close() error {
 		m.FreeTcpSlots,
 		m.HandshakeTags,
 		m.Handshakes,
-		m.MidStream,
 		m.SameSide,
 		m.Samples,
 		m.SeenInside,
+		m.Settled,
 		m.SlotQuota,
 		m.Slots,
 		m.Syns,

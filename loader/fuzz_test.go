@@ -778,7 +778,7 @@ func (p *twinPath) forget(keys map[flow.Key]bool) {
 		p.t.Fatal(err)
 	}
 	if p.inputs++; p.inputs == 0 { // their numbers begin again
-		for _, name := range []string{datapathMapMidStream, datapathMapSeenInside} {
+		for _, name := range []string{datapathMapSettled, datapathMapSeenInside} {
 			if err := zero[uint64](p.coll.Maps[name]); err != nil {
 				p.t.Fatal(err)
 			}

@@ -133,7 +133,7 @@ func (k *kernel) emptied(t testing.TB) *kernel {
 	for i := range tags.MaxEntries() {
 		must(tags.Update(i, &datapathHandshakeBucket{}, ebpf.UpdateAny))
 	}
-	must(zero[uint64](k.coll.Maps[datapathMapMidStream]))
+	must(zero[uint64](k.coll.Maps[datapathMapSettled]))
 	must(zero[uint64](k.coll.Maps[datapathMapSeenInside]))
 	must(zero[datapathHandshakeBucket](k.coll.Maps[datapathMapWaitingTags]))
 	must(k.coll.Maps[datapathMapWaitingQuota].Update(uint32(waitingInUse), uint32(0), ebpf.UpdateAny))

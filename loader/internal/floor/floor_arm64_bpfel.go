@@ -206,14 +206,14 @@ type floorHandshakeBucket struct {
 	Word [16]uint32
 }
 
-type floorMidStreamFlow struct {
-	_    structs.HostLayout
-	Hash uint64
-}
-
 type floorSeenPacket struct {
 	_           structs.HostLayout
 	HashAndTime uint64
+}
+
+type floorSettledFlow struct {
+	_    structs.HostLayout
+	Hash uint64
 }
 
 type floorSlot struct {
@@ -317,10 +317,10 @@ const (
 	floorMapFreeTcpSlots     = "free_tcp_slots"
 	floorMapHandshakeTags    = "handshake_tags"
 	floorMapHandshakes       = "handshakes"
-	floorMapMidStream        = "mid_stream"
 	floorMapSameSide         = "same_side"
 	floorMapSamples          = "samples"
 	floorMapSeenInside       = "seen_inside"
+	floorMapSettled          = "settled"
 	floorMapSlotQuota        = "slot_quota"
 	floorMapSlots            = "slots"
 	floorMapSyns             = "syns"
@@ -420,10 +420,10 @@ type floorMapSpecs struct {
 	FreeTcpSlots  *ebpf.MapSpec `ebpf:"free_tcp_slots"`
 	HandshakeTags *ebpf.MapSpec `ebpf:"handshake_tags"`
 	Handshakes    *ebpf.MapSpec `ebpf:"handshakes"`
-	MidStream     *ebpf.MapSpec `ebpf:"mid_stream"`
 	SameSide      *ebpf.MapSpec `ebpf:"same_side"`
 	Samples       *ebpf.MapSpec `ebpf:"samples"`
 	SeenInside    *ebpf.MapSpec `ebpf:"seen_inside"`
+	Settled       *ebpf.MapSpec `ebpf:"settled"`
 	SlotQuota     *ebpf.MapSpec `ebpf:"slot_quota"`
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
 	Syns          *ebpf.MapSpec `ebpf:"syns"`
@@ -483,10 +483,10 @@ type floorMaps struct {
 	FreeTcpSlots  *ebpf.Map `ebpf:"free_tcp_slots"`
 	HandshakeTags *ebpf.Map `ebpf:"handshake_tags"`
 	Handshakes    *ebpf.Map `ebpf:"handshakes"`
-	MidStream     *ebpf.Map `ebpf:"mid_stream"`
 	SameSide      *ebpf.Map `ebpf:"same_side"`
 	Samples       *ebpf.Map `ebpf:"samples"`
 	SeenInside    *ebpf.Map `ebpf:"seen_inside"`
+	Settled       *ebpf.Map `ebpf:"settled"`
 	SlotQuota     *ebpf.Map `ebpf:"slot_quota"`
 	Slots         *ebpf.Map `ebpf:"slots"`
 	Syns          *ebpf.Map `ebpf:"syns"`
@@ -507,10 +507,10 @@ func (m *floorMaps) Close() error {
 		m.FreeTcpSlots,
 		m.HandshakeTags,
 		m.Handshakes,
-		m.MidStream,
 		m.SameSide,
 		m.Samples,
 		m.SeenInside,
+		m.Settled,
 		m.SlotQuota,
 		m.Slots,
 		m.Syns,

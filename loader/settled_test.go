@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	f "github.com/earlydrop/earlydrop/loader/internal/frames"
+)
+
+// A packet of a decided flow passes by its word alone, also when `flows` has forgotten it;
+// the next connection of its addresses and ports is judged nevertheless.
+func TestSettledFlowsPassUntilTheNextConnection(t *testing.T) {
+	for _, forgotten := range []bool{false, true} {
+		k := loadKernel(t, config{oneHook: true})
+		s := k.judged()
+		packets := func() {
+			for range 3 {
+				k.run(ingress, upAt(1402, 2, f.ACK, 100))
+				k.run(ingress, downAt(2, 1502, f.ACK, 100))
+			}
+		}
+		packets()
+		if forgotten {
+			key := toKernelKey(s.Key)
+			if err := k.flows.Delete(&key); err != nil {
+				t.Fatal(err)
+			}
+			packets()
+		}
+		if n := k.counts()["mid_stream"]; n != 0 {
+			t.Errorf("counted %d times as seen without a beginning", n)
+		}
+		next := handshakeAt(700, 80)
+		for _, p := range next[:2] {
+			k.run(ingress, p)
+			packets() // stragglers settle nothing while a SYN stands acknowledged
+		}
+		k.run(ingress, next[2])
+		packets()
+		k.run(ingress, upAt(701, 81, f.ACK, 1100))
+		if got := k.samples(); len(got) != 1 || got[0].Numbers.InitiatorISN != 700 {
+			t.Errorf("forgotten %v: %d samples of the next connection; %v", forgotten, len(got), k.counts())
+		}
+	}
+}
+
+// A block counts, settled or not.
+func TestSettledFlowsAreBlocked(t *testing.T) {
+	k := loadKernel(t, config{oneHook: true})
+	s := k.judged()
+	for range 3 {
+		k.expect("before the block", upAt(1402, 2, f.ACK, 100), false)
+	}
+	k.blockFlow(s, time.Hour)
+	k.expect("blocked", upAt(1402, 2, f.ACK, 100), true)
+	if _, err := k.Unblock(s.Key); err != nil {
+		t.Fatal(err)
+	}
+	k.expect("after the block", upAt(1402, 2, f.ACK, 100), false)
+}
+
+// Packets of the old connection on one CPU, the handshake of the next one on another: each
+// new connection is judged.
+func TestConcurrentHandshakes(t *testing.T) {
+	if runtime.NumCPU() < 2 {
+		t.Fatal("needs two CPUs")
+	}
+	k := loadKernel(t, config{oneHook: true})
+	const rounds = 400
+	// The VLAN id makes each round another flow.
+	tagged := func(frame []byte, i int) []byte {
+		return slices.Concat(frame[:12], []byte{0x81, 0, byte((i + 1) >> 8), byte(i + 1)}, frame[12:])
+	}
+	run := func(frames ...[]byte) {
+		for _, frame := range frames {
+			if _, err := k.coll.Programs[string(ingress)].Run(&ebpf.RunOptions{Data: frame}); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	for i := range rounds {
+		for _, p := range after(handshake(), up(f.ACK, 1400)) {
+			run(tagged(p, i))
+		}
+	}
+	if n := len(k.samples()); n != rounds {
+		t.Fatalf("%d of %d first connections", n, rounds)
+	}
+	var wg sync.WaitGroup
+	var arrived, done atomic.Int32
+	start := func(i int) {
+		arrived.Add(1)
+		for arrived.Load() < int32(2*(i+1)) && !t.Failed() {
+			runtime.Gosched()
+		}
+	}
+	wg.Add(2)
+	go func() {
+		defer wg.Done()
+		runtime.LockOSThread()
+		for i := range rounds {
+			data, answer := tagged(upAt(1402, 2, f.ACK, 10), i), tagged(downAt(2, 1412, f.ACK, 10), i)
+			start(i)
+			for done.Load() <= int32(i) && !t.Failed() {
+				run(data, answer)
+			}
+		}
+	}()
+	go func() {
+		defer wg.Done()
+		runtime.LockOSThread()
+		for i := range rounds {
+			// A segment that finds its handshake in use by the other CPU passes uncaptured; the
+			// ones behind it are not lost.
+			next := append(handshakeAt(700, 80), upAt(701, 81, f.ACK, 1100), upAt(1801, 81, f.ACK, 1100), upAt(2901, 81, f.ACK, 1100), upAt(4001, 81, f.ACK, 1100))
+			for j := range next {
+				next[j] = tagged(next[j], i)
+			}
+			start(i)
+			run(next...)
+			done.Add(1)
+		}
+	}()
+	wg.Wait()
+	got := k.samples()
+	if len(got) != rounds {
+		t.Errorf("%d of %d next connections are judged; %v", len(got), rounds, k.counts())
+	}
+	for _, s := range got {
+		if s.Numbers.InitiatorISN != 700 {
+			t.Errorf("%s: %+v", s.Key, s.Numbers)
+		}
+	}
+}

@@ -138,8 +138,7 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 	struct packet packet, *pkt = &packet;
 	struct block *block;
 	struct flow *flow;
-	bool tcp, syn, known = false;
-	__u64 hash = 0;
+	bool tcp, syn;
 
 	if (!cnt) /* an array's only entry: never, but the verifier asks */
 		return ACTION_PASS;
@@ -192,22 +191,19 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 		goto unsettled;
 	}
 not_blocked:
-	if (tcp && !syn) {
-		hash = hash_key(&pkt->key);
-		known = is_settled(hash);
-		/* One tick of 16 looks nevertheless, so that the LRU map keeps what runs. */
-		if (known && bpf_jiffies64() % 16)
-			return ACTION_PASS;
-	}
+	/* One tick of 16 looks at `flows`, too, so that the LRU map keeps what runs. */
+	if (tcp && !syn && bpf_jiffies64() % 16 && is_settled(pkt))
+		return ACTION_PASS;
 	flow = bpf_map_lookup_elem(&flows, &pkt->key);
-	if (!flow && known)
-		return ACTION_PASS;
-	if (flow && tcp && !syn && !flow->mark) {
-		settle(&pkt->key, hash);
+	if (flow) {
+		if (tcp ? !syn && !flow->mark : !is_resumed(flow)) {
+			if (tcp)
+				settle(pkt);
+			return ACTION_PASS;
+		}
+	} else if (tcp && !syn && is_settled(pkt)) {
 		return ACTION_PASS;
 	}
-	if (flow && !tcp && !is_resumed(flow))
-		return ACTION_PASS;
 unsettled:
 	__builtin_memset(pkt->buf, 0, sizeof(pkt->buf));
 	return call_hook(unsettled, src, pkt);

@@ -57,11 +57,16 @@ static __always_inline __u64 settled_tag(__u64 hash)
 	return hash / SETTLED_WORDS | 1ULL << 63;
 }
 
-static __always_inline bool is_settled(__u64 hash)
+/* Whether packets of the flow just pass. The packet is on the caller's stack, which has no
+ * room for the index; its buffer has. */
+static __always_inline bool is_settled(struct packet *pkt)
 {
-	__u64 *word = settled_word(hash);
+	__u64 hash = hash_key(&pkt->key);
+	struct settled_flow *flow;
 
-	return word && *word == settled_tag(hash);
+	pkt->slot = hash % SETTLED_WORDS;
+	flow = bpf_map_lookup_elem(&settled, &pkt->slot);
+	return flow && flow->hash == settled_tag(hash);
 }
 
 static __always_inline void clear_settled(const struct packet *pkt)
@@ -74,20 +79,28 @@ static __always_inline void clear_settled(const struct packet *pkt)
 
 /* A packet of a decided flow that nothing marks has passed: the next ones need no look at
  * `flows`. Where another flow has the word, one packet of sixteen takes it, so that two
- * running flows do not write it all the time. */
-static __always_inline void settle(const struct flow_key *key, __u64 hash)
+ * running flows do not write it all the time. Not static, so that its stack is its own. */
+__noinline int settle(const struct packet *pkt)
 {
-	__u64 *word = settled_word(hash), tag = settled_tag(hash);
+	struct flow_key key;
+	__u64 *word, tag, hash;
 	struct flow *flow;
 
+	if (!pkt)
+		return 0;
+	key = pkt->key;
+	hash = hash_key(&key);
+	word = settled_word(hash);
+	tag = settled_tag(hash);
 	if (!word || *word == tag || (*word && (bpf_get_prandom_u32() & 15)))
-		return;
+		return 0;
 	__sync_lock_test_and_set(word, tag);
 	/* A mark, or the end of what is known, is written first and clears the word then:
 	 * so one of the two sees what the other has written. */
-	flow = bpf_map_lookup_elem(&flows, key);
+	flow = bpf_map_lookup_elem(&flows, &key);
 	if (!flow || flow->mark)
 		__sync_val_compare_and_swap(word, tag, 0);
+	return 0;
 }
 
 static __always_inline bool is_young(const struct packet *pkt, __u64 since_ns, __u64 limit_ns)

@@ -33,8 +33,9 @@ type Options struct {
 	// OneWay captures TCP flows as well of which one direction alone is seen,
 	// as it is behind asymmetric routing. Anybody can forge them (optional).
 	OneWay bool
-	// StrictChecksums takes an IPv4 checksum of 0 for wrong, as the live data
-	// path does. In capture files it may have been left to the network card
+	// StrictChecksums takes a checksum of 0 for wrong, as the live data path does,
+	// and believes none of a TCP connection less than others. In capture files
+	// checksums may have been left to the network card, and addresses changed
 	// (optional).
 	StrictChecksums bool
 	// MaxOpen bounds the captures in progress that are held in memory, at least 2
@@ -76,6 +77,8 @@ const (
 	WrongSide
 	OutOfPlace
 	Behind
+	// Decoys counts TCP segments with a wrong checksum, of flows that are not decided.
+	Decoys
 	// HeaderOnly counts TCP connections, and handshakes that did not become one,
 	// without a payload byte up to a RST, a FIN or the end of the file, and
 	// datagrams without payload that found no flow.
@@ -117,6 +120,7 @@ var counterNames = [NumCounters]string{
 	WrongSide:   "wrong_side",
 	OutOfPlace:  "out_of_place",
 	Behind:      "behind",
+	Decoys:      "decoys",
 	HeaderOnly:  "header_only",
 	Waiting:     "udp_waiting",
 	Unanswered:  "udp_unanswered",
@@ -286,11 +290,10 @@ func (a *Assembler) PacketFrom(side Side, ts time.Time, frame []byte, wireLen in
 		a.now = ts
 		a.expire()
 	}
-	parse := headers.ParseCaptured
+	parse, s := headers.ParseCaptured, segment{ts: ts, side: side, origin: a.origin()}
 	if a.opts.StrictChecksums {
 		parse = headers.Parse
 	}
-	s := segment{ts: ts, side: side}
 	var verdict headers.Verdict
 	s.Packet, verdict = parse(frame, wireLen)
 	a.counters[verdict]++
@@ -315,6 +318,13 @@ func (a *Assembler) PacketFrom(side Side, ts time.Time, frame []byte, wireLen in
 	} else {
 		a.udp(f, &s)
 	}
+}
+
+func (a *Assembler) origin() signals.Origin {
+	if a.opts.StrictChecksums {
+		return signals.Live
+	}
+	return signals.File
 }
 
 // restart ends a flow of which the key begins another.
@@ -410,7 +420,7 @@ func (a *Assembler) handOver(f *Flow, reason flow.Reason) {
 	if s.Incomplete {
 		a.counters[Incomplete]++
 	}
-	signals.Note(s, signals.File)
+	signals.Note(s, a.origin())
 	f.stage, f.stream = decided, nil
 	a.onSample(f, s)
 	a.release(f)

@@ -218,6 +218,9 @@ func (e *explanation) heading() []string {
 	if s.OneWay {
 		lines = append(lines, "one-way: one direction alone is in the file, so that whoever sends it could have forged the flow; only rules with one_way: true take it")
 	}
+	if names := s.Signals.Names(); names != nil {
+		lines = append(lines, "signals: "+strings.Join(names, ", "))
+	}
 	n := nameFlow(&e.decision)
 	class := "class " + n.line(e.result.Class, e.result.Confidence)
 	if e.result.Class == flow.Unknown {

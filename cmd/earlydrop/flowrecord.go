@@ -35,6 +35,7 @@ type replayRecord struct {
 	MidStream  bool      `json:"mid_stream,omitempty"`
 	Resumed    bool      `json:"resumed,omitempty"`
 	OneWay     bool      `json:"one_way,omitempty"`
+	Signals    []string  `json:"signals,omitempty"`
 	Class      string    `json:"class"`
 	Confidence float64   `json:"confidence"`
 	Scores     scoreList `json:"scores"`
@@ -65,6 +66,7 @@ func (r *replayRecord) note() string {
 	if r.OneWay {
 		notes = append(notes, "one-way")
 	}
+	notes = append(notes, r.Signals...)
 	if notes == nil {
 		return "-"
 	}
@@ -155,6 +157,7 @@ func (c *recordCoder) encode(b []byte, s *flow.Sample, r *flow.Result, d *policy
 	b = scratch.AppendAddrPort(b, s.Responder())
 	b = append(b, byte(s.Key.Proto), byte(d.Action))
 	b = scratch.AppendFlags(b, s.Complete(), s.Cut, s.Incomplete, s.MidStream, s.Resumed, s.OneWay, d.Detected)
+	b = binary.AppendUvarint(b, uint64(s.Signals))
 	b = scratch.AppendTime(b, s.Start)
 	b = binary.AppendUvarint(b, uint64(len(s.Data)))
 	for _, word := range [...]string{r.Class, d.Rule, d.Reason, d.Class, d.Likeliest, d.RuleClasses} {
@@ -179,6 +182,7 @@ func (c *recordCoder) decode(b []byte, r *replayRecord) error {
 	r.Proto, r.Decision = flow.Proto(d.Byte()).String(), policy.Action(d.Byte()).String()
 	var decision policy.Decision
 	d.Flags(&r.Complete, &r.Cut, &r.Incomplete, &r.MidStream, &r.Resumed, &r.OneWay, &decision.Detected)
+	r.Signals = flow.Signals(d.Uvarint()).Names()
 	r.start = d.Time()
 	r.Start = r.start.Format(time.RFC3339Nano)
 	r.Captured = int(d.Uvarint())

@@ -46,8 +46,8 @@ A verdict says
 The class of block_ended is that of the map: the likeliest of the rule's classes.
 
 TCP flows that are open already are left alone. With --mid-stream capture they are
-captured from their middle, where models err: they would take 64 % of open HTTPS
-downloads for tunnels (153 of 240 in the lab, see the README). So only rules that say
+captured from their middle, where models err: they would take 83 % of open HTTPS
+downloads for tunnels (200 of 240 in the lab, see the README). So only rules that say
 mid_stream: true drop them, and mode enforce needs such a rule then. Their verdicts
 have mid_stream: true.
 

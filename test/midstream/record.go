@@ -58,6 +58,9 @@ func record(ctx context.Context, folder string, seed uint64, downloads []transfe
 	if missing := lab.Missing(); missing != "" {
 		return fmt.Errorf("record: %s", missing)
 	}
+	if _, err := lab.Sweep(); err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
 	if err := os.Mkdir(folder, 0o755); err != nil {
 		return err
 	}

@@ -55,6 +55,8 @@ const (
 	// BadChecksum counts those malformed packets that have a wrong checksum in
 	// their IPv4 header.
 	BadChecksum Counter = Counter(headers.NumVerdicts) + iota
+	// IPv4 counts packets that have an IPv4 header, whatever their verdict.
+	IPv4
 	// MidStream counts TCP flows that were first seen without their beginning.
 	MidStream
 	// SYNs counts SYNs that could begin a connection, without retransmissions,
@@ -110,6 +112,7 @@ const (
 
 var counterNames = [NumCounters]string{
 	BadChecksum: "bad_checksum",
+	IPv4:        "ipv4",
 	MidStream:   "mid_stream",
 	SYNs:        "syns",
 	Opened:      "tcp_opened",
@@ -298,13 +301,11 @@ func (a *Assembler) PacketFrom(side Side, ts time.Time, frame []byte, wireLen in
 	s.Packet, verdict = parse(frame, wireLen)
 	a.counters[verdict]++
 	if verdict != headers.OK {
-		if verdict == headers.Malformed {
-			var h headers.Headers
-			if h.Walk(frame, max(wireLen, len(frame))); h.BadChecksum {
-				a.counters[BadChecksum]++
-			}
-		}
+		a.countRefused(frame, wireLen)
 		return
+	}
+	if s.IP == 4 {
+		a.counters[IPv4]++
 	}
 	s.frame = frame[:min(len(frame), s.WireLen)]
 
@@ -325,6 +326,23 @@ func (a *Assembler) origin() signals.Origin {
 		return signals.Live
 	}
 	return signals.File
+}
+
+// countRefused counts what is known of a frame that is no packet of a flow, beside the
+// parser's verdict.
+func (a *Assembler) countRefused(frame []byte, wireLen int) {
+	var h headers.Headers
+	if wireLen = max(wireLen, len(frame)); a.opts.StrictChecksums {
+		h.Walk(frame, wireLen)
+	} else {
+		h.WalkCaptured(frame, wireLen)
+	}
+	if h.IP == 4 {
+		a.counters[IPv4]++
+	}
+	if h.BadChecksum {
+		a.counters[BadChecksum]++
+	}
 }
 
 // restart ends a flow of which the key begins another.

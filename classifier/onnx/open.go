@@ -49,6 +49,23 @@ type Options struct {
 	Queue int
 }
 
+const (
+	// LibraryEnv names the environment variable that says where ONNX
+	// Runtime's shared library is.
+	LibraryEnv = "EARLYDROP_ONNXRUNTIME"
+
+	// libraryName is what the library is called in the folders searched.
+	libraryName = "libonnxruntime.so.1"
+)
+
+// ErrLibrary is wrapped by the errors that tell that ONNX Runtime's shared
+// library is missing, too old, or no such library.
+var ErrLibrary = errors.New("ONNX Runtime can't be used")
+
+// ErrUnsafeLibrary is wrapped, beside ErrLibrary, by the errors that tell that
+// others could change a file that would be loaded with root's rights.
+var ErrUnsafeLibrary = errors.New("not safe to load with root's rights")
+
 // ErrNoCgo is wrapped by the errors of Open in a program that was built without cgo.
 var ErrNoCgo = errors.New("this program was built without cgo, so it can't compute a model")
 

@@ -29,6 +29,7 @@ var layers = []struct {
 	{"policy/nearest", nil},
 	{"loader/flow", nil},
 	{"loader/flow/headers", []string{"=loader/flow"}},
+	{"loader/flow/signals", []string{"=loader/flow", "loader/flow/headers"}},
 	{"loader/assembly/scratch", nil},
 	{"loader/assembly", []string{"loader/flow", "loader/assembly/scratch"}},
 	{"loader/internal", nil},

@@ -131,7 +131,7 @@ func (d *decoder) checkTokens(tokens token.Tokens) error {
 			keys++
 		}
 		if keys > maxKeys {
-			return d.errorOn(t, "too many keys in a row; a policy has the keys mode, one_hook, allow and rules, and a rule at most nine")
+			return d.errorOn(t, "too many keys in a row; a policy has the keys mode, one_hook, allow and rules, and a rule at most ten")
 		}
 		if flowDepth > maxDepth || entries > maxDepth {
 			return d.errorOn(t, "nested too deep; a policy file nests no deeper than %d", maxDepth)

@@ -12,7 +12,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
-	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/classifier/onnx"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/policy"
 )
@@ -152,11 +152,11 @@ func attach(c *cli.Context) error {
 		return badInput("--quiet and --verbose exclude each other")
 	}
 	// Everything that can be wrong is found before anything is attached.
-	name, onnx, err := readModel(c.String("model"))
+	name, data, err := readModel(c.String("model"))
 	if err != nil {
 		return err
 	}
-	engine, err := openEngine(name, onnx, classifier.Options{Device: c.String("device")})
+	engine, err := openEngine(name, data, onnx.Options{Device: c.String("device")})
 	if err != nil {
 		return err
 	}

@@ -21,7 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/classifier/onnx"
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/policy"
@@ -127,7 +127,7 @@ func TestExplainFindsWhatAModelHangsOn(t *testing.T) {
 		s.Packets = append(s.Packets, flow.Packet{Offset: uint16(len(s.Data)), WireLen: uint32(len(frame)), FromInitiator: i != 1, Time: time.Duration(i) * ms})
 		s.Data = append(s.Data, frame...)
 	}
-	engine, err := classifier.OpenFile(planted, classifier.Options{Workers: 2})
+	engine, err := onnx.OpenFile(planted, onnx.Options{Workers: 2})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -253,7 +253,7 @@ func TestExplainInColour(t *testing.T) {
 	if err != nil || len(numbers) != 1 {
 		t.Fatalf("flows %v, %v", numbers, err)
 	}
-	engine, err := classifier.OpenFile(fiveChannels, classifier.Options{})
+	engine, err := onnx.OpenFile(fiveChannels, onnx.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -346,7 +346,7 @@ func TestExplainMeasuresTheSum(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	engine, err := classifier.OpenFile(fiveChannels, classifier.Options{})
+	engine, err := onnx.OpenFile(fiveChannels, onnx.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -389,7 +389,7 @@ func TestExplainKeepsToTheWidthOfTheTerminal(t *testing.T) {
 	if _, err := flowsOf(&capture{name: filepath.Join(dir, "one.pcap")}, assembly.Options{}, &progress{}, &s, 0); err != nil {
 		t.Fatal(err)
 	}
-	engine, err := classifier.OpenFile(fiveChannels, classifier.Options{})
+	engine, err := onnx.OpenFile(fiveChannels, onnx.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

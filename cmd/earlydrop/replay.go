@@ -22,6 +22,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/classifier/onnx"
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/assembly/scratch"
 	"github.com/earlydrop/earlydrop/loader/flow"
@@ -171,11 +172,11 @@ type replay struct {
 
 // openModel opens the model that --model names, for captures from files.
 func openModel(c *cli.Context) (*classifier.Engine, error) {
-	name, onnx, err := readModel(c.String("model"))
+	name, data, err := readModel(c.String("model"))
 	if err != nil {
 		return nil, err
 	}
-	return openEngine(name, onnx, classifier.Options{MaxBatch: replayBatch})
+	return openEngine(name, data, onnx.Options{MaxBatch: replayBatch})
 }
 
 func runReplay(c *cli.Context) (err error) {

@@ -31,6 +31,7 @@ import (
 	"time"
 
 	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/classifier/onnx"
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/loader/flow/headers"
@@ -72,15 +73,15 @@ func main() {
 }
 
 func run(out io.Writer, model string, seed uint64, paths []string) error {
-	name, onnx := models.Default()
+	name, data := models.Default()
 	if model != "" {
 		var err error
-		if onnx, err = classifier.ReadModelFile(model); err != nil {
+		if data, err = classifier.ReadModelFile(model); err != nil {
 			return err
 		}
 		name = model
 	}
-	engine, err := classifier.Open(name, onnx, classifier.Options{Workers: 1})
+	engine, err := onnx.Open(name, data, onnx.Options{Workers: 1})
 	if err != nil {
 		return err
 	}

@@ -491,13 +491,15 @@ func asProtocol(proto byte) hook {
 	return func(_ *flow, p *packet) [][]byte { return send(with(p, inProto(proto))) }
 }
 
-// forging sends forged packets from the server's side while the handshake goes on, and
-// again with each segment that the server sends.
+// forging sends forged packets from the server's side behind the SYN+ACK, and again behind
+// the server's first segments with payload: not behind what the ends make of them.
 func forging(makers ...maker) hook {
 	return func(f *flow, p *packet) [][]byte {
 		frames := send(p)
-		for _, m := range makers {
-			frames = append(frames, m(f, p).frame())
+		if f.forge(p) {
+			for _, m := range makers {
+				frames = append(frames, m(f, p).frame())
+			}
 		}
 		return frames
 	}
@@ -505,8 +507,19 @@ func forging(makers ...maker) hook {
 
 func forgingFragments(f *flow, p *packet) [][]byte {
 	frames := send(p)
-	for _, m := range []maker{bare(psh|ack, loaded, seqRandom, ackRandom), bare(psh|ack, loaded, seqRandom, ackRandom, turned)} {
-		frames = append(frames, m(f, p).fragments(piece{from: 0, to: 8}, piece{from: 8, to: 1 << 16})...)
+	if f.forge(p) {
+		for _, m := range []maker{bare(psh|ack, loaded, seqRandom, ackRandom), bare(psh|ack, loaded, seqRandom, ackRandom, turned)} {
+			frames = append(frames, m(f, p).fragments(piece{from: 0, to: 8}, piece{from: 8, to: 1 << 16})...)
+		}
 	}
 	return frames
+}
+
+// forge tells whether it is time for forged packets.
+func (f *flow) forge(p *packet) bool {
+	if p.is(syn|ack) || p.is(ack) && len(p.payload) > 0 {
+		f.forged++
+		return f.forged <= 3
+	}
+	return false
 }

@@ -87,6 +87,9 @@ func run(ctx context.Context, out io.Writer, args []string) (code int, err error
 	if *verbose {
 		each = out
 	}
+	if *verbose && *asJSON {
+		each = os.Stderr
+	}
 	rows, err := try(ctx, binary, chosen, *n, each)
 	if err != nil {
 		return 1, err

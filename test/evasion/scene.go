@@ -33,7 +33,7 @@ const (
 var protocols = []string{shadowsocks, vmess, https}
 
 // tunnelClasses are the classes of tunnels that a policy can name.
-var tunnelClasses = []string{"shadowsocks", "v2ray", "vless", "obfs4", "openvpn", "wireguard", "socks5"}
+var tunnelClasses = []string{"shadowsocks", "v2ray", "vless", "obfs4", "trojan", "openvpn", "wireguard", "socks5"}
 
 // policyText has a rule over all of them.
 const policyText = `mode: %s

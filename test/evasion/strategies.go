@@ -50,9 +50,13 @@ var strategies = slices.Concat(atTheSocket, decoys, endings, segments, acks, han
 
 var atTheSocket = []strategy{
 	{name: "plain", what: "nothing is done", needs: nothing},
+	{name: "tiny-1", what: "a write of a byte, then the rest", needs: nothing, source: "tpws --split-pos", write: pieces(1, 1, nil)},
+	{name: "tiny-3", what: "three writes of a byte, then the rest", needs: nothing, write: pieces(1, 3, nil)},
 	{name: "tiny-8", what: "eight writes of a byte, then the rest", needs: nothing, source: "zapret multisplit; tpws --split-pos", write: pieces(1, 8, nil)},
 	{name: "tiny-30", what: "thirty writes of a byte, then the rest", needs: nothing, write: pieces(1, 30, nil)},
+	{name: "small-16", what: "eight writes of 16 bytes, then the rest", needs: nothing, write: pieces(16, 8, nil)},
 	{name: "byte-pause", what: "a byte, 2.4 s of silence, the rest", needs: nothing, write: pieces(1, 1, pause)},
+	{name: "pause-100", what: "100 bytes, 2.4 s of silence, the rest", needs: nothing, write: pieces(100, 1, pause)},
 	{name: "drip", what: "eight writes of 8 bytes, 0.3 s apart, then the rest", needs: nothing, write: pieces(8, 8, shortPause)},
 	{name: "late", what: "2.4 s of silence between handshake and first byte", needs: nothing, write: pieces(0, 1, pause)},
 	{name: "split-50", what: "50 bytes, then the rest", needs: nothing, source: "tpws --split-pos; Geneva segmentation", write: pieces(50, 1, nil)},

@@ -77,7 +77,12 @@ func TestStrategiesThatHideNothingAndCutNothing(t *testing.T) {
 	for _, r := range rows {
 		byName[r.Strategy] = r
 		for _, p := range protocols {
-			if o := r.Outcomes[p]; o.Alone < n || o.Watched < n {
+			// The filter against replays of VMess' server may err.
+			least := n
+			if p == vmess {
+				least--
+			}
+			if o := r.Outcomes[p]; o.Alone < least || o.Watched < least {
 				t.Errorf("%s: of %d %s connections %d work with nothing attached, %d in mode monitor", r.Strategy, n, p, o.Alone, o.Watched)
 			}
 		}

@@ -415,12 +415,14 @@ func reversed(all []piece) []piece {
 	return all
 }
 
-// inPieces sends a packet in fragments, which may be fragmented.
-func inPieces(p *packet, pieces ...piece) [][]byte { return p.fragments(pieces...) }
-
 func firstInPieces(pieces ...piece) hook {
-	return onFirst(func(p *packet) [][]byte { return inPieces(p, pieces...) })
+	return onFirst(func(p *packet) [][]byte { return p.fragments(pieces...) })
 }
+
+// tinyFirst are two fragments, of which the first has the ports and no more of TCP.
+var tinyFirst = []piece{{from: 0, to: 8}, {from: 8, to: 1 << 16}}
+
+func allTiny(_ *flow, p *packet) [][]byte { return p.fragments(tinyFirst...) }
 
 // extended puts IPv6 extension headers of 8 bytes, filled up by padding, into each packet
 // that has room.
@@ -509,7 +511,7 @@ func forgingFragments(f *flow, p *packet) [][]byte {
 	frames := send(p)
 	if f.forge(p) {
 		for _, m := range []maker{bare(psh|ack, loaded, seqRandom, ackRandom), bare(psh|ack, loaded, seqRandom, ackRandom, turned)} {
-			frames = append(frames, m(f, p).fragments(piece{from: 0, to: 8}, piece{from: 8, to: 1 << 16})...)
+			frames = append(frames, m(f, p).fragments(tinyFirst...)...)
 		}
 	}
 	return frames

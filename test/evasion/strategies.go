@@ -55,6 +55,7 @@ var atTheSocket = []strategy{
 	{name: "tiny-8", what: "eight writes of a byte, then the rest", needs: nothing, source: "zapret multisplit; tpws --split-pos", write: pieces(1, 8, nil)},
 	{name: "tiny-30", what: "thirty writes of a byte, then the rest", needs: nothing, write: pieces(1, 30, nil)},
 	{name: "small-16", what: "eight writes of 16 bytes, then the rest", needs: nothing, write: pieces(16, 8, nil)},
+	{name: "small-60", what: "eight writes of 60 bytes, then the rest", needs: nothing, write: pieces(60, 8, nil)},
 	{name: "byte-pause", what: "a byte, 2.4 s of silence, the rest", needs: nothing, write: pieces(1, 1, pause)},
 	{name: "pause-100", what: "100 bytes, 2.4 s of silence, the rest", needs: nothing, write: pieces(100, 1, pause)},
 	{name: "drip", what: "eight writes of 8 bytes, 0.3 s apart, then the rest", needs: nothing, write: pieces(8, 8, shortPause)},
@@ -204,19 +205,17 @@ var options = []strategy{
 var fragmented = []strategy{
 	{name: "fragments", what: "the first segment in fragments of 400 bytes", needs: root, source: "zapret ipfrag2", fromClient: firstInPieces(even(400)...)},
 	{name: "fragments-reverse", what: "the same, the last first", needs: root, source: "zapret ipfrag2", fromClient: firstInPieces(reversed(even(400))...)},
-	{name: "fragments-tiny", what: "the first segment in fragments, of 8 bytes the first", needs: root, source: "zapret ipfrag2, ipfrag-pos-tcp 8", fromClient: firstInPieces(piece{from: 0, to: 8}, piece{from: 8, to: 1 << 16})},
+	{name: "fragments-tiny", what: "the first segment in fragments, of 8 bytes the first", needs: root, source: "zapret ipfrag2, ipfrag-pos-tcp 8", fromClient: firstInPieces(tinyFirst...)},
 	{name: "fragments-overlap", what: "the same, with a range that comes twice with other bytes; hosts throw it away and the client sends again", needs: root,
 		fromClient: firstInPieces(piece{from: 0, to: 48}, piece{from: 40, to: 440, data: hello}, piece{from: 48, to: 1 << 16})},
 	{name: "fragments-all", what: "each segment with payload of the client in fragments", needs: root, source: "zapret ipfrag2", fromClient: func(_ *flow, p *packet) [][]byte {
 		if len(p.payload) == 0 {
 			return send(p)
 		}
-		return inPieces(p, even(400)...)
+		return p.fragments(even(400)...)
 	}},
-	{name: "fragments-syn", what: "the SYN in two fragments", needs: root, fromClient: onSYN(func(_ *flow, p *packet) [][]byte { return inPieces(p, even(24)...) })},
-	{name: "fragments-syn-all", what: "every packet of the client in fragments, of 8 bytes the first", needs: root, fromClient: func(_ *flow, p *packet) [][]byte {
-		return inPieces(p, piece{from: 0, to: 8}, piece{from: 8, to: 1 << 16})
-	}},
+	{name: "fragments-syn", what: "the SYN in two fragments", needs: root, fromClient: onSYN(func(_ *flow, p *packet) [][]byte { return p.fragments(even(24)...) })},
+	{name: "fragments-syn-all", what: "every packet of the client in fragments, of 8 bytes the first", needs: root, fromClient: allTiny},
 }
 
 var ofIPv6 = []strategy{
@@ -226,7 +225,7 @@ var ofIPv6 = []strategy{
 	{name: "ipv6-destination-10", what: "ten of them in each packet", needs: root, ipv6: true, fromClient: extended(10, protoDestOpts)},
 	{name: "ipv6-atomic", what: "the first segment in a fragment that is all", needs: root, source: "zapret ipfrag1", ipv6: true, fromClient: firstInPieces(piece{from: 0, to: 1 << 16})},
 	{name: "ipv6-fragments", what: "the first segment in fragments of 400 bytes", needs: root, source: "zapret ipfrag2", ipv6: true, fromClient: firstInPieces(even(400)...)},
-	{name: "ipv6-fragments-tiny", what: "the first segment in fragments, of 8 bytes the first", needs: root, source: "zapret ipfrag2", ipv6: true, fromClient: firstInPieces(piece{from: 0, to: 8}, piece{from: 8, to: 1 << 16})},
+	{name: "ipv6-fragments-tiny", what: "the first segment in fragments, of 8 bytes the first", needs: root, source: "zapret ipfrag2", ipv6: true, fromClient: firstInPieces(tinyFirst...)},
 	{name: "ipv6-decoy", what: "a ClientHello with a wrong checksum before the first bytes", needs: root, source: "zapret fake, badsum", ipv6: true, fromClient: before(decoy(hello, wrongSum))},
 }
 
@@ -296,6 +295,7 @@ var atBothEnds = []strategy{
 	{name: "both-numbers", what: "numbers that jump by a million after the handshake, put right at the other end", needs: bothEnds,
 		fromClient: jump(1), toServer: jump(-1), fromServer: jump(1), toClient: jump(-1)},
 	{name: "both-no-syn", what: "a handshake without the flag SYN on the wire", needs: bothEnds, fromClient: hideSYN, toServer: showSYN, fromServer: hideSYN, toClient: showSYN},
+	{name: "both-fragments", what: "every packet of both in fragments, of 8 bytes the first", needs: bothEnds, fromClient: allTiny, fromServer: allTiny},
 	{name: "both-protocol", what: "another number of protocol in the IP header", needs: bothEnds,
 		fromClient: asProtocol(protoTest), toServer: asProtocol(protoTCP), fromServer: asProtocol(protoTest), toClient: asProtocol(protoTCP)},
 }

@@ -23,6 +23,11 @@ const (
 	TinyBytes    = 16
 	TinySegments = 3
 
+	// LeastPayload is how many bytes of payload a sample must have without its decoys for
+	// them to be taken out. Handshakes alone tell nothing of what a flow carries, and a
+	// verdict on them is a guess.
+	LeastPayload = 64
+
 	// TTLSlack is how far times to live of one endpoint may be apart. Routes change.
 	TTLSlack = 2
 )
@@ -40,13 +45,17 @@ const (
 
 // Note sets s.Signals and takes the decoys out of s: frames with a wrong checksum, which
 // no host took for a part of the connection. It looks only at frames that are in the
-// sample whole. It does not allocate.
+// sample whole. Decoys stay where fewer than [LeastPayload] bytes of payload would. It does
+// not allocate.
 func Note(s *flow.Sample, from Origin) {
 	var sides [2]side
 	s.Signals = 0
 	decoys := findDecoys(s, from)
 	if decoys != 0 {
 		s.Signals |= flow.SignalDecoy
+		if payload(s, decoys) < LeastPayload {
+			decoys = 0
+		}
 	}
 	packets, bytes := 0, 0 // that stay
 	for i := range s.Packets {
@@ -55,8 +64,10 @@ func Note(s *flow.Sample, from Origin) {
 		}
 		frame, p := s.Frame(i), s.Packets[i]
 		var h headers.Headers
-		h.Walk(frame, int(p.WireLen))
-		s.Signals |= sides[which(p)].note(&h)
+		// The last frame may end within its headers: what is behind its end reads as 0.
+		if h.Walk(frame, int(p.WireLen)) == headers.OK {
+			s.Signals |= sides[which(p)].note(&h)
+		}
 		p.Offset = uint16(bytes)
 		s.Packets[packets] = p
 		packets++
@@ -68,6 +79,17 @@ func Note(s *flow.Sample, from Origin) {
 			s.Signals |= flow.SignalGap
 		}
 	}
+}
+
+// payload returns how many bytes of payload a sample holds beside its decoys.
+func payload(s *flow.Sample, decoys uint32) (n int) {
+	for i, p := range s.Packets {
+		var h headers.Headers
+		if frame := s.Frame(i); decoys&(1<<i) == 0 && h.Walk(frame, int(p.WireLen)) == headers.OK {
+			n += h.Captured(len(frame))
+		}
+	}
+	return n
 }
 
 // which is 0 for the initiator, 1 for the responder.

@@ -105,7 +105,9 @@ func TestNote(t *testing.T) {
 			{"tiny ones behind a greater one", after(data(1, 16), data(17, 1), data(18, 1), data(19, 1)), 0, 7},
 			{"a decoy in front", after(wrong, data(1, 300)), flow.SignalDecoy, 4},
 			{"a decoy at the end", after(data(1, 300), wrong), flow.SignalDecoy, 4},
-			{"decoys and nothing else", after(wrong, wrong), flow.SignalDecoy, 3},
+			{"decoys and nothing else", after(wrong, wrong), flow.SignalDecoy, 5},
+			{"decoys and little else", after(wrong, data(1, 63)), flow.SignalDecoy, 5},
+			{"decoys and enough else", after(wrong, data(1, 64)), flow.SignalDecoy, 4},
 			{"another time to live", after(data(1, 100), change(data(101, 100), ttl, 5)), flow.SignalTTL, 5},
 			{"nearly the same time to live", after(change(data(1, 100), ttl, 64+2), change(data(101, 100), ttl, 64-2)), 0, 5},
 			{"the other side's time to live", after(data(1, 100), change(e.seg(false, f.ACK, 101, 101, 10), ttl, 64)), 0, 5},
@@ -128,6 +130,20 @@ func TestNote(t *testing.T) {
 			Note(s, Live)
 			if s.Signals != tt.want || len(s.Packets) != tt.left {
 				t.Errorf("%s, %s: %v, %d packets stay, want %v, %d", name, tt.name, s.Signals.Names(), len(s.Packets), tt.want.Names(), tt.left)
+			}
+		}
+	}
+}
+
+// Wherever the sample's end cuts the last frame, that is no signal.
+func TestCutFramesAreNoSignal(t *testing.T) {
+	for name, e := range map[string]endpoints{"IPv4": {client4, server4}, "IPv6": {client6, server6}} {
+		whole := sample(append(e.handshake(), e.seg(true, f.ACK, 1, 101, 200), e.seg(false, f.ACK, 101, 201, 100), e.seg(true, f.ACK, 201, 201, 100)))
+		last := whole.Packets[len(whole.Packets)-1]
+		for end := int(last.Offset) + 1; end <= len(whole.Data); end++ {
+			cut := &flow.Sample{Packets: slices.Clone(whole.Packets), Data: whole.Data[:end:end]}
+			if Note(cut, Live); cut.Signals != 0 || len(cut.Data) != end {
+				t.Errorf("%s, cut after %d bytes of the last frame: %v, %d bytes stay of %d", name, end-int(last.Offset), cut.Signals.Names(), len(cut.Data), end)
 			}
 		}
 	}

@@ -174,6 +174,7 @@ func TestChecksNameWhatDoesNotHold(t *testing.T) {
 		{"https cut", rowOf(root, func(r *row) { r.Outcomes[https].Enforced, r.Outcomes[https].broken = 9, errors.New("cut") }), "9 of 10 HTTPS"},
 		{"outsider, hidden", rowOf(outsider, func(r *row) { r.Outcomes[vmess].Identified = 4 }), "4 of 10 vmess"},
 		{"outsider, signal", rowOf(outsider, func(r *row) { r.Outcomes[https].Signalled = 1 }), "1 of 10 https"},
+		{"plain, signal", rowOf(nothing, func(r *row) { r.strategy.fromServer = nil; r.Outcomes[vmess].Signalled = 2 }), "2 of 10 vmess"},
 		{"plain, hidden", rowOf(nothing, func(r *row) { r.strategy.fromServer = nil; r.Outcomes[shadowsocks].Identified = 0 }), "0 of 10 shadowsocks"},
 	} {
 		err := check([]*row{tt.row})

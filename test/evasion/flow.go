@@ -20,6 +20,7 @@ type flow struct {
 	opened   bool   // x is known
 	shaped   bool   // the client's first payload has passed
 	answered bool   // the client has answered the server's SYN
+	held     []byte // a frame that waits
 	forged   int    // how often outsiders have forged packets of it
 	sent     int    // payload bytes of the client that have passed
 	more     chan struct{}

@@ -16,8 +16,8 @@
 // tunnels.
 //
 // The exit code is 1 when HTTPS does not survive a strategy with earlydrop in mode enforce
-// that it survives with nothing attached, when an outsider causes a signal, or when
-// connections to which nothing is done are not identified.
+// that it survives with nothing attached, and when connections to which neither end does
+// anything, whatever an outsider does, are not identified or have signals.
 package main
 
 import (

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -197,6 +198,9 @@ func (o *outcome) tunnelCell() string {
 		return "does not work"
 	}
 	cell := fmt.Sprintf("%d / %d / %d", o.Identified, o.Signalled, o.Neither)
+	if len(o.Signals) > 0 {
+		cell += "  " + strings.Join(slices.Sorted(maps.Keys(o.Signals)), " ")
+	}
 	if o.Unjudged > 0 {
 		cell += fmt.Sprintf("  (%d no verdict)", o.Unjudged)
 	}
@@ -212,7 +216,7 @@ func (o *outcome) webCell() string {
 		cell += fmt.Sprintf("  (%d dropped)", o.Dropped)
 	}
 	if o.Signalled > 0 {
-		cell += fmt.Sprintf("  (%d signalled)", o.Signalled)
+		cell += fmt.Sprintf("  (%d signalled: %s)", o.Signalled, strings.Join(slices.Sorted(maps.Keys(o.Signals)), " "))
 	}
 	return cell
 }
@@ -245,8 +249,8 @@ func check(rows []*row) error {
 		}
 		for _, p := range protocols {
 			o := r.Outcomes[p]
-			if r.strategy.outside() && o.Signalled > 0 {
-				errs = append(errs, fmt.Errorf("%s: %d of %d %s connections are signalled by somebody who is at no end of them: %v", r.Strategy, o.Signalled, o.N, p, o.Signals))
+			if (r.strategy.untouched() || r.strategy.outside()) && o.Signalled > 0 {
+				errs = append(errs, fmt.Errorf("%s: %d of %d %s connections have signals, although neither end has done anything: %v", r.Strategy, o.Signalled, o.N, p, o.Signals))
 			}
 			// The model misses some; of four or more it does not miss half.
 			if (r.strategy.untouched() || r.strategy.outside()) && p != https && o.N >= 4 && 2*o.Identified < o.N {

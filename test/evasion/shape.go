@@ -322,6 +322,21 @@ func onSYNACK(do func(p *packet) [][]byte) hook {
 	}
 }
 
+// swapFirst holds the first segment with payload back until the next one has left. What
+// has none after it comes again by itself.
+func swapFirst(f *flow, p *packet) [][]byte {
+	if f.first(p) {
+		f.held = p.frame()
+		return nil
+	}
+	if f.held != nil && len(p.payload) > 0 && !f.atStart(p) {
+		frames := append(send(p), f.held)
+		f.held = nil
+		return frames
+	}
+	return send(p)
+}
+
 // early is a segment right behind a SYN.
 func early(synPacket *packet, flags byte) *packet {
 	return with(synPacket, flagged(flags), seqBy(1), func(p *packet) { p.payload = hello })

@@ -50,6 +50,8 @@ var strategies = slices.Concat(atTheSocket, decoys, endings, segments, acks, han
 
 var atTheSocket = []strategy{
 	{name: "plain", what: "nothing is done", needs: nothing},
+	{name: "loss", what: "nothing is done; the network loses the first segment with payload, once", needs: nothing, fromClient: onFirst(func(*packet) [][]byte { return nil })},
+	{name: "reordered", what: "nothing is done; the network swaps the first two segments with payload", needs: nothing, fromClient: swapFirst},
 	{name: "tiny-1", what: "a write of a byte, then the rest", needs: nothing, source: "tpws --split-pos", write: pieces(1, 1, nil)},
 	{name: "tiny-3", what: "three writes of a byte, then the rest", needs: nothing, write: pieces(1, 3, nil)},
 	{name: "tiny-8", what: "eight writes of a byte, then the rest", needs: nothing, source: "zapret multisplit; tpws --split-pos", write: pieces(1, 8, nil)},
@@ -203,8 +205,8 @@ var options = []strategy{
 }
 
 var fragmented = []strategy{
-	{name: "fragments", what: "the first segment in fragments of 400 bytes", needs: root, source: "zapret ipfrag2", fromClient: firstInPieces(even(400)...)},
-	{name: "fragments-reverse", what: "the same, the last first", needs: root, source: "zapret ipfrag2", fromClient: firstInPieces(reversed(even(400))...)},
+	{name: "fragments", what: "the first segment in fragments of 160 bytes", needs: root, source: "zapret ipfrag2", fromClient: firstInPieces(even(160)...)},
+	{name: "fragments-reverse", what: "the same, the last first", needs: root, source: "zapret ipfrag2", fromClient: firstInPieces(reversed(even(160))...)},
 	{name: "fragments-tiny", what: "the first segment in fragments, of 8 bytes the first", needs: root, source: "zapret ipfrag2, ipfrag-pos-tcp 8", fromClient: firstInPieces(tinyFirst...)},
 	{name: "fragments-overlap", what: "the same, with a range that comes twice with other bytes; hosts throw it away and the client sends again", needs: root,
 		fromClient: firstInPieces(piece{from: 0, to: 48}, piece{from: 40, to: 440, data: hello}, piece{from: 48, to: 1 << 16})},
@@ -212,7 +214,7 @@ var fragmented = []strategy{
 		if len(p.payload) == 0 {
 			return send(p)
 		}
-		return p.fragments(even(400)...)
+		return p.fragments(even(160)...)
 	}},
 	{name: "fragments-syn", what: "the SYN in two fragments", needs: root, fromClient: onSYN(func(_ *flow, p *packet) [][]byte { return p.fragments(even(24)...) })},
 	{name: "fragments-syn-all", what: "every packet of the client in fragments, of 8 bytes the first", needs: root, fromClient: allTiny},
@@ -220,11 +222,13 @@ var fragmented = []strategy{
 
 var ofIPv6 = []strategy{
 	{name: "ipv6", what: "nothing is done, over IPv6", needs: nothing, ipv6: true},
+	{name: "ipv6-loss", what: "nothing is done; the network loses the first segment with payload, once", needs: nothing, ipv6: true, fromClient: onFirst(func(*packet) [][]byte { return nil })},
+	{name: "ipv6-reordered", what: "nothing is done; the network swaps the first two segments with payload", needs: nothing, ipv6: true, fromClient: swapFirst},
 	{name: "ipv6-hop-by-hop", what: "a hop-by-hop header in each packet", needs: root, source: "zapret hopbyhop", ipv6: true, fromClient: extended(1, protoHopByHop)},
 	{name: "ipv6-destination", what: "a header of destination options in each packet", needs: root, source: "zapret destopt", ipv6: true, fromClient: extended(1, protoDestOpts)},
 	{name: "ipv6-destination-10", what: "ten of them in each packet", needs: root, ipv6: true, fromClient: extended(10, protoDestOpts)},
 	{name: "ipv6-atomic", what: "the first segment in a fragment that is all", needs: root, source: "zapret ipfrag1", ipv6: true, fromClient: firstInPieces(piece{from: 0, to: 1 << 16})},
-	{name: "ipv6-fragments", what: "the first segment in fragments of 400 bytes", needs: root, source: "zapret ipfrag2", ipv6: true, fromClient: firstInPieces(even(400)...)},
+	{name: "ipv6-fragments", what: "the first segment in fragments of 160 bytes", needs: root, source: "zapret ipfrag2", ipv6: true, fromClient: firstInPieces(even(160)...)},
 	{name: "ipv6-fragments-tiny", what: "the first segment in fragments, of 8 bytes the first", needs: root, source: "zapret ipfrag2", ipv6: true, fromClient: firstInPieces(tinyFirst...)},
 	{name: "ipv6-decoy", what: "a ClientHello with a wrong checksum before the first bytes", needs: root, source: "zapret fake, badsum", ipv6: true, fromClient: before(decoy(hello, wrongSum))},
 }

@@ -125,7 +125,7 @@ func TestStrategiesAreDescribed(t *testing.T) {
 			if relay {
 				t.Errorf("%s changes packets, which takes more than nothing", s.name)
 			}
-		case root, server, bothEnds, outsider:
+		case network, root, server, bothEnds, outsider:
 			if !relay {
 				t.Errorf("%s changes no packets", s.name)
 			}
@@ -157,8 +157,9 @@ func TestChecksNameWhatDoesNotHold(t *testing.T) {
 		st := &strategy{name: "some", needs: needs, fromServer: forgingFragments}
 		r := &row{Strategy: st.name, strategy: st, Outcomes: map[string]*outcome{}}
 		for _, p := range protocols {
-			r.Outcomes[p] = &outcome{N: 10, Alone: 10, Watched: 10, Identified: 10, Enforced: 10}
+			r.Outcomes[p] = &outcome{N: 10, Alone: 10, Watched: 10, Identified: 10}
 		}
+		r.Outcomes[https].Enforce = &enforced{Worked: 10}
 		changes(r)
 		return r
 	}
@@ -170,8 +171,8 @@ func TestChecksNameWhatDoesNotHold(t *testing.T) {
 		{"all well", rowOf(root, func(*row) {}), ""},
 		{"hidden", rowOf(root, func(r *row) { r.Outcomes[vmess].Identified = 0 }), ""},
 		{"signalled", rowOf(root, func(r *row) { r.Outcomes[https].Signalled = 3 }), ""},
-		{"https dies of it anyway", rowOf(root, func(r *row) { r.Outcomes[https].Alone, r.Outcomes[https].Enforced = 9, 0 }), ""},
-		{"https cut", rowOf(root, func(r *row) { r.Outcomes[https].Enforced, r.Outcomes[https].broken = 9, errors.New("cut") }), "9 of 10 HTTPS"},
+		{"https dies of it anyway", rowOf(root, func(r *row) { r.Outcomes[https].Alone, r.Outcomes[https].Enforce.Worked = 9, 0 }), ""},
+		{"https cut", rowOf(root, func(r *row) { r.Outcomes[https].Enforce.Worked, r.Outcomes[https].Enforce.broken = 9, errors.New("cut") }), "9 of 10 HTTPS"},
 		{"outsider, hidden", rowOf(outsider, func(r *row) { r.Outcomes[vmess].Identified = 4 }), "4 of 10 vmess"},
 		{"outsider, signal", rowOf(outsider, func(r *row) { r.Outcomes[https].Signalled = 1 }), "1 of 10 https"},
 		{"plain, signal", rowOf(nothing, func(r *row) { r.strategy.fromServer = nil; r.Outcomes[vmess].Signalled = 2 }), "2 of 10 vmess"},

@@ -43,9 +43,13 @@ type outcome struct {
 	Neither    int            `json:"neither"`    // neither identified nor signalled
 	Signals    map[string]int `json:"signals,omitempty"`
 
-	// HTTPS only: in mode enforce.
-	Enforced int `json:"enforced"` // fetched their page
-	Dropped  int `json:"dropped"`  // a verdict said so
+	Enforce *enforced `json:"enforce,omitempty"` // HTTPS only
+}
+
+// enforced counts connections in mode enforce.
+type enforced struct {
+	Worked  int `json:"worked"`  // fetched their page
+	Dropped int `json:"dropped"` // a verdict said so
 
 	broken error // why one did not
 }
@@ -66,6 +70,7 @@ func try(ctx context.Context, binary string, chosen []*strategy, n int, each io.
 		for _, p := range protocols {
 			rows[i].Outcomes[p] = &outcome{N: n}
 		}
+		rows[i].Outcomes[https].Enforce = &enforced{}
 		byName[st.name] = rows[i]
 	}
 	of := func(c *connection) *outcome { return byName[c.name].Outcomes[c.protocol] }
@@ -94,19 +99,19 @@ func try(ctx context.Context, binary string, chosen []*strategy, n int, each io.
 		say(c, "monitor", found)
 		of(c).count(c, found)
 	}
-	enforced, events, err := s.watched(ctx, "enforce", chosen, []string{https}, n)
+	cut, events, err := s.watched(ctx, "enforce", chosen, []string{https}, n)
 	if err != nil {
 		return nil, err
 	}
-	for _, c := range enforced {
+	for _, c := range cut {
 		found := judge(c, events)
 		say(c, "enforce", found)
-		o := of(c)
+		o := of(c).Enforce
 		if found.tunnel {
 			o.Dropped++
 		}
 		if c.err == nil {
-			o.Enforced++
+			o.Worked++
 		} else {
 			o.broken = fmt.Errorf("port %d: %w; %s", c.client.Port(), c.err, found)
 		}
@@ -211,9 +216,9 @@ func (o *outcome) tunnelCell() string {
 }
 
 func (o *outcome) webCell() string {
-	cell := fmt.Sprintf("%d, %d, %d", o.Alone, o.Watched, o.Enforced)
-	if o.Dropped > 0 {
-		cell += fmt.Sprintf("  (%d dropped)", o.Dropped)
+	cell := fmt.Sprintf("%d, %d, %d", o.Alone, o.Watched, o.Enforce.Worked)
+	if o.Enforce.Dropped > 0 {
+		cell += fmt.Sprintf("  (%d dropped)", o.Enforce.Dropped)
 	}
 	if o.Signalled > 0 {
 		cell += fmt.Sprintf("  (%d signalled: %s)", o.Signalled, strings.Join(slices.Sorted(maps.Keys(o.Signals)), " "))
@@ -244,8 +249,8 @@ func check(rows []*row) error {
 	var errs []error
 	for _, r := range rows {
 		web := r.Outcomes[https]
-		if web.Alone == web.N && web.Enforced < web.N {
-			errs = append(errs, fmt.Errorf("%s: %d of %d HTTPS connections survive it in mode enforce, all with nothing attached: %w", r.Strategy, web.Enforced, web.N, web.broken))
+		if web.Alone == web.N && web.Enforce.Worked < web.N {
+			errs = append(errs, fmt.Errorf("%s: %d of %d HTTPS connections survive it in mode enforce, all with nothing attached: %w", r.Strategy, web.Enforce.Worked, web.N, web.Enforce.broken))
 		}
 		for _, p := range protocols {
 			o := r.Outcomes[p]

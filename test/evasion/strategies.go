@@ -13,6 +13,7 @@ import (
 
 // What a strategy takes.
 const (
+	network  = "network"   // nobody: networks do it by themselves
 	nothing  = "nothing"   // any program can do it, at its socket
 	root     = "root"      // raw packets at the client
 	server   = "server"    // raw packets at the server; the client has no part in it
@@ -45,13 +46,13 @@ func (s *strategy) untouched() bool {
 	return s.control == nil && s.write == nil && !s.mptcp && s.fromClient == nil && s.toClient == nil && s.fromServer == nil && s.toServer == nil
 }
 
-// strategies are all of them: those that take least first.
+// strategies are all of them, those that take less first.
 var strategies = slices.Concat(atTheSocket, decoys, endings, segments, acks, handshakes, options, fragmented, ofIPv6, atTheServer, atBothEnds, byOutsiders)
 
 var atTheSocket = []strategy{
 	{name: "plain", what: "nothing is done", needs: nothing},
-	{name: "loss", what: "nothing is done; the network loses the first segment with payload, once", needs: nothing, fromClient: onFirst(func(*packet) [][]byte { return nil })},
-	{name: "reordered", what: "nothing is done; the network swaps the first two segments with payload", needs: nothing, fromClient: swapFirst},
+	{name: "loss", what: "the network loses the first segment with payload, once", needs: network, fromClient: onFirst(func(*packet) [][]byte { return nil })},
+	{name: "reordered", what: "the network swaps the first two segments with payload", needs: network, fromClient: swapFirst},
 	{name: "tiny-1", what: "a write of a byte, then the rest", needs: nothing, source: "tpws --split-pos", write: pieces(1, 1, nil)},
 	{name: "tiny-3", what: "three writes of a byte, then the rest", needs: nothing, write: pieces(1, 3, nil)},
 	{name: "tiny-8", what: "eight writes of a byte, then the rest", needs: nothing, source: "zapret multisplit; tpws --split-pos", write: pieces(1, 8, nil)},
@@ -222,8 +223,8 @@ var fragmented = []strategy{
 
 var ofIPv6 = []strategy{
 	{name: "ipv6", what: "nothing is done, over IPv6", needs: nothing, ipv6: true},
-	{name: "ipv6-loss", what: "nothing is done; the network loses the first segment with payload, once", needs: nothing, ipv6: true, fromClient: onFirst(func(*packet) [][]byte { return nil })},
-	{name: "ipv6-reordered", what: "nothing is done; the network swaps the first two segments with payload", needs: nothing, ipv6: true, fromClient: swapFirst},
+	{name: "ipv6-loss", what: "the network loses the first segment with payload, once", needs: network, ipv6: true, fromClient: onFirst(func(*packet) [][]byte { return nil })},
+	{name: "ipv6-reordered", what: "the network swaps the first two segments with payload", needs: network, ipv6: true, fromClient: swapFirst},
 	{name: "ipv6-hop-by-hop", what: "a hop-by-hop header in each packet", needs: root, source: "zapret hopbyhop", ipv6: true, fromClient: extended(1, protoHopByHop)},
 	{name: "ipv6-destination", what: "a header of destination options in each packet", needs: root, source: "zapret destopt", ipv6: true, fromClient: extended(1, protoDestOpts)},
 	{name: "ipv6-destination-10", what: "ten of them in each packet", needs: root, ipv6: true, fromClient: extended(10, protoDestOpts)},

@@ -16,6 +16,7 @@ import (
 
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/loader/flow/signals"
 	f "github.com/earlydrop/earlydrop/loader/internal/frames"
 )
 
@@ -741,6 +742,7 @@ func TestPackets(t *testing.T) {
 				}
 				var got, gotRows []seen
 				for _, s := range k.samples() {
+					signals.Note(s, signals.File) // as the assembly does
 					v := look(s)
 					got = append(got, v)
 					v.Data, v.Numbers = nil, flow.Numbers{}

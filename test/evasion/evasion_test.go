@@ -44,9 +44,9 @@ func TestMain(m *testing.M) {
 
 // identified are strategies that hide nothing: a floor.
 var identified = []string{
-	"plain", "split-50", "ttl-disorder", "decoy-seq", "short-length", "rst-checksum", "fin-ttl", "acks-18", "acks-18-after",
+	"plain", "loss", "reordered", "split-50", "ttl-disorder", "decoy-seq", "short-length", "rst-checksum", "fin-ttl", "acks-18", "acks-18-after",
 	"syn-data", "early-data", "turnaround", "piggyback", "fragments", "fragments-syn", "ip-options", "keep-alives",
-	"server-bad-ack", "server-early-data", "both-rst", "outsider-decoys", "outsider-endings", "outsider-fragments",
+	"ipv6-loss", "ipv6-reordered", "server-bad-ack", "server-early-data", "both-rst", "outsider-decoys", "outsider-endings", "outsider-fragments",
 }
 
 // survived are others, each of another kind, that HTTPS has to survive.

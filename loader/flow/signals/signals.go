@@ -4,6 +4,9 @@
 // does: what clients do to their own bytes so that who reads along takes them for
 // something else.
 //
+// It also makes of a capture what is judged: decoys are taken out, and what came late, by
+// somebody's intent or the network's, goes to its place.
+//
 // It looks at what was captured, and nothing is captured that is out of place in its
 // connection. So who does not know a connection's numbers can't put a signal on it.
 // For UDP, where nothing proves a sender, anybody who knows the ports can.
@@ -45,8 +48,8 @@ const (
 
 // Note sets s.Signals and takes the decoys out of s: frames with a wrong checksum, which
 // no host took for a part of the connection. It looks only at frames that are in the
-// sample whole. Decoys stay where fewer than [LeastPayload] bytes of payload would. It does
-// not allocate.
+// sample whole. Decoys stay where fewer than [LeastPayload] bytes of payload would. What
+// each side of a TCP connection sent is put in order. Note does not allocate.
 func Note(s *flow.Sample, from Origin) {
 	var sides [2]side
 	s.Signals = 0
@@ -79,6 +82,7 @@ func Note(s *flow.Sample, from Origin) {
 			s.Signals |= flow.SignalGap
 		}
 	}
+	inOrder(s)
 }
 
 // payload returns how many bytes of payload a sample holds beside its decoys.

@@ -172,7 +172,9 @@ func TestChecksNameWhatDoesNotHold(t *testing.T) {
 		{"hidden", rowOf(root, func(r *row) { r.Outcomes[vmess].Identified = 0 }), ""},
 		{"signalled", rowOf(root, func(r *row) { r.Outcomes[https].Signalled = 3 }), ""},
 		{"https dies of it anyway", rowOf(root, func(r *row) { r.Outcomes[https].Alone, r.Outcomes[https].Enforce.Worked = 9, 0 }), ""},
-		{"https cut", rowOf(root, func(r *row) { r.Outcomes[https].Enforce.Worked, r.Outcomes[https].Enforce.broken = 9, errors.New("cut") }), "9 of 10 HTTPS"},
+		{"https cut", rowOf(root, func(r *row) {
+			r.Outcomes[https].Enforce.Worked, r.Outcomes[https].Enforce.broken = 9, errors.New("cut")
+		}), "9 of 10 HTTPS"},
 		{"outsider, hidden", rowOf(outsider, func(r *row) { r.Outcomes[vmess].Identified = 4 }), "4 of 10 vmess"},
 		{"outsider, signal", rowOf(outsider, func(r *row) { r.Outcomes[https].Signalled = 1 }), "1 of 10 https"},
 		{"plain, signal", rowOf(nothing, func(r *row) { r.strategy.fromServer = nil; r.Outcomes[vmess].Signalled = 2 }), "2 of 10 vmess"},

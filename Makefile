@@ -36,8 +36,8 @@ own = @[ "$$(id -u)" -ne 0 ] || chown -R --reference=Makefile bin
 # fetch FILE ARGUMENTS: fetch-onnxruntime.sh, with curl installed if FILE lacks, and npm
 # if it is needed.
 fetch = @[ -f $(1) ] || command -v curl >/dev/null || test/install-packages.sh $(PKG_FETCH); \
-	code=0; classifier/fetch-onnxruntime.sh $(2) || code=$$?; \
-	[ $$code -eq 0 ] || { [ $$code -eq 3 ] && test/install-packages.sh npm && classifier/fetch-onnxruntime.sh $(2); }
+	code=0; classifier/onnx/fetch-onnxruntime.sh $(2) || code=$$?; \
+	[ $$code -eq 0 ] || { [ $$code -eq 3 ] && test/install-packages.sh npm && classifier/onnx/fetch-onnxruntime.sh $(2); }
 
 .PHONY: help
 help: ## Show this list
@@ -95,7 +95,7 @@ test-gpu: onnxruntime ## Run the tests with ONNX Runtime's real CUDA provider (3
 	$(call install,$(PKG_BUILD))
 	$(call fetch,bin/lib-cuda/libonnxruntime.so.1,--cuda bin/lib-cuda)
 	$(own)
-	EARLYDROP_TEST_CUDA=$(CURDIR)/bin/lib-cuda go test -count=1 -v -tags gpu -run CUDA ./classifier
+	EARLYDROP_TEST_CUDA=$(CURDIR)/bin/lib-cuda go test -count=1 -v -tags gpu -run CUDA ./classifier/onnx
 
 .PHONY: test-train
 test-train: ## Run the tests of the training code
@@ -152,16 +152,18 @@ bench-passed: build onnxruntime ## Count how many bytes of a tunnel pass before 
 	go run ./test/bench -passed -earlydrop $(BIN)
 
 .PHONY: lint
-lint: ## Check format, vet, staticcheck, imports, C format and shell scripts
+lint: ## Check format, vet (with and without cgo), staticcheck, imports, C format and shell scripts
 	$(call install,$(PKG_BUILD) clang-format shellcheck)
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "not gofmt'ed: $$bad" >&2; exit 1; }
 	go vet ./...
-	go vet -tags gpu ./classifier
+	go vet -tags gpu ./classifier/onnx
+	CGO_ENABLED=0 go vet ./...
+	CGO_ENABLED=0 go build -o /dev/null ./cmd/earlydrop
 	go tool staticcheck ./...
 	go mod tidy -diff
 	clang-format --dry-run -Werror bpf/*.c bpf/*.h
 	shellcheck .ci/run $$(git ls-files '*.sh')
-	test/check-imports.sh
+	go test -count=1 -run '^Test(Imports|Layers)' ./test
 
 # clang for the bpf target knows no system headers; /usr/include must come last.
 BPF_CFLAGS = -O2 -g -mcpu=v3 -Wall -Wextra -Wno-unused-parameter -Werror \

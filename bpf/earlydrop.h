@@ -111,6 +111,7 @@ enum handover_reason {
 #define SAMPLE_ONE_WAY 1    /* only one direction was seen: its sender can forge it */
 #define SAMPLE_MID_STREAM 2 /* it does not begin with the flow's first bytes */
 #define SAMPLE_RESUMED 4    /* UDP: it may not, as the flow may have been there before */
+#define SAMPLE_DECOY 8	    /* TCP: segments in place with a wrong checksum were left out */
 
 /* Record of the ring buffer `samples`: everything up to `data`, then `length`
  * bytes of it. Nothing behind them is submitted. */
@@ -166,6 +167,7 @@ struct counts {
 	__u64 wrong_side;   /* segments that came from the other end's side */
 	__u64 out_of_place; /* segments whose numbers the connection can't have now */
 	__u64 behind;	    /* payload that was captured before: retransmissions */
+	__u64 decoys;	    /* segments with a wrong checksum, of flows that are not decided */
 	__u64 mptcp_join;   /* connections that carry the middle of a stream */
 	__u64 renewed;	    /* blocks whose connection went on when their time was over */
 	/* passed without an identification: fail open, per cause */

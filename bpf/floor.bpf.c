@@ -146,8 +146,10 @@ int bench_answer(struct xdp_md *ctx)
 	return XDP_PASS;
 }
 
-/* The slot that the flow of bench_join's packet has. */
+/* The slot that the flow of bench_join's packet has, and for TCP the packet's sequence
+ * number, whose sender is the lower endpoint. */
 __u32 bench_slot = 0;
+__u32 bench_seq = 0;
 
 SEC("xdp.frags")
 int bench_join(struct xdp_md *ctx)
@@ -158,5 +160,6 @@ int bench_join(struct xdp_md *ctx)
 	if (!slot)
 		return XDP_ABORTED;
 	slot->word = 0;
+	slot->sample.next_lo = bench_seq;
 	return ed_ingress(ctx);
 }

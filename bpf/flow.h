@@ -295,6 +295,7 @@ static __always_inline void capture_segment(struct counts *cnt, struct slot *slo
 					    const struct source *src, struct packet *pkt)
 {
 	struct expected e = {.one_way = slot->sample.flags & SAMPLE_ONE_WAY};
+	bool decoy = pkt->tcp_flags & PACKET_DECOY;
 	enum placed placed;
 
 	if (!comes_from(pkt, slot->sample.side, slot->sample.initiator_is_lo)) {
@@ -309,23 +310,31 @@ static __always_inline void capture_segment(struct counts *cnt, struct slot *slo
 		e.hole = slot->hole_lo;
 		e.hole_end = slot->hole_lo_end;
 		placed = place(&e, pkt);
-		slot->sample.next_lo = e.next;
-		slot->sample.next_hi = e.other;
-		slot->hole_lo = e.hole;
-		slot->hole_lo_end = e.hole_end;
+		if (!decoy) {
+			slot->sample.next_lo = e.next;
+			slot->sample.next_hi = e.other;
+			slot->hole_lo = e.hole;
+			slot->hole_lo_end = e.hole_end;
+		}
 	} else {
 		e.next = slot->sample.next_hi;
 		e.other = slot->sample.next_lo;
 		e.hole = slot->hole_hi;
 		e.hole_end = slot->hole_hi_end;
 		placed = place(&e, pkt);
-		slot->sample.next_hi = e.next;
-		slot->sample.next_lo = e.other;
-		slot->hole_hi = e.hole;
-		slot->hole_hi_end = e.hole_end;
+		if (!decoy) {
+			slot->sample.next_hi = e.next;
+			slot->sample.next_lo = e.other;
+			slot->hole_hi = e.hole;
+			slot->hole_hi_end = e.hole_end;
+		}
 	}
+	if (decoy && placed != PLACED_OUT)
+		slot->sample.flags |= SAMPLE_DECOY;
 	bpf_spin_unlock(&slot->lock);
-	if (placed == PLACED || placed == PLACED_LAST)
+	if (decoy)
+		cnt->decoys++;
+	else if (placed == PLACED || placed == PLACED_LAST)
 		capture(cnt, slot, id, src, pkt, placed == PLACED_LAST);
 	else
 		count_misplaced(cnt, placed);
@@ -469,6 +478,8 @@ __noinline int open_capture(const struct packet *pkt)
 		slot->sample.initiator_is_lo = candidate->initiator_is_lo;
 		slot->sample.side = candidate->side;
 		slot->sample.flags = candidate->flags & CANDIDATE_FORGED ? SAMPLE_ONE_WAY : 0;
+		if (candidate->flags & CANDIDATE_DECOY)
+			slot->sample.flags |= SAMPLE_DECOY;
 		slot->sample.known = KNOWN_ALL;
 		slot->sample.isn_lo = candidate->isn_lo;
 		slot->sample.isn_hi = candidate->isn_hi;

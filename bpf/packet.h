@@ -27,6 +27,7 @@
 #define IPV6_EXT_HEADERS 6
 
 #define IP_OFFSET_MASK 0x1fff
+#define IP_MORE_FRAGMENTS 0x2000
 
 #define IPV4_OPTIONS 40
 
@@ -34,6 +35,9 @@
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
+/* No flags: in place of CWR and ECE, which nobody asks for. */
+#define PACKET_DECOY 0x80  /* the checksum is wrong, see checksum.h */
+#define PACKET_UNSURE 0x40 /* can't be told: fragments, lengths, extension headers */
 
 #define PREFIX_LEN 16
 #define PACKET_BUF 40
@@ -146,7 +150,8 @@ struct network {
 	__u32 off; /* of the transport header, in the buffer */
 	__u32 end; /* of the IP packet, in the buffer */
 	__u8 proto;
-	bool v4; /* then only the last words of the addresses are set */
+	bool v4;     /* then only the last words of the addresses are set */
+	__u8 unsure; /* PACKET_UNSURE, or 0 */
 };
 
 /* The key has the source's address as the lower one so far. Puts both into canonical order,
@@ -202,9 +207,10 @@ static __always_inline enum parse_result parse_transport(struct source *src, str
 		if (header_len < sizeof(*tcp) || net->off + header_len > net->end)
 			return PARSE_MALFORMED;
 		/* The flags are byte 13; the struct has them as bit fields. */
-		pkt->tcp_flags = ((__u8 *)tcp)[13];
+		pkt->tcp_flags = ((__u8 *)tcp)[13] & ~(PACKET_DECOY | PACKET_UNSURE);
 		if ((pkt->tcp_flags & TCP_SYN) && (pkt->tcp_flags & (TCP_RST | TCP_FIN)))
 			return PARSE_BAD_FLAGS;
+		pkt->tcp_flags |= net->unsure;
 		pkt->tcp_off = net->off;
 		pkt->payload_len = net->end - net->off - header_len;
 		source = tcp->source;
@@ -304,8 +310,10 @@ static __always_inline enum parse_result parse_ipv4(struct source *src, struct p
 		measure(src);
 	rest = src->len - off;
 	/* BIG TCP leaves the length at 0: the packet ends where the frame does. */
-	if (!total_len || total_len > rest)
+	if (!total_len || total_len > rest) {
 		total_len = rest;
+		net->unsure = PACKET_UNSURE;
+	}
 	if (ip->version != 4 || header_len < sizeof(*ip) || header_len > total_len)
 		return PARSE_MALFORMED;
 	/* No router passes these on, and no host takes them: what they say was never heard.
@@ -318,6 +326,8 @@ static __always_inline enum parse_result parse_ipv4(struct source *src, struct p
 	net->end = off + total_len;
 	net->proto = ip->protocol;
 	net->v4 = true;
+	/* Arithmetic: a branch would double what the verifier has to follow. */
+	net->unsure |= (bpf_ntohs(ip->frag_off) & IP_MORE_FRAGMENTS) >> 7;
 	((__be32 *)pkt->key.lo_addr)[3] = ip->saddr;
 	((__be32 *)pkt->key.hi_addr)[3] = ip->daddr;
 	return PARSE_FLOW;
@@ -402,8 +412,10 @@ static __always_inline enum parse_result parse_ipv6(struct source *src, struct p
 	if (!payload_len || payload_len > src->len - off - sizeof(*ip6))
 		measure(src);
 	rest = src->len - off;
-	if (!payload_len || payload_len > rest - sizeof(*ip6))
+	if (!payload_len || payload_len > rest - sizeof(*ip6)) {
 		payload_len = rest - sizeof(*ip6);
+		net->unsure = PACKET_UNSURE;
+	}
 	net->off = off + sizeof(*ip6);
 	net->end = net->off + payload_len;
 	net->proto = ip6->nexthdr;
@@ -417,6 +429,7 @@ static __always_inline enum parse_result parse_ipv6(struct source *src, struct p
 	if (is_extension(net->proto)) {
 		struct extension_walk *walk = (void *)pkt->buf;
 
+		net->unsure = PACKET_UNSURE;
 		_Static_assert(sizeof(*walk) <= sizeof(pkt->buf), "the walk fits there");
 		walk->ctx = src->ctx;
 		walk->off = net->off;

@@ -14,6 +14,7 @@
 #pragma once
 
 #include "flow.h"
+#include "checksum.h"
 
 /* A candidate that is older has to make way for another. */
 #define CANDIDATE_NS 60000000000ULL
@@ -515,7 +516,8 @@ static __always_inline bool proves(const struct candidate *c, const struct packe
 {
 	__u32 mine, isn, acked, early = 0;
 
-	if ((c->state != CANDIDATE_ALONE && c->state != CANDIDATE_ANSWERED) ||
+	if ((pkt->tcp_flags & PACKET_DECOY) ||
+	    (c->state != CANDIDATE_ALONE && c->state != CANDIDATE_ANSWERED) ||
 	    !from_initiator(c, pkt) || (pkt->tcp_flags & (TCP_ACK | TCP_RST)) != TCP_ACK)
 		return false;
 	mine = c->acked;
@@ -536,7 +538,7 @@ static __always_inline bool proves_one_way(const struct candidate *c, const stru
 					   bool own, const struct syn **syn)
 {
 	*syn = NULL;
-	if ((pkt->tcp_flags & (TCP_ACK | TCP_RST)) != TCP_ACK)
+	if ((pkt->tcp_flags & (TCP_ACK | TCP_RST | PACKET_DECOY)) != TCP_ACK)
 		return false;
 	if (c->state == CANDIDATE_ALONE)
 		return !own && !from_initiator(c, pkt) &&
@@ -575,6 +577,13 @@ static __always_inline int connected_segment(const struct source *src, struct pa
 	}
 	expect(&e, candidate, pkt);
 	placed = place(&e, pkt);
+	if (pkt->tcp_flags & PACKET_DECOY) {
+		cnt->decoys++;
+		if (placed != PLACED_OUT)
+			candidate->flags |= CANDIDATE_DECOY;
+		release_candidate(id, candidate, pkt->now);
+		return CANDIDACY_DONE;
+	}
 	/* With payload in the SYN's frame the capture begins whatever this one is. */
 	if ((placed == PLACED_BEHIND || placed == PLACED_OUT) &&
 	    !(candidate->flags & CANDIDATE_EARLY)) {
@@ -669,7 +678,8 @@ __noinline int early_segment(struct packet *pkt)
 	candidate = find_candidate(pkt, !pkt->side, false, &at);
 	if (!candidate)
 		return CANDIDACY_OUT;
-	if (candidate->state == CANDIDATE_ANSWERED && !from_initiator(candidate, pkt)) {
+	if (candidate->state == CANDIDATE_ANSWERED && !from_initiator(candidate, pkt) &&
+	    !(pkt->tcp_flags & PACKET_DECOY)) {
 		expect(&e, candidate, pkt);
 		placed = place(&e, pkt);
 		if (placed == PLACED || placed == PLACED_LAST)
@@ -864,6 +874,10 @@ static __always_inline void mid_stream_segment(struct counts *cnt, const struct 
 {
 	__u64 *word, tag;
 
+	if (pkt->tcp_flags & PACKET_DECOY) {
+		cnt->decoys++;
+		return;
+	}
 	if (cfg_mid_stream) {
 		/* Without an acknowledgement it is in place nowhere. */
 		pkt->candidate = NO_CANDIDATE;
@@ -940,8 +954,10 @@ static __always_inline int blocked_segment(struct counts *cnt, struct block *blo
 	if (stands && block->mark) {
 		if (!(standing(pkt) & STANDING_ANSWERED))
 			block->mark = 0;
-		else
+		else {
+			call_hook(check_segment, src, pkt);
 			marked_segment(src, pkt);
+		}
 		if (block->ended)
 			return ACTION_PASS;
 		stands = block->candidate_ns;
@@ -992,12 +1008,15 @@ static __always_inline int tcp_segment(struct counts *cnt, const struct source *
 	if (flow) {
 		if (!flow->mark)
 			return ACTION_PASS;
-		if (standing(pkt) & STANDING_ANSWERED)
+		if (standing(pkt) & STANDING_ANSWERED) {
+			call_hook(check_segment, src, pkt);
 			marked_segment(src, pkt);
-		else
+		} else {
 			flow->mark = 0;
+		}
 		return ACTION_PASS;
 	}
+	call_hook(check_segment, src, pkt);
 	joining = call_hook(join_capture, src, pkt);
 	if (joining == JOIN_MARKED) {
 		pkt->mark = MARK_CLEARED;

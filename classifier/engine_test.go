@@ -8,7 +8,6 @@ import (
 	"math"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,152 +15,194 @@ import (
 	"time"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
-	"github.com/earlydrop/earlydrop/models"
 )
 
-// maxDifference is the tolerance between the results of different batch sizes.
-const maxDifference = 1e-5
+// backend is a Backend whose network is a few sums. It notes what it must not see.
+type backend struct {
+	labels, size int // size of an image
+	limits       Limits
+	fail         func(images []uint8) error // optional
+	enter        chan struct{}              // optional: each run says that it has begun,
+	leave        chan struct{}              // and waits until it may end
 
-func TestEngineOpensAndChecksItself(t *testing.T) {
-	for _, name := range []string{"tiny.onnx", "tiny5.onnx"} {
-		t.Run(name, func(t *testing.T) {
-			e := openEngine(t, name, Options{Workers: 1})
-			if len(e.Manifest().Check) == 0 {
-				t.Fatal("the model has no check images, so the test proves nothing")
-			}
-			if e.Device() != "cpu" || RuntimeVersion() == "" {
-				t.Errorf("device %q, runtime %q", e.Device(), RuntimeVersion())
-			}
-		})
-	}
+	notANumber bool // what each run gives
+
+	mu            sync.Mutex
+	runs          int // so far
+	running, most int // at a time
+	largest       int // batch
+	closed        int // times
+	misused       []string
 }
 
-// The shipped model computes the same logits as the training code (the
-// self-check of Open) and knows the classes that the shipped policy names.
-func TestEngineOpensShippedModel(t *testing.T) {
-	name, onnx := models.Default()
-	e, err := Open(name, onnx, Options{Workers: 1, MaxBatch: 4})
+func (b *backend) Run(images []uint8, n int, logits []float32) error {
+	b.mu.Lock()
+	b.running++
+	b.runs++
+	b.most, b.largest = max(b.most, b.running), max(b.largest, n)
+	if b.closed > 0 {
+		b.misused = append(b.misused, "run after it was closed")
+	}
+	if n < 1 || n > b.limits.Batch || len(images) < n*b.size || len(logits) < n*b.labels {
+		b.misused = append(b.misused, fmt.Sprintf("run with n=%d, %d images, %d logits", n, len(images), len(logits)))
+	}
+	b.mu.Unlock()
+	defer func() {
+		b.mu.Lock()
+		b.running--
+		b.mu.Unlock()
+	}()
+	if b.enter != nil {
+		b.enter <- struct{}{}
+		<-b.leave
+	}
+	if b.fail != nil {
+		if err := b.fail(images[:n*b.size]); err != nil {
+			return err
+		}
+	}
+	for i := range n {
+		for k := range b.labels {
+			logits[i*b.labels+k] = fakeLogit(images[i*b.size:(i+1)*b.size], k)
+		}
+		if b.notANumber {
+			logits[i*b.labels] = float32(math.NaN())
+		}
+	}
+	return nil
+}
+
+// fakeLogit is logit k of an image: no two images of a test have the same.
+func fakeLogit(image []uint8, k int) float32 {
+	sum := 0
+	for i, v := range image {
+		sum += int(v) * (i*(2*k+3)%31 + 1)
+	}
+	return float32(sum%4001) / 1000
+}
+
+func (b *backend) Limits() Limits { return b.limits }
+func (b *backend) Device() string { return "fake" }
+
+func (b *backend) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.running > 0 {
+		b.misused = append(b.misused, "closed in the middle of a run")
+	}
+	b.closed++
+	return nil
+}
+
+// newBackend returns a manifest without check images and a backend that suits it.
+func newBackend(t testing.TB, limits Limits) (*Manifest, *backend) {
+	t.Helper()
+	m, err := ReadManifest("tiny5.onnx", readModel(t, "tiny5.onnx"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer e.Close()
-	m := e.Manifest()
-	if len(m.Check) == 0 {
-		t.Error("the shipped model has no check images")
+	m.Check = nil // of the real network
+	return m, &backend{labels: len(m.Labels), size: m.imageBytes(), limits: limits}
+}
+
+// newEngine returns an engine over b, which is closed when the test ends; then b has
+// to have been used well.
+func newEngine(t testing.TB, m *Manifest, b *backend, queue int) *Engine {
+	t.Helper()
+	e, err := NewEngine("fake", m, b, queue)
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, label := range []string{"background", "shadowsocks", "v2ray"} {
-		if !slices.Contains(m.Labels, label) {
-			t.Errorf("labels are %s, without %s", m.Labels, label)
+	t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+		if len(b.misused) > 0 || b.closed != 1 || b.most > b.limits.Runs {
+			t.Errorf("backend: closed %d times, %d runs at a time of %d, %v", b.closed, b.most, b.limits.Runs, b.misused)
+		}
+	})
+	return e
+}
+
+func randomSamples(n int) []*flow.Sample {
+	samples := make([]*flow.Sample, n)
+	for i := range samples {
+		samples[i] = randomSample(uint64(i))
+	}
+	return samples
+}
+
+// expected is what an engine has to make of s.
+func expected(m *Manifest, b *backend, s *flow.Sample) flow.Result {
+	image := make([]uint8, m.imageBytes())
+	Render(s, m.Mask, m.Channels, image)
+	r := flow.Result{Labels: m.Labels, Scores: make([]float64, b.labels)}
+	sum := 0.0
+	for k := range r.Scores {
+		r.Scores[k] = math.Exp(float64(fakeLogit(image, k)) / m.Temperature)
+		sum += r.Scores[k]
+	}
+	for k := range r.Scores {
+		r.Scores[k] /= sum
+		if r.Scores[k] > r.Confidence {
+			r.Class, r.Confidence = m.Labels[k], r.Scores[k]
 		}
 	}
-}
-
-func TestEngineRefusesWhatItCanNotCompute(t *testing.T) {
-	for _, tt := range []struct{ file, want string }{
-		{"unknown-operator.onnx", "NoSuchOperator"},
-		{"wrong-check.onnx", "self-check failed"},
-	} {
-		_, err := Open(tt.file, readModel(t, tt.file), Options{})
-		if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), tt.file) {
-			t.Errorf("%s: got %v, want an error with the file's name and %q", tt.file, err, tt.want)
-		}
-	}
-}
-
-func TestEngineRefusesOptions(t *testing.T) {
-	for _, tt := range []struct {
-		opts Options
-		want string
-	}{
-		{Options{Device: "tpu"}, `unknown device "tpu"`},
-		{Options{Device: "cuda"}, `unknown device "cuda"`},
-		{Options{Device: "cuda:-1"}, `unknown device "cuda:-1"`},
-		{Options{Device: "cuda:999"}, `unknown device "cuda:999"`},
-		{Options{Workers: -1}, "workers is -1"},
-		{Options{Workers: 1000}, "workers is 1000"},
-		{Options{MaxBatch: -1}, "max batch is -1"},
-		{Options{MaxBatch: 1000}, "max batch is 1000"},
-		{Options{Queue: -1}, "queue is -1"},
-	} {
-		_, err := Open("tiny.onnx", readModel(t, "tiny.onnx"), tt.opts)
-		if err == nil || !strings.Contains(err.Error(), tt.want) {
-			t.Errorf("%+v: got %v, want %q", tt.opts, err, tt.want)
-		}
-	}
-}
-
-func TestEngineSaysWhyThereIsNoGPU(t *testing.T) {
-	e, err := Open("tiny.onnx", readModel(t, "tiny.onnx"), Options{Device: "cuda:0"})
-	if err == nil {
-		defer e.Close()
-		t.Skip("this machine has a GPU that ONNX Runtime can use")
-	}
-	if !strings.Contains(err.Error(), "cuda:0") || !strings.Contains(err.Error(), "CUDA provider") {
-		t.Errorf("got %v", err)
-	}
-}
-
-func TestClassifyDoesNotDependOnBatchOrOrder(t *testing.T) {
-	for _, name := range []string{"tiny.onnx", "tiny5.onnx"} {
-		t.Run(name, func(t *testing.T) {
-			const n = 100
-			samples := make([]*flow.Sample, n)
-			for i := range samples {
-				samples[i] = randomSample(uint64(i))
-			}
-			one := openEngine(t, name, Options{Workers: 1, MaxBatch: 1})
-			many := openEngine(t, name, Options{Workers: 2, MaxBatch: 32})
-			want, got := make([]flow.Result, n), make([]flow.Result, n)
-			if err := one.Classify(samples, want); err != nil {
-				t.Fatal(err)
-			}
-			reversed := make([]*flow.Sample, n)
-			for i := range samples {
-				reversed[i] = samples[n-1-i]
-			}
-			if err := many.Classify(reversed, got); err != nil {
-				t.Fatal(err)
-			}
-			distinct := map[string]bool{}
-			for i := range want {
-				compareResults(t, i, got[n-1-i], want[i])
-				distinct[fmt.Sprintf("%.6f", want[i].Scores)] = true
-			}
-			if len(distinct) < n/2 {
-				t.Errorf("only %d different results for %d samples: the test would not see a mix-up", len(distinct), n)
-			}
-		})
-	}
+	return r
 }
 
 func compareResults(t *testing.T, i int, got, want flow.Result) {
 	t.Helper()
+	const tolerance = 1e-9
 	sum := 0.0
 	for k := range want.Scores {
 		sum += got.Scores[k]
-		if math.Abs(got.Scores[k]-want.Scores[k]) > maxDifference {
+		if math.Abs(got.Scores[k]-want.Scores[k]) > tolerance {
 			t.Fatalf("sample %d: scores %v, want %v", i, got.Scores, want.Scores)
 		}
 	}
-	if math.Abs(sum-1) > 1e-9 {
+	if math.Abs(sum-1) > tolerance {
 		t.Fatalf("sample %d: scores %v sum to %v", i, got.Scores, sum)
 	}
-	if got.Class != want.Class || math.Abs(got.Confidence-want.Confidence) > maxDifference {
+	if got.Class != want.Class || math.Abs(got.Confidence-want.Confidence) > tolerance {
 		t.Fatalf("sample %d: %s %v, want %s %v", i, got.Class, got.Confidence, want.Class, want.Confidence)
+	}
+}
+
+func TestClassifyGivesEachSampleItsResult(t *testing.T) {
+	const n = 100
+	for _, limits := range []Limits{{1, 1}, {1, 3}, {2, 32}, {1, 256}} {
+		m, b := newBackend(t, limits)
+		e := newEngine(t, m, b, 0)
+		samples, results := randomSamples(n), make([]flow.Result, n)
+		if err := e.Classify(samples, results); err != nil {
+			t.Fatal(err)
+		}
+		distinct := map[string]bool{}
+		for i, s := range samples {
+			compareResults(t, i, results[i], expected(m, b, s))
+			distinct[fmt.Sprintf("%.6f", results[i].Scores)] = true
+		}
+		if len(distinct) < n/2 {
+			t.Errorf("only %d different results: the test would not see a mix-up", len(distinct))
+		}
+		if want := min(limits.Batch, n); b.largest != want || b.runs != (n+want-1)/want {
+			t.Errorf("limits %v: %d runs of at most %d images", limits, b.runs, b.largest)
+		}
 	}
 }
 
 func TestClassifyImagesGivesTheSameAsClassify(t *testing.T) {
 	const n = 40
-	e := openEngine(t, "tiny5.onnx", Options{Workers: 1, MaxBatch: 16})
-	m := e.Manifest()
-	samples, want, got := make([]*flow.Sample, n), make([]flow.Result, n), make([]flow.Result, n)
+	m, b := newBackend(t, Limits{1, 16})
+	e := newEngine(t, m, b, 0)
+	samples, want, got := randomSamples(n), make([]flow.Result, n), make([]flow.Result, n)
 	size := len(m.Channels) * ImagePixels
 	images := make([]uint8, n*size)
-	for i := range samples {
-		samples[i] = randomSample(uint64(i))
-		Render(samples[i], m.Mask, m.Channels, images[i*size:(i+1)*size])
+	for i, s := range samples {
+		Render(s, m.Mask, m.Channels, images[i*size:(i+1)*size])
 	}
+	before := slices.Clone(images)
 	if err := e.Classify(samples, want); err != nil {
 		t.Fatal(err)
 	}
@@ -171,6 +212,9 @@ func TestClassifyImagesGivesTheSameAsClassify(t *testing.T) {
 	for i := range got {
 		compareResults(t, i, got[i], want[i])
 	}
+	if !slices.Equal(images, before) {
+		t.Error("the caller's images were changed")
+	}
 	for _, size := range []int{0, len(images) - 1, len(images) + 1} {
 		if err := e.ClassifyImages(make([]uint8, size), got); err == nil {
 			t.Errorf("%d bytes for %d images are accepted", size, n)
@@ -179,287 +223,291 @@ func TestClassifyImagesGivesTheSameAsClassify(t *testing.T) {
 	if err := e.ClassifyImages(nil, nil); err != nil {
 		t.Errorf("no image: %v", err)
 	}
+	if err := e.Classify(samples, got[:1]); err == nil {
+		t.Error("results of another length than samples were allowed")
+	}
 }
 
 // Below the model's bound the outcome is unknown; the probabilities stay.
 func TestUnknownIsTheOutcomeBelowTheBound(t *testing.T) {
 	const n = 100
-	samples := make([]*flow.Sample, n)
-	for i := range samples {
-		samples[i] = randomSample(uint64(i))
-	}
-	plain := make([]flow.Result, n)
-	if err := openEngine(t, "tiny.onnx", Options{Workers: 1}).Classify(samples, plain); err != nil {
-		t.Fatal(err)
-	}
+	m, b := newBackend(t, Limits{1, 32})
+	samples, want, got := randomSamples(n), make([]flow.Result, n), make([]flow.Result, n)
 	confidences := make([]float64, n)
-	for i := range plain {
-		confidences[i] = plain[i].Confidence
+	for i, s := range samples {
+		want[i] = expected(m, b, s)
+		confidences[i] = want[i].Confidence
 	}
 	slices.Sort(confidences)
-	bound := strconv.FormatFloat((confidences[n/2-1]+confidences[n/2])/2, 'g', -1, 64) // half of them are below it
-	e, err := Open("bounded", setMetadata(t, readModel(t, "tiny.onnx"), "unknown", &bound), Options{Workers: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer e.Close()
-	got := make([]flow.Result, n)
-	if err := e.Classify(samples, got); err != nil {
+	m.Unknown = (confidences[n/2-1] + confidences[n/2]) / 2 // half of them are below it
+	if err := newEngine(t, m, b, 0).Classify(samples, got); err != nil {
 		t.Fatal(err)
 	}
 	unknown := 0
 	for i := range got {
-		want := plain[i]
-		if want.Confidence < e.Manifest().Unknown {
-			want.Class = flow.Unknown
+		if want[i].Confidence < m.Unknown {
+			want[i].Class = flow.Unknown
 			unknown++
 		}
-		compareResults(t, i, got[i], want)
+		compareResults(t, i, got[i], want[i])
 	}
 	if unknown != n/2 {
 		t.Errorf("%d of %d flows are unknown, want half", unknown, n)
 	}
 }
 
-func TestSubmitGivesSameResultsAsClassify(t *testing.T) {
-	const n = 200
-	e := openEngine(t, "tiny.onnx", Options{Workers: 3, MaxBatch: 8, Queue: n})
-	samples, want := make([]*flow.Sample, n), make([]flow.Result, n)
-	for i := range samples {
-		samples[i] = randomSample(uint64(i))
-		// The initial time tells the handler which one it has.
-		samples[i].Elapsed = time.Duration(i)
+// A backend that does not compute what the training code did is not used, and what an
+// engine can't use is closed.
+func TestNewEngineClosesABackendThatItRefuses(t *testing.T) {
+	image := func(m *Manifest) []uint8 {
+		image := make([]uint8, m.imageBytes())
+		checkImage(0, image)
+		return image
 	}
-	if err := e.Classify(samples, want); err != nil {
-		t.Fatal(err)
+	for _, tt := range []struct {
+		name   string
+		queue  int
+		change func(m *Manifest, b *backend)
+		want   string // "" if it is accepted
+	}{
+		{"right logits", 0, func(m *Manifest, b *backend) {
+			m.Check = [][]float64{{0, 0, 0}}
+			for k := range m.Check[0] {
+				m.Check[0][k] = float64(fakeLogit(image(m), k)) + 0.005
+			}
+		}, ""},
+		{"wrong logits", 0, func(m *Manifest, b *backend) { m.Check = [][]float64{{100, 0, 0}} },
+			`model fake on fake: self-check failed: logit "background" of check image 0`},
+		{"no numbers", 0, func(m *Manifest, b *backend) { m.Check, b.notANumber = [][]float64{{0, 0, 0}}, true }, "self-check failed"},
+		{"failing run", 0, func(m *Manifest, b *backend) {
+			m.Check = [][]float64{{0, 0, 0}}
+			b.fail = func([]uint8) error { return errors.New("broken") }
+		}, "model fake on fake: broken"},
+		{"queue of -1", -1, func(*Manifest, *backend) {}, "queue is -1"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m, b := newBackend(t, Limits{1, 2})
+			tt.change(m, b)
+			e, err := NewEngine("fake", m, b, tt.queue)
+			if tt.want == "" {
+				if err != nil || b.closed != 0 || e.Close() != nil {
+					t.Fatalf("got %v, backend closed %d times", err, b.closed)
+				}
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, want %q", err, tt.want)
+			}
+			if b.closed != 1 {
+				t.Errorf("backend closed %d times", b.closed)
+			}
+		})
 	}
+}
+
+// Handlers may differ from sample to sample; each is called once, with its own.
+func TestSubmitGivesEachHandlerItsResult(t *testing.T) {
+	const n, handlers = 200, 3
+	m, b := newBackend(t, Limits{3, 8})
+	e := newEngine(t, m, b, n)
 	var mu sync.Mutex
-	got := map[int]flow.Result{}
 	var wg sync.WaitGroup
-	wg.Add(n)
-	if err := e.Start(func(s *flow.Sample, r flow.Result, err error) {
-		defer wg.Done()
-		mu.Lock()
-		defer mu.Unlock()
-		if err != nil {
-			t.Error(err)
+	var got [handlers]map[int]flow.Result
+	var handler [handlers]Handler
+	for h := range handler {
+		got[h] = map[int]flow.Result{}
+		handler[h] = func(s *flow.Sample, r flow.Result, err error) {
+			defer wg.Done()
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				t.Error(err)
+			}
+			// Elapsed tells which sample it is. The memory of Scores is only lent.
+			r.Scores = slices.Clone(r.Scores)
+			if _, twice := got[h][int(s.Elapsed)]; twice {
+				t.Errorf("sample %d was handed over twice", s.Elapsed)
+			}
+			got[h][int(s.Elapsed)] = r
 		}
-		r.Scores = append([]float64(nil), r.Scores...)
-		got[int(s.Elapsed)] = r
-	}); err != nil {
-		t.Fatal(err)
 	}
-	for _, s := range samples {
-		if !e.Submit(s) {
+	want := make([]flow.Result, n)
+	wg.Add(n)
+	for i, s := range randomSamples(n) {
+		want[i] = expected(m, b, s)
+		s.Elapsed = time.Duration(i)
+		if !e.Submit(s, handler[i%handlers]) {
 			t.Fatal("refused with room in the queue")
 		}
 	}
 	wg.Wait()
-	if len(got) != n {
-		t.Fatalf("%d results for %d samples", len(got), n)
-	}
 	for i := range want {
-		compareResults(t, i, got[i], want[i])
+		r, ok := got[i%handlers][i]
+		if !ok {
+			t.Fatalf("sample %d did not come back to its handler", i)
+		}
+		compareResults(t, i, r, want[i])
 	}
 }
 
 func TestSubmitRefusesWhenQueueIsFull(t *testing.T) {
-	e := openEngine(t, "tiny.onnx", Options{Workers: 1, Queue: 2})
-	// Not started yet, so nothing is taken out.
-	for i := range 2 {
-		if !e.Submit(randomSample(uint64(i))) {
-			t.Fatalf("sample %d was refused", i)
+	m, b := newBackend(t, Limits{1, 1})
+	b.enter, b.leave = make(chan struct{}), make(chan struct{})
+	e := newEngine(t, m, b, 2)
+	done := make(chan error, 4)
+	handler := func(_ *flow.Sample, _ flow.Result, err error) { done <- err }
+	submit := func() bool { return e.Submit(randomSample(1), handler) }
+	if !submit() {
+		t.Fatal("the first sample was refused")
+	}
+	<-b.enter // it is being computed
+	for range 2 {
+		if !submit() {
+			t.Fatal("refused with room in the queue")
 		}
 	}
-	if e.Submit(randomSample(3)) {
+	if submit() {
 		t.Fatal("a third sample went into a queue for two")
 	}
 	if e.Waiting() != 2 {
 		t.Fatalf("%d are waiting, want 2", e.Waiting())
 	}
-	done := make(chan error, 2)
-	if err := e.Start(func(_ *flow.Sample, _ flow.Result, err error) { done <- err }); err != nil {
-		t.Fatal(err)
+	b.leave <- struct{}{}
+	<-b.enter // one of the two was taken out
+	if !submit() {
+		t.Fatal("refused although there is room again")
 	}
 	for range 2 {
+		b.leave <- struct{}{}
+		<-b.enter
+	}
+	b.leave <- struct{}{}
+	for range 4 {
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}
 	}
-	if !e.Submit(randomSample(4)) {
-		t.Fatal("refused although the queue is empty again")
+}
+
+// A worker takes all that waits, up to a batch, and does not wait for more.
+func TestBatchesAreMadeOfWhatWaits(t *testing.T) {
+	m, b := newBackend(t, Limits{1, 4})
+	b.enter, b.leave = make(chan struct{}), make(chan struct{})
+	var sizes []int
+	b.fail = func(images []uint8) error { sizes = append(sizes, len(images)/b.size); return nil }
+	e := newEngine(t, m, b, 16)
+	var wg sync.WaitGroup
+	handler := func(*flow.Sample, flow.Result, error) { wg.Done() }
+	submit := func(n int) {
+		wg.Add(n)
+		for range n {
+			if !e.Submit(randomSample(1), handler) {
+				t.Fatal("refused")
+			}
+		}
 	}
-	if err := <-done; err != nil {
-		t.Fatal(err)
+	submit(1)
+	<-b.enter
+	submit(6)
+	for range 2 {
+		b.leave <- struct{}{}
+		<-b.enter
+	}
+	b.leave <- struct{}{}
+	wg.Wait()
+	if !slices.Equal(sizes, []int{1, 4, 2}) {
+		t.Errorf("batches of %v, want 1, 4, 2", sizes)
 	}
 }
 
 func TestBatchThatFailsGivesItsErrorAndTheNextOneWorks(t *testing.T) {
-	e := openEngine(t, "fails-at-run.onnx", Options{Workers: 1, MaxBatch: 1})
-	good, bad := randomSample(1), randomSample(1)
-	good.Data[flow.CaptureBytes-1] = 0
-	bad.Data[flow.CaptureBytes-1] = 255
-	results := make([]flow.Result, 1)
-	for _, tt := range []struct {
-		sample *flow.Sample
-		fails  bool
-	}{{good, false}, {bad, true}, {good, false}} {
-		err := e.Classify([]*flow.Sample{tt.sample}, results)
-		if (err != nil) != tt.fails {
-			t.Fatalf("error is %v, want one: %v", err, tt.fails)
+	m, b := newBackend(t, Limits{1, 1})
+	broken := errors.New("broken")
+	failing := true
+	b.fail = func([]uint8) error {
+		if failing {
+			return broken
 		}
-		if err != nil && !strings.Contains(err.Error(), "fails-at-run.onnx") {
-			t.Errorf("%v does not name the model", err)
-		}
+		return nil
 	}
+	e := newEngine(t, m, b, 0)
 	got := make(chan error, 1)
-	if err := e.Start(func(_ *flow.Sample, _ flow.Result, err error) { got <- err }); err != nil {
+	handler := func(_ *flow.Sample, r flow.Result, err error) {
+		if err != nil && (r.Class != "" || r.Scores != nil) {
+			t.Errorf("with the error comes %v", r)
+		}
+		got <- err
+	}
+	results := make([]flow.Result, 1)
+	for range 2 {
+		e.Submit(randomSample(1), handler)
+		for _, err := range []error{<-got, e.Classify(randomSamples(1), results)} {
+			if errors.Is(err, broken) != failing {
+				t.Fatalf("got %v", err)
+			}
+			if err != nil && !strings.HasPrefix(err.Error(), "model fake on fake: ") {
+				t.Errorf("%v does not name the model and the device", err)
+			}
+		}
+		failing = false
+	}
+	b.notANumber = true
+	if err := e.Classify(randomSamples(1), results); err == nil || !strings.Contains(err.Error(), "not a number") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Close waits for what is being computed, and hands back what is not.
+func TestCloseFinishesWhatIsComputedAndHandsBackTheRest(t *testing.T) {
+	m, b := newBackend(t, Limits{1, 1})
+	b.enter, b.leave = make(chan struct{}), make(chan struct{})
+	e := newEngine(t, m, b, 8)
+	var classified, unclassified atomic.Int64
+	handler := func(s *flow.Sample, _ flow.Result, err error) {
+		if len(s.Data) != flow.CaptureBytes {
+			t.Errorf("sample has %d bytes: it was taken back too early", len(s.Data))
+		}
+		switch {
+		case err == nil:
+			classified.Add(1)
+		case errors.Is(err, ErrClosed):
+			unclassified.Add(1)
+		default:
+			t.Error(err)
+		}
+	}
+	submit := func() bool { return e.Submit(randomSample(1), handler) }
+	submit()
+	<-b.enter
+	for range 3 {
+		submit()
+	}
+	closed := make(chan error)
+	go func() { closed <- e.Close() }()
+	begun := func() bool {
+		e.mu.RLock()
+		defer e.mu.RUnlock()
+		return e.closed
+	}
+	for !begun() {
+		runtime.Gosched()
+	}
+	select {
+	case <-closed:
+		t.Fatal("Close returned in the middle of a run")
+	case b.leave <- struct{}{}:
+	}
+	if err := <-closed; err != nil {
 		t.Fatal(err)
 	}
-	e.Submit(bad)
-	if err := <-got; err == nil {
-		t.Error("the handler got no error")
+	if classified.Load() != 1 || unclassified.Load() != 3 {
+		t.Errorf("%d classified, %d not; want 1 and 3", classified.Load(), unclassified.Load())
 	}
-}
-
-func TestCloseUnderLoad(t *testing.T) {
-	for round := range 5 {
-		e, err := Open("tiny.onnx", readModel(t, "tiny.onnx"), Options{Workers: 2, MaxBatch: 4, Queue: 64})
-		if err != nil {
-			t.Fatal(err)
-		}
-		var handled, failed, accepted atomic.Int64
-		if err := e.Start(func(s *flow.Sample, _ flow.Result, err error) {
-			if len(s.Data) != flow.CaptureBytes {
-				t.Errorf("sample has %d bytes: it was taken back too early", len(s.Data))
-			}
-			handled.Add(1)
-			if errors.Is(err, ErrClosed) {
-				failed.Add(1)
-			} else if err != nil {
-				t.Error(err)
-			}
-		}); err != nil {
-			t.Fatal(err)
-		}
-		model := randomSample(1)
-		var wg sync.WaitGroup
-		stop := make(chan struct{})
-		for range 4 {
-			wg.Go(func() {
-				for {
-					select {
-					case <-stop:
-						return
-					default:
-					}
-					s := e.Get()
-					s.Data = append(s.Data, model.Data...)
-					s.Packets = append(s.Packets, model.Packets...)
-					if e.Submit(s) {
-						accepted.Add(1)
-					} else {
-						e.Put(s)
-						runtime.Gosched()
-					}
-				}
-			})
-		}
-		wg.Go(func() {
-			results := make([]flow.Result, 1)
-			for {
-				if err := e.Classify([]*flow.Sample{model}, results); err != nil {
-					if !errors.Is(err, ErrClosed) {
-						t.Error(err)
-					}
-					return
-				}
-			}
-		})
-		time.Sleep(time.Duration(5+10*round) * time.Millisecond)
-		if err := e.Close(); err != nil {
-			t.Fatal(err)
-		}
-		afterClose := handled.Load()
-		close(stop)
-		wg.Wait()
-		if err := e.Close(); err != nil {
-			t.Errorf("second close: %v", err)
-		}
-		if e.Submit(model) {
-			t.Error("a closed engine took a sample")
-		}
-		if h := handled.Load(); h != accepted.Load() || h != afterClose || h == 0 {
-			t.Errorf("accepted %d, handled %d (%d when Close returned)", accepted.Load(), h, afterClose)
-		}
-		t.Logf("accepted %d, of which %d unclassified at the end", accepted.Load(), failed.Load())
+	if submit() || !errors.Is(e.Classify(randomSamples(1), make([]flow.Result, 1)), ErrClosed) {
+		t.Error("a closed engine took a sample")
 	}
-}
-
-func TestStartOnlyOnce(t *testing.T) {
-	e := openEngine(t, "tiny.onnx", Options{})
-	nothing := func(*flow.Sample, flow.Result, error) {}
-	if err := e.Start(nothing); err != nil {
-		t.Fatal(err)
-	}
-	if err := e.Start(nothing); err == nil {
-		t.Error("a second start was allowed")
-	}
-	if err := e.Classify(make([]*flow.Sample, 1), nil); err == nil {
-		t.Error("results of another length than samples were allowed")
-	}
-}
-
-// A flow that goes through the queue costs no memory once the engine is warm.
-func TestSubmitDoesNotAllocate(t *testing.T) {
-	if raceEnabled {
-		t.Skip("the race detector allocates")
-	}
-	e := openEngine(t, "tiny.onnx", Options{Workers: 1})
-	model := randomSample(1)
-	done := make(chan struct{}, 1)
-	if err := e.Start(func(*flow.Sample, flow.Result, error) { done <- struct{}{} }); err != nil {
-		t.Fatal(err)
-	}
-	once := func() {
-		s := e.Get()
-		s.Data = append(s.Data, model.Data...)
-		s.Packets = append(s.Packets, model.Packets...)
-		if !e.Submit(s) {
-			t.Fatal("refused")
-		}
-		<-done
-	}
-	for range 100 {
-		once()
-	}
-	if n := testing.AllocsPerRun(500, once); n >= 1 {
-		t.Errorf("%v allocations per flow", n)
-	}
-}
-
-func BenchmarkClassify(b *testing.B) {
-	name, onnx := models.Default()
-	for _, batch := range []int{1, 8, 32} {
-		b.Run(fmt.Sprintf("batch=%d", batch), func(b *testing.B) {
-			e, err := Open(name, onnx, Options{Workers: 1, MaxBatch: batch})
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer e.Close()
-			samples := make([]*flow.Sample, batch)
-			for i := range samples {
-				samples[i] = randomSample(uint64(i))
-			}
-			results := make([]flow.Result, batch)
-			b.ReportAllocs()
-			for b.Loop() {
-				if err := e.Classify(samples, results); err != nil {
-					b.Fatal(err)
-				}
-			}
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*batch), "ns/flow")
-		})
+	if err := e.Close(); err != nil {
+		t.Errorf("second close: %v", err)
 	}
 }
 

@@ -50,21 +50,6 @@ func readModel(t testing.TB, name string) []byte {
 	return data
 }
 
-// openEngine opens a model of testdata and closes it when the test ends.
-func openEngine(t testing.TB, name string, opts Options) *Engine {
-	t.Helper()
-	e, err := Open(name, readModel(t, name), opts)
-	if err != nil {
-		t.Fatalf("%v", err)
-	}
-	t.Cleanup(func() {
-		if err := e.Close(); err != nil {
-			t.Errorf("close: %v", err)
-		}
-	})
-	return e
-}
-
 // setMetadata returns the ONNX file with one metadata value changed or added,
 // or removed where value is nil.
 func setMetadata(t testing.TB, onnx []byte, key string, value *string) []byte {

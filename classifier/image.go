@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
@@ -22,10 +24,11 @@ const (
 // The image holds exactly one capture.
 var _ [ImagePixels]uint8 = [flow.CaptureBytes]uint8{}
 
-// Channel is one plane of an image. Most planes have a pixel per byte of the
-// capture; pixels behind the end of the capture are 0 in every such plane.
-// ChannelStreams and ChannelPackets are laid out as they say. They leave the
-// headers out, and with them what a mask replaces.
+// Channel is one plane of an image: ImagePixels pixels of one byte, 0 to 255. Most
+// planes have a pixel per byte of the capture (see Channel.PerByte); pixels after the
+// end of the capture are 0 in every such plane. ChannelStreams and ChannelPackets are
+// laid out as they say. They leave the headers out, and with them what a mask
+// replaces.
 type Channel uint8
 
 const (
@@ -63,38 +66,49 @@ const (
 	streamBytes = ImagePixels / 2
 )
 
-// channels lists the names in the order in which messages give them.
-var channels = []struct {
-	channel Channel
-	name    string
+// planes is the table of all planes, by their Channel. To add one: a constant
+// above, a row here, and the same in the training code (models/train/dataset.py).
+var planes = [...]struct {
+	// name is what a model's metadata calls the plane.
+	name string
+	// perByte is true where pixel i is about byte i of the capture.
+	perByte bool
+	// render writes the plane, ImagePixels bytes that are zero.
+	render func(c *canvas, plane []uint8)
 }{
-	{ChannelByte, "byte"},
-	{ChannelDirection, "direction"},
-	{ChannelPayload, "payload"},
-	{ChannelLength, "length"},
-	{ChannelTime, "time"},
-	{ChannelStreams, "streams"},
-	{ChannelPackets, "packets"},
+	ChannelByte:      {"byte", true, (*canvas).bytes},
+	ChannelDirection: {"direction", true, (*canvas).directions},
+	ChannelPayload:   {"payload", true, (*canvas).payloads},
+	ChannelLength:    {"length", true, (*canvas).lengths},
+	ChannelTime:      {"time", true, (*canvas).times},
+	ChannelStreams:   {"streams", false, (*canvas).streams},
+	ChannelPackets:   {"packets", false, (*canvas).rows},
 }
+
+func (c Channel) known() bool { return c >= ChannelByte && int(c) < len(planes) }
 
 // String returns the name under which a model's metadata knows c.
 func (c Channel) String() string {
-	for _, k := range channels {
-		if k.channel == c {
-			return k.name
-		}
+	if c.known() {
+		return planes[c].name
 	}
 	return fmt.Sprintf("channel-%d", uint8(c))
 }
 
+// PerByte reports whether pixel i of the plane is about byte i of the capture. The
+// pixels after the end of the capture are then 0.
+func (c Channel) PerByte() bool { return c.known() && planes[c].perByte }
+
 // ParseChannel returns the channel of that name; the error names those known.
 func ParseChannel(name string) (Channel, error) {
-	for _, k := range channels {
-		if k.name == name {
-			return k.channel, nil
+	var known []string
+	for c := ChannelByte; c.known(); c++ {
+		if c.String() == name {
+			return c, nil
 		}
+		known = append(known, c.String())
 	}
-	return 0, fmt.Errorf("unknown channel %q (known: byte, direction, payload, length, time, streams, packets)", name)
+	return 0, fmt.Errorf("unknown channel %q (known: %s)", name, strings.Join(known, ", "))
 }
 
 // Pixel values of the channels that hold one of two things.
@@ -118,61 +132,92 @@ func logPixel(v float64, bits float64) uint8 {
 	return uint8(min(255, math.Round(255*math.Log2(1+v)/bits)))
 }
 
+// canvas is what the planes of one capture are made of.
+type canvas struct {
+	mask   [flow.CaptureBytes]uint8 // for ChannelByte only; first, where it is aligned: a tenth faster
+	sample *flow.Sample
+	recipe Recipe
+	layout
+}
+
+// canvases are used again: what is given to a function out of the table is on the heap,
+// and to render is not to cost memory.
+var canvases = sync.Pool{New: func() any { return new(canvas) }}
+
 // Render writes the image of s to dst: one plane of ImagePixels bytes for each
 // of channels, in their order, so dst must hold len(channels)*ImagePixels
-// bytes. The bytes that recipe names are replaced as Recipe.Mask does it.
-// Render does not change s and does not allocate.
+// bytes. The bytes that recipe names are replaced as Recipe.Mask does it. The
+// plane of a channel that is not known is 0.
+//
+// Render depends on nothing but its arguments, does not change s, does not allocate,
+// and tolerates any bytes and any records. It may be called concurrently, for the
+// same s too.
 func Render(s *flow.Sample, recipe Recipe, channels []Channel, dst []uint8) {
-	var l layout
-	var mask [flow.CaptureBytes]uint8
+	c := canvases.Get().(*canvas)
+	c.sample, c.recipe = s, recipe
 	if slices.Contains(channels, ChannelByte) {
-		l.build(s, &mask)
+		clear(c.mask[:])
+		c.build(s, &c.mask)
 	} else {
-		l.build(s, nil)
+		c.build(s, nil)
 	}
-	for c, channel := range channels {
-		plane := dst[c*ImagePixels:][:ImagePixels]
-		if channel == ChannelByte {
-			data := s.Data[:l.n]
-			recipe.replace(plane[:l.n], data, mask[:l.n], seed(data))
-			clear(plane[l.n:])
-			continue
-		}
+	for i, channel := range channels {
+		plane := dst[i*ImagePixels:][:ImagePixels]
 		clear(plane)
-		switch channel {
-		case ChannelStreams:
-			l.streams(s, plane)
-		case ChannelPackets:
-			l.rows(s, plane)
+		if channel.known() {
+			planes[channel].render(c, plane)
 		}
-		for i, p := range l.packets[:l.count] {
-			r := &s.Packets[i]
-			switch channel {
-			case ChannelDirection:
-				if r.FromInitiator {
-					fill(plane[p.start:p.end], pixelInitiator)
-				} else {
-					fill(plane[p.start:p.end], pixelResponder)
-				}
-			case ChannelPayload:
-				fill(plane[p.start:p.payload], pixelHeader)
-				fill(plane[p.payload:p.end], pixelPayload)
-			case ChannelLength:
-				fill(plane[p.start:p.end], logPixel(float64(p.payloadLen), lengthBits))
-			case ChannelTime:
-				us := max(0, r.Time/time.Microsecond)
-				fill(plane[p.start:p.end], logPixel(float64(us), timeBits))
-			}
+	}
+	c.sample = nil
+	canvases.Put(c)
+}
+
+// bytes writes ChannelByte.
+func (c *canvas) bytes(plane []uint8) {
+	data := c.sample.Data[:c.n]
+	c.recipe.replace(plane, data, c.mask[:c.n], seed(data))
+}
+
+// directions writes ChannelDirection.
+func (c *canvas) directions(plane []uint8) {
+	for i, p := range c.packets[:c.count] {
+		pixel := uint8(pixelResponder)
+		if c.sample.Packets[i].FromInitiator {
+			pixel = pixelInitiator
 		}
+		fill(plane[p.start:p.end], pixel)
 	}
 }
 
-// streams writes ChannelStreams to plane, which is zero.
-func (l *layout) streams(s *flow.Sample, plane []uint8) {
+// payloads writes ChannelPayload.
+func (c *canvas) payloads(plane []uint8) {
+	for _, p := range c.packets[:c.count] {
+		fill(plane[p.start:p.payload], pixelHeader)
+		fill(plane[p.payload:p.end], pixelPayload)
+	}
+}
+
+// lengths writes ChannelLength.
+func (c *canvas) lengths(plane []uint8) {
+	for _, p := range c.packets[:c.count] {
+		fill(plane[p.start:p.end], logPixel(float64(p.payloadLen), lengthBits))
+	}
+}
+
+// times writes ChannelTime.
+func (c *canvas) times(plane []uint8) {
+	for i, p := range c.packets[:c.count] {
+		us := max(0, c.sample.Packets[i].Time/time.Microsecond)
+		fill(plane[p.start:p.end], logPixel(float64(us), timeBits))
+	}
+}
+
+// streams writes ChannelStreams.
+func (c *canvas) streams(plane []uint8) {
 	initiator, responder := plane[:streamBytes], plane[streamBytes:]
-	for i, p := range l.packets[:l.count] {
-		payload := s.Data[p.payload : p.payload+p.captured()]
-		if s.Packets[i].FromInitiator {
+	for i, p := range c.packets[:c.count] {
+		payload := c.sample.Data[p.payload : p.payload+p.captured()]
+		if c.sample.Packets[i].FromInitiator {
 			initiator = initiator[copy(initiator, payload):]
 		} else {
 			responder = responder[copy(responder, payload):]
@@ -202,12 +247,12 @@ func (r packetRow) write(dst []uint8) {
 	dst[7] = uint8(r.packets)
 }
 
-// rows writes ChannelPackets to plane, which is zero.
-func (l *layout) rows(s *flow.Sample, plane []uint8) {
+// rows writes ChannelPackets.
+func (c *canvas) rows(plane []uint8) {
 	packets, messages := 0, 0
 	var message packetRow
-	for i, p := range l.packets[:l.count] {
-		row := packetRow{s.Packets[i].FromInitiator, p.udp, p.payloadLen, p.captured(), 1}
+	for i, p := range c.packets[:c.count] {
+		row := packetRow{c.sample.Packets[i].FromInitiator, p.udp, p.payloadLen, p.captured(), 1}
 		if row.captured == 0 {
 			continue
 		}
@@ -229,8 +274,14 @@ func (l *layout) rows(s *flow.Sample, plane []uint8) {
 	}
 }
 
+// fill sets all of p to v: the first byte, then the same again and again, twice as much
+// each time.
 func fill(p []uint8, v uint8) {
-	for i := range p {
-		p[i] = v
+	if len(p) == 0 {
+		return
+	}
+	p[0] = v
+	for n := 1; n < len(p); n *= 2 {
+		copy(p[n:], p[:n])
 	}
 }

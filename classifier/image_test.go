@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -259,13 +260,69 @@ func TestRenderDoesNotAllocate(t *testing.T) {
 	}
 }
 
+// PerByte says of a plane whether its pixels are those of the capture's bytes: what
+// comes after the capture is then 0, and else it is not, as what the responder sent is in
+// the second half of the streams.
+func TestPlanesPerByteAreZeroAfterTheCapture(t *testing.T) {
+	s := newSample(packet{join(ether(etherIPv4), ipv4(protoUDP, udpLen+20, 0), udp(20), text(20)), false, time.Minute})
+	var perByte []string
+	for c := ChannelByte; c.known(); c++ {
+		plane := slices.Repeat([]uint8{99}, ImagePixels)
+		Render(s, RecipeStrict, []Channel{c}, plane)
+		beyond := slices.ContainsFunc(plane[len(s.Data):], func(v uint8) bool { return v != 0 })
+		if c.PerByte() == beyond {
+			t.Errorf("%s: per byte %v, pixels after the capture: %v", c, c.PerByte(), beyond)
+		}
+		if c.PerByte() {
+			perByte = append(perByte, c.String())
+		}
+	}
+	if want := []string{"byte", "direction", "payload", "length", "time"}; !slices.Equal(perByte, want) {
+		t.Errorf("per byte are %v, want %v", perByte, want)
+	}
+}
+
+// A plane that no model can ask for is empty.
+func TestRenderLeavesUnknownChannelsEmpty(t *testing.T) {
+	for _, c := range []Channel{0, ChannelPackets + 1, 255} {
+		plane := slices.Repeat([]uint8{99}, ImagePixels)
+		Render(handmade(), RecipePaper, []Channel{c}, plane)
+		if c.PerByte() || slices.ContainsFunc(plane, func(v uint8) bool { return v != 0 }) || c.String() != fmt.Sprintf("channel-%d", c) {
+			t.Errorf("%s is not empty", c)
+		}
+	}
+}
+
+// One capture's planes do not show in another's, however many are rendered at once.
+func TestRenderMayRunConcurrently(t *testing.T) {
+	all := []Channel{ChannelByte, ChannelDirection, ChannelPayload, ChannelLength, ChannelTime, ChannelStreams, ChannelPackets}
+	var wg sync.WaitGroup
+	for seed := range uint64(8) {
+		s := randomSample(seed)
+		want := make([]uint8, len(all)*ImagePixels)
+		Render(s, RecipeStrict, all, want)
+		for range 2 {
+			wg.Go(func() {
+				image := make([]uint8, len(want))
+				for range 50 {
+					if Render(s, RecipeStrict, all, image); !slices.Equal(image, want) {
+						t.Errorf("sample %d: another image", seed)
+						return
+					}
+				}
+			})
+		}
+	}
+	wg.Wait()
+}
+
 func TestChannelNames(t *testing.T) {
 	for c := ChannelByte; c <= ChannelPackets; c++ {
 		if got, err := ParseChannel(c.String()); err != nil || got != c {
 			t.Errorf("%s is read as %v, %v", c, got, err)
 		}
 	}
-	if _, err := ParseChannel("colour"); err == nil || !strings.Contains(err.Error(), `"colour"`) {
+	if _, err := ParseChannel("colour"); err == nil || !strings.Contains(err.Error(), `"colour" (known: byte, direction, payload, length, time, streams, packets)`) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"io"
 	"maps"
 	"math"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,20 +25,21 @@ const ManifestFormat = 1
 // keyPrefix begins every metadata key of the contract in an ONNX file.
 const keyPrefix = "earlydrop."
 
-// Names and element types of the network's only input and only output.
+// Names of the network's only input, uint8 [N, len(Channels), 32, 32], and of its
+// only output, float32 [N, len(Labels)]. N is the number of images, from 1.
 const (
-	inputName  = "image"
-	outputName = "logits"
+	InputName  = "image"
+	OutputName = "logits"
 )
 
 // maxLabels bounds what a model may tell apart.
 const maxLabels = 256
 
-// Manifest is the contract between a model and this package. It stands in the
+// Manifest is the contract between a model and this package. It is in the
 // model file's ONNX metadata, under keys that begin with "earlydrop.".
 //
-// The network has one input, image, uint8 [N, len(Channels), 32, 32], and one
-// output, logits, float32 [N, len(Labels)].
+// The network has one input, InputName, and one output, OutputName. A Manifest is
+// not changed once it is read, and may be shared by goroutines.
 type Manifest struct {
 	Format  int    `json:"format"`  // always ManifestFormat
 	Name    string `json:"name"`    // of the model, for people
@@ -87,7 +87,7 @@ func (c Channel) MarshalText() ([]byte, error) { return []byte(c.String()), nil 
 var ErrNotModel = errors.New("not an ONNX model")
 
 // ReadManifestFile reads and checks the manifest of the model file at path. It
-// needs no ONNX Runtime. Errors name the file and the wrong value.
+// needs no backend. Errors name the file and the wrong value.
 func ReadManifestFile(path string) (*Manifest, error) {
 	data, err := ReadModelFile(path)
 	if err != nil {
@@ -96,39 +96,11 @@ func ReadManifestFile(path string) (*Manifest, error) {
 	return ReadManifest(path, data)
 }
 
-// maxModelBytes bounds the size of a model file, so that a wrong path (a
-// device, a disk image) is refused instead of being read into memory.
-const maxModelBytes = 1 << 30
-
-// ReadModelFile reads a whole model file. It refuses what is not a regular
-// file and what is larger than 1 GiB.
-func ReadModelFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("model: %w", err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("model: %w", err)
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("model %s: not a regular file", path)
-	}
-	if info.Size() > maxModelBytes {
-		return nil, fmt.Errorf("model %s: %d bytes are more than a model may have (%d)", path, info.Size(), maxModelBytes)
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxModelBytes))
-	if err != nil {
-		return nil, fmt.Errorf("model %s: %w", path, err)
-	}
-	return data, nil
-}
-
 // ReadManifest reads the manifest out of an ONNX file's bytes and checks it,
-// and the network's input and output against it. It needs no ONNX Runtime:
-// only the file's frame is read, the network's weights are skipped. name
-// stands in the errors; it is the file's path, or another word for its origin.
+// and the network's input and output against it. It needs no backend: only the
+// file's frame is read, the network's weights are skipped. name is what the errors
+// call the model; it is the file's path, or another word for its origin. An error
+// names the wrong value, and wraps ErrNotModel if data is no model at all.
 func ReadManifest(name string, data []byte) (*Manifest, error) {
 	m, err := readManifest(data)
 	if err != nil {
@@ -223,6 +195,9 @@ func readManifest(data []byte) (*Manifest, error) {
 	}
 	return m, nil
 }
+
+// imageBytes is the size of one image: len(Channels) planes.
+func (m *Manifest) imageBytes() int { return len(m.Channels) * ImagePixels }
 
 // Threshold returns the probability from which label is sure enough to act
 // on, and 1 for a label without one (flow.Background, or one that the model

@@ -191,6 +191,7 @@ func mix(x uint64) uint64 {
 func (r Recipe) replace(dst, src, mask []uint8, state uint64) {
 	var word uint64
 	left := 0
+	dst, mask = dst[:len(src)], mask[:len(src)] // so that the compiler need not check each byte
 	for i, b := range src {
 		if mask[i]&uint8(r) != 0 {
 			if left == 0 {

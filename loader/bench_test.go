@@ -220,38 +220,49 @@ func BenchmarkSYN(b *testing.B) {
 // of its flow, and the first one of a UDP flow, which waits for an answer.
 func BenchmarkCapture(b *testing.B) {
 	frame := udp(true, 958) // 1000 bytes
-	b.Run("joins", func(b *testing.B) {
-		coll := loadBench(b, Sizes{Collecting: 1024})
-		defer coll.Close()
-		for _, datagram := range [][]byte{udp(true, 1), udp(false, 1)} { // they open the flow
-			if _, _, err := coll.Programs[string(ingress)].Test(datagram); err != nil {
+	for _, tt := range []struct {
+		name  string
+		opens [][]byte
+		frame []byte
+	}{
+		{"joins", [][]byte{udp(true, 1), udp(false, 1)}, frame},
+		{"joins-TCP", append(handshake(), up(f.ACK, 1)), upAt(3, 2, f.ACK, 946)}, // its checksum is looked at
+	} {
+		b.Run(tt.name, func(b *testing.B) {
+			coll := loadBench(b, Sizes{Collecting: 1024})
+			defer coll.Close()
+			for _, opens := range tt.opens {
+				if _, _, err := coll.Programs[string(ingress)].Test(opens); err != nil {
+					b.Fatal(err)
+				}
+			}
+			var ref datapathSlotRef
+			var key datapathFlowKey
+			entries := coll.Maps[datapathMapCollecting].Iterate()
+			if !entries.Next(&key, &ref) {
+				b.Fatalf("the flow is not collecting: %v", entries.Err())
+			}
+			for name, v := range map[string]uint32{"bench_slot": ref.Slot, "bench_seq": 3} {
+				if err := coll.Variables[name].Set(v); err != nil {
+					b.Fatal(err)
+				}
+			}
+			var best time.Duration
+			for range benchRounds {
+				if d := timeProgram(b, coll.Programs["bench_join"], tt.frame, benchRepeat); best == 0 || d < best {
+					best = d
+				}
+			}
+			c, err := readCounters(coll.Maps[datapathMapCounters])
+			if err != nil {
 				b.Fatal(err)
 			}
-		}
-		var ref datapathSlotRef
-		var key datapathFlowKey
-		entries := coll.Maps[datapathMapCollecting].Iterate()
-		if !entries.Next(&key, &ref) {
-			b.Fatalf("the flow is not collecting: %v", entries.Err())
-		}
-		if err := coll.Variables["bench_slot"].Set(ref.Slot); err != nil {
-			b.Fatal(err)
-		}
-		var best time.Duration
-		for range benchRounds {
-			if d := timeProgram(b, coll.Programs["bench_join"], frame, benchRepeat); best == 0 || d < best {
-				best = d
+			if c.PacketsIngress < benchRounds*benchRepeat || c.UdpOpened+c.TcpOpened != 1 || c.HandedFull > 1 || c.Behind+c.OutOfPlace+c.Decoys > 0 {
+				b.Fatalf("not what was to be timed: %+v", c)
 			}
-		}
-		c, err := readCounters(coll.Maps[datapathMapCounters])
-		if err != nil {
-			b.Fatal(err)
-		}
-		if c.PacketsIngress < benchRounds*benchRepeat || c.UdpOpened != 1 || c.HandedFull > 1 {
-			b.Fatalf("not what was to be timed: %+v", c)
-		}
-		reportPerPacket(b, best)
-	})
+			reportPerPacket(b, best)
+		})
+	}
 	b.Run("waits", func(b *testing.B) {
 		reportPerPacket(b, timeFresh(b, "bench_packet", frame, 6000, Sizes{}))
 	})

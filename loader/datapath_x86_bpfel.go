@@ -107,6 +107,11 @@ type datapathCandidate struct {
 	}
 }
 
+type datapathChecksumRoom struct {
+	_    structs.HostLayout
+	Data [512]uint8
+}
+
 type datapathCounts struct {
 	_                structs.HostLayout
 	PacketsIngress   uint64
@@ -135,6 +140,7 @@ type datapathCounts struct {
 	WrongSide        uint64
 	OutOfPlace       uint64
 	Behind           uint64
+	Decoys           uint64
 	MptcpJoin        uint64
 	Renewed          uint64
 	SlotsFull        uint64
@@ -298,6 +304,7 @@ type datapathWaitingCount struct {
 const (
 	datapathMapAttachment       = "attachment"
 	datapathMapBlocked          = "blocked"
+	datapathMapChecksumRooms    = "checksum_rooms"
 	datapathMapCollecting       = "collecting"
 	datapathMapCounters         = "counters"
 	datapathMapFlows            = "flows"
@@ -386,6 +393,7 @@ type datapathProgramSpecs struct {
 type datapathMapSpecs struct {
 	Attachment    *ebpf.MapSpec `ebpf:"attachment"`
 	Blocked       *ebpf.MapSpec `ebpf:"blocked"`
+	ChecksumRooms *ebpf.MapSpec `ebpf:"checksum_rooms"`
 	Collecting    *ebpf.MapSpec `ebpf:"collecting"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	Flows         *ebpf.MapSpec `ebpf:"flows"`
@@ -446,6 +454,7 @@ func (o *datapathObjects) Close() error {
 type datapathMaps struct {
 	Attachment    *ebpf.Map `ebpf:"attachment"`
 	Blocked       *ebpf.Map `ebpf:"blocked"`
+	ChecksumRooms *ebpf.Map `ebpf:"checksum_rooms"`
 	Collecting    *ebpf.Map `ebpf:"collecting"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	Flows         *ebpf.Map `ebpf:"flows"`
@@ -469,6 +478,7 @@ func (m *datapathMaps) Close() error {
 	return _DatapathClose(
 		m.Attachment,
 		m.Blocked,
+		m.ChecksumRooms,
 		m.Collecting,
 		m.Counters,
 		m.Flows,

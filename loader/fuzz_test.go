@@ -24,7 +24,6 @@ import (
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/loader/flow/headers"
-	"github.com/earlydrop/earlydrop/loader/flow/signals"
 	f "github.com/earlydrop/earlydrop/loader/internal/frames"
 )
 
@@ -122,8 +121,7 @@ func (c *choices) ip(src, dst netip.AddrPort, proto byte, body []byte) []byte {
 			return f.IP(src, dst, proto, body)
 		}
 		words := c.below(11)
-		packet := f.IP(src, dst, proto, slices.Concat(make([]byte, 4*words), body))
-		packet[0] = byte(0x45 + words)
+		packet := f.WithOptions(src, dst, words, proto, body)
 		switch c.below(10) {
 		case 5: // first fragment
 			packet[6] = 0x20
@@ -255,9 +253,18 @@ func (t *talk) segment(from int, hook entry, flags byte, seq, ack uint32, option
 			packet = f.IP(src, dst, 60, slices.Concat(f.Extension(f.TCP, c.below(8)), body))
 		} else {
 			words := c.below(11)
-			packet = f.IP(src, dst, f.TCP, slices.Concat(make([]byte, 4*words), body))
-			packet[0] += byte(words)
-			f.SetChecksum(packet)
+			packet = f.WithOptions(src, dst, words, f.TCP, body)
+		}
+	}
+	if c.oneIn(8) { // a checksum that is wrong, missing, or left to a network card
+		at := len(packet) - len(body) + 16
+		packet[at] ^= c.next()
+		switch c.below(4) {
+		case 0:
+			packet[at], packet[at+1] = 0, 0
+		case 1:
+			whole := packet[at-16:]
+			binary.BigEndian.PutUint16(whole[16:], f.PseudoSum(src, dst, f.TCP, len(whole)))
 		}
 	}
 	if !t.raw {
@@ -638,7 +645,7 @@ var comparable = []assembly.Counter{
 	assembly.Counter(headers.NotIP), assembly.Counter(headers.OtherProto), assembly.Counter(headers.Malformed),
 	assembly.Counter(headers.Unparsable), assembly.Counter(headers.LaterFragment),
 	assembly.MidStream, assembly.SYNs, assembly.Opened, assembly.OneWay, assembly.MPJoin, assembly.BadFlags,
-	assembly.Reflected, assembly.WrongSide, assembly.OutOfPlace, assembly.Behind, assembly.HeaderOnly,
+	assembly.Reflected, assembly.WrongSide, assembly.OutOfPlace, assembly.Behind, assembly.Decoys, assembly.HeaderOnly,
 	assembly.Restarted, assembly.Waiting, assembly.Full, assembly.Closed,
 }
 
@@ -725,15 +732,6 @@ func assembled(steps []step, c config) (o outcome, keys map[flow.Key]bool) {
 
 func bySeen(a, b seen) int { return strings.Compare(a.Key, b.Key) }
 
-// noted is samples, with what the assembly finds in them as well.
-func (p *twinPath) noted() []*flow.Sample {
-	list := p.samples()
-	for _, s := range list {
-		signals.Note(s, signals.File)
-	}
-	return list
-}
-
 // captured is what the kernel programs make of them.
 func (p *twinPath) captured(steps []step) (o outcome) {
 	p.t.Helper()
@@ -741,7 +739,7 @@ func (p *twinPath) captured(steps []step) (o outcome) {
 	for _, s := range steps {
 		p.step(s)
 	}
-	for _, s := range p.noted() {
+	for _, s := range p.samples() {
 		o.HandedOver = append(o.HandedOver, look(s))
 	}
 	now := p.counts()
@@ -759,7 +757,7 @@ func (p *twinPath) captured(steps []step) (o outcome) {
 	o.Counters["packets"] = diff["packets_ingress"] + diff["packets_egress"]
 	time.Sleep(time.Nanosecond) // idle is one of them
 	p.sweep()
-	for _, s := range p.noted() {
+	for _, s := range p.samples() {
 		v := look(s)
 		if s.Reason == flow.ReasonIdle {
 			v.Reason = ""

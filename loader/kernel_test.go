@@ -209,6 +209,7 @@ func (k *kernel) samples() []*flow.Sample {
 		if err := decodeSample(rec.RawSample, s); err != nil {
 			k.t.Fatal(err)
 		}
+		signals.Note(s, signals.Live)
 		out = append(out, s)
 	}
 }
@@ -241,12 +242,13 @@ type seen struct {
 	OneWay        bool
 	MidStream     bool
 	Resumed       bool
+	Signals       []string
 }
 
 func look(s *flow.Sample) seen {
 	v := seen{
 		Key: s.Key.String(), InitiatorIsLo: s.InitiatorIsLo, Reason: s.Reason.String(),
-		Data: slices.Clone(s.Data), Numbers: s.Numbers, OneWay: s.OneWay, MidStream: s.MidStream, Resumed: s.Resumed,
+		Data: slices.Clone(s.Data), Numbers: s.Numbers, OneWay: s.OneWay, MidStream: s.MidStream, Resumed: s.Resumed, Signals: s.Signals.Names(),
 	}
 	for _, p := range s.Packets {
 		v.Offsets = append(v.Offsets, p.Offset)
@@ -306,6 +308,17 @@ func downAt(seq, ack uint32, flags byte, n int) []byte {
 // segment is a TCP segment as up and down have them.
 func segment(src, dst netip.AddrPort, flags byte, options []byte, n int) []byte {
 	return f.Numbered(f.Segment(src, dst, flags, options, f.Payload(n)), number(flags), 2)
+}
+
+// spoiled has a wrong checksum, and offloaded what stands in its place until a network card
+// completes it.
+func spoiled(frame []byte) []byte {
+	return f.With(frame, 50, frame[50]^0x5a)
+}
+
+func offloaded(frame []byte) []byte {
+	sum := f.PseudoSum(client, server, f.TCP, len(frame)-34)
+	return f.With(frame, 50, byte(sum>>8), byte(sum))
 }
 
 func udp(fromClient bool, n int) []byte {
@@ -551,7 +564,7 @@ func TestPackets(t *testing.T) {
 		{
 			name: "IPv4 options and TCP options",
 			frames: [][]byte{
-				f.Checksum(f.Ethernet(f.With(f.IP(client, server, f.TCP, slices.Concat(make([]byte, 40), syn)), 0, 0x4f))),
+				f.Ethernet(f.WithOptions(client, server, 10, f.TCP, syn)),
 				f.Ethernet(answer), f.Ethernet(f.IP(client, server, f.TCP, segment(client, server, f.ACK, timestamps, 1000))),
 			},
 			counts: map[string]uint64{"syns": 1, "tcp_opened": 1, "handed_full": 1},
@@ -569,7 +582,7 @@ func TestPackets(t *testing.T) {
 			counts: map[string]uint64{"syns": 1, "tcp_opened": 1, "handed_full": 1},
 			want: []seen{{
 				Key: "tcp [2001:db8::7]:443 <> [fd00::2]:40000", InitiatorIsLo: false, Reason: "full",
-				Offsets: []uint16{0, 74, 148}, WireLens: []uint32{74, 74, 1314}, FromInitiator: []bool{true, false, true},
+				Offsets: []uint16{0, 74, 148}, WireLens: []uint32{74, 74, 1314}, FromInitiator: []bool{true, false, true}, Signals: []string{"fragmented"},
 			}},
 		},
 		{
@@ -619,9 +632,9 @@ func TestPackets(t *testing.T) {
 		{
 			name: "ihl=15 and doff=15 in one packet",
 			frames: [][]byte{
-				f.Checksum(f.Ethernet(f.With(f.IP(client, server, f.TCP, slices.Concat(make([]byte, 40), segment(client, server, f.SYN, make([]byte, 40), 0))), 0, 0x4f))),
+				f.Ethernet(f.WithOptions(client, server, 10, f.TCP, segment(client, server, f.SYN, make([]byte, 40), 0))),
 				f.Ethernet(answer),
-				f.Checksum(f.Ethernet(f.With(f.IP(client, server, f.TCP, slices.Concat(make([]byte, 40), segment(client, server, f.ACK, make([]byte, 40), 900))), 0, 0x4f))),
+				f.Ethernet(f.WithOptions(client, server, 10, f.TCP, segment(client, server, f.ACK, make([]byte, 40), 900))),
 			},
 			counts: map[string]uint64{"syns": 1, "tcp_opened": 1, "handed_full": 1},
 			want: []seen{{
@@ -660,6 +673,44 @@ func TestPackets(t *testing.T) {
 			}},
 		},
 		{
+			name: "segments with a wrong checksum are left out, whatever they say",
+			frames: after(handshake(), spoiled(up(f.ACK, 700)), spoiled(down(f.ACK, 1400)), spoiled(up(f.FIN|f.ACK, 0)), spoiled(upAt(2, 2, f.RST|f.ACK, 0)),
+				up(f.ACK, 300), spoiled(upAt(302, 2, f.ACK, 700)), spoiled(up(f.ACK, 300)), upAt(302, 2, f.ACK, 700)),
+			counts: map[string]uint64{"syns": 1, "tcp_opened": 1, "decoys": 6, "handed_full": 1},
+			want: []seen{{
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full", Signals: []string{"decoy"},
+				Offsets: []uint16{0, 54, 108, 162, 516}, WireLens: []uint32{54, 54, 54, 354, 754}, FromInitiator: []bool{true, false, true, true, true},
+			}},
+		},
+		{
+			name:   "a wrong checksum proves no connection",
+			frames: [][]byte{handshake()[0], handshake()[1], spoiled(handshake()[2]), spoiled(up(f.ACK, 1100))},
+			counts: map[string]uint64{"syns": 1, "out_of_place": 2},
+		},
+		{
+			name:   "a segment out of place with a wrong checksum is no signal",
+			frames: after(handshake(), spoiled(upAt(70_000, 2, f.ACK, 300)), up(f.ACK, 300), spoiled(upAt(70_000, 2, f.ACK, 300)), spoiled(upAt(302, 40_000, f.ACK, 300)), upAt(302, 2, f.ACK, 700)),
+			counts: map[string]uint64{"syns": 1, "tcp_opened": 1, "decoys": 3, "handed_full": 1},
+			want: []seen{{
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
+				Offsets: []uint16{0, 54, 108, 162, 516}, WireLens: []uint32{54, 54, 54, 354, 754}, FromInitiator: []bool{true, false, true, true, true},
+			}},
+		},
+		{
+			name:   "a checksum that a network card is to complete is not wrong",
+			frames: after(handshake(), offloaded(up(f.ACK, 300)), offloaded(upAt(302, 2, f.ACK, 700))),
+			counts: map[string]uint64{"syns": 1, "tcp_opened": 1, "handed_full": 1},
+			want: []seen{{
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
+				Offsets: []uint16{0, 54, 108, 162, 516}, WireLens: []uint32{54, 54, 54, 354, 754}, FromInitiator: []bool{true, false, true, true, true},
+			}},
+		},
+		{
+			name:   "mid-stream segments with a wrong checksum",
+			frames: [][]byte{spoiled(up(f.ACK, 100)), up(f.ACK, 100), spoiled(up(f.ACK, 100))},
+			counts: map[string]uint64{"decoys": 1, "mid_stream": 1},
+		},
+		{
 			name:   "one packet of UDP bounded by its own length",
 			frames: [][]byte{f.With(udp(true, 300), 38, 0, 8), f.With(udp(true, 1000), 38, 0, 9), udp(false, 1)},
 			counts: map[string]uint64{"header_only": 1, "udp_waiting": 1, "udp_opened": 1, "handed_full": 1},
@@ -671,16 +722,17 @@ func TestPackets(t *testing.T) {
 	}
 	// Each extension header in front of the transport header, alone.
 	for _, ext := range []struct {
-		name   string
-		number byte
-		header []byte
+		name    string
+		number  byte
+		header  []byte
+		signals []string
 	}{
-		{"hop-by-hop options", 0, f.Extension(f.TCP, 0)},
-		{"long hop-by-hop options", 0, f.Extension(f.TCP, 7)},
-		{"routing", 43, f.Extension(f.TCP, 2)},
-		{"destination options", 60, f.Extension(f.TCP, 1)},
-		{"first fragment", 44, []byte{f.TCP, 0xff, 0, 7, 0, 0, 0, 1}}, // with its reserved bits set
-		{"authentication", 51, slices.Concat([]byte{f.TCP, 4}, make([]byte, 22))},
+		{"hop-by-hop options", 0, f.Extension(f.TCP, 0), nil},
+		{"long hop-by-hop options", 0, f.Extension(f.TCP, 7), nil},
+		{"routing", 43, f.Extension(f.TCP, 2), nil},
+		{"destination options", 60, f.Extension(f.TCP, 1), nil},
+		{"first fragment", 44, []byte{f.TCP, 0xff, 0, 7, 0, 0, 0, 1}, []string{"fragmented"}}, // with its reserved bits set
+		{"authentication", 51, slices.Concat([]byte{f.TCP, 4}, make([]byte, 22)), nil},
 	} {
 		n := uint32(len(ext.header))
 		tests = append(tests, row{
@@ -693,6 +745,7 @@ func TestPackets(t *testing.T) {
 			want: []seen{{
 				Key: "tcp [2001:db8::7]:443 <> [fd00::2]:40000", InitiatorIsLo: false, Reason: "full",
 				Offsets: []uint16{0, uint16(74 + n), uint16(148 + n)}, WireLens: []uint32{74 + n, 74, 1274 + n}, FromInitiator: []bool{true, false, true},
+				Signals: ext.signals,
 			}},
 		})
 	}
@@ -708,7 +761,7 @@ func TestPackets(t *testing.T) {
 		{"VLAN", f.Ethernet(ip, f.TypeVLAN, 7), []int{14, 17, 18, 37, 38, 57}},
 		{"QinQ", f.Ethernet(ip, f.TypeQinQ, 7, f.TypeVLAN, 8), []int{18, 21, 22, 41, 61}},
 		{"IPv6 hop-by-hop", f.Ethernet(f.IP(peer6, host6, 0, slices.Concat(f.Extension(f.TCP, 0), syn6))), []int{54, 61, 62, 81}},
-		{"IPv4 options", f.Checksum(f.Ethernet(f.With(f.IP(client, server, f.TCP, slices.Concat(make([]byte, 40), syn)), 0, 0x4f))), []int{34, 73, 74, 93}},
+		{"IPv4 options", f.Ethernet(f.WithOptions(client, server, 10, f.TCP, syn)), []int{34, 73, 74, 93}},
 		{"TCP options", f.Ethernet(f.IP(client, server, f.TCP, f.Segment(client, server, f.SYN, make([]byte, 40), nil))), []int{54, 93}},
 	} {
 		var all, long [][]byte

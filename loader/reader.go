@@ -90,6 +90,9 @@ func decodeSample(raw []byte, s *flow.Sample) error {
 		MidStream:     raw[unsafe.Offsetof(in.Flags)]&sampleMidStream != 0,
 		Resumed:       raw[unsafe.Offsetof(in.Flags)]&sampleResumed != 0,
 	}
+	if raw[unsafe.Offsetof(in.Flags)]&sampleDecoy != 0 {
+		s.Signals = flow.SignalDecoy
+	}
 	s.Packets = s.Packets[:count]
 	last := 0
 	for i := range s.Packets {
@@ -117,6 +120,7 @@ const (
 	sampleOneWay    = 1
 	sampleMidStream = 2
 	sampleResumed   = 4
+	sampleDecoy     = 8
 
 	knownISN    = 1
 	knownNextLo = 2

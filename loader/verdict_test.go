@@ -378,6 +378,7 @@ func to(frame []byte, addr int) { readdress(frame, 30, addr) }
 func readdress(frame []byte, off, addr int) {
 	binary.BigEndian.PutUint32(frame[off:], uint32(addr))
 	f.SetChecksum(frame[14:])
+	f.SetTCPChecksum(frame[14:])
 }
 
 // A handshake outlives a flood that is a little smaller than its table, wherever the

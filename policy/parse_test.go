@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -149,8 +150,8 @@ func TestParseErrors(t *testing.T) {
 		{"deep brackets", "mode: " + strings.Repeat("[", 100000), "1:23: nested too deep; a policy file nests no deeper than 16"},
 		{"deep braces", strings.Repeat("{a: ", 60000), "1:65: nested too deep; a policy file nests no deeper than 16"},
 		{"deep dashes", strings.Repeat("- ", 60000), "1:33: nested too deep; a policy file nests no deeper than 16"},
-		{"many keys", strings.Repeat("a:\n", 80000), "65:2: too many keys in a row; a policy has the keys mode, one_hook, allow and rules, and a rule at most nine"},
-		{"many keys in braces", "{" + strings.Repeat("a: 1,", 50000), "1:323: too many keys in a row; a policy has the keys mode, one_hook, allow and rules, and a rule at most nine"},
+		{"many keys", strings.Repeat("a:\n", 80000), "65:2: too many keys in a row; a policy has the keys mode, one_hook, allow and rules, and a rule at most ten"},
+		{"many keys in braces", "{" + strings.Repeat("a: 1,", 50000), "1:323: too many keys in a row; a policy has the keys mode, one_hook, allow and rules, and a rule at most ten"},
 
 		// Keys.
 		{"unknown key", "mode: monitor\nlog: true\n", `2:1: unknown key "log" in the policy; known are mode, one_hook, allow, rules`},
@@ -384,6 +385,20 @@ func TestErrorIsOneLineWhateverTheFileIsCalled(t *testing.T) {
 	if err == nil || strings.ContainsAny(err.Error(), "\r\n") {
 		t.Errorf("got %q", err)
 	}
+}
+
+func TestParseMayRunConcurrently(t *testing.T) {
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 20 {
+				if p, err := Parse("test.yaml", []byte(decideYAML), model); err != nil || len(p.Rules) == 0 {
+					t.Errorf("got %v, %v", p, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
 
 func TestLoad(t *testing.T) {

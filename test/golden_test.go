@@ -32,7 +32,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/classifier/onnx"
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/models"
@@ -180,8 +180,8 @@ func TestGoldenVerdicts(t *testing.T) {
 		}
 	}
 
-	name, onnx := models.Default()
-	model := fmt.Sprintf("# model %s, sha256 %x\n", name, sha256.Sum256(onnx))
+	name, data := models.Default()
+	model := fmt.Sprintf("# model %s, sha256 %x\n", name, sha256.Sum256(data))
 	if *update {
 		text := "# What `earlydrop replay` says about the captures. Written by: go test ./test -run Golden -update\n" + model +
 			"file\tproto\tclient\tserver\tlabel\tclass\tdecision\trule\tprobabilities\n"
@@ -257,12 +257,12 @@ func TestGoldenVerdictsDoNotDependOnTheBatch(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	name, onnx := models.Default()
+	name, data := models.Default()
 	var first []flow.Result
-	for _, options := range []classifier.Options{
+	for _, options := range []onnx.Options{
 		{Workers: 1, MaxBatch: 1}, {Workers: 1, MaxBatch: 3}, {Workers: 1, MaxBatch: 64}, {Workers: 4, MaxBatch: 32},
 	} {
-		engine, err := classifier.Open(name, onnx, options)
+		engine, err := onnx.Open(name, data, options)
 		if err != nil {
 			t.Fatal(err)
 		}

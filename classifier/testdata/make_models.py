@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the small ONNX models that the tests of package classifier load.
+"""Writes the small ONNX models that the tests of classifier and what is below it load.
 
 usage: make_models.py [FOLDER]   (default: the folder of this file)
 
@@ -34,7 +34,7 @@ def weights(planes, labels):
 
 
 def check_image(n, planes):
-    """The same bytes as checkImage in engine.go."""
+    """The same bytes as checkImage in check.go."""
     i = np.arange(planes * 1024)
     return (((i + 1) * (2 * n + 3) + i // 32 * (7 * n + 1)) & 255).astype(np.uint8).reshape(planes, 32, 32)
 

@@ -98,8 +98,9 @@ func warnings(iface string, info loader.Info) []string {
 	return w
 }
 
-// Of so many handshakes less than two sides have to be seen before anything is said of
-// it, and so large a share of all.
+// Of so many handshakes of an interface less than two sides have to be seen before
+// anything is said of it, and of so large a share of all. A file is all that there is:
+// replay says it of the share alone.
 const (
 	fewHandshakes = 20
 	oneWayShare   = 0.05

@@ -12,7 +12,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
-	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/classifier/onnx"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/policy"
 )
@@ -46,8 +46,8 @@ A verdict says
 The class of block_ended is that of the map: the likeliest of the rule's classes.
 
 TCP flows that are open already are left alone. With --mid-stream capture they are
-captured from their middle, where models err: they would take 64 % of open HTTPS
-downloads for tunnels (153 of 240 in the lab, see the README). So only rules that say
+captured from their middle, where models err: they would take 83 % of open HTTPS
+downloads for tunnels (200 of 240 in the lab, see the README). So only rules that say
 mid_stream: true drop them, and mode enforce needs such a rule then. Their verdicts
 have mid_stream: true.
 
@@ -66,7 +66,7 @@ Examples:
 			udpIdleFlag(),
 			spanFlag("udp-warmup", "take UDP flows that are new within `TIME` of the first attach for resumed ones, as they may have been open before; 0: none", loader.DefaultUDPWarmup, 0),
 			&cli.BoolFlag{Name: "one-hook", Usage: "take both directions from one hook, as at a mirror port or a one-armed router; to enforce, the policy has to say one_hook: true"},
-			&cli.BoolFlag{Name: "one-way", Usage: "also capture TCP connections of which one direction alone is seen (asymmetric routing); only rules with one_way: true take them"},
+			oneWayFlag(),
 			&cli.StringFlag{Name: "device", Value: "cpu", Usage: "classify on `cpu` or cuda:N"},
 			&cli.StringFlag{Name: "events", Usage: "append one JSON object per event to `FILE`; - is standard output, instead of the text"},
 			&cli.StringFlag{Name: "events-pass", Value: "all", Usage: "of the verdicts on undetected flows write `all`, none, so many per second (100/s) or a share (1/100)"},
@@ -118,6 +118,12 @@ func udpIdleFlag() cli.Flag {
 	return spanFlag("udp-idle", "capture a UDP flow that is decided again after `TIME` of silence, as a resumed one, which only rules with mid_stream: true take", loader.DefaultUDPIdle, time.Second)
 }
 
+// oneWayFlag says what becomes of TCP connections of which one direction is seen, the
+// same for live traffic and for files.
+func oneWayFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "one-way", Usage: "also capture TCP connections of which one direction alone is seen (asymmetric routing); only rules with one_way: true take them"}
+}
+
 func attach(c *cli.Context) error {
 	if err := errors.Join(requireFlags(c, "interface"), requireArgs(c, 0, 0, "")); err != nil {
 		return err
@@ -146,11 +152,11 @@ func attach(c *cli.Context) error {
 		return badInput("--quiet and --verbose exclude each other")
 	}
 	// Everything that can be wrong is found before anything is attached.
-	name, onnx, err := readModel(c.String("model"))
+	name, data, err := readModel(c.String("model"))
 	if err != nil {
 		return err
 	}
-	engine, err := openEngine(name, onnx, classifier.Options{Device: c.String("device")})
+	engine, err := openEngine(name, data, onnx.Options{Device: c.String("device")})
 	if err != nil {
 		return err
 	}

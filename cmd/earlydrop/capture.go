@@ -49,12 +49,16 @@ type capture struct {
 
 // captures are the capture files of a command line.
 type captures struct {
-	list    []*capture
+	list []*capture
+	// empty holds the errors of files that are left out, as they have no packet yet.
+	empty   []error
 	closers []func() error
 }
 
 // openCaptures looks at the beginning of each file before any is read: bad input
-// is to be found before anything is printed. Regular files are opened again when
+// is to be found before anything is printed. Files without even a whole file header
+// (assembly.ErrEmpty), as tcpdump leaves the latest one, are no bad input where there
+// are others. Regular files are opened again when
 // they are read, pipes stay open. With again, a pipe may be opened several times
 // as well; then a copy of it is kept in a temporary file. After an interrupt
 // (SIGINT or SIGTERM) pipes end; without pipes it ends the program as ever.
@@ -90,19 +94,44 @@ func openCaptures(c *cli.Context, names []string, again bool) (_ *captures, err 
 	}
 	for i, name := range names {
 		file := &capture{name: name}
+		var err error
 		if files[i] == nil {
-			f, err := assembly.Open(name)
-			if err != nil {
-				return nil, asBadInput(err)
-			}
-			file.size = f.Size()
-			f.Close()
-		} else if err := in.openFirst(ctx, file, files[i], again); err != nil {
-			return nil, err
+			err = file.look()
+		} else {
+			err = in.openFirst(ctx, file, files[i], again)
 		}
-		in.list = append(in.list, file)
+		var fileErr *assembly.FileError
+		switch {
+		case errors.Is(err, assembly.ErrEmpty) && errors.As(err, &fileErr):
+			in.empty = append(in.empty, fileErr)
+		case err != nil:
+			return nil, err
+		default:
+			in.list = append(in.list, file)
+		}
+	}
+	if len(in.list) == 0 {
+		return nil, asBadInput(errors.Join(in.empty...))
 	}
 	return in, nil
+}
+
+// skipped joins the errors of files that were left out while others were read.
+func skipped(files []error) (err error) {
+	for _, e := range files {
+		err = errors.Join(err, fmt.Errorf("%w, skipped", e))
+	}
+	return err
+}
+
+// look makes sure that a regular file can be read.
+func (c *capture) look() error {
+	f, err := assembly.Open(c.name)
+	if err != nil {
+		return asBadInput(err)
+	}
+	c.size = f.Size()
+	return f.Close()
 }
 
 // openFirst begins to read a pipe.

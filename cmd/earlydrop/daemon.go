@@ -58,9 +58,6 @@ func (d *daemon) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := d.engine.Start(d.decide); err != nil {
-		return errors.Join(err, reader.Close())
-	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
@@ -94,6 +91,7 @@ type sampleSource interface {
 // when the reader is closed, and a *brokenError when the ring buffer fails for good.
 func (d *daemon) read(ctx context.Context, reader sampleSource) error {
 	var trouble patience
+	decide := d.decide // once: a method value takes memory
 	for {
 		s := d.engine.Get()
 		err := reader.Read(s)
@@ -122,7 +120,7 @@ func (d *daemon) read(ctx context.Context, reader sampleSource) error {
 		}
 		trouble.over()
 		stale := d.engine.Waiting() >= staleWaiting && time.Since(s.Start.Add(s.Elapsed)) > staleAfter
-		if stale || !d.engine.Submit(s) {
+		if stale || !d.engine.Submit(s, decide) {
 			// Fail open: the flow passes, as it does already.
 			d.queueFull.Add(1)
 			d.engine.Put(s)

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/classifier/onnx"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/loader/flow"
 )
@@ -34,7 +34,7 @@ func TestLastingFailuresOfTheRingBufferEndTheDaemon(t *testing.T) {
 	savedLasting, savedAgain := lastingAfter, tryAgainAfter
 	lastingAfter, tryAgainAfter = 50*time.Millisecond, time.Millisecond
 	defer func() { lastingAfter, tryAgainAfter = savedLasting, savedAgain }()
-	engine, err := classifier.OpenFile(tinyModel, classifier.Options{Workers: 1})
+	engine, err := onnx.OpenFile(tinyModel, onnx.Options{Workers: 1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -73,7 +73,9 @@ and samples.tsv and dataset.json. The same captures give the same digest in any 
 
 A manifest is a table with tabs and a header line. It has the columns path (a file,
 or a folder with captures at any depth, relative to the manifest), label and group;
-further columns are copied into samples.tsv. Every file of it must be readable.
+further columns are copied into samples.tsv. Every file of it must be readable, but for
+empty ones, or those too short for a file header: they are skipped and reported, and the
+exit code is 1.
 
 With --captures all files below a folder get one label; the group of each is the
 first folder on its way. Files there that are no captures, are cut, or have packets
@@ -82,6 +84,9 @@ of which nothing can be read, are counted in a warning, and what could be read o
 Each file is a capture of its own. With --join the files of one folder that share a
 label and a group are one capture that was cut into several, as replay --join reads
 it; the file of a sample is where its flow begins.
+
+With --one-way TCP connections are taken of which one direction alone is there, as replay
+--help explains it, and samples.tsv has a column one_way: true or false.
 
 Labels are made of a-z, 0-9, "-", "_" and "."; unknown can't be one.
 
@@ -97,6 +102,7 @@ Examples:
 			&cli.StringSliceFlag{Name: "captures", Usage: "folder of captures that share one label (may be repeated)", TakesFile: true},
 			&cli.StringSliceFlag{Name: "label", Usage: "label of the --captures folder in the same place"},
 			&cli.BoolFlag{Name: "join", Usage: "read the files of a folder as one capture, in order of time"},
+			&cli.BoolFlag{Name: "one-way", Usage: "also take TCP connections of which one direction alone is there (asymmetric routing)"},
 			&cli.StringFlag{Name: "out", Usage: "folder to write; an earlier dataset there is replaced", TakesFile: true},
 		},
 		Action: runDataset,
@@ -173,7 +179,7 @@ func runDataset(c *cli.Context) error {
 	if err := os.Chmod(tmp, 0o755); err != nil {
 		return err
 	}
-	d, err := writeDataset(c, tmp, inputs, columns)
+	d, empty, err := writeDataset(c, tmp, inputs, columns)
 	if err != nil {
 		return err
 	}
@@ -184,7 +190,7 @@ func runDataset(c *cli.Context) error {
 		return err
 	}
 	d.print(c.App.Writer, out)
-	return nil
+	return skipped(empty)
 }
 
 // checkDatasetTarget refuses to replace what is no dataset.
@@ -260,7 +266,7 @@ func checkHeader(header []string) (extra []string, err error) {
 		case slices.Contains(header[:i], name):
 			return nil, fmt.Errorf("column %q is there twice", name)
 		case name == "path" || name == "label" || name == "group":
-		case slices.Contains(datasetColumns, name):
+		case slices.Contains(datasetColumns, name), name == oneWayColumn:
 			return nil, fmt.Errorf("column %q is made by this command: name it differently", name)
 		default:
 			extra = append(extra, name)
@@ -446,6 +452,9 @@ func (d *dataset) print(w io.Writer, out string) {
 type datasetWriter struct {
 	capture, mask, fields, packets, session *npyFile
 
+	options assembly.Options
+	empty   []error // of files of manifests that are left out, as they have no packet yet
+
 	table     *bufio.Writer
 	tableFile *os.File
 	columns   []string
@@ -453,9 +462,10 @@ type datasetWriter struct {
 	seen      map[[sha256.Size]byte]struct{} // label and kept bytes
 }
 
-// writeDataset reads all inputs and writes the files of a dataset into dir.
-func writeDataset(c *cli.Context, dir string, inputs []datasetInput, columns []string) (_ *dataset, err error) {
-	w := &datasetWriter{columns: columns, seen: map[[sha256.Size]byte]struct{}{}}
+// writeDataset reads all inputs and writes the files of a dataset into dir. It returns
+// the errors of files that it skipped as well, since they are empty.
+func writeDataset(c *cli.Context, dir string, inputs []datasetInput, columns []string) (_ *dataset, empty []error, err error) {
+	w := &datasetWriter{columns: columns, seen: map[[sha256.Size]byte]struct{}{}, options: assembly.Options{OneWay: c.Bool("one-way")}}
 	w.dataset = dataset{Format: datasetFormat, Labels: map[string]int{}, Groups: map[string]map[string]int{},
 		Duplicates: map[string]int{}, Incomplete: map[string]int{}, Files: len(inputs), Counters: map[string]uint64{}, Fields: []string{"payload"}}
 	for f := headers.Field(1); f < headers.NumFields; f++ {
@@ -480,25 +490,25 @@ func writeDataset(c *cli.Context, dir string, inputs []datasetInput, columns []s
 		{&w.session, sessionFile, "<i4", []int{sessionPackets, len(sessionPacket{})}},
 	} {
 		if *f.to, err = createNpy(filepath.Join(dir, f.name), f.dtype, f.row...); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		closers = append(closers, (*f.to).close)
 	}
 	if w.tableFile, err = os.Create(filepath.Join(dir, samplesFile)); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	closers = append(closers, w.tableFile.Close)
 	w.table = bufio.NewWriter(w.tableFile)
-	if _, err := fmt.Fprintln(w.table, strings.Join(append(slices.Clone(datasetColumns), columns...), "\t")); err != nil {
-		return nil, err
+	if _, err := fmt.Fprintln(w.table, strings.Join(slices.Concat(datasetColumns, w.marks(nil), columns), "\t")); err != nil {
+		return nil, nil, err
 	}
 
 	if err := w.readAll(c, inputs); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 
 	if err := w.table.Flush(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, f := range closers {
 		if closeErr := f(); err == nil {
@@ -507,9 +517,24 @@ func writeDataset(c *cli.Context, dir string, inputs []datasetInput, columns []s
 	}
 	closers = nil
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return &w.dataset, w.finish(dir)
+	return &w.dataset, w.empty, w.finish(dir)
+}
+
+// oneWayColumn is the column of samples.tsv that --one-way adds.
+const oneWayColumn = "one_way"
+
+// marks returns what the options of the assembly add to a line of samples.tsv: of the
+// header line where there is no sample.
+func (w *datasetWriter) marks(m *flow.Meta) []string {
+	switch {
+	case !w.options.OneWay:
+		return nil
+	case m == nil:
+		return []string{oneWayColumn}
+	}
+	return []string{strconv.FormatBool(m.OneWay)}
 }
 
 // readAll adds the samples of all inputs.
@@ -556,6 +581,8 @@ func (w *datasetWriter) readAll(c *cli.Context, inputs []datasetInput) error {
 			switch {
 			case fileErr != nil && in.folder != "":
 				warnings.add(fileErr)
+			case fileErr != nil && errors.Is(fileErr, assembly.ErrEmpty):
+				w.empty = append(w.empty, fileErr)
 			case fileErr != nil:
 				return asBadInput(fileErr)
 			case errs[i] != nil:
@@ -684,7 +711,7 @@ func (w *datasetWriter) readCapture(files []*datasetInput, counters *assembly.Co
 	var begins fileBegins
 	var writeErr error
 	var added sessions
-	a := assembly.New(assembly.Options{}, func(f *assembly.Flow, s *flow.Sample) {
+	a := assembly.New(w.options, func(f *assembly.Flow, s *flow.Sample) {
 		in := files[begins.of(f.Seq)]
 		switch {
 		case s.Incomplete:
@@ -775,6 +802,7 @@ func (w *datasetWriter) add(in *datasetInput, s *flow.Sample, added *sessions) e
 	}
 	columns := []string{strconv.Itoa(index), in.label, in.group, in.file, s.Initiator().String(), s.Responder().String(),
 		s.Key.Proto.String(), strconv.Itoa(len(s.Data)), s.Reason.String()}
+	columns = append(columns, w.marks(&s.Meta)...)
 	for _, name := range w.columns {
 		columns = append(columns, in.extra[name])
 	}

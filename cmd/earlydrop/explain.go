@@ -55,6 +55,7 @@ Examples:
 			&cli.StringFlag{Name: "policy", Usage: "policy `FILE` (default: the shipped policy)", TakesFile: true},
 			&cli.StringFlag{Name: "model", Usage: "model `FILE`, or the shipped \"paper\" (default: the shipped compact one)", TakesFile: true},
 			midStreamFlag(),
+			oneWayFlag(),
 			&cli.StringFlag{Name: "out", Usage: "write a picture to the PNG `FILE`", TakesFile: true},
 		},
 		Action: explain,
@@ -69,6 +70,7 @@ func explain(c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	options := assembly.Options{MidStream: midStream, OneWay: c.Bool("one-way")}
 	path, number := c.Args().First(), int(numberOf(c, "flow"))
 	if c.IsSet("out") && c.String("out") == "" {
 		return badInput("--out needs the name of a file, but it is empty")
@@ -98,7 +100,7 @@ func explain(c *cli.Context) (err error) {
 	// order of their hand-over, and there may be more than fit into memory.
 	bar := newProgress(c.App.ErrWriter, "reading", 2*file.size)
 	defer bar.done()
-	flows, cut := flowsOf(file, midStream, bar, nil, 0)
+	flows, cut := flowsOf(file, options, bar, nil, 0)
 	var fileErr *assembly.FileError
 	switch {
 	case cut != nil && !errors.As(cut, &fileErr):
@@ -113,11 +115,11 @@ func explain(c *cli.Context) (err error) {
 		if c.IsSet("out") {
 			return badInput("--out is about one flow, but %s has %d: choose one with --flow", path, len(flows))
 		}
-		return errors.Join(listFlows(c, engine, p, file, midStream, bar), cut)
+		return errors.Join(listFlows(c, engine, p, file, options, bar), cut)
 	}
 	number = max(number, 1)
 	var s flow.Sample
-	if _, err := flowsOf(file, midStream, bar, &s, flows[number-1]); err != nil && cut == nil {
+	if _, err := flowsOf(file, options, bar, &s, flows[number-1]); err != nil && cut == nil {
 		return err
 	}
 	bar.done()
@@ -139,13 +141,13 @@ func explain(c *cli.Context) (err error) {
 // flowsOf returns the numbers that the assembler gave to the flows of a file that
 // it handed over, in order. The capture of the flow of the number wanted goes to
 // found, unless that is nil. With an *assembly.FileError comes what could be read.
-func flowsOf(file *capture, midStream bool, bar *progress, found *flow.Sample, wanted uint64) (numbers []uint64, err error) {
+func flowsOf(file *capture, options assembly.Options, bar *progress, found *flow.Sample, wanted uint64) (numbers []uint64, err error) {
 	f, err := file.open()
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	a := assembly.New(assembly.Options{MidStream: midStream}, func(f *assembly.Flow, s *flow.Sample) {
+	a := assembly.New(options, func(f *assembly.Flow, s *flow.Sample) {
 		numbers = append(numbers, f.Seq)
 		if found != nil && f.Seq == wanted {
 			copySample(found, s)
@@ -158,14 +160,14 @@ func flowsOf(file *capture, midStream bool, bar *progress, found *flow.Sample, w
 }
 
 // listFlows prints the flows of a file with their numbers.
-func listFlows(c *cli.Context, engine *classifier.Engine, p *policy.Policy, file *capture, midStream bool, bar *progress) error {
+func listFlows(c *cli.Context, engine *classifier.Engine, p *policy.Policy, file *capture, options assembly.Options, bar *progress) error {
 	t := newColumns(c.App.Writer)
 	if err := t.row("FLOW", "START", "PROTO", "SRC", "DST", "CAPTURED", "CLASS", "CONFIDENCE", "NOTE"); err != nil {
 		return err
 	}
 	number := 0
 	r := startReplay(engine, p)
-	r.midStream = midStream
+	r.options = options
 	r.print = func(f *replayRecord) error {
 		number++
 		class, confidence := f.table(f.Class, f.Confidence)
@@ -212,6 +214,9 @@ func (e *explanation) heading() []string {
 	}
 	if s.MidStream {
 		lines = append(lines, "mid-stream: captured from its middle, but models know beginnings; only rules with mid_stream: true take the flow")
+	}
+	if s.OneWay {
+		lines = append(lines, "one-way: one direction alone is in the file, so that whoever sends it could have forged the flow; only rules with one_way: true take it")
 	}
 	if names := s.Signals.Names(); names != nil {
 		lines = append(lines, "signals: "+strings.Join(names, ", "))

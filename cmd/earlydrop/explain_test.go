@@ -21,7 +21,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/classifier/onnx"
+	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/policy"
 )
@@ -126,7 +127,7 @@ func TestExplainFindsWhatAModelHangsOn(t *testing.T) {
 		s.Packets = append(s.Packets, flow.Packet{Offset: uint16(len(s.Data)), WireLen: uint32(len(frame)), FromInitiator: i != 1, Time: time.Duration(i) * ms})
 		s.Data = append(s.Data, frame...)
 	}
-	engine, err := classifier.OpenFile(planted, classifier.Options{Workers: 2})
+	engine, err := onnx.OpenFile(planted, onnx.Options{Workers: 2})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -248,11 +249,11 @@ func TestExplainWritesAPicture(t *testing.T) {
 func TestExplainInColour(t *testing.T) {
 	dir := explainFixture(t)
 	var s flow.Sample
-	numbers, err := flowsOf(&capture{name: filepath.Join(dir, "one.pcap")}, false, &progress{}, &s, 0)
+	numbers, err := flowsOf(&capture{name: filepath.Join(dir, "one.pcap")}, assembly.Options{}, &progress{}, &s, 0)
 	if err != nil || len(numbers) != 1 {
 		t.Fatalf("flows %v, %v", numbers, err)
 	}
-	engine, err := classifier.OpenFile(fiveChannels, classifier.Options{})
+	engine, err := onnx.OpenFile(fiveChannels, onnx.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -338,14 +339,14 @@ func TestExplainIsAboutWhatDecided(t *testing.T) {
 func TestExplainMeasuresTheSum(t *testing.T) {
 	dir := explainFixture(t)
 	var s flow.Sample
-	numbers, err := flowsOf(&capture{name: filepath.Join(dir, "dns.pcap")}, false, &progress{}, nil, 0)
+	numbers, err := flowsOf(&capture{name: filepath.Join(dir, "dns.pcap")}, assembly.Options{}, &progress{}, nil, 0)
 	if err == nil {
-		_, err = flowsOf(&capture{name: filepath.Join(dir, "dns.pcap")}, false, &progress{}, &s, numbers[0])
+		_, err = flowsOf(&capture{name: filepath.Join(dir, "dns.pcap")}, assembly.Options{}, &progress{}, &s, numbers[0])
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	engine, err := classifier.OpenFile(fiveChannels, classifier.Options{})
+	engine, err := onnx.OpenFile(fiveChannels, onnx.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -385,10 +386,10 @@ func names(o *occlusion) (list []string) {
 func TestExplainKeepsToTheWidthOfTheTerminal(t *testing.T) {
 	dir := explainFixture(t)
 	var s flow.Sample
-	if _, err := flowsOf(&capture{name: filepath.Join(dir, "one.pcap")}, false, &progress{}, &s, 0); err != nil {
+	if _, err := flowsOf(&capture{name: filepath.Join(dir, "one.pcap")}, assembly.Options{}, &progress{}, &s, 0); err != nil {
 		t.Fatal(err)
 	}
-	engine, err := classifier.OpenFile(fiveChannels, classifier.Options{})
+	engine, err := onnx.OpenFile(fiveChannels, onnx.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,6 +34,7 @@ type replayRecord struct {
 	Incomplete bool      `json:"incomplete,omitempty"`
 	MidStream  bool      `json:"mid_stream,omitempty"`
 	Resumed    bool      `json:"resumed,omitempty"`
+	OneWay     bool      `json:"one_way,omitempty"`
 	Signals    []string  `json:"signals,omitempty"`
 	Class      string    `json:"class"`
 	Confidence float64   `json:"confidence"`
@@ -61,6 +62,9 @@ func (r *replayRecord) note() string {
 	}
 	if r.MidStream {
 		notes = append(notes, "mid-stream")
+	}
+	if r.OneWay {
+		notes = append(notes, "one-way")
 	}
 	notes = append(notes, r.Signals...)
 	if notes == nil {
@@ -152,7 +156,7 @@ func (c *recordCoder) encode(b []byte, s *flow.Sample, r *flow.Result, d *policy
 	b = scratch.AppendAddrPort(b, s.Initiator())
 	b = scratch.AppendAddrPort(b, s.Responder())
 	b = append(b, byte(s.Key.Proto), byte(d.Action))
-	b = scratch.AppendFlags(b, s.Complete(), s.Cut, s.Incomplete, s.MidStream, s.Resumed, d.Detected)
+	b = scratch.AppendFlags(b, s.Complete(), s.Cut, s.Incomplete, s.MidStream, s.Resumed, s.OneWay, d.Detected)
 	b = binary.AppendUvarint(b, uint64(s.Signals))
 	b = scratch.AppendTime(b, s.Start)
 	b = binary.AppendUvarint(b, uint64(len(s.Data)))
@@ -177,7 +181,7 @@ func (c *recordCoder) decode(b []byte, r *replayRecord) error {
 	r.Src, r.Dst = d.AddrPort().String(), d.AddrPort().String()
 	r.Proto, r.Decision = flow.Proto(d.Byte()).String(), policy.Action(d.Byte()).String()
 	var decision policy.Decision
-	d.Flags(&r.Complete, &r.Cut, &r.Incomplete, &r.MidStream, &r.Resumed, &decision.Detected)
+	d.Flags(&r.Complete, &r.Cut, &r.Incomplete, &r.MidStream, &r.Resumed, &r.OneWay, &decision.Detected)
 	r.Signals = flow.Signals(d.Uvarint()).Names()
 	r.start = d.Time()
 	r.Start = r.start.Format(time.RFC3339Nano)

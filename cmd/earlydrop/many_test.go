@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -40,7 +41,8 @@ func program(t testing.TB, env []string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// manyFlows writes a capture of n flows of a datagram and its answer each, step apart.
+// manyFlows writes a capture of n flows, step apart, whose packets come at once: of ten,
+// seven are a datagram and its answer, and three TCP connections that carry a segment.
 func manyFlows(t testing.TB, n int, step time.Duration) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "many.pcap")
@@ -56,44 +58,60 @@ func manyFlows(t testing.TB, n int, step time.Duration) (path string) {
 	head = append(head, make([]byte, 8)...)
 	head = le.AppendUint32(le.AppendUint32(head, 65535), 1)
 	w.Write(head)
-	const size = 14 + 20 + 8 + 20
-	record := make([]byte, 16+size)
-	frame := record[16:]
-	copy(frame[12:], []byte{8, 0, 0x45, 0, 0, size - 14, 0x12, 0x34, 0x40, 0, 64, 17})
-	copy(frame[30:], []byte{192, 0, 2, 7})
-	be.PutUint16(frame[36:], 9999)
-	be.PutUint16(frame[38:], 28)
-	le.PutUint32(record[8:], size)
-	le.PutUint32(record[12:], size)
-	for i := range n {
+
+	const udp, tcp = 17, 6
+	record := make([]byte, 16+14+20+20+20)
+	// write adds a packet with so many bytes of payload; tcp alone has the other three.
+	write := func(i int, proto byte, fromClient bool, payload int, flags byte, seq, ack uint32) {
+		transport := 8
+		if proto == tcp {
+			transport = 20
+		}
+		size := 14 + 20 + transport + payload
 		at := testStart.Add(time.Duration(i) * step)
 		le.PutUint32(record, uint32(at.Unix()))
 		le.PutUint32(record[4:], uint32(at.Nanosecond()))
-		be.PutUint32(frame[26:], 10<<24|uint32(i>>8))
-		be.PutUint16(frame[34:], uint16(1024+i&0xff))
-		frame[24], frame[25] = 0, 0
+		le.PutUint32(record[8:], uint32(size))
+		le.PutUint32(record[12:], uint32(size))
+		frame := record[16:]
+		clear(frame)
+		copy(frame[12:], []byte{8, 0, 0x45, 0, 0, byte(size - 14), 0x12, 0x34, 0x40, 0, 64, proto})
+		client, clientPort, server, serverPort := frame[26:], frame[34:], frame[30:], frame[36:]
+		if !fromClient {
+			client, clientPort, server, serverPort = server, serverPort, client, clientPort
+		}
+		be.PutUint32(client, 10<<24|uint32(i>>8))
+		be.PutUint16(clientPort, uint16(1024+i&0xff))
+		copy(server, []byte{192, 0, 2, 7})
+		be.PutUint16(serverPort, 9999)
 		sum := uint32(0)
 		for k := 14; k < 34; k += 2 {
 			sum += uint32(be.Uint16(frame[k:]))
 		}
 		sum = sum>>16 + sum&0xffff
 		be.PutUint16(frame[24:], ^uint16(sum>>16+sum))
-		for k := range 20 {
-			frame[42+k] = byte(i * (k + 3))
+		if proto == tcp {
+			be.PutUint32(frame[38:], seq)
+			be.PutUint32(frame[42:], ack)
+			frame[46], frame[47] = 5<<4, flags
+		} else {
+			be.PutUint16(frame[38:], uint16(transport+payload))
 		}
-		w.Write(record)
-		swap := func(a, b []byte) {
-			for k := range a {
-				a[k], b[k] = b[k], a[k]
-			}
+		for k := range payload {
+			frame[34+transport+k] = byte(i * (k + 3))
 		}
-		for range 2 { // the answer, and back to what was
-			swap(frame[26:30], frame[30:34])
-			swap(frame[34:36], frame[36:38])
-			if be.Uint16(frame[34:]) == 9999 {
-				w.Write(record)
-			}
+		w.Write(record[:16+size])
+	}
+	const syn, synAck, ack = 0x02, 0x12, 0x10
+	for i := range n {
+		if i%10 < 7 {
+			write(i, udp, true, 20, 0, 0, 0)
+			write(i, udp, false, 20, 0, 0, 0)
+			continue
 		}
+		write(i, tcp, true, 0, syn, 1, 0)
+		write(i, tcp, false, 0, synAck, 7, 2)
+		write(i, tcp, true, 20, ack, 2, 8)
 	}
 	if err := w.Flush(); err != nil {
 		t.Fatal(err)
@@ -117,50 +135,64 @@ func peakMemory(t testing.TB, pid int) int {
 	return kib << 10
 }
 
+// manyFlowsFlag is for a measurement:
+//
+//	go test ./cmd/earlydrop -timeout 1h -v -run ManyFlowsTakesLittleMemory/lines -many-flows 10000000
+var manyFlowsFlag = flag.Int("many-flows", 200_000, "flows of TestReplayOfManyFlowsTakesLittleMemory, of which 1.6 million are open at a time")
+
 // Two million flows took 7.9 GiB once, 4 KB each. The bound leaves room for the race
 // detector.
 func TestReplayOfManyFlowsTakesLittleMemory(t *testing.T) {
-	const flows, most = 200_000, 500 << 20
-	path, temp := manyFlows(t, flows, time.Microsecond), t.TempDir()
+	flows := *manyFlowsFlag
+	most := 500 << 20
+	if flows > 1_000_000 {
+		most = 1 << 30
+	}
+	path, temp := manyFlows(t, flows, 1250*time.Nanosecond), t.TempDir()
 	for _, form := range []string{"lines", "table"} {
-		args := []string{"replay", "--model", tinyModel, path}
-		if form == "lines" {
-			args = append(args, "--json")
-		}
-		cmd := program(t, []string{"TMPDIR=" + temp, "GOMAXPROCS=2"}, args...)
-		var stderr bytes.Buffer
-		cmd.Stderr = &stderr
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		// Each flow begins later than the one before, and has the next source.
-		n := 0
-		lines := bufio.NewScanner(out)
-		for lines.Scan() {
-			source := fmt.Sprintf("10.%d.%d.%d:%d", n>>24, n>>16&0xff, n>>8&0xff, 1024+n&0xff)
-			switch {
-			case strings.Contains(lines.Text(), source) && strings.Contains(lines.Text(), "192.0.2.7:9999"):
-				n++
-			case form == "lines" || n > 0 && n < flows:
-				t.Fatalf("flow %d: %s", n, lines.Text())
+		t.Run(form, func(t *testing.T) {
+			args := []string{"replay", "--model", tinyModel, path}
+			if form == "lines" {
+				args = append(args, "--json")
 			}
-			// So many lines are on their way that it can't have ended.
-			if n == flows*9/10 {
-				if peak := peakMemory(t, cmd.Process.Pid); peak > most {
-					t.Errorf("%s of %d flows took %d MiB, want at most %d", form, flows, peak>>20, most>>20)
+			cmd := program(t, []string{"TMPDIR=" + temp, "GOMAXPROCS=2"}, args...)
+			var stderr bytes.Buffer
+			cmd.Stderr = &stderr
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			start := time.Now()
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			// Each flow begins later than the one before, and has the next source.
+			n, peak := 0, 0
+			lines := bufio.NewScanner(out)
+			for lines.Scan() {
+				source := fmt.Sprintf("10.%d.%d.%d:%d", n>>24, n>>16&0xff, n>>8&0xff, 1024+n&0xff)
+				switch {
+				case strings.Contains(lines.Text(), source) && strings.Contains(lines.Text(), "192.0.2.7:9999"):
+					n++
+				case form == "lines" || n > 0 && n < flows:
+					t.Fatalf("flow %d: %s", n, lines.Text())
+				}
+				// So many lines are on their way that it can't have ended.
+				if n == flows*9/10 {
+					peak = peakMemory(t, cmd.Process.Pid)
 				}
 			}
-		}
-		if err := errors.Join(lines.Err(), cmd.Wait()); err != nil || n != flows {
-			t.Errorf("%s: %d flows in order of their start, want %d; %v: %s", form, n, flows, err, stderr.String())
-		}
-		if left, err := os.ReadDir(temp); err != nil || len(left) > 0 {
-			t.Errorf("left in TMPDIR: %v, %v", left, err)
-		}
+			if err := errors.Join(lines.Err(), cmd.Wait()); err != nil || n != flows {
+				t.Errorf("%d flows in order of their start, want %d; %v: %s", n, flows, err, stderr.String())
+			}
+			t.Logf("%d flows: %d MiB, %v\n%s", flows, peak>>20, time.Since(start).Round(100*time.Millisecond), stderr.String())
+			if peak > most {
+				t.Errorf("%d flows took %d MiB, want at most %d", flows, peak>>20, most>>20)
+			}
+			if left, err := os.ReadDir(temp); err != nil || len(left) > 0 {
+				t.Errorf("left in TMPDIR: %v, %v", left, err)
+			}
+		})
 	}
 }
 

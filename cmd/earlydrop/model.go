@@ -20,6 +20,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/classifier/onnx"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/models"
 )
@@ -92,11 +93,14 @@ func readModel(path string) (name string, onnx []byte, err error) {
 	return path, onnx, asBadInput(err)
 }
 
-// openEngine is classifier.Open; every error is bad input and says what to do.
-func openEngine(name string, onnx []byte, opts classifier.Options) (*classifier.Engine, error) {
-	engine, err := classifier.Open(name, onnx, opts)
-	if errors.Is(err, classifier.ErrLibrary) && !errors.Is(err, classifier.ErrUnsafeLibrary) {
-		return nil, badInput("%w; run 'make onnxruntime', or set %s to the library's path", err, classifier.LibraryEnv)
+// openEngine is onnx.Open; every error is bad input and says what to do.
+func openEngine(name string, data []byte, opts onnx.Options) (*classifier.Engine, error) {
+	engine, err := onnx.Open(name, data, opts)
+	switch {
+	case errors.Is(err, onnx.ErrNoCgo):
+		return nil, badInput("%w; build it with CGO_ENABLED=1 and a C compiler, as 'make build' does", err)
+	case errors.Is(err, onnx.ErrLibrary) && !errors.Is(err, onnx.ErrUnsafeLibrary):
+		return nil, badInput("%w; run 'make onnxruntime', or set %s to the library's path", err, onnx.LibraryEnv)
 	}
 	return engine, asBadInput(err)
 }

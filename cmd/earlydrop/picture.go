@@ -61,11 +61,7 @@ func (o *occlusion) panels() []*panel {
 		if channel == classifier.ChannelByte {
 			continue
 		}
-		p := &panel{title: fmt.Sprintf("the model's channel %q", channel)}
-		switch channel {
-		case classifier.ChannelDirection, classifier.ChannelPayload, classifier.ChannelLength, classifier.ChannelTime:
-			p.capture = true
-		}
+		p := &panel{title: fmt.Sprintf("the model's channel %q", channel), capture: channel.PerByte()}
 		for i, v := range o.input[c*classifier.ImagePixels:][:classifier.ImagePixels] {
 			p.pixels[i] = gray(v)
 		}

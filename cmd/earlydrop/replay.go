@@ -22,6 +22,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/classifier/onnx"
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/assembly/scratch"
 	"github.com/earlydrop/earlydrop/loader/flow"
@@ -56,10 +57,16 @@ Each flow with payload, whose beginning is in the file, is one line. A TCP conne
 begins with a SYN, a SYN+ACK that acknowledges it, and a segment that acknowledges that,
 a UDP flow when both sides have spoken, the second within 30 seconds;
 where pcapng or Linux cooked packets say their direction, from the right sides of the
-interface. Segments that are not in place, by their numbers, are not captured. src is the
-side that opened the flow; packets and bytes count the whole flow (bytes on the wire, link
-header included), captured is what the model saw, and decision is what the policy
-says, whatever its mode. Where a rule was asked, the confidence is the probability
+interface. With --one-way a TCP connection of which one direction alone is there begins
+with a SYN and its sender's next segment, or with a SYN+ACK and its sender's; without it,
+a warning says so when those are more than 5 % of a capture. Segments that are not in
+place, by their numbers, are not captured. IPv4 packets whose header has a wrong checksum
+are part of no flow, and a warning for each file counts them; a checksum of 0, left to
+the network card, is believed.
+
+src is the side that opened the flow; packets and bytes count the whole flow (bytes on
+the wire, link header included), captured is what the model saw, and decision is what the
+policy says, whatever its mode. Where a rule was asked, the confidence is the probability
 that the flow is of one of the rule's classes, and the class names those of them that
 it comes from, as in shadowsocks|v2ray. Otherwise both are the model's; the class is
 unknown where no label is likely enough. The likeliest label is in brackets where it is
@@ -70,7 +77,7 @@ fields are file, src, dst, proto, start, packets, bytes, captured and complete, 
 those of a verdict, which attach --help explains: class, likeliest, confidence, scores,
 decision, rule, reason, rule_confidence, rule_classes and detected. The flows of a pipe
 are then printed within a second of their verdict: they are in order of their start only
-within that second, and packets and bytes count the flow only until then. Four more
+within that second, and packets and bytes count the flow only until then. Five more
 fields are there, and true, where they hold; the table has them as a note:
    cut         of some captured packet the file lacks bytes, as with a small snap length
    incomplete  too many of them: of a packet with payload fewer than 32 bytes of it are
@@ -79,6 +86,8 @@ fields are there, and true, where they hold; the table has them as a note:
    mid_stream  captured from its middle (--mid-stream capture): only rules with
                mid_stream: true drop it
    resumed     a UDP flow that was silent for --udp-idle before: the same
+   one_way     one direction alone of a TCP connection is in the file (--one-way): only
+               rules with one_way: true drop it
 
 Memory is bounded but for 50 bytes per flow, or per SYN that begins none. What more is
 needed of many flows goes to temporary files in TMPDIR (/tmp without it), sorted in
@@ -92,7 +101,8 @@ cut into several: flows go on from file to file. The files are read in order of 
 time of their first packet, however they are named; file is where a flow begins.
 
 A file that is cut off, or has packets of which nothing can be read, is reported as
-far as it goes; then the exit code is 1.
+far as it goes; then the exit code is 1. So it is when a file among others is empty, or
+too short for a file header: that one is skipped.
 
 Examples:
    earlydrop replay capture.pcapng
@@ -104,6 +114,7 @@ Examples:
 			&cli.StringFlag{Name: "policy", Usage: "policy `FILE` (default: the shipped policy)", TakesFile: true},
 			&cli.StringFlag{Name: "model", Usage: "model `FILE`, or the shipped \"paper\" (default: the shipped compact one)", TakesFile: true},
 			midStreamFlag(),
+			oneWayFlag(),
 			udpIdleFlag(),
 			&cli.BoolFlag{Name: "join", Usage: "read all files as one capture, in order of time"},
 			&cli.BoolFlag{Name: "json", Usage: "print one JSON object per flow on a line"},
@@ -129,8 +140,8 @@ type sortedFlow struct {
 type replay struct {
 	engine *classifier.Engine
 	policy *policy.Policy
-	// midStream captures TCP flows whose beginning is not in the file.
-	midStream bool
+	// options say which flows are captured, and when.
+	options assembly.Options
 	// print gets the flows of each capture in order of their start.
 	print func(*replayRecord) error
 	warn  func(string)
@@ -138,7 +149,6 @@ type replay struct {
 	// called after some were; liveErr is the first error of that.
 	live    func() error
 	liveErr error
-	udpIdle time.Duration // 0: the default
 
 	jobs    chan *replayJob
 	spare   chan *replayJob // empty ones; their number bounds memory
@@ -162,11 +172,11 @@ type replay struct {
 
 // openModel opens the model that --model names, for captures from files.
 func openModel(c *cli.Context) (*classifier.Engine, error) {
-	name, onnx, err := readModel(c.String("model"))
+	name, data, err := readModel(c.String("model"))
 	if err != nil {
 		return nil, err
 	}
-	return openEngine(name, onnx, classifier.Options{MaxBatch: replayBatch})
+	return openEngine(name, data, onnx.Options{MaxBatch: replayBatch})
 }
 
 func runReplay(c *cli.Context) (err error) {
@@ -206,13 +216,13 @@ func runReplay(c *cli.Context) (err error) {
 	bar := newProgress(c.App.ErrWriter, "replaying", in.size())
 	defer bar.done()
 	out := bufio.NewWriter(c.App.Writer)
-	var lines replayPrinter = newReplayTable(out, len(in.list) > 1)
+	var lines replayPrinter = newReplayTable(out, c.NArg() > 1)
 	if c.Bool("json") {
 		lines = &replayJSON{json.NewEncoder(out)}
 	}
 
 	r := startReplay(engine, p)
-	r.midStream, r.udpIdle = midStream, spanOf(c, "udp-idle")
+	r.options = assembly.Options{MidStream: midStream, UDPIdle: spanOf(c, "udp-idle"), OneWay: c.Bool("one-way")}
 	r.print = lines.print
 	r.warn = func(text string) { fmt.Fprintf(c.App.ErrWriter, "warning: %s\n", text) }
 	if c.Bool("json") {
@@ -220,7 +230,7 @@ func runReplay(c *cli.Context) (err error) {
 	}
 	defer r.stop()
 
-	var cut error
+	cut := skipped(in.empty)
 	for _, group := range groups {
 		if err := c.Context.Err(); err != nil {
 			return err
@@ -326,7 +336,7 @@ func (r *replay) read(files []*capture, bar *progress) (err error) {
 	ended := false
 	var endErr error
 	var a *assembly.Assembler
-	a = assembly.New(assembly.Options{MidStream: r.midStream, UDPIdle: r.udpIdle}, r.add, func(t assembly.Totals) {
+	a = assembly.New(r.options, r.add, func(t assembly.Totals) {
 		if !ended { // the first flow of the capture; all are handed over
 			ended, endErr = true, cmp.Or(a.Err(), r.finish())
 			bar.clear()
@@ -338,12 +348,18 @@ func (r *replay) read(files []*capture, bar *progress) (err error) {
 	var readErr error
 	for _, file := range files {
 		r.begins = append(r.begins, a.Begun())
+		before := a.Counters()
 		err := r.feed(a, file, bar)
 		if r.liveErr != nil {
 			return r.liveErr
 		}
 		if a.Err() != nil {
 			break // Flush returns it
+		}
+		after := a.Counters()
+		if bad := after[assembly.BadChecksum] - before[assembly.BadChecksum]; bad > 0 {
+			bar.clear()
+			r.warn(checksumWarning(file, bad, after[assembly.IPv4]-before[assembly.IPv4]))
 		}
 		readErr = errors.Join(readErr, file.end(err))
 		if file.interrupted {
@@ -362,6 +378,11 @@ func (r *replay) read(files []*capture, bar *progress) (err error) {
 	if n := counters[assembly.Incomplete]; n > 0 {
 		bar.clear()
 		r.warn(incompleteWarning(files, n, counters.Samples()))
+	}
+	n := counters[assembly.OneWay]
+	if all := n + counters[assembly.Opened]; !r.options.OneWay && float64(n) > oneWayShare*float64(all) {
+		bar.clear()
+		r.warn(oneWayWarning(files, n, all))
 	}
 	return readErr
 }
@@ -417,14 +438,35 @@ func (r *replay) flushLive(a *assembly.Assembler, bar *progress) (err error) {
 	}
 }
 
+// titleOf names a capture in messages.
+func titleOf(files []*capture) string {
+	title := files[0].title()
+	if len(files) > 1 {
+		title += fmt.Sprintf(" and %d more", len(files)-1)
+	}
+	return title
+}
+
 // incompleteWarning says that a capture has flows that can't be judged.
 func incompleteWarning(files []*capture, n, all uint64) string {
-	where := files[0].title()
-	if len(files) > 1 {
-		where += fmt.Sprintf(" and %d more", len(files)-1)
-	}
 	return fmt.Sprintf("%s: %d of %s incomplete: of packets with payload the file holds fewer than %d bytes of it; no rule drops such a flow (was the snap length small? tcpdump -s 0 keeps whole packets)",
-		where, n, count(all, "flow"), flow.IncompleteBytes)
+		titleOf(files), n, count(all, "flow"), flow.IncompleteBytes)
+}
+
+// oneWayWarning says that much of a capture is not judged, as one direction is missing.
+func oneWayWarning(files []*capture, n, all uint64) string {
+	return fmt.Sprintf("%s: of %.0f %% of the TCP connections (%d of %d) only one direction is there, so they are not judged; where routing was asymmetric, --one-way captures them",
+		titleOf(files), 100*float64(n)/float64(all), n, all)
+}
+
+// checksumWarning says that a file has packets that no host accepts.
+func checksumWarning(file *capture, n, all uint64) string {
+	have, are := "have", "are"
+	if n == 1 {
+		have, are = "has", "is"
+	}
+	return fmt.Sprintf("%s: %d of %s %s a wrong header checksum and %s part of no flow, as no host accepts that (were addresses changed after the capture? tcprewrite --fixcsum puts the checksums right; one of 0, which is left to the network card, is believed)",
+		file.title(), n, count(all, "IPv4 packet"), have, are)
 }
 
 // add takes a sample that was handed over.
@@ -523,7 +565,7 @@ func (r *replay) summary(w io.Writer, files int) error {
 	fmt.Fprintf(&b, "; the policy drops %d\n", r.drops)
 	fmt.Fprintf(&b, "%s:", count(r.counters.Packets(), "packet"))
 	for c := range assembly.NumCounters {
-		if n := r.counters[c]; n > 0 && c != assembly.Counter(headers.OK) {
+		if n := r.counters[c]; n > 0 && c != assembly.Counter(headers.OK) && c != assembly.IPv4 {
 			fmt.Fprintf(&b, " %s %d", c, n)
 		}
 	}

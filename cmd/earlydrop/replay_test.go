@@ -21,7 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/gopacket/gopacket/pcapgo"
 
-	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/classifier/onnx"
 	"github.com/earlydrop/earlydrop/loader/flow"
 )
 
@@ -94,7 +94,7 @@ func parseRecord(t testing.TB, line string) (r parsedRecord) {
 // the code that replay goes through.
 func expectedResult(t *testing.T, s *flow.Sample) flow.Result {
 	t.Helper()
-	engine, err := classifier.OpenFile(tinyModel, classifier.Options{Workers: 1})
+	engine, err := onnx.OpenFile(tinyModel, onnx.Options{Workers: 1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -33,8 +33,9 @@ type Options struct {
 	// OneWay captures TCP flows as well of which one direction alone is seen,
 	// as it is behind asymmetric routing. Anybody can forge them (optional).
 	OneWay bool
-	// StrictChecksums takes an IPv4 checksum of 0 for wrong, as the live data
-	// path does. In capture files it may have been left to the network card
+	// StrictChecksums takes a checksum of 0 for wrong, as the live data path does,
+	// and believes none of a TCP connection less than others. In capture files
+	// checksums may have been left to the network card, and addresses changed
 	// (optional).
 	StrictChecksums bool
 	// MaxOpen bounds the captures in progress that are held in memory, at least 2
@@ -54,6 +55,8 @@ const (
 	// BadChecksum counts those malformed packets that have a wrong checksum in
 	// their IPv4 header.
 	BadChecksum Counter = Counter(headers.NumVerdicts) + iota
+	// IPv4 counts packets that have an IPv4 header, whatever their verdict.
+	IPv4
 	// MidStream counts TCP flows that were first seen without their beginning.
 	MidStream
 	// SYNs counts SYNs that could begin a connection, without retransmissions,
@@ -76,6 +79,8 @@ const (
 	WrongSide
 	OutOfPlace
 	Behind
+	// Decoys counts TCP segments with a wrong checksum, of flows that are not decided.
+	Decoys
 	// HeaderOnly counts TCP connections, and handshakes that did not become one,
 	// without a payload byte up to a RST, a FIN or the end of the file, and
 	// datagrams without payload that found no flow.
@@ -107,6 +112,7 @@ const (
 
 var counterNames = [NumCounters]string{
 	BadChecksum: "bad_checksum",
+	IPv4:        "ipv4",
 	MidStream:   "mid_stream",
 	SYNs:        "syns",
 	Opened:      "tcp_opened",
@@ -117,6 +123,7 @@ var counterNames = [NumCounters]string{
 	WrongSide:   "wrong_side",
 	OutOfPlace:  "out_of_place",
 	Behind:      "behind",
+	Decoys:      "decoys",
 	HeaderOnly:  "header_only",
 	Waiting:     "udp_waiting",
 	Unanswered:  "udp_unanswered",
@@ -286,22 +293,19 @@ func (a *Assembler) PacketFrom(side Side, ts time.Time, frame []byte, wireLen in
 		a.now = ts
 		a.expire()
 	}
-	parse := headers.ParseCaptured
+	parse, s := headers.ParseCaptured, segment{ts: ts, side: side, origin: a.origin()}
 	if a.opts.StrictChecksums {
 		parse = headers.Parse
 	}
-	s := segment{ts: ts, side: side}
 	var verdict headers.Verdict
 	s.Packet, verdict = parse(frame, wireLen)
 	a.counters[verdict]++
 	if verdict != headers.OK {
-		if verdict == headers.Malformed {
-			var h headers.Headers
-			if h.Walk(frame, max(wireLen, len(frame))); h.BadChecksum {
-				a.counters[BadChecksum]++
-			}
-		}
+		a.countRefused(frame, wireLen)
 		return
+	}
+	if s.IP == 4 {
+		a.counters[IPv4]++
 	}
 	s.frame = frame[:min(len(frame), s.WireLen)]
 
@@ -314,6 +318,30 @@ func (a *Assembler) PacketFrom(side Side, ts time.Time, frame []byte, wireLen in
 		a.tcp(f, &s)
 	} else {
 		a.udp(f, &s)
+	}
+}
+
+func (a *Assembler) origin() signals.Origin {
+	if a.opts.StrictChecksums {
+		return signals.Live
+	}
+	return signals.File
+}
+
+// countRefused counts what is known of a frame that is no packet of a flow, beside the
+// parser's verdict.
+func (a *Assembler) countRefused(frame []byte, wireLen int) {
+	var h headers.Headers
+	if wireLen = max(wireLen, len(frame)); a.opts.StrictChecksums {
+		h.Walk(frame, wireLen)
+	} else {
+		h.WalkCaptured(frame, wireLen)
+	}
+	if h.IP == 4 {
+		a.counters[IPv4]++
+	}
+	if h.BadChecksum {
+		a.counters[BadChecksum]++
 	}
 }
 
@@ -410,7 +438,7 @@ func (a *Assembler) handOver(f *Flow, reason flow.Reason) {
 	if s.Incomplete {
 		a.counters[Incomplete]++
 	}
-	signals.Note(s, signals.File)
+	signals.Note(s, a.origin())
 	f.stage, f.stream = decided, nil
 	a.onSample(f, s)
 	a.release(f)

@@ -77,7 +77,7 @@ func feed(t testing.TB, options Options, packets []at, out bool) (samples []stri
 	}
 	var parts []string
 	for c, n := range a.Counters() {
-		if n > 0 && c > int(headers.OK) && (c < int(Full) || c > int(End)) {
+		if n > 0 && c > int(headers.OK) && c != int(IPv4) && (c < int(Full) || c > int(End)) {
 			parts = append(parts, fmt.Sprintf("%v %d", Counter(c), n))
 		}
 	}
@@ -243,6 +243,10 @@ func TestAssembler(t *testing.T) {
 			name: "a checksum that the network card fills in", packets: []at{{frame: with(udp4(true, 1), 24, 0, 0)}, {frame: with(udp4(true, 1), 24, 0, 1)}, datagram(0, false, 0)},
 			samples:  []string{"40000 end 85 0ms: >43@0 <42@0"},
 			counters: "malformed 1, bad_checksum 1, udp_waiting 1",
+		},
+		{
+			name: "an empty checksum is not what is wrong", packets: []at{{frame: with(with(udp4(true, 1), 22, 0), 24, 0, 0)}},
+			counters: "malformed 1",
 		},
 		{
 			name: "a checksum that is missing on the wire", packets: []at{{frame: with(udp4(true, 1), 24, 0, 0)}},
@@ -447,6 +451,33 @@ func TestRandomTrafficKeepsTheRules(t *testing.T) {
 		}
 		if diff := cmp.Diff(first, assemble(t, options, packets)); diff != "" {
 			t.Fatalf("seed %d: two runs differ:\n%s", seed, diff)
+		}
+	}
+}
+
+// What is said of an IPv4 checksum is a share of the packets that have one.
+func TestPacketsWithAnIPv4HeaderAreCounted(t *testing.T) {
+	v4, v6 := udp4(true, 1), eth(ip(client6, server6, 17, udpDgram(client6, server6, payload(1))))
+	for _, tt := range []struct {
+		name  string
+		frame []byte
+		want  uint64
+	}{
+		{"a datagram", v4, 1},
+		{"wrong checksum", with(v4, 24, 0, 1), 1},
+		{"TTL 0", right(with(v4, 22, 0)), 1},
+		{"neither TCP nor UDP", right(with(v4, 23, 1)), 1},
+		{"a later fragment", right(with(v4, 21, 1)), 1},
+		{"cut in its header", v4[:30], 1},
+		{"IPv6", v6, 0},
+		{"no IP", with(v4, 12, 8, 6), 0},
+		{"version 5", with(v4, 14, 0x55), 0},
+		{"nothing", nil, 0},
+	} {
+		a := New(Options{}, func(*Flow, *flow.Sample) {}, nil)
+		a.Packet(epoch, tt.frame, 60)
+		if got := a.Counters()[IPv4]; got != tt.want {
+			t.Errorf("%s: %d, want %d", tt.name, got, tt.want)
 		}
 	}
 }

@@ -19,6 +19,10 @@ import (
 var (
 	// ErrNotCapture means that the file is no pcap and no pcapng file.
 	ErrNotCapture = errors.New("not a pcap or pcapng file")
+	// ErrEmpty means that the file ends before its first record could begin: it has
+	// no byte, or not all of its header, as when it was opened to be written a moment
+	// ago. errors.Is finds ErrNotCapture as well.
+	ErrEmpty = errors.New("file is empty")
 	// ErrLinkType means that packets of the file were skipped, as they begin
 	// with a header that this package can't read.
 	ErrLinkType = errors.New("unsupported link type")
@@ -171,6 +175,12 @@ func Read(name string, r io.Reader) (*File, error) {
 	return f, nil
 }
 
+// emptyError says in which way a file is empty.
+type emptyError string
+
+func (e emptyError) Error() string { return string(e) }
+func (e emptyError) Unwrap() error { return ErrEmpty }
+
 // pathless returns the cause of an error of the operating system, whose text
 // would name the path twice.
 func pathless(err error) error {
@@ -196,6 +206,9 @@ func (f *File) open(r io.Reader) error {
 	}
 	if string(magic) == magicGzip {
 		zip, err := gzip.NewReader(f.buf)
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			return fmt.Errorf("%w: %w", ErrNotCapture, emptyError("its gzip header is cut off"))
+		}
 		if err != nil {
 			return fmt.Errorf("%w: it begins as gzip does, but: %w", ErrNotCapture, err)
 		}
@@ -207,7 +220,7 @@ func (f *File) open(r io.Reader) error {
 		return fmt.Errorf("%w: %w", ErrNotCapture, err)
 	}
 	if len(magic) == 0 {
-		return fmt.Errorf("%w: it is empty", ErrNotCapture)
+		return fmt.Errorf("%w: %w", ErrNotCapture, emptyError("it is empty"))
 	}
 	if string(magic) == magicPcapng {
 		f.records, err = newPcapng(f)
@@ -224,7 +237,7 @@ func (f *File) open(r io.Reader) error {
 	}
 	switch {
 	case err == io.EOF || err == io.ErrUnexpectedEOF:
-		return fmt.Errorf("%w: its file header is cut off", ErrNotCapture)
+		return fmt.Errorf("%w: %w", ErrNotCapture, emptyError("its file header is cut off"))
 	case err != nil:
 		return fmt.Errorf("%w: %w", ErrNotCapture, err)
 	}

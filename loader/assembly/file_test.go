@@ -266,12 +266,16 @@ func TestBadFiles(t *testing.T) {
 		packets int
 	}{
 		{"empty", nil, ErrNotCapture, "it is empty", 0},
+		{"empty, as such", nil, ErrEmpty, "it is empty", 0},
+		{"gzip of nothing", gzipped(t, nil), ErrEmpty, "it is empty", 0},
+		{"gzip cut before its first byte", zipped[:10], ErrEmpty, "it is empty", 0},
 		{"three bytes", pcap[:3], ErrNotCapture, "not a pcap", 0},
 		{"text", []byte("GET / HTTP/1.1\r\n\r\n"), ErrNotCapture, "not a pcap or pcapng file", 0},
-		{"file header cut", pcap[:20], ErrNotCapture, "header is cut off", 0},
-		{"pcapng header cut", ng[:20], ErrNotCapture, "header is cut off", 0},
+		{"file header cut", pcap[:20], ErrEmpty, "file header is cut off", 0},
+		{"file header cut, no capture", pcap[:20], ErrNotCapture, "file header is cut off", 0},
+		{"pcapng header cut", ng[:20], ErrEmpty, "file header is cut off", 0},
 		{"gzip of text", gzipped(t, []byte("hello, world")), ErrNotCapture, "not a pcap", 0},
-		{"gzip header cut", zipped[:5], ErrNotCapture, "not a pcap", 0},
+		{"gzip header cut", zipped[:5], ErrEmpty, "not a pcap or pcapng file: its gzip header is cut off", 0},
 		{"unknown version", with(pcap, 4, 9), ErrNotCapture, "version 9", 0},
 		{"link type of pcap", pcapFile(binary.LittleEndian, false, 249, a, b), ErrLinkType, ": 2 packets skipped: unsupported link type 249 (USBPcap)", 0},
 		{"link type of a pcapng interface", pcapngFile(t, ngPacket{1, a}, ngPacket{249, b}, ngPacket{1, a}), ErrLinkType,
@@ -308,6 +312,9 @@ func TestBadFiles(t *testing.T) {
 			var fileErr *FileError
 			if !errors.As(err, &fileErr) || fileErr.Path != path || fileErr.Packets != uint64(tt.packets) {
 				t.Fatalf("error %#v, want a *FileError of %s after %d packets", err, path, tt.packets)
+			}
+			if cut := tt.want == ErrEmpty || len(tt.bytes) == 0 || strings.Contains(tt.name, "file header cut"); errors.Is(err, ErrEmpty) != cut {
+				t.Errorf("error %q, is empty: %v, want %v", err, !cut, cut)
 			}
 			if !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("error %q, want %q and %q in it", err, tt.want, tt.text)

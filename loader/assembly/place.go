@@ -4,6 +4,7 @@ package assembly
 
 import (
 	"github.com/earlydrop/earlydrop/loader/flow/headers"
+	"github.com/earlydrop/earlydrop/loader/flow/signals"
 )
 
 // Bounds of what is in place, in bytes, the same as in the kernel program.
@@ -50,6 +51,16 @@ type stream struct {
 	// oneWay: of one direction nothing may be seen. What it sends is known from
 	// the acknowledgements.
 	oneWay bool
+	// right: the SYN or SYN+ACK of the direction had a right checksum, or none.
+	right [2]bool
+	// decoy: a segment in place had a wrong one, and was left out.
+	decoy bool
+}
+
+// isDecoy reports whether no host takes a segment of the direction. In files, whose
+// addresses somebody may have changed, only if its first one was right.
+func (s *stream) isDecoy(seg *segment, dir int) bool {
+	return (seg.origin == signals.Live || s.right[dir]) && seg.wrongChecksum()
 }
 
 // hole is what a sender has left out: from lo up to hi; the same: nothing.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/loader/flow/headers"
+	"github.com/earlydrop/earlydrop/loader/flow/signals"
 )
 
 // A TCP connection is judged only if both its ends have made it. Until then there
@@ -39,6 +40,18 @@ type segment struct {
 	ts    time.Time
 	side  Side
 	frame []byte // to the end of the packet
+
+	origin  signals.Origin
+	checked bool // whether wrong is known
+	wrong   bool // the checksum
+}
+
+// wrongChecksum reports whether no host takes the segment.
+func (s *segment) wrongChecksum() bool {
+	if !s.checked {
+		s.checked, s.wrong = true, signals.WrongChecksum(&s.Headers, s.frame, s.origin)
+	}
+	return s.wrong
 }
 
 // sender is the index of the sender's side among the candidates of a key.
@@ -64,6 +77,7 @@ type syn struct {
 	known   bool
 	fromLo  bool // its direction
 	mpJoin  bool
+	right   bool // its checksum
 	seq     uint32
 	payload int // bytes
 	first   time.Time
@@ -276,7 +290,7 @@ func (a *Assembler) syn(s *segment) {
 	if to.known && s.ts.Sub(to.first) <= candidateAge {
 		to = &c.syns[1]
 	}
-	*to = syn{known: true, order: a.order(), fromLo: s.SrcIsLo, seq: s.Seq, payload: s.PayloadLen, mpJoin: joins(s),
+	*to = syn{known: true, order: a.order(), fromLo: s.SrcIsLo, seq: s.Seq, payload: s.PayloadLen, mpJoin: joins(s), right: !s.wrongChecksum(),
 		first: s.ts, wireLen: s.WireLen, headerLen: s.Payload, packets: 1, bytes: uint64(s.WireLen),
 		lack: lacks(&s.Packet, s.frame, flow.CaptureBytes), headerLack: lacksHeaders(&s.Packet, s.frame)}
 	if s.WireLen <= flow.HandshakeFrame {
@@ -398,7 +412,9 @@ func (a *Assembler) answer(f *Flow, c *candidate, s *segment, won *syn, payload 
 		state: answeredAlone, initiatorIsLo: !s.SrcIsLo,
 		x: s.Ack - 1, y: s.Seq, ack: s.Ack, at: s.ts, start: s.ts, last: s.ts}
 	next.stream = stream{next: [2]uint32{s.Ack, s.Seq + 1}, side: c.side}
+	next.stream.right[1] = !s.wrongChecksum()
 	if won != nil {
+		next.stream.right[0] = won.right
 		next.state, next.x, next.mpJoin = answered, won.seq, won.mpJoin
 		next.oneWay = c.oneWay
 		next.start, next.last = won.first, later(won.first, s.ts)
@@ -516,7 +532,7 @@ func (pair *candidates) stands(state candidateState, now time.Time) bool {
 // the capture file, must not hide the connection. What it says is not captured.
 func (a *Assembler) early(c *candidate, s *segment) {
 	at := OutOfPlace
-	if c != nil && c.state == answered && c.initiatorIsLo != s.SrcIsLo {
+	if c != nil && c.state == answered && c.initiatorIsLo != s.SrcIsLo && !c.stream.isDecoy(s, 1) {
 		at, _ = c.stream.take(&s.Packet, 1, s.side)
 	}
 	if at != inPlace {
@@ -529,7 +545,7 @@ func (a *Assembler) early(c *candidate, s *segment) {
 // proves reports whether the segment is the initiator's answer to the SYN+ACK, by its
 // numbers. The bare one may have been lost, and some data with it.
 func (c *candidate) proves(s *segment) bool {
-	if s.SrcIsLo != c.initiatorIsLo || s.Flags&(headers.ACK|headers.RST) != headers.ACK {
+	if s.SrcIsLo != c.initiatorIsLo || s.Flags&(headers.ACK|headers.RST) != headers.ACK || c.stream.isDecoy(s, 0) {
 		return false
 	}
 	seq, ack := diff(s.Seq, c.ack), diff(s.Ack, c.y+1)
@@ -626,6 +642,9 @@ func (a *Assembler) begin(f *Flow, c *candidate, s *segment) {
 // handshakeSegment takes a segment of a connection that is proven and has no payload
 // yet.
 func (a *Assembler) handshakeSegment(c *candidate, s *segment) {
+	if a.leaveOut(&c.stream, s, direction(&s.Packet, c.initiatorIsLo)) {
+		return
+	}
 	at, ends := c.stream.take(&s.Packet, direction(&s.Packet, c.initiatorIsLo), s.side)
 	if at != inPlace {
 		a.counters[at]++
@@ -665,6 +684,9 @@ func (a *Assembler) flowSegment(f *Flow, s *segment) {
 		a.settle(f)
 		return
 	}
+	if a.leaveOut(f.stream, s, direction(&s.Packet, f.InitiatorIsLo)) {
+		return
+	}
 	at, ends := f.stream.take(&s.Packet, direction(&s.Packet, f.InitiatorIsLo), s.side)
 	if at != inPlace {
 		a.counters[at]++
@@ -673,10 +695,29 @@ func (a *Assembler) flowSegment(f *Flow, s *segment) {
 	a.capture(f, &s.Packet, s.frame, ends)
 }
 
+// leaveOut reports whether a segment of a connection is a decoy, and counts it. One that
+// is in place, but for its checksum, is a signal: who does not know the numbers can't
+// send it.
+func (a *Assembler) leaveOut(st *stream, s *segment, dir int) bool {
+	if !st.isDecoy(s, dir) {
+		return false
+	}
+	as := *st // the decoy moves nothing on
+	switch at, _ := as.take(&s.Packet, dir, s.side); at {
+	case WrongSide:
+		a.counters[WrongSide]++
+		return true
+	case inPlace, Behind:
+		st.decoy = true
+	}
+	a.counters[Decoys]++
+	return true
+}
+
 // goesOn returns the candidate, if there is one, of a connection of which one direction
 // alone is seen: by the segment that follows the SYN, then won is that, or the SYN+ACK.
 func (pair *candidates) goesOn(s *segment) (c *candidate, won *syn) {
-	if s.Flags&(headers.ACK|headers.RST) != headers.ACK {
+	if s.Flags&(headers.ACK|headers.RST) != headers.ACK || s.origin == signals.Live && s.wrongChecksum() {
 		return nil, nil
 	}
 	if c = pair[s.sender()]; c != nil && c.state == begun {
@@ -710,6 +751,7 @@ func (a *Assembler) oneWay(c *candidate, won *syn, s *segment) {
 		c.start, c.last = won.first, later(won.first, s.ts)
 		c.packets, c.bytes, c.order = won.packets, won.bytes, won.order
 		c.stream = stream{next: [2]uint32{c.ack, s.Ack}, side: c.side}
+		c.stream.right[0] = won.right
 		c.keepSYN(a, won, 0)
 	}
 	c.stream.oneWay = true
@@ -718,6 +760,10 @@ func (a *Assembler) oneWay(c *candidate, won *syn, s *segment) {
 
 // midStreamSegment takes a segment of a connection of which no beginning was seen.
 func (a *Assembler) midStreamSegment(s *segment) {
+	if s.origin == signals.Live && s.wrongChecksum() {
+		a.counters[Decoys]++
+		return
+	}
 	if !a.opts.MidStream {
 		a.counters[MidStream]++
 		// What may yet be proven must be looked at.
@@ -746,6 +792,9 @@ func (f *Flow) describe(m *flow.Meta) {
 		lo = 0
 	}
 	m.OneWay, m.MidStream = f.stream.oneWay, !f.hasNumbers
+	if f.stream.decoy {
+		m.Signals |= flow.SignalDecoy
+	}
 	m.Numbers = flow.Numbers{
 		InitiatorNext: f.stream.next[0], ResponderNext: f.stream.next[1],
 		InitiatorNextKnown: true, ResponderNextKnown: true,

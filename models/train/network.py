@@ -212,7 +212,7 @@ def create(kind, labels):
 
 
 def check_images(count, planes=1):
-    """Fixed images; classifier/engine.go makes the same bytes (checkImage)."""
+    """Fixed images; classifier/check.go makes the same bytes (checkImage)."""
     i = np.arange(planes * PIXELS)
     rows = [((i + 1) * (2 * n + 3) + i // SIDE * (7 * n + 1)) & 255 for n in range(count)]
     return torch.from_numpy(np.stack(rows).astype(np.uint8).reshape(count, planes, SIDE, SIDE))

@@ -66,6 +66,9 @@ type NginxConfig struct {
 	// LargeMB is the size of the file /large. (optional: 24)
 	LargeMB int
 
+	// Files are served as well, by their names. (optional)
+	Files map[string][]byte
+
 	// Key is the kind of the certificate's key: "ec" or "rsa". (optional: ec)
 	Key string
 
@@ -109,6 +112,11 @@ func (l *Lab) StartNginx(ctx context.Context, cfg NginxConfig) (*Nginx, error) {
 	for name, size := range map[string]int{"1k": 1 << 10, "4k": 4 << 10, "16k": 16 << 10, "64k": 64 << 10, "256k": 256 << 10, "1m": 1 << 20, "large": large} {
 		if err := writeRandom(filepath.Join(root, name), size, cfg.Seed+uint64(size)); err != nil {
 			return nil, err
+		}
+	}
+	for name, content := range cfg.Files {
+		if err := os.WriteFile(filepath.Join(root, name), content, 0o644); err != nil {
+			return nil, fmt.Errorf("file to serve: %w", err)
 		}
 	}
 	page := "<!doctype html><title>lab</title>\n" + strings.Repeat("<p>The quick brown fox jumps over the lazy dog.</p>\n", 200)

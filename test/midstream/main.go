@@ -4,15 +4,19 @@
 // from their middle, as attach and replay do with --mid-stream capture:
 //
 //	go run ./test/midstream [-model FILE] [-seed 1] CAPTURE-OR-FOLDER...
+//	sudo go run ./test/midstream -record FOLDER
 //
 // Of each TCP flow whose SYN is in a capture file it takes the packets from a random
 // time on, drawn between the first and the last packet with payload, as an attach
 // comes at a random time. It counts the flows that the built-in policy passes when it
 // sees their beginning, and drops, with mid_stream: true, from their middle on. The
-// captures should hold ordinary traffic only.
+// captures should hold ordinary traffic only. With -record it makes such captures first:
+// downloads with curl from nginx, in the lab of package lab.
 package main
 
 import (
+	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -20,11 +24,14 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
 	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/classifier/onnx"
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/loader/flow/headers"
@@ -40,27 +47,41 @@ func main() {
 	}
 	model := flag.String("model", "", "model `FILE` (default: the shipped one)")
 	seed := flag.Uint64("seed", 1, "seed of the times at which flows are cut")
+	folder := flag.String("record", "", "record downloads into a new `FOLDER`, and measure those, too (needs root)")
 	flag.Parse()
-	if flag.NArg() == 0 {
-		fmt.Fprintln(os.Stderr, "midstream: name captures, or folders of captures")
+	paths := flag.Args()
+	if *folder != "" {
+		paths = append(paths, *folder)
+	}
+	if len(paths) == 0 {
+		fmt.Fprintln(os.Stderr, "midstream: name captures, or folders of captures, or record some with -record")
 		os.Exit(2)
 	}
-	if err := run(os.Stdout, *model, *seed, flag.Args()); err != nil {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	var err error
+	if *folder != "" {
+		err = record(ctx, *folder, *seed, downloads)
+	}
+	if err == nil {
+		err = run(os.Stdout, *model, *seed, paths)
+	}
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "midstream:", err)
 		os.Exit(1)
 	}
 }
 
 func run(out io.Writer, model string, seed uint64, paths []string) error {
-	name, onnx := models.Default()
+	name, data := models.Default()
 	if model != "" {
 		var err error
-		if onnx, err = classifier.ReadModelFile(model); err != nil {
+		if data, err = classifier.ReadModelFile(model); err != nil {
 			return err
 		}
 		name = model
 	}
-	engine, err := classifier.Open(name, onnx, classifier.Options{Workers: 1})
+	engine, err := onnx.Open(name, data, onnx.Options{Workers: 1})
 	if err != nil {
 		return err
 	}
@@ -111,9 +132,9 @@ type study struct {
 
 	files, unreadable int
 	kinds             [numKinds]struct{ flows, dropped int }
-	// left out: dropped from the beginning, one packet with payload only,
-	// incomplete
-	wanted, short, incomplete int
+	// left out: dropped from the beginning, one packet with payload only, a
+	// handshake that is not all there, another one after the cut, incomplete
+	wanted, short, unproven, again, incomplete int
 }
 
 // The kinds of flows that are counted.
@@ -192,7 +213,7 @@ func (s *study) connection(c *connection) error {
 	case err != nil:
 		return err
 	case whole == nil:
-		s.short++
+		s.unproven++
 		return nil
 	case whole.Reason == policy.ReasonIncomplete:
 		s.incomplete++
@@ -209,6 +230,10 @@ func (s *study) connection(c *connection) error {
 		begin++
 	}
 	middle, err := s.decide(c.packets[begin:], true)
+	if errors.Is(err, errBeginning) {
+		s.again++
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -246,6 +271,10 @@ func (s *study) port(c *connection) uint16 {
 	return p.Key.Lo.Port()
 }
 
+// errBeginning means that what should be the middle of a flow has a beginning: a
+// handshake that came late, or once more.
+var errBeginning = errors.New("not mid-stream")
+
 // decide returns what becomes of the first capture of these packets, nil when there
 // is none.
 func (s *study) decide(packets []packet, midStream bool) (d *policy.Decision, err error) {
@@ -255,7 +284,7 @@ func (s *study) decide(packets []packet, midStream bool) (d *policy.Decision, er
 			return
 		}
 		if sample.MidStream != midStream {
-			err = fmt.Errorf("%s: mid-stream is %v", sample.Key, sample.MidStream)
+			err = fmt.Errorf("%s: %w", sample.Key, errBeginning)
 			return
 		}
 		if err = s.engine.Classify([]*flow.Sample{sample}, results); err == nil {
@@ -274,7 +303,8 @@ func (s *study) decide(packets []packet, midStream bool) (d *policy.Decision, er
 
 func (s *study) print(out io.Writer) error {
 	fmt.Fprintf(out, "%d captures (%d more could not be read), model %s, built-in policy\n", s.files, s.unreadable, s.engine.Manifest().Name)
-	fmt.Fprintf(out, "left out: %d flows dropped from their beginning, %d with one packet with payload or none, %d incomplete\n\n", s.wanted, s.short, s.incomplete)
+	fmt.Fprintf(out, "left out: %d flows dropped from their beginning, %d with one packet with payload or none, %d whose handshake is not all there, %d with another one after the cut, %d incomplete\n\n",
+		s.wanted, s.short, s.unproven, s.again, s.incomplete)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "FLOWS PASSED FROM THEIR BEGINNING\tCOUNT\tDROPPED FROM THEIR MIDDLE\t95 % INTERVAL")
 	for k, n := range s.kinds {

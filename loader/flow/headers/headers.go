@@ -126,7 +126,8 @@ type Headers struct {
 	L3 int
 	// TTL is the time to live of IPv4, the hop limit of IPv6.
 	TTL uint8
-	// BadChecksum says that an IPv4 header has a checksum that Parse refuses.
+	// BadChecksum says that an IPv4 header has a checksum that Parse refuses, after
+	// WalkCaptured one that ParseCaptured refuses.
 	BadChecksum bool
 	// MoreFragments says that the packet is the first fragment of a greater one.
 	MoreFragments bool
@@ -174,6 +175,11 @@ func (h *Headers) Captured(frameLen int) int {
 // there is something to recognise: in a cut frame, behind a length that can't
 // be, behind a wrong checksum. Different Headers may be filled concurrently.
 func (h *Headers) Walk(frame []byte, wireLen int) Verdict { return h.walk(frame, wireLen, false) }
+
+// WalkCaptured is to ParseCaptured what Walk is to Parse.
+func (h *Headers) WalkCaptured(frame []byte, wireLen int) Verdict {
+	return h.walk(frame, wireLen, true)
+}
 
 // walk is Walk. With emptyOK an IPv4 checksum of 0 is right.
 func (h *Headers) walk(frame []byte, wireLen int, emptyOK bool) Verdict {

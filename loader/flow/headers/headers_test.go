@@ -332,12 +332,14 @@ func TestParseCapturedBelievesAnEmptyChecksum(t *testing.T) {
 		frame          []byte
 		live, captured Verdict
 		bad            bool
+		badCaptured    bool
 	}{
-		{"right", data, OK, OK, false},
-		{"empty", spoilt(data, 24, 0, 0), Malformed, OK, true},
-		{"wrong", spoilt(data, 24, 0, 1), Malformed, Malformed, true},
-		{"empty, TTL 0", spoilt(with(data, 22, 0), 24, 0, 0), Malformed, Malformed, true},
-		{"right, TTL 0", with(data, 22, 0), Malformed, Malformed, false},
+		{"right", data, OK, OK, false, false},
+		{"empty", spoilt(data, 24, 0, 0), Malformed, OK, true, false},
+		{"wrong", spoilt(data, 24, 0, 1), Malformed, Malformed, true, true},
+		{"empty, TTL 0", spoilt(with(data, 22, 0), 24, 0, 0), Malformed, Malformed, true, false},
+		{"wrong, TTL 0", spoilt(with(data, 22, 0), 24, 0, 1), Malformed, Malformed, true, true},
+		{"right, TTL 0", with(data, 22, 0), Malformed, Malformed, false, false},
 	} {
 		if _, v := Parse(tt.frame, len(tt.frame)); v != tt.live {
 			t.Errorf("%s: live %v, want %v", tt.name, v, tt.live)
@@ -349,6 +351,9 @@ func TestParseCapturedBelievesAnEmptyChecksum(t *testing.T) {
 		var h Headers
 		if h.Walk(tt.frame, len(tt.frame)); h.BadChecksum != tt.bad {
 			t.Errorf("%s: bad checksum %v, want %v", tt.name, h.BadChecksum, tt.bad)
+		}
+		if v := h.WalkCaptured(tt.frame, len(tt.frame)); v != tt.captured || h.BadChecksum != tt.badCaptured {
+			t.Errorf("%s: captured %v, bad checksum %v, want %v, %v", tt.name, v, h.BadChecksum, tt.captured, tt.badCaptured)
 		}
 	}
 }

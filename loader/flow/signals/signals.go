@@ -4,8 +4,8 @@
 // does: what clients do to their own bytes so that who reads along takes them for
 // something else.
 //
-// It also makes of a capture what is judged: decoys are taken out, and what came late, by
-// somebody's intent or the network's, goes to its place.
+// It also makes of a capture what is judged: what came late, by somebody's intent or the
+// network's, goes to its place.
 //
 // It looks at what was captured, and nothing is captured that is out of place in its
 // connection. So who does not know a connection's numbers can't put a signal on it.
@@ -26,11 +26,6 @@ const (
 	TinyBytes    = 16
 	TinySegments = 3
 
-	// LeastPayload is how many bytes of payload a sample must have without its decoys for
-	// them to be taken out. Handshakes alone tell nothing of what a flow carries, and a
-	// verdict on them is a guess.
-	LeastPayload = 64
-
 	// TTLSlack is how far times to live of one endpoint may be apart. Routes change.
 	TTLSlack = 2
 )
@@ -46,19 +41,16 @@ const (
 	File Origin = true
 )
 
-// Note sets s.Signals and takes the decoys out of s: frames with a wrong checksum, which
-// no host took for a part of the connection. It looks only at frames that are in the
-// sample whole. Decoys stay where fewer than [LeastPayload] bytes of payload would. What
-// each side of a TCP connection sent is put in order. Note does not allocate.
+// Note adds to s.Signals what the packets of s show. Of UDP it takes the decoys out of s:
+// datagrams with a wrong checksum, which no host takes. (Of TCP the kernel programs and
+// the assembly have left them out, and say so in s.Signals.) It looks only at frames that
+// are in the sample whole. What each side of a TCP connection sent is put in order. Note
+// does not allocate.
 func Note(s *flow.Sample, from Origin) {
 	var sides [2]side
-	s.Signals = 0
 	decoys := findDecoys(s, from)
 	if decoys != 0 {
 		s.Signals |= flow.SignalDecoy
-		if payload(s, decoys) < LeastPayload {
-			decoys = 0
-		}
 	}
 	packets, bytes := 0, 0 // that stay
 	for i := range s.Packets {
@@ -85,17 +77,6 @@ func Note(s *flow.Sample, from Origin) {
 	inOrder(s)
 }
 
-// payload returns how many bytes of payload a sample holds beside its decoys.
-func payload(s *flow.Sample, decoys uint32) (n int) {
-	for i, p := range s.Packets {
-		var h headers.Headers
-		if frame := s.Frame(i); decoys&(1<<i) == 0 && h.Walk(frame, int(p.WireLen)) == headers.OK {
-			n += h.Captured(len(frame))
-		}
-	}
-	return n
-}
-
 // which is 0 for the initiator, 1 for the responder.
 func which(p flow.Packet) int {
 	if p.FromInitiator {
@@ -104,28 +85,26 @@ func which(p flow.Packet) int {
 	return 1
 }
 
-// findDecoys returns a bit for each decoy. Of an endpoint whose SYN has a wrong checksum,
-// or which sent nothing with a right one, none can be told: somebody changed the
-// addresses in a file, or the device has its own way to leave checksums to the network
-// card.
+// findDecoys returns a bit for each decoy of a UDP flow. Of an endpoint that sent nothing
+// with a right checksum none can be told: somebody changed the addresses in a file, or
+// the device has its own way to leave checksums to the network card.
 func findDecoys(s *flow.Sample, from Origin) (decoys uint32) {
 	var wrong [2]uint32
-	var right, void [2]bool
+	var right [2]bool
 	for i, p := range s.Packets {
 		frame := s.Frame(i)
 		var h headers.Headers
 		h.Walk(frame, int(p.WireLen))
 		switch {
-		case h.Proto == 0:
-		case !isDecoy(&h, frame, from):
+		case h.Proto != flow.UDP:
+		case !WrongChecksum(&h, frame, from):
 			right[which(p)] = true
 		default:
 			wrong[which(p)] |= 1 << i
-			void[which(p)] = void[which(p)] || h.Proto == flow.TCP && h.Flags&headers.SYN != 0
 		}
 	}
 	for side := range wrong {
-		if right[side] && !void[side] {
+		if right[side] {
 			decoys |= wrong[side]
 		}
 	}
@@ -208,15 +187,25 @@ func (sd *side) hasGap() bool {
 // Decoys are kept as bits.
 const _ = uint(32 - flow.MaxPackets)
 
-// isDecoy reports whether a frame that is there whole has a wrong TCP or UDP checksum.
-func isDecoy(h *headers.Headers, frame []byte, from Origin) bool {
-	if h.Proto != flow.TCP && h.Proto != flow.UDP || len(frame) < h.WireLen || h.WireLen < h.L4+8 || h.MoreFragments {
+// ChecksumBytes is how long a segment or datagram may be whose checksum is looked at.
+const ChecksumBytes = 2048
+
+// WrongChecksum reports whether a frame whose headers are h has a wrong TCP or UDP
+// checksum, so that no host takes it. It is false where that can't be told: of a frame that
+// is not there whole, as its IP header has it, or longer than ChecksumBytes, of a first
+// fragment, and behind IPv6 extension headers, which may name another destination. The kernel programs have the
+// same rules for TCP (bpf/checksum.h).
+func WrongChecksum(h *headers.Headers, frame []byte, from Origin) bool {
+	if h.Proto != flow.TCP && h.Proto != flow.UDP || len(frame) < h.WireLen || h.WireLen < h.L4+8 ||
+		h.WireLen > h.L4+ChecksumBytes || h.MoreFragments || h.Exts > 0 {
 		return false
 	}
-	for _, e := range h.Ext[:h.Exts] {
-		if e.Kind == headers.Routing {
-			return false // the pseudo-header has the last address of it
-		}
+	claimed := h.L3 + int(binary.BigEndian.Uint16(frame[h.L3+2:]))
+	if h.IP == 6 {
+		claimed = h.L3 + 40 + int(binary.BigEndian.Uint16(frame[h.L3+4:]))
+	}
+	if claimed != h.WireLen {
+		return false
 	}
 	segment := frame[h.L4:h.WireLen]
 	at := 16

@@ -107,6 +107,11 @@ type floorCandidate struct {
 	}
 }
 
+type floorChecksumRoom struct {
+	_    structs.HostLayout
+	Data [512]uint8
+}
+
 type floorCounts struct {
 	_                structs.HostLayout
 	PacketsIngress   uint64
@@ -135,6 +140,7 @@ type floorCounts struct {
 	WrongSide        uint64
 	OutOfPlace       uint64
 	Behind           uint64
+	Decoys           uint64
 	MptcpJoin        uint64
 	Renewed          uint64
 	SlotsFull        uint64
@@ -309,6 +315,7 @@ type floorWaitingCount struct {
 const (
 	floorMapAttachment       = "attachment"
 	floorMapBlocked          = "blocked"
+	floorMapChecksumRooms    = "checksum_rooms"
 	floorMapCollecting       = "collecting"
 	floorMapCounters         = "counters"
 	floorMapFloorFlows       = "floor_flows"
@@ -337,6 +344,7 @@ const (
 	floorProgFloorInsert     = "floor_insert"
 	floorProgFloorPass       = "floor_pass"
 	floorVarBenchNumber      = "bench_number"
+	floorVarBenchSeq         = "bench_seq"
 	floorVarBenchSlot        = "bench_slot"
 	floorVarBlockFilter      = "block_filter"
 	floorVarCfgBucketMask    = "cfg_bucket_mask"
@@ -412,6 +420,7 @@ type floorProgramSpecs struct {
 type floorMapSpecs struct {
 	Attachment    *ebpf.MapSpec `ebpf:"attachment"`
 	Blocked       *ebpf.MapSpec `ebpf:"blocked"`
+	ChecksumRooms *ebpf.MapSpec `ebpf:"checksum_rooms"`
 	Collecting    *ebpf.MapSpec `ebpf:"collecting"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	FloorFlows    *ebpf.MapSpec `ebpf:"floor_flows"`
@@ -437,6 +446,7 @@ type floorMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type floorVariableSpecs struct {
 	BenchNumber      *ebpf.VariableSpec `ebpf:"bench_number"`
+	BenchSeq         *ebpf.VariableSpec `ebpf:"bench_seq"`
 	BenchSlot        *ebpf.VariableSpec `ebpf:"bench_slot"`
 	BlockFilter      *ebpf.VariableSpec `ebpf:"block_filter"`
 	CfgBucketMask    *ebpf.VariableSpec `ebpf:"cfg_bucket_mask"`
@@ -475,6 +485,7 @@ func (o *floorObjects) Close() error {
 type floorMaps struct {
 	Attachment    *ebpf.Map `ebpf:"attachment"`
 	Blocked       *ebpf.Map `ebpf:"blocked"`
+	ChecksumRooms *ebpf.Map `ebpf:"checksum_rooms"`
 	Collecting    *ebpf.Map `ebpf:"collecting"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	FloorFlows    *ebpf.Map `ebpf:"floor_flows"`
@@ -499,6 +510,7 @@ func (m *floorMaps) Close() error {
 	return _FloorClose(
 		m.Attachment,
 		m.Blocked,
+		m.ChecksumRooms,
 		m.Collecting,
 		m.Counters,
 		m.FloorFlows,
@@ -525,6 +537,7 @@ func (m *floorMaps) Close() error {
 // It can be passed to loadFloorObjects or ebpf.CollectionSpec.LoadAndAssign.
 type floorVariables struct {
 	BenchNumber      *ebpf.Variable `ebpf:"bench_number"`
+	BenchSeq         *ebpf.Variable `ebpf:"bench_seq"`
 	BenchSlot        *ebpf.Variable `ebpf:"bench_slot"`
 	BlockFilter      *ebpf.Variable `ebpf:"block_filter"`
 	CfgBucketMask    *ebpf.Variable `ebpf:"cfg_bucket_mask"`

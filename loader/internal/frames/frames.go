@@ -2,8 +2,7 @@
 
 // Package frames builds packets layer by layer, from the inside out, for tests of
 // the kernel programs and of the flow assembly. What it builds is right unless a
-// test spoils it afterwards, the checksum of IPv4 headers included; those of TCP and
-// UDP are left at zero, as nothing reads them.
+// test spoils it afterwards, checksums included; that of UDP is left out, as it may be.
 package frames
 
 import (
@@ -66,13 +65,59 @@ func Datagram(src, dst netip.AddrPort, body []byte) []byte {
 // IP returns an IPv4 or IPv6 packet, as the addresses say.
 func IP(src, dst netip.AddrPort, proto byte, body []byte) []byte {
 	if src.Addr().Is4() {
-		packet := slices.Concat([]byte{0x45, 0}, be16(20+len(body)),
-			[]byte{0x12, 0x34, 0x40, 0, 64, proto, 0, 0}, src.Addr().AsSlice(), dst.Addr().AsSlice(), body)
-		SetChecksum(packet)
-		return packet
+		return WithOptions(src, dst, 0, proto, body)
 	}
-	return slices.Concat([]byte{0x60, 0, 0, 0}, be16(len(body)), []byte{proto, 64},
+	packet := slices.Concat([]byte{0x60, 0, 0, 0}, be16(len(body)), []byte{proto, 64},
 		src.Addr().AsSlice(), dst.Addr().AsSlice(), body)
+	SetTCPChecksum(packet)
+	return packet
+}
+
+// WithOptions returns an IPv4 packet with so many words of options, all zero.
+func WithOptions(src, dst netip.AddrPort, words int, proto byte, body []byte) []byte {
+	packet := slices.Concat([]byte{0x45 + byte(words), 0}, be16(20+4*words+len(body)),
+		[]byte{0x12, 0x34, 0x40, 0, 64, proto, 0, 0}, src.Addr().AsSlice(), dst.Addr().AsSlice(), make([]byte, 4*words), body)
+	SetChecksum(packet)
+	SetTCPChecksum(packet)
+	return packet
+}
+
+// SetTCPChecksum puts the right checksum into the TCP segment that an IP packet, IPv6
+// without extension headers, carries, if there is one.
+func SetTCPChecksum(packet []byte) {
+	addresses, proto, at := packet[8:min(40, len(packet))], packet[6], 40
+	if packet[0]>>4 == 4 {
+		addresses, proto, at = packet[12:20], packet[9], int(packet[0]&0x0f)*4
+	}
+	if proto != TCP || len(packet) < at+20 {
+		return
+	}
+	segment := packet[at:]
+	segment[16], segment[17] = 0, 0
+	binary.BigEndian.PutUint16(segment[16:], ^fold(sum(addresses)+TCP+len(segment)+sum(segment)))
+}
+
+// PseudoSum is what stands in the place of the checksum of a segment of n bytes that a
+// network card is yet to complete.
+func PseudoSum(src, dst netip.AddrPort, proto byte, n int) uint16 {
+	return fold(sum(src.Addr().AsSlice()) + sum(dst.Addr().AsSlice()) + int(proto) + n)
+}
+
+func sum(b []byte) (n int) {
+	for i := 0; i+1 < len(b); i += 2 {
+		n += int(binary.BigEndian.Uint16(b[i:]))
+	}
+	if len(b)%2 == 1 {
+		n += int(b[len(b)-1]) << 8
+	}
+	return n
+}
+
+func fold(n int) uint16 {
+	for n > 0xffff {
+		n = n>>16 + n&0xffff
+	}
+	return uint16(n)
 }
 
 // Extension returns an IPv6 extension header of 8*(1+more) bytes in front of next.
@@ -129,12 +174,5 @@ func SetChecksum(packet []byte) {
 		return
 	}
 	packet[10], packet[11] = 0, 0
-	sum := 0
-	for i := 0; i < n; i += 2 {
-		sum += int(binary.BigEndian.Uint16(packet[i:]))
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	binary.BigEndian.PutUint16(packet[10:], ^uint16(sum))
+	binary.BigEndian.PutUint16(packet[10:], ^fold(sum(packet[:n])))
 }

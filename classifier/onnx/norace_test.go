@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build !race
+//go:build !race && cgo
 
-package classifier
+package onnx
 
 const raceEnabled = false

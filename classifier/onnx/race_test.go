@@ -2,6 +2,6 @@
 
 //go:build race
 
-package classifier
+package onnx
 
 const raceEnabled = true

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package classifier
+//go:build cgo
+
+package onnx
 
 import (
 	"errors"
@@ -60,7 +62,7 @@ type child struct {
 func (c child) open(t *testing.T) string {
 	t.Helper()
 	// A checkout may lie where only its owner may read, as root's home.
-	model := place(t, filepath.Join("testdata", "tiny.onnx"), openFolder(t), "tiny.onnx")
+	model := place(t, filepath.Join(modelFolder, "tiny.onnx"), openFolder(t), "tiny.onnx")
 	cmd := exec.Command(c.exe)
 	cmd.Dir = c.dir
 	cmd.Env = append([]string{childEnv + "=" + model, childEnv + "_LIBRARY=" + c.library, quickExit}, c.env...)

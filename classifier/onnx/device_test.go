@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package classifier
+//go:build cgo
+
+package onnx
 
 import (
 	"encoding/json"
@@ -18,7 +20,7 @@ import (
 const deviceSamples = 40
 
 // classifyOnDevice prints, as JSON, what an engine on the device makes of the samples
-// 0 to deviceSamples, in batches of different sizes and on two lanes.
+// 0 to deviceSamples, in batches of different sizes and with two sets of buffers.
 func classifyOnDevice(model, device string) error {
 	const maxBatch = 8
 	e, err := OpenFile(model, Options{Device: device, MaxBatch: maxBatch, Workers: 2})
@@ -100,7 +102,7 @@ func TestDeviceGetsTheInputOfEveryRun(t *testing.T) {
 	}
 	pretended := filepath.Join(t.TempDir(), libraryName)
 	compileLibrary(t, pretended, string(source), "-I"+strings.TrimSpace(string(headers)), "-ldl")
-	for _, model := range []string{"testdata/tiny.onnx", "testdata/tiny5.onnx", "../models/compact.onnx"} {
+	for _, model := range []string{"../testdata/tiny.onnx", "../testdata/tiny5.onnx", "../../models/compact.onnx"} {
 		sameAsOnCPU(t, model, "cuda:0", maxDifference, LibraryEnv+"="+pretended, "EARLYDROP_TEST_REAL="+real)
 	}
 }

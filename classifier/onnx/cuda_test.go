@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build gpu
+//go:build gpu && cgo
 
 // What make test-gpu runs: tests with ONNX Runtime's real CUDA provider, which lies in
 // the folder that EARLYDROP_TEST_CUDA names.
 
-package classifier
+package onnx
 
 import (
 	"bufio"
@@ -22,6 +22,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/models"
 )
 
@@ -106,35 +107,38 @@ func cudaImages(run int, images []uint8) {
 // runOnCUDA opens the default model on the GPU and runs it on images that change. It
 // writes a line before each run to the log. The results are not looked at.
 func runOnCUDA(log string) error {
-	name, onnx := models.Default()
-	manifest, err := ReadManifest(name, onnx)
+	name, data := models.Default()
+	manifest, err := classifier.ReadManifest(name, data)
 	if err != nil {
 		return err
 	}
 	if err := initRuntime(""); err != nil {
 		return err
 	}
-	e := &Engine{manifest: manifest, name: name, device: "cuda:0", maxBatch: cudaBatch}
-	if e.session, err = newSession(onnx, 0); err != nil {
-		return err
-	}
-	l, err := e.newLane()
+	opts := Options{Device: "cuda:0", MaxBatch: cudaBatch}
+	gpu, err := opts.complete()
 	if err != nil {
 		return err
 	}
+	b, err := newBackend(manifest, data, opts, gpu)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
 	file, err := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
-	size := len(manifest.Channels) * ImagePixels
+	size := len(manifest.Channels) * classifier.ImagePixels
+	images, logits := make([]uint8, cudaBatch*size), make([]float32, cudaBatch*len(manifest.Labels))
 	for run := range cudaRuns {
 		n := run%cudaBatch + 1
-		cudaImages(run, l.images[:n*size])
+		cudaImages(run, images[:n*size])
 		if _, err := fmt.Fprintf(file, "run %d\n", run); err != nil {
 			return err
 		}
-		if err := e.run(l, n); err != nil {
+		if err := b.Run(images, n, logits); err != nil {
 			return err
 		}
 	}
@@ -165,12 +169,12 @@ func TestCUDAProviderGetsTheImagesOfEveryRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	_, onnx := models.Default()
-	manifest, err := ReadManifest("default", onnx)
+	name, data := models.Default()
+	manifest, err := classifier.ReadManifest(name, data)
 	if err != nil {
 		t.Fatal(err)
 	}
-	size := len(manifest.Channels) * ImagePixels
+	size := len(manifest.Channels) * classifier.ImagePixels
 	run, launches := -1, 0
 	copies := make([][][]byte, cudaRuns) // to the device, by run
 	for r := bufio.NewReader(file); ; {
@@ -227,7 +231,7 @@ func TestCUDAComputesWhatTheCPUDoes(t *testing.T) {
 		t.Skip("there is no NVIDIA GPU here")
 	}
 	core, _ := cudaLibraries(t)
-	for _, model := range []string{"testdata/tiny5.onnx", "../models/compact.onnx", "../models/paper.onnx"} {
+	for _, model := range []string{"../testdata/tiny5.onnx", "../../models/compact.onnx", "../../models/paper.onnx"} {
 		sameAsOnCPU(t, model, "cuda:0", 0.01, LibraryEnv+"="+core, "LD_LIBRARY_PATH="+os.Getenv("LD_LIBRARY_PATH"))
 	}
 }

@@ -4,14 +4,45 @@ package classifier
 
 import (
 	"fmt"
+	"io"
+	"os"
 	"strings"
 
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
+// maxModelBytes bounds the size of a model file, so that a wrong path (a
+// device, a disk image) is refused instead of being read into memory.
+const maxModelBytes = 1 << 30
+
+// ReadModelFile reads a whole model file. It refuses what is not a regular
+// file and what is larger than 1 GiB.
+func ReadModelFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("model: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("model: %w", err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("model %s: not a regular file", path)
+	}
+	if info.Size() > maxModelBytes {
+		return nil, fmt.Errorf("model %s: %d bytes are more than a model may have (%d)", path, info.Size(), maxModelBytes)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxModelBytes))
+	if err != nil {
+		return nil, fmt.Errorf("model %s: %w", path, err)
+	}
+	return data, nil
+}
+
 // An ONNX file is one protocol-buffers message. The manifest needs only its
 // outermost parts, so they are read here from the wire format: a model can be
-// inspected without ONNX Runtime and without building a session.
+// inspected without a backend.
 
 // Field numbers of onnx.proto.
 const (
@@ -216,11 +247,11 @@ func (f *onnxFile) checkShapes(channels, labels int) error {
 			inputs = append(inputs, in)
 		}
 	}
-	want := onnxValue{inputName, elemUint8, []int64{anyDim, int64(channels), ImageSide, ImageSide}}
+	want := onnxValue{InputName, elemUint8, []int64{anyDim, int64(channels), ImageSide, ImageSide}}
 	if len(inputs) != 1 || !inputs[0].matches(want) {
 		return fmt.Errorf("the network's input is %s, expected %s", describe(inputs), want)
 	}
-	want = onnxValue{outputName, elemFloat, []int64{anyDim, int64(labels)}}
+	want = onnxValue{OutputName, elemFloat, []int64{anyDim, int64(labels)}}
 	if len(f.outputs) != 1 || !f.outputs[0].matches(want) {
 		return fmt.Errorf("the network's output is %s, expected %s", describe(f.outputs), want)
 	}

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package classifier
+//go:build cgo
+
+package onnx
 
 import (
 	"errors"
@@ -243,7 +245,7 @@ func TestProviderThatOthersCouldChangeIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		cmd := exec.Command(testBinary(t))
-		cmd.Env = []string{childEnv + "=testdata/tiny.onnx", childEnv + "_DEVICE=cuda:0", LibraryEnv + "=" + library, quickExit}
+		cmd.Env = []string{childEnv + "=" + filepath.Join(modelFolder, "tiny.onnx"), childEnv + "_DEVICE=cuda:0", LibraryEnv + "=" + library, quickExit}
 		out, err := cmd.CombinedOutput()
 		if err == nil || !strings.Contains(string(out), tt.want) || strings.Contains(string(out), "not safe") != (tt.mode == 0o666) {
 			t.Errorf("%s: %v, %q, want an error with %q", tt.name, err, out, tt.want)

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package classifier
+//go:build cgo
+
+package onnx
 
 import (
 	"bufio"
@@ -16,25 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// LibraryEnv names the environment variable that says where ONNX
-	// Runtime's shared library is.
-	LibraryEnv = "EARLYDROP_ONNXRUNTIME"
-
-	// libraryName is what the library is called in the folders searched.
-	libraryName = "libonnxruntime.so.1"
-
-	// maxLinks bounds the symbolic links of one path, as the kernel does.
-	maxLinks = 40
-)
-
-// ErrLibrary is wrapped by the errors that tell that ONNX Runtime's shared
-// library is missing, too old, or no such library.
-var ErrLibrary = errors.New("ONNX Runtime can't be used")
-
-// ErrUnsafeLibrary is wrapped, beside ErrLibrary, by the errors that tell that
-// others could change a file that would be loaded with root's rights.
-var ErrUnsafeLibrary = errors.New("not safe to load with root's rights")
+// maxLinks bounds the symbolic links of one path, as the kernel does.
+const maxLinks = 40
 
 // findLibrary returns the path that was asked for or found, and the words that
 // tell where it comes from. The order is: the path asked for, the environment

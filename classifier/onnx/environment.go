@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package classifier
+//go:build cgo
+
+package onnx
 
 import (
 	"errors"
@@ -18,7 +20,7 @@ import (
 const minRuntime = "1.24"
 
 // runtimeState is ONNX Runtime's environment. There is one per process, and
-// this package is its owner: it is set up by the first Engine and stays until
+// this package is its owner: it is set up by the first Open and stays until
 // the process ends, for the library does not survive being unloaded.
 var runtimeState struct {
 	sync.Mutex
@@ -30,6 +32,14 @@ var runtimeState struct {
 func initRuntime(library string) error {
 	runtimeState.Lock()
 	defer runtimeState.Unlock()
+	if err := loadRuntime(library); err != nil {
+		return fmt.Errorf("classifier: %w", err)
+	}
+	return nil
+}
+
+// loadRuntime is initRuntime for who holds the lock.
+func loadRuntime(library string) error {
 	if runtimeState.path != "" {
 		if library == "" {
 			return nil
@@ -77,7 +87,7 @@ func checkProviders() error {
 }
 
 // RuntimeVersion returns the version of the ONNX Runtime in use, "" before the
-// first Engine was opened.
+// first model was opened. It may be called concurrently.
 func RuntimeVersion() string {
 	runtimeState.Lock()
 	defer runtimeState.Unlock()

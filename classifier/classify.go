@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package classifier
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/earlydrop/earlydrop/loader/flow"
+)
+
+// Classify computes the results of samples, in the same order, and returns
+// when all are done. results must be as long as samples; the memory of its
+// Scores is used again where it is large enough. On an error no result is
+// valid: it is ErrClosed, or names the model and what went wrong with it.
+func (e *Engine) Classify(samples []*flow.Sample, results []flow.Result) error {
+	if len(samples) != len(results) {
+		return fmt.Errorf("classifier: %d samples, but room for %d results", len(samples), len(results))
+	}
+	return e.inBatches(results, func(from, to int, b *buffer) []uint8 {
+		return e.render(samples[from:to], b)
+	})
+}
+
+// ClassifyImages is Classify for images that the caller has rendered, as Render
+// does for the model's mask and channels: one after another, one for each of
+// results.
+func (e *Engine) ClassifyImages(images []uint8, results []flow.Result) error {
+	size := e.manifest.imageBytes()
+	if len(images) != len(results)*size {
+		return fmt.Errorf("classifier: %d bytes of images, expected %d of %d bytes", len(images), len(results), size)
+	}
+	return e.inBatches(results, func(from, to int, _ *buffer) []uint8 {
+		return images[from*size : to*size]
+	})
+}
+
+// inBatches fills results, as many at a time as the backend takes. images returns
+// the images of the results from one index to another, and may use the buffer.
+func (e *Engine) inBatches(results []flow.Result, images func(from, to int, b *buffer) []uint8) error {
+	// Holding the lock keeps Close from freeing what is computed with.
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if e.closed {
+		return ErrClosed
+	}
+	for from := 0; from < len(results); from += e.limits.Batch {
+		to := min(from+e.limits.Batch, len(results))
+		b := <-e.buffers
+		err := e.infer(images(from, to, b), b, results[from:to])
+		e.buffers <- b
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// render writes the images of samples, at most Limits.Batch, to b.
+func (e *Engine) render(samples []*flow.Sample, b *buffer) []uint8 {
+	size := e.manifest.imageBytes()
+	for i, s := range samples {
+		Render(s, e.manifest.Mask, e.manifest.Channels, b.images[i*size:(i+1)*size])
+	}
+	return b.images[:len(samples)*size]
+}
+
+// infer fills results, at most Limits.Batch, with the answers for images. It uses
+// the logits of b.
+func (e *Engine) infer(images []uint8, b *buffer, results []flow.Result) error {
+	labels := len(e.manifest.Labels)
+	if err := e.backend.Run(images, len(results), b.logits); err != nil {
+		return e.wrap(err)
+	}
+	for i := range results {
+		if err := e.manifest.answer(b.logits[i*labels:][:labels], &results[i]); err != nil {
+			return e.wrap(err)
+		}
+	}
+	return nil
+}
+
+// answer fills r with what the logits of one image say.
+func (m *Manifest) answer(logits []float32, r *flow.Result) error {
+	r.Labels = m.Labels
+	r.Scores = slices.Grow(r.Scores[:0], len(logits))[:len(logits)]
+	softmax(logits, m.Temperature, r.Scores)
+	best := 0
+	for k, p := range r.Scores {
+		if math.IsNaN(p) {
+			return errors.New("the network's output is not a number")
+		}
+		if p > r.Scores[best] {
+			best = k
+		}
+	}
+	r.Class, r.Confidence = r.Labels[best], r.Scores[best]
+	if r.Confidence < m.Unknown {
+		r.Class = flow.Unknown
+	}
+	return nil
+}
+
+// softmax writes the probabilities of logits/temperature to p.
+func softmax(logits []float32, temperature float64, p []float64) {
+	top := math.Inf(-1)
+	for _, v := range logits {
+		top = max(top, float64(v))
+	}
+	sum := 0.0
+	for i, v := range logits {
+		p[i] = math.Exp((float64(v) - top) / temperature)
+		sum += p[i]
+	}
+	for i := range p {
+		p[i] /= sum
+	}
+}

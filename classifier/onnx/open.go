@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package onnx
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"github.com/earlydrop/earlydrop/classifier"
+)
+
+// Defaults and bounds of Options.
+const (
+	DefaultMaxBatch = 32
+
+	maxMaxBatch = 256
+	maxWorkers  = 256
+
+	// cpu is the device that needs no GPU.
+	cpu = "cpu"
+)
+
+// Options says how a model is computed. The zero value is usable.
+type Options struct {
+	// Library is the path of ONNX Runtime's shared library (optional). Without
+	// it, the library is looked for: in the variable EARLYDROP_ONNXRUNTIME, in
+	// lib/ beside the program, and in the folders of the system's loader.
+	//
+	// With root's rights, or with capabilities, Open refuses (ErrUnsafeLibrary)
+	// a library that somebody else could replace: one whose file, or a folder
+	// or symbolic link on the way to it, is owned by neither root nor the owner
+	// of the executable, or is writable by its group or by everybody. Sticky
+	// folders, as /tmp, may be.
+	Library string
+	// Device is "cpu" (the default) or "cuda:N" for the GPU of that number.
+	Device string
+	// Workers is the number of batches that are computed at the same time,
+	// each on one thread, 1 to 256 (optional; default: one per usable CPU, and
+	// 1 on a GPU).
+	Workers int
+	// MaxBatch bounds how many flows a worker computes at once, 1 to 256
+	// (optional; default 32).
+	MaxBatch int
+	// Queue is how many samples may wait, at least 1 (optional; default
+	// classifier.DefaultQueue). When so many wait, Engine.Submit refuses more.
+	Queue int
+}
+
+const (
+	// LibraryEnv names the environment variable that says where ONNX
+	// Runtime's shared library is.
+	LibraryEnv = "EARLYDROP_ONNXRUNTIME"
+
+	// libraryName is what the library is called in the folders searched.
+	libraryName = "libonnxruntime.so.1"
+)
+
+// ErrLibrary is wrapped by the errors that tell that ONNX Runtime's shared
+// library is missing, too old, or no such library.
+var ErrLibrary = errors.New("ONNX Runtime can't be used")
+
+// ErrUnsafeLibrary is wrapped, beside ErrLibrary, by the errors that tell that
+// others could change a file that would be loaded with root's rights.
+var ErrUnsafeLibrary = errors.New("not safe to load with root's rights")
+
+// ErrNoCgo is wrapped by the errors of Open in a program that was built without cgo.
+var ErrNoCgo = errors.New("this program was built without cgo, so it can't compute a model")
+
+// Open loads the model in data, the bytes of an ONNX file, and returns an engine that
+// computes it with opts.Workers workers. name is what errors call the model; it is the
+// file's path, or another word for where the model comes from. data is not kept.
+//
+// The errors name the model and what is wrong with it. Those that wrap ErrLibrary are
+// about ONNX Runtime's shared library instead, and ErrNoCgo about this program.
+//
+// Open may be called concurrently.
+func Open(name string, data []byte, opts Options) (*classifier.Engine, error) {
+	manifest, err := classifier.ReadManifest(name, data)
+	if err != nil {
+		return nil, err
+	}
+	gpu, err := opts.complete()
+	if err != nil {
+		return nil, err
+	}
+	if err := initRuntime(opts.Library); err != nil {
+		return nil, err
+	}
+	backend, err := newBackend(manifest, data, opts, gpu)
+	if err != nil {
+		return nil, fmt.Errorf("model %s on %s: %w", name, opts.Device, err)
+	}
+	return classifier.NewEngine(name, manifest, backend, opts.Queue)
+}
+
+// OpenFile is Open on the model file at path.
+func OpenFile(path string, opts Options) (*classifier.Engine, error) {
+	data, err := classifier.ReadModelFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return Open(path, data, opts)
+}
+
+// complete checks the options and puts the defaults in. It returns the number of the
+// GPU, -1 for the CPU.
+func (o *Options) complete() (gpu int, err error) {
+	if o.Device, gpu, err = parseDevice(o.Device); err != nil {
+		return gpu, err
+	}
+	if o.Workers == 0 {
+		o.Workers = min(runtime.GOMAXPROCS(0), maxWorkers)
+		if gpu >= 0 {
+			o.Workers = 1
+		}
+	}
+	if o.MaxBatch == 0 {
+		o.MaxBatch = DefaultMaxBatch
+	}
+	if o.Workers < 1 || o.Workers > maxWorkers {
+		return gpu, fmt.Errorf("classifier: workers is %d, expected 1 to %d", o.Workers, maxWorkers)
+	}
+	if o.MaxBatch < 1 || o.MaxBatch > maxMaxBatch {
+		return gpu, fmt.Errorf("classifier: max batch is %d, expected 1 to %d", o.MaxBatch, maxMaxBatch)
+	}
+	return gpu, nil
+}
+
+// parseDevice returns the device's canonical name and the number of the GPU,
+// -1 for the CPU.
+func parseDevice(s string) (name string, gpu int, err error) {
+	if s == "" || s == cpu {
+		return cpu, -1, nil
+	}
+	if number, ok := strings.CutPrefix(s, "cuda:"); ok {
+		if n, err := strconv.ParseUint(number, 10, 8); err == nil {
+			return fmt.Sprintf("cuda:%d", n), int(n), nil
+		}
+	}
+	return "", 0, fmt.Errorf("unknown device %q (known: cpu, cuda:N with N from 0)", s)
+}

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"math"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/token"
+
+	"github.com/earlydrop/earlydrop/loader/flow"
+)
+
+// rules reads the list of rules.
+func (d *decoder) rules(e entry) ([]Rule, error) {
+	nodes, err := d.list(e, "rules")
+	if err != nil {
+		return nil, err
+	}
+	var rules []Rule
+	places := make(map[string]*token.Token)
+	for i, n := range nodes {
+		rule, at, err := d.rule(n, i+1)
+		if err != nil {
+			return nil, err
+		}
+		if first, twice := places[rule.Name]; twice {
+			return nil, d.errorOn(at, "the name %s is taken by the rule of line %d; give this rule another name",
+				quote(rule.Name), first.Position.Line)
+		}
+		places[rule.Name] = at
+		rules = append(rules, rule)
+	}
+	return rules, nil
+}
+
+// ruleName keeps names to what needs no quoting in logs, JSON and shells.
+var ruleName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+// rule returns the rule number i (from 1) and the place of its name.
+func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
+	what := "rule " + strconv.Itoa(i)
+	keys, err := d.mapping(n, what, "name", "class", "min_confidence", "action", "ttl", "mid_stream", "udp_unproven", "one_way", "signal", "except")
+	if err != nil {
+		return r, nil, err
+	}
+	r.Name, at = "rule-"+strconv.Itoa(i), start(n)
+	if e, ok := keys["name"]; ok {
+		at = e.place()
+		if r.Name, err = d.text(at, e.value, "name", "tunnels"); err != nil {
+			return r, at, err
+		}
+		if !ruleName.MatchString(r.Name) {
+			return r, at, d.errorOn(at, "name %s has to be 1 to 64 letters, digits, \".\", \"_\" or \"-\", the first a letter or digit", quote(r.Name))
+		}
+		what = "rule " + r.Name
+	}
+	for _, required := range []struct{ key, example string }{
+		{"class", "shadowsocks"}, {"action", "drop"}, {"ttl", "10m"},
+	} {
+		if _, ok := keys[required.key]; !ok {
+			return r, at, d.errorIn(n, "%s has no %s; add one, for example \"%s: %s\"", what, required.key, required.key, required.example)
+		}
+	}
+	if r.Classes, err = d.classes(keys["class"]); err != nil {
+		return r, at, err
+	}
+	confidence, hasConfidence := keys["min_confidence"]
+	switch unknown := r.Classes[0] == flow.Unknown; {
+	case unknown && hasConfidence:
+		err = d.errorOn(confidence.key, "class %s is the outcome when no class is likely enough, so there is no confidence in it; take min_confidence out", quote(flow.Unknown))
+	case unknown:
+	case hasConfidence:
+		r.MinConfidence, err = d.confidence(confidence)
+	case d.model == nil:
+		err = d.errorIn(n, "%s has no min_confidence, and no model is known to take it from; add one, for example \"min_confidence: 0.9\"", what)
+	default:
+		r.MinConfidence, r.ModelThreshold = d.model.threshold(r.Classes), true
+	}
+	if err != nil {
+		return r, at, err
+	}
+	if r.Action, err = d.action(keys["action"]); err != nil {
+		return r, at, err
+	}
+	if r.TTL, err = d.ttl(keys["ttl"]); err != nil {
+		return r, at, err
+	}
+	for _, flag := range []struct {
+		key string
+		dst *bool
+	}{{"mid_stream", &r.MidStream}, {"udp_unproven", &r.UDPUnproven}, {"one_way", &r.OneWay}} {
+		if e, ok := keys[flag.key]; ok {
+			if *flag.dst, err = d.boolean(e, flag.key); err != nil {
+				return r, at, err
+			}
+		}
+	}
+	if e, ok := keys["signal"]; ok {
+		if r.Signals, err = d.signals(e); err != nil {
+			return r, at, err
+		}
+	}
+	if e, ok := keys["except"]; ok {
+		if r.Except, err = d.matches(e, "except"); err != nil {
+			return r, at, err
+		}
+	}
+	return r, at, nil
+}
+
+// classes reads the classes of a rule.
+func (d *decoder) classes(e entry) ([]string, error) {
+	nodes, err := d.oneOrMore(e, "class")
+	if err != nil {
+		return nil, err
+	}
+	var classes []string
+	for _, n := range nodes {
+		at := e.placeOf(n)
+		class, err := d.text(at, n, "class", "shadowsocks")
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case class == flow.Background:
+			return nil, d.errorOn(at, "class %s is everything that is not a wanted class and can't be named in a rule; take it out", quote(class))
+		case class == "":
+			return nil, d.errorOn(at, "class is empty; name a class of the model")
+		case class == flow.Unknown && len(nodes) > 1:
+			return nil, d.errorOn(at, "class %s is the outcome when no class is likely enough and can't stand beside others; give it a rule of its own", quote(class))
+		case class == flow.Unknown && d.model != nil && !d.model.Unknown:
+			return nil, d.errorOn(at, "class %s never comes: this model always decides for one of its classes, which are %s; take the rule out", quote(class), someOf(d.model.classes()))
+		case class != flow.Unknown && d.model != nil && !slices.Contains(d.model.Labels, class):
+			known := d.model.classes()
+			words := known
+			if d.model.Unknown {
+				words = append(words, flow.Unknown)
+			}
+			return nil, d.errorOn(at, "the model has no class %s%s; it has %s", quote(class), didYouMean(class, words), someOf(known))
+		case slices.Contains(classes, class):
+			return nil, d.errorOn(at, "class %s is named twice; keep one of them", quote(class))
+		}
+		classes = append(classes, class)
+	}
+	return classes, nil
+}
+
+// signals reads the signals of a rule.
+func (d *decoder) signals(e entry) (all flow.Signals, err error) {
+	nodes, err := d.oneOrMore(e, "signal")
+	if err != nil {
+		return 0, err
+	}
+	for _, n := range nodes {
+		at := e.placeOf(n)
+		name, err := d.text(at, n, "signal", "decoy")
+		if err != nil {
+			return 0, err
+		}
+		signal, ok := flow.ParseSignal(name)
+		switch {
+		case !ok:
+			return 0, d.errorOn(at, "there is no signal %s%s; there are %s", quote(name), didYouMean(name, flow.SignalNames()), someOf(flow.SignalNames()))
+		case all&signal != 0:
+			return 0, d.errorOn(at, "signal %s is named twice; keep one of them", quote(name))
+		}
+		all |= signal
+	}
+	return all, nil
+}
+
+// confidence reads a min_confidence.
+func (d *decoder) confidence(e entry) (float64, error) {
+	at := e.place()
+	switch e.value.(type) {
+	case *ast.IntegerNode, *ast.FloatNode, *ast.InfinityNode, *ast.NanNode:
+	default:
+		return 0, d.errorOn(at, "min_confidence has to be a number such as 0.9, but is %s", typeName(e.value))
+	}
+	const rule = "write a number above 0 and at most 1, such as 0.9"
+	// ParseFloat knows hexadecimal, underscores and words; a policy does not.
+	if strings.Trim(at.Value, "0123456789.eE+-") != "" {
+		return 0, d.errorOn(at, "min_confidence %s is out of range; %s", quote(at.Value), rule)
+	}
+	f, err := strconv.ParseFloat(at.Value, 64)
+	if err != nil || math.IsNaN(f) || f <= 0 || f > 1 {
+		return 0, d.errorOn(at, "min_confidence %s is out of range; %s", quote(at.Value), rule)
+	}
+	return f, nil
+}
+
+// action reads an action, of which there is one.
+func (d *decoder) action(e entry) (Action, error) {
+	word, err := d.text(e.place(), e.value, "action", "drop")
+	if err != nil {
+		return Pass, err
+	}
+	if word != "drop" {
+		return Pass, d.errorOn(e.place(), "unknown action %s%s; write drop (what no rule takes passes)", quote(word), didYouMean(word, []string{"drop"}))
+	}
+	return Drop, nil
+}
+
+// ttl reads how long a block lasts.
+func (d *decoder) ttl(e entry) (time.Duration, error) {
+	at := e.place()
+	text := at.Value // of a bare number, as it was written
+	if _, bare := e.value.(*ast.IntegerNode); !bare {
+		var err error
+		if text, err = d.text(at, e.value, "ttl", "10m"); err != nil {
+			return 0, err
+		}
+	}
+	ttl, err := ParseTTL(text)
+	if err != nil {
+		return 0, d.errorOn(at, "ttl %v", err)
+	}
+	return ttl, nil
+}

@@ -795,6 +795,7 @@ func TestPackets(t *testing.T) {
 				}
 				var got, gotRows []seen
 				for _, s := range k.samples() {
+					signals.Note(s, signals.File) // as the assembly does
 					v := look(s)
 					got = append(got, v)
 					v.Data, v.Numbers = nil, flow.Numbers{}

@@ -5,12 +5,17 @@ package lab_test
 import (
 	"bytes"
 	"context"
+	"errors"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/earlydrop/earlydrop/test/lab"
 )
@@ -346,4 +351,78 @@ func TestCloseUnderARemountedDirectory(t *testing.T) {
 		}
 	}
 	t.Log("removed it all")
+}
+
+// twiceFromClient doubles what the client sends, but for UDP, which it loses.
+type twiceFromClient struct{ frames, datagrams *atomic.Int64 }
+
+func (s twiceFromClient) Shape(fromGateway bool, frame []byte) [][]byte {
+	if fromGateway || len(frame) < 34 {
+		return [][]byte{frame}
+	}
+	if frame[12] == 8 && frame[13] == 0 && frame[23] == unix.IPPROTO_UDP {
+		s.datagrams.Add(1)
+		return nil
+	}
+	s.frames.Add(1)
+	return [][]byte{frame, bytes.Clone(frame)}
+}
+
+func TestShaperPutsFramesInTheirPlace(t *testing.T) {
+	s := twiceFromClient{new(atomic.Int64), new(atomic.Int64)}
+	l, ctx := start(t, lab.Config{ClientLink: lab.LinkConfig{Relay: lab.RelayConfig{Shaper: s}}})
+	web, err := l.StartNginx(ctx, lab.NginxConfig{LargeMB: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sniffer, err := lab.NewSniffer(l.Gateway, lab.GatewayClientDev, 128)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sniffer.Close()
+	before := s.frames.Load()
+	check(t, "http over a leg with a shaper", l.Download(ctx, nil, l.URL("http", 4, web.HTTPPort, "/4k"), nil), 4<<10)
+	sent := s.frames.Load() - before
+	if err := sniffer.Finish(); err != nil {
+		t.Fatal(err)
+	}
+	var came int64
+	from := l.ClientAddr(4).As4()
+	for {
+		f, err := sniffer.Read()
+		if errors.Is(err, os.ErrClosed) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(f.Data) > 30 && bytes.Equal(f.Data[26:30], from[:]) {
+			came++
+		}
+	}
+	// SYN, request and its end at least; the last may be on their way.
+	if sent < 3 || came < 6 || came > 2*s.frames.Load() {
+		t.Errorf("of %d frames of the client the gateway got %d, want each twice", sent, came)
+	}
+
+	server, err := l.Server.ListenPacket("udp", netip.AddrPortFrom(l.ServerAddr(4), 0).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	client, err := l.Client.Dial(ctx, "udp", server.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if _, err := client.Write([]byte("lost")); err != nil {
+		t.Fatal(err)
+	}
+	for s.datagrams.Load() == 0 && ctx.Err() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	_ = server.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	if n, _, err := server.ReadFrom(make([]byte, 16)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%d bytes came, %v: want nothing", n, err)
+	}
 }

@@ -227,6 +227,10 @@ type ShadowsocksConfig struct {
 	UDP     bool       // relay datagrams, too
 
 	Password string // (optional: a random one)
+
+	// Via is where the client's program connects to in place of the server,
+	// such as a relay on the client's loopback. (optional)
+	Via netip.AddrPort
 }
 
 // openTunnel makes a folder for the files of a tunnel's programs and finds its ends: a
@@ -276,6 +280,9 @@ func (l *Lab) StartShadowsocks(ctx context.Context, cfg ShadowsocksConfig) (*Tun
 	}
 	delete(common, "nameserver")
 	common["local_address"], common["local_port"] = t.SOCKS.Addr().String(), t.SOCKS.Port()
+	if cfg.Via.IsValid() {
+		common["server"], common["server_port"] = cfg.Via.Addr().String(), cfg.Via.Port()
+	}
 	clientFile := filepath.Join(dir, "client.json")
 	if err := writeJSON(clientFile, common); err != nil {
 		return nil, err
@@ -305,6 +312,10 @@ type VMessConfig struct {
 	Mux bool
 
 	Resolve netip.Addr // DNS server for names asked through the tunnel (optional)
+
+	// Via is where the client's program connects to in place of the server,
+	// such as a relay on the client's loopback. (optional)
+	Via netip.AddrPort
 }
 
 // StartVMess starts one v2ray on the server and one on the client.
@@ -325,7 +336,7 @@ func (l *Lab) StartVMessAll(ctx context.Context, cfgs []VMessConfig) ([]*Tunnel,
 		if i == 0 {
 			resolve = c.Resolve
 		}
-		p := ProxyConfig{Protocol: VMess, Method: c.Security, AlterID: c.AlterID, Mux: c.Mux, Port: c.Port, Version: c.Version}
+		p := ProxyConfig{Protocol: VMess, Method: c.Security, AlterID: c.AlterID, Mux: c.Mux, Port: c.Port, Version: c.Version, Via: c.Via}
 		if c.HTTPHeader {
 			p.Transport = "http"
 		}

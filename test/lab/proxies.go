@@ -71,6 +71,18 @@ type ProxyConfig struct {
 
 	Port    uint16 // of the server (optional: a free one)
 	Version int    // of IP between the two, 4 or 6 (optional: 4)
+
+	// Via is where the client's program connects to in place of the server,
+	// such as a relay on the client's loopback. (optional)
+	Via netip.AddrPort
+}
+
+// peer is where the client's program connects to.
+func (c ProxyConfig) peer(t *Tunnel) netip.AddrPort {
+	if c.Via.IsValid() {
+		return c.Via
+	}
+	return t.Server
 }
 
 // Methods returns what a proxy program can do in a protocol: Shadowsocks'
@@ -292,7 +304,8 @@ func (f *rayFile) listen(cfg ProxyConfig, s tunnelSecret, at netip.AddrPort, dir
 }
 
 func (f *rayFile) connect(cfg ProxyConfig, s tunnelSecret, t *Tunnel) {
-	server := object{"address": t.Server.Addr().String(), "port": t.Server.Port()}
+	peer := cfg.peer(t)
+	server := object{"address": peer.Addr().String(), "port": peer.Port()}
 	settings := object{}
 	switch cfg.Protocol {
 	case Shadowsocks:
@@ -377,7 +390,7 @@ func (f *singFile) listen(cfg ProxyConfig, s tunnelSecret, at netip.AddrPort, di
 
 func (f *singFile) connect(cfg ProxyConfig, s tunnelSecret, t *Tunnel) {
 	tag := strconv.Itoa(len(f.in))
-	o := object{"type": cfg.Protocol, "tag": "out" + tag, "server": t.Server.Addr().String(), "server_port": t.Server.Port()}
+	o := object{"type": cfg.Protocol, "tag": "out" + tag, "server": cfg.peer(t).Addr().String(), "server_port": cfg.peer(t).Port()}
 	switch cfg.Protocol {
 	case Shadowsocks:
 		maps.Copy(o, object{"method": cfg.Method, "password": s.password})

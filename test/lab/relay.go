@@ -35,6 +35,19 @@ type RelayConfig struct {
 	// Seed of the draws. Which frame meets which draw still depends on
 	// timing.
 	Seed uint64
+
+	// Shaper decides what becomes of each frame before all of that. Its type
+	// must be comparable. (optional)
+	Shaper Shaper
+}
+
+// Shaper puts frames in the place of those that a leg carries, as a packet
+// filter on the host or a box on the cable could.
+type Shaper interface {
+	// Shape returns what goes on in a frame's place; nothing loses it. The
+	// frame is the Shaper's to keep and to change. fromGateway says which end
+	// sent it; it is called by one goroutine for each end.
+	Shape(fromGateway bool, frame []byte) [][]byte
 }
 
 // relayQueue bounds the frames that wait in one direction; more are lost, as
@@ -77,7 +90,7 @@ func startRelay(g leg) (*relay, error) {
 	}
 	r := &relay{a: a, b: b}
 	for i, d := range [][2]*os.File{{a, b}, {b, a}} {
-		p := &pipe{cfg: g.cfg.Relay, to: d[1], wake: make(chan struct{}, 1), done: make(chan struct{}),
+		p := &pipe{cfg: g.cfg.Relay, fromGateway: i == 0, to: d[1], wake: make(chan struct{}, 1), done: make(chan struct{}),
 			rng: rand.New(rand.NewPCG(g.cfg.Relay.Seed, uint64(i)))}
 		r.wg.Add(2)
 		go func() { defer r.wg.Done(); p.read(d[0]) }()
@@ -133,11 +146,12 @@ func openTAP(n *Namespace, name string, mac net.HardwareAddr, mtu int) (*os.File
 
 // pipe is one direction of a relay.
 type pipe struct {
-	cfg  RelayConfig
-	to   *os.File
-	rng  *rand.Rand // of the reading goroutine
-	wake chan struct{}
-	done chan struct{} // closed when no more frames come
+	cfg         RelayConfig
+	fromGateway bool
+	to          *os.File
+	rng         *rand.Rand // of the reading goroutine
+	wake        chan struct{}
+	done        chan struct{} // closed when no more frames come
 
 	mu    sync.Mutex
 	queue frames
@@ -181,41 +195,52 @@ func (p *pipe) read(from *os.File) {
 		if err != nil {
 			return // the file was closed
 		}
-		if p.rng.Float64() < p.cfg.Loss {
-			continue
+		frames := [][]byte{append([]byte(nil), buf[:n]...)}
+		if p.cfg.Shaper != nil {
+			frames = p.cfg.Shaper.Shape(p.fromGateway, frames[0])
 		}
-		now := time.Now()
-		at := now
-		if p.cfg.Rate > 0 {
-			if p.free.Before(now) {
-				p.free = now
-			}
-			p.free = p.free.Add(time.Duration(int64(n) * 8 * int64(time.Second) / p.cfg.Rate))
-			at = p.free
+		for _, f := range frames {
+			p.carry(f)
 		}
-		at = at.Add(p.cfg.Delay)
-		if p.cfg.Jitter > 0 {
-			at = at.Add(time.Duration(p.rng.Int64N(int64(p.cfg.Jitter) + 1)))
+	}
+}
+
+// carry queues a frame, to leave when its delay is over.
+func (p *pipe) carry(data []byte) {
+	if p.rng.Float64() < p.cfg.Loss {
+		return
+	}
+	now := time.Now()
+	at := now
+	if p.cfg.Rate > 0 {
+		if p.free.Before(now) {
+			p.free = now
 		}
-		if p.rng.Float64() < p.cfg.Reorder {
-			// Held back by up to half the delay, at least a millisecond.
-			at = at.Add(time.Millisecond + time.Duration(p.rng.Int64N(int64(p.cfg.Delay)/2+1)))
-		} else {
-			if at.Before(p.last) {
-				at = p.last
-			}
-			p.last = at
+		p.free = p.free.Add(time.Duration(int64(len(data)) * 8 * int64(time.Second) / p.cfg.Rate))
+		at = p.free
+	}
+	at = at.Add(p.cfg.Delay)
+	if p.cfg.Jitter > 0 {
+		at = at.Add(time.Duration(p.rng.Int64N(int64(p.cfg.Jitter) + 1)))
+	}
+	if p.rng.Float64() < p.cfg.Reorder {
+		// Held back by up to half the delay, at least a millisecond.
+		at = at.Add(time.Millisecond + time.Duration(p.rng.Int64N(int64(p.cfg.Delay)/2+1)))
+	} else {
+		if at.Before(p.last) {
+			at = p.last
 		}
-		p.seq++
-		p.mu.Lock()
-		if len(p.queue) < relayQueue {
-			heap.Push(&p.queue, frame{at, p.seq, append([]byte(nil), buf[:n]...)})
-		}
-		p.mu.Unlock()
-		select {
-		case p.wake <- struct{}{}:
-		default:
-		}
+		p.last = at
+	}
+	p.seq++
+	p.mu.Lock()
+	if len(p.queue) < relayQueue {
+		heap.Push(&p.queue, frame{at, p.seq, data})
+	}
+	p.mu.Unlock()
+	select {
+	case p.wake <- struct{}{}:
+	default:
 	}
 }
 

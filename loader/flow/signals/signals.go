@@ -4,6 +4,9 @@
 // does: what clients do to their own bytes so that who reads along takes them for
 // something else.
 //
+// It also makes of a capture what is judged: what came late, by somebody's intent or the
+// network's, goes to its place.
+//
 // It looks at what was captured, and nothing is captured that is out of place in its
 // connection. So who does not know a connection's numbers can't put a signal on it.
 // For UDP, where nothing proves a sender, anybody who knows the ports can.
@@ -41,7 +44,8 @@ const (
 // Note adds to s.Signals what the packets of s show. Of UDP it takes the decoys out of s:
 // datagrams with a wrong checksum, which no host takes. (Of TCP the kernel programs and
 // the assembly have left them out, and say so in s.Signals.) It looks only at frames that
-// are in the sample whole. It does not allocate.
+// are in the sample whole. What each side of a TCP connection sent is put in order. Note
+// does not allocate.
 func Note(s *flow.Sample, from Origin) {
 	var sides [2]side
 	decoys := findDecoys(s, from)
@@ -55,8 +59,10 @@ func Note(s *flow.Sample, from Origin) {
 		}
 		frame, p := s.Frame(i), s.Packets[i]
 		var h headers.Headers
-		h.Walk(frame, int(p.WireLen))
-		s.Signals |= sides[which(p)].note(&h)
+		// The last frame may end within its headers: what is behind its end reads as 0.
+		if h.Walk(frame, int(p.WireLen)) == headers.OK {
+			s.Signals |= sides[which(p)].note(&h)
+		}
 		p.Offset = uint16(bytes)
 		s.Packets[packets] = p
 		packets++
@@ -68,6 +74,7 @@ func Note(s *flow.Sample, from Origin) {
 			s.Signals |= flow.SignalGap
 		}
 	}
+	inOrder(s)
 }
 
 // which is 0 for the initiator, 1 for the responder.

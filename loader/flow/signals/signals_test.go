@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/loader/flow/headers"
@@ -131,6 +132,93 @@ func TestNote(t *testing.T) {
 	}
 }
 
+// Wherever the sample's end cuts the last frame, that is no signal.
+func TestCutFramesAreNoSignal(t *testing.T) {
+	for name, e := range map[string]endpoints{"IPv4": {client4, server4}, "IPv6": {client6, server6}} {
+		whole := sample(append(e.handshake(), e.seg(true, f.ACK, 1, 101, 200), e.seg(false, f.ACK, 101, 201, 100), e.seg(true, f.ACK, 201, 201, 100)))
+		last := whole.Packets[len(whole.Packets)-1]
+		for end := int(last.Offset) + 1; end <= len(whole.Data); end++ {
+			cut := &flow.Sample{Packets: slices.Clone(whole.Packets), Data: whole.Data[:end:end]}
+			if Note(cut, Live); cut.Signals != 0 || len(cut.Data) != end {
+				t.Errorf("%s, cut after %d bytes of the last frame: %v, %d bytes stay of %d", name, end-int(last.Offset), cut.Signals.Names(), len(cut.Data), end)
+			}
+		}
+	}
+}
+
+// However the segments of the two sides came, what is judged is as if none had been late.
+func TestPayloadIsInOrder(t *testing.T) {
+	random := rand.New(rand.NewPCG(3, 4))
+	for name, e := range map[string]endpoints{"IPv4": {client4, server4}, "IPv6": {client6, server6}} {
+		for round := range 500 {
+			// Numbers may wrap.
+			x, y := random.Uint32(), random.Uint32()
+			if round%2 == 0 {
+				x = 0xffffffff - uint32(random.IntN(200))
+			}
+			right := []packet{e.seg(true, f.SYN, x-1, 0, 0), e.seg(false, f.SYN|f.ACK, y-1, x, 0), e.seg(true, f.ACK, x, y, 0)}
+			var places [2][]int
+			for len(right) < 8 {
+				up := random.IntN(2) > 0
+				at := &y
+				if up {
+					at = &x
+				}
+				size := random.IntN(40)
+				p := e.seg(up, f.ACK, *at, 0, size)
+				*at += uint32(size)
+				if size > 0 {
+					places[side01(up)] = append(places[side01(up)], len(right))
+				}
+				right = append(right, p)
+			}
+			came := slices.Clone(right)
+			for _, of := range places {
+				random.Shuffle(len(of), func(i, j int) { came[of[i]], came[of[j]] = came[of[j]], came[of[i]] })
+			}
+			got, want := sample(came), sample(right)
+			for i := range got.Packets {
+				got.Packets[i].Time = time.Duration(i)
+				want.Packets[i].Time = time.Duration(i)
+			}
+			if len(want.Data) == flow.CaptureBytes {
+				t.Fatal("the packets do not fit into a sample")
+			}
+			Note(got, Live)
+			if !slices.Equal(got.Packets, want.Packets) || !bytes.Equal(got.Data, want.Data) {
+				t.Fatalf("%s, round %d: got %v, want %v", name, round, got.Packets, want.Packets)
+			}
+		}
+	}
+}
+
+func side01(up bool) int { return which(flow.Packet{FromInitiator: up}) }
+
+// Segments of one number stay as they came: nobody can tell which one was first.
+func TestPayloadOfOneNumberStays(t *testing.T) {
+	e := endpoints{client4, server4}
+	for _, n := range []int{1, 100, 300} {
+		s := sample(append(e.handshake(), e.seg(true, f.ACK, 1, 101, 100), e.seg(true, f.ACK, 1, 101, n), e.seg(false, f.ACK, 101, 101, 200)))
+		want := bytes.Clone(s.Data)
+		if Note(s, Live); !bytes.Equal(s.Data, want) {
+			t.Errorf("100 bytes and %d of the same number changed places", n)
+		}
+	}
+}
+
+// A segment that the capture's end cut goes to its place with what there is of it.
+func TestCutSegmentsGoToTheirPlace(t *testing.T) {
+	e := endpoints{client4, server4}
+	first, second := e.seg(true, f.ACK, 1, 101, 1400), e.seg(true, f.ACK, 1401, 101, 300)
+	s := sample(append(e.handshake(), second, first))
+	held := len(s.Frame(4))
+	Note(s, Live)
+	if len(s.Packets) != 5 || len(s.Data) != flow.CaptureBytes || int(s.Packets[3].WireLen) != len(first.frame) ||
+		!bytes.Equal(s.Frame(3), first.frame[:held]) || !bytes.Equal(s.Frame(4), second.frame) {
+		t.Errorf("%v, %d bytes", s.Packets, len(s.Data))
+	}
+}
+
 // What stays is what was there, byte for byte.
 func TestDecoysAreTakenOut(t *testing.T) {
 	e := endpoints{client4, server4}
@@ -247,11 +335,30 @@ func TestNoteTakesWhatever(t *testing.T) {
 	}
 }
 
+// It runs for each flow, and the collector must not.
+func TestNoteDoesNotAllocate(t *testing.T) {
+	e := endpoints{client4, server4}
+	packets := append(e.handshake(), e.seg(true, f.ACK, 301, 101, 100), e.seg(true, f.ACK, 1, 101, 300), change(e.seg(false, f.ACK, 101, 301, 200), 36, 0x99))
+	whole, s := sample(packets), sample(packets)
+	if n := testing.AllocsPerRun(100, func() {
+		s.Packets, s.Data = append(s.Packets[:0], whole.Packets...), append(s.Data[:0], whole.Data...)
+		Note(s, Live)
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
 func BenchmarkNote(b *testing.B) {
 	e := endpoints{client4, server4}
-	s := sample(append(e.handshake(), e.seg(true, f.ACK, 1, 101, 300), e.seg(false, f.ACK, 101, 301, 400)))
-	b.ReportAllocs()
-	for b.Loop() {
-		Note(s, Live)
+	for name, second := range map[string]packet{"in-order": e.seg(true, f.ACK, 301, 101, 100), "late": e.seg(true, f.ACK, 0xffffff00, 101, 100)} {
+		whole := sample(append(e.handshake(), e.seg(true, f.ACK, 1, 101, 300), second, e.seg(false, f.ACK, 101, 301, 400)))
+		b.Run(name, func(b *testing.B) {
+			s := sample(nil)
+			b.ReportAllocs()
+			for b.Loop() {
+				s.Packets, s.Data = append(s.Packets[:0], whole.Packets...), append(s.Data[:0], whole.Data...)
+				Note(s, Live)
+			}
+		})
 	}
 }

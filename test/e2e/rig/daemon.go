@@ -66,6 +66,8 @@ type Event struct {
 	Bytes          uint64   `json:"bytes"`
 	VerdictMS      float64  `json:"verdict_ms"`
 	LatencyUS      float64  `json:"latency_us"`
+	// Signals names what was noticed of how the flow's first bytes were sent.
+	Signals []string `json:"signals"`
 
 	DroppedPackets uint64            `json:"dropped_packets"`
 	DroppedBytes   uint64            `json:"dropped_bytes"`

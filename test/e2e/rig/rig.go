@@ -196,12 +196,13 @@ func (r *Rig) Dropped(ctx context.Context, a, b netip.AddrPort, n uint64) (Block
 
 // Status is what `earlydrop status --json` tells of the device.
 type Status struct {
-	Running  bool              `json:"running"`
-	PID      int               `json:"pid"`
-	XDP      string            `json:"xdp"`
-	Egress   string            `json:"egress"`
-	Mode     string            `json:"mode"`
-	Counters map[string]uint64 `json:"counters"`
+	Running   bool              `json:"running"`
+	PID       int               `json:"pid"`
+	XDP       string            `json:"xdp"`
+	Egress    string            `json:"egress"`
+	Mode      string            `json:"mode"`
+	Occupancy map[string]int    `json:"occupancy"` // flows in each map
+	Counters  map[string]uint64 `json:"counters"`
 }
 
 // Status asks the program for its status.

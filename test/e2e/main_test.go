@@ -43,7 +43,7 @@ func run(m *testing.M) (code int, err error) {
 	if missing := lab.Missing(); missing != "" {
 		return 1, errors.New(missing)
 	}
-	for _, name := range []string{"bpftool", "ip", "nsenter", "setpriv", "unshare"} {
+	for _, name := range []string{"bpftool", "ip", "nsenter", "setpriv", "unshare", "wireguard-go"} {
 		if _, err := lab.Program(name); err != nil {
 			return 1, err
 		}

@@ -26,16 +26,22 @@ import (
 // quicAnswer is how many bytes the QUIC server of the tests sends for each one it gets.
 const quicAnswer = 20_000
 
+// selfSigned makes a certificate.
+func selfSigned(t *testing.T) tls.Certificate {
+	t.Helper()
+	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"lab.example"}}
+	der := must(x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key))(t)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
 // quicServer starts a QUIC server behind the gateway. It ends with the test.
 func (s *scene) quicServer() netip.AddrPort {
 	s.t.Helper()
-	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(s.t)
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"lab.example"}}
-	der := must(x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key))(s.t)
 	socket := must(s.Server.ListenPacket("udp", netip.AddrPortFrom(s.ServerAddr(4), 0).String()))(s.t)
 	s.t.Cleanup(func() { _ = socket.Close() })
 	listener := must(quic.Listen(socket, &tls.Config{
-		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, NextProtos: []string{"test"}}, nil))(s.t)
+		Certificates: []tls.Certificate{selfSigned(s.t)}, NextProtos: []string{"test"}}, nil))(s.t)
 	s.t.Cleanup(func() { _ = listener.Close() })
 	go func() {
 		for {

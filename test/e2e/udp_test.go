@@ -68,13 +68,16 @@ type quicConn struct {
 	stream *quic.Stream
 }
 
+func quicClientTLS() *tls.Config {
+	return &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"test"}, ServerName: "lab.example"} //nolint:gosec // its own certificate
+}
+
 // quicDial opens a connection to quicServer. It ends with the test.
 func (s *scene) quicDial(server netip.AddrPort) quicConn {
 	s.t.Helper()
 	socket := must(s.Client.ListenPacket("udp", netip.AddrPortFrom(s.ClientAddr(4), 0).String()))(s.t)
 	s.t.Cleanup(func() { _ = socket.Close() })
-	c := must(quic.Dial(s.ctx, socket, net.UDPAddrFromAddrPort(server), &tls.Config{
-		InsecureSkipVerify: true, NextProtos: []string{"test"}, ServerName: "lab.example"}, nil))(s.t) //nolint:gosec // its own certificate
+	c := must(quic.Dial(s.ctx, socket, net.UDPAddrFromAddrPort(server), quicClientTLS(), nil))(s.t)
 	return quicConn{socket.LocalAddr().(*net.UDPAddr).AddrPort(), must(c.OpenStream())(s.t)}
 }
 

@@ -3,14 +3,24 @@
 package e2e
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
+	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+	"github.com/gopacket/gopacket/pcapgo"
+	"golang.org/x/sys/unix"
 
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
@@ -32,6 +42,9 @@ var suspicious = func() string {
 	}
 	return path
 }()
+
+// suspiciousPolicy drops all that this model takes for a tunnel.
+const suspiciousPolicy = "mode: enforce\nrules: [{name: both, class: [shadowsocks, v2ray], min_confidence: 0.01, action: drop, ttl: 2s, udp_unproven: true}]\n"
 
 // of reports whether an event is about the flow, whoever spoke first.
 func (f *udpFlow) of(e rig.Event) bool {
@@ -150,10 +163,17 @@ func TestUDPFlowsThatGoOnAreNotCut(t *testing.T) {
 		}
 		return flows
 	}
+	file := filepath.Join(u.Dir(), "begins.pcap")
+	recording := must(u.Record(file))(t)
 	old := open(2)
 	u.goesOn("before the attach", old)
+	middle := time.Now()
+	u.goesOn("before the attach", old)
+	if err := recording.Stop(); err != nil {
+		t.Fatal(err)
+	}
 
-	policy := u.file("both.yaml", "mode: enforce\nrules: [{name: both, class: [shadowsocks, v2ray], min_confidence: 0.01, action: drop, ttl: 2s, udp_unproven: true}]\n")
+	policy := u.file("both.yaml", suspiciousPolicy)
 	args := []string{"--policy", policy, "--model", suspicious, "--udp-warmup", udpWarmup.String(), "--udp-idle", udpIdle.String()}
 	d := u.attach(args...)
 	u.resumed("running at the attach", d, old, nil)
@@ -219,5 +239,154 @@ func TestUDPFlowsThatGoOnAreNotCut(t *testing.T) {
 	d = u.attach("--policy", policy, "--model", suspicious, "--udp-idle", udpIdle.String())
 	u.resumed("after a detachment and another attach", d, all, nil)
 	u.stop(d)
+
+	u.replayed(file, middle, 65*time.Second, policy, old, "drop")
+	u.replayed(file, middle, 11*time.Minute, policy, old, "drop, pass resumed")
 	u.print()
+}
+
+// replayed replays a recording in whose middle there is a pause, and compares the verdicts
+// about each flow.
+func (u *udpTrial) replayed(file string, middle time.Time, pause time.Duration, policy string, flows []*udpFlow, want string) {
+	u.t.Helper()
+	paused := filepath.Join(u.Dir(), pause.String()+".pcap")
+	if err := pauseIn(file, paused, middle, pause); err != nil {
+		u.t.Fatal(err)
+	}
+	out := must(u.Earlydrop(u.ctx, "replay", "--json", "--policy", policy, "--model", suspicious, paused))(u.t)
+	verdicts := map[*udpFlow][]string{}
+	for line := range strings.Lines(out) {
+		var v rig.Event
+		if err := json.Unmarshal([]byte(line), &v); err != nil {
+			u.t.Fatal(err)
+		}
+		for _, f := range flows {
+			if f.of(v) {
+				verdicts[f] = append(verdicts[f], v.Decision+map[bool]string{true: " resumed"}[v.Resumed])
+			}
+		}
+	}
+	for _, f := range flows {
+		got := strings.Join(verdicts[f], ", ")
+		u.count(fmt.Sprintf("replay, silent for %v: %s", pause, want), f, got == want)
+		if got != want {
+			u.t.Errorf("replay, %v of silence: %s %s > %s: %s, want %s", pause, f.kind, f.src, f.dst, got, want)
+		}
+	}
+}
+
+// pauseIn copies a recording and has the frames after middle come later by so much.
+func pauseIn(from, to string, middle time.Time, pause time.Duration) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	r, err := pcapgo.NewReader(in)
+	if err != nil {
+		return err
+	}
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	w := pcapgo.NewWriterNanos(out)
+	if err := w.WriteFileHeader(r.Snaplen(), r.LinkType()); err != nil {
+		return err
+	}
+	for {
+		data, ci, err := r.ReadPacketData()
+		if errors.Is(err, io.EOF) {
+			return out.Close()
+		}
+		if err != nil {
+			return err
+		}
+		if ci.Timestamp.After(middle) {
+			ci.Timestamp = ci.Timestamp.Add(pause)
+		}
+		if err := w.WritePacket(ci, data); err != nil {
+			return err
+		}
+	}
+}
+
+// Whoever sends from one side alone, from either, treats nobody, whatever the size of his
+// datagrams and whoever they claim to be from.
+func TestForgedDatagramsOfEachSizeAreNotEnforced(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, lab.Config{})
+	d := s.attach("--model", suspicious, "--udp-warmup", "0", "--policy", s.file("both.yaml", suspiciousPolicy))
+	for i, side := range []struct {
+		ns        *lab.Namespace
+		dev, near string
+	}{{s.Client, lab.ClientDev, lab.GatewayClientDev}, {s.Server, lab.ServerDev, lab.GatewayServerDev}} {
+		send := s.rawFrames(side.ns, side.dev, side.near)
+		for n := 1; n <= 1472; n++ {
+			port := uint16(10000*(i+1) + n) // two attackers on different sides would be both sides
+			a, b := netip.AddrPortFrom(s.ClientAddr(4), port), netip.AddrPortFrom(s.ServerAddr(4), port)
+			for range 3 {
+				send(a, b, n)
+				send(b, a, n)
+			}
+		}
+	}
+	err := rig.Until(s.ctx, func() (bool, error) {
+		st, err := s.Status(s.ctx)
+		if err == nil && st.Counters["udp_opened"] > 0 {
+			err = fmt.Errorf("flows began: %v", st.Counters)
+		}
+		// Those from the server's side that claim to come from the client do not get here.
+		return st.Counters["udp_waiting"] >= 3*1472, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A real flow is judged after all of them, and dropped.
+	f := natTFlow(s).run(s)
+	v := must(d.Wait(s.ctx, "the verdict about a real flow", func(e rig.Event) bool { return e.Event == "verdict" }))(t)
+	if !f.of(v) || v.Decision != "drop" {
+		t.Errorf("%+v", v)
+	}
+	if blocks := must(s.Blocks(s.ctx))(t); len(blocks) > 1 {
+		t.Errorf("%d flows are blocked", len(blocks))
+	}
+	s.stop(d)
+}
+
+// rawFrames returns what sends a datagram of so many bytes from a host's device, whatever
+// addresses it is to have.
+func (s *scene) rawFrames(ns *lab.Namespace, dev, near string) func(src, dst netip.AddrPort, n int) {
+	s.t.Helper()
+	own := must(ns.Netlink().LinkByName(dev))(s.t).Attrs()
+	gateway := must(s.Gateway.Netlink().LinkByName(near))(s.t).Attrs()
+	fd := -1
+	err := ns.Do(func() (err error) {
+		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
+			return err
+		}
+		return unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: own.Index})
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = unix.Close(fd) })
+	return func(src, dst netip.AddrPort, n int) {
+		s.t.Helper()
+		ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolUDP, SrcIP: src.Addr().AsSlice(), DstIP: dst.Addr().AsSlice()}
+		udp := &layers.UDP{SrcPort: layers.UDPPort(src.Port()), DstPort: layers.UDPPort(dst.Port())}
+		err := udp.SetNetworkLayerForChecksum(ip)
+		buf := gopacket.NewSerializeBuffer()
+		if err == nil {
+			err = gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true},
+				&layers.Ethernet{SrcMAC: own.HardwareAddr, DstMAC: gateway.HardwareAddr, EthernetType: layers.EthernetTypeIPv4}, ip, udp, gopacket.Payload(make([]byte, n)))
+		}
+		if err == nil {
+			_, err = unix.Write(fd, buf.Bytes())
+		}
+		if err != nil {
+			s.t.Fatal(err)
+		}
+	}
 }

@@ -129,6 +129,13 @@ func (s *scene) quicFlow(server netip.AddrPort, through *nat) (*udpFlow, *quic.C
 	return f, c
 }
 
+// movedTo says that the client has another port.
+func (f *udpFlow) movedTo(src netip.AddrPort) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.src = src
+}
+
 // A flow that gets other ports, or comes through another interface, is a new one to the
 // data path: nothing says that it is the old one, and its middle is judged as a
 // beginning. How many are cut is told.
@@ -182,10 +189,10 @@ func TestUDPFlowsThatMoveAreNewOnes(t *testing.T) {
 				if err != nil {
 					t.Fatalf("migrate: %v", err)
 				}
-				f.src = portOf(socket)
+				f.movedTo(portOf(socket))
 			}
 			for i, f := range rebound {
-				f.src = nats[i].forget()
+				f.movedTo(nats[i].forget())
 			}
 			changed := func(what string, d *rig.Daemon, flows []*udpFlow) {
 				began, cut := 0, 0

@@ -62,14 +62,13 @@ func (f *udpFlow) run(s *scene) *udpFlow {
 		for ctx.Err() == nil {
 			f.mu.Lock()
 			err := f.talk()
-			f.mu.Unlock()
 			switch {
 			case err == nil:
 				f.arrived.Add(1)
-			case ctx.Err() == nil:
-				f.lost.Add(1)
+			case ctx.Err() == nil && f.lost.Add(1) == 1:
 				s.t.Logf("%s %s: %v", f.kind, f.src, err)
 			}
+			f.mu.Unlock()
 			select {
 			case <-time.After(50 * time.Millisecond):
 			case <-ctx.Done():
@@ -212,10 +211,9 @@ func natTFlow(s *scene) *udpFlow {
 		}
 		return esp(in, seq)
 	}
-	f := s.asking("nat-t", dst, question, func(p []byte) bool {
+	return s.asking("nat-t", dst, question, func(p []byte) bool {
 		return len(p) >= 8 && wire.BigEndian.Uint32(p) == out && wire.BigEndian.Uint32(p[4:]) == seq
 	})
-	return f
 }
 
 // rtpFlow is a call: 20 ms of sound, from each side to the other.
@@ -305,11 +303,11 @@ var wireGuardNets atomic.Uint32
 
 // wireGuardFlow is a tunnel of its own between two WireGuards, with a TCP connection in it.
 func wireGuardFlow(s *scene) *udpFlow {
-	net := byte(wireGuardNets.Add(1))
-	inside := func(host byte) netip.Addr { return netip.AddrFrom4([4]byte{10, 213, net, host}) }
+	number := byte(wireGuardNets.Add(1))
+	inside := func(host byte) netip.Addr { return netip.AddrFrom4([4]byte{10, 213, number, host}) }
 	server := must(s.StartWireGuard(s.ctx, s.Server, netip.PrefixFrom(inside(1), 24)))(s.t)
 	client := must(s.StartWireGuard(s.ctx, s.Client, netip.PrefixFrom(inside(2), 24)))(s.t)
-	src, dst := netip.AddrPortFrom(s.ClientAddr(4), 20000+uint16(net)), netip.AddrPortFrom(s.ServerAddr(4), 20000+uint16(net))
+	src, dst := netip.AddrPortFrom(s.ClientAddr(4), 20000+uint16(number)), netip.AddrPortFrom(s.ServerAddr(4), 20000+uint16(number))
 	for _, err := range []error{
 		server.Set("private_key="+server.PrivateKey(), fmt.Sprintf("listen_port=%d", dst.Port()), "public_key="+client.PublicKey(), "allowed_ip="+inside(2).String()+"/32"),
 		client.Set("private_key="+client.PrivateKey(), fmt.Sprintf("listen_port=%d", src.Port()), "public_key="+server.PublicKey(), "endpoint="+dst.String(), "allowed_ip="+inside(1).String()+"/32"),
@@ -318,8 +316,7 @@ func wireGuardFlow(s *scene) *udpFlow {
 			s.t.Fatal(err)
 		}
 	}
-	talk := s.tcpEcho(inside(1))
-	return &udpFlow{kind: "wireguard", src: src, dst: dst, talk: talk}
+	return &udpFlow{kind: "wireguard", src: src, dst: dst, talk: s.tcpEcho(inside(1))}
 }
 
 // tcpEcho returns a talk over one TCP connection between client and server, to an address

@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -208,6 +209,19 @@ func TestUDPFlowsAreDroppedWhereARuleSaysSo(t *testing.T) {
 			t.Error("no flow was taken for one that a rule is about")
 		})
 	}
+}
+
+// Where both directions come through one hook, nothing proves a UDP flow, and that is said.
+func TestOneHookSaysWhatProvesNoUDPFlow(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, lab.Config{})
+	const want = "UDP flows by nothing"
+	d := s.attach("--one-hook", "--mode", "monitor")
+	s.says(d, want)
+	if out := must(s.Earlydrop(s.ctx, "status", "-i", rig.Device))(t); !strings.Contains(out, want) {
+		t.Errorf("status does not say %q:\n%s", want, out)
+	}
+	s.stop(d)
 }
 
 func randomBytes(t *testing.T, n int) []byte {

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -57,6 +58,10 @@ func TestFetchOntoAFullDisk(t *testing.T) {
 
 // Ctrl-C, a closed terminal and a second signal leave nothing behind.
 func TestFetchIsInterrupted(t *testing.T) {
+	// What the tests' own process ignores, as under nohup, its children would, too.
+	caught := make(chan os.Signal, 8)
+	signal.Notify(caught, unix.SIGINT, unix.SIGHUP, unix.SIGTERM)
+	defer signal.Stop(caught)
 	for _, signals := range [][]syscall.Signal{{unix.SIGINT}, {unix.SIGHUP}, {unix.SIGTERM, unix.SIGINT, unix.SIGHUP}} {
 		f := newFetcher(t)
 		asked, done := make(chan struct{}), make(chan struct{})

@@ -24,6 +24,7 @@ import (
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/loader/flow/headers"
+	"github.com/earlydrop/earlydrop/loader/flow/signals"
 	f "github.com/earlydrop/earlydrop/loader/internal/frames"
 )
 
@@ -724,6 +725,15 @@ func assembled(steps []step, c config) (o outcome, keys map[flow.Key]bool) {
 
 func bySeen(a, b seen) int { return strings.Compare(a.Key, b.Key) }
 
+// noted is samples, with what the assembly finds in them as well.
+func (p *twinPath) noted() []*flow.Sample {
+	list := p.samples()
+	for _, s := range list {
+		signals.Note(s, signals.File)
+	}
+	return list
+}
+
 // captured is what the kernel programs make of them.
 func (p *twinPath) captured(steps []step) (o outcome) {
 	p.t.Helper()
@@ -731,7 +741,7 @@ func (p *twinPath) captured(steps []step) (o outcome) {
 	for _, s := range steps {
 		p.step(s)
 	}
-	for _, s := range p.samples() {
+	for _, s := range p.noted() {
 		o.HandedOver = append(o.HandedOver, look(s))
 	}
 	now := p.counts()
@@ -749,7 +759,7 @@ func (p *twinPath) captured(steps []step) (o outcome) {
 	o.Counters["packets"] = diff["packets_ingress"] + diff["packets_egress"]
 	time.Sleep(time.Nanosecond) // idle is one of them
 	p.sweep()
-	for _, s := range p.samples() {
+	for _, s := range p.noted() {
 		v := look(s)
 		if s.Reason == flow.ReasonIdle {
 			v.Reason = ""

@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/loader/flow/signals"
 )
 
 // ErrClosed is returned by [Reader.Read] after [Reader.Close].
@@ -49,7 +50,11 @@ func (r *Reader) Read(s *flow.Sample) error {
 		}
 		return fmt.Errorf("read the ring buffer: %w", err)
 	}
-	return decodeSample(r.record.RawSample, s)
+	if err := decodeSample(r.record.RawSample, s); err != nil {
+		return err
+	}
+	signals.Note(s, signals.Live)
+	return nil
 }
 
 // Close ends a Read that is waiting.

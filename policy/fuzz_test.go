@@ -35,6 +35,7 @@ func FuzzParse(f *testing.F) {
 		"rules: [{class: v2ray, action: drop, ttl: 1m, mid_stream: true}, {class: v2ray, action: drop, ttl: 1m, mid_stream: FALSE}]",
 		"rules: [{class: v2ray, action: drop, ttl: 1m, udp_unproven: true}, {class: v2ray, action: drop, ttl: 1m, mid_stream: true, udp_unproven: false}]",
 		"one_hook: true\nrules: [{class: v2ray, action: drop, ttl: 1m, one_way: true}]",
+		"rules: [{class: v2ray, action: drop, ttl: 1m, signal: [tiny, fragmented]}, {class: v2ray, action: drop, ttl: 1m, signal: ttl}]",
 		"!!map {}", "# only\n", "mode: monitor # x\n...\n", "rules:\n- name: é\n", "\ufeffmode: x", "a: >-\n x\n\n y\nmode:", "allow:\n - cidr: ::/0\n   port:\n",
 	} {
 		f.Add([]byte(seed))
@@ -138,7 +139,8 @@ func checkDecision(t *testing.T, p *Policy, m *flow.Meta, d Decision) {
 	switch d.Reason {
 	case ReasonRule:
 		if at < 0 || d.Action != Drop || d.TTL != p.Rules[at].TTL || d.Confidence < p.Rules[at].MinConfidence || !slices.Contains(p.Rules[at].Classes, d.Class) ||
-			m.Incomplete || m.MidStream && !p.Rules[at].MidStream || m.Key.Proto == flow.UDP && !p.Rules[at].UDPUnproven || m.OneWay && !p.Rules[at].OneWay {
+			m.Incomplete || m.MidStream && !p.Rules[at].MidStream || m.Key.Proto == flow.UDP && !p.Rules[at].UDPUnproven || m.OneWay && !p.Rules[at].OneWay ||
+			p.Rules[at].Signals != 0 && m.Signals&p.Rules[at].Signals == 0 {
 			t.Fatalf("decision %+v", d)
 		}
 		return
@@ -152,6 +154,10 @@ func checkDecision(t *testing.T, p *Policy, m *flow.Meta, d Decision) {
 		}
 	case ReasonMidStream:
 		if at < 0 || !m.MidStream || p.Rules[at].MidStream {
+			t.Fatalf("decision %+v", d)
+		}
+	case ReasonNoSignal:
+		if at < 0 || p.Rules[at].Signals == 0 || m.Signals&p.Rules[at].Signals != 0 {
 			t.Fatalf("decision %+v", d)
 		}
 	case ReasonIncomplete:
@@ -206,7 +212,7 @@ func probes(p *Policy) []*flow.Meta {
 			for _, proto := range []flow.Proto{flow.TCP, flow.UDP} {
 				key, isLo := flow.NewKey(netip.AddrPortFrom(a, 50000), netip.AddrPortFrom(b, port), proto, 0, 0)
 				flows = append(flows, &flow.Meta{Key: key, InitiatorIsLo: isLo}, &flow.Meta{Key: key, InitiatorIsLo: !isLo},
-					&flow.Meta{Key: key, InitiatorIsLo: isLo, MidStream: true}, &flow.Meta{Key: key, InitiatorIsLo: isLo, OneWay: true}, &flow.Meta{Key: key, InitiatorIsLo: isLo, MidStream: true, Cut: true, Incomplete: true})
+					&flow.Meta{Key: key, InitiatorIsLo: isLo, MidStream: true}, &flow.Meta{Key: key, InitiatorIsLo: isLo, OneWay: true}, &flow.Meta{Key: key, InitiatorIsLo: isLo, Signals: flow.SignalTTL | flow.SignalTiny}, &flow.Meta{Key: key, InitiatorIsLo: isLo, MidStream: true, Cut: true, Incomplete: true})
 			}
 		}
 	}
@@ -252,6 +258,9 @@ func writeYAML(p *Policy) string {
 		fmt.Fprintf(&b, "    mid_stream: %t\n", r.MidStream)
 		fmt.Fprintf(&b, "    udp_unproven: %t\n", r.UDPUnproven)
 		fmt.Fprintf(&b, "    one_way: %t\n", r.OneWay)
+		if names := r.Signals.Names(); names != nil {
+			fmt.Fprintf(&b, "    signal: [%s]\n", strings.Join(names, ", "))
+		}
 		matches("    ", "except", r.Except)
 	}
 	return b.String()

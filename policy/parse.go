@@ -578,7 +578,7 @@ var ruleName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 // rule returns the rule number i (from 1) and the place of its name.
 func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 	what := "rule " + strconv.Itoa(i)
-	keys, err := d.mapping(n, what, "name", "class", "min_confidence", "action", "ttl", "mid_stream", "udp_unproven", "one_way", "except")
+	keys, err := d.mapping(n, what, "name", "class", "min_confidence", "action", "ttl", "mid_stream", "udp_unproven", "one_way", "signal", "except")
 	if err != nil {
 		return r, nil, err
 	}
@@ -641,6 +641,11 @@ func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 			return r, at, err
 		}
 	}
+	if e, ok := keys["signal"]; ok {
+		if r.Signals, err = d.signals(e); err != nil {
+			return r, at, err
+		}
+	}
 	if e, ok := keys["except"]; ok {
 		if r.Except, err = d.matches(e, "except"); err != nil {
 			return r, at, err
@@ -683,6 +688,29 @@ func (d *decoder) classes(e entry) ([]string, error) {
 		classes = append(classes, class)
 	}
 	return classes, nil
+}
+
+func (d *decoder) signals(e entry) (all flow.Signals, err error) {
+	nodes, err := d.oneOrMore(e, "signal")
+	if err != nil {
+		return 0, err
+	}
+	for _, n := range nodes {
+		at := e.placeOf(n)
+		name, err := d.text(at, n, "signal", "decoy")
+		if err != nil {
+			return 0, err
+		}
+		signal, ok := flow.ParseSignal(name)
+		switch {
+		case !ok:
+			return 0, d.errorOn(at, "there is no signal %s%s; there are %s", quote(name), didYouMean(name, flow.SignalNames()), someOf(flow.SignalNames()))
+		case all&signal != 0:
+			return 0, d.errorOn(at, "signal %s is named twice; keep one of them", quote(name))
+		}
+		all |= signal
+	}
+	return all, nil
 }
 
 func (d *decoder) confidence(e entry) (float64, error) {

@@ -15,6 +15,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/earlydrop/earlydrop/loader/flow"
 )
 
 var comparePolicies = cmp.Options{
@@ -83,6 +85,8 @@ func TestParse(t *testing.T) {
 		{"one-way flows too", ruleYAML + ", one_way: true}]", with(func(r *Rule) { r.OneWay = true })},
 		{"udp flows too", ruleYAML + ", udp_unproven: true}]", with(func(r *Rule) { r.UDPUnproven = true })},
 		{"udp flows not", ruleYAML + ", udp_unproven: false, mid_stream: true}]", with(func(r *Rule) { r.MidStream = true })},
+		{"a signal", ruleYAML + ", signal: decoy}]", with(func(r *Rule) { r.Signals = flow.SignalDecoy })},
+		{"signals", ruleYAML + ", signal: [gap, decoy]}]", with(func(r *Rule) { r.Signals = flow.SignalDecoy | flow.SignalGap })},
 		{"mixed ttl", strings.Replace(ruleYAML, "10m", "1h30m", 1) + "}]", with(func(r *Rule) { r.TTL = 90 * time.Minute })},
 	}
 	for _, tt := range tests {
@@ -107,7 +111,7 @@ func TestParseErrors(t *testing.T) {
 		}
 		return strings.Replace(text, old, new, 1)
 	}
-	const known = "known are name, class, min_confidence, action, ttl, mid_stream, udp_unproven, one_way, except"
+	const known = "known are name, class, min_confidence, action, ttl, mid_stream, udp_unproven, one_way, signal, except"
 	const confidence = "write a number above 0 and at most 1, such as 0.9"
 	const port = "write 1 to 65535, or a range such as 8000-8100"
 	tests := []struct {
@@ -218,8 +222,8 @@ func TestParseErrors(t *testing.T) {
 
 		// Rules.
 		{"rules are a mapping", "rules:\n  class: v2ray", `2:3: rules has to be a list, but is a mapping; begin each of its entries with "- "`},
-		{"rule is text", "rules:\n  - drop v2ray", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, mid_stream, udp_unproven, one_way, except, but is text"},
-		{"rule is nothing", "rules:\n  -\n", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, mid_stream, udp_unproven, one_way, except, but is nothing"},
+		{"rule is text", "rules:\n  - drop v2ray", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, mid_stream, udp_unproven, one_way, signal, except, but is text"},
+		{"rule is nothing", "rules:\n  -\n", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, mid_stream, udp_unproven, one_way, signal, except, but is nothing"},
 		{"no class", rule("    class: v2ray\n", ""), `2:5: rule a has no class; add one, for example "class: shadowsocks"`},
 		{"no action", rule("    action: drop\n", ""), `2:5: rule a has no action; add one, for example "action: drop"`},
 		{"no ttl", rule("    ttl: 10m\n", ""), `2:5: rule a has no ttl; add one, for example "ttl: 10m"`},
@@ -279,6 +283,11 @@ func TestParseErrors(t *testing.T) {
 		{"mid_stream list", rule("ttl: 10m", "ttl: 10m\n    mid_stream: [true]"), "7:17: mid_stream has to be true or false, but is a list"},
 		{"mistyped mid_stream", rule("ttl: 10m", "ttl: 10m\n    midstream: true"), `7:5: unknown key "midstream" in rule 1, did you mean mid_stream?; ` + known},
 		{"mid_stream beside the rules", "mid_stream: true\nmode: monitor\n", `1:1: unknown key "mid_stream" in the policy; known are mode, one_hook, allow, rules`},
+		{"mistyped signal", rule("ttl: 10m", "ttl: 10m\n    signal: decoi"), `7:13: there is no signal "decoi", did you mean decoy?; there are decoy, ttl, gap, tiny, fragmented`},
+		{"unknown signal in a list", rule("ttl: 10m", "ttl: 10m\n    signal: [gap, quack]"), `7:19: there is no signal "quack"; there are decoy, ttl, gap, tiny, fragmented`},
+		{"signal twice", rule("ttl: 10m", "ttl: 10m\n    signal: [gap, gap]"), `7:19: signal "gap" is named twice; keep one of them`},
+		{"no signal", rule("ttl: 10m", "ttl: 10m\n    signal: []"), `7:13: signal is an empty list; name at least one`},
+		{"signal is a number", rule("ttl: 10m", "ttl: 10m\n    signal: 1"), `7:13: signal has to be text such as decoy, but is a number`},
 		{"one_way yes", rule("ttl: 10m", "ttl: 10m\n    one_way: yes"), `7:14: one_way has to be true or false, but is "yes"`},
 		{"one_hook yes", "one_hook: yes\nmode: monitor\n", `1:11: one_hook has to be true or false, but is "yes"`},
 		{"one_hook in a rule", rule("ttl: 10m", "ttl: 10m\n    one_hook: true"), `7:5: unknown key "one_hook" in rule 1; ` + known},
@@ -446,7 +455,7 @@ func TestDefault(t *testing.T) {
 	}
 	// What the comments offer has to be right as well.
 	text := DefaultYAML(labels)
-	for _, comment := range []string{"min_confidence: 0.9", "- cidr: 192.0.2.0/24", "  side: initiator", "  port: 22", "mid_stream: true", "udp_unproven: true", "one_way: true", "except:", "  - cidr: 10.0.0.0/8", "  - port: 8388"} {
+	for _, comment := range []string{"min_confidence: 0.9", "- cidr: 192.0.2.0/24", "  side: initiator", "  port: 22", "mid_stream: true", "udp_unproven: true", "one_way: true", "signal: [decoy]", "except:", "  - cidr: 10.0.0.0/8", "  - port: 8388"} {
 		if !strings.Contains(text, "# "+comment+"\n") {
 			t.Fatalf("default.yaml has no comment %q", comment)
 		}

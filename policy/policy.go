@@ -19,7 +19,8 @@
 //     was captured from its middle, or is resumed, is taken only by a rule with
 //     mid_stream, since models know beginnings, and a UDP flow only by a rule with
 //     udp_unproven, since its sender may be forged. So may be a connection of which
-//     one direction alone was seen: it takes a rule with one_way.
+//     one direction alone was seen: it takes a rule with one_way. A rule with signals
+//     takes only flows that show one of them.
 //  3. Otherwise the flow passes.
 //
 // No rule takes an incomplete flow, of which a capture file holds too little.
@@ -103,6 +104,7 @@ const (
 	ReasonUDPUnproven   = "udp not treated"      // a UDP flow, and the rule has no udp_unproven
 	ReasonOneWay        = "one-way"              // one direction alone was seen, and the rule has no one_way
 	ReasonMidStream     = "mid-stream"           // captured from its middle, and the rule has no mid_stream
+	ReasonNoSignal      = "no signal"            // the flow shows none of the signals that the rule asks for
 	ReasonIncomplete    = "incomplete"           // too little of the flow is in the capture file
 )
 
@@ -260,7 +262,9 @@ type Rule struct {
 	// OneWay is true for a rule that also takes TCP connections of which one direction
 	// alone was seen: whoever can send in that direction can forge them.
 	OneWay bool
-	Except []Match
+	// Signals, if there are any, make it a rule for flows that show one of them.
+	Signals flow.Signals
+	Except  []Match
 }
 
 // Policy is a checked policy. It is made by Load, Parse or Default and must
@@ -433,6 +437,8 @@ func (p *Policy) Decide(m *flow.Meta, r flow.Result) Decision {
 			why = ReasonOneWay
 		case (m.MidStream || m.Resumed) && !rule.MidStream:
 			why = ReasonMidStream
+		case rule.Signals != 0 && m.Signals&rule.Signals == 0:
+			why = ReasonNoSignal
 		}
 		if why != ReasonRule && d.RuleClasses != "" {
 			d.Detected = d.Detected || why != ReasonLowConfidence

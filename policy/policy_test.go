@@ -415,6 +415,35 @@ func TestDecideTreatsOneWayFlowsWhereARuleSaysSo(t *testing.T) {
 	}
 }
 
+func TestDecideTakesFlowsThatShowASignal(t *testing.T) {
+	const plain = "  - {name: plain, class: v2ray, min_confidence: 0.95, action: drop, ttl: 1m}\n"
+	const signals = "  - {name: signals, class: v2ray, min_confidence: 0.5, action: drop, ttl: 1h, signal: [decoy, gap]}\n"
+	for _, tt := range []struct {
+		name, rules string
+		shows       flow.Signals
+		confidence  float64
+		want        Decision
+	}{
+		{"none", signals, 0, 1, Decision{Rule: "signals", Reason: ReasonNoSignal}},
+		{"another one", signals, flow.SignalTiny, 1, Decision{Rule: "signals", Reason: ReasonNoSignal}},
+		{"one of them", signals, flow.SignalGap, 0.5, Decision{Action: Drop, Rule: "signals", TTL: time.Hour, Reason: ReasonRule}},
+		{"both and more", signals, flow.SignalGap | flow.SignalDecoy | flow.SignalTTL, 0.5, Decision{Action: Drop, Rule: "signals", TTL: time.Hour, Reason: ReasonRule}},
+		{"one, and too little confidence", signals, flow.SignalGap, 0.4, Decision{Rule: "signals", Reason: ReasonLowConfidence}},
+		{"a later rule needs none", signals + plain, 0, 1, Decision{Action: Drop, Rule: "plain", TTL: time.Minute, Reason: ReasonRule}},
+		{"a later rule needs less confidence with one", plain + signals, flow.SignalDecoy, 0.6, Decision{Action: Drop, Rule: "signals", TTL: time.Hour, Reason: ReasonRule}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := meta("100.64.0.1:50000", "100.64.0.2:443")
+			m.Signals = tt.shows
+			tt.want.Class, tt.want.Likeliest, tt.want.Confidence, tt.want.RuleClasses = "v2ray", "v2ray", tt.confidence, "v2ray"
+			tt.want.Detected = tt.want.Reason != ReasonLowConfidence
+			if diff := cmp.Diff(tt.want, mustParse(t, "rules:\n"+tt.rules).Decide(m, flow.Result{Class: "v2ray", Confidence: tt.confidence})); diff != "" {
+				t.Errorf("decision (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 // A datagram does not prove who has sent it.
 func TestDecideTreatsUDPFlowsWhereARuleSaysSo(t *testing.T) {
 	const plain = "  - {name: plain, class: v2ray, min_confidence: 0.9, action: drop, ttl: 1m, except: [{port: 53}]}\n"

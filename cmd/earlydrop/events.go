@@ -62,10 +62,12 @@ type event struct {
 	MidStream  bool    `json:"mid_stream,omitempty"`  // captured from its middle
 	Resumed    bool    `json:"resumed,omitempty"`     // UDP that may have been there before
 	OneWay     bool    `json:"one_way,omitempty"`     // one direction alone was seen
-	Packets    int     `json:"packets,omitempty"`     // until the verdict
-	Bytes      uint64  `json:"bytes,omitempty"`       // on the wire, until the verdict
-	VerdictMS  float64 `json:"verdict_ms,omitempty"`  // from the flow's first packet
-	LatencyUS  float64 `json:"latency_us,omitempty"`  // from the hand-over to the verdict in the map
+	// what the first packets show that ordinary ones rarely do
+	Signals   []string `json:"signals,omitempty"`
+	Packets   int      `json:"packets,omitempty"`    // until the verdict
+	Bytes     uint64   `json:"bytes,omitempty"`      // on the wire, until the verdict
+	VerdictMS float64  `json:"verdict_ms,omitempty"` // from the flow's first packet
+	LatencyUS float64  `json:"latency_us,omitempty"` // from the hand-over to the verdict in the map
 
 	// left_out: verdicts since the last such event that --events-pass left out
 	PassesLeftOut uint64 `json:"passes_left_out,omitempty"`
@@ -102,6 +104,7 @@ func newVerdictEvent(d *daemon, s *flow.Sample, r flow.Result, dec policy.Decisi
 		Decision: dec.Action.String(), Enforced: &enforced, Rule: dec.Rule, naming: nameFlow(&dec), Reason: dec.Reason,
 		TTL: dec.TTL.Seconds(), Model: d.model,
 		Captured: len(s.Data), Complete: &complete, HandedOver: s.Reason.String(), MidStream: s.MidStream, Resumed: s.Resumed, OneWay: s.OneWay,
+		Signals: s.Signals.Names(),
 		Packets: len(s.Packets), Bytes: wire,
 		VerdictMS: milliseconds(at.Sub(s.Start)),
 		LatencyUS: float64(max(0, at.Sub(handedOver)).Nanoseconds()) / 1e3,
@@ -324,6 +327,9 @@ func (s *sinks) printVerdict(w io.Writer, e *event) error {
 	}
 	if e.OneWay {
 		line += ", one-way"
+	}
+	if e.Signals != nil {
+		line += ", shows " + strings.Join(e.Signals, " ")
 	}
 	if e.Rule != "" {
 		line += "  " + e.Reason + " " + e.Rule

@@ -213,6 +213,9 @@ func (e *explanation) heading() []string {
 	if s.MidStream {
 		lines = append(lines, "mid-stream: captured from its middle, but models know beginnings; only rules with mid_stream: true take the flow")
 	}
+	if names := s.Signals.Names(); names != nil {
+		lines = append(lines, "signals: "+strings.Join(names, ", "))
+	}
 	n := nameFlow(&e.decision)
 	class := "class " + n.line(e.result.Class, e.result.Confidence)
 	if e.result.Class == flow.Unknown {

@@ -34,6 +34,7 @@ type replayRecord struct {
 	Incomplete bool      `json:"incomplete,omitempty"`
 	MidStream  bool      `json:"mid_stream,omitempty"`
 	Resumed    bool      `json:"resumed,omitempty"`
+	Signals    []string  `json:"signals,omitempty"`
 	Class      string    `json:"class"`
 	Confidence float64   `json:"confidence"`
 	Scores     scoreList `json:"scores"`
@@ -61,6 +62,7 @@ func (r *replayRecord) note() string {
 	if r.MidStream {
 		notes = append(notes, "mid-stream")
 	}
+	notes = append(notes, r.Signals...)
 	if notes == nil {
 		return "-"
 	}
@@ -151,6 +153,7 @@ func (c *recordCoder) encode(b []byte, s *flow.Sample, r *flow.Result, d *policy
 	b = scratch.AppendAddrPort(b, s.Responder())
 	b = append(b, byte(s.Key.Proto), byte(d.Action))
 	b = scratch.AppendFlags(b, s.Complete(), s.Cut, s.Incomplete, s.MidStream, s.Resumed, d.Detected)
+	b = binary.AppendUvarint(b, uint64(s.Signals))
 	b = scratch.AppendTime(b, s.Start)
 	b = binary.AppendUvarint(b, uint64(len(s.Data)))
 	for _, word := range [...]string{r.Class, d.Rule, d.Reason, d.Class, d.Likeliest, d.RuleClasses} {
@@ -175,6 +178,7 @@ func (c *recordCoder) decode(b []byte, r *replayRecord) error {
 	r.Proto, r.Decision = flow.Proto(d.Byte()).String(), policy.Action(d.Byte()).String()
 	var decision policy.Decision
 	d.Flags(&r.Complete, &r.Cut, &r.Incomplete, &r.MidStream, &r.Resumed, &decision.Detected)
+	r.Signals = flow.Signals(d.Uvarint()).Names()
 	r.start = d.Time()
 	r.Start = r.start.Format(time.RFC3339Nano)
 	r.Captured = int(d.Uvarint())

@@ -157,6 +157,9 @@ func describePolicy(p *policy.Policy) string {
 		if rule.OneWay {
 			when += ", connections of which one direction alone was seen as well"
 		}
+		if names := rule.Signals.Names(); names != nil {
+			when += ", and the flow shows " + orList(names)
+		}
 		fmt.Fprintf(&b, "%srule %s: %s %s for %s %s\n",
 			otherwise, rule.Name, rule.Action, orList(rule.Classes), shortDuration(rule.TTL), when)
 		for j := range rule.Except {
@@ -185,6 +188,7 @@ func describePolicy(p *policy.Policy) string {
 func neverDecides(above []policy.Rule, rule *policy.Rule) bool {
 	return slices.ContainsFunc(above, func(r policy.Rule) bool {
 		return len(r.Except) == 0 && r.MinConfidence <= rule.MinConfidence && (r.MidStream || !rule.MidStream) && (r.UDPUnproven || !rule.UDPUnproven) && (r.OneWay || !rule.OneWay) &&
+			(r.Signals == 0 || rule.Signals != 0 && rule.Signals&^r.Signals == 0) &&
 			!slices.ContainsFunc(rule.Classes, func(class string) bool { return !slices.Contains(r.Classes, class) })
 	})
 }

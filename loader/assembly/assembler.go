@@ -8,6 +8,7 @@ import (
 
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/loader/flow/headers"
+	"github.com/earlydrop/earlydrop/loader/flow/signals"
 )
 
 // Defaults of Options, the same as of the live data path.
@@ -409,6 +410,7 @@ func (a *Assembler) handOver(f *Flow, reason flow.Reason) {
 	if s.Incomplete {
 		a.counters[Incomplete]++
 	}
+	signals.Note(s, signals.File)
 	f.stage, f.stream = decided, nil
 	a.onSample(f, s)
 	a.release(f)

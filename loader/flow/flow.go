@@ -10,6 +10,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -164,9 +165,54 @@ type Meta struct {
 	// judged: of one of its packets with payload fewer than IncompleteBytes of
 	// that payload, or fewer than all where there were not so many.
 	Incomplete bool
+	// Signals is what the flow's first packets show that ordinary ones rarely do.
+	Signals Signals
 	// Resumed says that a UDP flow may have been there before its capture began: it was
 	// decided, and then silent or blocked, or was new soon after the first attach.
 	Resumed bool
+}
+
+// Signals is a set of what a client may do to its own first bytes so that who reads along
+// takes them for something else. Package signals finds them.
+type Signals uint16
+
+// The signals. Each says what was seen, not why: networks do some of it, too.
+const (
+	// SignalDecoy: packets with a wrong TCP or UDP checksum, which no host takes. They are
+	// left out of the sample.
+	SignalDecoy Signals = 1 << iota
+	// SignalTTL: packets of one endpoint whose times to live, or hop limits, differ.
+	SignalTTL
+	// SignalGap: bytes are missing between those that were captured.
+	SignalGap
+	// SignalTiny: a side begins with several segments of a few bytes each.
+	SignalTiny
+	// SignalFragmented: a packet came in IP fragments, of which the first one was captured.
+	SignalFragmented
+)
+
+var signalNames = []string{"decoy", "ttl", "gap", "tiny", "fragmented"}
+
+// SignalNames returns the words for all signals, as policies and events have them.
+func SignalNames() []string { return slices.Clone(signalNames) }
+
+// ParseSignal returns the signal of that name, or false.
+func ParseSignal(name string) (Signals, bool) {
+	i := slices.Index(signalNames, name)
+	if i < 0 {
+		return 0, false
+	}
+	return 1 << i, true
+}
+
+// Names returns the words for the signals in s, nil if there is none.
+func (s Signals) Names() (names []string) {
+	for i, name := range signalNames {
+		if s&(1<<i) != 0 {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // IncompleteBytes is explained at Meta.Incomplete.

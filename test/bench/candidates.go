@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 
@@ -138,6 +139,9 @@ func attachEarlydrop(ctx context.Context, b *bench, mode string) (_ *attached, e
 		if mode == "enforce" && port == droppedPort {
 			continue // blocked flows get no verdict
 		}
+		if err := answer(b, port); err != nil {
+			return nil, err
+		}
 		for i := range flowCount {
 			if _, err := d.Verdict(ctx, netip.AddrPortFrom(b.rig.ServerAddr(4), port), i); err != nil {
 				return nil, err
@@ -145,6 +149,23 @@ func attachEarlydrop(ctx context.Context, b *bench, mode string) (_ *attached, e
 		}
 	}
 	return a, nil
+}
+
+// answer has the server send a datagram to each client of a port: a flow of which one side
+// alone has spoken is not decided.
+func answer(b *bench, port uint16) (err error) {
+	server, err := b.rig.Server.ListenPacket("udp4", netip.AddrPortFrom(b.rig.ServerAddr(4), port).String())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, server.Close()) }()
+	for i := range flowCount {
+		client := net.UDPAddrFromAddrPort(netip.AddrPortFrom(b.rig.ClientAddr(4), uint16(firstPort+i)))
+		if _, err := server.WriteTo([]byte{0}, client); err != nil {
+			return fmt.Errorf("answer %s: %w", client, err)
+		}
+	}
+	return nil
 }
 
 // warmUp is how many packets are sent to each port before a run: some hundred of

@@ -51,8 +51,9 @@ const (
 var strayMAC = []byte{2, 0, 0, 0, 0xde, 0xad}
 
 // newGenerator prepares a flood out of a device of the namespace. The device at the
-// other end of the veth pair must have an XDP program in its driver.
-func newGenerator(n *lab.Namespace, device string, frames ...floodFrame) (_ *generator, err error) {
+// other end of the veth pair must have an XDP program in its driver. first is the number of
+// the first flow: 2^32 of them have addresses of their own.
+func newGenerator(n *lab.Namespace, device string, first uint64, frames ...floodFrame) (_ *generator, err error) {
 	link, err := n.Netlink().LinkByName(device)
 	if err != nil {
 		return nil, fmt.Errorf("find %s: %w", device, err)
@@ -70,6 +71,9 @@ func newGenerator(n *lab.Namespace, device string, frames ...floodFrame) (_ *gen
 			err = errors.Join(err, g.count.Close())
 		}
 	}()
+	if err := g.count.Put(uint32(0), first*uint64(len(frames))); err != nil {
+		return nil, fmt.Errorf("set the flood's counter: %w", err)
+	}
 	code := asm.Instructions{
 		asm.LoadMem(asm.R7, asm.R1, 0, asm.Word), // data
 		asm.LoadMem(asm.R3, asm.R1, 4, asm.Word), // data_end
@@ -183,7 +187,7 @@ const testLiveFrames = 1 << 1
 func (g *generator) run(ctx context.Context, rate int) (sent uint64, err error) {
 	burst := uint32(16384)
 	if rate > 0 {
-		burst = uint32(max(64, rate/20)) // each burst costs milliseconds to set up
+		burst = uint32(max(64, rate/30))
 	}
 	start := time.Now()
 	err = g.ns.Do(func() error {

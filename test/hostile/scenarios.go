@@ -12,10 +12,12 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
@@ -178,33 +180,55 @@ func (g *gateway) oneByteHosts() (host netip.Addr, server net.Listener, err erro
 
 // sendOneByte opens connections until ctx ends, that many per second, each of which sends
 // a byte and is reset after three seconds. It returns how many were made.
-func (g *gateway) sendOneByte(ctx context.Context, host netip.Addr, server string, rate int) (made int) {
-	var conns []*net.TCPConn
-	closeOldest := func() { _ = conns[0].Close(); conns = conns[1:] }
-	_ = g.Client.Do(func() error {
-		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: host.AsSlice()}, Timeout: 5 * time.Second}
-		start := time.Now()
-		for ctx.Err() == nil {
-			if ahead := time.Duration(float64(made)/float64(rate)*1e9) - time.Since(start); ahead > 0 {
-				time.Sleep(ahead)
-			}
-			c, err := d.DialContext(ctx, "tcp4", server)
-			if err != nil {
-				continue
-			}
-			tcp := c.(*net.TCPConn)
-			_ = tcp.SetLinger(0)
-			_, _ = tcp.Write([]byte{'x'})
-			made++
-			if conns = append(conns, tcp); len(conns) > 3*rate {
-				closeOldest()
-			}
-		}
-		return nil
-	})
-	for len(conns) > 0 {
-		closeOldest()
+func (g *gateway) sendOneByte(ctx context.Context, host netip.Addr, server string, rate int) int {
+	// A connection takes a round trip to be made: as many workers as make it up.
+	workers := max(1, rate/20)
+	var wg sync.WaitGroup
+	var made atomic.Int64
+	for range workers {
+		wg.Go(func() {
+			_ = g.Client.Do(func() error {
+				made.Add(int64(sendOneByte(ctx, host, server, float64(rate)/float64(workers))))
+				return nil
+			})
+		})
 	}
+	wg.Wait()
+	return int(made.Load())
+}
+
+// sendOneByte is one worker, in the namespace that its thread is in.
+func sendOneByte(ctx context.Context, host netip.Addr, server string, rate float64) (made int) {
+	type conn struct {
+		*net.TCPConn
+		at time.Time
+	}
+	var conns []conn
+	closeOlder := func(than time.Time) {
+		for len(conns) > 0 && conns[0].at.Before(than) {
+			_ = conns[0].Close()
+			conns = conns[1:]
+		}
+	}
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: host.AsSlice()}, Timeout: 5 * time.Second}
+	start := time.Now()
+	for ctx.Err() == nil {
+		if ahead := time.Duration(float64(made)/rate*1e9) - time.Since(start); ahead > 0 {
+			time.Sleep(ahead)
+		}
+		c, err := d.DialContext(ctx, "tcp4", server)
+		if err != nil {
+			continue
+		}
+		tcp := c.(*net.TCPConn)
+		_ = tcp.SetLinger(0)
+		_, _ = tcp.Write([]byte{'x'})
+		made++
+		now := time.Now()
+		conns = append(conns, conn{tcp, now})
+		closeOlder(now.Add(-3 * time.Second))
+	}
+	closeOlder(time.Now().Add(time.Second))
 	return made
 }
 
@@ -236,12 +260,25 @@ func udpFlood(ctx context.Context, o options) (r udpResult, err error) {
 			h.Close()
 		}
 	}()
+	// All at once, so that with a long round trip the first is not idle when the last is
+	// there.
+	var opening errgroup.Group
+	opening.SetLimit(50)
+	var mu sync.Mutex
 	for range 200 {
-		h, err := g.request(ctx)
-		if err != nil {
-			return r, err
-		}
-		held = append(held, h)
+		opening.Go(func() error {
+			h, err := g.request(ctx)
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			held = append(held, h)
+			return nil
+		})
+	}
+	if err := opening.Wait(); err != nil {
+		return r, err
 	}
 	r.held = len(held)
 	frames, err := udpFrames(100)
@@ -260,11 +297,15 @@ func udpFlood(ctx context.Context, o options) (r udpResult, err error) {
 		ended <- err
 	}()
 	time.Sleep(time.Second) // the flood has gone through its table many times
+	var finishing sync.WaitGroup
 	for _, h := range held {
-		if err := h.finish(); err != nil {
-			o.logf("a held connection failed: %v", err)
-		}
+		finishing.Go(func() {
+			if err := h.finish(); err != nil {
+				o.logf("a held connection failed: %v", err)
+			}
+		})
 	}
+	finishing.Wait()
 	var fresh []request
 	var asked []netip.AddrPort
 	server, err := g.echo(ctx)

@@ -128,6 +128,8 @@ type Headers struct {
 	TTL uint8
 	// BadChecksum says that an IPv4 header has a checksum that Parse refuses.
 	BadChecksum bool
+	// MoreFragments says that the packet is the first fragment of a greater one.
+	MoreFragments bool
 	// Ext holds the IPv6 extension headers, as many as Exts says.
 	Exts uint8
 	Ext  [MaxExtensions]Extension
@@ -259,6 +261,7 @@ func (h *Headers) ipv4(frame []byte, off int, emptyOK bool) Verdict {
 	if be16(ip, 6)&0x1fff != 0 {
 		return h.opaque(frame, LaterFragment, FragmentBody)
 	}
+	h.MoreFragments = ip[6]&0x20 != 0
 	if total >= headerLen {
 		h.WireLen = min(h.WireLen, off+total)
 	}
@@ -328,6 +331,7 @@ func (h *Headers) ipv6(frame []byte, off int) Verdict {
 				h.extension(kind, off, size)
 				return h.opaque(frame, LaterFragment, FragmentBody)
 			}
+			h.MoreFragments = frame[off+3]&1 != 0
 		case Auth:
 			size += 4 * int(frame[off+1])
 		default:

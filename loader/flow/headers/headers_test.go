@@ -360,7 +360,7 @@ func TestParseReadsTheValues(t *testing.T) {
 	if verdict != OK {
 		t.Fatal(verdict)
 	}
-	want := Headers{Tags: 2, VLAN: 7, InnerVLAN: 100, IP: 6, L3: 22, TTL: 64, Exts: 2,
+	want := Headers{Tags: 2, VLAN: 7, InnerVLAN: 100, IP: 6, L3: 22, TTL: 64, MoreFragments: true, Exts: 2,
 		Ext:     [MaxExtensions]Extension{{Off: 62, Len: 8, Kind: Routing}, {Off: 70, Len: 8, Kind: Fragment}},
 		WireLen: 117, Proto: flow.TCP, L4: 78, Seq: 1, Ack: 2, Window: 0xffff, Flags: ACK, Payload: 110, PayloadLen: 7}
 	if diff := cmp.Diff(want, got.Headers, cmpopts.EquateComparable(Headers{})); diff != "" {

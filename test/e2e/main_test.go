@@ -93,6 +93,8 @@ type scene struct {
 
 	ownTCX int         // egress programs of the lab itself: one where it tags frames
 	daemon *rig.Daemon // of tests with one
+
+	talking []func() <-chan struct{} // ends a UDP flow, see udpFlow.run
 }
 
 // slow has a download take seconds instead of an instant, so that "it was cut"

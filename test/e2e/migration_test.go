@@ -152,6 +152,7 @@ func TestUDPFlowsThatMoveAreNewOnes(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			s := newScene(t, lab.Config{})
+			defer s.hush()
 			moveThere := s.secondLink()
 			server := s.quicServer()
 			args := []string{"--udp-warmup", udpWarmup.String(), "--policy", s.file("rule.yaml", fmt.Sprintf(

@@ -53,10 +53,14 @@ type udpFlow struct {
 // before they try again.
 const talkLimit = 30 * time.Second
 
-// run has the flow talk until the test ends.
+// run has the flow talk until the scene's hush.
 func (f *udpFlow) run(s *scene) *udpFlow {
 	ctx, cancel := context.WithCancel(s.ctx)
 	done := make(chan struct{})
+	s.talking = append(s.talking, func() <-chan struct{} {
+		cancel()
+		return done
+	})
 	go func() {
 		defer close(done)
 		for ctx.Err() == nil {
@@ -75,11 +79,20 @@ func (f *udpFlow) run(s *scene) *udpFlow {
 			}
 		}
 	}()
-	s.t.Cleanup(func() {
-		cancel()
-		<-done
-	})
 	return f
+}
+
+// hush ends all flows. Tests defer it: their sockets and programs end after that, so that
+// none waits for one that is gone.
+func (s *scene) hush() {
+	var ended []<-chan struct{}
+	for _, end := range s.talking {
+		ended = append(ended, end())
+	}
+	for _, done := range ended {
+		<-done
+	}
+	s.talking = nil
 }
 
 // silent has the flows say nothing for so long.

@@ -153,6 +153,7 @@ func (u *udpTrial) print() {
 func TestUDPFlowsThatGoOnAreNotCut(t *testing.T) {
 	t.Parallel()
 	u := &udpTrial{scene: newScene(t, lab.Config{}), counts: map[string]map[string][2]int{}}
+	defer u.hush()
 	must(u.StartDNS(u.ctx, lab.DNSConfig{}))(t)
 	kinds := udpKinds()
 	open := func(n int) (flows []*udpFlow) {
@@ -344,6 +345,7 @@ func TestForgedDatagramsOfEachSizeAreNotEnforced(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A real flow is judged after all of them, and dropped.
+	defer s.hush()
 	f := natTFlow(s).run(s)
 	v := must(d.Wait(s.ctx, "the verdict about a real flow", func(e rig.Event) bool { return e.Event == "verdict" }))(t)
 	if !f.of(v) || v.Decision != "drop" {

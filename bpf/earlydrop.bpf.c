@@ -82,6 +82,11 @@ static __always_inline void collect_udp(struct counts *cnt, const struct source 
 
 	pkt->now = bpf_ktime_get_ns();
 	pkt->side = side_of(src, pkt);
+	pkt->hash = hash_key(key);
+	if (is_sent_back(pkt)) {
+		cnt->reflected++;
+		return;
+	}
 	if (call_hook(join_capture, src, pkt) == JOINED)
 		return;
 	/* Neither decided, a moment ago, nor collecting now: unless another CPU handed
@@ -91,7 +96,6 @@ static __always_inline void collect_udp(struct counts *cnt, const struct source 
 	if (flow && flow->verdict != VERDICT_RESUMED)
 		return;
 	pkt->resumed = flow || pkt->now - cfg_first_attach_ns < cfg_udp_warmup_ns;
-	pkt->hash = hash_key(key);
 	switch (wait_for_answer(pkt)) {
 	case WAIT_GOES_ON:
 		if (call_hook(add_waiting, src, pkt))

@@ -163,7 +163,7 @@ struct counts {
 	/* TCP: what a proof of the connection asks for, and what lacks it */
 	__u64 syns;	    /* SYNs that became candidates */
 	__u64 one_way;	    /* connections of which one direction was seen */
-	__u64 reflected;    /* handshake packets that came back from the wrong side */
+	__u64 reflected;    /* handshake packets and datagrams that came back from the wrong side */
 	__u64 wrong_side;   /* segments that came from the other end's side */
 	__u64 out_of_place; /* segments whose numbers the connection can't have now */
 	__u64 behind;	    /* payload that was captured before: retransmissions */

@@ -305,8 +305,9 @@ struct {
 	__type(value, struct settled_flow);
 } settled SEC(".maps");
 
-/* key: some bits of a hash of a SYN's or SYN+ACK's key, direction and numbers. value: others
- * of them, and when it came in through the interface. Written by the kernel.
+/* key: some bits of a hash of a SYN's or SYN+ACK's key, direction and numbers, or of those of a
+ * datagram of a flow that is not decided, its length and checksum. value: others of them, and
+ * when it came in through the interface. Written by the kernel.
  * 65536 * 8 = 512 KiB. */
 #define SEEN_WORDS 65536
 

@@ -73,15 +73,18 @@ struct packet {
 	__u8 skip;
 	__u32 frame_len; /* captured frame: prefix and buffer, padding left out */
 	__u32 payload_len;
-	__u16 tcp_off; /* of the TCP header, in the buffer */
-	__u8 side;     /* from which it came, see read_segment() */
-	__u8 mark;     /* what a mark of the capture is worth, see join_capture() */
+	union {
+		__u16 tcp_off; /* of the TCP header, in the buffer */
+		__be16 udp_check;
+	};
+	__u8 side; /* from which it came, see read_segment() */
+	__u8 mark; /* what a mark of the capture is worth, see join_capture() */
 	union {
 		/* headers that the parser could not read in place */
 		__u8 buf[PACKET_BUF];
 		/* what packets of flows that are not decided are asked for */
 		struct {
-			__u32 seq;
+			__u32 seq; /* UDP: see is_sent_back() */
 			union {
 				__u32 ack;
 				__u32 resumed; /* UDP: the flow may have been there before */
@@ -232,6 +235,7 @@ static __always_inline enum parse_result parse_transport(struct source *src, str
 		if (!len || len > net->end - net->off)
 			len = net->end - net->off;
 		pkt->payload_len = len - sizeof(*udp);
+		pkt->udp_check = udp->check;
 		source = udp->source;
 		dest = udp->dest;
 	} else {

@@ -115,9 +115,9 @@ static __always_inline bool is_syn(const struct syn *syn, const struct packet *p
 	return syn->seq == pkt->seq && !!syn->from_lo == pkt->src_is_lo;
 }
 
-/* Whether SYN or SYN+ACK left a moment after it came in, with the same numbers: routing
- * sent it back, and nobody on the other side has sent it. What comes in is noted. Not static, as
- * own_handshake(). */
+/* Whether SYN, SYN+ACK or a datagram left a moment after it came in, with the same numbers:
+ * routing sent it back, and nobody on the other side has sent it. What comes in is noted. Not
+ * static, as own_handshake(). */
 __noinline int is_reflected(const struct packet *pkt)
 {
 	__u32 words[6], index, tag, when;

@@ -15,6 +15,7 @@
 #pragma once
 
 #include "flow.h"
+#include "tcp.h"
 
 /* What waits longer is discarded. */
 #define WAITING_NS 30000000000ULL
@@ -98,6 +99,15 @@ static __always_inline bool still_waits(const struct waiting *waiting, __u64 now
 static __always_inline bool seen_lately(const struct waiting *waiting, __u64 now)
 {
 	return (__s64)(now - waiting->last_ns) <= (__s64)cfg_udp_idle_ns;
+}
+
+/* Whether a datagram left a moment after it came in. What says so without this, as on a plain
+ * route or a bridge, is its side, see side_of(). */
+static __always_inline bool is_sent_back(struct packet *pkt)
+{
+	pkt->seq = pkt->payload_len;
+	pkt->ack = pkt->udp_check;
+	return is_reflected(pkt);
 }
 
 /* Returns what counts the sender's waiting captures, or WAITING_IN_USE if it has too many.

@@ -558,6 +558,29 @@ func TestReflectedFramesProveNothing(t *testing.T) {
 // is of the server is routed back there. Fails if that is captured.
 func (n *network) reflected(d *tap, host, dev, gateway, near string, client, server netip.AddrPort) {
 	n.t.Helper()
+	const x, y = 1000, 900000
+	var frames [][]byte
+	for _, p := range []struct {
+		src, dst netip.AddrPort
+		flags    byte
+		seq, ack uint32
+		payload  int
+	}{
+		{client, server, f.SYN, x, 0, 0},
+		{server, client, f.SYN | f.ACK, y, x + 1, 0},
+		{client, server, f.ACK, x + 1, y + 1, 0},
+		{client, server, f.ACK | f.PSH, x + 1, y + 1, 700},
+		{server, client, f.ACK | f.PSH, y + 1, x + 701, 700},
+	} {
+		frames = append(frames, f.Ethernet(f.IP(p.src, p.dst, f.TCP, f.Numbered(f.Segment(p.src, p.dst, p.flags, nil, make([]byte, p.payload)), p.seq, p.ack))))
+	}
+	n.returned(d, func() { n.inject(host, dev, gateway, near, frames...) })
+	d.none()
+}
+
+// inject has a host send frames out of a device to a gateway's device near.
+func (n *network) inject(host, dev, gateway, near string, frames ...[]byte) {
+	n.t.Helper()
 	var gw net.HardwareAddr
 	n.in(gateway, func() error {
 		l, err := netlink.LinkByName(near)
@@ -566,10 +589,6 @@ func (n *network) reflected(d *tap, host, dev, gateway, near string, client, ser
 		}
 		return err
 	})
-	before, err := d.Counters()
-	if err != nil {
-		n.t.Fatal(err)
-	}
 	n.in(host, func() error {
 		l, err := netlink.LinkByName(dev)
 		if err != nil {
@@ -583,20 +602,7 @@ func (n *network) reflected(d *tap, host, dev, gateway, near string, client, ser
 		if err := unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: l.Attrs().Index}); err != nil {
 			return err
 		}
-		const x, y = 1000, 900000
-		for _, p := range []struct {
-			src, dst netip.AddrPort
-			flags    byte
-			seq, ack uint32
-			payload  int
-		}{
-			{client, server, f.SYN, x, 0, 0},
-			{server, client, f.SYN | f.ACK, y, x + 1, 0},
-			{client, server, f.ACK, x + 1, y + 1, 0},
-			{client, server, f.ACK | f.PSH, x + 1, y + 1, 700},
-			{server, client, f.ACK | f.PSH, y + 1, x + 701, 700},
-		} {
-			frame := f.Ethernet(f.IP(p.src, p.dst, f.TCP, f.Numbered(f.Segment(p.src, p.dst, p.flags, nil, make([]byte, p.payload)), p.seq, p.ack)))
+		for _, frame := range frames {
 			copy(frame, gw)
 			copy(frame[6:], l.Attrs().HardwareAddr)
 			if _, err := unix.Write(fd, frame); err != nil {
@@ -605,12 +611,26 @@ func (n *network) reflected(d *tap, host, dev, gateway, near string, client, ser
 		}
 		return nil
 	})
-	d.none()
-	after, err := d.Counters()
+}
+
+// returned runs send and fails unless something leaves the interface for it.
+func (n *network) returned(d *tap, send func()) {
+	n.t.Helper()
+	before, err := d.Counters()
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	if counted(after, "packets_egress") == counted(before, "packets_egress") {
-		n.t.Error("nothing was reflected: the test shows nothing")
+	send()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		after, err := d.Counters()
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		if counted(after, "packets_egress") > counted(before, "packets_egress") {
+			return
+		}
+		if time.Now().After(deadline) {
+			n.t.Fatal("nothing was reflected: the test shows nothing")
+		}
 	}
 }

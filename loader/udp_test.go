@@ -271,3 +271,43 @@ func TestUDPFlowsThatAreNewAfterTheFirstAttachAreResumed(t *testing.T) {
 	}
 	nothingLeft(t)
 }
+
+// Whatever a flow carries: after 65 s of silence it is decided still, after 11 minutes it
+// is resumed.
+func TestElevenMinutesOfSilenceAreNoBeginning(t *testing.T) {
+	const scale = 100 // as above
+	k := loadKernel(t, config{udpIdle: DefaultUDPIdle / scale})
+	for monotonic() < uint64(2*DefaultUDPIdle/scale) {
+		time.Sleep(time.Second)
+	}
+	for _, tt := range []struct {
+		name        string
+		begin, more []int // bytes of payload, of both sides by turns
+	}{
+		{"QUIC", []int{1200, 1200, 1200, 1250}, []int{60, 1250, 45}},
+		{"NAT-T", []int{136, 136, 1400, 104}, []int{1, 136, 1400, 120, 104}},
+		{"RTP", []int{172, 172, 172, 172, 172, 172}, []int{172, 172, 172, 172, 172, 172}},
+		{"RTP of a video", []int{1200, 52, 1200, 52}, []int{1200, 52}},
+		{"WireGuard", []int{148, 92, 96, 128, 1452}, []int{32, 96, 148, 92, 96, 1452}},
+		{"DTLS", []int{160, 60, 180, 1100, 500, 120}, []int{85, 85, 200, 1000}},
+		{"DNS", []int{40, 90, 40, 90, 40, 90, 40, 90, 40, 90, 40, 90}, []int{40, 400, 40, 400, 40, 400}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			k := k.emptied(t)
+			if got := k.talk(tt.begin...); len(got) != 1 || got[0].Resumed {
+				t.Fatalf("the flow's beginning: %d samples, %+v", len(got), got)
+			}
+			if err := k.Pass(udpKey()); err != nil {
+				t.Fatal(err)
+			}
+			k.silent(udpKey(), 65*time.Second/scale)
+			if got := k.talk(tt.more...); len(got) != 0 {
+				t.Errorf("after 65 s: %+v", got)
+			}
+			k.silent(udpKey(), 11*time.Minute/scale)
+			if got := k.talk(tt.more...); len(got) != 1 || !got[0].Resumed {
+				t.Errorf("after 11 min: %+v", got)
+			}
+		})
+	}
+}

@@ -78,7 +78,7 @@ func TestUDPFlowsBeginOnBothHooks(t *testing.T) {
 		{"answer from the side of the question", []datagram{ask, {egress, false, 200}}, "", map[string]uint64{"udp_waiting": 2}},
 		{"forged question first", []datagram{{ingress, true, 9}, ask, answer}, "cs", map[string]uint64{"udp_waiting": 2, "udp_opened": 1}},
 		{"forged answer first", []datagram{ask, {egress, false, 9}, answer}, "cs", map[string]uint64{"udp_waiting": 2, "udp_opened": 1}},
-		{"forged datagrams behind", []datagram{ask, answer, {ingress, true, 9}, {egress, false, 9}, {egress, true, 9}}, "csc", map[string]uint64{"udp_waiting": 1, "udp_opened": 1, "wrong_side": 2}},
+		{"forged datagrams behind", []datagram{ask, answer, {ingress, true, 8}, {egress, false, 8}, {egress, true, 9}}, "csc", map[string]uint64{"udp_waiting": 1, "udp_opened": 1, "wrong_side": 2}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			k := loadKernel(t, config{idle: 1})
@@ -105,6 +105,51 @@ func TestUDPFlowsBeginOnBothHooks(t *testing.T) {
 			}
 			if diff := cmp.Diff(fromClient(tt.from), look(got[0]).FromInitiator); diff != "" {
 				t.Errorf("packets (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// Routing sends forged datagrams back through the interface: they are no answer, even if
+// the kernel does not say where they came in (a VRF, a program of this machine).
+func TestReflectedDatagramsBeginNoFlow(t *testing.T) {
+	const self, stacked, other = 7, 8, 9
+	for _, tt := range []struct {
+		name   string
+		device uint32 // that the kernel says the reflected datagrams were received by
+		counts map[string]uint64
+	}{
+		{"by the interface itself", self, map[string]uint64{"udp_waiting": 2, "reflected": 0}},
+		{"by a device on it", stacked, map[string]uint64{"udp_waiting": 2, "reflected": 0}},
+		// Nothing says so, but the same came in a moment ago.
+		{"by a device that nothing is known of", other, map[string]uint64{"udp_waiting": 2, "reflected": 4}},
+		{"by nothing", 0, map[string]uint64{"udp_waiting": 2, "reflected": 4}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			k := loadKernel(t, config{})
+			for _, device := range []uint32{self, stacked} {
+				if err := k.coll.Maps[datapathMapSameSide].Update(device, uint8(1), ebpf.UpdateAny); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, frame := range [][]byte{udp(true, 700), udp(false, 700), udp(true, 701), udp(false, 1400)} {
+				k.run(ingress, frame)
+				if _, err := k.coll.Programs[string(egress)].Run(&ebpf.RunOptions{Data: frame, Context: receivedBy(tt.device)}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			k.nothingKnown()
+			counts := k.counts()
+			for name, want := range tt.counts {
+				if counts[name] != want {
+					t.Errorf("%s is %d, want %d", name, counts[name], want)
+				}
+			}
+			// The real answer is one, though a forged one was as long.
+			answer := udp(false, 1400)
+			answer[40], answer[41] = 0x12, 0x34 // its checksum
+			if k.run(egress, answer); len(k.samples()) != 1 {
+				t.Errorf("the real answer is none: %v", k.counts())
 			}
 		})
 	}

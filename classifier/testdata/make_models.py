@@ -143,6 +143,8 @@ def main():
     write(out / "unknown-operator.onnx", conv_graph(1, w, op="NoSuchOperator"), metadata(), valid=False)
     write(out / "fails-at-run.onnx", failing_graph(), metadata())
     write(out / "planted.onnx", planted_graph(), metadata(7))
+    # Takes everything for one of the two tunnels.
+    write(out / "suspicious.onnx", conv_graph(1, {**w, "full": 0 * w["full"], "bias": np.array([-9, 3, 3], np.float32)}), metadata())
 
 
 if __name__ == "__main__":

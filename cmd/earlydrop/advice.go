@@ -106,6 +106,9 @@ const (
 	oneWayShare   = 0.05
 )
 
+// oneHookProof says what proves a flow under --one-hook.
+const oneHookProof = "both directions come through one hook: TCP connections are proven by their numbers alone, UDP flows by nothing"
+
 // sidesAdvice tells what the counters of an interface say about what it can see of
 // connections, one line each.
 func sidesAdvice(iface string, counters map[string]uint64, oneHook, oneWay bool) []string {
@@ -119,8 +122,12 @@ func sidesAdvice(iface string, counters map[string]uint64, oneHook, oneWay bool)
 	case !oneWay:
 		advice = append(advice, fmt.Sprintf("of %.0f %% of the TCP connections (%d) only one direction passes %s, so they are not judged; where routing is asymmetric, --one-way captures them", 100*share(n), n, iface))
 	}
-	if n := counters["reflected"]; !oneHook && n >= fewHandshakes && share(n) > 0.5 {
-		advice = append(advice, fmt.Sprintf("most handshakes leave %s as they came in (%d packets), so connections can't be proven by the side that they are from; at a one-armed router attach with --one-hook", iface, n))
+	if n := counters["reflected"]; !oneHook && n >= fewHandshakes && n > counters["tcp_opened"]+counters["udp_opened"] {
+		advice = append(advice, fmt.Sprintf("most that begins leaves %s as it came in (%d packets of handshakes and datagrams), so connections can't be proven by the side that they are from; at a one-armed router attach with --one-hook", iface, n))
+	}
+	// Where TCP has said the same, once is enough.
+	if n := counters["udp_unanswered"]; !oneHook && len(advice) == 0 && n >= fewHandshakes && counters["udp_opened"] <= n/100 {
+		advice = append(advice, fmt.Sprintf("of %d UDP flows on %s only one side was heard, and of %d both, so nearly none is judged; if this is a mirror port or a one-armed router, attach with --one-hook", n, iface, counters["udp_opened"]))
 	}
 	return advice
 }

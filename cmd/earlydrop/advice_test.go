@@ -113,6 +113,11 @@ func TestAdviceAboutSides(t *testing.T) {
 		{"asymmetric routing, and known", map[string]uint64{"tcp_opened": 180, "one_way": 20}, false, true, nil},
 		{"one arm", map[string]uint64{"reflected": 40, "tcp_opened": 3}, false, false, []string{"--one-hook", "40"}},
 		{"one arm, and known", map[string]uint64{"reflected": 40, "tcp_opened": 3}, true, false, nil},
+		{"one arm or mirror port, UDP alone", map[string]uint64{"udp_unanswered": 500, "udp_opened": 5}, false, false, []string{"500 UDP flows", "eth0", "mirror port or a one-armed router", "--one-hook"}},
+		{"the same, and known", map[string]uint64{"udp_unanswered": 500, "udp_opened": 5}, true, false, nil},
+		{"UDP that nobody answers among what is answered", map[string]uint64{"udp_unanswered": 500, "udp_opened": 6}, false, false, nil},
+		{"a few datagrams that nobody answers", map[string]uint64{"udp_unanswered": 19}, false, false, nil},
+		{"one arm, TCP and UDP", map[string]uint64{"reflected": 40, "udp_unanswered": 500}, false, false, []string{"handshakes", "--one-hook"}},
 		{"mirror port", map[string]uint64{"one_way": 40, "packets_ingress": 1000, "packets_egress": 2}, false, false, []string{"mirror port", "--one-hook"}},
 	} {
 		got := sidesAdvice("eth0", tt.counters, tt.oneHook, tt.oneWay)

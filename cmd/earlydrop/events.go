@@ -406,6 +406,9 @@ func (s *sinks) attached(d *daemon, policyName string) {
 	if info.HiddenVLANs {
 		say("%s strips VLAN tags on receive, so the two directions of tagged flows don't match: ethtool -K %s rxvlan off rx-vlan-stag-hw-parse off", d.iface(), d.iface())
 	}
+	if d.oneHook {
+		say("%s", oneHookProof)
+	}
 	if !d.policy.TreatsUDP() {
 		say("%s", udpNotTreated)
 	} else {

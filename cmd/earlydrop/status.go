@@ -143,7 +143,7 @@ func (s *interfaceStatus) print(out io.Writer) error {
 	row("attached", "%s, xdp %s, egress %s", s.Since.Format(time.DateTime), s.XDP, s.Egress)
 	row("mode", "%s", s.Mode)
 	if s.OneHook {
-		row("one hook", "both directions come through one hook: connections are proven by their numbers alone")
+		row("one hook", "%s", oneHookProof)
 	}
 	if s.OneWay {
 		row("one way", "TCP connections of which one direction is seen are captured, too")

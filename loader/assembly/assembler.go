@@ -69,7 +69,7 @@ const (
 	MPJoin
 	// BadFlags counts segments with SYN that have RST or FIN as well.
 	BadFlags
-	// Reflected counts packets of a handshake that went out through the
+	// Reflected counts packets of a handshake, and datagrams, that went out through the
 	// interface that they came in by.
 	Reflected
 	// WrongSide, OutOfPlace and Behind count segments that are missing from the

@@ -85,6 +85,8 @@ func TestSidesOfFiles(t *testing.T) {
 		{"cooked, mirrored", pcapFile(little, false, 113, cookedPackets(1, ethernet, 0, talk(t, ">S <SA >A >A5 <A6"))...), all},
 		// The copy of the bare ACK can't be told from another one.
 		{"cooked, a router", pcapFile(little, false, 113, router(1)...), []string{"54 54 54 54 59 60"}},
+		// Nor can the copy of the answer.
+		{"cooked, a router, datagrams", pcapFile(little, false, 113, cookedPackets(1, ethernet, 0, dgrams(t, ">10,in >10,out <20,in <20,out >11,in >11,out"))...), []string{"52 62 62 53 53"}},
 		{"cooked 2", pcapFile(little, false, 276, cookedPackets(2, ethernet, 3, talk(t, right))...), all},
 		{"cooked 2, forged", pcapFile(little, false, 276, cookedPackets(2, ethernet, 3, talk(t, forged))...), nil},
 		{"cooked 2, loopback", pcapFile(little, false, 276, cookedPackets(2, loopback, 1, talk(t, forged))...), all},

@@ -151,7 +151,7 @@ func (r *recent[K, V]) delete(key K) {
 	delete(r.old, key)
 }
 
-// inbound is a packet of a handshake that came in.
+// inbound is a packet of a handshake, or a datagram (its length and checksum), that came in.
 type inbound struct {
 	key      flow.Key
 	fromLo   bool
@@ -178,7 +178,11 @@ func (h *handshakes) init() {
 // reflected reports whether a SYN or SYN+ACK left a moment after it came in: routing
 // sent it back, and nobody on the other side has sent it.
 func (h *handshakes) reflected(s *segment) bool {
-	what := inbound{s.Key, s.SrcIsLo, s.Flags & (headers.SYN | headers.ACK), s.Seq, s.Ack}
+	return h.sentBack(s, inbound{s.Key, s.SrcIsLo, s.Flags & (headers.SYN | headers.ACK), s.Seq, s.Ack})
+}
+
+// sentBack reports whether what left came in a moment before.
+func (h *handshakes) sentBack(s *segment, what inbound) bool {
 	switch s.side {
 	case SideInbound:
 		h.inbound.set(what, s.ts)

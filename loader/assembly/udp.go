@@ -3,6 +3,7 @@
 package assembly
 
 import (
+	"encoding/binary"
 	"time"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
@@ -68,9 +69,23 @@ func (w *waits) drop(e *waiting) {
 
 // udp takes a datagram. f is the flow that has its key, or nil.
 func (a *Assembler) udp(f *Flow, s *segment) {
-	switch {
-	case f == nil:
-	case f.stage == collecting:
+	if f != nil && f.stage != collecting {
+		if !f.asleep && s.ts.Sub(f.Last) <= a.opts.UDPIdle {
+			f.count(&s.Packet, s.ts)
+			a.settle(f)
+			return
+		}
+		// Silent for long, which is no beginning. Nor does it end the flow that one
+		// side speaks again.
+		f.asleep = true
+		a.settle(f)
+	}
+	// Routing sent it back, and nobody on the other side has sent it.
+	if a.handshakes.sentBack(s, inbound{key: s.Key, fromLo: s.SrcIsLo, seq: uint32(s.PayloadLen), ack: uint32(s.checksum())}) {
+		a.counters[Reflected]++
+		return
+	}
+	if f != nil && f.stage == collecting {
 		f.count(&s.Packet, s.ts)
 		if s.side != SideUnknown && f.side != SideUnknown && (s.side == f.side) != (s.SrcIsLo == f.InitiatorIsLo) {
 			a.counters[WrongSide]++
@@ -78,15 +93,6 @@ func (a *Assembler) udp(f *Flow, s *segment) {
 		}
 		a.capture(f, &s.Packet, s.frame, false)
 		return
-	case !f.asleep && s.ts.Sub(f.Last) <= a.opts.UDPIdle:
-		f.count(&s.Packet, s.ts)
-		a.settle(f)
-		return
-	default:
-		// Silent for long, which is no beginning. Nor does it end the flow that one
-		// side speaks again.
-		f.asleep = true
-		a.settle(f)
 	}
 	resumed := f != nil
 	for _, side := range s.otherSides() {
@@ -119,6 +125,14 @@ func (a *Assembler) udp(f *Flow, s *segment) {
 		w.lack.add(lacks(&s.Packet, s.frame, flow.CaptureBytes-len(w.sample.Data)))
 		appendPacket(w.sample, &s.Packet, s.frame, true, w.last.Sub(w.start))
 	}
+}
+
+// checksum is that of a datagram, 0 if the file does not hold it.
+func (s *segment) checksum() uint16 {
+	if s.L4+8 > len(s.frame) {
+		return 0
+	}
+	return binary.BigEndian.Uint16(s.frame[s.L4+6:])
 }
 
 // otherSides are those that the other end of the sender's flow may be on.

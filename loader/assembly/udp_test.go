@@ -72,6 +72,10 @@ func TestUDPFlowsBeginWhenBothSidesHaveSpoken(t *testing.T) {
 		{"a forged question does not hide the real one", ">9,in >10,out <20@5,in", []string{"40000 end 114 5ms: >52@0 <62@5"}, "udp_waiting 2, udp_unanswered 1"},
 		{"a forged answer does not hide the real one", ">10,out <9@1,out <20@5,in", []string{"40000 end 114 5ms: >52@0 <62@5"}, "udp_waiting 2, udp_unanswered 1"},
 		{"forged datagrams do not join", ">10,out <20@5,in <99@6,out >99@7,in >11@8,out", []string{"40000 end 167 8ms: >52@0 <62@5 >53@8"}, "wrong_side 2, udp_waiting 1"},
+		{"a question that is sent out again", ">10,in >10@1,out <20@2,in <20@3,out", nil, "reflected 2, udp_waiting 2, udp_unanswered 2"},
+		{"the same, and then the answer", ">10,in >10@1,out <21@3,out", []string{"40000 end 115 3ms: >52@0 <63@3"}, "reflected 1, udp_waiting 1"},
+		{"what comes in does not leave a second later", ">10,in <20@5,in <20@1006,out", []string{"40000 end 114 1006ms: >52@0 <62@1006"}, "udp_waiting 2, udp_unanswered 1"},
+		{"sent out again while the flow is captured", ">10,in <20@5,out >11@6,in >11@7,out", []string{"40000 end 167 6ms: >52@0 <62@5 >53@6"}, "reflected 1, udp_waiting 1"},
 		{"a side that is not known", ">10,out <20@5", []string{"40000 end 114 5ms: >52@0 <62@5"}, "udp_waiting 1"},
 		{"the asker's side is not known", ">10 <20@5,in", []string{"40000 end 114 5ms: >52@0 <62@5"}, "udp_waiting 1"},
 	} {

@@ -43,7 +43,7 @@ func run(m *testing.M) (code int, err error) {
 	if missing := lab.Missing(); missing != "" {
 		return 1, errors.New(missing)
 	}
-	for _, name := range []string{"bpftool", "ip", "nsenter", "setpriv", "unshare"} {
+	for _, name := range []string{"bpftool", "ip", "nsenter", "setpriv", "unshare", "wireguard-go"} {
 		if _, err := lab.Program(name); err != nil {
 			return 1, err
 		}
@@ -93,6 +93,8 @@ type scene struct {
 
 	ownTCX int         // egress programs of the lab itself: one where it tags frames
 	daemon *rig.Daemon // of tests with one
+
+	talking []func() <-chan struct{} // ends a UDP flow, see udpFlow.run
 }
 
 // slow has a download take seconds instead of an instant, so that "it was cut"

@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -26,16 +27,22 @@ import (
 // quicAnswer is how many bytes the QUIC server of the tests sends for each one it gets.
 const quicAnswer = 20_000
 
+// selfSigned makes a certificate.
+func selfSigned(t *testing.T) tls.Certificate {
+	t.Helper()
+	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"lab.example"}}
+	der := must(x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key))(t)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
 // quicServer starts a QUIC server behind the gateway. It ends with the test.
 func (s *scene) quicServer() netip.AddrPort {
 	s.t.Helper()
-	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(s.t)
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"lab.example"}}
-	der := must(x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key))(s.t)
 	socket := must(s.Server.ListenPacket("udp", netip.AddrPortFrom(s.ServerAddr(4), 0).String()))(s.t)
 	s.t.Cleanup(func() { _ = socket.Close() })
 	listener := must(quic.Listen(socket, &tls.Config{
-		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, NextProtos: []string{"test"}}, nil))(s.t)
+		Certificates: []tls.Certificate{selfSigned(s.t)}, NextProtos: []string{"test"}}, nil))(s.t)
 	s.t.Cleanup(func() { _ = listener.Close() })
 	go func() {
 		for {
@@ -62,13 +69,16 @@ type quicConn struct {
 	stream *quic.Stream
 }
 
+func quicClientTLS() *tls.Config {
+	return &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"test"}, ServerName: "lab.example"} //nolint:gosec // its own certificate
+}
+
 // quicDial opens a connection to quicServer. It ends with the test.
 func (s *scene) quicDial(server netip.AddrPort) quicConn {
 	s.t.Helper()
 	socket := must(s.Client.ListenPacket("udp", netip.AddrPortFrom(s.ClientAddr(4), 0).String()))(s.t)
 	s.t.Cleanup(func() { _ = socket.Close() })
-	c := must(quic.Dial(s.ctx, socket, net.UDPAddrFromAddrPort(server), &tls.Config{
-		InsecureSkipVerify: true, NextProtos: []string{"test"}, ServerName: "lab.example"}, nil))(s.t) //nolint:gosec // its own certificate
+	c := must(quic.Dial(s.ctx, socket, net.UDPAddrFromAddrPort(server), quicClientTLS(), nil))(s.t)
 	return quicConn{socket.LocalAddr().(*net.UDPAddr).AddrPort(), must(c.OpenStream())(s.t)}
 }
 
@@ -199,6 +209,19 @@ func TestUDPFlowsAreDroppedWhereARuleSaysSo(t *testing.T) {
 			t.Error("no flow was taken for one that a rule is about")
 		})
 	}
+}
+
+// Where both directions come through one hook, nothing proves a UDP flow, and that is said.
+func TestOneHookSaysWhatProvesNoUDPFlow(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, lab.Config{})
+	const want = "UDP flows by nothing"
+	d := s.attach("--one-hook", "--mode", "monitor")
+	s.says(d, want)
+	if out := must(s.Earlydrop(s.ctx, "status", "-i", rig.Device))(t); !strings.Contains(out, want) {
+		t.Errorf("status does not say %q:\n%s", want, out)
+	}
+	s.stop(d)
 }
 
 func randomBytes(t *testing.T, n int) []byte {

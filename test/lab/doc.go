@@ -46,9 +46,10 @@ var Packages = map[string]string{
 // extra maps further programs to their packages, which a lab does without
 // unless it is asked for them.
 var extra = map[string]string{
-	"danted":     "dante-server",
-	"microsocks": "microsocks",
-	"trojan":     "trojan",
+	"danted":       "dante-server",
+	"microsocks":   "microsocks",
+	"trojan":       "trojan",
+	"wireguard-go": "wireguard-go",
 }
 
 // DebianPackages returns the names in [Packages], sorted, each once.

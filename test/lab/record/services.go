@@ -122,7 +122,7 @@ type env struct {
 	certs       map[string]string   // files of certificates, by service
 	torrents    map[string]string   // files of metainfo, by service
 	samba       string              // file of its settings
-	wg0         *wgDevice           // the server's
+	wg0         *lab.WireGuard      // the server's
 	wgPeers     int
 	iperf       sync.Mutex // held by its client
 	templates   *templates

@@ -3,24 +3,16 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
-	"crypto/ecdh"
-	crand "crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/vishvananda/netlink"
 
 	"github.com/earlydrop/earlydrop/test/lab"
 )
@@ -105,100 +97,14 @@ func connectVPN(form int) activityFunc {
 // is the first there, the client the second.
 var wireguardNet = netip.MustParsePrefix("10.213.0.0/16")
 
-// wgDevice is a userspace WireGuard and its TUN device.
-type wgDevice struct {
-	proc    *lab.Proc
-	name    string
-	private *ecdh.PrivateKey
-}
-
-func (d *wgDevice) public() string { return hex.EncodeToString(d.private.PublicKey().Bytes()) }
-
-// socket is the device's configuration socket, whose folder all namespaces
-// share.
-func (d *wgDevice) socket() string { return "/var/run/wireguard/" + d.name + ".sock" }
-
-// startWG starts a device in a namespace and gives it an inner address.
-func (e *env) startWG(ctx context.Context, n *lab.Namespace, addr netip.Prefix) (*wgDevice, error) {
-	private, err := ecdh.X25519().GenerateKey(crand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	// TUN devices need one name each per namespace, their sockets per machine.
-	d := &wgDevice{name: fmt.Sprintf("edw%x", rand.Uint32()), private: private}
-	if d.proc, err = e.l.Start(n, "wireguard-go", "wireguard-go", "-f", d.name); err != nil {
-		return nil, err
-	}
-	err = func() error {
-		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-		defer cancel()
-		for {
-			if _, err := os.Stat(d.socket()); err == nil {
-				break
-			}
-			select {
-			case <-time.After(5 * time.Millisecond):
-			case <-d.proc.Done():
-				return fmt.Errorf("wireguard-go ended: %s", d.proc.Output())
-			case <-ctx.Done():
-				return fmt.Errorf("wireguard-go is not ready: %w", ctx.Err())
-			}
-		}
-		if err := d.addAddr(n, addr); err != nil {
-			return err
-		}
-		dev, err := n.Netlink().LinkByName(d.name)
-		if err != nil {
-			return err
-		}
-		return n.Netlink().LinkSetUp(dev)
-	}()
-	if err != nil {
-		d.stop()
-		return nil, err
-	}
-	return d, nil
-}
-
-func (d *wgDevice) addAddr(n *lab.Namespace, addr netip.Prefix) error {
-	dev, err := n.Netlink().LinkByName(d.name)
-	if err != nil {
-		return err
-	}
-	return n.Netlink().AddrAdd(dev, &netlink.Addr{IPNet: &net.IPNet{IP: addr.Addr().AsSlice(), Mask: net.CIDRMask(addr.Bits(), 32)}})
-}
-
-func (d *wgDevice) stop() {
-	d.proc.Stop()
-	_ = os.Remove(d.socket()) // it was killed and could not
-}
-
-// set writes lines of WireGuard's configuration protocol.
-func (d *wgDevice) set(lines ...string) error {
-	c, err := net.Dial("unix", d.socket())
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
-	if _, err := fmt.Fprintf(c, "set=1\n%s\n\n", strings.Join(lines, "\n")); err != nil {
-		return err
-	}
-	answer, err := bufio.NewReader(c).ReadString('\n')
-	if err == nil && answer != "errno=0\n" {
-		err = fmt.Errorf("wireguard-go answers %q", answer)
-	}
-	return err
-}
-
 func (e *env) startWireGuard(ctx context.Context, port uint16) error {
-	d, err := e.startWG(ctx, e.l.Server, netip.PrefixFrom(wireguardNet.Addr().Next(), wireguardNet.Bits()))
+	d, err := e.l.StartWireGuard(ctx, e.l.Server, netip.PrefixFrom(wireguardNet.Addr().Next(), wireguardNet.Bits()))
 	if err != nil {
 		return err
 	}
-	context.AfterFunc(e.ctx, d.stop)
+	context.AfterFunc(e.ctx, d.Stop)
 	e.set(func() { e.wg0 = d })
-	return d.set("private_key="+hex.EncodeToString(d.private.Bytes()), "listen_port="+num(port))
+	return d.Set("private_key="+d.PrivateKey(), "listen_port="+num(port))
 }
 
 // viaWireGuard has a device of its own carry a web or an SSH session.
@@ -212,23 +118,23 @@ func viaWireGuard(ctx context.Context, a *attempt) error {
 	if n > 255 {
 		return errors.New("no more inner networks")
 	}
-	d, err := a.e.startWG(ctx, a.e.l.Client, netip.PrefixFrom(client, 24))
+	d, err := a.e.l.StartWireGuard(ctx, a.e.l.Client, netip.PrefixFrom(client, 24))
 	if err != nil {
 		return err
 	}
-	defer d.stop()
-	if err := a.e.wg0.addAddr(a.e.l.Server, netip.PrefixFrom(server, 32)); err != nil {
+	defer d.Stop()
+	if err := a.e.wg0.AddAddr(netip.PrefixFrom(server, 32)); err != nil {
 		return err
 	}
-	if err := a.e.wg0.set("public_key="+d.public(), "allowed_ip="+client.String()+"/32"); err != nil {
+	if err := a.e.wg0.Set("public_key="+d.PublicKey(), "allowed_ip="+client.String()+"/32"); err != nil {
 		return err
 	}
-	peer := []string{"private_key=" + hex.EncodeToString(d.private.Bytes()), "public_key=" + a.e.wg0.public(),
+	peer := []string{"private_key=" + d.PrivateKey(), "public_key=" + a.e.wg0.PublicKey(),
 		"endpoint=" + netip.AddrPortFrom(a.e.server(), a.e.port["wireguard"]).String(), "allowed_ip=" + server.String() + "/32"}
 	if a.r.Float64() < 0.3 {
 		peer = append(peer, "persistent_keepalive_interval=25")
 	}
-	if err := d.set(peer...); err != nil {
+	if err := d.Set(peer...); err != nil {
 		return err
 	}
 	inner := *a

@@ -254,7 +254,8 @@ type Rule struct {
 	Action         Action // always Drop: what no rule takes passes anyway
 	TTL            time.Duration
 	// MidStream is true for a rule that also takes flows that were captured from
-	// their middle, and UDP flows that are resumed.
+	// their middle, UDP flows that are resumed, and TCP flows of which the first bytes
+	// of a side are missing.
 	MidStream bool
 	// UDPUnproven is true for a rule that also takes UDP flows. Nothing proves that
 	// their packets are from whom they say.
@@ -435,7 +436,7 @@ func (p *Policy) Decide(m *flow.Meta, r flow.Result) Decision {
 			why = ReasonUDPUnproven
 		case m.OneWay && !rule.OneWay:
 			why = ReasonOneWay
-		case (m.MidStream || m.Resumed) && !rule.MidStream:
+		case (m.MidStream || m.Resumed || m.MissingStart) && !rule.MidStream:
 			why = ReasonMidStream
 		case rule.Signals != 0 && m.Signals&rule.Signals == 0:
 			why = ReasonNoSignal

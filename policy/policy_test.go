@@ -349,8 +349,12 @@ func TestDecideTreatsMidStreamFlowsWhereARuleSaysSo(t *testing.T) {
 			}
 			// A flow is detected as it would be from its beginning.
 			tt.want.Detected = tt.want.Reason != ReasonLowConfidence && tt.want.Reason != ReasonNoRule
-			if diff := cmp.Diff(tt.want, p.Decide(m, r)); diff != "" {
-				t.Errorf("decision (-want +got):\n%s", diff)
+			start := meta("100.64.0.1:50000", "100.64.0.2:"+tt.port)
+			start.MissingStart = true
+			for _, m := range []*flow.Meta{m, start} {
+				if diff := cmp.Diff(tt.want, p.Decide(m, r)); diff != "" {
+					t.Errorf("decision (-want +got):\n%s", diff)
+				}
 			}
 			if (tt.want.Reason == ReasonMidStream) != (whole.Action == Drop && p.Decide(m, r).Action == Pass) || whole.Detected != tt.want.Detected {
 				t.Errorf("captured from its beginning, it is %+v", whole)

@@ -218,6 +218,9 @@ func (e *explanation) heading() []string {
 	if s.OneWay {
 		lines = append(lines, "one-way: one direction alone is in the file, so that whoever sends it could have forged the flow; only rules with one_way: true take it")
 	}
+	if s.MissingStart {
+		lines = append(lines, "the first bytes of a side are missing, but models know beginnings; only rules with mid_stream: true take the flow")
+	}
 	if names := s.Signals.Names(); names != nil {
 		lines = append(lines, "signals: "+strings.Join(names, ", "))
 	}

@@ -165,6 +165,10 @@ type Meta struct {
 	// judged: of one of its packets with payload fewer than IncompleteBytes of
 	// that payload, or fewer than all where there were not so many.
 	Incomplete bool
+	// MissingStart says that of a TCP connection that was seen from its beginning the first
+	// bytes of a side are missing: they came too late for the capture, or were left out.
+	// What was captured is the middle of what that side sent.
+	MissingStart bool
 	// Signals is what the flow's first packets show that ordinary ones rarely do.
 	Signals Signals
 	// Resumed says that a UDP flow may have been there before its capture began: it was

@@ -41,7 +41,7 @@ const (
 	File Origin = true
 )
 
-// Note adds to s.Signals what the packets of s show. Of UDP it takes the decoys out of s:
+// Note adds to s.Signals what the packets of s show, and sets s.MissingStart. Of UDP it takes the decoys out of s:
 // datagrams with a wrong checksum, which no host takes. (Of TCP the kernel programs and
 // the assembly have left them out, and say so in s.Signals.) It looks only at frames that
 // are in the sample whole. What each side of a TCP connection sent is put in order. Note
@@ -70,9 +70,11 @@ func Note(s *flow.Sample, from Origin) {
 	}
 	s.Packets, s.Data = s.Packets[:packets], s.Data[:bytes]
 	for i := range sides {
-		if sides[i].hasGap() {
+		gap, atStart := sides[i].gaps()
+		if gap {
 			s.Signals |= flow.SignalGap
 		}
+		s.MissingStart = s.MissingStart || atStart
 	}
 	inOrder(s)
 }
@@ -167,21 +169,22 @@ func (sd *side) note(h *headers.Headers) (found flow.Signals) {
 	return found
 }
 
-// hasGap reports whether bytes are missing between those that are there.
-func (sd *side) hasGap() bool {
+// gaps reports whether bytes are missing between those that are there, or in front of
+// them, where a SYN says what comes first.
+func (sd *side) gaps() (gap, atStart bool) {
 	ranges := sd.ranges[:sd.n]
 	slices.SortFunc(ranges, func(a, b [2]int32) int { return int(a[0]) - int(b[0]) })
 	covered := int32(0)
 	if len(ranges) > 0 && !sd.syn {
 		covered = ranges[0][0]
 	}
-	for _, r := range ranges {
+	for i, r := range ranges {
 		if r[0] > covered {
-			return true
+			return true, i == 0
 		}
 		covered = max(covered, r[1])
 	}
-	return false
+	return false, false
 }
 
 // Decoys are kept as bits.

@@ -362,3 +362,27 @@ func BenchmarkNote(b *testing.B) {
 		})
 	}
 }
+
+// What is missing in front of a side's bytes makes them the middle of a stream.
+func TestMissingStart(t *testing.T) {
+	e := endpoints{client4, server4}
+	data := func(seq uint32, n int) packet { return e.seg(true, f.ACK, seq, 101, n) }
+	for _, tt := range []struct {
+		name    string
+		packets []packet
+		want    bool
+	}{
+		{"whole", append(e.handshake(), data(1, 100), data(101, 100)), false},
+		{"a hole behind the start", append(e.handshake(), data(1, 100), data(102, 100)), false},
+		{"the start comes late", append(e.handshake(), data(101, 100), data(1, 100)), false},
+		{"the start is missing", append(e.handshake(), data(101, 100)), true},
+		{"the responder's start is missing", append(e.handshake(), data(1, 100), e.seg(false, f.ACK, 102, 101, 100)), true},
+		{"seen from the middle", []packet{data(101, 100)}, false},
+		{"datagrams", []packet{e.dgram(true, 100), e.dgram(false, 100)}, false},
+	} {
+		s := sample(tt.packets)
+		if Note(s, Live); s.MissingStart != tt.want {
+			t.Errorf("%s: %v", tt.name, s.MissingStart)
+		}
+	}
+}

@@ -25,7 +25,7 @@
 #define WAITING_SHARE 8
 
 /* Tags of a key differ in their lowest bits by who has spoken, and from which side, so that
- * all fall into one bucket and none hides another. */
+ * all fall into the same buckets and none hides another. */
 static __always_inline __u32 waiting_tag(const struct packet *pkt, bool from_lo, __u32 side)
 {
 	__u32 tag = (pkt->hash >> 32) & 0xfffc;
@@ -35,28 +35,61 @@ static __always_inline __u32 waiting_tag(const struct packet *pkt, bool from_lo,
 	return tag | from_lo << 1 | side;
 }
 
+#define WAITING_BUCKETS (WAITING_FLOWS / HANDSHAKE_WAYS)
+
+/* How long the entry of a word has not been used; more than any, if it is free. */
+static __always_inline __u32 waiting_age(__u32 word, __u32 stamp)
+{
+	__u32 is_free = ((word - 1) & ~word) >> 31;
+
+	hide(is_free);
+	return ((stamp + STAMP_PROVEN - word) & STAMP_MASK) | is_free << 15;
+}
+
+/* Sets at->id and at->word to the tag's entry, or to the one that gives way to it. A key has
+ * two buckets, and takes the place in which less is lost: so what is pushed out is nearly
+ * the oldest of all, also by a flood that comes in bursts. Returns whether the tag was
+ * found. */
+static __always_inline bool find_way(__u64 hash, struct place *at)
+{
+	__u32 first = hash % WAITING_BUCKETS, second = hash / WAITING_BUCKETS % WAITING_BUCKETS;
+	struct handshake_bucket *one, *two;
+	__u32 way, other;
+
+	at->word = NULL;
+	one = bpf_map_lookup_elem(&waiting_tags, &first);
+	two = bpf_map_lookup_elem(&waiting_tags, &second);
+	if (!one || !two)
+		return false;
+	way = choose_way(one, at->tag, at->stamp);
+	other = choose_way(two, at->tag, at->stamp);
+	if (!(way & HANDSHAKE_WAYS) &&
+	    ((other & HANDSHAKE_WAYS) ||
+	     waiting_age(two->word[other % HANDSHAKE_WAYS], at->stamp) >
+		     waiting_age(one->word[way % HANDSHAKE_WAYS], at->stamp))) {
+		first = second;
+		one = two;
+		way = other;
+	}
+	at->id = first * HANDSHAKE_WAYS + way % HANDSHAKE_WAYS;
+	at->word = &one->word[way % HANDSHAKE_WAYS];
+	return way & HANDSHAKE_WAYS;
+}
+
 /* As find_candidate(): returns the capture that waits for an answer to who has spoken,
  * owned, or NULL. */
 static __always_inline struct waiting *find_waiting(const struct packet *pkt, bool from_lo,
 						    __u32 side, bool make, struct place *at)
 {
-	__u32 number = pkt->hash % (WAITING_FLOWS / HANDSHAKE_WAYS), way;
-	struct handshake_bucket *bucket;
 	struct waiting *waiting;
 	int own;
 
 	at->busy = false;
 	at->fresh = false;
-	bucket = bpf_map_lookup_elem(&waiting_tags, &number);
-	if (!bucket)
-		return NULL;
 	at->tag = waiting_tag(pkt, from_lo, side);
 	at->stamp = pkt->now >> STAMP_SHIFT;
-	way = choose_way(bucket, at->tag, at->stamp);
-	if (!make && !(way & HANDSHAKE_WAYS))
+	if ((!find_way(pkt->hash, at) && !make) || !at->word)
 		return NULL;
-	at->id = number * HANDSHAKE_WAYS + way % HANDSHAKE_WAYS;
-	at->word = &bucket->word[way % HANDSHAKE_WAYS];
 	waiting = bpf_map_lookup_elem(&waiting_flows, &at->id);
 	if (!waiting)
 		return NULL;

@@ -2,10 +2,7 @@
 
 package signals
 
-import (
-	"github.com/earlydrop/earlydrop/loader/flow"
-	"github.com/earlydrop/earlydrop/loader/flow/headers"
-)
+import "github.com/earlydrop/earlydrop/loader/flow"
 
 // inOrder puts what each side of a TCP connection sent in the order of its sequence
 // numbers, in the places of the side's packets with payload. Captures have what is ahead
@@ -13,7 +10,7 @@ import (
 // ones after it. A model knows how streams begin: the second half of a long ClientHello
 // in front of the first looks like ciphertext. Times stay with the places. It does not
 // allocate.
-func inOrder(s *flow.Sample) {
+func inOrder(s *flow.Sample, all *walked) {
 	var (
 		order [flow.MaxPackets]int // the packet that goes into each place
 		seq   [flow.MaxPackets]uint32
@@ -23,8 +20,8 @@ func inOrder(s *flow.Sample) {
 	)
 	for i, p := range s.Packets {
 		order[i] = i
-		var h headers.Headers
-		if h.Walk(s.Frame(i), int(p.WireLen)) != headers.OK || h.Proto != flow.TCP || h.PayloadLen == 0 {
+		h := &all[i]
+		if !h.ok || h.Proto != flow.TCP || h.PayloadLen == 0 {
 			continue
 		}
 		seq[i] = h.Seq

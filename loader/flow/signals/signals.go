@@ -41,34 +41,34 @@ const (
 	File Origin = true
 )
 
-// Note adds to s.Signals what the packets of s show, and sets s.MissingStart. Of UDP it takes the decoys out of s:
-// datagrams with a wrong checksum, which no host takes. (Of TCP the kernel programs and
-// the assembly have left them out, and say so in s.Signals.) It looks only at frames that
-// are in the sample whole. What each side of a TCP connection sent is put in order. Note
-// does not allocate.
+// walked are the headers of a sample's packets.
+type walked [flow.MaxPackets]struct {
+	headers.Headers
+	// ok: the frame is a packet of a flow. The last one may end within its headers: what is
+	// behind its end reads as 0.
+	ok bool
+}
+
+// Note adds to s.Signals what the packets of s show, and sets s.MissingStart. Of UDP it
+// takes the decoys out of s: datagrams with a wrong checksum, which no host takes. (Of TCP
+// the kernel programs and the assembly have left them out, and say so in s.Signals.) It
+// looks only at frames that are in the sample whole. What each side of a TCP connection
+// sent is put in order. Note does not allocate.
 func Note(s *flow.Sample, from Origin) {
-	var sides [2]side
-	decoys := findDecoys(s, from)
-	if decoys != 0 {
+	var all walked
+	for i, p := range s.Packets {
+		all[i].ok = all[i].Walk(s.Frame(i), int(p.WireLen)) == headers.OK
+	}
+	if decoys := findDecoys(s, &all, from); decoys != 0 {
 		s.Signals |= flow.SignalDecoy
+		takeOut(s, &all, decoys)
 	}
-	packets, bytes := 0, 0 // that stay
-	for i := range s.Packets {
-		if decoys&(1<<i) != 0 {
-			continue
+	var sides [2]side
+	for i, p := range s.Packets {
+		if all[i].ok {
+			s.Signals |= sides[which(p)].note(&all[i].Headers)
 		}
-		frame, p := s.Frame(i), s.Packets[i]
-		var h headers.Headers
-		// The last frame may end within its headers: what is behind its end reads as 0.
-		if h.Walk(frame, int(p.WireLen)) == headers.OK {
-			s.Signals |= sides[which(p)].note(&h)
-		}
-		p.Offset = uint16(bytes)
-		s.Packets[packets] = p
-		packets++
-		bytes += copy(s.Data[bytes:], frame)
 	}
-	s.Packets, s.Data = s.Packets[:packets], s.Data[:bytes]
 	for i := range sides {
 		gap, atStart := sides[i].gaps()
 		if gap {
@@ -76,7 +76,23 @@ func Note(s *flow.Sample, from Origin) {
 		}
 		s.MissingStart = s.MissingStart || atStart
 	}
-	inOrder(s)
+	inOrder(s, &all)
+}
+
+// takeOut takes the packets out of s and of all that have a bit in decoys.
+func takeOut(s *flow.Sample, all *walked, decoys uint32) {
+	packets, bytes := 0, 0 // that stay
+	for i, p := range s.Packets {
+		if decoys&(1<<i) != 0 {
+			continue
+		}
+		frame := s.Frame(i)
+		p.Offset = uint16(bytes)
+		s.Packets[packets], all[packets] = p, all[i]
+		packets++
+		bytes += copy(s.Data[bytes:], frame)
+	}
+	s.Packets, s.Data = s.Packets[:packets], s.Data[:bytes]
 }
 
 // which is 0 for the initiator, 1 for the responder.
@@ -90,16 +106,14 @@ func which(p flow.Packet) int {
 // findDecoys returns a bit for each decoy of a UDP flow. Of an endpoint that sent nothing
 // with a right checksum none can be told: somebody changed the addresses in a file, or
 // the device has its own way to leave checksums to the network card.
-func findDecoys(s *flow.Sample, from Origin) (decoys uint32) {
+func findDecoys(s *flow.Sample, all *walked, from Origin) (decoys uint32) {
 	var wrong [2]uint32
 	var right [2]bool
 	for i, p := range s.Packets {
-		frame := s.Frame(i)
-		var h headers.Headers
-		h.Walk(frame, int(p.WireLen))
+		h := &all[i].Headers
 		switch {
 		case h.Proto != flow.UDP:
-		case !WrongChecksum(&h, frame, from):
+		case !WrongChecksum(h, s.Frame(i), from):
 			right[which(p)] = true
 		default:
 			wrong[which(p)] |= 1 << i

@@ -40,28 +40,21 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) (code int, err error) {
-	if missing := lab.Missing(); missing != "" {
-		return 1, errors.New(missing)
-	}
 	for _, name := range []string{"bpftool", "ip", "nsenter", "setpriv", "unshare", "wireguard-go"} {
 		if _, err := lab.Program(name); err != nil {
 			return 1, err
 		}
 	}
-	dir, err := os.MkdirTemp("", "ed-e2e-")
-	if err != nil {
-		return 1, err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	if binary, err = rig.Build(context.Background(), dir); err != nil {
-		return 1, err
-	}
-	pins, _ := filepath.Glob("/sys/fs/bpf/earlydrop/*")
-	code = m.Run()
-	if n := identified.connections.Load(); n > 0 {
-		fmt.Printf("%d of %d connections through tunnels were identified\n", identified.drop.Load(), n)
-	}
-	return code, left(dir, pins)
+	err = rig.WithProgram(context.Background(), "e2e", func(dir, program string) error {
+		binary = program
+		pins, _ := filepath.Glob("/sys/fs/bpf/earlydrop/*")
+		code = m.Run()
+		if n := identified.connections.Load(); n > 0 {
+			fmt.Printf("%d of %d connections through tunnels were identified\n", identified.drop.Load(), n)
+		}
+		return left(dir, pins)
+	})
+	return code, err
 }
 
 // left looks for what the tests should have removed.

@@ -9,38 +9,16 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
-	"github.com/earlydrop/earlydrop/test/lab"
 )
 
 var program string
 
-func TestMain(m *testing.M) {
-	code, err := func() (code int, err error) {
-		if missing := lab.Missing(); missing != "" {
-			return 1, errors.New(missing)
-		}
-		dir, err := os.MkdirTemp("", "ed-evasion-")
-		if err != nil {
-			return 1, err
-		}
-		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-		if program, err = rig.Build(context.Background(), dir); err != nil {
-			return 1, err
-		}
-		return m.Run(), nil
-	}()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "evasion:", err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { rig.TestMain("evasion", m, &program) }
 
 // identified are strategies that hide nothing: a floor.
 var identified = []string{

@@ -35,7 +35,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
-	"github.com/earlydrop/earlydrop/test/lab"
 )
 
 func main() {
@@ -71,18 +70,6 @@ func run(ctx context.Context, out io.Writer, args []string) (code int, err error
 	if *list {
 		return 0, printList(out, chosen)
 	}
-	if missing := lab.Missing(); missing != "" {
-		return 1, errors.New(missing)
-	}
-	dir, err := os.MkdirTemp("", "ed-evasion-")
-	if err != nil {
-		return 1, err
-	}
-	defer os.RemoveAll(dir)
-	binary, err := rig.Build(ctx, dir)
-	if err != nil {
-		return 1, err
-	}
 	var each io.Writer
 	if *verbose {
 		each = out
@@ -90,21 +77,24 @@ func run(ctx context.Context, out io.Writer, args []string) (code int, err error
 	if *verbose && *asJSON {
 		each = os.Stderr
 	}
-	rows, err := try(ctx, binary, chosen, *n, each)
-	if err != nil {
-		return 1, err
-	}
-	if *asJSON {
-		enc := json.NewEncoder(out)
-		for _, r := range rows {
-			if err := enc.Encode(r); err != nil {
-				return 1, err
-			}
+	err = rig.WithProgram(ctx, "evasion", func(_, binary string) error {
+		rows, err := try(ctx, binary, chosen, *n, each)
+		if err != nil {
+			return err
 		}
-	} else if err := printTable(out, rows); err != nil {
-		return 1, err
-	}
-	if err := check(rows); err != nil {
+		if *asJSON {
+			enc := json.NewEncoder(out)
+			for _, r := range rows {
+				if err := enc.Encode(r); err != nil {
+					return err
+				}
+			}
+		} else if err := printTable(out, rows); err != nil {
+			return err
+		}
+		return check(rows)
+	})
+	if err != nil {
 		return 1, err
 	}
 	return 0, nil

@@ -5,38 +5,15 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"os"
 	"testing"
 	"time"
 
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
-	"github.com/earlydrop/earlydrop/test/lab"
 )
 
 var program string
 
-func TestMain(m *testing.M) {
-	code, err := func() (code int, err error) {
-		if missing := lab.Missing(); missing != "" {
-			return 1, errors.New(missing)
-		}
-		dir, err := os.MkdirTemp("", "ed-hostile-")
-		if err != nil {
-			return 1, err
-		}
-		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-		if program, err = rig.Build(context.Background(), dir); err != nil {
-			return 1, err
-		}
-		return m.Run(), nil
-	}()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "hostile:", err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { rig.TestMain("hostile", m, &program) }
 
 // short is what `make test` has time for, at a rate that leaves the other packages' tests
 // some of the machine; the command has longer floods, as fast as they go.

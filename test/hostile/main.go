@@ -29,7 +29,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
-	"github.com/earlydrop/earlydrop/test/lab"
 )
 
 func main() {
@@ -42,7 +41,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, args []string) (err error) {
+func run(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("hostile", flag.ExitOnError)
 	o := options{logf: func(format string, args ...any) { fmt.Printf(format+"\n", args...) }}
 	flags.DurationVar(&o.duration, "d", time.Minute, "how long a flood lasts")
@@ -59,17 +58,14 @@ func run(ctx context.Context, args []string) (err error) {
 	if o.duration < 4*time.Second || o.cycles < 1 || flags.NArg() > 0 {
 		return fmt.Errorf("-d %s, -n %d, %q: a flood takes 4 s at least, cycles are positive, there is no argument", o.duration, o.cycles, flags.Args())
 	}
-	if missing := lab.Missing(); missing != "" {
-		return errors.New(missing)
-	}
-	dir, err := os.MkdirTemp("", "ed-hostile-")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	if o.binary, err = rig.Build(ctx, dir); err != nil {
-		return err
-	}
+	return rig.WithProgram(ctx, "hostile", func(_, binary string) error {
+		o.binary = binary
+		return scenario(ctx, args[0], o)
+	})
+}
+
+// scenario runs the one of that name, or all.
+func scenario(ctx context.Context, name string, o options) (err error) {
 	all := []struct {
 		name string
 		run  func(context.Context, options) error
@@ -109,7 +105,7 @@ func run(ctx context.Context, args []string) (err error) {
 	}
 	known := false
 	for _, s := range all {
-		if args[0] == s.name || args[0] == "all" {
+		if name == s.name || name == "all" {
 			known = true
 			if e := s.run(ctx, o); e != nil {
 				err = errors.Join(err, fmt.Errorf("%s: %w", s.name, e))
@@ -117,7 +113,7 @@ func run(ctx context.Context, args []string) (err error) {
 		}
 	}
 	if !known {
-		return fmt.Errorf("unknown scenario %q: use flood, forged, handshakes, onebyte, attacks, udp, reader, cycles or all", args[0])
+		return fmt.Errorf("unknown scenario %q: use flood, forged, handshakes, onebyte, attacks, udp, reader, cycles or all", name)
 	}
 	return err
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/earlydrop/earlydrop/test/lab"
 	"github.com/earlydrop/earlydrop/test/onnxruntime"
 )
 
@@ -34,4 +35,38 @@ func Build(ctx context.Context, dir string) (string, error) {
 	}
 	_, err = onnxruntime.CopyTo(lib, library)
 	return binary, err
+}
+
+// WithProgram builds the program into a temporary folder, which is called after name, calls
+// fn with the folder and the program's path, and removes the folder. It fails before that
+// where programs of the lab are missing.
+func WithProgram(ctx context.Context, name string, fn func(dir, binary string) error) (err error) {
+	if missing := lab.Missing(); missing != "" {
+		return errors.New(missing)
+	}
+	dir, err := os.MkdirTemp("", "ed-"+name+"-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	binary, err := Build(ctx, dir)
+	if err != nil {
+		return err
+	}
+	return fn(dir, binary)
+}
+
+// TestMain runs the tests of the package of that name with *binary set, and exits.
+func TestMain(name string, m interface{ Run() int }, binary *string) {
+	code := 0
+	err := WithProgram(context.Background(), name, func(_, program string) error {
+		*binary = program
+		code = m.Run()
+		return nil
+	})
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
+		code = 1
+	}
+	os.Exit(code)
 }

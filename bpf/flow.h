@@ -428,6 +428,25 @@ static __always_inline int join_capture(const struct source *src, struct packet 
 
 FOR_EACH_HOOK(join_capture)
 
+/* Makes a slot that was taken that of the packet's flow, and counts it. Returns its
+ * generation. */
+static __always_inline __u32 hold_slot(struct slot *slot, const struct packet *pkt, __u32 quota,
+				       __u32 pair_quota)
+{
+	slot->quota = quota;
+	slot->pair_quota = pair_quota;
+	count_slot(SLOTS_IN_USE, 1);
+	count_slot(quota, 1);
+	count_slot(pair_quota, 1);
+	slot->generation++;
+	slot->handed_over = 0;
+	slot->mark = 0;
+	slot->last_ns = pkt->now;
+	slot->sample.key = pkt->key;
+	slot->sample.reason = 0;
+	return slot->generation;
+}
+
 /* Opens the capture of the packet's flow: of the candidate that pkt->candidate says, which
  * the caller owns, with the packets of its handshake; or from the middle of a stream. The packet
  * itself is then to join it. Lets go of the candidate. Returns whether a flow began, captured or
@@ -460,18 +479,8 @@ __noinline int open_capture(const struct packet *pkt)
 	slot = get_slot(ref.slot);
 	if (!slot)
 		goto out;
-	slot->quota = candidate ? pkt->quota : SLOT_UNCOUNTED;
-	slot->pair_quota = candidate ? pkt->pair_quota : SLOT_UNCOUNTED;
-	count_slot(SLOTS_IN_USE, 1);
-	count_slot(slot->quota, 1);
-	count_slot(slot->pair_quota, 1);
-	ref.generation = slot->generation + 1;
-	slot->generation = ref.generation;
-	slot->handed_over = 0;
-	slot->mark = 0;
-	slot->last_ns = pkt->now;
-	slot->sample.key = key;
-	slot->sample.reason = 0;
+	ref.generation = hold_slot(slot, pkt, candidate ? pkt->quota : SLOT_UNCOUNTED,
+				   candidate ? pkt->pair_quota : SLOT_UNCOUNTED);
 	slot->word = 0;
 	if (candidate && hs) {
 		slot->sample.start_ns = candidate->start_ns;

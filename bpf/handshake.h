@@ -121,6 +121,16 @@ static __always_inline void release_candidate(__u32 id, const struct candidate *
 						       stamp_of(candidate, now >> STAMP_SHIFT));
 }
 
+/* For how long the entry of a word has not been wanted; a free one longer than any. Without
+ * branches, see choose_way(). */
+static __always_inline __u32 way_age(__u32 word, __u32 stamp)
+{
+	__u32 is_free = ((word - 1) & ~word) >> 31; /* a tag's top bit may be set, too */
+
+	hide(is_free);
+	return ((stamp + STAMP_PROVEN - word) & STAMP_MASK) | is_free << 15;
+}
+
 /* Looks through a bucket. Returns the way of the tag, with bit 4 set, or, where there is
  * none, the one that has been wanted least for longest; a free one before all. Without
  * branches, since the verifier follows both sides of each: hide() keeps clang from
@@ -131,18 +141,15 @@ static __always_inline __u32 choose_way(const struct handshake_bucket *bucket, _
 {
 	__u32 found = 0, oldest = 0;
 
-	stamp += STAMP_PROVEN;
 #pragma unroll
 	for (int i = 0; i < HANDSHAKE_WAYS; i++) {
-		__u32 word = bucket->word[i], same, is_free, age, more;
+		__u32 word = bucket->word[i], same, age, more;
 
 		same = ((WAY_TAG(word) ^ tag) - 1) >> 31; /* wraps where they are the same */
 		hide(same);
 		found |= same * (HANDSHAKE_WAYS | i);
 
-		is_free = ((word - 1) & ~word) >> 31; /* a tag's top bit may be set, too */
-		hide(is_free);
-		age = (((stamp - word) & STAMP_MASK) | is_free << 15) * HANDSHAKE_WAYS + i;
+		age = way_age(word, stamp) * HANDSHAKE_WAYS + i;
 		more = (oldest - age) >> 31;
 		hide(more);
 		oldest += more * (age - oldest);

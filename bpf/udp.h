@@ -37,15 +37,6 @@ static __always_inline __u32 waiting_tag(const struct packet *pkt, bool from_lo,
 
 #define WAITING_BUCKETS (WAITING_FLOWS / HANDSHAKE_WAYS)
 
-/* How long the entry of a word has not been used; more than any, if it is free. */
-static __always_inline __u32 waiting_age(__u32 word, __u32 stamp)
-{
-	__u32 is_free = ((word - 1) & ~word) >> 31;
-
-	hide(is_free);
-	return ((stamp + STAMP_PROVEN - word) & STAMP_MASK) | is_free << 15;
-}
-
 /* Sets at->id and at->word to the tag's entry, or to the one that gives way to it. A key has
  * two buckets, and takes the place in which less is lost: so what is pushed out is nearly
  * the oldest of all, also by a flood that comes in bursts. Returns whether the tag was
@@ -65,8 +56,8 @@ static __always_inline bool find_way(__u64 hash, struct place *at)
 	other = choose_way(two, at->tag, at->stamp);
 	if (!(way & HANDSHAKE_WAYS) &&
 	    ((other & HANDSHAKE_WAYS) ||
-	     waiting_age(two->word[other % HANDSHAKE_WAYS], at->stamp) >
-		     waiting_age(one->word[way % HANDSHAKE_WAYS], at->stamp))) {
+	     way_age(two->word[other % HANDSHAKE_WAYS], at->stamp) >
+		     way_age(one->word[way % HANDSHAKE_WAYS], at->stamp))) {
 		first = second;
 		one = two;
 		way = other;
@@ -374,19 +365,8 @@ __noinline int open_answered(struct packet *pkt)
 	slot = get_slot(ref.slot);
 	if (!slot)
 		goto out;
-	slot->quota = pkt->quota;
-	slot->pair_quota = pkt->pair_quota;
-	count_slot(SLOTS_IN_USE, 1);
-	count_slot(slot->quota, 1);
-	count_slot(slot->pair_quota, 1);
-	ref.generation = slot->generation + 1;
-	slot->generation = ref.generation;
-	slot->handed_over = 0;
-	slot->mark = 0;
-	slot->last_ns = pkt->now;
+	ref.generation = hold_slot(slot, pkt, pkt->quota, pkt->pair_quota);
 	slot->hole_lo = slot->hole_lo_end = slot->hole_hi = slot->hole_hi_end = 0;
-	slot->sample.key = key;
-	slot->sample.reason = 0;
 	slot->sample.start_ns = waiting->start_ns;
 	slot->sample.initiator_is_lo = waiting->from_lo;
 	slot->sample.side = waiting->side;

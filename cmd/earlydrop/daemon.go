@@ -138,12 +138,12 @@ func (d *daemon) decide(s *flow.Sample, r flow.Result, err error) {
 		return
 	}
 	decision := d.policy.Decide(&s.Meta, r)
-	block := decision.Action == policy.Drop && d.mode == policy.Enforce
-	if block {
-		err = d.dp.BlockFlow(&s.Meta, decision.TTL, decision.Class, decision.Rule)
-	} else {
-		err = d.dp.Pass(s.Key)
+	treatment := decision.Treatment()
+	if d.mode != policy.Enforce {
+		treatment = flow.Treatment{}
 	}
+	block := treatment.Action == flow.Drop
+	err = d.dp.ApplyFlow(&s.Meta, treatment)
 	decided := time.Now()
 	enforced := block && err == nil
 	var failed error // to block
@@ -161,7 +161,7 @@ func (d *daemon) decide(s *flow.Sample, r flow.Result, err error) {
 		}
 	}
 	d.classified.Add(1)
-	if decision.Action == policy.Drop {
+	if decision.Action == flow.Drop {
 		d.toDrop.Add(1)
 	}
 	if enforced {

@@ -97,7 +97,7 @@ func newVerdictEvent(d *daemon, s *flow.Sample, r flow.Result, dec policy.Decisi
 	complete := s.Complete()
 	handedOver := s.Start.Add(s.Elapsed)
 	e := event{
-		Time: at, Event: "verdict", Interface: d.iface(), Mode: d.mode.String(),
+		Time: at, Event: "verdict", Interface: s.Source.Interface, Mode: d.mode.String(),
 		Src: s.Initiator().String(), Dst: s.Responder().String(), Proto: s.Key.Proto.String(),
 		VLAN: s.Key.VLAN, InnerVLAN: s.Key.InnerVLAN, Start: s.Start,
 		Class: r.Class, Confidence: &r.Confidence, Scores: scores,
@@ -303,11 +303,11 @@ func (s *sinks) print(w io.Writer, e *event) error {
 }
 
 func (s *sinks) printVerdict(w io.Writer, e *event) error {
-	if s.quiet && e.Decision != policy.Drop.String() {
+	if s.quiet && e.Decision != flow.Drop.String() {
 		return nil
 	}
 	what := e.Decision
-	if e.Decision == policy.Drop.String() && !*e.Enforced {
+	if e.Decision == flow.Drop.String() && !*e.Enforced {
 		what = "would drop"
 		if e.Error != "" {
 			what = "drop failed"

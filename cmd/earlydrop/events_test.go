@@ -76,9 +76,9 @@ func TestOutputOutlivesItsFailures(t *testing.T) {
 
 // verdict is an event such as attach prints.
 func verdict(n int, detected bool) event {
-	decision := policy.Pass
+	decision := flow.Pass
 	if detected {
-		decision = policy.Drop
+		decision = flow.Drop
 	}
 	p := 0.551
 	return event{
@@ -98,11 +98,11 @@ func TestVerdictsInWords(t *testing.T) {
 		failed   error
 		want     string
 	}{
-		{"dropped", policy.Enforce, policy.Decision{Action: policy.Drop, Rule: "tunnels", RuleClasses: "shadowsocks|v2ray", Reason: policy.ReasonRule}, true, nil,
+		{"dropped", policy.Enforce, policy.Decision{Action: flow.Drop, Rule: "tunnels", RuleClasses: "shadowsocks|v2ray", Reason: policy.ReasonRule}, true, nil,
 			"drop         tcp 10.0.0.1:1 > 10.0.0.2:2  shadowsocks|v2ray 0.953 (shadowsocks 0.551)  5.0 ms, 1 packets  rule tunnels"},
-		{"monitor", policy.Monitor, policy.Decision{Action: policy.Drop, Rule: "tunnels", RuleClasses: "shadowsocks|v2ray", Reason: policy.ReasonRule}, false, nil,
+		{"monitor", policy.Monitor, policy.Decision{Action: flow.Drop, Rule: "tunnels", RuleClasses: "shadowsocks|v2ray", Reason: policy.ReasonRule}, false, nil,
 			"would drop   tcp 10.0.0.1:1 > 10.0.0.2:2  shadowsocks|v2ray 0.953 (shadowsocks 0.551)  5.0 ms, 1 packets  rule tunnels"},
-		{"the table is full", policy.Enforce, policy.Decision{Action: policy.Drop, Rule: "tunnels", RuleClasses: "shadowsocks|v2ray", Reason: policy.ReasonRule}, false, full,
+		{"the table is full", policy.Enforce, policy.Decision{Action: flow.Drop, Rule: "tunnels", RuleClasses: "shadowsocks|v2ray", Reason: policy.ReasonRule}, false, full,
 			"drop failed  tcp 10.0.0.1:1 > 10.0.0.2:2  shadowsocks|v2ray 0.953 (shadowsocks 0.551)  5.0 ms, 1 packets  rule tunnels  it passes: block: the table is full"},
 		{"not enough", policy.Enforce, policy.Decision{Rule: "tunnels", RuleClasses: "shadowsocks", Reason: policy.ReasonLowConfidence}, false, nil,
 			"pass         tcp 10.0.0.1:1 > 10.0.0.2:2  shadowsocks 0.953  5.0 ms, 1 packets  below min_confidence tunnels"},
@@ -114,10 +114,10 @@ func TestVerdictsInWords(t *testing.T) {
 			s := &flow.Sample{}
 			s.Reset()
 			s.Key, s.InitiatorIsLo = flow.NewKey(netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("10.0.0.2:2"), flow.TCP, 0, 0)
-			s.Start = start
+			s.Source, s.Start = flow.Source{Interface: "v0", Index: 2}, start
 			s.Packets = append(s.Packets, flow.Packet{WireLen: 60})
 			tt.decision.Confidence, tt.decision.Likeliest = sum, "shadowsocks"
-			e := newVerdictEvent(&daemon{iface: func() string { return "v0" }, mode: tt.mode}, s, flow.Result{Class: "unknown", Confidence: likeliest}, tt.decision, tt.enforced, tt.failed, start.Add(5*time.Millisecond))
+			e := newVerdictEvent(&daemon{mode: tt.mode}, s, flow.Result{Class: "unknown", Confidence: likeliest}, tt.decision, tt.enforced, tt.failed, start.Add(5*time.Millisecond))
 			var b bytes.Buffer
 			if err := (&sinks{}).print(&b, &e); err != nil {
 				t.Fatal(err)
@@ -427,7 +427,7 @@ func TestVerdictEventSaysThatAFlowIsMidStream(t *testing.T) {
 	result := flow.Result{Class: "v2ray", Confidence: 0.9}
 	for _, midStream := range []bool{false, true} {
 		s.MidStream = midStream
-		e := newVerdictEvent(&daemon{iface: func() string { return "v0" }, mode: policy.Enforce}, &s, result, p.Decide(&s.Meta, result), !midStream, nil, testStart)
+		e := newVerdictEvent(&daemon{mode: policy.Enforce}, &s, result, p.Decide(&s.Meta, result), !midStream, nil, testStart)
 		line, err := json.Marshal(e)
 		if err != nil {
 			t.Fatal(err)

@@ -151,7 +151,7 @@ func (c *recordCoder) word(id uint64) (word string, ok bool) {
 	return c.words[id], true
 }
 
-// encode appends a flow, all but its file and its totals.
+// encode appends a flow, all but its totals.
 func (c *recordCoder) encode(b []byte, s *flow.Sample, r *flow.Result, d *policy.Decision) []byte {
 	b = scratch.AppendAddrPort(b, s.Initiator())
 	b = scratch.AppendAddrPort(b, s.Responder())
@@ -160,7 +160,7 @@ func (c *recordCoder) encode(b []byte, s *flow.Sample, r *flow.Result, d *policy
 	b = binary.AppendUvarint(b, uint64(s.Signals))
 	b = scratch.AppendTime(b, s.Start)
 	b = binary.AppendUvarint(b, uint64(len(s.Data)))
-	for _, word := range [...]string{r.Class, d.Rule, d.Reason, d.Class, d.Likeliest, d.RuleClasses} {
+	for _, word := range [...]string{s.Source.File, r.Class, d.Rule, d.Reason, d.Class, d.Likeliest, d.RuleClasses} {
 		b = binary.AppendUvarint(b, c.id(word))
 	}
 	b = appendScore(b, r.Confidence)
@@ -179,7 +179,7 @@ func appendScore(b []byte, p float64) []byte {
 func (c *recordCoder) decode(b []byte, r *replayRecord) error {
 	d := scratch.NewDecoder(b)
 	r.Src, r.Dst = d.AddrPort().String(), d.AddrPort().String()
-	r.Proto, r.Decision = flow.Proto(d.Byte()).String(), policy.Action(d.Byte()).String()
+	r.Proto, r.Decision = flow.Proto(d.Byte()).String(), flow.Action(d.Byte()).String()
 	var decision policy.Decision
 	d.Flags(&r.Complete, &r.Cut, &r.Incomplete, &r.MidStream, &r.Resumed, &r.OneWay, &decision.Detected)
 	r.Signals = flow.Signals(d.Uvarint()).Names()
@@ -187,7 +187,7 @@ func (c *recordCoder) decode(b []byte, r *replayRecord) error {
 	r.Start = r.start.Format(time.RFC3339Nano)
 	r.Captured = int(d.Uvarint())
 	known := true
-	for _, word := range [...]*string{&r.Class, &r.Rule, &r.Reason, &r.called, &decision.Likeliest, &decision.RuleClasses} {
+	for _, word := range [...]*string{&r.File, &r.Class, &r.Rule, &r.Reason, &r.called, &decision.Likeliest, &decision.RuleClasses} {
 		var ok bool
 		*word, ok = c.word(d.Uvarint())
 		known = known && ok

@@ -104,7 +104,7 @@ func benchmarkDecided(b *testing.B, flows int, blocked bool) {
 	least := fl.Programs["floor_pass"]
 	if blocked {
 		least = fl.Programs["floor_drop"]
-		if err := k.Block(tcpKey(), time.Hour, "", ""); err != nil {
+		if err := k.Apply(tcpKey(), drop(time.Hour, "", "")); err != nil {
 			b.Fatal(err)
 		}
 	} else {
@@ -305,7 +305,7 @@ func BenchmarkBlock(b *testing.B) {
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
 		key.Lo = netip.AddrPortFrom(key.Lo.Addr(), uint16(i%1000))
-		if err := k.Block(key, time.Hour, "shadowsocks", "tunnels"); err != nil {
+		if err := k.Apply(key, drop(time.Hour, "shadowsocks", "tunnels")); err != nil {
 			b.Fatal(err)
 		}
 	}

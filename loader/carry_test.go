@@ -169,7 +169,7 @@ func TestBlocksSurviveOtherSizesAndLayouts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inNamespace(t)
 			d := attach(t, Options{})
-			if err := d.Block(tcpKey(), time.Hour, "obfs4", "r"); err != nil {
+			if err := d.Apply(tcpKey(), drop(time.Hour, "obfs4", "r")); err != nil {
 				t.Fatal(err)
 			}
 			oldXDP, _ := attached(t)
@@ -198,7 +198,7 @@ func TestBlocksThatFindNoRoomAreToldOf(t *testing.T) {
 	key := tcpKey()
 	for i := range 20 {
 		key.VLAN = uint16(i)
-		if err := d.Block(key, time.Hour, "", ""); err != nil {
+		if err := d.Apply(key, drop(time.Hour, "", "")); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -219,7 +219,7 @@ func TestBlocksThatFindNoRoomAreToldOf(t *testing.T) {
 func TestFailedReplacementLeavesWhatIsPinned(t *testing.T) {
 	inNamespace(t)
 	d := attach(t, Options{})
-	if err := d.Block(tcpKey(), time.Hour, "", ""); err != nil {
+	if err := d.Apply(tcpKey(), drop(time.Hour, "", "")); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.Release(); err != nil {

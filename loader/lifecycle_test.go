@@ -252,7 +252,7 @@ func TestAdoptKeepsBlocksAndSwapsPrograms(t *testing.T) {
 	for _, opts := range []Options{{}, {XDPMode: XDPGeneric, forceClsact: true}} {
 		inNamespace(t)
 		d := attach(t, opts)
-		if err := d.Block(tcpKey(), time.Hour, "shadowsocks", "r"); err != nil {
+		if err := d.Apply(tcpKey(), drop(time.Hour, "shadowsocks", "r")); err != nil {
 			t.Fatal(err)
 		}
 		oldXDP, oldEgress := attached(t)
@@ -469,7 +469,7 @@ func TestBpftoolPrintsNames(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if err := d.Block(flow.Key{Lo: client, Hi: server, Proto: flow.TCP, VLAN: 7}, time.Hour, "shadowsocks", "tunnels"); err != nil {
+	if err := d.Apply(flow.Key{Lo: client, Hi: server, Proto: flow.TCP, VLAN: 7}, drop(time.Hour, "shadowsocks", "tunnels")); err != nil {
 		t.Fatal(err)
 	}
 	for name, words := range map[string][]string{

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
 )
@@ -206,133 +205,6 @@ func (t *Tables) Close() error {
 	return errors.Join(errs...)
 }
 
-// Block drops the packets of a key in the kernel for the given time, at most 100
-// years, from now on, or until another TCP connection of the key is made. A key that
-// is blocked already gets the new time and reason, and its counters begin at zero
-// again. The error wraps [ErrFull] when the table is full of blocks that drop.
-func (t *Tables) Block(key flow.Key, ttl time.Duration, class, rule string) error {
-	if ttl <= 0 {
-		return fmt.Errorf("block %s: time to live %s is not positive", key, ttl)
-	}
-	t.blocking.Lock()
-	defer t.blocking.Unlock()
-	k := toKernelKey(key)
-	b := newBlock(ttl, class, rule)
-	if err := t.insertBlock(&k, &b); err != nil {
-		return fmt.Errorf("block %s: %w", key, err)
-	}
-	return nil
-}
-
-// BlockFlow is Block for a flow that was captured. A TCP connection that goes on when
-// the time is over stays blocked for as long again, at most five times. The error wraps
-// [ErrFlowGone], and nothing is blocked, when another connection has the key by now, and
-// [ErrInitiatorQuota] when the flow's initiator has too many of the blocks.
-func (t *Tables) BlockFlow(m *flow.Meta, ttl time.Duration, class, rule string) error {
-	if ttl <= 0 {
-		return fmt.Errorf("block %s: time to live %s is not positive", m.Key, ttl)
-	}
-	t.blocking.Lock()
-	defer t.blocking.Unlock()
-	k := toKernelKey(m.Key)
-	b := newBlock(ttl, class, rule)
-	b.setNumbers(m, ttl)
-	if err := t.checkQuota(m); err != nil {
-		return fmt.Errorf("block %s: %w", m.Key, err)
-	}
-	// The kernel forgets the flow first and ends its block then: one of the two looks
-	// finds that it is another connection by now.
-	if err := t.checkConnection(&k, &b); err != nil {
-		return fmt.Errorf("block %s: %w", m.Key, err)
-	}
-	if err := t.insertBlock(&k, &b); err != nil {
-		return fmt.Errorf("block %s: %w", m.Key, err)
-	}
-	if err := t.checkConnection(&k, &b); err != nil {
-		_, undo := t.unblock(&k)
-		return fmt.Errorf("block %s: %w", m.Key, errors.Join(err, undo))
-	}
-	t.census.add(initiatorOf(&k, &b), responderOf(&k, &b))
-	return nil
-}
-
-func newBlock(ttl time.Duration, class, rule string) datapathBlock {
-	now := monotonic()
-	b := datapathBlock{SinceNs: now, ExpiresNs: now + uint64(ttl)}
-	fixed(b.Class[:], class)
-	fixed(b.Rule[:], rule)
-	return b
-}
-
-// setNumbers fills in what is known of a TCP connection.
-func (b *datapathBlock) setNumbers(m *flow.Meta, ttl time.Duration) {
-	n := &m.Numbers
-	if m.InitiatorIsLo {
-		b.InitiatorIsLo = 1
-		b.IsnLo, b.IsnHi, b.NextLo, b.NextHi = n.InitiatorISN, n.ResponderISN, n.InitiatorNext, n.ResponderNext
-	} else {
-		b.IsnLo, b.IsnHi, b.NextLo, b.NextHi = n.ResponderISN, n.InitiatorISN, n.ResponderNext, n.InitiatorNext
-	}
-	if m.Key.Proto != flow.TCP {
-		return
-	}
-	b.TtlNs = uint64(ttl)
-	if n.ISNKnown {
-		b.Known |= knownISN
-	}
-	if n.InitiatorNextKnown && m.InitiatorIsLo || n.ResponderNextKnown && !m.InitiatorIsLo {
-		b.Known |= knownNextLo
-	}
-	if n.ResponderNextKnown && m.InitiatorIsLo || n.InitiatorNextKnown && !m.InitiatorIsLo {
-		b.Known |= knownNextHi
-	}
-}
-
-// checkConnection returns ErrFlowGone where the kernel knows of another connection of
-// the key than the block's, or of none.
-func (t *Tables) checkConnection(k *datapathFlowKey, b *datapathBlock) error {
-	if b.Known&knownISN == 0 {
-		return nil
-	}
-	var v datapathFlow
-	switch err := t.flows.Lookup(k, &v); {
-	case errors.Is(err, ebpf.ErrKeyNotExist):
-		return ErrFlowGone
-	case err != nil:
-		return fmt.Errorf("read map flows: %w", err)
-	case v.Known&knownISN == 0 || v.IsnLo != b.IsnLo || v.IsnHi != b.IsnHi:
-		return ErrFlowGone
-	}
-	return nil
-}
-
-// insertBlock writes a block, and makes room for it if need be.
-func (t *Tables) insertBlock(k *datapathFlowKey, b *datapathBlock) error {
-	// The filter first: a block that it does not count is not looked up.
-	t.filter.add(k, 1)
-	for {
-		err := t.blocked.Update(k, b, ebpf.UpdateNoExist)
-		if err == nil {
-			return nil
-		}
-		if errors.Is(err, unix.E2BIG) && t.makeRoom() {
-			continue
-		}
-		if errors.Is(err, ebpf.ErrKeyExist) {
-			// It is counted already. If somebody deletes it in between, it is
-			// a new one again.
-			if err = t.blocked.Update(k, b, ebpf.UpdateExist); errors.Is(err, ebpf.ErrKeyNotExist) {
-				continue
-			}
-		}
-		t.filter.add(k, -1)
-		if errors.Is(err, unix.E2BIG) { // what the kernel says of a full hash table
-			err = fmt.Errorf("the table of blocked flows is %w: it holds %d", ErrFull, t.blocked.MaxEntries())
-		}
-		return err
-	}
-}
-
 // Unblock lets the flow's packets pass again and returns what was dropped. The
 // error wraps [ebpf.ErrKeyNotExist] when the flow is not blocked.
 func (t *Tables) Unblock(key flow.Key) (Block, error) {
@@ -468,24 +340,6 @@ func walk[V any](m *ebpf.Map, f func(*datapathFlowKey, *V)) error {
 			return fmt.Errorf("read map %s: %w", m, err)
 		}
 	}
-}
-
-// Pass records the verdict that the flow passes. A flow that the kernel has
-// forgotten in the meantime, or that began afresh, is left alone.
-func (t *Tables) Pass(key flow.Key) error {
-	k := toKernelKey(key)
-	var v datapathFlow
-	err := t.flows.Lookup(&k, &v)
-	if err == nil {
-		// What else the kernel notes there is kept, but for what it notes between the
-		// two calls: a mark that is lost lets the key's next connection pass unseen.
-		v.LastNs, v.Verdict = monotonic(), datapathVerdictVERDICT_PASS
-		err = t.flows.Update(&k, &v, ebpf.UpdateExist)
-	}
-	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("write verdict of %s: %w", key, err)
-	}
-	return nil
 }
 
 // Counters returns the counters summed over all CPUs.

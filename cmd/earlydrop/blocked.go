@@ -152,7 +152,7 @@ func blockedAdd(c *cli.Context) error {
 	}
 	defer t.Close()
 	lasts := ttlOf(c)
-	err = t.Block(key, lasts, "", "by hand")
+	err = t.Apply(key, flow.Treatment{Action: flow.Drop, TTL: lasts, Rule: "by hand"})
 	if errors.Is(err, loader.ErrFull) {
 		return fmt.Errorf("%w (remove some with earlydrop blocked del, or attach with a larger --max-blocked)", err)
 	}

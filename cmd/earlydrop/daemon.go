@@ -141,12 +141,12 @@ func (d *daemon) decide(s *flow.Sample, r flow.Result, err error) {
 		return
 	}
 	decision := d.policy.Decide(&s.Meta, r)
-	block := decision.Action == policy.Drop && d.mode == policy.Enforce
-	if block {
-		err = d.dp.BlockFlow(&s.Meta, decision.TTL, decision.Class, decision.Rule)
-	} else {
-		err = d.dp.Pass(s.Key)
+	treatment := decision.Treatment()
+	if d.mode != policy.Enforce {
+		treatment = flow.Treatment{}
 	}
+	block := treatment.Action == flow.Drop
+	err = d.dp.ApplyFlow(&s.Meta, treatment)
 	decided := time.Now()
 	enforced := block && err == nil
 	var failed error // to block
@@ -164,7 +164,7 @@ func (d *daemon) decide(s *flow.Sample, r flow.Result, err error) {
 		}
 	}
 	d.classified.Add(1)
-	if decision.Action == policy.Drop {
+	if decision.Action == flow.Drop {
 		d.toDrop.Add(1)
 	}
 	if enforced {
@@ -182,7 +182,7 @@ func (d *daemon) decide(s *flow.Sample, r flow.Result, err error) {
 func (d *daemon) verdict(s *flow.Sample, r *flow.Result, dec *policy.Decision, enforced bool, failed error, at time.Time) *event.Verdict {
 	v := event.NewVerdict(s, r, dec)
 	handedOver := v.Time
-	v.Time, v.Interface, v.Mode, v.Model, v.Enforced = at, d.iface(), d.mode.String(), d.model, &enforced
+	v.Time, v.Mode, v.Model, v.Enforced = at, d.mode.String(), d.model, &enforced
 	v.VerdictMS = float64(at.Sub(s.Start).Microseconds()) / 1e3
 	v.LatencyUS = float64(max(0, at.Sub(handedOver)).Nanoseconds()) / 1e3
 	if failed != nil {

@@ -61,7 +61,7 @@ func (c *recordCoder) word(id uint64) (word string, ok bool) {
 	return c.words[id], true
 }
 
-// encode appends a flow, all but its file and its totals.
+// encode appends a flow, all but its totals.
 func (c *recordCoder) encode(b []byte, s *flow.Sample, r *flow.Result, d *policy.Decision) []byte {
 	b = scratch.AppendAddrPort(b, s.Initiator())
 	b = scratch.AppendAddrPort(b, s.Responder())
@@ -72,7 +72,7 @@ func (c *recordCoder) encode(b []byte, s *flow.Sample, r *flow.Result, d *policy
 		event.WireBytes(s), uint64(d.TTL)} {
 		b = binary.AppendUvarint(b, n)
 	}
-	for _, word := range [...]string{r.Class, d.Rule, d.Reason, d.Class, d.Likeliest, d.RuleClasses} {
+	for _, word := range [...]string{s.Source.File, r.Class, d.Rule, d.Reason, d.Class, d.Likeliest, d.RuleClasses} {
 		b = binary.AppendUvarint(b, c.id(word))
 	}
 	b = appendScore(b, r.Confidence)
@@ -92,7 +92,7 @@ func (c *recordCoder) decode(b []byte, r *replayRecord) error {
 	d := scratch.NewDecoder(b)
 	v := event.Verdict{Model: c.model}
 	v.Src, v.Dst = d.AddrPort(), d.AddrPort()
-	v.Proto, v.HandedOver, v.Decision = flow.Proto(d.Byte()).String(), flow.Reason(d.Byte()).String(), policy.Action(d.Byte()).String()
+	v.Proto, v.HandedOver, v.Decision = flow.Proto(d.Byte()).String(), flow.Reason(d.Byte()).String(), flow.Action(d.Byte()).String()
 	var decision policy.Decision
 	d.Flags(&v.Complete, &v.Cut, &v.Incomplete, &v.MidStream, &v.Resumed, &v.OneWay, &decision.Detected)
 	v.Start = d.Time()
@@ -102,7 +102,7 @@ func (c *recordCoder) decode(b []byte, r *replayRecord) error {
 	v.Captured, v.Packets, v.Bytes = int(d.Uvarint()), int(d.Uvarint()), d.Uvarint()
 	v.TTL = time.Duration(d.Uvarint()).Seconds()
 	known := true
-	for _, word := range [...]*string{&v.Class, &v.Rule, &v.Reason, &r.called, &decision.Likeliest, &decision.RuleClasses} {
+	for _, word := range [...]*string{&v.File, &v.Class, &v.Rule, &v.Reason, &r.called, &decision.Likeliest, &decision.RuleClasses} {
 		var ok bool
 		*word, ok = c.word(d.Uvarint())
 		known = known && ok

@@ -160,8 +160,6 @@ type replay struct {
 	sorter  *scratch.Sorter // the flows that were classified and not printed, by seq
 	err     error           // the first error of a worker
 
-	files    []*capture   // of the capture
-	begins   fileBegins   // of those that were read
 	record   replayRecord // the same for all flows, to spare memory
 	ahead    sortedFlow   // the next one of sorter, once the capture has ended
 	early    int          // flows that were printed live
@@ -324,7 +322,7 @@ func (r *replay) work() {
 // not be read whole, it returns their *assembly.FileError, joined; what could be read
 // was printed then. An interrupt ends the capture.
 func (r *replay) read(files []*capture, bar *progress) (err error) {
-	r.files, r.begins, r.sorter = files, nil, scratch.NewSorter("", 0)
+	r.sorter = scratch.NewSorter("", 0)
 	r.ahead, r.early = sortedFlow{}, 0
 	defer func() {
 		r.pending.Wait()
@@ -344,7 +342,6 @@ func (r *replay) read(files []*capture, bar *progress) (err error) {
 	})
 	var readErr error
 	for _, file := range files {
-		r.begins = append(r.begins, a.Begun())
 		before := a.Counters()
 		err := r.feed(a, file, bar)
 		if r.liveErr != nil {
@@ -391,6 +388,7 @@ func (r *replay) feed(a *assembly.Assembler, file *capture, bar *progress) error
 		return err
 	}
 	defer f.Close()
+	f.Source.File = file.name
 	if file.pipe == nil {
 		err = f.Feed(a, bar.at)
 		bar.fileDone(f.Size())
@@ -519,7 +517,6 @@ func (r *replay) show(t *assembly.Totals, data []byte) error {
 	if err := r.coder.decode(data, record); err != nil {
 		return err
 	}
-	record.File = r.files[r.begins.of(t.Seq)].name
 	record.FlowPackets, record.FlowBytes = t.Packets, t.Bytes
 	if !record.Incomplete {
 		r.classes[record.called]++

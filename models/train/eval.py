@@ -40,13 +40,13 @@ try:
     import torch
 
     import dataset
-    import eval_bars
+    import eval_bars  # noqa: F401 (STUDIES names it)
     import eval_base
-    import eval_beyond
-    import eval_limits
+    import eval_beyond  # noqa: F401
+    import eval_limits  # noqa: F401
     import eval_paper
     import eval_report
-    import eval_shortcuts
+    import eval_shortcuts  # noqa: F401
 except ModuleNotFoundError as error:
     MISSING = error  # --help works all the same
 

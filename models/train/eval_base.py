@@ -11,6 +11,7 @@ import eval_packets
 import eval_report
 import fit
 import network
+import settings
 from eval_report import among
 
 # The classes of the paper.
@@ -98,7 +99,7 @@ class Evaluation:
 
     def length(self, net="compact"):
         """(epochs, samples per epoch) of a training; 0 stands for the network's own."""
-        return tuple(getattr(self.args, name) or fit.DEFAULTS[net][name] for name in ("epochs", "epoch_samples"))
+        return tuple(getattr(self.args, name) or settings.DEFAULTS[net][name] for name in ("epochs", "epoch_samples"))
 
     def trained_text(self):
         epochs, samples = self.length()

@@ -76,7 +76,8 @@ def implementations(e):
                  f"{e.args.budget:g} on validation groups. Data {e.store.digest}. Where no other program of the class is in training, "
                  "the class itself is new.\n\n" +
                  table(["class", "left out", "other programs in training", "taken, it was in training", "taken, it was not",
-                        "the same, variants that the others have, too", "of these named rightly", "ordinary taken", *(() if e.args.no_trees else ("boosted trees: taken, it was not",))], rows) +
+                        "the same, variants that the others have, too", "of these named rightly",
+                        "ordinary taken", *(() if e.args.no_trees else ("boosted trees: taken, it was not",))], rows) +
                  (f"\n\nNot run, the time was over: {', '.join(skipped)}." if skipped else ""))
 
 

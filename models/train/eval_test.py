@@ -22,6 +22,7 @@ import eval_report
 import eval_shortcuts
 import fit
 import network
+import settings
 import testdata
 
 LABELS = ["background", "shadowsocks", "v2ray"]
@@ -114,7 +115,8 @@ class OnData(unittest.TestCase):
 
     def evaluation(self, out="out"):
         args = types.SimpleNamespace(captures=[], seed=1, budget=0.01, epochs=1, epoch_samples=200, left_out=["program-1"], folds=3,
-                                     flows=200, run_folds=1, network=[], threads=1, max_minutes=0, bf16=False, fold_kind="both", no_trees=False, skip=["v2ray/tls"], experimental=[])
+                                     flows=200, run_folds=1, network=[], threads=1, max_minutes=0, bf16=False, fold_kind="both",
+                                     no_trees=False, skip=["v2ray/tls"], experimental=[])
         part = dataset.split_groups(self.data, [], [], 1)
         return eval_base.Evaluation(args, self.data, [], part, eval_report.Store(f"{self.dir.name}/{out}", self.data.digest))
 
@@ -232,7 +234,7 @@ class OnData(unittest.TestCase):
         e.args.epochs, e.args.epoch_samples = 3, 200
         self.assertEqual((e.length(), e.options()["epochs"], e.trained_text()), ((3, 200), 3, "compact, 3 epochs of 200 samples"))
         e.args.epochs, e.args.epoch_samples = 0, 0
-        for net in fit.DEFAULTS:
+        for net in settings.DEFAULTS:
             own = fit.Options(network=net)
             self.assertEqual(e.length(net), (own.epochs, own.epoch_samples))
             self.assertEqual((e.options(net)["epochs"], e.options(net)["epoch_samples"]), e.length(net))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import dataset
 import network
-from settings import DEFAULTS, Options
+from settings import Options
 
 # A background flow of this kind imitates what the wanted classes look like; the
 # false positives of ordinary traffic, which a network is full of, leave it out.

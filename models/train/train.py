@@ -438,7 +438,8 @@ def card(data, labels, part, model, options, figures, args, created, command, ev
             skipped="" if not options.skip else SKIPPED.format(pattern=", ".join(f"`{p}`" for p in options.skip))),
         classes=classes_text(figures, labels, options.skip, options.experimental),
         bias=bias_text(model.bias, options.experimental),
-        left_out="" if not data.left_out else " Flows of such captures that are of a class of the model, by\ntheir own first message or by the name of their file, "
+        left_out="" if not data.left_out else " Flows of such captures that are of a class of the model, by\ntheir own first message or by the "
+        "name of their file, "
         f"were left out, too: {', '.join(f'{n} {k}' for k, n in sorted(data.left_out.items()))}.",
         figures=report(figures, labels, model.thresholds), evaluate=evaluate, failures=known_failures(figures, labels))
 

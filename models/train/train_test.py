@@ -98,7 +98,6 @@ class Planes(unittest.TestCase):
         got = [hashlib.sha256(a.tobytes() + b.tobytes()).hexdigest() for a, b in zip(streams, rows)]
         self.assertEqual(got, [digest for _, _, digest in lines])
 
-
     def test_evident_classes(self):
         wireguard = b"\1\0\0\0" + bytes(range(144))
         openvpn = b"\x38" + b"sessions" + b"\0\0\0\0\0"

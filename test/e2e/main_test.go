@@ -319,7 +319,7 @@ func (s *scene) stalled(tr *transfer, v *event.Verdict) {
 	default:
 	}
 	s.t.Logf("%s: %s, %.4f, after %.1f ms, %d packets; %d of %d bytes passed, %d packets (%d bytes) dropped",
-		v.Dst, v.Called(), v.RuleConfidence, v.VerdictMS, v.Packets, before, s.web.LargeBytes, b.Packets, b.Bytes)
+		v.Dst, v.Called(), v.Deciding(0), v.VerdictMS, v.Packets, before, s.web.LargeBytes, b.Packets, b.Bytes)
 }
 
 // tunnelClasses are the classes of the policies' rule, those that the built-in

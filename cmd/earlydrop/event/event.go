@@ -145,7 +145,7 @@ type Ended struct {
 // NewVerdict returns what live traffic and files say alike of a sample.
 func NewVerdict(s *flow.Sample, r *flow.Result, d *policy.Decision) *Verdict {
 	return &Verdict{
-		Time: s.Start.Add(s.Elapsed),
+		Time: s.Start.Add(s.Elapsed), Interface: s.Source.Interface, File: s.Source.File,
 		Endpoints: Endpoints{Src: s.Initiator(), Dst: s.Responder(), Proto: s.Key.Proto.String(),
 			VLAN: s.Key.VLAN, InnerVLAN: s.Key.InnerVLAN},
 		Start: s.Start.UTC(),

@@ -44,23 +44,26 @@ func result() *flow.Result {
 }
 
 func decision() *policy.Decision {
-	return &policy.Decision{Action: policy.Drop, Rule: "tunnels", RuleClasses: "shadowsocks|v2ray", Class: "shadowsocks", Likeliest: "shadowsocks",
+	return &policy.Decision{Action: flow.Drop, Rule: "tunnels", RuleClasses: "shadowsocks|v2ray", Class: "shadowsocks", Likeliest: "shadowsocks",
 		Confidence: 0.7500005, Detected: true, TTL: 10 * time.Minute, Reason: policy.ReasonRule}
 }
 
 // live returns a verdict with all that a live one can have, and replayed one of a file.
 func live() *event.Verdict {
-	v, enforced := event.NewVerdict(sample(), result(), decision()), true
-	v.Interface, v.Mode, v.Enforced, v.Error, v.Model = "eth0", "enforce", &enforced, "the table is full", "compact 1"
+	s := sample()
+	s.Source = flow.Source{Interface: "eth0", Index: 2}
+	v, enforced := event.NewVerdict(s, result(), decision()), true
+	v.Mode, v.Enforced, v.Error, v.Model = "enforce", &enforced, "the table is full", "compact 1"
 	v.VerdictMS, v.LatencyUS = 5.25, 60.5
 	return v
 }
 
 func replayed() *event.Verdict {
 	s := sample()
+	s.Source.File = "a.pcap"
 	s.Cut, s.Incomplete, s.Reason = true, true, flow.ReasonEnd
 	v := event.NewVerdict(s, result(), decision())
-	v.File, v.Model, v.FlowPackets, v.FlowBytes = "a.pcap", "compact 1", 7, 9000
+	v.Model, v.FlowPackets, v.FlowBytes = "compact 1", 7, 9000
 	return v
 }
 

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/earlydrop/earlydrop/policy"
+	"github.com/earlydrop/earlydrop/loader/flow"
 )
 
 // Text returns a verdict of live traffic as a line for people, without its end.
@@ -58,7 +58,7 @@ func (v *Verdict) Text(verbose bool) string {
 }
 
 // Drop reports whether the policy says to drop the flow.
-func (v *Verdict) Drop() bool { return v.Decision == policy.Drop.String() }
+func (v *Verdict) Drop() bool { return v.Decision == flow.Drop.String() }
 
 // Called is what the flow is called: the classes that decided, or the model's outcome
 // where no rule was asked.

@@ -22,11 +22,11 @@ func TestVerdictsInWords(t *testing.T) {
 		failed   string
 		want     string
 	}{
-		{"dropped", policy.Decision{Action: policy.Drop, Rule: "tunnels", RuleClasses: "shadowsocks|v2ray", Reason: policy.ReasonRule}, true, "",
+		{"dropped", policy.Decision{Action: flow.Drop, Rule: "tunnels", RuleClasses: "shadowsocks|v2ray", Reason: policy.ReasonRule}, true, "",
 			"drop         tcp 10.0.0.1:1 > 10.0.0.2:2  shadowsocks|v2ray 0.953 (shadowsocks 0.551)  5.0 ms, 1 packets  rule tunnels"},
-		{"monitor", policy.Decision{Action: policy.Drop, Rule: "tunnels", RuleClasses: "shadowsocks|v2ray", Reason: policy.ReasonRule}, false, "",
+		{"monitor", policy.Decision{Action: flow.Drop, Rule: "tunnels", RuleClasses: "shadowsocks|v2ray", Reason: policy.ReasonRule}, false, "",
 			"would drop   tcp 10.0.0.1:1 > 10.0.0.2:2  shadowsocks|v2ray 0.953 (shadowsocks 0.551)  5.0 ms, 1 packets  rule tunnels"},
-		{"the table is full", policy.Decision{Action: policy.Drop, Rule: "tunnels", RuleClasses: "shadowsocks|v2ray", Reason: policy.ReasonRule}, false, "block: the table is full",
+		{"the table is full", policy.Decision{Action: flow.Drop, Rule: "tunnels", RuleClasses: "shadowsocks|v2ray", Reason: policy.ReasonRule}, false, "block: the table is full",
 			"drop failed  tcp 10.0.0.1:1 > 10.0.0.2:2  shadowsocks|v2ray 0.953 (shadowsocks 0.551)  5.0 ms, 1 packets  rule tunnels  it passes: block: the table is full"},
 		{"not enough", policy.Decision{Rule: "tunnels", RuleClasses: "shadowsocks", Reason: policy.ReasonLowConfidence}, false, "",
 			"pass         tcp 10.0.0.1:1 > 10.0.0.2:2  shadowsocks 0.953  5.0 ms, 1 packets  below min_confidence tunnels"},

@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
-	"github.com/earlydrop/earlydrop/policy"
+	"github.com/earlydrop/earlydrop/loader/flow"
 )
 
 // failing writes to buf as long as err is nil; on err it writes half.
@@ -74,9 +74,9 @@ func TestOutputOutlivesItsFailures(t *testing.T) {
 
 // verdict is an event such as attach writes.
 func verdict(n int, detected bool) *event.Verdict {
-	decision := policy.Pass
+	decision := flow.Pass
 	if detected {
-		decision = policy.Drop
+		decision = flow.Drop
 	}
 	return &event.Verdict{
 		Time: time.Date(2026, 11, 25, 1, 2, 3, 4_000_000, time.UTC), Interface: "v0",

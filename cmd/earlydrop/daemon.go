@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/policy"
@@ -20,6 +22,7 @@ import (
 const (
 	sweepEvery = 100 * time.Millisecond // idle flows wait at most this much longer
 	tidyEvery  = time.Second            // expired blocks, counters for status
+	tellEvery  = 10 * time.Second       // how many verdicts were left out
 
 	// After the program stood still, the ring buffer is full of captures whose
 	// flows are far ahead. New flows must not wait until all of them are
@@ -37,7 +40,7 @@ type daemon struct {
 	policy  *policy.Policy
 	mode    policy.Mode
 	model   string
-	out     *sinks
+	out     *eventlog.Log
 	started time.Time
 
 	oneHook, oneWay bool // as attached
@@ -169,16 +172,31 @@ func (d *daemon) decide(s *flow.Sample, r flow.Result, err error) {
 	}
 	n, _ := d.classes.LoadOrStore(decision.Class, new(atomic.Uint64))
 	n.(*atomic.Uint64).Add(1)
-	if decision.Detected || d.out.passes.allow(decided) {
-		d.out.verdict(newVerdictEvent(d, s, r, decision, enforced, failed, decided))
+	if d.out.Wants(decision.Detected, decided) {
+		d.out.Add(d.verdict(s, &r, &decision, enforced, failed, decided))
 	}
+}
+
+// verdict returns the event of a verdict. failed says why a drop was not enforced,
+// although it should have been.
+func (d *daemon) verdict(s *flow.Sample, r *flow.Result, dec *policy.Decision, enforced bool, failed error, at time.Time) *event.Verdict {
+	v := event.NewVerdict(s, r, dec)
+	handedOver := v.Time
+	v.Time, v.Mode, v.Model, v.Enforced = at, d.mode.String(), d.model, &enforced
+	v.VerdictMS = float64(at.Sub(s.Start).Microseconds()) / 1e3
+	v.LatencyUS = float64(max(0, at.Sub(handedOver)).Nanoseconds()) / 1e3
+	if failed != nil {
+		v.Error = failed.Error()
+	}
+	return v
 }
 
 // tidy does what is due regularly: the idle sweep, expired blocks, status.
 func (d *daemon) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
-	sweep, slow := time.NewTicker(sweepEvery), time.NewTicker(tidyEvery)
+	sweep, slow, tell := time.NewTicker(sweepEvery), time.NewTicker(tidyEvery), time.NewTicker(tellEvery)
 	defer sweep.Stop()
 	defer slow.Stop()
+	defer tell.Stop()
 	var noSweep, noTidying patience
 	advised := false
 	for {
@@ -189,6 +207,9 @@ func (d *daemon) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 			// The last word of a daemon that persists.
 			_ = d.dp.Report(d.counters())
 			return
+		case now := <-tell.C:
+			d.sayLeftOut(now)
+			continue
 		case <-sweep.C:
 			_, err = d.dp.Sweep()
 		case <-slow.C:
@@ -227,7 +248,7 @@ func (d *daemon) expire() error {
 		d.expired++
 		d.expiredPackets += b.Packets
 		d.expiredBytes += b.Bytes
-		d.out.blockEnded(d, b)
+		d.blockEnded(b)
 	}
 	return err
 }

@@ -64,20 +64,21 @@ place, by their numbers, are not captured. IPv4 packets whose header has a wrong
 are part of no flow, and a warning for each file counts them; a checksum of 0, left to
 the network card, is believed.
 
-src is the side that opened the flow; packets and bytes count the whole flow (bytes on
-the wire, link header included), captured is what the model saw, and decision is what the
-policy says, whatever its mode. Where a rule was asked, the confidence is the probability
+In the table, SRC is the side that opened the flow, PACKETS and BYTES count the whole
+flow (bytes on the wire, link header included), CAPTURED is what the model saw, and
+DECISION is what the policy says, whatever its mode. Where a rule was asked, the confidence is the probability
 that the flow is of one of the rule's classes, and the class names those of them that
 it comes from, as in shadowsocks|v2ray. Otherwise both are the model's; the class is
 unknown where no label is likely enough. The likeliest label is in brackets where it is
 not the class. A summary says what else was in the files.
 
-With --json each line is an object, and the summary goes to the error output. The
-fields are file, src, dst, proto, start, packets, bytes, captured and complete, and
-those of a verdict, which attach --help explains: class, likeliest, confidence, scores,
-decision, rule, reason, rule_confidence, rule_classes and detected. The flows of a pipe
+With --json each line is a verdict as attach --json writes it (attach --help), and the
+summary goes to the error output. The time is that of the capture; packets and bytes are
+those of the capture that was judged, as live, and flow_packets and flow_bytes count the
+whole flow. file is there instead of interface, and what only live traffic has is not:
+mode, enforced, error, verdict_ms and latency_us. The flows of a pipe
 are then printed within a second of their verdict: they are in order of their start only
-within that second, and packets and bytes count the flow only until then. Five more
+within that second, and flow_packets and flow_bytes count the flow only until then. Five
 fields are there, and true, where they hold; the table has them as a note:
    cut         of some captured packet the file lacks bytes, as with a small snap length
    incomplete  too many of them: of a packet with payload fewer than 32 bytes of it are
@@ -275,7 +276,7 @@ func adviseTempDir(err error) error {
 func startReplay(engine *classifier.Engine, p *policy.Policy) *replay {
 	n := runtime.GOMAXPROCS(0)
 	r := &replay{engine: engine, policy: p, jobs: make(chan *replayJob, 2*n), spare: make(chan *replayJob, 2*n),
-		coder: newRecordCoder(engine.Manifest().Labels), classes: map[string]int{}, warn: func(string) {}}
+		coder: newRecordCoder(engine.Manifest()), classes: map[string]int{}, warn: func(string) {}}
 	for range 2 * n {
 		r.spare <- &replayJob{}
 	}
@@ -315,10 +316,6 @@ func (r *replay) work() {
 		r.pending.Done()
 	}
 }
-
-// roundProbability rounds off what depends on the machine, so that replay and explain
-// print the same.
-func roundProbability(p float64) float64 { return math.Round(p*scoreUnits) / scoreUnits }
 
 // read prints the flows of one capture, which may be cut into several files, in order
 // of their start. Those of a pipe are printed before, if r.live is set. When files could
@@ -520,11 +517,11 @@ func (r *replay) show(t *assembly.Totals, data []byte) error {
 	if err := r.coder.decode(data, record); err != nil {
 		return err
 	}
-	record.Packets, record.Bytes = t.Packets, t.Bytes
+	record.FlowPackets, record.FlowBytes = t.Packets, t.Bytes
 	if !record.Incomplete {
 		r.classes[record.called]++
 	}
-	if record.Decision == flow.Drop.String() {
+	if record.Drop() {
 		r.drops++
 	}
 	return r.print(record)
@@ -586,7 +583,7 @@ type replayPrinter interface {
 
 type replayJSON struct{ e *json.Encoder }
 
-func (j *replayJSON) print(record *replayRecord) error { return j.e.Encode(record) }
+func (j *replayJSON) print(record *replayRecord) error { return j.e.Encode(&record.Verdict) }
 func (j *replayJSON) flush() error                     { return nil }
 
 // replayTable prints aligned columns.
@@ -607,9 +604,9 @@ func (t *replayTable) print(r *replayRecord) error {
 		}
 	}
 	t.rows++
-	class, confidence := r.table(r.Class, r.Confidence)
-	return t.row(r.File, r.start.Format(startFormat), r.Proto, r.Src, r.Dst, fmt.Sprint(r.Packets), fmt.Sprint(r.Bytes),
-		fmt.Sprint(r.Captured), class, confidence, r.Decision, cmp.Or(r.Rule, "-"), r.note())
+	class, confidence := r.Columns(r.Class, r.Confidence)
+	return t.row(r.File, r.Start.Format(startFormat), r.Proto, r.Src.String(), r.Dst.String(), fmt.Sprint(r.FlowPackets), fmt.Sprint(r.FlowBytes),
+		fmt.Sprint(r.Captured), class, confidence, r.Decision, cmp.Or(r.Rule, "-"), r.Note())
 }
 
 func (t *replayTable) row(cells ...string) error {

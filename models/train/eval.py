@@ -21,7 +21,7 @@ Studies:
   all              all of them
 
 A study whose result stands in the output folder for the same data and options
-is not computed again. Tables go to standard output and to STUDY.txt, figures to
+is not computed again. Tables go to standard output and to STUDY.md, figures to
 results/ as JSON, curves to STUDY.png. No threshold is chosen on flows that it
 is scored on: training, validation and test are different groups (a network of
 the lab, or a source of captures).

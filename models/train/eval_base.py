@@ -6,13 +6,14 @@ import sys
 import numpy as np
 
 import baselines
+import counts
 import dataset
 import eval_packets
 import eval_report
 import fit
 import network
 import settings
-from eval_report import among
+from counts import among
 
 # The classes of the paper.
 PAPER_CLASSES = ["shadowsocks", "v2ray"]
@@ -83,7 +84,7 @@ class Evaluation:
         self.program = data.column("program")
         cipher = data.column("cipher")
         # Variants that are not trained on, and counted by themselves.
-        self.wrapped = self.wanted & np.array([dataset.matches(f"{a}/{b}", args.skip) for a, b in zip(data.label, cipher)], bool)
+        self.wrapped = self.wanted & np.array([counts.matches(f"{a}/{b}", args.skip) for a, b in zip(data.label, cipher)], bool)
         # Groups with background only are captures of others.
         self.lab = np.isin(data.group, list(set(data.group[self.wanted])))
         self.ordinary = ~self.wanted & (self.kind != fit.RANDOM_LIKE)

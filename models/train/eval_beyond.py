@@ -6,9 +6,9 @@ import numpy as np
 
 import dataset
 import fit
+from counts import among, rate, share, table, text
 from eval_base import (PAPER_CLASSES, counted, cut_captures, draw_flows, flagged, fold_flows, parts_of, tree_model,
                        verdicts)
-from eval_report import among, rate, share, table, text
 
 # Numbers of bytes that the study of bytes shows to the models.
 BYTES_SEEN = (128, 256, 512, 768, 1024)

@@ -8,8 +8,8 @@ import baselines
 import dataset
 import eval_packets
 import eval_report
+from counts import among, rate, share, table, text
 from eval_base import BASELINE_LIMIT, PAPER_CLASSES, draw_flows, flagged, fold_flows, parts_of
-from eval_report import among, rate, share, table, text
 
 # The ratios of random to real background of experiment 1.
 RATIOS = {"0": 0.0, "1/9": 1 / 9, "2/8": 2 / 8, "3/7": 3 / 7}

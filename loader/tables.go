@@ -20,10 +20,11 @@ import (
 // can open them. Its methods are safe for concurrent use, also by several
 // processes.
 type Tables struct {
-	at                                        atomic.Pointer[place]
-	gone                                      bool
-	flows, blocked, collecting, counters, att *ebpf.Map
-	filter                                    *blockFilter
+	at   atomic.Pointer[place]
+	gone bool
+
+	flows, blocked, collecting, counters, daemon, att *ebpf.Map
+	filter                                            *blockFilter
 
 	blocking sync.Mutex // of what follows, and of adding and removing blocks
 	census   census
@@ -86,17 +87,6 @@ type Attachment struct {
 	Version   string // of the program that attached
 	Model     string // cut to 63 bytes
 	Policy    string // path, cut to 127 bytes
-	Daemon    DaemonCounters
-}
-
-// DaemonCounters are what the process behind a data path has done so far.
-type DaemonCounters struct {
-	Classified    uint64 `json:"classified"`
-	ToDrop        uint64 `json:"to_drop"`        // verdicts that a rule wants dropped, also in monitor mode
-	Blocked       uint64 `json:"blocked"`        // blocks that were written
-	QueueFull     uint64 `json:"queue_full"`     // passed: the classifier was behind
-	NotClassified uint64 `json:"not_classified"` // passed: the capture or the model failed
-	NotBlocked    uint64 `json:"not_blocked"`    // passed: the block could not be written
 }
 
 // Open opens the pinned maps of an interface, by its present name. It returns an error
@@ -177,7 +167,7 @@ func openTables(p *pinned, folder *os.File) (*Tables, error) {
 // tableMaps are the maps that Tables works on.
 var tableMaps = []string{
 	datapathMapFlows, datapathMapBlocked, datapathMapCollecting,
-	datapathMapCounters, datapathMapAttachment, mapBlockFilter,
+	datapathMapCounters, datapathMapDaemonCounters, datapathMapAttachment, mapBlockFilter,
 }
 
 // newTables takes over the maps that tableMaps names.
@@ -190,7 +180,8 @@ func newTables(iface string, maps map[string]*ebpf.Map) (*Tables, error) {
 		filter: filter,
 		flows:  maps[datapathMapFlows], blocked: maps[datapathMapBlocked],
 		collecting: maps[datapathMapCollecting],
-		counters:   maps[datapathMapCounters], att: maps[datapathMapAttachment],
+		counters:   maps[datapathMapCounters], daemon: maps[datapathMapDaemonCounters],
+		att: maps[datapathMapAttachment],
 	}
 	t.at.Store(&place{iface, pinDir(iface)})
 	return t, nil
@@ -199,7 +190,7 @@ func newTables(iface string, maps map[string]*ebpf.Map) (*Tables, error) {
 // Close gives the file descriptors back. It changes nothing in the kernel.
 func (t *Tables) Close() error {
 	errs := []error{t.filter.close()}
-	for _, m := range []*ebpf.Map{t.flows, t.blocked, t.collecting, t.counters, t.att, t.filter.m} {
+	for _, m := range []*ebpf.Map{t.flows, t.blocked, t.collecting, t.counters, t.daemon, t.att, t.filter.m} {
 		errs = append(errs, m.Close())
 	}
 	return errors.Join(errs...)
@@ -342,9 +333,6 @@ func walk[V any](m *ebpf.Map, f func(*datapathFlowKey, *V)) error {
 	}
 }
 
-// Counters returns the counters summed over all CPUs.
-func (t *Tables) Counters() (Counters, error) { return readCounters(t.counters) }
-
 // Occupancy is how many flows are in which map.
 type Occupancy struct {
 	Flows      int `json:"flows"`      // handed over or decided
@@ -391,9 +379,5 @@ func (t *Tables) Attachment() (Attachment, error) {
 		Version:   fromFixed(a.Version[:]),
 		Model:     fromFixed(a.Model[:]),
 		Policy:    fromFixed(a.Policy[:]),
-		Daemon: DaemonCounters{
-			Classified: a.Classified, ToDrop: a.ToDrop, Blocked: a.Blocked,
-			QueueFull: a.QueueFull, NotClassified: a.NotClassified, NotBlocked: a.NotBlocked,
-		},
 	}, nil
 }

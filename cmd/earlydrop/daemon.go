@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,14 +44,11 @@ type daemon struct {
 
 	oneHook, oneWay bool // as attached
 
-	classified, toDrop, blocked           atomic.Uint64
-	queueFull, notClassified, notBlocked  atomic.Uint64
-	blockedFull                           atomic.Uint64 // of notBlocked: the table was full
+	counts                                counts
 	warnClassify, warnBlock, warnRead     rateLimit
 	warnTidy                              rateLimit
 	classes                               sync.Map // class -> *atomic.Uint64
 	expiredPackets, expiredBytes, expired uint64   // of blocks that ended; the tidy loop's
-	pinsRestored                          atomic.Uint64
 }
 
 // run works until ctx ends, the interface vanishes or the ring buffer fails.
@@ -105,7 +101,7 @@ func (d *daemon) read(ctx context.Context, reader sampleSource) error {
 		case errors.Is(err, loader.ErrBadRecord):
 			trouble.over()
 			d.engine.Put(s)
-			d.notClassified.Add(1)
+			d.counts[countNotClassified].Add(1)
 			if d.warnRead.allow() {
 				slog.Warn("capture lost", "interface", d.iface(), "error", err)
 			}
@@ -125,7 +121,7 @@ func (d *daemon) read(ctx context.Context, reader sampleSource) error {
 		stale := d.engine.Waiting() >= staleWaiting && time.Since(s.Start.Add(s.Elapsed)) > staleAfter
 		if stale || !d.engine.Submit(s, decide) {
 			// Fail open: the flow passes, as it does already.
-			d.queueFull.Add(1)
+			d.counts[countQueueFull].Add(1)
 			d.engine.Put(s)
 		}
 	}
@@ -134,7 +130,7 @@ func (d *daemon) read(ctx context.Context, reader sampleSource) error {
 // decide is called by the classifier's workers, several at once.
 func (d *daemon) decide(s *flow.Sample, r flow.Result, err error) {
 	if err != nil {
-		d.notClassified.Add(1)
+		d.counts[countNotClassified].Add(1)
 		if !errors.Is(err, classifier.ErrClosed) && d.warnClassify.allow() {
 			slog.Warn("flow not classified, it passes", "interface", d.iface(), "flow", s.Key, "error", err)
 		}
@@ -151,24 +147,24 @@ func (d *daemon) decide(s *flow.Sample, r flow.Result, err error) {
 	enforced := block && err == nil
 	var failed error // to block
 	if err != nil {
-		d.notBlocked.Add(1)
+		d.counts[countNotBlocked].Add(1)
 		message := "verdict not written, the flow passes"
 		if block {
 			failed, message = err, "flow not blocked, it passes"
 		}
 		if errors.Is(err, loader.ErrFull) {
-			d.blockedFull.Add(1)
+			d.counts[countBlockedFull].Add(1)
 		}
 		if d.warnBlock.allow() {
 			slog.Warn(message, "interface", d.iface(), "flow", s.Key, "error", err)
 		}
 	}
-	d.classified.Add(1)
+	d.counts[countClassified].Add(1)
 	if decision.Action == flow.Drop {
-		d.toDrop.Add(1)
+		d.counts[countToDrop].Add(1)
 	}
 	if enforced {
-		d.blocked.Add(1)
+		d.counts[countBlocked].Add(1)
 	}
 	n, _ := d.classes.LoadOrStore(decision.Class, new(atomic.Uint64))
 	n.(*atomic.Uint64).Add(1)
@@ -235,7 +231,7 @@ func (d *daemon) adviseSides() bool {
 	if err != nil {
 		return false
 	}
-	advice := sidesAdvice(d.iface(), maps.Collect(counters.All()), d.oneHook, d.oneWay)
+	advice := sidesAdvice(d.iface(), counters.Values(), d.oneHook, d.oneWay)
 	for _, a := range advice {
 		slog.Warn(a, "interface", d.iface())
 	}
@@ -262,7 +258,7 @@ func (d *daemon) changed(c loader.Change) {
 		slog.Warn("the interface was moved to another network namespace, the work goes on", "interface", d.iface())
 	}
 	if c.Restored > 0 {
-		d.pinsRestored.Add(uint64(c.Restored))
+		d.counts[countPinsRestored].Add(uint64(c.Restored))
 		slog.Warn("pins had been removed and are there again", "interface", d.iface(), "pins", d.dp.PinDir(), "count", c.Restored)
 	}
 	if c.PinsErr != nil {
@@ -271,11 +267,11 @@ func (d *daemon) changed(c loader.Change) {
 	}
 }
 
-func (d *daemon) counters() loader.DaemonCounters {
-	return loader.DaemonCounters{
-		Classified: d.classified.Load(), ToDrop: d.toDrop.Load(), Blocked: d.blocked.Load(),
-		QueueFull: d.queueFull.Load(), NotClassified: d.notClassified.Load(), NotBlocked: d.notBlocked.Load(),
-	}
+// counters returns what the daemon has counted so far.
+func (d *daemon) counters() loader.Counters {
+	d.counts[countPassesLeftOut].Store(d.out.LeftOut())
+	d.counts[countEventsLost].Store(d.out.Lost())
+	return d.counts.list()
 }
 
 // rateLimit lets one warning per second through.

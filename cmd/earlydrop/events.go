@@ -108,28 +108,13 @@ func (d *daemon) summary() summary {
 		s.classes[k.(string)] = v.(*atomic.Uint64).Load()
 		return true
 	})
-	add := func(name string, v uint64) {
-		if v != 0 {
-			s.counters[name] = v
-			s.order = append(s.order, name)
+	all, _ := d.dp.Counters() // without them it says the rest
+	for _, c := range append(all, d.counters()...) {
+		if c.Value != 0 {
+			s.counters[c.Name] = c.Value
+			s.order = append(s.order, c.Name)
 		}
 	}
-	if c, err := d.dp.Counters(); err == nil {
-		for name, v := range c.All() {
-			add(name, v)
-		}
-	}
-	dc := d.counters()
-	add("classified", dc.Classified)
-	add("to_drop", dc.ToDrop)
-	add("blocked", dc.Blocked)
-	add("queue_full", dc.QueueFull)
-	add("not_classified", dc.NotClassified)
-	add("not_blocked", dc.NotBlocked)
-	add("blocked_full", d.blockedFull.Load())
-	add("passes_left_out", d.out.LeftOut())
-	add("events_lost", d.out.Lost())
-	add("pins_restored", d.pinsRestored.Load())
 	return s
 }
 

@@ -130,9 +130,9 @@ record: record-programs ## Record labelled captures of real programs for trainin
 	go run ./test/lab/record --out $(OUT) --budget $(BUDGET) --seed $(SEED)
 	@[ "$$(id -u)" -ne 0 ] || chown -R --reference=Makefile $(OUT)
 
-FUZZTIME ?= 30s
+FUZZTIME ?= 10s
 .PHONY: fuzz
-fuzz: build onnxruntime ## Fuzz each target for FUZZTIME (30s)
+fuzz: build onnxruntime ## Fuzz each target for FUZZTIME (10s)
 	@grep -rlE '^func Fuzz' --include='*_test.go' . | while read -r file; do \
 		grep -oE '^func Fuzz[A-Za-z0-9_]+' "$$file" | cut -c6- | while read -r target; do \
 			echo "== $$(dirname "$$file") $$target"; \
@@ -152,8 +152,8 @@ bench-passed: build onnxruntime ## Count how many bytes of a tunnel pass before 
 	go run ./test/bench -passed -earlydrop $(BIN)
 
 .PHONY: lint
-lint: ## Check format, vet (with and without cgo), staticcheck, imports, C format and shell scripts
-	$(call install,$(PKG_BUILD) clang-format shellcheck)
+lint: ## Check format, vet (with and without cgo), staticcheck, imports, C format, Python and shell scripts
+	$(call install,$(PKG_BUILD) clang-format flake8 shellcheck)
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "not gofmt'ed: $$bad" >&2; exit 1; }
 	go vet ./...
 	go vet -tags gpu ./classifier/onnx
@@ -163,6 +163,7 @@ lint: ## Check format, vet (with and without cgo), staticcheck, imports, C forma
 	go mod tidy -diff
 	clang-format --dry-run -Werror bpf/*.c bpf/*.h
 	shellcheck .ci/run $$(git ls-files '*.sh')
+	flake8 --max-line-length 160 --extend-ignore E731 $$(git ls-files '*.py')
 	go test -count=1 -run '^Test(Imports|Layers)' ./test
 
 # clang for the bpf target knows no system headers; /usr/include must come last.

@@ -104,7 +104,7 @@ func benchmarkDecided(b *testing.B, flows int, blocked bool) {
 	least := fl.Programs["floor_pass"]
 	if blocked {
 		least = fl.Programs["floor_drop"]
-		if err := k.Block(tcpKey(), time.Hour, "", ""); err != nil {
+		if err := k.Apply(tcpKey(), drop(time.Hour, "", "")); err != nil {
 			b.Fatal(err)
 		}
 	} else {
@@ -192,14 +192,15 @@ func timeFresh(b *testing.B, program string, frame []byte, repeat int, sizes Siz
 		if best == 0 || d < best {
 			best = d
 		}
-		c, err := readCounters(coll.Maps[datapathMapCounters])
+		counters, err := readCounters(coll.Maps[datapathMapCounters])
 		coll.Close()
 		if err != nil {
 			b.Fatal(err)
 		}
-		if opened := c.Syns + c.UdpWaiting; program != "floor_insert" &&
-			(opened != uint64(repeat) || c.RingFull+c.SlotsFull+c.CollectingFull != 0) {
-			b.Fatalf("not what was to be timed: %+v", c)
+		c := counters.Values()
+		if opened := c["syns"] + c["udp_waiting"]; program != "floor_insert" &&
+			(opened != uint64(repeat) || c["ring_full"]+c["slots_full"]+c["collecting_full"] != 0) {
+			b.Fatalf("not what was to be timed: %v", c)
 		}
 	}
 	return best
@@ -269,12 +270,13 @@ func BenchmarkCapture(b *testing.B) {
 					best = d
 				}
 			}
-			c, err := readCounters(coll.Maps[datapathMapCounters])
+			counters, err := readCounters(coll.Maps[datapathMapCounters])
 			if err != nil {
 				b.Fatal(err)
 			}
-			if c.PacketsIngress < benchRounds*benchRepeat || c.UdpOpened+c.TcpOpened != 1 || c.HandedFull > 1 || c.Behind+c.OutOfPlace+c.Decoys > 0 {
-				b.Fatalf("not what was to be timed: %+v", c)
+			c := counters.Values()
+			if c["packets_ingress"] < benchRounds*benchRepeat || c["udp_opened"]+c["tcp_opened"] != 1 || c["handed_full"] > 1 || c["behind"]+c["out_of_place"]+c["decoys"] > 0 {
+				b.Fatalf("not what was to be timed: %v", c)
 			}
 			reportPerPacket(b, best)
 		})
@@ -321,7 +323,7 @@ func BenchmarkBlock(b *testing.B) {
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
 		key.Lo = netip.AddrPortFrom(key.Lo.Addr(), uint16(i%1000))
-		if err := k.Block(key, time.Hour, "shadowsocks", "tunnels"); err != nil {
+		if err := k.Apply(key, drop(time.Hour, "shadowsocks", "tunnels")); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -126,7 +126,6 @@ type DataPath struct {
 	egress  link.Link    // nil: a clsact filter
 	index   atomic.Int32 // of the interface
 	sweepIn []byte
-	about   datapathAttached
 	sides   *sides
 	foreign bool // what is pinned is another process's, and goes on if Attach fails
 
@@ -346,7 +345,7 @@ func closeMaps(maps map[string]*ebpf.Map) {
 }
 
 // layoutVersion is LAYOUT_VERSION of bpf/earlydrop.h.
-const layoutVersion = 3
+const layoutVersion = 4
 
 // blockLayout is BLOCK_LAYOUT of bpf/earlydrop.h.
 const blockLayout = 3
@@ -431,20 +430,10 @@ func (d *DataPath) describe(opts Options, spec *ebpf.CollectionSpec) error {
 	fixed(a.Version[:], opts.Version)
 	fixed(a.Model[:], opts.Model)
 	fixed(a.Policy[:], opts.Policy)
-	d.about = a
-	return d.Report(DaemonCounters{})
-}
-
-// Report writes the daemon's counters to where [Tables.Attachment] reads them. It is not
-// safe for concurrent use with itself.
-func (d *DataPath) Report(c DaemonCounters) error {
-	a := &d.about
-	a.Classified, a.ToDrop, a.Blocked = c.Classified, c.ToDrop, c.Blocked
-	a.QueueFull, a.NotClassified, a.NotBlocked = c.QueueFull, c.NotClassified, c.NotBlocked
-	if err := d.att.Update(uint32(0), a, ebpf.UpdateAny); err != nil {
+	if err := d.att.Update(uint32(0), &a, ebpf.UpdateAny); err != nil {
 		return fmt.Errorf("write map attachment: %w", err)
 	}
-	return nil
+	return d.Report(nil)
 }
 
 // Sweep hands over the captures of flows that have been idle and returns how many

@@ -28,7 +28,7 @@ var comparePolicies = cmp.Options{
 
 func TestParse(t *testing.T) {
 	prefix := netip.MustParsePrefix
-	rule := Rule{Name: "rule-1", Classes: []string{"v2ray"}, MinConfidence: 0.9, Action: Drop, TTL: 10 * time.Minute}
+	rule := Rule{Name: "rule-1", Classes: []string{"v2ray"}, MinConfidence: 0.9, Action: flow.Drop, TTL: 10 * time.Minute}
 	with := func(change func(*Rule)) *Policy {
 		r := rule
 		change(&r)
@@ -440,7 +440,7 @@ func TestDefault(t *testing.T) {
 		t.Errorf("mode %s; the default must not drop", p.Mode)
 	}
 	// The model's tor is not among them: the built-in policy is about what it names.
-	want := []Rule{{Name: "tunnels", Classes: []string{"shadowsocks", "v2ray"}, MinConfidence: 0.95, ModelThreshold: true, Action: Drop, TTL: 10 * time.Minute}}
+	want := []Rule{{Name: "tunnels", Classes: []string{"shadowsocks", "v2ray"}, MinConfidence: 0.95, ModelThreshold: true, Action: flow.Drop, TTL: 10 * time.Minute}}
 	if diff := cmp.Diff(want, p.Rules, comparePolicies); diff != "" {
 		t.Errorf("rules (-want +got):\n%s", diff)
 	}

@@ -77,23 +77,6 @@ func ParseMode(s string) (Mode, error) {
 		quote(s), didYouMean(s, []string{"monitor", "enforce"}))
 }
 
-// Action is what a decision asks for.
-type Action uint8
-
-// The actions. The zero value lets the flow pass.
-const (
-	Pass Action = iota
-	Drop
-)
-
-// String returns "pass" or "drop".
-func (a Action) String() string {
-	if a == Drop {
-		return "drop"
-	}
-	return "pass"
-}
-
 // Reasons of a Decision: short, stable words for logs and statistics.
 const (
 	ReasonRule          = "rule"                 // a rule took the flow (Drop)
@@ -110,7 +93,7 @@ const (
 
 // Decision is what becomes of one flow.
 type Decision struct {
-	Action Action
+	Action flow.Action
 	// Rule names the rule that detected the flow, or for Pass the first rule that
 	// names the class and was stepped over. It is the entry, as Match.String
 	// prints it, when the allow-list decided, and empty when no rule names
@@ -140,6 +123,14 @@ type Decision struct {
 	Detected bool
 	TTL      time.Duration // how long the block is to last; 0 for Pass
 	Reason   string        // one of the Reason constants
+}
+
+// Treatment returns what the decision asks for.
+func (d *Decision) Treatment() flow.Treatment {
+	if d.Action == flow.Pass {
+		return flow.Treatment{}
+	}
+	return flow.Treatment{Action: d.Action, TTL: d.TTL, Class: d.Class, Rule: d.Rule}
 }
 
 // Side says which endpoint of a flow the CIDR of a Match is compared with.
@@ -251,7 +242,7 @@ type Rule struct {
 	// ModelThreshold is true where MinConfidence is the model's threshold, as
 	// the rule has none of its own.
 	ModelThreshold bool
-	Action         Action // always Drop: what no rule takes passes anyway
+	Action         flow.Action // always Drop: what no rule takes passes anyway
 	TTL            time.Duration
 	// MidStream is true for a rule that also takes flows that were captured from
 	// their middle, UDP flows that are resumed, and TCP flows of which the first bytes

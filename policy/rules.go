@@ -196,15 +196,15 @@ func (d *decoder) confidence(e entry) (float64, error) {
 }
 
 // action reads an action, of which there is one.
-func (d *decoder) action(e entry) (Action, error) {
+func (d *decoder) action(e entry) (flow.Action, error) {
 	word, err := d.text(e.place(), e.value, "action", "drop")
 	if err != nil {
-		return Pass, err
+		return flow.Pass, err
 	}
 	if word != "drop" {
-		return Pass, d.errorOn(e.place(), "unknown action %s%s; write drop (what no rule takes passes)", quote(word), didYouMean(word, []string{"drop"}))
+		return flow.Pass, d.errorOn(e.place(), "unknown action %s%s; write drop (what no rule takes passes)", quote(word), didYouMean(word, []string{"drop"}))
 	}
-	return Drop, nil
+	return flow.Drop, nil
 }
 
 // ttl reads how long a block lasts.

@@ -3,33 +3,205 @@
 package test
 
 import (
+	"fmt"
+	"net/url"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
+	"slices"
+	"strings"
 	"testing"
 )
 
-// Whoever follows the README finds the targets of make that it names.
-func TestREADMENamesTargetsThatExist(t *testing.T) {
-	readme, err := os.ReadFile("../README.md")
+// pages returns the Markdown files of the tree, by their path from its top.
+func pages(t *testing.T) map[string]string {
+	t.Helper()
+	out, err := exec.Command("git", "-C", "..", "ls-files", "--cached", "--others", "--exclude-standard", "*.md").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
+	pages := map[string]string{}
+	for _, path := range strings.Fields(string(out)) {
+		text, err := os.ReadFile(filepath.Join("..", path))
+		if os.IsNotExist(err) {
+			continue // removed, but not yet from the index
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		pages[path] = string(text)
+	}
+	return pages
+}
+
+var (
+	fence   = regexp.MustCompile("(?ms)^```.*?^```$")
+	inline  = regexp.MustCompile("`[^`\n]*`")
+	heading = regexp.MustCompile(`(?m)^#+ +(.*)$`)
+	link    = regexp.MustCompile(`\]\(([^()\s]+)\)`)
+)
+
+// anchors returns what the headings of a page can be linked by, as forges make it: lower
+// case, no punctuation, hyphens between words, a number at those that are there already.
+func anchors(page string) []string {
+	var all []string
+	seen := map[string]int{}
+	for _, m := range heading.FindAllStringSubmatch(fence.ReplaceAllString(page, ""), -1) {
+		slug := regexp.MustCompile(`[^\p{L}\p{N} _-]`).ReplaceAllString(strings.ToLower(strings.TrimSpace(m[1])), "")
+		slug = strings.ReplaceAll(slug, " ", "-")
+		if n := seen[slug]; n > 0 {
+			all = append(all, fmt.Sprintf("%s-%d", slug, n))
+		} else {
+			all = append(all, slug)
+		}
+		seen[slug]++
+	}
+	return all
+}
+
+// deadLinks returns those relative links of a page that lead nowhere. Links inside code
+// are none.
+func deadLinks(path string, pages map[string]string) (dead []string, links int) {
+	text := inline.ReplaceAllString(fence.ReplaceAllString(pages[path], ""), "")
+	for _, m := range link.FindAllStringSubmatch(text, -1) {
+		u, err := url.Parse(m[1])
+		if err == nil && u.IsAbs() {
+			continue
+		}
+		links++
+		if err != nil {
+			dead = append(dead, m[1])
+			continue
+		}
+		to := path
+		if u.Path != "" {
+			to = filepath.Join(filepath.Dir(path), u.Path)
+		}
+		page, isPage := pages[to]
+		_, err = os.Stat(filepath.Join("..", to))
+		if !isPage && err != nil || u.Fragment != "" && !slices.Contains(anchors(page), u.Fragment) {
+			dead = append(dead, m[1])
+		}
+	}
+	return dead, links
+}
+
+func TestPagesHaveNoDeadLinks(t *testing.T) {
+	pages, links := pages(t), 0
+	for path := range pages {
+		dead, n := deadLinks(path, pages)
+		for _, to := range dead {
+			t.Errorf("%s: the link to %s leads nowhere", path, to)
+		}
+		links += n
+	}
+	if links < 50 {
+		t.Errorf("only %d links in %d pages", links, len(pages))
+	}
+	for path := range pages {
+		if dir, name := filepath.Split(path); dir == "cmd/earlydrop/doc/" && name != "README.md" && !strings.Contains(pages[dir+"README.md"], "("+name+")") {
+			t.Errorf("%s is not listed in the manual's README.md", path)
+		}
+	}
+}
+
+func TestDeadLinksAreFound(t *testing.T) {
+	pages := map[string]string{
+		"a.md":   "# What it's for\n## Twice\n## Twice\n",
+		"d/b.md": "",
+	}
+	for _, tt := range []struct {
+		text string
+		dead bool
+	}{
+		{"[x](../a.md)", false},
+		{"[x](../a.md#what-its-for)", false},
+		{"[x](../a.md#twice-1)", false},
+		{"[x](../a.md#twice-2)", true},
+		{"[x](a.md)", true},
+		{"[x](#none)", true},
+		{"![x](../none.png)", true},
+		{"[x](https://example.com/none)", false},
+		{"`[x](none)`", false},
+		{"```\n[x](none)\n```", false},
+		{"```\n# None\n```\n[x](#none)", true},
+		{"# Here\n[x](#here)", false},
+	} {
+		pages["d/b.md"] = tt.text
+		if dead, _ := deadLinks("d/b.md", pages); (len(dead) > 0) != tt.dead {
+			t.Errorf("%q: dead links %q, want some: %v", tt.text, dead, tt.dead)
+		}
+	}
+}
+
+// Whoever follows the pages finds the targets of make that they name.
+func TestPagesNameTargetsThatExist(t *testing.T) {
 	makefile, err := os.ReadFile("../Makefile")
 	if err != nil {
 		t.Fatal(err)
 	}
-	// In code: between backquotes, or in a block of their own.
-	code := regexp.MustCompile("(?s)```.*?```|`[^`]*`").FindAll(readme, -1)
 	named := 0
-	for _, c := range code {
-		for _, m := range regexp.MustCompile(`\bmake\s+([a-z][a-z-]*)`).FindAllSubmatch(c, -1) {
-			named++
-			if !regexp.MustCompile(`(?m)^` + string(m[1]) + `:`).Match(makefile) {
-				t.Errorf("the README says %q; the Makefile has no such target", m[0])
+	for path, page := range pages(t) {
+		for _, code := range append(fence.FindAllString(page, -1), inline.FindAllString(fence.ReplaceAllString(page, ""), -1)...) {
+			for _, m := range regexp.MustCompile(`\bmake\s+([a-z][a-z-]*)`).FindAllStringSubmatch(code, -1) {
+				named++
+				if !regexp.MustCompile(`(?m)^` + m[1] + `:`).Match(makefile) {
+					t.Errorf("%s says %q; the Makefile has no such target", path, m[0])
+				}
 			}
 		}
 	}
-	if named < 10 {
-		t.Errorf("only %d targets found in the README", named)
+	if named < 20 {
+		t.Errorf("only %d targets found in the pages", named)
+	}
+}
+
+// The README is one screen and a half: what is longer has a page of its own.
+func TestREADMEIsShort(t *testing.T) {
+	if lines := strings.Count(pages(t)["README.md"], "\n"); lines > 120 {
+		t.Errorf("the README has %d lines: move what is not for everybody to cmd/earlydrop/doc", lines)
+	}
+}
+
+// The manual names no flags but those that a command has.
+func TestManualNamesNoFlagThatIsNotThere(t *testing.T) {
+	source := map[string]bool{}
+	files, err := filepath.Glob("../cmd/earlydrop/*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`(?:Name: |Flag\()"([a-z][a-z-]*)"`).FindAllSubmatch(text, -1) {
+			source[string(m[1])] = true
+		}
+	}
+	named := 0
+	for path, page := range pages(t) {
+		if path != "README.md" && !strings.HasPrefix(path, "cmd/earlydrop/doc/") {
+			continue
+		}
+		for _, line := range strings.Split(page, "\n") {
+			for _, code := range inline.FindAllString(line, -1) {
+				// Flags by themselves, or of earlydrop: others' programs have others.
+				code = strings.Trim(code, "`")
+				if words := strings.Fields(code); len(words) == 0 || !strings.HasPrefix(code, "--") && words[0] != "attach" && words[0] != "earlydrop" && words[0] != "replay" {
+					continue
+				}
+				for _, m := range regexp.MustCompile(`(?:^| )--([a-z][a-z-]*)`).FindAllStringSubmatch(code, -1) {
+					named++
+					if !source[m[1]] && m[1] != "help" {
+						t.Errorf("%s names the flag --%s, which no command has", path, m[1])
+					}
+				}
+			}
+		}
+	}
+	if named < 20 {
+		t.Errorf("only %d flags found in the manual", named)
 	}
 }

@@ -286,17 +286,6 @@ func sortByTime[T comparable](files []T, open func(T) (*assembly.File, error)) {
 	slices.SortStableFunc(files, func(a, b T) int { return first[a].Compare(first[b]) })
 }
 
-// fileBegins says in which file of a capture a flow begins: for each it has the number of flows
-// that had begun before.
-type fileBegins []uint64
-
-// of returns the index of the file in which the flow of a number begins.
-func (b fileBegins) of(seq uint64) int {
-	// A file in which no flow begins has the number of the next one.
-	after, _ := slices.BinarySearch(b, seq+1)
-	return after - 1
-}
-
 // close closes what is open.
 func (in *captures) close() {
 	for _, f := range slices.Backward(in.closers) {

@@ -708,11 +708,14 @@ func (w *datasetWriter) readCapture(files []*datasetInput, counters *assembly.Co
 	if len(files) > 1 {
 		sortByTime(files, (*datasetInput).open)
 	}
-	var begins fileBegins
+	of := make(map[flow.Source]*datasetInput, len(files))
+	for _, in := range files {
+		of[flow.Source{File: in.path}] = in
+	}
 	var writeErr error
 	var added sessions
-	a := assembly.New(w.options, func(f *assembly.Flow, s *flow.Sample) {
-		in := files[begins.of(f.Seq)]
+	a := assembly.New(w.options, func(_ *assembly.Flow, s *flow.Sample) {
+		in := of[s.Source]
 		switch {
 		case s.Incomplete:
 			w.dataset.Incomplete[in.label]++
@@ -722,7 +725,6 @@ func (w *datasetWriter) readCapture(files []*datasetInput, counters *assembly.Co
 		}
 	}, nil)
 	for _, in := range files {
-		begins = append(begins, a.Begun())
 		errs = append(errs, func() error {
 			f, err := in.open()
 			if err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/policy"
@@ -170,9 +171,9 @@ func listFlows(c *cli.Context, engine *classifier.Engine, p *policy.Policy, file
 	r.options = options
 	r.print = func(f *replayRecord) error {
 		number++
-		class, confidence := f.table(f.Class, f.Confidence)
-		return t.row(strconv.Itoa(number), f.start.Format(startFormat), f.Proto, f.Src, f.Dst,
-			strconv.Itoa(f.Captured), class, confidence, f.note())
+		class, confidence := f.Columns(f.Class, f.Confidence)
+		return t.row(strconv.Itoa(number), f.Start.Format(startFormat), f.Proto, f.Src.String(), f.Dst.String(),
+			strconv.Itoa(f.Captured), class, confidence, f.Note())
 	}
 	defer r.stop()
 	err := r.read([]*capture{file}, bar)
@@ -224,8 +225,8 @@ func (e *explanation) heading() []string {
 	if names := s.Signals.Names(); names != nil {
 		lines = append(lines, "signals: "+strings.Join(names, ", "))
 	}
-	n := nameFlow(&e.decision)
-	class := "class " + n.line(e.result.Class, e.result.Confidence)
+	n := event.NameFlow(&e.decision)
+	class := "class " + n.Line(e.result.Class, e.result.Confidence)
 	if e.result.Class == flow.Unknown {
 		class += fmt.Sprintf(": no label reaches %s", strconv.FormatFloat(m.Unknown, 'g', 6, 64))
 	}
@@ -244,7 +245,7 @@ func (e *explanation) heading() []string {
 	})
 	var scores []string
 	for _, i := range order {
-		scores = append(scores, fmt.Sprintf("%s %.4f", m.Labels[i], roundProbability(e.result.Scores[i])))
+		scores = append(scores, fmt.Sprintf("%s %.4f", m.Labels[i], event.RoundScore(e.result.Scores[i])))
 	}
 	return append(lines, class, "decision: "+e.decided(), "probabilities: "+strings.Join(scores, ", "))
 }
@@ -261,7 +262,7 @@ func (e *explanation) decided() string {
 		return fmt.Sprintf("%s, %s %s is about flows that are like no class", d.Action, d.Reason, d.Rule)
 	}
 	return fmt.Sprintf("%s, %s %s: the probability of %s is %.4f; the rule asks for %s", d.Action, d.Reason, d.Rule,
-		orList(e.rule.Classes), roundProbability(d.Confidence), strconv.FormatFloat(e.rule.MinConfidence, 'g', 6, 64))
+		orList(e.rule.Classes), event.RoundScore(d.Confidence), strconv.FormatFloat(e.rule.MinConfidence, 'g', 6, 64))
 }
 
 // table says what has how much effect.

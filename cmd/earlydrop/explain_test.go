@@ -351,7 +351,7 @@ func TestExplainMeasuresTheSum(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer engine.Close()
-	rule := policy.Rule{Name: "r", Classes: []string{"shadowsocks", "v2ray", "background"}, Action: policy.Drop, TTL: time.Minute}
+	rule := policy.Rule{Name: "r", Classes: []string{"shadowsocks", "v2ray", "background"}, Action: flow.Drop, TTL: time.Minute}
 	all, err := newOcclusion(engine, &policy.Policy{Rules: []policy.Rule{rule}}, &s)
 	if err != nil {
 		t.Fatal(err)

@@ -4,128 +4,38 @@ package main
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"math"
-	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
+	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/loader/assembly/scratch"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/policy"
 )
 
-// replayRecord is one flow in the output of replay. The JSON names are an
-// interface.
+// replayRecord is one flow in the output of replay.
 type replayRecord struct {
-	File       string    `json:"file"`
-	Src        string    `json:"src"`
-	Dst        string    `json:"dst"`
-	Proto      string    `json:"proto"`
-	Start      string    `json:"start"`
-	Packets    uint64    `json:"packets"`
-	Bytes      uint64    `json:"bytes"`
-	Captured   int       `json:"captured"`
-	Complete   bool      `json:"complete"`
-	Cut        bool      `json:"cut,omitempty"`
-	Incomplete bool      `json:"incomplete,omitempty"`
-	MidStream  bool      `json:"mid_stream,omitempty"`
-	Resumed    bool      `json:"resumed,omitempty"`
-	OneWay     bool      `json:"one_way,omitempty"`
-	Signals    []string  `json:"signals,omitempty"`
-	Class      string    `json:"class"`
-	Confidence float64   `json:"confidence"`
-	Scores     scoreList `json:"scores"`
-	Decision   string    `json:"decision"`
-	Rule       string    `json:"rule"`
-	naming
-	Reason string `json:"reason"`
-
-	start  time.Time // what Start says
-	called string    // in the summary
+	event.Verdict
+	called string // in the summary
 }
-
-// note says in a word what is special about the capture of a flow.
-func (r *replayRecord) note() string {
-	var notes []string
-	switch {
-	case r.Incomplete:
-		notes = append(notes, "incomplete")
-	case r.Cut:
-		notes = append(notes, "cut")
-	}
-	if r.Resumed {
-		notes = append(notes, "resumed")
-	}
-	if r.MidStream {
-		notes = append(notes, "mid-stream")
-	}
-	if r.OneWay {
-		notes = append(notes, "one-way")
-	}
-	notes = append(notes, r.Signals...)
-	if notes == nil {
-		return "-"
-	}
-	return strings.Join(notes, ",")
-}
-
-// scoreList holds the probability of each label of a model. It is an object in
-// JSON, with the labels in alphabetical order.
-type scoreList struct {
-	labels *scoreLabels
-	values []float64
-}
-
-// scoreLabels is what the scoreLists of one model share.
-type scoreLabels struct {
-	quoted []string // as JSON
-	order  []int
-}
-
-func newScoreLabels(labels []string) *scoreLabels {
-	l := &scoreLabels{}
-	for i, label := range labels {
-		text, _ := json.Marshal(label) // a string has no error
-		l.quoted, l.order = append(l.quoted, string(text)), append(l.order, i)
-	}
-	slices.SortFunc(l.order, func(a, b int) int { return strings.Compare(labels[a], labels[b]) })
-	return l
-}
-
-// MarshalJSON is for encoding/json.
-func (s scoreList) MarshalJSON() ([]byte, error) {
-	b := []byte{'{'}
-	for n, i := range s.labels.order {
-		if n > 0 {
-			b = append(b, ',')
-		}
-		b = append(append(b, s.labels.quoted[i]...), ':')
-		b = strconv.AppendFloat(b, s.values[i], 'f', -1, 64)
-	}
-	return append(b, '}'), nil
-}
-
-// scoreUnits is how many steps there are from 0 to 1 in the probabilities that are
-// printed: their last digits depend on the machine.
-const scoreUnits = 1e6
 
 // recordCoder turns what is known of a flow into bytes, as few as it can since
 // there may be millions of flows, and back into a record. Words that many flows
 // share are written as numbers. Its methods may be called concurrently.
 type recordCoder struct {
-	labels *scoreLabels
+	labels []string
+	model  string
 
 	mu    sync.Mutex
 	ids   map[string]uint64
 	words []string
 }
 
-func newRecordCoder(labels []string) *recordCoder {
-	return &recordCoder{labels: newScoreLabels(labels), ids: map[string]uint64{}}
+func newRecordCoder(m *classifier.Manifest) *recordCoder {
+	return &recordCoder{labels: m.Labels, model: m.Name + " " + m.Version, ids: map[string]uint64{}}
 }
 
 // id returns the number of a word.
@@ -151,16 +61,18 @@ func (c *recordCoder) word(id uint64) (word string, ok bool) {
 	return c.words[id], true
 }
 
-// encode appends a flow, all but its file and its totals.
+// encode appends a flow, all but its totals.
 func (c *recordCoder) encode(b []byte, s *flow.Sample, r *flow.Result, d *policy.Decision) []byte {
 	b = scratch.AppendAddrPort(b, s.Initiator())
 	b = scratch.AppendAddrPort(b, s.Responder())
-	b = append(b, byte(s.Key.Proto), byte(d.Action))
+	b = append(b, byte(s.Key.Proto), byte(s.Reason), byte(d.Action))
 	b = scratch.AppendFlags(b, s.Complete(), s.Cut, s.Incomplete, s.MidStream, s.Resumed, s.OneWay, d.Detected)
-	b = binary.AppendUvarint(b, uint64(s.Signals))
 	b = scratch.AppendTime(b, s.Start)
-	b = binary.AppendUvarint(b, uint64(len(s.Data)))
-	for _, word := range [...]string{r.Class, d.Rule, d.Reason, d.Class, d.Likeliest, d.RuleClasses} {
+	for _, n := range [...]uint64{uint64(s.Key.VLAN), uint64(s.Key.InnerVLAN), uint64(s.Elapsed), uint64(s.Signals), uint64(len(s.Data)), uint64(len(s.Packets)),
+		event.WireBytes(s), uint64(d.TTL)} {
+		b = binary.AppendUvarint(b, n)
+	}
+	for _, word := range [...]string{s.Source.File, r.Class, d.Rule, d.Reason, d.Class, d.Likeliest, d.RuleClasses} {
 		b = binary.AppendUvarint(b, c.id(word))
 	}
 	b = appendScore(b, r.Confidence)
@@ -172,33 +84,37 @@ func (c *recordCoder) encode(b []byte, s *flow.Sample, r *flow.Result, d *policy
 }
 
 func appendScore(b []byte, p float64) []byte {
-	return binary.AppendUvarint(b, uint64(math.Round(p*scoreUnits)))
+	return binary.AppendUvarint(b, uint64(math.Round(p*event.ScoreUnits)))
 }
 
 // decode fills r with what encode appended.
 func (c *recordCoder) decode(b []byte, r *replayRecord) error {
 	d := scratch.NewDecoder(b)
-	r.Src, r.Dst = d.AddrPort().String(), d.AddrPort().String()
-	r.Proto, r.Decision = flow.Proto(d.Byte()).String(), policy.Action(d.Byte()).String()
+	v := event.Verdict{Model: c.model}
+	v.Src, v.Dst = d.AddrPort(), d.AddrPort()
+	v.Proto, v.HandedOver, v.Decision = flow.Proto(d.Byte()).String(), flow.Reason(d.Byte()).String(), flow.Action(d.Byte()).String()
 	var decision policy.Decision
-	d.Flags(&r.Complete, &r.Cut, &r.Incomplete, &r.MidStream, &r.Resumed, &r.OneWay, &decision.Detected)
-	r.Signals = flow.Signals(d.Uvarint()).Names()
-	r.start = d.Time()
-	r.Start = r.start.Format(time.RFC3339Nano)
-	r.Captured = int(d.Uvarint())
+	d.Flags(&v.Complete, &v.Cut, &v.Incomplete, &v.MidStream, &v.Resumed, &v.OneWay, &decision.Detected)
+	v.Start = d.Time()
+	v.VLAN, v.InnerVLAN = uint16(d.Uvarint()), uint16(d.Uvarint())
+	v.Time = v.Start.Add(time.Duration(d.Uvarint()))
+	v.Signals = flow.Signals(d.Uvarint()).Names()
+	v.Captured, v.Packets, v.Bytes = int(d.Uvarint()), int(d.Uvarint()), d.Uvarint()
+	v.TTL = time.Duration(d.Uvarint()).Seconds()
 	known := true
-	for _, word := range [...]*string{&r.Class, &r.Rule, &r.Reason, &r.called, &decision.Likeliest, &decision.RuleClasses} {
+	for _, word := range [...]*string{&v.File, &v.Class, &v.Rule, &v.Reason, &r.called, &decision.Likeliest, &decision.RuleClasses} {
 		var ok bool
 		*word, ok = c.word(d.Uvarint())
 		known = known && ok
 	}
-	score := func() float64 { return float64(d.Uvarint()) / scoreUnits }
-	r.Confidence, decision.Confidence = score(), score()
-	r.naming = nameFlow(&decision)
-	r.Scores = scoreList{c.labels, r.Scores.values[:0]} // its memory is used again
-	for range c.labels.order {
-		r.Scores.values = append(r.Scores.values, score())
+	score := func() float64 { return float64(d.Uvarint()) / event.ScoreUnits }
+	v.Confidence, decision.Confidence = score(), score()
+	v.Naming = event.NameFlow(&decision)
+	v.Scores = event.Scores{Labels: c.labels, Values: r.Scores.Values[:0]} // its memory is used again
+	for range c.labels {
+		v.Scores.Values = append(v.Scores.Values, score())
 	}
+	r.Verdict = v
 	if !known || !d.OK() {
 		return errors.New("a record of the temporary file is damaged")
 	}

@@ -64,20 +64,21 @@ place, by their numbers, are not captured. IPv4 packets whose header has a wrong
 are part of no flow, and a warning for each file counts them; a checksum of 0, left to
 the network card, is believed.
 
-src is the side that opened the flow; packets and bytes count the whole flow (bytes on
-the wire, link header included), captured is what the model saw, and decision is what the
-policy says, whatever its mode. Where a rule was asked, the confidence is the probability
+In the table, SRC is the side that opened the flow, PACKETS and BYTES count the whole
+flow (bytes on the wire, link header included), CAPTURED is what the model saw, and
+DECISION is what the policy says, whatever its mode. Where a rule was asked, the confidence is the probability
 that the flow is of one of the rule's classes, and the class names those of them that
 it comes from, as in shadowsocks|v2ray. Otherwise both are the model's; the class is
 unknown where no label is likely enough. The likeliest label is in brackets where it is
 not the class. A summary says what else was in the files.
 
-With --json each line is an object, and the summary goes to the error output. The
-fields are file, src, dst, proto, start, packets, bytes, captured and complete, and
-those of a verdict, which attach --help explains: class, likeliest, confidence, scores,
-decision, rule, reason, rule_confidence, rule_classes and detected. The flows of a pipe
+With --json each line is a verdict as attach --json writes it (attach --help), and the
+summary goes to the error output. The time is that of the capture; packets and bytes are
+those of the capture that was judged, as live, and flow_packets and flow_bytes count the
+whole flow. file is there instead of interface, and what only live traffic has is not:
+mode, enforced, error, verdict_ms and latency_us. The flows of a pipe
 are then printed within a second of their verdict: they are in order of their start only
-within that second, and packets and bytes count the flow only until then. Five more
+within that second, and flow_packets and flow_bytes count the flow only until then. Five
 fields are there, and true, where they hold; the table has them as a note:
    cut         of some captured packet the file lacks bytes, as with a small snap length
    incomplete  too many of them: of a packet with payload fewer than 32 bytes of it are
@@ -159,8 +160,6 @@ type replay struct {
 	sorter  *scratch.Sorter // the flows that were classified and not printed, by seq
 	err     error           // the first error of a worker
 
-	files    []*capture   // of the capture
-	begins   fileBegins   // of those that were read
 	record   replayRecord // the same for all flows, to spare memory
 	ahead    sortedFlow   // the next one of sorter, once the capture has ended
 	early    int          // flows that were printed live
@@ -277,7 +276,7 @@ func adviseTempDir(err error) error {
 func startReplay(engine *classifier.Engine, p *policy.Policy) *replay {
 	n := runtime.GOMAXPROCS(0)
 	r := &replay{engine: engine, policy: p, jobs: make(chan *replayJob, 2*n), spare: make(chan *replayJob, 2*n),
-		coder: newRecordCoder(engine.Manifest().Labels), classes: map[string]int{}, warn: func(string) {}}
+		coder: newRecordCoder(engine.Manifest()), classes: map[string]int{}, warn: func(string) {}}
 	for range 2 * n {
 		r.spare <- &replayJob{}
 	}
@@ -318,16 +317,12 @@ func (r *replay) work() {
 	}
 }
 
-// roundProbability rounds off what depends on the machine, so that replay and explain
-// print the same.
-func roundProbability(p float64) float64 { return math.Round(p*scoreUnits) / scoreUnits }
-
 // read prints the flows of one capture, which may be cut into several files, in order
 // of their start. Those of a pipe are printed before, if r.live is set. When files could
 // not be read whole, it returns their *assembly.FileError, joined; what could be read
 // was printed then. An interrupt ends the capture.
 func (r *replay) read(files []*capture, bar *progress) (err error) {
-	r.files, r.begins, r.sorter = files, nil, scratch.NewSorter("", 0)
+	r.sorter = scratch.NewSorter("", 0)
 	r.ahead, r.early = sortedFlow{}, 0
 	defer func() {
 		r.pending.Wait()
@@ -347,7 +342,6 @@ func (r *replay) read(files []*capture, bar *progress) (err error) {
 	})
 	var readErr error
 	for _, file := range files {
-		r.begins = append(r.begins, a.Begun())
 		before := a.Counters()
 		err := r.feed(a, file, bar)
 		if r.liveErr != nil {
@@ -394,6 +388,7 @@ func (r *replay) feed(a *assembly.Assembler, file *capture, bar *progress) error
 		return err
 	}
 	defer f.Close()
+	f.Source.File = file.name
 	if file.pipe == nil {
 		err = f.Feed(a, bar.at)
 		bar.fileDone(f.Size())
@@ -522,12 +517,11 @@ func (r *replay) show(t *assembly.Totals, data []byte) error {
 	if err := r.coder.decode(data, record); err != nil {
 		return err
 	}
-	record.File = r.files[r.begins.of(t.Seq)].name
-	record.Packets, record.Bytes = t.Packets, t.Bytes
+	record.FlowPackets, record.FlowBytes = t.Packets, t.Bytes
 	if !record.Incomplete {
 		r.classes[record.called]++
 	}
-	if record.Decision == policy.Drop.String() {
+	if record.Drop() {
 		r.drops++
 	}
 	return r.print(record)
@@ -589,7 +583,7 @@ type replayPrinter interface {
 
 type replayJSON struct{ e *json.Encoder }
 
-func (j *replayJSON) print(record *replayRecord) error { return j.e.Encode(record) }
+func (j *replayJSON) print(record *replayRecord) error { return j.e.Encode(&record.Verdict) }
 func (j *replayJSON) flush() error                     { return nil }
 
 // replayTable prints aligned columns.
@@ -610,9 +604,9 @@ func (t *replayTable) print(r *replayRecord) error {
 		}
 	}
 	t.rows++
-	class, confidence := r.table(r.Class, r.Confidence)
-	return t.row(r.File, r.start.Format(startFormat), r.Proto, r.Src, r.Dst, fmt.Sprint(r.Packets), fmt.Sprint(r.Bytes),
-		fmt.Sprint(r.Captured), class, confidence, r.Decision, cmp.Or(r.Rule, "-"), r.note())
+	class, confidence := r.Columns(r.Class, r.Confidence)
+	return t.row(r.File, r.Start.Format(startFormat), r.Proto, r.Src.String(), r.Dst.String(), fmt.Sprint(r.FlowPackets), fmt.Sprint(r.FlowBytes),
+		fmt.Sprint(r.Captured), class, confidence, r.Decision, cmp.Or(r.Rule, "-"), r.Note())
 }
 
 func (t *replayTable) row(cells ...string) error {

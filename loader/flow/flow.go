@@ -143,7 +143,8 @@ type Packet struct {
 
 // Meta describes a flow at the moment its capture was handed over.
 type Meta struct {
-	Key Key
+	Source Source
+	Key    Key
 	// InitiatorIsLo tells which endpoint opened the flow: the sender of the
 	// first SYN (TCP) or of the first datagram (UDP).
 	InitiatorIsLo bool

@@ -71,7 +71,6 @@ class Exemptions(unittest.TestCase):
                 (b"GETX" + DULL, "flagged")):
             self.check(payload, want)
 
-
     def test_udp_is_never_flagged(self):
         self.check(DULL, "not TCP", tcp=False)
 

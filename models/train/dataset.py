@@ -3,7 +3,6 @@
 import collections
 import copy
 import csv
-import fnmatch
 import hashlib
 import json
 import os
@@ -11,6 +10,7 @@ import re
 
 import numpy as np
 
+from counts import matches
 from settings import RECIPES
 
 FORMAT = 2
@@ -333,10 +333,6 @@ def evident_class(streams, packets):
     out[reset(first, 0) & (length >= 14) & udp] = "openvpn"
     out[reset(first, 2) & ((first[:, 0] << 8 | first[:, 1]) + 2 == length) & ~udp] = "openvpn"
     return out
-
-
-def matches(group, patterns):
-    return any(fnmatch.fnmatchcase(group, p) for p in patterns)
 
 
 def split_groups(data, test_patterns, validation_patterns, seed, test_share=0.2, validation_share=0.15):

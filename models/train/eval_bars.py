@@ -2,10 +2,10 @@
 """The bars that a model has to reach, and precision where tunnels are rare."""
 import numpy as np
 
-import dataset
+import counts
 import eval_report
+from counts import among, rate, share, table, text
 from eval_base import SOURCE_FLOWS, counted, flagged, tree_model, verdicts
-from eval_report import among, rate, share, table, text
 
 # Ordinary flows for each tunnel, of the study of base rates.
 BASE_RATES = (1, 100, 1000, 10000)
@@ -57,7 +57,7 @@ def verdict_word(s, bar, at_most):
 
 def bars_text(e, rows):
     def left_out(name):
-        return dataset.matches(name.split(": ", 1)[1], e.args.left_out)
+        return counts.matches(name.split(": ", 1)[1], e.args.left_out)
 
     def programs(r, label, out):
         chosen = [s for k, s in r["programs"].items() if k.startswith(label + ": ") and left_out(k) == out]

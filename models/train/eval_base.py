@@ -6,12 +6,14 @@ import sys
 import numpy as np
 
 import baselines
+import counts
 import dataset
 import eval_packets
 import eval_report
 import fit
 import network
-from eval_report import among
+import settings
+from counts import among
 
 # The classes of the paper.
 PAPER_CLASSES = ["shadowsocks", "v2ray"]
@@ -82,7 +84,7 @@ class Evaluation:
         self.program = data.column("program")
         cipher = data.column("cipher")
         # Variants that are not trained on, and counted by themselves.
-        self.wrapped = self.wanted & np.array([dataset.matches(f"{a}/{b}", args.skip) for a, b in zip(data.label, cipher)], bool)
+        self.wrapped = self.wanted & np.array([counts.matches(f"{a}/{b}", args.skip) for a, b in zip(data.label, cipher)], bool)
         # Groups with background only are captures of others.
         self.lab = np.isin(data.group, list(set(data.group[self.wanted])))
         self.ordinary = ~self.wanted & (self.kind != fit.RANDOM_LIKE)
@@ -98,7 +100,7 @@ class Evaluation:
 
     def length(self, net="compact"):
         """(epochs, samples per epoch) of a training; 0 stands for the network's own."""
-        return tuple(getattr(self.args, name) or fit.DEFAULTS[net][name] for name in ("epochs", "epoch_samples"))
+        return tuple(getattr(self.args, name) or settings.DEFAULTS[net][name] for name in ("epochs", "epoch_samples"))
 
     def trained_text(self):
         epochs, samples = self.length()

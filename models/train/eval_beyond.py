@@ -6,9 +6,9 @@ import numpy as np
 
 import dataset
 import fit
+from counts import among, rate, share, table, text
 from eval_base import (PAPER_CLASSES, counted, cut_captures, draw_flows, flagged, fold_flows, parts_of, tree_model,
                        verdicts)
-from eval_report import among, rate, share, table, text
 
 # Numbers of bytes that the study of bytes shows to the models.
 BYTES_SEEN = (128, 256, 512, 768, 1024)
@@ -76,7 +76,8 @@ def implementations(e):
                  f"{e.args.budget:g} on validation groups. Data {e.store.digest}. Where no other program of the class is in training, "
                  "the class itself is new.\n\n" +
                  table(["class", "left out", "other programs in training", "taken, it was in training", "taken, it was not",
-                        "the same, variants that the others have, too", "of these named rightly", "ordinary taken", *(() if e.args.no_trees else ("boosted trees: taken, it was not",))], rows) +
+                        "the same, variants that the others have, too", "of these named rightly",
+                        "ordinary taken", *(() if e.args.no_trees else ("boosted trees: taken, it was not",))], rows) +
                  (f"\n\nNot run, the time was over: {', '.join(skipped)}." if skipped else ""))
 
 

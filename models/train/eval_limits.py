@@ -10,9 +10,9 @@ import baselines
 import dataset
 import eval_packets
 import fit
+from counts import among, rate, share, table, text
 from eval_bars import AIMS
 from eval_base import BASELINE_LIMIT, PAPER_CLASSES
-from eval_report import among, rate, share, table, text
 
 # How many of a session's first packets with payload are told to the trees.
 PACKETS = (2, 4, 8, 16, 32)
@@ -144,10 +144,12 @@ def limits(e):
 
     rows = [[name, text(among(apart[name], tunnel)), *(text(among(taken[name], v)) for v in (*flows.values(), *classes.values()))]
             for name in found]
-    out = [f"Limits of the first 1024 bytes: {len(test)} flows of the lab's test networks ({', '.join(f'{(truth == k).sum()} {v}' for k, v in enumerate(labels))}); "
+    out = [f"Limits of the first 1024 bytes: {len(test)} flows of the lab's test networks "
+           f"({', '.join(f'{(truth == k).sum()} {v}' for k, v in enumerate(labels))}); "
            f"the trees learnt from {len(at['train'])} flows of training networks, with classes {', '.join(labels)}. Data {e.store.digest}. "
            "The trees with packets know the lengths on the wire and the directions of the session's first packets with payload (among its first "
-           f"{dataset.SESSION} packets), wherever the capture of the first bytes ended (what was sent again counts again). Told apart: the likelier of the two classes is right, all "
+           f"{dataset.SESSION} packets), wherever the capture of the first bytes ended (what was sent again counts again). "
+           "Told apart: the likelier of the two classes is right, all "
            "flows of both. Taken: the wanted classes' sum reaches the greatest threshold at which "
            f"{' and '.join(f'{100 * AIMS[k]:g} % of {k}' for k in PAPER_CLASSES)} on validation networks are taken. "
            "In brackets: counts and 95 % Wilson interval.", "",

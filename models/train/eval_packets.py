@@ -7,6 +7,7 @@ import numpy as np
 
 BYTES = 1024
 
+
 class Flows:
     """Payload of samples of a dataset, for the baselines.
 

@@ -4,8 +4,8 @@ import numpy as np
 
 import dataset
 import fit
+from counts import among, share, table, text
 from eval_base import verdicts
-from eval_report import among, share, table, text
 
 # Flows of test groups that shortcuts replaces fields of.
 SHORTCUT_FLOWS = 3000

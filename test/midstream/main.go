@@ -218,7 +218,7 @@ func (s *study) connection(c *connection) error {
 	case whole.Reason == policy.ReasonIncomplete:
 		s.incomplete++
 		return nil
-	case whole.Action == policy.Drop:
+	case whole.Action == flow.Drop:
 		s.wanted++
 		return nil
 	}
@@ -255,7 +255,7 @@ func (s *study) connection(c *connection) error {
 	}
 	for _, k := range kinds {
 		s.kinds[k].flows++
-		if middle.Action == policy.Drop {
+		if middle.Action == flow.Drop {
 			s.kinds[k].dropped++
 		}
 	}

@@ -3,6 +3,7 @@
 package test
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/url"
 	"os"
@@ -154,6 +155,44 @@ func TestPagesNameTargetsThatExist(t *testing.T) {
 	}
 	if named < 20 {
 		t.Errorf("only %d targets found in the pages", named)
+	}
+}
+
+// The manual and the schema tell of the same fields of events.
+func TestManualNamesTheFieldsOfEvents(t *testing.T) {
+	text, err := os.ReadFile("../cmd/earlydrop/event/schema/v1.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var schema struct {
+		Defs map[string]struct {
+			Properties map[string]any
+		} `json:"$defs"`
+	}
+	if err := json.Unmarshal(text, &schema); err != nil {
+		t.Fatal(err)
+	}
+	known, named := map[string]bool{}, map[string]bool{}
+	for _, event := range schema.Defs {
+		for field := range event.Properties {
+			known[field] = true
+		}
+	}
+	_, table, _ := strings.Cut(pages(t)["cmd/earlydrop/doc/events.md"], "\n| field | meaning |\n")
+	table, _, _ = strings.Cut(table, "\n\n")
+	for _, row := range strings.Split(table, "\n")[1:] {
+		for _, field := range inline.FindAllString(strings.Split(row, "|")[1], -1) {
+			field = strings.Trim(field, "`")
+			named[field] = true
+			if !known[field] {
+				t.Errorf("events.md names the field %s, which the schema has not", field)
+			}
+		}
+	}
+	for field := range schema.Defs["verdict"].Properties {
+		if !named[field] && !slices.Contains([]string{"time", "event", "interface", "file", "mode", "model"}, field) {
+			t.Errorf("events.md does not name the field %s of a verdict", field)
+		}
 	}
 }
 

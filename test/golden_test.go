@@ -236,9 +236,7 @@ func TestGoldenVerdictsDoNotDependOnTheBatch(t *testing.T) {
 		}
 		err = f.Run(assembly.New(assembly.Options{}, func(_ *assembly.Flow, s *flow.Sample) {
 			mine := new(flow.Sample)
-			mine.Reset()
-			mine.Meta = s.Meta
-			mine.Packets, mine.Data = append(mine.Packets, s.Packets...), append(mine.Data, s.Data...)
+			mine.CopyFrom(s)
 			samples = append(samples, mine)
 		}, nil), func(int64) {})
 		f.Close()

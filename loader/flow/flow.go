@@ -276,6 +276,14 @@ func (s *Sample) Reset() {
 	s.Data = s.data[:0]
 }
 
+// CopyFrom makes s equal to o, in memory of its own.
+func (s *Sample) CopyFrom(o *Sample) {
+	s.Reset()
+	s.Meta = o.Meta
+	s.Packets = append(s.Packets, o.Packets...)
+	s.Data = append(s.Data, o.Data...)
+}
+
 // Complete reports whether all CaptureBytes are in.
 func (s *Sample) Complete() bool { return len(s.Data) == CaptureBytes }
 

@@ -10,7 +10,7 @@
 // have been trained on the same recording.
 //
 // Whoever changes the shipped model, or something before it on purpose, writes the
-// expected verdicts anew and looks at the difference:
+// expected verdicts again, and looks at the difference:
 //
 //	go test ./test -run Golden -update
 package test
@@ -39,7 +39,7 @@ import (
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 )
 
-var update = flag.Bool("update", false, "write the expected verdicts anew")
+var update = flag.Bool("update", false, "write the expected verdicts again")
 
 const (
 	labelsFile   = "testdata/labels.tsv"

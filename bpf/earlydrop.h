@@ -12,7 +12,7 @@
  */
 #pragma once
 
-#define LAYOUT_VERSION 3
+#define LAYOUT_VERSION 4
 #define BLOCK_LAYOUT 3
 
 /* The first bytes of a flow that are captured: a 32x32 image. */
@@ -183,9 +183,8 @@ struct counts {
 	__u64 load_failed; /* a helper could not read the packet */
 };
 
-/* Value of the only entry of `attachment`: what is attached how, and what the
- * daemon has done so far, for `earlydrop status` and for the next attach. Written
- * by user space alone. */
+/* Value of the only entry of `attachment`: what is attached how, for `earlydrop status`
+ * and for the next attach. Written by user space alone. */
 struct attached {
 	__u32 layout_version;
 	__u32 pid;	   /* of the daemon; it may be gone */
@@ -203,11 +202,12 @@ struct attached {
 	char model[64];
 	char policy[128];
 	__u64 first_ns; /* CLOCK_MONOTONIC of the first attach; an adoption keeps it */
-	/* the daemon's own counters; it writes them about once a second */
-	__u64 classified;
-	__u64 to_drop;	      /* verdicts that a rule wants dropped, in monitor mode, too */
-	__u64 blocked;	      /* blocks that were written */
-	__u64 queue_full;     /* passed: the classifier was behind */
-	__u64 not_classified; /* passed: the capture or the model failed */
-	__u64 not_blocked;    /* passed: the block could not be written */
+};
+
+/* Value of `daemon_counters`: one thing that the daemon counts. */
+#define COUNTER_NAME_LEN 32
+
+struct daemon_counter {
+	char name[COUNTER_NAME_LEN];
+	__u64 value;
 };

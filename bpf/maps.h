@@ -375,3 +375,14 @@ struct {
 	__type(key, __u32);
 	__type(value, struct attached);
 } attachment SEC(".maps");
+
+/* key: place in a list that an empty name ends. value: what the daemon has counted. Written
+ * by the loader about once a second, read by `earlydrop status`. What is counted is the
+ * daemon's affair: another counter is another entry, and no other layout.
+ * 128 * 40 = 5 KiB. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 128);
+	__type(key, __u32);
+	__type(value, struct daemon_counter);
+} daemon_counters SEC(".maps");

@@ -35,11 +35,12 @@
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
-/* No flags: in place of CWR, ECE and URG, which nobody asks for. */
+/* No flags: in place of CWR, ECE, URG and PSH, which nobody asks for. */
 #define PACKET_DECOY 0x80  /* the checksum is wrong, see checksum.h */
 #define PACKET_UNSURE 0x40 /* can't be told: fragments, lengths, extension headers */
 #define PACKET_FIRST 0x20  /* the first fragment of a greater packet; UDP as well */
-#define PACKET_MARKS (PACKET_DECOY | PACKET_UNSURE | PACKET_FIRST)
+#define PACKET_NEW 0x08	   /* `flows` has nothing of the key */
+#define PACKET_MARKS (PACKET_DECOY | PACKET_UNSURE | PACKET_FIRST | PACKET_NEW)
 
 #define PREFIX_LEN 16
 #define PACKET_BUF 40

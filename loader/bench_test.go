@@ -69,7 +69,7 @@ func loadFloorPrograms(b *testing.B, frame []byte, flows int) *ebpf.Collection {
 	copy(key[12:16], frame[26:30])
 	copy(key[28:32], frame[30:34])
 	copy(key[32:36], frame[34:38])
-	key[36] = f.TCP
+	key[36] = frame[23]
 	m := coll.Maps["floor_flows"]
 	for i := 1; i < flows; i++ {
 		other := append([]byte(nil), key...)
@@ -104,7 +104,7 @@ func benchmarkDecided(b *testing.B, flows int, blocked bool) {
 	least := fl.Programs["floor_pass"]
 	if blocked {
 		least = fl.Programs["floor_drop"]
-		if err := k.Block(tcpKey(), time.Hour, "", ""); err != nil {
+		if err := k.Apply(tcpKey(), drop(time.Hour, "", "")); err != nil {
 			b.Fatal(err)
 		}
 	} else {
@@ -124,6 +124,22 @@ func BenchmarkDecidedFlow(b *testing.B) {
 		b.Run("passed/"+name, func(b *testing.B) { benchmarkDecided(b, flows, false) })
 		b.Run("dropped/"+name, func(b *testing.B) { benchmarkDecided(b, flows, true) })
 	}
+}
+
+// BenchmarkDecidedUDP times datagrams of a flow that is decided.
+func BenchmarkDecidedUDP(b *testing.B) {
+	frame := udp(true, 12) // as long as the headers of a segment
+	k := loadKernel(b, config{})
+	fl := loadFloorPrograms(b, frame, 1)
+	key := toKernelKey(udpKey())
+	if err := k.flows.Update(&key, &datapathFlow{Verdict: datapathVerdictVERDICT_PASS, LastNs: 1 << 62}, ebpf.UpdateAny); err != nil {
+		b.Fatal(err)
+	}
+	k.run(ingress, frame)
+	if c := k.counts(); c["udp_waiting"]+c["udp_opened"] != 0 {
+		b.Fatalf("counters %v", c)
+	}
+	compare(b, k.coll.Programs[string(ingress)], fl.Programs["floor_pass"], frame)
 }
 
 // BenchmarkMidStream times packets of a TCP flow whose beginning was not seen, in front of
@@ -176,14 +192,15 @@ func timeFresh(b *testing.B, program string, frame []byte, repeat int, sizes Siz
 		if best == 0 || d < best {
 			best = d
 		}
-		c, err := readCounters(coll.Maps[datapathMapCounters])
+		counters, err := readCounters(coll.Maps[datapathMapCounters])
 		coll.Close()
 		if err != nil {
 			b.Fatal(err)
 		}
-		if opened := c.Syns + c.UdpWaiting; program != "floor_insert" &&
-			(opened != uint64(repeat) || c.RingFull+c.SlotsFull+c.CollectingFull != 0) {
-			b.Fatalf("not what was to be timed: %+v", c)
+		c := counters.Values()
+		if opened := c["syns"] + c["udp_waiting"]; program != "floor_insert" &&
+			(opened != uint64(repeat) || c["ring_full"]+c["slots_full"]+c["collecting_full"] != 0) {
+			b.Fatalf("not what was to be timed: %v", c)
 		}
 	}
 	return best
@@ -253,12 +270,13 @@ func BenchmarkCapture(b *testing.B) {
 					best = d
 				}
 			}
-			c, err := readCounters(coll.Maps[datapathMapCounters])
+			counters, err := readCounters(coll.Maps[datapathMapCounters])
 			if err != nil {
 				b.Fatal(err)
 			}
-			if c.PacketsIngress < benchRounds*benchRepeat || c.UdpOpened+c.TcpOpened != 1 || c.HandedFull > 1 || c.Behind+c.OutOfPlace+c.Decoys > 0 {
-				b.Fatalf("not what was to be timed: %+v", c)
+			c := counters.Values()
+			if c["packets_ingress"] < benchRounds*benchRepeat || c["udp_opened"]+c["tcp_opened"] != 1 || c["handed_full"] > 1 || c["behind"]+c["out_of_place"]+c["decoys"] > 0 {
+				b.Fatalf("not what was to be timed: %v", c)
 			}
 			reportPerPacket(b, best)
 		})
@@ -305,7 +323,7 @@ func BenchmarkBlock(b *testing.B) {
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
 		key.Lo = netip.AddrPortFrom(key.Lo.Addr(), uint16(i%1000))
-		if err := k.Block(key, time.Hour, "shadowsocks", "tunnels"); err != nil {
+		if err := k.Apply(key, drop(time.Hour, "shadowsocks", "tunnels")); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -31,7 +31,7 @@ func (k *kernel) judged() *flow.Sample {
 
 func (k *kernel) blockFlow(s *flow.Sample, ttl time.Duration) {
 	k.t.Helper()
-	if err := k.BlockFlow(&s.Meta, ttl, "shadowsocks", "tunnels"); err != nil {
+	if err := k.ApplyFlow(&s.Meta, drop(ttl, "shadowsocks", "tunnels")); err != nil {
 		k.t.Fatal(err)
 	}
 }
@@ -67,7 +67,7 @@ func TestBlockEndsWithItsConnection(t *testing.T) {
 		k := loadKernel(t, config{oneHook: true})
 		s := k.judged()
 		if byHand {
-			if err := k.Block(s.Key, time.Hour, "", ""); err != nil {
+			if err := k.Apply(s.Key, drop(time.Hour, "", "")); err != nil {
 				t.Fatal(err)
 			}
 		} else {
@@ -124,7 +124,7 @@ func TestVerdictOnAConnectionThatIsGoneBlocksNothing(t *testing.T) {
 	for _, p := range handshakeAt(700, 80) {
 		k.run(ingress, p)
 	}
-	if err := k.BlockFlow(&s.Meta, time.Hour, "", ""); !errors.Is(err, ErrFlowGone) {
+	if err := k.ApplyFlow(&s.Meta, drop(time.Hour, "", "")); !errors.Is(err, ErrFlowGone) {
 		t.Errorf("error %v", err)
 	}
 	k.expect("payload", upAt(701, 81, f.ACK, 10), false)
@@ -194,9 +194,9 @@ func TestExpiredBlockDoesNotTakeTheNextConnection(t *testing.T) {
 
 func TestBlocksThatAreNotRenewed(t *testing.T) {
 	for name, block := range map[string]func(k *kernel, s *flow.Sample) error{
-		"by hand": func(k *kernel, s *flow.Sample) error { return k.Block(s.Key, 30*time.Millisecond, "", "") },
+		"by hand": func(k *kernel, s *flow.Sample) error { return k.Apply(s.Key, drop(30*time.Millisecond, "", "")) },
 		"dropped nothing": func(k *kernel, s *flow.Sample) error {
-			return k.BlockFlow(&s.Meta, 30*time.Millisecond, "", "")
+			return k.ApplyFlow(&s.Meta, drop(30*time.Millisecond, "", ""))
 		},
 	} {
 		k := loadKernel(t, config{oneHook: true})
@@ -238,7 +238,7 @@ func (k *kernel) age(by time.Duration) {
 func TestFullTableOfBlocksGivesUpWhatDropsNothing(t *testing.T) {
 	k := loadKernel(t, config{oneHook: true, blocked: 4})
 	addr := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}) }
-	block := func(i int) error { return k.BlockFlow(metaOf(addr(i), server.Addr(), 1000), time.Hour, "", "") }
+	block := func(i int) error { return k.ApplyFlow(metaOf(addr(i), server.Addr(), 1000), drop(time.Hour, "", "")) }
 	for i := range 4 {
 		if err := block(i); err != nil {
 			t.Fatal(err)
@@ -273,28 +273,28 @@ func TestInitiatorMayHaveAQuarterOfAFullTableOfBlocks(t *testing.T) {
 	to := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}) }
 	fill := func(k *kernel) {
 		for i := range table * 3 / 4 {
-			if err := k.BlockFlow(metaOf(one, to(i), 1000), time.Hour, "", ""); err != nil {
+			if err := k.ApplyFlow(metaOf(one, to(i), 1000), drop(time.Hour, "", "")); err != nil {
 				t.Fatalf("block %d: %v", i, err)
 			}
 		}
 	}
 	k := loadKernel(t, config{oneHook: true, blocked: table})
 	fill(k)
-	if err := k.BlockFlow(metaOf(one, to(99), 1000), time.Hour, "", ""); !errors.Is(err, ErrInitiatorQuota) {
+	if err := k.ApplyFlow(metaOf(one, to(99), 1000), drop(time.Hour, "", "")); !errors.Is(err, ErrInitiatorQuota) {
 		t.Errorf("one more: %v", err)
 	}
-	if err := k.BlockFlow(metaOf(two, to(99), 1000), time.Hour, "", ""); err != nil {
+	if err := k.ApplyFlow(metaOf(two, to(99), 1000), drop(time.Hour, "", "")); err != nil {
 		t.Errorf("another initiator: %v", err)
 	}
 	// By hand it is the operator's will.
-	if err := k.Block(metaOf(one, to(99), 1000).Key, time.Hour, "", ""); err != nil {
+	if err := k.Apply(metaOf(one, to(99), 1000).Key, drop(time.Hour, "", "")); err != nil {
 		t.Errorf("by hand: %v", err)
 	}
 	// Addresses of the interface stand for many.
 	k = loadKernel(t, config{oneHook: true, blocked: table})
 	k.own = func() ([]netip.Addr, error) { return []netip.Addr{one}, nil }
 	fill(k)
-	if err := k.BlockFlow(metaOf(one, to(99), 1000), time.Hour, "", ""); err != nil {
+	if err := k.ApplyFlow(metaOf(one, to(99), 1000), drop(time.Hour, "", "")); err != nil {
 		t.Errorf("the interface's own address: %v", err)
 	}
 	// Hosts of one /64 are one initiator.
@@ -302,11 +302,11 @@ func TestInitiatorMayHaveAQuarterOfAFullTableOfBlocks(t *testing.T) {
 	for i := range table * 3 / 4 {
 		host := netip.MustParseAddr("2001:db8::1").As16()
 		host[15] = byte(i)
-		if err := k.BlockFlow(metaOf(netip.AddrFrom16(host), host6.Addr(), i), time.Hour, "", ""); err != nil {
+		if err := k.ApplyFlow(metaOf(netip.AddrFrom16(host), host6.Addr(), i), drop(time.Hour, "", "")); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := k.BlockFlow(metaOf(netip.MustParseAddr("2001:db8::ffff"), host6.Addr(), 1000), time.Hour, "", ""); !errors.Is(err, ErrInitiatorQuota) {
+	if err := k.ApplyFlow(metaOf(netip.MustParseAddr("2001:db8::ffff"), host6.Addr(), 1000), drop(time.Hour, "", "")); !errors.Is(err, ErrInitiatorQuota) {
 		t.Errorf("another host of the /64: %v", err)
 	}
 }
@@ -318,14 +318,14 @@ func TestSpoofedNeighbourKeepsItsQuotaOfBlocks(t *testing.T) {
 	neighbour := netip.MustParseAddr("10.0.0.1")
 	k := loadKernel(t, config{oneHook: true, blocked: table})
 	for i := range table * 3 / 4 {
-		if err := k.BlockFlow(metaOf(neighbour, server.Addr(), 1000+i), time.Hour, "", ""); err != nil {
+		if err := k.ApplyFlow(metaOf(neighbour, server.Addr(), 1000+i), drop(time.Hour, "", "")); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := k.BlockFlow(metaOf(neighbour, server.Addr(), 9), time.Hour, "", ""); !errors.Is(err, ErrInitiatorQuota) {
+	if err := k.ApplyFlow(metaOf(neighbour, server.Addr(), 9), drop(time.Hour, "", "")); !errors.Is(err, ErrInitiatorQuota) {
 		t.Errorf("the same server: %v", err)
 	}
-	if err := k.BlockFlow(metaOf(neighbour, netip.MustParseAddr("198.51.100.1"), 9), time.Hour, "", ""); err != nil {
+	if err := k.ApplyFlow(metaOf(neighbour, netip.MustParseAddr("198.51.100.1"), 9), drop(time.Hour, "", "")); err != nil {
 		t.Errorf("another server: %v", err)
 	}
 }

@@ -82,7 +82,7 @@ func (t *Tables) carryBlocks(blocks []carriedBlock) (n int, err error) {
 	t.blocking.Lock()
 	defer t.blocking.Unlock()
 	for i := range blocks {
-		if e := t.insertBlock(&blocks[i].key, &blocks[i].block); e != nil {
+		if e := t.putBlock(&blocks[i].key, &blocks[i].block); e != nil {
 			err = errors.Join(err, fmt.Errorf("carry the block of %s over: %w", fromKernelKey(&blocks[i].key), e))
 			continue
 		}

@@ -157,9 +157,32 @@ func TestBlocksSurviveTheUpgradeFromLayout2(t *testing.T) {
 func TestBlocksSurviveOtherSizesAndLayouts(t *testing.T) {
 	for name, spoil := range map[string]func(d *DataPath) Options{
 		"another layout of the other maps": func(d *DataPath) Options {
-			a := d.about
+			var a datapathAttached
+			if err := d.att.Lookup(uint32(0), &a); err != nil {
+				t.Fatal(err)
+			}
 			a.LayoutVersion = layoutVersion + 1
 			if err := d.att.Update(uint32(0), &a, ebpf.UpdateAny); err != nil {
+				t.Fatal(err)
+			}
+			return Options{}
+		},
+		// It had the daemon's counters in the attachment.
+		"layout 3": func(d *DataPath) Options {
+			about, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 400, MaxEntries: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer about.Close()
+			value := make([]byte, 400)
+			value[0], value[16] = 3, 3
+			pin := filepath.Join(d.Info.PinDir, datapathMapAttachment)
+			err = errors.Join(about.Update(uint32(0), value, ebpf.UpdateAny), os.Remove(pin),
+				os.Remove(filepath.Join(d.Info.PinDir, datapathMapDaemonCounters)))
+			if err == nil {
+				err = about.Pin(pin)
+			}
+			if err != nil {
 				t.Fatal(err)
 			}
 			return Options{}
@@ -169,7 +192,7 @@ func TestBlocksSurviveOtherSizesAndLayouts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inNamespace(t)
 			d := attach(t, Options{})
-			if err := d.Block(tcpKey(), time.Hour, "obfs4", "r"); err != nil {
+			if err := d.Apply(tcpKey(), drop(time.Hour, "obfs4", "r")); err != nil {
 				t.Fatal(err)
 			}
 			oldXDP, _ := attached(t)
@@ -198,7 +221,7 @@ func TestBlocksThatFindNoRoomAreToldOf(t *testing.T) {
 	key := tcpKey()
 	for i := range 20 {
 		key.VLAN = uint16(i)
-		if err := d.Block(key, time.Hour, "", ""); err != nil {
+		if err := d.Apply(key, drop(time.Hour, "", "")); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -219,7 +242,7 @@ func TestBlocksThatFindNoRoomAreToldOf(t *testing.T) {
 func TestFailedReplacementLeavesWhatIsPinned(t *testing.T) {
 	inNamespace(t)
 	d := attach(t, Options{})
-	if err := d.Block(tcpKey(), time.Hour, "", ""); err != nil {
+	if err := d.Apply(tcpKey(), drop(time.Hour, "", "")); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.Release(); err != nil {

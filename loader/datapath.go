@@ -126,7 +126,6 @@ type DataPath struct {
 	egress  link.Link    // nil: a clsact filter
 	index   atomic.Int32 // of the interface
 	sweepIn []byte
-	about   datapathAttached
 	sides   *sides
 	foreign bool // what is pinned is another process's, and goes on if Attach fails
 
@@ -349,7 +348,7 @@ func closeMaps(maps map[string]*ebpf.Map) {
 }
 
 // layoutVersion is LAYOUT_VERSION of bpf/earlydrop.h.
-const layoutVersion = 3
+const layoutVersion = 4
 
 // blockLayout is BLOCK_LAYOUT of bpf/earlydrop.h.
 const blockLayout = 3
@@ -434,8 +433,10 @@ func (d *DataPath) describe(opts Options, spec *ebpf.CollectionSpec) error {
 	fixed(a.Version[:], opts.Version)
 	fixed(a.Model[:], opts.Model)
 	fixed(a.Policy[:], opts.Policy)
-	d.about = a
-	return d.Report(DaemonCounters{})
+	if err := d.att.Update(uint32(0), &a, ebpf.UpdateAny); err != nil {
+		return fmt.Errorf("write map attachment: %w", err)
+	}
+	return d.Report(nil)
 }
 
 // setMode tells the programs the mode, which stays when this process is gone.
@@ -446,18 +447,6 @@ func (d *DataPath) setMode(monitor bool) error {
 	}
 	if err := d.coll.Maps[datapathMapMode].Update(uint32(0), &is, ebpf.UpdateAny); err != nil {
 		return fmt.Errorf("write map mode: %w", err)
-	}
-	return nil
-}
-
-// Report writes the daemon's counters to where [Tables.Attachment] reads them. It is not
-// safe for concurrent use with itself.
-func (d *DataPath) Report(c DaemonCounters) error {
-	a := &d.about
-	a.Classified, a.ToDrop, a.Blocked = c.Classified, c.ToDrop, c.Blocked
-	a.QueueFull, a.NotClassified, a.NotBlocked = c.QueueFull, c.NotClassified, c.NotBlocked
-	if err := d.att.Update(uint32(0), a, ebpf.UpdateAny); err != nil {
-		return fmt.Errorf("write map attachment: %w", err)
 	}
 	return nil
 }

@@ -30,12 +30,6 @@ type datapathAttached struct {
 	Model         [64]int8
 	Policy        [128]int8
 	FirstNs       uint64
-	Classified    uint64
-	ToDrop        uint64
-	Blocked       uint64
-	QueueFull     uint64
-	NotClassified uint64
-	NotBlocked    uint64
 }
 
 type datapathBlock struct {
@@ -153,6 +147,12 @@ type datapathCounts struct {
 	HandshakeBusy      uint64
 	RingFull           uint64
 	LoadFailed         uint64
+}
+
+type datapathDaemonCounter struct {
+	_     structs.HostLayout
+	Name  [32]int8
+	Value uint64
 }
 
 type datapathDeviceSide struct {
@@ -337,6 +337,7 @@ const (
 	datapathMapChecksumRooms    = "checksum_rooms"
 	datapathMapCollecting       = "collecting"
 	datapathMapCounters         = "counters"
+	datapathMapDaemonCounters   = "daemon_counters"
 	datapathMapFlows            = "flows"
 	datapathMapFragments        = "fragments"
 	datapathMapFreeSlots        = "free_slots"
@@ -423,28 +424,29 @@ type datapathProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathMapSpecs struct {
-	Attachment    *ebpf.MapSpec `ebpf:"attachment"`
-	Blocked       *ebpf.MapSpec `ebpf:"blocked"`
-	ChecksumRooms *ebpf.MapSpec `ebpf:"checksum_rooms"`
-	Collecting    *ebpf.MapSpec `ebpf:"collecting"`
-	Counters      *ebpf.MapSpec `ebpf:"counters"`
-	Flows         *ebpf.MapSpec `ebpf:"flows"`
-	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
-	FreeSlots     *ebpf.MapSpec `ebpf:"free_slots"`
-	FreeTcpSlots  *ebpf.MapSpec `ebpf:"free_tcp_slots"`
-	HandshakeTags *ebpf.MapSpec `ebpf:"handshake_tags"`
-	Handshakes    *ebpf.MapSpec `ebpf:"handshakes"`
-	Mode          *ebpf.MapSpec `ebpf:"mode"`
-	SameSide      *ebpf.MapSpec `ebpf:"same_side"`
-	Samples       *ebpf.MapSpec `ebpf:"samples"`
-	SeenInside    *ebpf.MapSpec `ebpf:"seen_inside"`
-	Settled       *ebpf.MapSpec `ebpf:"settled"`
-	SlotQuota     *ebpf.MapSpec `ebpf:"slot_quota"`
-	Slots         *ebpf.MapSpec `ebpf:"slots"`
-	Syns          *ebpf.MapSpec `ebpf:"syns"`
-	WaitingFlows  *ebpf.MapSpec `ebpf:"waiting_flows"`
-	WaitingQuota  *ebpf.MapSpec `ebpf:"waiting_quota"`
-	WaitingTags   *ebpf.MapSpec `ebpf:"waiting_tags"`
+	Attachment     *ebpf.MapSpec `ebpf:"attachment"`
+	Blocked        *ebpf.MapSpec `ebpf:"blocked"`
+	ChecksumRooms  *ebpf.MapSpec `ebpf:"checksum_rooms"`
+	Collecting     *ebpf.MapSpec `ebpf:"collecting"`
+	Counters       *ebpf.MapSpec `ebpf:"counters"`
+	DaemonCounters *ebpf.MapSpec `ebpf:"daemon_counters"`
+	Flows          *ebpf.MapSpec `ebpf:"flows"`
+	Fragments      *ebpf.MapSpec `ebpf:"fragments"`
+	FreeSlots      *ebpf.MapSpec `ebpf:"free_slots"`
+	FreeTcpSlots   *ebpf.MapSpec `ebpf:"free_tcp_slots"`
+	HandshakeTags  *ebpf.MapSpec `ebpf:"handshake_tags"`
+	Handshakes     *ebpf.MapSpec `ebpf:"handshakes"`
+	Mode           *ebpf.MapSpec `ebpf:"mode"`
+	SameSide       *ebpf.MapSpec `ebpf:"same_side"`
+	Samples        *ebpf.MapSpec `ebpf:"samples"`
+	SeenInside     *ebpf.MapSpec `ebpf:"seen_inside"`
+	Settled        *ebpf.MapSpec `ebpf:"settled"`
+	SlotQuota      *ebpf.MapSpec `ebpf:"slot_quota"`
+	Slots          *ebpf.MapSpec `ebpf:"slots"`
+	Syns           *ebpf.MapSpec `ebpf:"syns"`
+	WaitingFlows   *ebpf.MapSpec `ebpf:"waiting_flows"`
+	WaitingQuota   *ebpf.MapSpec `ebpf:"waiting_quota"`
+	WaitingTags    *ebpf.MapSpec `ebpf:"waiting_tags"`
 }
 
 // datapathVariableSpecs contains global variables before they are loaded into the kernel.
@@ -486,28 +488,29 @@ func (o *datapathObjects) Close() error {
 //
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathMaps struct {
-	Attachment    *ebpf.Map `ebpf:"attachment"`
-	Blocked       *ebpf.Map `ebpf:"blocked"`
-	ChecksumRooms *ebpf.Map `ebpf:"checksum_rooms"`
-	Collecting    *ebpf.Map `ebpf:"collecting"`
-	Counters      *ebpf.Map `ebpf:"counters"`
-	Flows         *ebpf.Map `ebpf:"flows"`
-	Fragments     *ebpf.Map `ebpf:"fragments"`
-	FreeSlots     *ebpf.Map `ebpf:"free_slots"`
-	FreeTcpSlots  *ebpf.Map `ebpf:"free_tcp_slots"`
-	HandshakeTags *ebpf.Map `ebpf:"handshake_tags"`
-	Handshakes    *ebpf.Map `ebpf:"handshakes"`
-	Mode          *ebpf.Map `ebpf:"mode"`
-	SameSide      *ebpf.Map `ebpf:"same_side"`
-	Samples       *ebpf.Map `ebpf:"samples"`
-	SeenInside    *ebpf.Map `ebpf:"seen_inside"`
-	Settled       *ebpf.Map `ebpf:"settled"`
-	SlotQuota     *ebpf.Map `ebpf:"slot_quota"`
-	Slots         *ebpf.Map `ebpf:"slots"`
-	Syns          *ebpf.Map `ebpf:"syns"`
-	WaitingFlows  *ebpf.Map `ebpf:"waiting_flows"`
-	WaitingQuota  *ebpf.Map `ebpf:"waiting_quota"`
-	WaitingTags   *ebpf.Map `ebpf:"waiting_tags"`
+	Attachment     *ebpf.Map `ebpf:"attachment"`
+	Blocked        *ebpf.Map `ebpf:"blocked"`
+	ChecksumRooms  *ebpf.Map `ebpf:"checksum_rooms"`
+	Collecting     *ebpf.Map `ebpf:"collecting"`
+	Counters       *ebpf.Map `ebpf:"counters"`
+	DaemonCounters *ebpf.Map `ebpf:"daemon_counters"`
+	Flows          *ebpf.Map `ebpf:"flows"`
+	Fragments      *ebpf.Map `ebpf:"fragments"`
+	FreeSlots      *ebpf.Map `ebpf:"free_slots"`
+	FreeTcpSlots   *ebpf.Map `ebpf:"free_tcp_slots"`
+	HandshakeTags  *ebpf.Map `ebpf:"handshake_tags"`
+	Handshakes     *ebpf.Map `ebpf:"handshakes"`
+	Mode           *ebpf.Map `ebpf:"mode"`
+	SameSide       *ebpf.Map `ebpf:"same_side"`
+	Samples        *ebpf.Map `ebpf:"samples"`
+	SeenInside     *ebpf.Map `ebpf:"seen_inside"`
+	Settled        *ebpf.Map `ebpf:"settled"`
+	SlotQuota      *ebpf.Map `ebpf:"slot_quota"`
+	Slots          *ebpf.Map `ebpf:"slots"`
+	Syns           *ebpf.Map `ebpf:"syns"`
+	WaitingFlows   *ebpf.Map `ebpf:"waiting_flows"`
+	WaitingQuota   *ebpf.Map `ebpf:"waiting_quota"`
+	WaitingTags    *ebpf.Map `ebpf:"waiting_tags"`
 }
 
 func (m *datapathMaps) Close() error {
@@ -517,6 +520,7 @@ func (m *datapathMaps) Close() error {
 		m.ChecksumRooms,
 		m.Collecting,
 		m.Counters,
+		m.DaemonCounters,
 		m.Flows,
 		m.Fragments,
 		m.FreeSlots,

@@ -163,7 +163,7 @@ func TestTopologySoftwareFlowtable(t *testing.T) {
 	if s.Initiator() != c.LocalAddr().(*net.TCPAddr).AddrPort() || !s.Complete() || s.Key.Proto != flow.TCP {
 		t.Errorf("captured %s > %s, %d bytes", s.Initiator(), s.Responder(), len(s.Data))
 	}
-	if err := d.Block(s.Key, time.Minute, "x", "y"); err != nil {
+	if err := d.Apply(s.Key, drop(time.Minute, "x", "y")); err != nil {
 		t.Fatal(err)
 	}
 	if err := echo(2 * time.Second); err == nil {

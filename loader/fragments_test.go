@@ -25,9 +25,13 @@ const fragmentAge = 2 * time.Second
 func (k *kernel) ageFragments(d time.Duration) {
 	k.t.Helper()
 	m := k.coll.Maps[datapathMapFragments]
+	all := map[datapathFragmentKey]datapathFragment{} // an update may move an entry
 	var key datapathFragmentKey
 	var first datapathFragment
 	for entries := m.Iterate(); entries.Next(&key, &first); {
+		all[key] = first
+	}
+	for key, first := range all {
 		first.TimeNs -= uint64(d)
 		if err := m.Update(&key, &first, ebpf.UpdateExist); err != nil {
 			k.t.Fatal(err)
@@ -87,7 +91,7 @@ func (s *fragmentScene) key(proto flow.Proto) flow.Key {
 
 func (s *fragmentScene) block(proto flow.Proto) {
 	s.t.Helper()
-	if err := s.Block(s.key(proto), time.Hour, "v2ray", "tunnels"); err != nil {
+	if err := s.Apply(s.key(proto), drop(time.Hour, "v2ray", "tunnels")); err != nil {
 		s.t.Fatal(err)
 	}
 }

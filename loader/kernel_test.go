@@ -4,6 +4,7 @@ package loader
 
 import (
 	"errors"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -233,12 +234,8 @@ func (k *kernel) counts() map[string]uint64 {
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	m := make(map[string]uint64)
-	for name, v := range c.All() {
-		if v != 0 {
-			m[name] = v
-		}
-	}
+	m := c.Values()
+	maps.DeleteFunc(m, func(_ string, v uint64) bool { return v == 0 })
 	return m
 }
 

@@ -252,7 +252,7 @@ func TestAdoptKeepsBlocksAndSwapsPrograms(t *testing.T) {
 	for _, opts := range []Options{{}, {XDPMode: XDPGeneric, forceClsact: true}} {
 		inNamespace(t)
 		d := attach(t, opts)
-		if err := d.Block(tcpKey(), time.Hour, "shadowsocks", "r"); err != nil {
+		if err := d.Apply(tcpKey(), drop(time.Hour, "shadowsocks", "r")); err != nil {
 			t.Fatal(err)
 		}
 		oldXDP, oldEgress := attached(t)
@@ -310,9 +310,9 @@ func TestAdoptionKeepsHandshakes(t *testing.T) {
 		t.Fatal("nothing was adopted")
 	}
 	run(d, down(f.SYN|f.ACK, 0), up(f.ACK, 0), up(f.ACK, 1400))
-	c, err := d.Counters()
-	if err != nil || c.HandedFull != 1 || c.MidStream != 0 {
-		t.Errorf("handed over %d, mid-stream %d, %v", c.HandedFull, c.MidStream, err)
+	counters, err := d.Counters()
+	if c := counters.Values(); err != nil || c["handed_full"] != 1 || c["mid_stream"] != 0 {
+		t.Errorf("handed over %d, mid-stream %d, %v", c["handed_full"], c["mid_stream"], err)
 	}
 	if err := d.Detach(); err != nil {
 		t.Fatal(err)
@@ -469,13 +469,17 @@ func TestBpftoolPrintsNames(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if err := d.Block(flow.Key{Lo: client, Hi: server, Proto: flow.TCP, VLAN: 7}, time.Hour, "shadowsocks", "tunnels"); err != nil {
+	err := errors.Join(d.Apply(flow.Key{Lo: client, Hi: server, Proto: flow.TCP, VLAN: 7}, drop(time.Hour, "shadowsocks", "tunnels")),
+		d.Report(Counters{{Name: "verdicts", Value: 7}}))
+	if err != nil {
 		t.Fatal(err)
 	}
 	for name, words := range map[string][]string{
 		datapathMapBlocked:    {`"lo_port": 40000`, `"hi_port": 443`, `"vlan": 7`, `"class": "shadowsocks"`, `"rule": "tunnels"`, `"expires_ns"`, `"packets": 0`},
 		datapathMapCounters:   {`"packets_ingress"`, `"ring_full"`},
 		datapathMapAttachment: {`"xdp_mode": "native"`, `"mode": "enforce"`},
+		// The list that the test reported, and nothing behind it.
+		datapathMapDaemonCounters: {`"name": "verdicts"`, `"value": 7`, `"name": ""`},
 	} {
 		out, err := exec.Command("bpftool", "map", "dump", "pinned", filepath.Join(d.Info.PinDir, name)).CombinedOutput()
 		if err != nil {

@@ -75,7 +75,7 @@ func TestInterfaceNamesWithDots(t *testing.T) {
 		if d.Interface() != name || strings.Contains(filepath.Base(d.PinDir()), ".") {
 			t.Errorf("interface %q, pinned at %s", d.Interface(), d.PinDir())
 		}
-		if err := errors.Join(d.Block(tcpKey(), time.Hour, "shadowsocks", "r"), d.Release()); err != nil {
+		if err := errors.Join(d.Apply(tcpKey(), drop(time.Hour, "shadowsocks", "r")), d.Release()); err != nil {
 			t.Fatal(err)
 		}
 		if got := blockedOn(t, name); len(got) != 1 {
@@ -103,7 +103,7 @@ func TestRenamedInterfaceGoesByItsNewName(t *testing.T) {
 		t.Run(daemon, func(t *testing.T) {
 			inNamespace(t)
 			d := attach(t, Options{})
-			if err := d.Block(tcpKey(), time.Hour, "shadowsocks", "r"); err != nil {
+			if err := d.Apply(tcpKey(), drop(time.Hour, "shadowsocks", "r")); err != nil {
 				t.Fatal(err)
 			}
 			rename(t, "v0", "w.9")
@@ -193,7 +193,7 @@ func TestInterfacesExchangeNames(t *testing.T) {
 	a, b := attachTo(t, "v0"), attachTo(t, "v1")
 	keyOf := map[*DataPath]flow.Key{a: tcpKey(), b: {Lo: client, Hi: server, Proto: flow.UDP}}
 	for d, key := range keyOf {
-		if err := d.Block(key, time.Hour, "", ""); err != nil {
+		if err := d.Apply(key, drop(time.Hour, "", "")); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -273,7 +273,7 @@ func TestInterfaceMovesToAnotherNamespace(t *testing.T) {
 	defer home.Close()
 	other, there, _ := inOther(t)
 	d := attach(t, Options{})
-	if err := d.Block(tcpKey(), time.Hour, "", ""); err != nil {
+	if err := d.Apply(tcpKey(), drop(time.Hour, "", "")); err != nil {
 		t.Fatal(err)
 	}
 	move := func(l netlink.Link, h *netlink.Handle, to netns.NsHandle) {
@@ -378,7 +378,7 @@ func TestSameNameInTwoNamespaces(t *testing.T) {
 		if d.Info.Adopted {
 			t.Errorf("the other one's pins were adopted: %+v", d.Info)
 		}
-		if err := errors.Join(d.Block(keys[i], time.Hour, "", ""), d.Release()); err != nil {
+		if err := errors.Join(d.Apply(keys[i], drop(time.Hour, "", "")), d.Release()); err != nil {
 			t.Fatal(err)
 		}
 		d = attach(t, Options{})

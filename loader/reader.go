@@ -28,6 +28,7 @@ var ErrBadRecord = errors.New("bad ring buffer record")
 type Reader struct {
 	ring   *ringbuf.Reader
 	record ringbuf.Record
+	source func() flow.Source
 }
 
 // NewReader returns a reader of the data path's captures.
@@ -36,7 +37,12 @@ func (d *DataPath) NewReader() (*Reader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the ring buffer: %w", err)
 	}
-	return &Reader{ring: ring}, nil
+	return &Reader{ring: ring, source: d.source}, nil
+}
+
+// source is where what is captured now is from.
+func (d *DataPath) source() flow.Source {
+	return flow.Source{Interface: d.Interface(), Index: int(d.index.Load())}
 }
 
 // Read waits for the next capture and fills s with it, without allocating. It
@@ -53,6 +59,7 @@ func (r *Reader) Read(s *flow.Sample) error {
 	if err := decodeSample(r.record.RawSample, s); err != nil {
 		return err
 	}
+	s.Source = r.source()
 	signals.Note(s, signals.Live)
 	return nil
 }

@@ -107,3 +107,26 @@ func TestRecordsThatContradictThemselvesAreBad(t *testing.T) {
 		}
 	}
 }
+
+func TestSamplesNameTheirInterface(t *testing.T) {
+	inNamespace(t)
+	d := attach(t, Options{})
+	want := flow.Source{Interface: "v0", Index: int(d.index.Load())}
+	if got := captureUDP(t, d, 50000).Source; got != want || got.Index == 0 {
+		t.Errorf("source %+v, want %+v", got, want)
+	}
+	// The name is the present one, the index stays.
+	rename(t, "v0", "w0")
+	if _, err := d.Check(); err != nil {
+		t.Fatal(err)
+	}
+	want.Interface = "w0"
+	if got := captureUDP(t, d, 50001).Source; got != want {
+		t.Errorf("source %+v, want %+v", got, want)
+	}
+	if err := d.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	rename(t, "w0", "v0")
+	nothingLeft(t)
+}

@@ -15,7 +15,7 @@ func TestAdoptAfterTheInterfaceWasMadeAnew(t *testing.T) {
 	for _, opts := range []Options{{}, {XDPMode: XDPGeneric}, {forceClsact: true}} {
 		inNamespace(t)
 		d := attach(t, opts)
-		if err := d.Block(tcpKey(), time.Hour, "shadowsocks", "r"); err != nil {
+		if err := d.Apply(tcpKey(), drop(time.Hour, "shadowsocks", "r")); err != nil {
 			t.Fatal(err)
 		}
 		if err := d.Release(); err != nil {

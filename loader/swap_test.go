@@ -138,7 +138,7 @@ func TestSwapUnderTrafficPassesNothingBlocked(t *testing.T) {
 	inNamespace(t)
 	d := attach(t, Options{})
 	key, _ := flow.NewKey(client, server, flow.UDP, 0, 0)
-	if err := d.Block(key, time.Hour, "shadowsocks", "r"); err != nil {
+	if err := d.Apply(key, drop(time.Hour, "shadowsocks", "r")); err != nil {
 		t.Fatal(err)
 	}
 	tr := startTraffic(t, udp(true, 100), up(f.ACK, 100))

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
 )
@@ -21,11 +20,11 @@ import (
 // can open them. Its methods are safe for concurrent use, also by several
 // processes.
 type Tables struct {
-	at                                        atomic.Pointer[place]
-	gone                                      bool
-	flows, blocked, collecting, counters, att *ebpf.Map
-	mode                                      *ebpf.Map
-	filter                                    *blockFilter
+	at   atomic.Pointer[place]
+	gone bool
+
+	flows, blocked, collecting, counters, daemon, att, mode *ebpf.Map
+	filter                                                  *blockFilter
 
 	blocking sync.Mutex // of what follows, and of adding and removing blocks
 	census   census
@@ -88,17 +87,6 @@ type Attachment struct {
 	Version   string // of the program that attached
 	Model     string // cut to 63 bytes
 	Policy    string // path, cut to 127 bytes
-	Daemon    DaemonCounters
-}
-
-// DaemonCounters are what the process behind a data path has done so far.
-type DaemonCounters struct {
-	Classified    uint64 `json:"classified"`
-	ToDrop        uint64 `json:"to_drop"`        // verdicts that a rule wants dropped, also in monitor mode
-	Blocked       uint64 `json:"blocked"`        // blocks that were written
-	QueueFull     uint64 `json:"queue_full"`     // passed: the classifier was behind
-	NotClassified uint64 `json:"not_classified"` // passed: the capture or the model failed
-	NotBlocked    uint64 `json:"not_blocked"`    // passed: the block could not be written
 }
 
 // Open opens the pinned maps of an interface, by its present name. It returns an error
@@ -179,7 +167,7 @@ func openTables(p *pinned, folder *os.File) (*Tables, error) {
 // tableMaps are the maps that Tables works on.
 var tableMaps = []string{
 	datapathMapFlows, datapathMapBlocked, datapathMapCollecting,
-	datapathMapCounters, datapathMapAttachment, datapathMapMode, mapBlockFilter,
+	datapathMapCounters, datapathMapDaemonCounters, datapathMapAttachment, datapathMapMode, mapBlockFilter,
 }
 
 // newTables takes over the maps that tableMaps names.
@@ -192,8 +180,8 @@ func newTables(iface string, maps map[string]*ebpf.Map) (*Tables, error) {
 		filter: filter,
 		flows:  maps[datapathMapFlows], blocked: maps[datapathMapBlocked],
 		collecting: maps[datapathMapCollecting],
-		counters:   maps[datapathMapCounters], att: maps[datapathMapAttachment],
-		mode: maps[datapathMapMode],
+		counters:   maps[datapathMapCounters], daemon: maps[datapathMapDaemonCounters],
+		att: maps[datapathMapAttachment], mode: maps[datapathMapMode],
 	}
 	t.at.Store(&place{iface, pinDir(iface)})
 	return t, nil
@@ -202,137 +190,10 @@ func newTables(iface string, maps map[string]*ebpf.Map) (*Tables, error) {
 // Close gives the file descriptors back. It changes nothing in the kernel.
 func (t *Tables) Close() error {
 	errs := []error{t.filter.close()}
-	for _, m := range []*ebpf.Map{t.flows, t.blocked, t.collecting, t.counters, t.att, t.mode, t.filter.m} {
+	for _, m := range []*ebpf.Map{t.flows, t.blocked, t.collecting, t.counters, t.daemon, t.att, t.mode, t.filter.m} {
 		errs = append(errs, m.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// Block drops the packets of a key in the kernel for the given time, at most 100
-// years, from now on, or until another TCP connection of the key is made. A key that
-// is blocked already gets the new time and reason, and its counters begin at zero
-// again. The error wraps [ErrFull] when the table is full of blocks that drop.
-func (t *Tables) Block(key flow.Key, ttl time.Duration, class, rule string) error {
-	if ttl <= 0 {
-		return fmt.Errorf("block %s: time to live %s is not positive", key, ttl)
-	}
-	t.blocking.Lock()
-	defer t.blocking.Unlock()
-	k := toKernelKey(key)
-	b := newBlock(ttl, class, rule)
-	if err := t.insertBlock(&k, &b); err != nil {
-		return fmt.Errorf("block %s: %w", key, err)
-	}
-	return nil
-}
-
-// BlockFlow is Block for a flow that was captured. A TCP connection that goes on when
-// the time is over stays blocked for as long again, at most five times. The error wraps
-// [ErrFlowGone], and nothing is blocked, when another connection has the key by now, and
-// [ErrInitiatorQuota] when the flow's initiator has too many of the blocks.
-func (t *Tables) BlockFlow(m *flow.Meta, ttl time.Duration, class, rule string) error {
-	if ttl <= 0 {
-		return fmt.Errorf("block %s: time to live %s is not positive", m.Key, ttl)
-	}
-	t.blocking.Lock()
-	defer t.blocking.Unlock()
-	k := toKernelKey(m.Key)
-	b := newBlock(ttl, class, rule)
-	b.setNumbers(m, ttl)
-	if err := t.checkQuota(m); err != nil {
-		return fmt.Errorf("block %s: %w", m.Key, err)
-	}
-	// The kernel forgets the flow first and ends its block then: one of the two looks
-	// finds that it is another connection by now.
-	if err := t.checkConnection(&k, &b); err != nil {
-		return fmt.Errorf("block %s: %w", m.Key, err)
-	}
-	if err := t.insertBlock(&k, &b); err != nil {
-		return fmt.Errorf("block %s: %w", m.Key, err)
-	}
-	if err := t.checkConnection(&k, &b); err != nil {
-		_, undo := t.unblock(&k)
-		return fmt.Errorf("block %s: %w", m.Key, errors.Join(err, undo))
-	}
-	t.census.add(initiatorOf(&k, &b), responderOf(&k, &b))
-	return nil
-}
-
-func newBlock(ttl time.Duration, class, rule string) datapathBlock {
-	now := monotonic()
-	b := datapathBlock{SinceNs: now, ExpiresNs: now + uint64(ttl)}
-	fixed(b.Class[:], class)
-	fixed(b.Rule[:], rule)
-	return b
-}
-
-// setNumbers fills in what is known of a TCP connection.
-func (b *datapathBlock) setNumbers(m *flow.Meta, ttl time.Duration) {
-	n := &m.Numbers
-	if m.InitiatorIsLo {
-		b.InitiatorIsLo = 1
-		b.IsnLo, b.IsnHi, b.NextLo, b.NextHi = n.InitiatorISN, n.ResponderISN, n.InitiatorNext, n.ResponderNext
-	} else {
-		b.IsnLo, b.IsnHi, b.NextLo, b.NextHi = n.ResponderISN, n.InitiatorISN, n.ResponderNext, n.InitiatorNext
-	}
-	if m.Key.Proto != flow.TCP {
-		return
-	}
-	b.TtlNs = uint64(ttl)
-	if n.ISNKnown {
-		b.Known |= knownISN
-	}
-	if n.InitiatorNextKnown && m.InitiatorIsLo || n.ResponderNextKnown && !m.InitiatorIsLo {
-		b.Known |= knownNextLo
-	}
-	if n.ResponderNextKnown && m.InitiatorIsLo || n.InitiatorNextKnown && !m.InitiatorIsLo {
-		b.Known |= knownNextHi
-	}
-}
-
-// checkConnection returns ErrFlowGone where the kernel knows of another connection of
-// the key than the block's, or of none.
-func (t *Tables) checkConnection(k *datapathFlowKey, b *datapathBlock) error {
-	if b.Known&knownISN == 0 {
-		return nil
-	}
-	var v datapathFlow
-	switch err := t.flows.Lookup(k, &v); {
-	case errors.Is(err, ebpf.ErrKeyNotExist):
-		return ErrFlowGone
-	case err != nil:
-		return fmt.Errorf("read map flows: %w", err)
-	case v.Known&knownISN == 0 || v.IsnLo != b.IsnLo || v.IsnHi != b.IsnHi:
-		return ErrFlowGone
-	}
-	return nil
-}
-
-// insertBlock writes a block, and makes room for it if need be.
-func (t *Tables) insertBlock(k *datapathFlowKey, b *datapathBlock) error {
-	// The filter first: a block that it does not count is not looked up.
-	t.filter.add(k, 1)
-	for {
-		err := t.blocked.Update(k, b, ebpf.UpdateNoExist)
-		if err == nil {
-			return nil
-		}
-		if errors.Is(err, unix.E2BIG) && t.makeRoom() {
-			continue
-		}
-		if errors.Is(err, ebpf.ErrKeyExist) {
-			// It is counted already. If somebody deletes it in between, it is
-			// a new one again.
-			if err = t.blocked.Update(k, b, ebpf.UpdateExist); errors.Is(err, ebpf.ErrKeyNotExist) {
-				continue
-			}
-		}
-		t.filter.add(k, -1)
-		if errors.Is(err, unix.E2BIG) { // what the kernel says of a full hash table
-			err = fmt.Errorf("the table of blocked flows is %w: it holds %d", ErrFull, t.blocked.MaxEntries())
-		}
-		return err
-	}
 }
 
 // Unblock lets the flow's packets pass again and returns what was dropped. The
@@ -472,27 +333,6 @@ func walk[V any](m *ebpf.Map, f func(*datapathFlowKey, *V)) error {
 	}
 }
 
-// Pass records the verdict that the flow passes. A flow that the kernel has
-// forgotten in the meantime, or that began afresh, is left alone.
-func (t *Tables) Pass(key flow.Key) error {
-	k := toKernelKey(key)
-	var v datapathFlow
-	err := t.flows.Lookup(&k, &v)
-	if err == nil {
-		// What else the kernel notes there is kept, but for what it notes between the
-		// two calls: a mark that is lost lets the key's next connection pass unseen.
-		v.LastNs, v.Verdict = monotonic(), datapathVerdictVERDICT_PASS
-		err = t.flows.Update(&k, &v, ebpf.UpdateExist)
-	}
-	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("write verdict of %s: %w", key, err)
-	}
-	return nil
-}
-
-// Counters returns the counters summed over all CPUs.
-func (t *Tables) Counters() (Counters, error) { return readCounters(t.counters) }
-
 // Occupancy is how many flows are in which map.
 type Occupancy struct {
 	Flows      int `json:"flows"`      // handed over or decided
@@ -555,9 +395,5 @@ func (t *Tables) Attachment() (Attachment, error) {
 		Version:   fromFixed(a.Version[:]),
 		Model:     fromFixed(a.Model[:]),
 		Policy:    fromFixed(a.Policy[:]),
-		Daemon: DaemonCounters{
-			Classified: a.Classified, ToDrop: a.ToDrop, Blocked: a.Blocked,
-			QueueFull: a.QueueFull, NotClassified: a.NotClassified, NotBlocked: a.NotBlocked,
-		},
 	}, nil
 }

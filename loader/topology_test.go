@@ -237,19 +237,10 @@ func (d *tap) none() {
 // idle is the time that the tests of this file set.
 func (d *tap) idle() time.Duration { return 200 * time.Millisecond }
 
-func counted(c Counters, name string) (n uint64) {
-	for other, v := range c.All() {
-		if other == name {
-			n = v
-		}
-	}
-	return n
-}
-
 func nonZero(c Counters) (text string) {
-	for name, v := range c.All() {
-		if v != 0 {
-			text += fmt.Sprintf(" %s %d", name, v)
+	for _, one := range c {
+		if one.Value != 0 {
+			text += fmt.Sprintf(" %s %d", one.Name, one.Value)
 		}
 	}
 	return text
@@ -426,7 +417,7 @@ func TestTopologyOneArmed(t *testing.T) {
 	n.talk("client", "server", topologyServer)
 	d.none()
 	c, err := d.Counters()
-	if err != nil || counted(c, "reflected") == 0 {
+	if err != nil || c.Values()["reflected"] == 0 {
 		t.Errorf("not counted: %v,%s", err, nonZero(c))
 	}
 
@@ -516,7 +507,7 @@ func TestTopologyTwoUplinks(t *testing.T) {
 		if !oneWay {
 			out.none()
 			c, err := out.Counters()
-			if err != nil || counted(c, "one_way") == 0 {
+			if err != nil || c.Values()["one_way"] == 0 {
 				t.Errorf("not counted: %v,%s", err, nonZero(c))
 			}
 			continue
@@ -626,7 +617,7 @@ func (n *network) returned(d *tap, send func()) {
 		if err != nil {
 			n.t.Fatal(err)
 		}
-		if counted(after, "packets_egress") > counted(before, "packets_egress") {
+		if after.Values()["packets_egress"] > before.Values()["packets_egress"] {
 			return
 		}
 		if time.Now().After(deadline) {

@@ -53,7 +53,7 @@ func (d *tap) noUDP() {
 		d.t.Fatal(err)
 	}
 	c, err := d.Counters()
-	if err != nil || counted(c, "udp_opened") != 0 || counted(c, "udp_waiting") == 0 {
+	if err != nil || c.Values()["udp_opened"] != 0 || c.Values()["udp_waiting"] == 0 {
 		d.t.Errorf("%v; counters:%s", err, nonZero(c))
 	}
 	select {

@@ -76,7 +76,7 @@ func TestSilentUDPFlowsAreDecidedOrResumed(t *testing.T) {
 					t.Fatalf("the flow's beginning: %d samples, %+v", len(got), got)
 				}
 				if verdict == "pass" {
-					if err := k.Pass(udpKey()); err != nil {
+					if err := k.Apply(udpKey(), flow.Treatment{}); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -122,7 +122,7 @@ func TestBlockedUDPFlowsAreResumed(t *testing.T) {
 			if got := k.talk(700, 700); len(got) != 1 || got[0].Resumed {
 				t.Fatalf("the flow's beginning: %+v", got)
 			}
-			if err := k.Block(key, 50*time.Millisecond, "c", "r"); err != nil {
+			if err := k.Apply(key, drop(50*time.Millisecond, "c", "r")); err != nil {
 				t.Fatal(err)
 			}
 			end := monotonic() + uint64(70*time.Millisecond)
@@ -151,7 +151,7 @@ func TestBlockedUDPFlowsAreResumed(t *testing.T) {
 				t.Fatalf("%d samples, %+v", len(got), got)
 			}
 			// The coarse clock, of the kernel's note, may lag by a tick.
-			if err := k.Pass(key); err != nil {
+			if err := k.Apply(key, flow.Treatment{}); err != nil {
 				t.Fatal(err)
 			}
 			if !tt.removed && expire() != 1 {
@@ -168,7 +168,7 @@ func TestBlockedUDPFlowsAreResumed(t *testing.T) {
 func TestUnblockedUDPFlowsStayDecided(t *testing.T) {
 	k := loadKernel(t, config{udpIdle: DefaultUDPIdle})
 	k.talk(700, 700)
-	if err := k.Block(udpKey(), time.Hour, "c", "r"); err != nil {
+	if err := k.Apply(udpKey(), drop(time.Hour, "c", "r")); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := k.Unblock(udpKey()); err != nil {
@@ -182,7 +182,7 @@ func TestUnblockedUDPFlowsStayDecided(t *testing.T) {
 // A UDP block ends at its time, whatever comes.
 func TestUDPBlocksAreNotRenewed(t *testing.T) {
 	k := loadKernel(t, config{})
-	if err := k.Block(udpKey(), 20*time.Millisecond, "c", "r"); err != nil {
+	if err := k.Apply(udpKey(), drop(20*time.Millisecond, "c", "r")); err != nil {
 		t.Fatal(err)
 	}
 	end := monotonic() + uint64(20*time.Millisecond)
@@ -195,6 +195,32 @@ func TestUDPBlocksAreNotRenewed(t *testing.T) {
 	}
 }
 
+// captureUDP has a new flow of the client's port captured.
+func captureUDP(t *testing.T, d *DataPath, port uint16) *flow.Sample {
+	t.Helper()
+	r, err := d.NewReader()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	src := netip.AddrPortFrom(client.Addr(), port)
+	for i, e := range []entry{ingress, egress, ingress} {
+		from, to := src, server
+		if i == 1 {
+			from, to = server, src
+		}
+		frame := f.Ethernet(f.IP(from, to, f.UDP, f.Datagram(from, to, f.Payload(500))))
+		if _, err := d.coll.Programs[string(e)].Run(&ebpf.RunOptions{Data: frame}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := new(flow.Sample)
+	if err := r.Read(s); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
 // The attach is no beginning: what is new soon after the first one may have been open
 // before. Whoever takes over does not start that again.
 func TestUDPFlowsThatAreNewAfterTheFirstAttachAreResumed(t *testing.T) {
@@ -203,28 +229,8 @@ func TestUDPFlowsThatAreNewAfterTheFirstAttachAreResumed(t *testing.T) {
 	// resumed captures a new flow and says what it is.
 	resumed := func(d *DataPath) bool {
 		t.Helper()
-		r, err := d.NewReader()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer r.Close()
 		port++
-		src := netip.AddrPortFrom(client.Addr(), port)
-		for i, e := range []entry{ingress, egress, ingress} {
-			from, to := src, server
-			if i == 1 {
-				from, to = server, src
-			}
-			frame := f.Ethernet(f.IP(from, to, f.UDP, f.Datagram(from, to, f.Payload(500))))
-			if _, err := d.coll.Programs[string(e)].Run(&ebpf.RunOptions{Data: frame}); err != nil {
-				t.Fatal(err)
-			}
-		}
-		var s flow.Sample
-		if err := r.Read(&s); err != nil {
-			t.Fatal(err)
-		}
-		return s.Resumed
+		return captureUDP(t, d, port).Resumed
 	}
 	inNamespace(t)
 	d := attach(t, Options{UDPWarmup: time.Hour})
@@ -297,7 +303,7 @@ func TestElevenMinutesOfSilenceAreNoBeginning(t *testing.T) {
 			if got := k.talk(tt.begin...); len(got) != 1 || got[0].Resumed {
 				t.Fatalf("the flow's beginning: %d samples, %+v", len(got), got)
 			}
-			if err := k.Pass(udpKey()); err != nil {
+			if err := k.Apply(udpKey(), flow.Treatment{}); err != nil {
 				t.Fatal(err)
 			}
 			k.silent(udpKey(), 65*time.Second/scale)

@@ -41,7 +41,7 @@ func TestBlockDropsBothDirectionsAndCounts(t *testing.T) {
 			for _, p := range after(handshake(), up(f.ACK, 1400)) {
 				k.run(e, p)
 			}
-			if err := k.Block(tcpKey(), time.Hour, "shadowsocks", "tunnels"); err != nil {
+			if err := k.Apply(tcpKey(), drop(time.Hour, "shadowsocks", "tunnels")); err != nil {
 				t.Fatal(err)
 			}
 			for _, p := range [][]byte{up(f.ACK, 100), down(f.ACK, 200), up(f.SYN, 1), down(f.SYN|f.ACK, 0), down(f.FIN|f.ACK, 0)} {
@@ -83,14 +83,14 @@ func TestBlockEndsWithItsTimeToLive(t *testing.T) {
 	for _, p := range after(handshake(), up(f.ACK, 1400)) {
 		k.run(ingress, p)
 	}
-	if err := k.Block(tcpKey(), 0, "", ""); err == nil {
+	if err := k.Apply(tcpKey(), drop(0, "", "")); err == nil {
 		t.Error("a block without time to live was accepted")
 	}
 	// On a busy machine the time may be over before anything is tried: then with more.
 	var end uint64
 	for ttl := 60 * time.Millisecond; ; ttl *= 4 {
 		begin := monotonic()
-		if err := k.Block(tcpKey(), ttl, "shadowsocks", "r"); err != nil {
+		if err := k.Apply(tcpKey(), drop(ttl, "shadowsocks", "r")); err != nil {
 			t.Fatal(err)
 		}
 		end = monotonic() + uint64(ttl)
@@ -127,7 +127,7 @@ func TestBlockByHandOutlivesTheHandover(t *testing.T) {
 	for _, p := range after(handshake(), up(f.ACK, 100)) {
 		k.run(ingress, p)
 	}
-	if err := k.Block(tcpKey(), time.Hour, "", ""); err != nil {
+	if err := k.Apply(tcpKey(), drop(time.Hour, "", "")); err != nil {
 		t.Fatal(err)
 	}
 	if n := k.sweep(); n != 1 {
@@ -136,7 +136,7 @@ func TestBlockByHandOutlivesTheHandover(t *testing.T) {
 	if !k.run(ingress, up(f.ACK, 10)) {
 		t.Error("passed: the hand-over hid the block")
 	}
-	if err := k.Pass(tcpKey()); err != nil {
+	if err := k.Apply(tcpKey(), flow.Treatment{}); err != nil {
 		t.Fatal(err)
 	}
 	if !k.run(ingress, up(f.ACK, 10)) {
@@ -146,7 +146,7 @@ func TestBlockByHandOutlivesTheHandover(t *testing.T) {
 
 func TestPressureOnFlowsNeverUnblocks(t *testing.T) {
 	k := loadKernel(t, config{oneHook: true})
-	if err := k.Block(tcpKey(), time.Hour, "", ""); err != nil {
+	if err := k.Apply(tcpKey(), drop(time.Hour, "", "")); err != nil {
 		t.Fatal(err)
 	}
 	frame := up(f.ACK, 10)
@@ -175,14 +175,14 @@ func TestVerdictPassKeepsFlow(t *testing.T) {
 	if v := verdict(); v != datapathVerdictVERDICT_PENDING {
 		t.Errorf("verdict %d before the decision", v)
 	}
-	if err := k.Pass(tcpKey()); err != nil {
+	if err := k.Apply(tcpKey(), flow.Treatment{}); err != nil {
 		t.Fatal(err)
 	}
 	if v := verdict(); v != datapathVerdictVERDICT_PASS {
 		t.Errorf("verdict %d after the decision", v)
 	}
 	unknown, _ := flow.NewKey(peer6, host6, flow.UDP, 3, 4)
-	if err := k.Pass(unknown); err != nil {
+	if err := k.Apply(unknown, flow.Treatment{}); err != nil {
 		t.Errorf("pass of a forgotten flow: %v", err)
 	}
 }
@@ -336,16 +336,16 @@ func TestSlotsFullPassesAndIsNotCapturedLate(t *testing.T) {
 
 func TestBlockedFullIsAnErrorAndPasses(t *testing.T) {
 	k := loadKernel(t, config{oneHook: true, blocked: 1})
-	if err := k.Block(tcpKey(), time.Hour, "", ""); err != nil {
+	if err := k.Apply(tcpKey(), drop(time.Hour, "", "")); err != nil {
 		t.Fatal(err)
 	}
 	other, _ := flow.NewKey(client, server, flow.UDP, 0, 0)
-	err := k.Block(other, time.Hour, "", "")
+	err := k.Apply(other, drop(time.Hour, "", ""))
 	if !errors.Is(err, ErrFull) || !errors.Is(err, unix.E2BIG) || !strings.HasSuffix(err.Error(), ": the table of blocked flows is full: it holds 1") {
 		t.Errorf("second block: %v, want that the table is full", err)
 	}
 	// The one that is there is not refused.
-	if err := k.Block(tcpKey(), time.Hour, "", ""); err != nil {
+	if err := k.Apply(tcpKey(), drop(time.Hour, "", "")); err != nil {
 		t.Errorf("the first block once more: %v", err)
 	}
 	if k.run(ingress, udp(true, 10)) {

@@ -286,7 +286,7 @@ func TestLostPinsArePutBack(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			inNamespace(t)
 			d := attach(t, Options{})
-			if err := d.Block(tcpKey(), time.Hour, "", ""); err != nil {
+			if err := d.Apply(tcpKey(), drop(time.Hour, "", "")); err != nil {
 				t.Fatal(err)
 			}
 			tt.lose(t, d.Info.PinDir)
@@ -323,7 +323,7 @@ func TestLostPinsArePutBack(t *testing.T) {
 func TestPinsThatCanNotBePutBack(t *testing.T) {
 	inNamespace(t)
 	d := attach(t, Options{})
-	if err := d.Block(tcpKey(), time.Hour, "", ""); err != nil {
+	if err := d.Apply(tcpKey(), drop(time.Hour, "", "")); err != nil {
 		t.Fatal(err)
 	}
 	mount := filepath.Dir(pinRoot)

@@ -2,8 +2,9 @@
 
 // Package models holds the models that earlydrop ships, so that the program
 // needs no file beside it. Each model has a card of the same name that says
-// what it was trained on, how well it does, and what it must not be used for.
-// The training code is in train.
+// what it was trained on, how well it does, and what it must not be used for;
+// *.figures.json and *.figures.md beside it are generated. The training code is
+// in train.
 package models
 
 import _ "embed"

@@ -110,7 +110,7 @@ func checkPolicy(t *testing.T, p *Policy) {
 		if !r.ModelThreshold && r.Classes[0] != flow.Unknown {
 			least = math.SmallestNonzeroFloat64
 		}
-		if !(r.MinConfidence >= least && r.MinConfidence <= 1) || r.Action != Drop || r.TTL < MinTTL || r.TTL > MaxTTL {
+		if !(r.MinConfidence >= least && r.MinConfidence <= 1) || r.Action != flow.Drop || r.TTL < MinTTL || r.TTL > MaxTTL {
 			t.Fatalf("rule %+v", r)
 		}
 		checkMatches(t, r.Except)
@@ -138,7 +138,7 @@ func checkDecision(t *testing.T, p *Policy, m *flow.Meta, d Decision) {
 	at := slices.IndexFunc(p.Rules, func(r Rule) bool { return r.Name == d.Rule })
 	switch d.Reason {
 	case ReasonRule:
-		if at < 0 || d.Action != Drop || d.TTL != p.Rules[at].TTL || d.Confidence < p.Rules[at].MinConfidence || !slices.Contains(p.Rules[at].Classes, d.Class) ||
+		if at < 0 || d.Action != flow.Drop || d.TTL != p.Rules[at].TTL || d.Confidence < p.Rules[at].MinConfidence || !slices.Contains(p.Rules[at].Classes, d.Class) ||
 			m.Incomplete || m.MidStream && !p.Rules[at].MidStream || m.Key.Proto == flow.UDP && !p.Rules[at].UDPUnproven || m.OneWay && !p.Rules[at].OneWay ||
 			p.Rules[at].Signals != 0 && m.Signals&p.Rules[at].Signals == 0 {
 			t.Fatalf("decision %+v", d)
@@ -179,7 +179,7 @@ func checkDecision(t *testing.T, p *Policy, m *flow.Meta, d Decision) {
 	default:
 		t.Fatalf("decision %+v", d)
 	}
-	if d.Action != Pass || d.TTL != 0 {
+	if d.Action != flow.Pass || d.TTL != 0 {
 		t.Fatalf("decision %+v", d)
 	}
 }

@@ -96,15 +96,15 @@ func TestDecideAddsUpTheClassesOfARule(t *testing.T) {
 		want   Decision
 	}{
 		{"a clear tunnel of unclear kind", "shadowsocks", []float64{0.02, 0.55, 0.43},
-			Decision{Action: Drop, Rule: "both", Confidence: 0.98, TTL: 10 * time.Minute, Reason: ReasonRule}},
+			Decision{Action: flow.Drop, Rule: "both", Confidence: 0.98, TTL: 10 * time.Minute, Reason: ReasonRule}},
 		{"not enough together", "shadowsocks", []float64{0.2, 0.5, 0.3},
 			Decision{Rule: "both", Confidence: 0.8, Reason: ReasonLowConfidence}},
 		{"not enough together, enough for a rule of one", "v2ray", []float64{0.2, 0.35, 0.45},
-			Decision{Action: Drop, Rule: "one", Confidence: 0.45, TTL: time.Hour, Reason: ReasonRule}},
+			Decision{Action: flow.Drop, Rule: "one", Confidence: 0.45, TTL: time.Hour, Reason: ReasonRule}},
 		{"background leads, whatever the rest adds up to", "background", []float64{0.05, 0.475, 0.475},
 			Decision{Confidence: 0.05, Reason: ReasonNoRule}},
 		{"rounding above one", "shadowsocks", []float64{0, 0.6, 0.4000000001},
-			Decision{Action: Drop, Rule: "both", Confidence: 1, TTL: 10 * time.Minute, Reason: ReasonRule}},
+			Decision{Action: flow.Drop, Rule: "both", Confidence: 1, TTL: 10 * time.Minute, Reason: ReasonRule}},
 		{"not a number", "shadowsocks", []float64{0, math.NaN(), 1},
 			Decision{Rule: "both", Confidence: math.NaN(), Reason: ReasonLowConfidence}},
 	} {
@@ -128,7 +128,7 @@ func TestDecideUnknown(t *testing.T) {
 	const sure = "  - {name: sure, class: shadowsocks, min_confidence: 0.9, action: drop, ttl: 10m}\n"
 	const unknown = "  - {name: strange, class: unknown, action: drop, ttl: 1h, except: [{port: 53}]}\n"
 	drop := func(rule string, ttl time.Duration, confidence float64) Decision {
-		return Decision{Action: Drop, Rule: rule, Confidence: confidence, TTL: ttl, Reason: ReasonRule}
+		return Decision{Action: flow.Drop, Rule: rule, Confidence: confidence, TTL: ttl, Reason: ReasonRule}
 	}
 	for _, tt := range []struct {
 		name, rules string
@@ -154,7 +154,7 @@ func TestDecideUnknown(t *testing.T) {
 			p := mustParse(t, "rules:\n"+tt.rules)
 			r := flow.Result{Class: flow.Unknown, Confidence: 0.4, Labels: labels, Scores: tt.scores}
 			tt.want.Class = flow.Unknown
-			if tt.want.Rule == "one" || tt.want.Rule == "both" && tt.want.Action == Drop {
+			if tt.want.Rule == "one" || tt.want.Rule == "both" && tt.want.Action == flow.Drop {
 				tt.want.Class = "shadowsocks"
 			}
 			got := p.Decide(meta("10.0.0.2:40000", "198.51.100.7:"+tt.port), r)
@@ -222,7 +222,7 @@ func TestDecisionNamesWhatDecided(t *testing.T) {
 			if diff := cmp.Diff(want, d, near, cmpopts.IgnoreFields(Decision{}, "Action", "TTL", "Reason")); diff != "" {
 				t.Errorf("decision (-want +got):\n%s", diff)
 			}
-			if d.Action == Drop && (d.Class == flow.Unknown) != (tt.rule == "strange") {
+			if d.Action == flow.Drop && (d.Class == flow.Unknown) != (tt.rule == "strange") {
 				t.Errorf("a dropped flow is called %s", d.Class)
 			}
 			rule := p.RuleOf(&d)
@@ -236,7 +236,7 @@ func TestDecisionNamesWhatDecided(t *testing.T) {
 func TestDecide(t *testing.T) {
 	p := mustParse(t, decideYAML)
 	drop := func(rule string, ttl time.Duration) Decision {
-		return Decision{Action: Drop, Rule: rule, TTL: ttl, Reason: ReasonRule}
+		return Decision{Action: flow.Drop, Rule: rule, TTL: ttl, Reason: ReasonRule}
 	}
 	pass := func(rule, reason string) Decision { return Decision{Rule: rule, Reason: reason} }
 	const client, server = "100.64.0.1:50000", "100.64.0.2:9000"
@@ -328,8 +328,8 @@ func TestDecideTreatsMidStreamFlowsWhereARuleSaysSo(t *testing.T) {
 		want        Decision // of a flow that was captured from its middle
 	}{
 		{"no rule asks for it", plain, "v2ray", 1, "443", Decision{Rule: "plain", Reason: ReasonMidStream}},
-		{"a rule does", middle, "v2ray", 0.8, "443", Decision{Action: Drop, Rule: "middle", TTL: time.Hour, Reason: ReasonRule}},
-		{"a later rule does", plain + middle, "v2ray", 1, "443", Decision{Action: Drop, Rule: "middle", TTL: time.Hour, Reason: ReasonRule}},
+		{"a rule does", middle, "v2ray", 0.8, "443", Decision{Action: flow.Drop, Rule: "middle", TTL: time.Hour, Reason: ReasonRule}},
+		{"a later rule does", plain + middle, "v2ray", 1, "443", Decision{Action: flow.Drop, Rule: "middle", TTL: time.Hour, Reason: ReasonRule}},
 		{"a later rule asks for more", plain + middle, "v2ray", 0.7, "443", Decision{Rule: "plain", Reason: ReasonLowConfidence}},
 		{"the rule would not have taken it anyway", plain, "v2ray", 0.7, "443", Decision{Rule: "plain", Reason: ReasonLowConfidence}},
 		{"an exception", plain, "v2ray", 1, "53", Decision{Rule: "plain", Reason: ReasonException}},
@@ -356,7 +356,7 @@ func TestDecideTreatsMidStreamFlowsWhereARuleSaysSo(t *testing.T) {
 					t.Errorf("decision (-want +got):\n%s", diff)
 				}
 			}
-			if (tt.want.Reason == ReasonMidStream) != (whole.Action == Drop && p.Decide(m, r).Action == Pass) || whole.Detected != tt.want.Detected {
+			if (tt.want.Reason == ReasonMidStream) != (whole.Action == flow.Drop && p.Decide(m, r).Action == flow.Pass) || whole.Detected != tt.want.Detected {
 				t.Errorf("captured from its beginning, it is %+v", whole)
 			}
 			if p.TreatsMidStream() != strings.Contains(tt.rules, "mid_stream: true") {
@@ -376,7 +376,7 @@ rules:
 		r := flow.Result{Class: class, Confidence: 0.9}
 		m := meta("100.64.0.1:50000", "100.64.0.2:443")
 		m.Cut = true
-		if got := p.Decide(m, r); (got.Action == Drop) != (class != flow.Background) {
+		if got := p.Decide(m, r); (got.Action == flow.Drop) != (class != flow.Background) {
 			t.Errorf("%s, cut: %+v", class, got)
 		}
 		m.Incomplete = true
@@ -405,8 +405,8 @@ func TestDecideTreatsOneWayFlowsWhereARuleSaysSo(t *testing.T) {
 		want        Decision
 	}{
 		{"no rule asks for it", plain, Decision{Rule: "plain", Reason: ReasonOneWay}},
-		{"a rule does", oneWay, Decision{Action: Drop, Rule: "oneway", TTL: time.Hour, Reason: ReasonRule}},
-		{"a later rule does", plain + oneWay, Decision{Action: Drop, Rule: "oneway", TTL: time.Hour, Reason: ReasonRule}},
+		{"a rule does", oneWay, Decision{Action: flow.Drop, Rule: "oneway", TTL: time.Hour, Reason: ReasonRule}},
+		{"a later rule does", plain + oneWay, Decision{Action: flow.Drop, Rule: "oneway", TTL: time.Hour, Reason: ReasonRule}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m := meta("100.64.0.1:50000", "100.64.0.2:443")
@@ -430,11 +430,11 @@ func TestDecideTakesFlowsThatShowASignal(t *testing.T) {
 	}{
 		{"none", signals, 0, 1, Decision{Rule: "signals", Reason: ReasonNoSignal}},
 		{"another one", signals, flow.SignalTiny, 1, Decision{Rule: "signals", Reason: ReasonNoSignal}},
-		{"one of them", signals, flow.SignalGap, 0.5, Decision{Action: Drop, Rule: "signals", TTL: time.Hour, Reason: ReasonRule}},
-		{"both and more", signals, flow.SignalGap | flow.SignalDecoy | flow.SignalTTL, 0.5, Decision{Action: Drop, Rule: "signals", TTL: time.Hour, Reason: ReasonRule}},
+		{"one of them", signals, flow.SignalGap, 0.5, Decision{Action: flow.Drop, Rule: "signals", TTL: time.Hour, Reason: ReasonRule}},
+		{"both and more", signals, flow.SignalGap | flow.SignalDecoy | flow.SignalTTL, 0.5, Decision{Action: flow.Drop, Rule: "signals", TTL: time.Hour, Reason: ReasonRule}},
 		{"one, and too little confidence", signals, flow.SignalGap, 0.4, Decision{Rule: "signals", Reason: ReasonLowConfidence}},
-		{"a later rule needs none", signals + plain, 0, 1, Decision{Action: Drop, Rule: "plain", TTL: time.Minute, Reason: ReasonRule}},
-		{"a later rule needs less confidence with one", plain + signals, flow.SignalDecoy, 0.6, Decision{Action: Drop, Rule: "signals", TTL: time.Hour, Reason: ReasonRule}},
+		{"a later rule needs none", signals + plain, 0, 1, Decision{Action: flow.Drop, Rule: "plain", TTL: time.Minute, Reason: ReasonRule}},
+		{"a later rule needs less confidence with one", plain + signals, flow.SignalDecoy, 0.6, Decision{Action: flow.Drop, Rule: "signals", TTL: time.Hour, Reason: ReasonRule}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m := meta("100.64.0.1:50000", "100.64.0.2:443")
@@ -465,10 +465,10 @@ func TestDecideTreatsUDPFlowsWhereARuleSaysSo(t *testing.T) {
 	}{
 		{"no rule asks for it", plain, "v2ray", 1, "443", false, Decision{Rule: "plain", Reason: ReasonUDPUnproven}},
 		{"mid_stream does not", middle, "v2ray", 1, "443", true, Decision{Rule: "middle", Reason: ReasonUDPUnproven}},
-		{"a rule does", udp, "v2ray", 0.8, "443", false, Decision{Action: Drop, Rule: "udp", TTL: time.Hour, Reason: ReasonRule}},
-		{"a later rule does", plain + udp, "v2ray", 1, "443", false, Decision{Action: Drop, Rule: "udp", TTL: time.Hour, Reason: ReasonRule}},
+		{"a rule does", udp, "v2ray", 0.8, "443", false, Decision{Action: flow.Drop, Rule: "udp", TTL: time.Hour, Reason: ReasonRule}},
+		{"a later rule does", plain + udp, "v2ray", 1, "443", false, Decision{Action: flow.Drop, Rule: "udp", TTL: time.Hour, Reason: ReasonRule}},
 		{"resumed", udp, "v2ray", 1, "443", true, Decision{Rule: "udp", Reason: ReasonMidStream}},
-		{"resumed, and a rule asks for both", plain + udp + both, "v2ray", 1, "443", true, Decision{Action: Drop, Rule: "both", TTL: 2 * time.Hour, Reason: ReasonRule}},
+		{"resumed, and a rule asks for both", plain + udp + both, "v2ray", 1, "443", true, Decision{Action: flow.Drop, Rule: "both", TTL: 2 * time.Hour, Reason: ReasonRule}},
 		{"resumed, and no rule asks for both", middle + udp, "v2ray", 1, "443", true, Decision{Rule: "middle", Reason: ReasonUDPUnproven}},
 		{"a later rule asks for more", plain + udp, "v2ray", 0.7, "443", false, Decision{Rule: "plain", Reason: ReasonLowConfidence}},
 		{"an exception", plain, "v2ray", 1, "53", false, Decision{Rule: "plain", Reason: ReasonException}},
@@ -589,11 +589,11 @@ func TestMode(t *testing.T) {
 			t.Errorf("ParseMode(%q) = %v, %v; want %s", tt.word, m, err, tt.want)
 		}
 	}
-	if Pass.String() != "pass" || Drop.String() != "drop" {
-		t.Errorf("actions print as %s and %s", Pass, Drop)
+	if flow.Pass.String() != "pass" || flow.Drop.String() != "drop" {
+		t.Errorf("actions print as %s and %s", flow.Pass, flow.Drop)
 	}
 	var zero Policy
-	if zero.Mode != Monitor || (Decision{}).Action != Pass {
+	if zero.Mode != Monitor || (Decision{}).Action != flow.Pass {
 		t.Error("the zero mode and the zero action have to be the harmless ones")
 	}
 }
@@ -623,7 +623,7 @@ func BenchmarkDecide(b *testing.B) {
 			for b.Loop() {
 				d = bb.p.Decide(m, bb.result)
 			}
-			if (d.Action == Drop) != (bb.result.Class == "v2ray") {
+			if (d.Action == flow.Drop) != (bb.result.Class == "v2ray") {
 				b.Fatalf("decision %+v", d)
 			}
 		})

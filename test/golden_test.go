@@ -10,7 +10,7 @@
 // have been trained on the same recording.
 //
 // Whoever changes the shipped model, or something before it on purpose, writes the
-// expected verdicts anew and looks at the difference:
+// expected verdicts again, and looks at the difference:
 //
 //	go test ./test -run Golden -update
 package test
@@ -19,10 +19,8 @@ import (
 	"bytes"
 	"cmp"
 	"crypto/sha256"
-	"encoding/json"
 	"flag"
 	"fmt"
-	"maps"
 	"math"
 	"os"
 	"os/exec"
@@ -33,13 +31,15 @@ import (
 	"testing"
 
 	"github.com/earlydrop/earlydrop/classifier/onnx"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventtest"
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/models"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 )
 
-var update = flag.Bool("update", false, "write the expected verdicts anew")
+var update = flag.Bool("update", false, "write the expected verdicts again")
 
 const (
 	labelsFile   = "testdata/labels.tsv"
@@ -56,30 +56,19 @@ const (
 	slack  = 0.5e-4 + 2e-6
 )
 
-// verdict is one line of what replay --json prints, as far as it is looked at.
-type verdict struct {
-	File     string             `json:"file"`
-	Src      string             `json:"src"`
-	Dst      string             `json:"dst"`
-	Proto    string             `json:"proto"`
-	Class    string             `json:"class"`
-	Scores   map[string]float64 `json:"scores"`
-	Decision string             `json:"decision"`
-	Rule     string             `json:"rule"`
-}
-
-// flow names the flow as labels.tsv does.
-func (v *verdict) flow() string {
-	return strings.Join([]string{filepath.Base(v.File), v.Proto, v.Src, v.Dst}, "\t")
+// flowOf names the flow as labels.tsv does.
+func flowOf(v *event.Verdict) string {
+	return strings.Join([]string{filepath.Base(v.File), v.Proto, v.Src.String(), v.Dst.String()}, "\t")
 }
 
 // row returns the flow's line of the table of expected verdicts.
-func (v *verdict) row(label string) string {
+func row(v *event.Verdict, label string) string {
 	var scores []string
-	for _, name := range slices.Sorted(maps.Keys(v.Scores)) {
-		scores = append(scores, name+" "+strconv.FormatFloat(v.Scores[name], 'f', digits, 64))
+	for i, name := range v.Scores.Labels {
+		scores = append(scores, name+" "+strconv.FormatFloat(v.Scores.Values[i], 'f', digits, 64))
 	}
-	return strings.Join([]string{v.flow(), label, v.Class, v.Decision, cmp.Or(v.Rule, "-"), strings.Join(scores, ", ")}, "\t")
+	slices.Sort(scores)
+	return strings.Join([]string{flowOf(v), label, v.Class, v.Decision, cmp.Or(v.Rule, "-"), strings.Join(scores, ", ")}, "\t")
 }
 
 // readTable returns the lines of a table behind its header, cut at the tabs. Lines
@@ -120,7 +109,7 @@ func captures(t *testing.T) (files []string, labels map[string]string) {
 }
 
 // replay runs the program on the captures with so many threads.
-func replay(t *testing.T, program string, threads int, files ...string) []*verdict {
+func replay(t *testing.T, program string, threads int, files ...string) []*event.Verdict {
 	t.Helper()
 	cmd := exec.Command(program, append([]string{"replay", "--json"}, files...)...)
 	cmd.Env = append(os.Environ(), fmt.Sprintf("GOMAXPROCS=%d", threads))
@@ -130,13 +119,13 @@ func replay(t *testing.T, program string, threads int, files ...string) []*verdi
 	if err != nil {
 		t.Fatalf("replay: %v: %s", err, stderr.String())
 	}
-	var verdicts []*verdict
+	var verdicts []*event.Verdict
 	for line := range bytes.Lines(out) {
-		v := new(verdict)
-		if err := json.Unmarshal(line, v); err != nil {
-			t.Fatalf("%s: %v", line, err)
+		e, err := eventtest.Decode(line)
+		if err != nil {
+			t.Fatal(err)
 		}
-		verdicts = append(verdicts, v)
+		verdicts = append(verdicts, e.(*event.Verdict))
 	}
 	return verdicts
 }
@@ -153,9 +142,9 @@ func TestGoldenVerdicts(t *testing.T) {
 	}
 	right, drops := map[string]int{}, map[string]int{}
 	for _, v := range got {
-		label, ok := labels[v.flow()]
+		label, ok := labels[flowOf(v)]
 		if !ok {
-			t.Errorf("%s is not in %s", v.flow(), labelsFile)
+			t.Errorf("%s is not in %s", flowOf(v), labelsFile)
 		}
 		if v.Class == label {
 			right[label]++
@@ -168,14 +157,14 @@ func TestGoldenVerdicts(t *testing.T) {
 
 	// Neither the number of threads nor what else is in the batch changes a digit.
 	again := replay(t, program, 4, files...)
-	var alone []*verdict
+	var alone []*event.Verdict
 	for _, file := range files {
 		alone = append(alone, replay(t, program, 2, file)...)
 	}
-	for name, other := range map[string][]*verdict{"with four threads": again, "file by file": alone} {
+	for name, other := range map[string][]*event.Verdict{"with four threads": again, "file by file": alone} {
 		for i, v := range other {
-			if !sameVerdict(v, strings.Split(got[i].row(""), "\t"), v.row("")) {
-				t.Errorf("%s:\n%s\nwith one thread:\n%s", name, v.row(""), got[i].row(""))
+			if !sameVerdict(v, strings.Split(row(got[i], ""), "\t"), row(v, "")) {
+				t.Errorf("%s:\n%s\nwith one thread:\n%s", name, row(v, ""), row(got[i], ""))
 			}
 		}
 	}
@@ -186,7 +175,7 @@ func TestGoldenVerdicts(t *testing.T) {
 		text := "# What `earlydrop replay` says about the captures. Written by: go test ./test -run Golden -update\n" + model +
 			"file\tproto\tclient\tserver\tlabel\tclass\tdecision\trule\tprobabilities\n"
 		for _, v := range got {
-			text += v.row(labels[v.flow()]) + "\n"
+			text += row(v, labels[flowOf(v)]) + "\n"
 		}
 		if err := os.WriteFile(verdictsFile, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
@@ -203,33 +192,33 @@ func TestGoldenVerdicts(t *testing.T) {
 		t.Errorf("%s has %d flows, the captures have %d", verdictsFile, len(want), len(got))
 	}
 	for _, v := range got {
-		row := v.row(labels[v.flow()])
-		expected, ok := want[v.flow()]
+		line := row(v, labels[flowOf(v)])
+		expected, ok := want[flowOf(v)]
 		if !ok {
-			t.Errorf("no verdict is expected for %s", v.flow())
+			t.Errorf("no verdict is expected for %s", flowOf(v))
 			continue
 		}
-		if !sameVerdict(v, expected, row) {
-			t.Errorf("verdict\n got %s\nwant %s", row, strings.Join(expected, "\t"))
+		if !sameVerdict(v, expected, line) {
+			t.Errorf("verdict\n got %s\nwant %s", line, strings.Join(expected, "\t"))
 		}
 	}
 }
 
 // sameVerdict holds a verdict against its expected row: all words are equal, and the
 // probabilities to the last digit.
-func sameVerdict(v *verdict, want []string, got string) bool {
+func sameVerdict(v *event.Verdict, want []string, got string) bool {
 	words := strings.Split(got, "\t")
 	if !slices.Equal(words[:len(words)-1], want[:len(want)-1]) {
 		return false
 	}
 	scores := strings.Split(want[len(want)-1], ", ")
-	if len(scores) != len(v.Scores) {
+	if len(scores) != len(v.Scores.Labels) {
 		return false
 	}
 	for _, score := range scores {
 		label, text, _ := strings.Cut(score, " ")
 		p, err := strconv.ParseFloat(text, 64)
-		if q, ok := v.Scores[label]; err != nil || !ok || math.Abs(p-q) > slack {
+		if err != nil || !v.Scores.Has(label) || math.Abs(p-v.Scores.Of(label)) > slack {
 			return false
 		}
 	}
@@ -247,9 +236,7 @@ func TestGoldenVerdictsDoNotDependOnTheBatch(t *testing.T) {
 		}
 		err = f.Run(assembly.New(assembly.Options{}, func(_ *assembly.Flow, s *flow.Sample) {
 			mine := new(flow.Sample)
-			mine.Reset()
-			mine.Meta = s.Meta
-			mine.Packets, mine.Data = append(mine.Packets, s.Packets...), append(mine.Data, s.Data...)
+			mine.CopyFrom(s)
 			samples = append(samples, mine)
 		}, nil), func(int64) {})
 		f.Close()

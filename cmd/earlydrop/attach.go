@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/earlydrop/earlydrop/classifier/onnx"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/policy"
 )
@@ -42,6 +43,9 @@ A verdict says
    rule_classes     those of the rule's classes that this comes from
    detected         it was enough for a rule, even if the flow passes by an exception
    decision         pass or drop; enforced if the kernel drops it, error if it can't
+   start            the time of the flow's first packet, in UTC
+   packets, bytes   what the verdict was made from: the captured packets, and their
+                    length on the wire
 
 The class of block_ended is that of the map: the likeliest of the rule's classes.
 
@@ -144,9 +148,9 @@ func attach(c *cli.Context) error {
 	if warmup == 0 {
 		warmup = -1 // to the loader, 0 is the default
 	}
-	passes, err := parsePassLimit(c.String("events-pass"))
+	passes, err := eventlog.ParsePasses(c.String("events-pass"))
 	if err != nil {
-		return err
+		return badInput("--events-pass %w", err)
 	}
 	if c.Bool("quiet") && c.Bool("verbose") {
 		return badInput("--quiet and --verbose exclude each other")
@@ -178,12 +182,12 @@ func attach(c *cli.Context) error {
 	if c.Bool("one-hook") && mode == policy.Enforce && !pol.OneHook {
 		return badInput("--one-hook in mode enforce needs \"one_hook: true\" in the policy: where both directions come through one hook, whoever can send both can have a flow of others dropped")
 	}
-	out, err := openSinks(c, passes)
+	out, err := openLog(c, passes)
 	if err != nil {
 		return err
 	}
-	defer out.close()
-	defer out.reopenOn(hangUp)()
+	defer out.Close()
+	defer out.ReopenOn(hangUp)()
 
 	// From here on a signal ends the program in order, not at once. A reader of
 	// standard output that ends (attach --json | head) must not end it either: that
@@ -211,16 +215,16 @@ func attach(c *cli.Context) error {
 		Policy:    policyName,
 	})
 	if err != nil {
-		out.uncreate()
+		out.Uncreate()
 		return fromLoader(err)
 	}
 	d := &daemon{
 		dp: dp, iface: dp.Interface, engine: engine, policy: pol, mode: mode,
 		model: model, out: out, started: time.Now(), oneHook: c.Bool("one-hook"), oneWay: c.Bool("one-way"),
 	}
-	out.iface = dp.Interface
-	out.attached(d, policyName)
+	d.attached(policyName)
 	runErr := d.run(ctx)
+	d.sayLeftOut(time.Now())
 	// The summary needs the maps, so it comes before they go.
 	summary := d.summary()
 	var broken *brokenError
@@ -230,7 +234,7 @@ func attach(c *cli.Context) error {
 	} else {
 		err = dp.Detach()
 	}
-	out.ended(summary, persist && err == nil)
+	ended(out, summary, persist && err == nil)
 	return errors.Join(runErr, err)
 }
 
@@ -267,24 +271,18 @@ Example:
 	}
 }
 
-// openSinks opens what the flags --events, --json, --quiet and --verbose ask for.
-func openSinks(c *cli.Context, passes *passLimit) (*sinks, error) {
-	s := &sinks{
-		quiet: c.Bool("quiet"), verbose: c.Bool("verbose"),
-		stderr: c.App.ErrWriter, passes: passes,
-	}
+// openLog opens what the flags --events, --json, --quiet and --verbose ask for.
+func openLog(c *cli.Context, passes *eventlog.Passes) (*eventlog.Log, error) {
+	config := eventlog.Config{Notes: c.App.ErrWriter, Quiet: c.Bool("quiet"), Verbose: c.Bool("verbose"), Passes: passes}
 	path := c.String("events")
 	if c.Bool("json") || path == "-" {
-		s.json = c.App.Writer
+		config.JSON = c.App.Writer // for machines
 	} else {
-		s.text = c.App.Writer
+		config.Text = c.App.Writer
 	}
-	if path != "" && path != "-" {
-		var err error
-		if s.file, err = openEventFile(path); err != nil {
-			return nil, err
-		}
+	if path != "-" {
+		config.File = path
 	}
-	s.start()
-	return s, nil
+	out, err := eventlog.Open(config)
+	return out, asBadInput(err)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/urfave/cli/v2"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/loader/flow"
 )
@@ -115,7 +116,7 @@ func blockedList(c *cli.Context) error {
 				}
 				continue
 			}
-			tw.AppendRow(table.Row{name, b.Key, b.Class, b.Rule, b.Packets, byteCount(b.Bytes), time.Until(b.Expires).Round(time.Second)})
+			tw.AppendRow(table.Row{name, b.Key, b.Class, b.Rule, b.Packets, event.ByteCount(b.Bytes), time.Until(b.Expires).Round(time.Second)})
 		}
 	}
 	switch {
@@ -151,7 +152,7 @@ func blockedAdd(c *cli.Context) error {
 	}
 	defer t.Close()
 	lasts := ttlOf(c)
-	err = t.Block(key, lasts, "", "by hand")
+	err = t.Apply(key, flow.Treatment{Action: flow.Drop, TTL: lasts, Rule: "by hand"})
 	if errors.Is(err, loader.ErrFull) {
 		return fmt.Errorf("%w (remove some with earlydrop blocked del, or attach with a larger --max-blocked)", err)
 	}
@@ -182,7 +183,7 @@ func blockedDel(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(c.App.Writer, "passes again: %s, dropped %d packets, %s\n", key, b.Packets, byteCount(b.Bytes))
+	fmt.Fprintf(c.App.Writer, "passes again: %s, dropped %d packets, %s\n", key, b.Packets, event.ByteCount(b.Bytes))
 	return nil
 }
 

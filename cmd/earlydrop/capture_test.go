@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,6 +22,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
+
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/dataset"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 )
 
 // pipeOf returns the path of a pipe that gives b, and then ends.
@@ -52,7 +56,7 @@ func stdinOf(t *testing.T, b []byte) string {
 		_, _ = w.Write(b)
 		w.Close()
 	}()
-	return standardInput
+	return "-"
 }
 
 // fifoOf returns a named pipe that gives b, and then ends.
@@ -93,12 +97,12 @@ func zipped(t *testing.T, b []byte) []byte {
 }
 
 // flowsOfJSON returns the flows of replay's output in order of their start.
-func flowsOfJSON(t *testing.T, stdout string) (flows []parsedRecord) {
+func flowsOfJSON(t *testing.T, stdout string) (flows []*event.Verdict) {
 	t.Helper()
 	for line := range strings.Lines(stdout) {
 		flows = append(flows, parseRecord(t, line))
 	}
-	slices.SortStableFunc(flows, func(a, b parsedRecord) int { return strings.Compare(a.Start, b.Start) })
+	slices.SortStableFunc(flows, func(a, b *event.Verdict) int { return a.Start.Compare(b.Start) })
 	return flows
 }
 
@@ -130,8 +134,8 @@ func TestReplayReadsPipesAsFiles(t *testing.T) {
 			if code != exitOK || !strings.HasPrefix(stderr, "101 flows in 1 file classified: ") {
 				t.Errorf("exit code %d, stderr %q", code, stderr)
 			}
-			if diff := cmp.Diff(flowsOfJSON(t, lines), flowsOfJSON(t, stdout), cmp.AllowUnexported(parsedRecord{}), cmpopts.IgnoreUnexported(replayRecord{}), cmpopts.IgnoreFields(replayRecord{}, "Scores"),
-				cmpopts.IgnoreFields(replayRecord{}, "File"), cmpopts.EquateApprox(0, 2e-6)); diff != "" {
+			if diff := cmp.Diff(flowsOfJSON(t, lines), flowsOfJSON(t, stdout), cmpopts.EquateComparable(netip.AddrPort{}),
+				cmpopts.IgnoreFields(event.Verdict{}, "File"), cmpopts.EquateApprox(0, 2e-6)); diff != "" {
 				t.Errorf("flows (-file +pipe):\n%s", diff)
 			}
 			if r := flowsOfJSON(t, stdout)[0]; r.File != path {
@@ -153,7 +157,7 @@ func TestExplainReadsPipesAsFiles(t *testing.T) {
 			piped := pipe(t, readFileOf(t, path))
 			code, got, gotErr := runForTest(append([]string{"explain", piped}, args...)...)
 			title := piped
-			if piped == standardInput {
+			if piped == "-" {
 				title = "standard input"
 			}
 			if code != wantCode || got != strings.ReplaceAll(want, path, title) || gotErr != strings.ReplaceAll(wantErr, path, title) {
@@ -251,7 +255,7 @@ func (l *live) write(t *testing.T, b []byte) {
 }
 
 // flow returns the next line.
-func (l *live) flow(t *testing.T) parsedRecord {
+func (l *live) flow(t *testing.T) *event.Verdict {
 	t.Helper()
 	line, err := l.out.ReadString('\n')
 	if err != nil {
@@ -267,11 +271,11 @@ func TestReplayPrintsFlowsWhileAPipeGoesOn(t *testing.T) {
 	second := bytes.LastIndex(whole, []byte("hello")) - 300 // before the second connection
 	l := startLive(t)
 	l.write(t, whole[:second])
-	if r := l.flow(t); r.Src != "10.0.0.1:1001" || r.File != l.path || !r.Complete || r.Captured != 1024 {
+	if r := l.flow(t); r.Src.String() != "10.0.0.1:1001" || r.File != l.path || !r.Complete || r.Captured != 1024 {
 		t.Errorf("first flow %+v", r)
 	}
 	l.write(t, whole[second:])
-	if r := l.flow(t); r.Src != "10.0.0.1:1002" {
+	if r := l.flow(t); r.Src.String() != "10.0.0.1:1002" {
 		t.Errorf("second flow %+v", r)
 	}
 	l.in.Close()
@@ -414,13 +418,13 @@ func TestReplayJoinsACaptureThatWasCut(t *testing.T) {
 		if code != exitOK || !strings.HasPrefix(stderr, "3 flows in 4 files classified: ") {
 			t.Errorf("exit code %d, stderr %q", code, stderr)
 		}
-		if diff := cmp.Diff(want, flowsOfJSON(t, stdout), cmp.AllowUnexported(parsedRecord{}), cmpopts.IgnoreUnexported(replayRecord{}), cmpopts.IgnoreFields(replayRecord{}, "Scores"), cmpopts.EquateApprox(0, 2e-6)); diff != "" {
+		if diff := cmp.Diff(want, flowsOfJSON(t, stdout), cmpopts.EquateComparable(netip.AddrPort{}), cmpopts.EquateApprox(0, 2e-6)); diff != "" {
 			t.Errorf("flows (-whole +joined):\n%s", diff)
 		}
 	}
 	// Each for itself, they are other captures.
 	_, stdout, _ = runForTest(append([]string{"replay", "--json", "--model", tinyModel}, cut("cut9", "cut10", "cut11", "cut12")...)...)
-	if diff := cmp.Diff(want, flowsOfJSON(t, stdout), cmp.AllowUnexported(parsedRecord{}), cmpopts.IgnoreUnexported(replayRecord{}), cmpopts.IgnoreFields(replayRecord{}, "Scores")); diff == "" {
+	if diff := cmp.Diff(want, flowsOfJSON(t, stdout), cmpopts.EquateComparable(netip.AddrPort{})); diff == "" {
 		t.Error("the files are joined without being told")
 	}
 	// Pipes are put in order as well.
@@ -430,7 +434,7 @@ func TestReplayJoinsACaptureThatWasCut(t *testing.T) {
 	}
 	_, stdout, stderr := runForTest(append([]string{"replay", "--join", "--json", "--model", tinyModel}, lines...)...)
 	got := flowsOfJSON(t, stdout)
-	if diff := cmp.Diff(want, got, cmp.AllowUnexported(parsedRecord{}), cmpopts.IgnoreUnexported(replayRecord{}), cmpopts.IgnoreFields(replayRecord{}, "Scores"), cmpopts.IgnoreFields(replayRecord{}, "File", "Packets", "Bytes"),
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.AddrPort{}), cmpopts.IgnoreFields(event.Verdict{}, "File", "FlowPackets", "FlowBytes"),
 		cmpopts.EquateApprox(0, 2e-6)); diff != "" {
 		t.Errorf("flows of pipes (-whole +joined), stderr %q:\n%s", stderr, diff)
 	}
@@ -451,12 +455,12 @@ func TestReplayJoinsWhatCanBeRead(t *testing.T) {
 }
 
 // samplesOf returns the rows of samples.tsv and the digest of a dataset.
-func samplesOf(t *testing.T, out string) (rows [][]string, d dataset) {
+func samplesOf(t *testing.T, out string) (rows [][]string, d dataset.Info) {
 	t.Helper()
-	for line := range strings.Lines(string(readFileOf(t, filepath.Join(out, samplesFile)))) {
+	for line := range strings.Lines(string(readFileOf(t, filepath.Join(out, dataset.SamplesFile)))) {
 		rows = append(rows, strings.Split(strings.TrimSuffix(line, "\n"), "\t"))
 	}
-	if err := json.Unmarshal(readFileOf(t, filepath.Join(out, datasetFile)), &d); err != nil {
+	if err := json.Unmarshal(readFileOf(t, filepath.Join(out, dataset.InfoFile)), &d); err != nil {
 		t.Fatal(err)
 	}
 	return rows[1:], d
@@ -474,7 +478,7 @@ func TestDatasetJoinsTheFilesOfAFolder(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	run := func(folder string, args ...string) ([][]string, dataset) {
+	run := func(folder string, args ...string) ([][]string, dataset.Info) {
 		out := filepath.Join(t.TempDir(), "out")
 		code, _, stderr := runForTest(append([]string{"dataset", "--captures", filepath.Join(dir, folder), "--label", "a", "--out", out}, args...)...)
 		if code != exitOK || stderr != "" {
@@ -526,27 +530,5 @@ func TestDatasetSaysWhatWasSkipped(t *testing.T) {
 	code, _, stderr = runForTest("dataset", "--manifest", filepath.Join(dir, "manifest.tsv"), "--out", out)
 	if code != exitBadInput || !strings.Contains(stderr, "usb1.pcap: 6 packets skipped: unsupported link type 249 (USBPcap)") {
 		t.Errorf("exit code %d, stderr %q", code, stderr)
-	}
-}
-
-// A pipe that is never quiet lets what was put off wait for a second at most.
-func TestABusyPipeIsCaughtUp(t *testing.T) {
-	p := &pipe{chunks: make(chan chunk), caughtUp: time.Now().Add(-busyTime)}
-	calls := 0
-	p.catchUp = func() error { calls++; return nil }
-	go func() {
-		for range 1000 {
-			p.chunks <- chunk{data: []byte("x")}
-		}
-		p.chunks <- chunk{err: io.EOF}
-	}()
-	n, err := io.Copy(io.Discard, p)
-	if n != 1000 || err != nil || calls == 0 {
-		t.Errorf("%d bytes, error %v, caught up %d times", n, err, calls)
-	}
-	// What it says ends the reading.
-	p = &pipe{chunks: make(chan chunk), catchUp: func() error { return io.ErrClosedPipe }}
-	if _, err := p.Read(make([]byte, 1)); err != io.ErrClosedPipe {
-		t.Errorf("error %v, want %v", err, io.ErrClosedPipe)
 	}
 }

@@ -6,12 +6,13 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/policy"
@@ -20,6 +21,7 @@ import (
 const (
 	sweepEvery = 100 * time.Millisecond // idle flows wait at most this much longer
 	tidyEvery  = time.Second            // expired blocks, counters for status
+	tellEvery  = 10 * time.Second       // how many verdicts were left out
 
 	// After the program stood still, the ring buffer is full of captures whose
 	// flows are far ahead. New flows must not wait until all of them are
@@ -37,19 +39,16 @@ type daemon struct {
 	policy  *policy.Policy
 	mode    policy.Mode
 	model   string
-	out     *sinks
+	out     *eventlog.Log
 	started time.Time
 
 	oneHook, oneWay bool // as attached
 
-	classified, toDrop, blocked           atomic.Uint64
-	queueFull, notClassified, notBlocked  atomic.Uint64
-	blockedFull                           atomic.Uint64 // of notBlocked: the table was full
+	counts                                counts
 	warnClassify, warnBlock, warnRead     rateLimit
 	warnTidy                              rateLimit
 	classes                               sync.Map // class -> *atomic.Uint64
 	expiredPackets, expiredBytes, expired uint64   // of blocks that ended; the tidy loop's
-	pinsRestored                          atomic.Uint64
 }
 
 // run works until ctx ends, the interface vanishes or the ring buffer fails.
@@ -102,7 +101,7 @@ func (d *daemon) read(ctx context.Context, reader sampleSource) error {
 		case errors.Is(err, loader.ErrBadRecord):
 			trouble.over()
 			d.engine.Put(s)
-			d.notClassified.Add(1)
+			d.counts[countNotClassified].Add(1)
 			if d.warnRead.allow() {
 				slog.Warn("capture lost", "interface", d.iface(), "error", err)
 			}
@@ -122,7 +121,7 @@ func (d *daemon) read(ctx context.Context, reader sampleSource) error {
 		stale := d.engine.Waiting() >= staleWaiting && time.Since(s.Start.Add(s.Elapsed)) > staleAfter
 		if stale || !d.engine.Submit(s, decide) {
 			// Fail open: the flow passes, as it does already.
-			d.queueFull.Add(1)
+			d.counts[countQueueFull].Add(1)
 			d.engine.Put(s)
 		}
 	}
@@ -131,54 +130,69 @@ func (d *daemon) read(ctx context.Context, reader sampleSource) error {
 // decide is called by the classifier's workers, several at once.
 func (d *daemon) decide(s *flow.Sample, r flow.Result, err error) {
 	if err != nil {
-		d.notClassified.Add(1)
+		d.counts[countNotClassified].Add(1)
 		if !errors.Is(err, classifier.ErrClosed) && d.warnClassify.allow() {
 			slog.Warn("flow not classified, it passes", "interface", d.iface(), "flow", s.Key, "error", err)
 		}
 		return
 	}
 	decision := d.policy.Decide(&s.Meta, r)
-	block := decision.Action == policy.Drop && d.mode == policy.Enforce
-	if block {
-		err = d.dp.BlockFlow(&s.Meta, decision.TTL, decision.Class, decision.Rule)
-	} else {
-		err = d.dp.Pass(s.Key)
+	treatment := decision.Treatment()
+	if d.mode != policy.Enforce {
+		treatment = flow.Treatment{}
 	}
+	block := treatment.Action == flow.Drop
+	err = d.dp.ApplyFlow(&s.Meta, treatment)
 	decided := time.Now()
 	enforced := block && err == nil
 	var failed error // to block
 	if err != nil {
-		d.notBlocked.Add(1)
+		d.counts[countNotBlocked].Add(1)
 		message := "verdict not written, the flow passes"
 		if block {
 			failed, message = err, "flow not blocked, it passes"
 		}
 		if errors.Is(err, loader.ErrFull) {
-			d.blockedFull.Add(1)
+			d.counts[countBlockedFull].Add(1)
 		}
 		if d.warnBlock.allow() {
 			slog.Warn(message, "interface", d.iface(), "flow", s.Key, "error", err)
 		}
 	}
-	d.classified.Add(1)
-	if decision.Action == policy.Drop {
-		d.toDrop.Add(1)
+	d.counts[countClassified].Add(1)
+	if decision.Action == flow.Drop {
+		d.counts[countToDrop].Add(1)
 	}
 	if enforced {
-		d.blocked.Add(1)
+		d.counts[countBlocked].Add(1)
 	}
 	n, _ := d.classes.LoadOrStore(decision.Class, new(atomic.Uint64))
 	n.(*atomic.Uint64).Add(1)
-	if decision.Detected || d.out.passes.allow(decided) {
-		d.out.verdict(newVerdictEvent(d, s, r, decision, enforced, failed, decided))
+	if d.out.Wants(decision.Detected, decided) {
+		d.out.Add(d.verdict(s, &r, &decision, enforced, failed, decided))
 	}
+}
+
+// verdict returns the event of a verdict. failed says why a drop was not enforced,
+// although it should have been.
+func (d *daemon) verdict(s *flow.Sample, r *flow.Result, dec *policy.Decision, enforced bool, failed error, at time.Time) *event.Verdict {
+	v := event.NewVerdict(s, r, dec)
+	handedOver := v.Time
+	v.Time, v.Mode, v.Model, v.Enforced = at, d.mode.String(), d.model, &enforced
+	v.VerdictMS = float64(at.Sub(s.Start).Microseconds()) / 1e3
+	v.LatencyUS = float64(max(0, at.Sub(handedOver)).Nanoseconds()) / 1e3
+	if failed != nil {
+		v.Error = failed.Error()
+	}
+	return v
 }
 
 // tidy does what is due regularly: the idle sweep, expired blocks, status.
 func (d *daemon) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
-	sweep, slow := time.NewTicker(sweepEvery), time.NewTicker(tidyEvery)
+	sweep, slow, tell := time.NewTicker(sweepEvery), time.NewTicker(tidyEvery), time.NewTicker(tellEvery)
 	defer sweep.Stop()
 	defer slow.Stop()
+	defer tell.Stop()
 	var noSweep, noTidying patience
 	advised := false
 	for {
@@ -189,6 +203,9 @@ func (d *daemon) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 			// The last word of a daemon that persists.
 			_ = d.dp.Report(d.counters())
 			return
+		case now := <-tell.C:
+			d.sayLeftOut(now)
+			continue
 		case <-sweep.C:
 			_, err = d.dp.Sweep()
 		case <-slow.C:
@@ -214,7 +231,7 @@ func (d *daemon) adviseSides() bool {
 	if err != nil {
 		return false
 	}
-	advice := sidesAdvice(d.iface(), maps.Collect(counters.All()), d.oneHook, d.oneWay)
+	advice := sidesAdvice(d.iface(), counters.Values(), d.oneHook, d.oneWay)
 	for _, a := range advice {
 		slog.Warn(a, "interface", d.iface())
 	}
@@ -227,7 +244,7 @@ func (d *daemon) expire() error {
 		d.expired++
 		d.expiredPackets += b.Packets
 		d.expiredBytes += b.Bytes
-		d.out.blockEnded(d, b)
+		d.blockEnded(b)
 	}
 	return err
 }
@@ -241,7 +258,7 @@ func (d *daemon) changed(c loader.Change) {
 		slog.Warn("the interface was moved to another network namespace, the work goes on", "interface", d.iface())
 	}
 	if c.Restored > 0 {
-		d.pinsRestored.Add(uint64(c.Restored))
+		d.counts[countPinsRestored].Add(uint64(c.Restored))
 		slog.Warn("pins had been removed and are there again", "interface", d.iface(), "pins", d.dp.PinDir(), "count", c.Restored)
 	}
 	if c.PinsErr != nil {
@@ -250,11 +267,11 @@ func (d *daemon) changed(c loader.Change) {
 	}
 }
 
-func (d *daemon) counters() loader.DaemonCounters {
-	return loader.DaemonCounters{
-		Classified: d.classified.Load(), ToDrop: d.toDrop.Load(), Blocked: d.blocked.Load(),
-		QueueFull: d.queueFull.Load(), NotClassified: d.notClassified.Load(), NotBlocked: d.notBlocked.Load(),
-	}
+// counters returns what the daemon has counted so far.
+func (d *daemon) counters() loader.Counters {
+	d.counts[countPassesLeftOut].Store(d.out.LeftOut())
+	d.counts[countEventsLost].Store(d.out.Lost())
+	return d.counts.list()
 }
 
 // rateLimit lets one warning per second through.

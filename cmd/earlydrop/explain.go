@@ -16,6 +16,9 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/captures"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/replay"
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/policy"
@@ -79,9 +82,9 @@ func explain(c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer in.close()
-	file := in.list[0]
-	path = file.title()
+	defer in.Close()
+	file := in.Files[0]
+	path = file.Title()
 	engine, err := openModel(c)
 	if err != nil {
 		return err
@@ -98,7 +101,7 @@ func explain(c *cli.Context) (err error) {
 
 	// Twice through the file: flows are numbered by their start, but come in the
 	// order of their hand-over, and there may be more than fit into memory.
-	bar := newProgress(c.App.ErrWriter, "reading", 2*file.size)
+	bar := newProgress(c.App.ErrWriter, "reading", 2*file.Size)
 	defer bar.done()
 	flows, cut := flowsOf(file, options, bar, nil, 0)
 	var fileErr *assembly.FileError
@@ -141,8 +144,8 @@ func explain(c *cli.Context) (err error) {
 // flowsOf returns the numbers that the assembler gave to the flows of a file that
 // it handed over, in order. The capture of the flow of the number wanted goes to
 // found, unless that is nil. With an *assembly.FileError comes what could be read.
-func flowsOf(file *capture, options assembly.Options, bar *progress, found *flow.Sample, wanted uint64) (numbers []uint64, err error) {
-	f, err := file.open()
+func flowsOf(file *captures.File, options assembly.Options, bar *progress, found *flow.Sample, wanted uint64) (numbers []uint64, err error) {
+	f, err := file.Open()
 	if err != nil {
 		return nil, err
 	}
@@ -150,32 +153,31 @@ func flowsOf(file *capture, options assembly.Options, bar *progress, found *flow
 	a := assembly.New(options, func(f *assembly.Flow, s *flow.Sample) {
 		numbers = append(numbers, f.Seq)
 		if found != nil && f.Seq == wanted {
-			copySample(found, s)
+			found.CopyFrom(s)
 		}
 	}, nil)
 	err = f.Run(a, bar.at)
 	bar.fileDone(f.Size())
 	slices.Sort(numbers)
-	return numbers, file.end(err)
+	return numbers, file.End(err)
 }
 
 // listFlows prints the flows of a file with their numbers.
-func listFlows(c *cli.Context, engine *classifier.Engine, p *policy.Policy, file *capture, options assembly.Options, bar *progress) error {
+func listFlows(c *cli.Context, engine *classifier.Engine, p *policy.Policy, file *captures.File, options assembly.Options, bar *progress) error {
 	t := newColumns(c.App.Writer)
 	if err := t.row("FLOW", "START", "PROTO", "SRC", "DST", "CAPTURED", "CLASS", "CONFIDENCE", "NOTE"); err != nil {
 		return err
 	}
 	number := 0
-	r := startReplay(engine, p)
-	r.options = options
-	r.print = func(f *replayRecord) error {
+	r := replay.New(replay.Config{Engine: engine, Policy: p, Options: options, Verdict: func(f *event.Verdict) error {
+		bar.clear()
 		number++
-		class, confidence := f.table(f.Class, f.Confidence)
-		return t.row(strconv.Itoa(number), f.start.Format(startFormat), f.Proto, f.Src, f.Dst,
-			strconv.Itoa(f.Captured), class, confidence, f.note())
-	}
-	defer r.stop()
-	err := r.read([]*capture{file}, bar)
+		class, confidence := f.Columns(f.Class, f.Confidence)
+		return t.row(strconv.Itoa(number), f.Start.Format(startFormat), f.Proto, f.Src.String(), f.Dst.String(),
+			strconv.Itoa(f.Captured), class, confidence, f.Note())
+	}})
+	defer r.Close()
+	err := r.Read([]*captures.File{file})
 	var fileErr *assembly.FileError
 	if err != nil && !errors.As(err, &fileErr) { // the caller has that one already
 		return adviseTempDir(err)
@@ -224,8 +226,8 @@ func (e *explanation) heading() []string {
 	if names := s.Signals.Names(); names != nil {
 		lines = append(lines, "signals: "+strings.Join(names, ", "))
 	}
-	n := nameFlow(&e.decision)
-	class := "class " + n.line(e.result.Class, e.result.Confidence)
+	n := event.NameFlow(&e.decision)
+	class := "class " + n.Line(e.result.Class, e.result.Confidence)
 	if e.result.Class == flow.Unknown {
 		class += fmt.Sprintf(": no label reaches %s", strconv.FormatFloat(m.Unknown, 'g', 6, 64))
 	}
@@ -244,7 +246,7 @@ func (e *explanation) heading() []string {
 	})
 	var scores []string
 	for _, i := range order {
-		scores = append(scores, fmt.Sprintf("%s %.4f", m.Labels[i], roundProbability(e.result.Scores[i])))
+		scores = append(scores, fmt.Sprintf("%s %.4f", m.Labels[i], event.RoundScore(e.result.Scores[i])))
 	}
 	return append(lines, class, "decision: "+e.decided(), "probabilities: "+strings.Join(scores, ", "))
 }
@@ -261,7 +263,7 @@ func (e *explanation) decided() string {
 		return fmt.Sprintf("%s, %s %s is about flows that are like no class", d.Action, d.Reason, d.Rule)
 	}
 	return fmt.Sprintf("%s, %s %s: the probability of %s is %.4f; the rule asks for %s", d.Action, d.Reason, d.Rule,
-		orList(e.rule.Classes), roundProbability(d.Confidence), strconv.FormatFloat(e.rule.MinConfidence, 'g', 6, 64))
+		orList(e.rule.Classes), event.RoundScore(d.Confidence), strconv.FormatFloat(e.rule.MinConfidence, 'g', 6, 64))
 }
 
 // table says what has how much effect.

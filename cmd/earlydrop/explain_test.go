@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/earlydrop/earlydrop/classifier/onnx"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/captures"
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/policy"
@@ -249,7 +250,7 @@ func TestExplainWritesAPicture(t *testing.T) {
 func TestExplainInColour(t *testing.T) {
 	dir := explainFixture(t)
 	var s flow.Sample
-	numbers, err := flowsOf(&capture{name: filepath.Join(dir, "one.pcap")}, assembly.Options{}, &progress{}, &s, 0)
+	numbers, err := flowsOf(&captures.File{Name: filepath.Join(dir, "one.pcap")}, assembly.Options{}, &progress{}, &s, 0)
 	if err != nil || len(numbers) != 1 {
 		t.Fatalf("flows %v, %v", numbers, err)
 	}
@@ -339,9 +340,9 @@ func TestExplainIsAboutWhatDecided(t *testing.T) {
 func TestExplainMeasuresTheSum(t *testing.T) {
 	dir := explainFixture(t)
 	var s flow.Sample
-	numbers, err := flowsOf(&capture{name: filepath.Join(dir, "dns.pcap")}, assembly.Options{}, &progress{}, nil, 0)
+	numbers, err := flowsOf(&captures.File{Name: filepath.Join(dir, "dns.pcap")}, assembly.Options{}, &progress{}, nil, 0)
 	if err == nil {
-		_, err = flowsOf(&capture{name: filepath.Join(dir, "dns.pcap")}, assembly.Options{}, &progress{}, &s, numbers[0])
+		_, err = flowsOf(&captures.File{Name: filepath.Join(dir, "dns.pcap")}, assembly.Options{}, &progress{}, &s, numbers[0])
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -351,7 +352,7 @@ func TestExplainMeasuresTheSum(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer engine.Close()
-	rule := policy.Rule{Name: "r", Classes: []string{"shadowsocks", "v2ray", "background"}, Action: policy.Drop, TTL: time.Minute}
+	rule := policy.Rule{Name: "r", Classes: []string{"shadowsocks", "v2ray", "background"}, Action: flow.Drop, TTL: time.Minute}
 	all, err := newOcclusion(engine, &policy.Policy{Rules: []policy.Rule{rule}}, &s)
 	if err != nil {
 		t.Fatal(err)
@@ -386,7 +387,7 @@ func names(o *occlusion) (list []string) {
 func TestExplainKeepsToTheWidthOfTheTerminal(t *testing.T) {
 	dir := explainFixture(t)
 	var s flow.Sample
-	if _, err := flowsOf(&capture{name: filepath.Join(dir, "one.pcap")}, assembly.Options{}, &progress{}, &s, 0); err != nil {
+	if _, err := flowsOf(&captures.File{Name: filepath.Join(dir, "one.pcap")}, assembly.Options{}, &progress{}, &s, 0); err != nil {
 		t.Fatal(err)
 	}
 	engine, err := onnx.OpenFile(fiveChannels, onnx.Options{})

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"path/filepath"
 	"strconv"
@@ -11,43 +10,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-
-	"github.com/earlydrop/earlydrop/loader/flow"
-	"github.com/earlydrop/earlydrop/policy"
 )
-
-func TestFlowIsNamedAfterWhatDecided(t *testing.T) {
-	for _, tt := range []struct {
-		name       string
-		d          policy.Decision
-		r          flow.Result
-		line       string
-		table      string
-		confidence string
-	}{
-		{"two classes share it",
-			policy.Decision{RuleClasses: "shadowsocks|v2ray", Likeliest: "shadowsocks", Confidence: 0.95}, flow.Result{Class: "unknown", Confidence: 0.551},
-			"shadowsocks|v2ray 0.950 (shadowsocks 0.551)", "shadowsocks|v2ray (shadowsocks)", "0.9500"},
-		{"one class has it",
-			policy.Decision{RuleClasses: "shadowsocks", Likeliest: "shadowsocks", Confidence: 0.95}, flow.Result{Class: "shadowsocks", Confidence: 0.94},
-			"shadowsocks 0.950", "shadowsocks", "0.9500"},
-		{"a rule over unknown",
-			policy.Decision{RuleClasses: "unknown", Likeliest: "background", Confidence: 0.4}, flow.Result{Class: "unknown", Confidence: 0.4},
-			"unknown (background 0.400)", "unknown (background)", "0.4000"},
-		{"no rule, unknown",
-			policy.Decision{Likeliest: "background", Confidence: 0.4}, flow.Result{Class: "unknown", Confidence: 0.4},
-			"unknown (background 0.400)", "unknown (background)", "0.4000"},
-		{"no rule",
-			policy.Decision{Likeliest: "background", Confidence: 0.99}, flow.Result{Class: "background", Confidence: 0.99},
-			"background 0.990", "background", "0.9900"},
-	} {
-		n := nameFlow(&tt.d)
-		name, confidence := n.table(tt.r.Class, tt.r.Confidence)
-		if line := n.line(tt.r.Class, tt.r.Confidence); line != tt.line || name != tt.table || confidence != tt.confidence {
-			t.Errorf("%s: %q, %q, %q; want %q, %q, %q", tt.name, line, name, confidence, tt.line, tt.table, tt.confidence)
-		}
-	}
-}
 
 // A flow that is dropped is called by the rule's classes, not unknown, in the table,
 // in the summary and for machines.
@@ -90,13 +53,10 @@ func TestReplayAndExplainSayTheSame(t *testing.T) {
 	_, stdout, _ := runForTest("replay", "--json", file)
 	n := 0
 	for line := range strings.Lines(stdout) {
-		var r replayRecord
-		if err := json.Unmarshal([]byte(line), &r); err != nil {
-			t.Fatal(err)
-		}
+		r := parseRecord(t, line)
 		n++
 		code, explained, stderr := runForTest("explain", file, "--flow", strconv.Itoa(n))
-		want := []string{"\nclass " + r.line(r.Class, r.Confidence), fmt.Sprintf("\ndecision: %s, %s %s: ", r.Decision, r.Reason, r.Rule), fmt.Sprintf(" is %.4f; the rule asks for ", *r.RuleConfidence)}
+		want := []string{"\nclass " + r.Line(r.Class, r.Confidence), fmt.Sprintf("\ndecision: %s, %s %s: ", r.Decision, r.Reason, r.Rule), fmt.Sprintf(" is %.4f; the rule asks for ", *r.RuleConfidence)}
 		for _, w := range want {
 			if code != exitOK || !strings.Contains(explained, w) {
 				t.Errorf("flow %d: exit code %d, %s, no %q in\n%s", n, code, stderr, w, explained)

@@ -157,7 +157,7 @@ func dataPathWithoutCgo(t *testing.T, run runner) {
 	meta := &flow.Meta{Key: flow.Key{
 		Lo: netip.MustParseAddrPort("192.0.2.1:1000"), Hi: netip.MustParseAddrPort("192.0.2.2:443"), Proto: flow.TCP,
 	}}
-	if err := errors.Join(dp.BlockFlow(meta, time.Hour, "shadowsocks", "tunnels"), dp.Release()); err != nil {
+	if err := errors.Join(dp.ApplyFlow(meta, flow.Treatment{Action: flow.Drop, TTL: time.Hour, Class: "shadowsocks", Rule: "tunnels"}), dp.Release()); err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {

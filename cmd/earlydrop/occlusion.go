@@ -268,7 +268,7 @@ func (o *occlusion) measure(p *part, r *rand.Rand, images []uint8, results []flo
 func (o *occlusion) replace(p *part, r *rand.Rand, image []uint8) {
 	m := o.engine.Manifest()
 	var s flow.Sample
-	copySample(&s, o.sample)
+	s.CopyFrom(o.sample)
 	random := make(map[int]uint8, len(p.bytes))
 	for _, at := range p.bytes {
 		random[at] = uint8(r.Uint32())

@@ -22,13 +22,14 @@ type progress struct {
 	start time.Time
 	base  int64 // bytes of the files that are done
 	bar   *progressbar.ProgressBar
+	shown bool // the bar is on the screen
 }
 
 // newProgress returns the progress of reading total bytes. Of nothing, as of a
-// pipe, there is none to show.
+// pipe, there is none to show; total may be set later.
 func newProgress(w io.Writer, what string, total int64) *progress {
 	p := &progress{what: what, total: total, start: time.Now()}
-	if total > 0 && terminal(w) != nil {
+	if terminal(w) != nil {
 		p.w = w
 	}
 	return p
@@ -36,7 +37,7 @@ func newProgress(w io.Writer, what string, total int64) *progress {
 
 // at says that pos bytes of the current file were read.
 func (p *progress) at(pos int64) {
-	if p.w == nil {
+	if p.w == nil || p.total == 0 {
 		return
 	}
 	if p.bar == nil {
@@ -52,6 +53,7 @@ func (p *progress) at(pos int64) {
 			progressbar.OptionClearOnFinish(),
 		)
 	}
+	p.shown = true
 	// A bar that can't be drawn is no reason to stop.
 	_ = p.bar.Set64(min(p.base+pos, p.total))
 }
@@ -64,8 +66,9 @@ func (p *progress) fileDone(size int64) {
 
 // clear takes the bar off the screen until there is more to show.
 func (p *progress) clear() {
-	if p.bar != nil {
+	if p.shown {
 		_ = p.bar.Clear()
+		p.shown = false
 	}
 }
 

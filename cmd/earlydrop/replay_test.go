@@ -22,6 +22,9 @@ import (
 	"github.com/gopacket/gopacket/pcapgo"
 
 	"github.com/earlydrop/earlydrop/classifier/onnx"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventtest"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/replay"
 	"github.com/earlydrop/earlydrop/loader/flow"
 )
 
@@ -54,7 +57,7 @@ func replayFixture(t testing.TB) string {
 	mixed = append(mixed, conversation(10*ms, "10.9.0.200:1001", "10.9.0.1:443", []byte("hello"), bytes.Repeat([]byte("x"), 2000))...)
 	mixed = append(mixed, testPacket{at: 20*ms + 499, src: "10.9.0.3:53", dst: "10.0.0.1:53001", udp: true, payload: []byte("answer")})
 	many := []testPacket{}
-	for i := range 3*replayBatch + 5 {
+	for i := range 3*replay.Batch + 5 {
 		many = append(many, answered(testPacket{at: time.Duration(i) * ms, src: fmt.Sprintf("10.0.0.1:%d", 2000+i), dst: "10.9.0.3:9999",
 			udp: true, payload: bytes.Repeat([]byte{byte(37 * i)}, 10+5*i)})...)
 	}
@@ -76,18 +79,14 @@ func replayFixture(t testing.TB) string {
 	})
 }
 
-// parsedRecord is a line of replay --json.
-type parsedRecord struct {
-	replayRecord
-	Scores map[string]float64 `json:"scores"`
-}
-
-func parseRecord(t testing.TB, line string) (r parsedRecord) {
+// parseRecord returns the event of a line, which has to fit the schema.
+func parseRecord(t testing.TB, line string) *event.Verdict {
 	t.Helper()
-	if err := json.Unmarshal([]byte(line), &r); err != nil {
+	e, err := eventtest.Decode([]byte(line))
+	if err != nil {
 		t.Fatalf("line %q: %v", line, err)
 	}
-	return r
+	return e.(*event.Verdict)
 }
 
 // expectedResult classifies a sample made of whole frames by hand, without
@@ -163,11 +162,14 @@ func TestReplayJSONOfEachFlow(t *testing.T) {
 	udp.Packets = append(udp.Packets, flow.Packet{WireLen: 50, FromInitiator: true},
 		flow.Packet{Offset: 50, WireLen: 48, Time: 20 * time.Millisecond})
 
+	// The TCP flow's last packet comes when all is captured.
 	want := []map[string]any{
-		{"file": path, "src": "10.0.0.1:53001", "dst": "10.9.0.3:53", "proto": "udp", "start": "2026-05-04T03:02:01.234567Z",
-			"packets": 2.0, "bytes": 98.0, "captured": 98.0, "complete": false},
-		{"file": path, "src": "10.9.0.200:1001", "dst": "10.9.0.1:443", "proto": "tcp", "start": "2026-05-04T03:02:01.244567Z",
-			"packets": 6.0, "bytes": 3*54 + 59 + 2054 + 54.0, "captured": 1024.0, "complete": true},
+		{"event": "verdict", "file": path, "src": "10.0.0.1:53001", "dst": "10.9.0.3:53", "proto": "udp", "start": "2026-05-04T03:02:01.234567Z",
+			"time": "2026-05-04T03:02:01.254567Z", "handed_over": "end", "ttl_seconds": 60.0, "model": "test 0.1.0",
+			"packets": 2.0, "bytes": 98.0, "flow_packets": 2.0, "flow_bytes": 98.0, "captured": 98.0, "complete": false},
+		{"event": "verdict", "file": path, "src": "10.9.0.200:1001", "dst": "10.9.0.1:443", "proto": "tcp", "start": "2026-05-04T03:02:01.244567Z",
+			"time": "2026-05-04T03:02:01.248567Z", "handed_over": "full", "ttl_seconds": 60.0, "model": "test 0.1.0",
+			"packets": 5.0, "bytes": 3*54 + 59 + 2054.0, "flow_packets": 6.0, "flow_bytes": 3*54 + 59 + 2054 + 54.0, "captured": 1024.0, "complete": true},
 	}
 	for i, s := range []*flow.Sample{&udp, &tcp} {
 		r := expectedResult(t, s)
@@ -198,7 +200,7 @@ func TestReplayIsDeterministic(t *testing.T) {
 	dir := replayFixture(t)
 	args := []string{"replay", "--json", "--model", tinyModel, filepath.Join(dir, "many.pcap"), filepath.Join(dir, "mixed.pcap")}
 	code, first, stderr := runForTest(args...)
-	if code != exitOK || strings.Count(first, "\n") != 3*replayBatch+5+2 {
+	if code != exitOK || strings.Count(first, "\n") != 3*replay.Batch+5+2 {
 		t.Fatalf("exit code %d, %d lines, %s", code, strings.Count(first, "\n"), stderr)
 	}
 	if _, second, _ := runForTest(args...); first != second {
@@ -212,23 +214,24 @@ func TestReplayIsDeterministic(t *testing.T) {
 	last := ""
 	for line := range strings.Lines(first) {
 		r := parseRecord(t, line)
-		if r.File+r.Start <= last {
-			t.Errorf("flow of %s after %s", r.Start, last)
+		now := r.File + r.Start.Format(time.RFC3339Nano)
+		if now <= last {
+			t.Errorf("flow of %s after %s", now, last)
 		}
-		last = r.File + r.Start
+		last = now
 		classes[r.Class]++
 		sum, most := 0.0, 0.0
-		for _, p := range r.Scores {
+		for _, p := range r.Scores.Values {
 			sum += p
 			most = max(most, p)
 		}
-		if math.Abs(sum-1) > 1e-5 || r.Scores[r.Class] != r.Confidence || most != r.Confidence {
+		if math.Abs(sum-1) > 1e-5 || r.Scores.Of(r.Class) != r.Confidence || most != r.Confidence {
 			t.Errorf("class %s with confidence %v, scores %v", r.Class, r.Confidence, r.Scores)
 		}
 		if r.Src == single.Src {
 			found = true
 			r.File = single.File
-			if diff := cmp.Diff(single, r, cmp.AllowUnexported(parsedRecord{}), cmpopts.IgnoreUnexported(replayRecord{}), cmpopts.IgnoreFields(replayRecord{}, "Start", "Scores"),
+			if diff := cmp.Diff(single, r, cmpopts.IgnoreFields(event.Verdict{}, "Time", "Start"), cmpopts.EquateComparable(netip.AddrPort{}),
 				cmpopts.EquateApprox(0, 2e-6)); diff != "" {
 				t.Errorf("alone and among others:\n%s", diff)
 			}

@@ -3,12 +3,13 @@
 package main
 
 import (
-	"bytes"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 )
 
 // What a flow shows is said in every output, and a rule may ask for it.
@@ -74,9 +75,8 @@ func TestSignalsAreSaidAndAskedFor(t *testing.T) {
 	if want := "and the flow shows ttl or tiny"; !strings.Contains(stdout, want) {
 		t.Errorf("policy check does not say %q:\n%s", want, stdout)
 	}
-	var out bytes.Buffer
-	e := event{Event: "verdict", Decision: "pass", Proto: "tcp", Signals: []string{"decoy", "gap"}, Confidence: new(float64), Enforced: new(bool)}
-	if err := (&sinks{}).printVerdict(&out, &e); err != nil || !strings.Contains(out.String(), ", shows decoy gap") {
-		t.Errorf("%v, a line of the log: %s", err, out.String())
+	v := event.Verdict{Decision: "pass", Endpoints: event.Endpoints{Proto: "tcp"}, Signals: []string{"decoy", "gap"}}
+	if line := v.Text(false); !strings.Contains(line, ", shows decoy gap") {
+		t.Errorf("a line of the log: %s", line)
 	}
 }

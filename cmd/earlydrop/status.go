@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -35,25 +36,25 @@ Examples:
 
 // interfaceStatus is what `status --json` prints for one interface.
 type interfaceStatus struct {
-	Interface string                `json:"interface"`
-	Pins      string                `json:"pins"`    // folder
-	Running   bool                  `json:"running"` // the daemon exists
-	PID       int                   `json:"pid"`
-	Since     time.Time             `json:"since"`
-	XDP       string                `json:"xdp"`
-	Egress    string                `json:"egress"`
-	Mode      string                `json:"mode"`
-	OneHook   bool                  `json:"one_hook"`
-	OneWay    bool                  `json:"one_way"`
-	Policy    string                `json:"policy"`
-	Model     string                `json:"model"`
-	Version   string                `json:"version"`
-	Flows     loader.Occupancy      `json:"occupancy"`
-	Daemon    loader.DaemonCounters `json:"daemon"`
-	Counters  map[string]uint64     `json:"counters"`
+	Interface string            `json:"interface"`
+	Pins      string            `json:"pins"`    // folder
+	Running   bool              `json:"running"` // the daemon exists
+	PID       int               `json:"pid"`
+	Since     time.Time         `json:"since"`
+	XDP       string            `json:"xdp"`
+	Egress    string            `json:"egress"`
+	Mode      string            `json:"mode"`
+	OneHook   bool              `json:"one_hook"`
+	OneWay    bool              `json:"one_way"`
+	Policy    string            `json:"policy"`
+	Model     string            `json:"model"`
+	Version   string            `json:"version"`
+	Flows     loader.Occupancy  `json:"occupancy"`
+	Daemon    map[string]uint64 `json:"daemon"`
+	Counters  map[string]uint64 `json:"counters"`
 
-	gone  bool     // nothing is attached
-	order []string // of Counters
+	gone bool            // nothing is attached
+	rows loader.Counters // Counters and Daemon, in order
 }
 
 func status(c *cli.Context) error {
@@ -109,17 +110,14 @@ func readStatus(t *loader.Tables) (*interfaceStatus, error) {
 	a, errA := t.Attachment()
 	o, errO := t.Occupancy()
 	counters, errC := t.Counters()
-	if err := errors.Join(errA, errO, errC); err != nil {
+	daemon, errD := t.DaemonCounters()
+	if err := errors.Join(errA, errO, errC, errD); err != nil {
 		return nil, err
 	}
 	s := &interfaceStatus{
 		Interface: a.Interface, Pins: t.PinDir(), gone: a.Gone, Running: a.Alive, PID: a.PID, Since: a.Since, XDP: string(a.XDPMode), Egress: a.Egress,
-		Mode: a.Mode, OneHook: a.OneHook, OneWay: a.OneWay, Policy: a.Policy, Model: a.Model, Version: a.Version, Flows: o, Daemon: a.Daemon,
-		Counters: make(map[string]uint64),
-	}
-	for name, v := range counters.All() {
-		s.Counters[name] = v
-		s.order = append(s.order, name)
+		Mode: a.Mode, OneHook: a.OneHook, OneWay: a.OneWay, Policy: a.Policy, Model: a.Model, Version: a.Version, Flows: o,
+		Daemon: daemon.Values(), Counters: counters.Values(), rows: slices.Concat(daemon, counters),
 	}
 	return s, nil
 }
@@ -155,10 +153,8 @@ func (s *interfaceStatus) print(out io.Writer) error {
 	row("model", "%s", s.Model)
 	row("version", "%s", s.Version)
 	row("flows", "%d known, %d collecting, %d blocked", s.Flows.Flows, s.Flows.Collecting, s.Flows.Blocked)
-	row("verdicts", "%d, of them %d to drop, %d blocks written", s.Daemon.Classified, s.Daemon.ToDrop, s.Daemon.Blocked)
-	row("passed unseen", "%d queue full, %d not classified, %d not blocked", s.Daemon.QueueFull, s.Daemon.NotClassified, s.Daemon.NotBlocked)
-	for _, name := range s.order {
-		row(name, "%d", s.Counters[name])
+	for _, c := range s.rows {
+		row(c.Name, "%d", c.Value)
 	}
 	return w.Flush()
 }

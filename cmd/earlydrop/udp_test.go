@@ -4,7 +4,6 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -65,7 +64,7 @@ func TestReplayMarksResumedFlows(t *testing.T) {
 		}
 		var got []string
 		for line := range strings.Lines(stdout) {
-			r := recordOfLine(t, line)
+			r := parseRecord(t, line)
 			what := r.Decision
 			if r.Resumed {
 				what += " resumed"
@@ -76,12 +75,4 @@ func TestReplayMarksResumedFlows(t *testing.T) {
 			t.Errorf("%v: %s, want %s", tt.args, got, tt.want)
 		}
 	}
-}
-
-func recordOfLine(t testing.TB, line string) (r replayRecord) {
-	t.Helper()
-	if err := json.Unmarshal([]byte(line), &r); err != nil {
-		t.Fatalf("%s: %v", line, err)
-	}
-	return r
 }

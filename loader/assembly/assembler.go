@@ -3,7 +3,9 @@
 package assembly
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
@@ -254,6 +256,13 @@ type Assembler struct {
 	now        time.Time
 	counters   Counters
 	free       []*flow.Sample
+	sources    []begin // in the order in which they came
+}
+
+// begin says that flows from a number on begin in a source.
+type begin struct {
+	seq    uint64
+	source flow.Source
 }
 
 // New returns an Assembler. onSample gets each capture exactly once, in order
@@ -280,6 +289,27 @@ func New(opts Options, onSample func(*Flow, *flow.Sample), onEnd func(Totals)) *
 
 // Counters returns what was counted so far.
 func (a *Assembler) Counters() Counters { return a.counters }
+
+// From says where the packets that follow are from. A flow's sample names the source that
+// the flow begins in.
+func (a *Assembler) From(source flow.Source) {
+	if n := len(a.sources); n > 0 && a.sources[n-1].seq == a.ledger.n {
+		a.sources = a.sources[:n-1] // no flow begins in it
+	}
+	a.sources = append(a.sources, begin{a.ledger.n, source})
+}
+
+// source returns where the flow of a number begins.
+func (a *Assembler) source(seq uint64) flow.Source {
+	after, found := slices.BinarySearchFunc(a.sources, seq, func(b begin, seq uint64) int { return cmp.Compare(b.seq, seq) })
+	if found {
+		after++
+	}
+	if after == 0 {
+		return flow.Source{}
+	}
+	return a.sources[after-1].source
+}
 
 // Packet takes the next frame, which begins with an Ethernet header; wireLen
 // is its length on the wire. frame may be reused after the call.
@@ -428,7 +458,7 @@ func (a *Assembler) capture(f *Flow, p *headers.Packet, frame []byte, ends bool)
 // counted.
 func (a *Assembler) handOver(f *Flow, reason flow.Reason) {
 	s := f.sample
-	s.Meta = flow.Meta{Key: f.Key, InitiatorIsLo: f.InitiatorIsLo, Reason: reason,
+	s.Meta = flow.Meta{Source: a.source(f.Seq), Key: f.Key, InitiatorIsLo: f.InitiatorIsLo, Reason: reason,
 		Start: f.Start, Elapsed: f.captured.Sub(f.Start),
 		Cut: f.lack.cut, Incomplete: f.lack.incomplete, Resumed: f.resumed}
 	if f.stream != nil {

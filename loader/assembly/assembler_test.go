@@ -528,3 +528,48 @@ func BenchmarkAssembler(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "packets/s")
 }
+
+// A sample is from the file that its flow begins in, wherever it ends, and also if it
+// waited in the temporary file.
+func TestSamplesNameTheFileThatTheirFlowBeginsIn(t *testing.T) {
+	got := map[uint16]string{}
+	a := New(Options{MaxOpen: 2, TempDir: t.TempDir()}, func(f *Flow, s *flow.Sample) {
+		got[s.Initiator().Port()] = s.Source.File
+	}, nil)
+	now := epoch
+	// datagrams has the flows of some of the client's ports send one each way.
+	datagrams := func(ports ...uint16) {
+		for _, answers := range []bool{false, true} {
+			for _, port := range ports {
+				src, dst := netip.AddrPortFrom(client4.Addr(), port), server4
+				if answers {
+					src, dst = dst, src
+				}
+				frame := eth(ip(src, dst, 17, udpDgram(src, dst, payload(100))))
+				a.Packet(now, frame, len(frame))
+				now = now.Add(time.Millisecond)
+			}
+		}
+	}
+	from := func(file string) { a.From(flow.Source{File: file}) }
+	datagrams(1)
+	from("a")
+	datagrams(2, 3, 4, 5)
+	from("no flow begins here")
+	datagrams(3)
+	from("b")
+	datagrams(5, 6, 7)
+	if err := a.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	want := map[uint16]string{1: "", 2: "a", 3: "a", 4: "a", 5: "a", 6: "b", 7: "b"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("files by port (-want +got):\n%s", diff)
+	}
+	// What comes after the end is from nowhere that was named before it.
+	clear(got)
+	datagrams(8)
+	if err := a.Flush(); err != nil || got[8] != "" {
+		t.Errorf("after the end: %q, %v", got[8], err)
+	}
+}

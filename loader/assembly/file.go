@@ -13,6 +13,8 @@ import (
 	"math"
 	"os"
 	"time"
+
+	"github.com/earlydrop/earlydrop/loader/flow"
 )
 
 // Errors that errors.Is finds in what Open, Read and File.Next return.
@@ -66,6 +68,10 @@ func (e *FileError) Unwrap() error { return e.Err }
 // gzip. It reads forwards only, so that the file may be a pipe, and holds little
 // in memory whatever the file says. It is not safe for concurrent use.
 type File struct {
+	// Source is what the samples of its flows are told to be from. Open and Read set
+	// it to the file's name.
+	Source flow.Source
+
 	path    string
 	file    *os.File        // nil if the caller has it
 	raw     *countingReader // as on disk
@@ -165,10 +171,10 @@ func Open(path string) (*File, error) {
 }
 
 // Read reads a capture from r, which may be a pipe: packets are returned as soon
-// as they have come. The name is for errors, which are *FileError. Close does not
+// as they have come. The name is for errors, which are *FileError, and for samples. Close does not
 // close r.
 func Read(name string, r io.Reader) (*File, error) {
-	f := &File{path: name}
+	f := &File{Source: flow.Source{File: name}, path: name}
 	if err := f.open(r); err != nil {
 		return nil, &FileError{Path: name, Err: pathless(err)}
 	}
@@ -425,6 +431,7 @@ func (f *File) Run(a *Assembler, progress func(pos int64)) error {
 // Feed is Run without the flush, for a capture that goes on in another file. It ends
 // with Assembler.Err when there is one, which Flush then returns as well.
 func (f *File) Feed(a *Assembler, progress func(pos int64)) error {
+	a.From(f.Source)
 	for n := 1; ; n++ {
 		ts, frame, wireLen, err := f.Next()
 		if err == io.EOF {
@@ -446,7 +453,3 @@ func (f *File) Feed(a *Assembler, progress func(pos int64)) error {
 		}
 	}
 }
-
-// Begun returns the number of flows that have begun so far. Flow.Seq of those
-// that begin from now on is not below it.
-func (a *Assembler) Begun() uint64 { return a.ledger.n }

@@ -212,7 +212,7 @@ func (a *Assembler) clear() {
 	a.waits.init()
 	a.list, a.turns, a.looked = ring{}, 0, nil
 	a.ledger, a.pages = newLedger(), newPages(a.opts.TempDir)
-	a.recalled, a.free, a.now = Flow{}, nil, time.Time{}
+	a.recalled, a.free, a.now, a.sources = Flow{}, nil, time.Time{}, nil
 	a.fragments = recent[fragmentKey, firstFragment]{}
 }
 

@@ -143,7 +143,8 @@ type Packet struct {
 
 // Meta describes a flow at the moment its capture was handed over.
 type Meta struct {
-	Key Key
+	Source Source
+	Key    Key
 	// InitiatorIsLo tells which endpoint opened the flow: the sender of the
 	// first SYN (TCP) or of the first datagram (UDP).
 	InitiatorIsLo bool
@@ -273,6 +274,14 @@ func (s *Sample) Reset() {
 	s.Meta = Meta{}
 	s.Packets = s.packets[:0]
 	s.Data = s.data[:0]
+}
+
+// CopyFrom makes s equal to o, in memory of its own.
+func (s *Sample) CopyFrom(o *Sample) {
+	s.Reset()
+	s.Meta = o.Meta
+	s.Packets = append(s.Packets, o.Packets...)
+	s.Data = append(s.Data, o.Data...)
 }
 
 // Complete reports whether all CaptureBytes are in.

@@ -10,9 +10,9 @@ import baselines
 import dataset
 import eval_packets
 import fit
+from counts import among, rate, share, table, text
 from eval_bars import AIMS
 from eval_base import BASELINE_LIMIT, PAPER_CLASSES
-from eval_report import among, rate, share, table, text
 
 # How many of a session's first packets with payload are told to the trees.
 PACKETS = (2, 4, 8, 16, 32)

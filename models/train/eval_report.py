@@ -8,42 +8,11 @@ import time
 
 import numpy as np
 
-import network
+from counts import among, share, table
 
 # Raised when a study's results mean something else than before, so that none
 # of an earlier program are shown as if this one had measured them.
 RESULTS = 1
-
-
-def share(hits, total):
-    """A share with its counts and 95 % Wilson interval."""
-    low, high = network.wilson(int(hits), int(total))
-    return {"hits": int(hits), "total": int(total), "low": round(low, 6), "high": round(high, 6)}
-
-
-def among(hit, where):
-    """share of hit among where, both bool [N]."""
-    return share((hit & where).sum(), where.sum())
-
-
-def rate(s):
-    return s["hits"] / s["total"] if s["total"] else float("nan")
-
-
-def text(s):
-    """"1.20 % (3 of 250; 0.41 to 3.46)"; "-" where nothing was counted."""
-    if not s or s["total"] == 0:
-        return "-"
-    return (f"{100 * s['hits'] / s['total']:.2f} % ({s['hits']} of {s['total']}; "
-            f"{100 * s['low']:.2f} to {100 * s['high']:.2f})")
-
-
-def table(header, rows):
-    """A Markdown table with aligned columns."""
-    rows = [[str(c) for c in r] for r in [header] + list(rows)]
-    width = [max(len(r[i]) for r in rows) for i in range(len(header))]
-    line = lambda r: "| " + " | ".join(c.ljust(w) for c, w in zip(r, width)) + " |"
-    return "\n".join([line(rows[0]), "| " + " | ".join("-" * w for w in width) + " |"] + [line(r) for r in rows[1:]])
 
 
 def one_against_rest(predicted, truth, k):
@@ -127,10 +96,10 @@ class Store:
         print(f"{name} ({short}): {told['seconds']} s", file=sys.stderr, flush=True)
         return json.loads(json.dumps(result))
 
-    def show(self, name, text_):
-        """Prints a study's tables and writes them to NAME.txt."""
-        write(os.path.join(self.folder, f"{name}.txt"), text_ + "\n")
-        print(text_ + "\n", flush=True)
+    def show(self, name, tables):
+        """Prints a study's tables and writes them to NAME.md."""
+        write(os.path.join(self.folder, f"{name}.md"), f"# {name}\n\nWritten by `make eval`.\n\n{tables}\n")
+        print(tables + "\n", flush=True)
 
     def picture(self, name, drawing):
         """Writes NAME.png; drawing(axes) draws it."""

@@ -13,6 +13,7 @@ import unittest
 import numpy as np
 
 import baselines_test
+import counts
 import dataset
 import eval as evaluation
 import eval_bars
@@ -33,8 +34,8 @@ def write_folder(folder, n=600, seed=1, alike=False):
     differs, 20 networks of the lab and 10 sources of captures.
 
     alike: Shadowsocks, VMess and random-like background begin with random bytes
-    of the same lengths, of which the captures have one packet, or the second, too;
-    the third packet, which the session alone has, tells them apart."""
+    of the same lengths, of which the captures have one packet, or the second as well;
+    the third packet, which the session alone has, distinguishes them."""
     rng = np.random.default_rng(seed)
     laid_out, sessions, rows = [], [], []
     for i in range(n):
@@ -65,15 +66,15 @@ class Counting(unittest.TestCase):
         got = eval_report.one_against_rest(predicted, truth, 1)
         self.assertEqual({k: (s["hits"], s["total"]) for k, s in got.items()},
                          {"accuracy": (4, 6), "precision": (1, 2), "recall": (1, 2)})
-        counts = eval_report.confusion(predicted, truth, LABELS)
-        self.assertEqual(counts["v2ray"], {"background": 0, "shadowsocks": 1, "v2ray": 1})
+        confusion = eval_report.confusion(predicted, truth, LABELS)
+        self.assertEqual(confusion["v2ray"], {"background": 0, "shadowsocks": 1, "v2ray": 1})
         # The paper's own table: M1 of experiment 1.
-        self.assertIn("| shadowsocks      | 1 ", eval_report.confusion_table(counts))
+        self.assertIn("| shadowsocks      | 1 ", eval_report.confusion_table(confusion))
 
     def test_text_has_counts_and_the_wilson_interval(self):
-        self.assertEqual(eval_report.text(eval_report.share(0, 100)), "0.00 % (0 of 100; 0.00 to 3.70)")
-        self.assertEqual(eval_report.text(eval_report.share(0, 0)), "-")
-        self.assertEqual(eval_report.text(None), "-")
+        self.assertEqual(counts.text(counts.share(0, 100)), "0.00 % (0 of 100; 0.00 to 3.70)")
+        self.assertEqual(counts.text(counts.share(0, 0)), "-")
+        self.assertEqual(counts.text(None), "-")
 
     def test_precision_at_base_rates(self):
         # 1 % tunnels, 1 % false positives, all tunnels taken: half of the blocks are right.
@@ -92,7 +93,7 @@ class Counting(unittest.TestCase):
                                                 (0, 100000, 0.0005, True, "met"), (1, 10, 0.05, True, "MISSED"),
                                                 (999, 1000, 0.9, False, "met"), (9, 10, 0.9, False, "met; the interval reaches beyond"),
                                                 (8, 10, 0.9, False, "MISSED"), (0, 0, 0.9, False, "not measured")):
-            self.assertEqual(eval_bars.verdict_word(eval_report.share(hits, total), bar, at_most), want, (hits, total, bar))
+            self.assertEqual(eval_bars.verdict_word(counts.share(hits, total), bar, at_most), want, (hits, total, bar))
 
     def test_a_result_is_computed_once_for_its_data_and_options(self):
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
@@ -216,8 +217,10 @@ class OnData(unittest.TestCase):
             evaluation.main(command)
         text = told.getvalue()
         for name in ("bars", "base-rates", "bytes", "shortcuts", "groups", "transfer", "implementations"):
-            with open(f"{self.dir.name}/eval/{name}.txt", encoding="utf-8") as f:
-                self.assertIn(f.read(), text)
+            with open(f"{self.dir.name}/eval/{name}.md", encoding="utf-8") as f:
+                heading, _, tables = f.read().split("\n\n", 2)
+            self.assertEqual(heading, f"# {name}")
+            self.assertIn(tables, text)
         for name in ("base-rates", "bytes"):
             with open(f"{self.dir.name}/eval/{name}.png", "rb") as f:
                 self.assertEqual(f.read(8), b"\x89PNG\r\n\x1a\n")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import counts
 import dataset
 import network
 from settings import Options
@@ -62,7 +63,7 @@ def fit(data, part, network="compact", classes=None, epochs=None, seed=1, thread
     where = np.array([part.get(g, "") for g in data.group]) if isinstance(part, dict) else np.asarray(part)
     labels = [dataset.BACKGROUND, *(classes if classes is not None else data.labels()[1:])]
     if options.skip:
-        skip = np.array([dataset.matches(f"{label}/{cipher}", options.skip) for label, cipher in zip(data.label, data.column("cipher"))])
+        skip = np.array([counts.matches(f"{label}/{cipher}", options.skip) for label, cipher in zip(data.label, data.column("cipher"))])
         where = np.where(skip & np.isin(where, ("train", "validation")), "", where)
     predictor = train(options, data, where, labels, log)
     if picture:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The networks, and the way they become model files for earlydrop."""
 import json
-import math
 import os
 import warnings
 
@@ -302,14 +301,3 @@ def softmax(logits, temperature):
     z -= z.max(axis=1, keepdims=True)
     p = np.exp(z)
     return p / p.sum(axis=1, keepdims=True)
-
-
-def wilson(hits, total, z=1.959964):
-    """The Wilson score interval (95 %) of a share; (0, 1) for nothing counted."""
-    if total == 0:
-        return 0.0, 1.0
-    p = hits / total
-    middle = p + z * z / (2 * total)
-    spread = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)

@@ -17,9 +17,12 @@ import unittest.mock
 import numpy as np
 import torch
 
+import counts
 import dataset
 import fit
+import measure
 import network
+import page
 import testdata
 import train
 
@@ -257,7 +260,7 @@ class Drawing(unittest.TestCase):
         write_folder(folder)
         with open(folder + "/samples.tsv", encoding="utf-8") as f:
             lines = f.read().replace("v2ray", "ssh").splitlines()
-        # Three flows of captures of others, of which two say that they are SSH.
+        # Three flows of third-party captures, of which two say that they are SSH.
         for i in (1, 4, 7):
             columns = lines[i].split("\t")
             for name, value in (("label", "background"), ("kind", ""), ("proto", "tcp")):
@@ -319,7 +322,7 @@ class Figures(unittest.TestCase):
     def test_wilson(self):
         # Textbook values: 1 of 10, and none of 100.
         for (hits, total), want in (((1, 10), (0.0179, 0.4042)), ((0, 100), (0.0, 0.0370)), ((0, 0), (0.0, 1.0))):
-            self.assertTrue(np.allclose(network.wilson(hits, total), want, atol=5e-5), (hits, total))
+            self.assertTrue(np.allclose(counts.wilson(hits, total), want, atol=5e-5), (hits, total))
 
     def test_thresholds_keep_the_budget(self):
         rng = np.random.default_rng(1)
@@ -380,8 +383,8 @@ class Figures(unittest.TestCase):
 
     def test_decide_adds_the_wanted_classes(self):
         p = np.array([[0.1, 0.5, 0.4], [0.1, 0.4, 0.5], [0.4, 0.5, 0.1], [0.9, 0.1, 0.0]])
-        self.assertEqual(train.decide(p, 0.9).tolist(), [1, 2, 0, 0])
-        self.assertEqual(train.decide(p, 0.5).tolist(), [1, 2, 1, 0])
+        self.assertEqual(measure.decide(p, 0.9).tolist(), [1, 2, 0, 0])
+        self.assertEqual(measure.decide(p, 0.5).tolist(), [1, 2, 1, 0])
 
     def test_calibration_finds_the_temperature(self):
         rng = np.random.default_rng(1)
@@ -390,7 +393,7 @@ class Figures(unittest.TestCase):
         self.assertAlmostEqual(fit.calibrate(logits * 2.5, truth), 2.5, delta=0.25)
 
     def test_score(self):
-        s = train.score(np.array([0, 1, 1, 0]), np.array([0, 0, 1, 1]), ["background", "a"])
+        s = measure.score(np.array([0, 1, 1, 0]), np.array([0, 0, 1, 1]), ["background", "a"])
         self.assertEqual(s["confusion"], {"background": {"background": 1, "a": 1}, "a": {"background": 1, "a": 1}})
         self.assertEqual((s["false_positives"]["hits"], s["false_positives"]["total"]), (1, 2))
 
@@ -401,7 +404,7 @@ class Model(unittest.TestCase):
         self.assertEqual(shapes, [(32, 1, 5, 5), (64, 32, 5, 5), (128, 64, 3, 3), (256, 128, 3, 3), (256, 256, 3, 3),
                                   (1024, 4096), (1024, 1024), (3, 1024)])
 
-    @unittest.mock.patch.object(train, "RANDOM_IMAGES", 100)
+    @unittest.mock.patch.object(measure, "RANDOM_IMAGES", 100)
     def test_train_writes_a_model_that_evaluates_the_same(self):
         with tempfile.TemporaryDirectory() as d:
             write_folder(d + "/data")
@@ -415,15 +418,15 @@ class Model(unittest.TestCase):
             self.assertEqual(meta["labels"], ["background", "shadowsocks", "v2ray"])
             self.assertEqual((meta["mask"], meta["image"], meta["training_data"]), ("strict", "32x32", "sha256:" + "1" * 64))
             self.assertGreater(meta["figures"]["accuracy"]["hits"], 0.9 * meta["figures"]["accuracy"]["total"])
-            with open(d + "/m.json", encoding="utf-8") as f:
+            with open(d + "/m.figures.json", encoding="utf-8") as f:
                 written = json.load(f)
             self.assertEqual(written["figures"], meta["figures"])
             self.assertEqual([e["epoch"] for e in written["losses"]], [1, 2, 3])
             data = dataset.Data([d + "/data"])
             test = np.flatnonzero(np.isin(data.group, meta["figures"]["test_groups"]))
-            again = train.figures_of(fit.deployed_logits(net, data, test, ["byte"], "strict", "cpu"), data, test, meta["labels"],
-                                     meta["temperature"], meta["thresholds"], meta["figures"]["min_confidence"], {0.5: 0.5},
-                                     train.random_logits(net, data, test, ["byte"], "strict", "cpu", 5))
+            again = measure.figures_of(fit.deployed_logits(net, data, test, ["byte"], "strict", "cpu"), data, test, meta["labels"],
+                                       meta["temperature"], meta["thresholds"], meta["figures"]["min_confidence"], {0.5: 0.5},
+                                       measure.random_logits(net, data, test, ["byte"], "strict", "cpu", 5))
             self.assertEqual(again["confusion"], meta["figures"]["confusion"])
             # What the figures count adds up.
             at = meta["figures"]["sums"][f"{meta['figures']['min_confidence']:g}"]
@@ -431,11 +434,24 @@ class Model(unittest.TestCase):
             self.assertEqual(background, (data.label[test] == "background").sum())
             self.assertEqual(at["ordinary"], at["lab, ordinary"])
             self.assertEqual(set(meta["figures"]["by_vlan"]["v2ray"]), {"yes"})
-            with open(d + "/m.md", encoding="utf-8") as f:
-                card = f.read()
-            for text in ("False positives by group", "--seed 5", "sha256:111", "Known failures", "| net-"):
-                self.assertIn(text, card)
-            self.assertNotIn(d, card)
+            with open(d + "/m.figures.md", encoding="utf-8") as f:
+                told = f.read()
+            for text in ("False positives by group", "--seed 5", "sha256:111", "Where it fails", "networks of the lab"):
+                self.assertIn(text, told)
+            self.assertNotIn(d, told + json.dumps(written))
+            flows = [sum(row["flows"][label] for row in written["data"]) for label in meta["labels"]]
+            self.assertEqual(flows, [(data.label == label).sum() for label in meta["labels"]])
+
+    def test_pages_of_the_shipped_models_are_of_their_figures(self):
+        models = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+        for name in ("compact", "paper"):
+            base = os.path.join(models, name)
+            with open(base + page.SUFFIX, encoding="utf-8") as f:
+                doc = json.load(f)
+            _, meta = network.load_onnx(base + ".onnx")
+            self.assertEqual({k: doc[k] for k in meta if k in doc}, {k: meta[k] for k in meta if k in doc}, name)
+            with open(base + ".figures.md", encoding="utf-8") as f:
+                self.assertEqual(f.read(), page.page(doc, name), f"{name}.figures.md: run models/train/page.py models/{name}{page.SUFFIX}")
 
     def test_compact_goes_on_where_it_stopped_and_loads_the_same(self):
         with tempfile.TemporaryDirectory() as d:

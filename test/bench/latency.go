@@ -13,6 +13,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 )
 
@@ -105,11 +106,11 @@ func (b *bench) measureLatency(ctx context.Context) (l latency, err error) {
 	}
 	l.Rate = float64(l.Flows) / time.Since(start).Seconds()
 	// Verdicts come in the order of their flows, but for those that have none.
-	if _, err := d.Wait(ctx, "the verdict about the last flow", func(e rig.Event) bool { return ours(e) && e.Src == last }); err != nil {
+	if _, err := rig.Wait(ctx, d, "the verdict about the last flow", func(e *event.Verdict) bool { return ours(e) && e.Src == last }); err != nil {
 		return l, err
 	}
 	var times []float64
-	for _, e := range d.Events() {
+	for _, e := range rig.Of[*event.Verdict](d.Events()) {
 		if ours(e) {
 			times = append(times, e.LatencyUS)
 			l.Model = e.Model
@@ -120,8 +121,8 @@ func (b *bench) measureLatency(ctx context.Context) (l latency, err error) {
 }
 
 // ours reports whether e is the verdict about one of measureLatency's flows.
-func ours(e rig.Event) bool {
-	return e.Event == "verdict" && e.Proto == "udp" && e.HandedOver == "full" && e.Dst.Port() == verdictPort
+func ours(e *event.Verdict) bool {
+	return e.Proto == "udp" && e.HandedOver == "full" && e.Dst.Port() == verdictPort
 }
 
 // set takes the figures of times in microseconds.

@@ -9,11 +9,11 @@ import (
 
 	"github.com/jedib0t/go-pretty/v6/text"
 
-	"github.com/earlydrop/earlydrop/test/e2e/rig"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 )
 
-func verdict(ms float64, packets int) rig.Event {
-	return rig.Event{Event: "verdict", VerdictMS: ms, Packets: packets}
+func verdict(ms float64, packets int) event.Verdict {
+	return event.Verdict{VerdictMS: ms, Packets: packets}
 }
 
 func TestConclusionFollowsTheFlows(t *testing.T) {
@@ -60,8 +60,9 @@ func TestFirstEntryOfADump(t *testing.T) {
 
 func TestTableNamesWhatDecided(t *testing.T) {
 	text.DisableColors()
-	shared := rig.Event{Class: "unknown", RuleClasses: []string{"shadowsocks", "v2ray"}, RuleConfidence: 0.953, Likeliest: "shadowsocks", Confidence: 0.551}
-	web := rig.Event{Class: "background", Likeliest: "background", Confidence: 0.999}
+	sum := 0.953
+	shared := event.Verdict{Class: "unknown", Naming: event.Naming{RuleClasses: []string{"shadowsocks", "v2ray"}, RuleConfidence: &sum, Likeliest: "shadowsocks"}, Confidence: 0.551}
+	web := event.Verdict{Class: "background", Naming: event.Naming{Likeliest: "background"}, Confidence: 0.999}
 	var out bytes.Buffer
 	printFlows(&out, []*flow{{what: "web", ok: true, verdict: web}, {what: "caught", tunnel: true, ok: true, verdict: shared}})
 	for what, want := range map[string]string{"web": "background 0.999 background 0.999", "caught": "shadowsocks|v2ray 0.953 shadowsocks 0.551"} {

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
@@ -27,11 +28,11 @@ type flow struct {
 	what   string
 	tunnel bool // to be cut; all else is to be left alone
 
-	verdict rig.Event // the zero Event when there was none
-	passed  int64     // bytes of content that the client got
-	wanted  int64     // bytes that there were to get
-	block   rig.Block // what the kernel dropped, of a tunnel
-	ok      bool      // it went as it should
+	verdict event.Verdict // the zero one when there was none
+	passed  int64         // bytes of content that the client got
+	wanted  int64         // bytes that there were to get
+	block   rig.Block     // what the kernel dropped, of a tunnel
+	ok      bool          // it went as it should
 }
 
 // useNetwork runs every program, one after the other, and tells what became of it.
@@ -73,11 +74,13 @@ func useNetwork(ctx context.Context, r *rig.Rig, d *rig.Daemon) ([]*flow, error)
 	} {
 		res := o.use()
 		f := &flow{what: o.what, passed: res.Bytes, wanted: o.want}
-		if f.verdict, err = d.Verdict(ctx, o.server, 0); err != nil {
+		v, err := d.Verdict(ctx, o.server, 0)
+		if err != nil {
 			return nil, errors.Join(err, res.Err)
 		}
+		f.verdict = *v
 		// One name costs two flows, for IPv4 and IPv6 addresses.
-		dropped := slices.ContainsFunc(d.Verdicts(o.server), func(v rig.Event) bool { return v.Decision != "pass" })
+		dropped := slices.ContainsFunc(d.Verdicts(o.server), func(v *event.Verdict) bool { return v.Decision != "pass" })
 		f.ok = res.Err == nil && f.passed == f.wanted && !dropped
 		flows = append(flows, f)
 	}
@@ -139,10 +142,11 @@ func useTunnel(ctx context.Context, r *rig.Rig, d *rig.Daemon, tun *lab.Tunnel, 
 		<-done
 	}()
 
-	var err error
-	if f.verdict, err = d.Verdict(ctx, tun.Server, n); err != nil {
+	v, err := d.Verdict(ctx, tun.Server, n)
+	if err != nil {
 		return nil, err
 	}
+	f.verdict = *v
 	if f.verdict.Decision != "drop" {
 		// Not identified: it runs to its end, or at least to a clear case.
 		select {

@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
@@ -124,7 +125,7 @@ func run(ctx context.Context, out io.Writer, program string) (asExpected bool, e
 	}
 	printFlows(out, flows)
 	blocks := 0
-	for _, v := range d.Events() {
+	for _, v := range rig.Of[*event.Verdict](d.Events()) {
 		if v.Enforced != nil && *v.Enforced {
 			blocks++
 		}
@@ -166,14 +167,14 @@ func printFlows(out io.Writer, flows []*flow) {
 		if i > 0 && f.tunnel != flows[i-1].tunnel {
 			tw.AppendSeparator()
 		}
-		v := f.verdict
+		v := &f.verdict
 		proto := v.Proto
 		if v.Src.Addr().Is6() {
 			proto += "6"
 		}
 		tw.AppendRow(table.Row{
 			f.what, fmt.Sprintf("%s %d > %d", proto, v.Src.Port(), v.Dst.Port()),
-			v.Name(), fmt.Sprintf("%.3f", decidedBy(v)), fmt.Sprintf("%s %.3f", v.Likeliest, v.Confidence),
+			v.Called(), fmt.Sprintf("%.3f", v.Deciding(v.Confidence)), fmt.Sprintf("%s %.3f", v.Likeliest, v.Confidence),
 			fmt.Sprintf("%.1f", v.VerdictMS), v.Packets, f.passed, f.block.Packets, outcome(f),
 		})
 	}
@@ -184,15 +185,6 @@ ms, packets: from the flow's first packet to the verdict; dns is judged when it 
 bytes passed: content that the client got. pkts dropped: by the kernel, of both directions.
 A tunnel of which a connection was missed is used again, up to %d times in all.
 `, connections)
-}
-
-// decidedBy returns the probability that decided: of the rule's classes together, or
-// of the likeliest class where the rule was not asked.
-func decidedBy(v rig.Event) float64 {
-	if len(v.RuleClasses) > 0 {
-		return v.RuleConfidence
-	}
-	return v.Confidence
 }
 
 func outcome(f *flow) string {

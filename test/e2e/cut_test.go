@@ -8,6 +8,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
@@ -136,7 +137,7 @@ func TestMonitorDropsNothingAndReportsTheSame(t *testing.T) {
 
 // cut has a tunnel's connection cut: by the policy, or, in a VLAN, by hand, as the
 // model has seen few tags and may not know a tunnel behind one.
-func (s *scene) cut(d *rig.Daemon, tun *lab.Tunnel, vlan uint16) (*transfer, rig.Event) {
+func (s *scene) cut(d *rig.Daemon, tun *lab.Tunnel, vlan uint16) (*transfer, *event.Verdict) {
 	s.t.Helper()
 	if vlan == 0 {
 		return s.tunnelled(d, tun, true)

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
@@ -34,10 +35,8 @@ func (s *scene) recorded(path string, n int) (ports []uint16) {
 	err := rig.Until(s.ctx, func() (bool, error) {
 		events, err := readEvents(path)
 		ports = nil
-		for _, e := range events {
-			if e.Event == "verdict" {
-				ports = append(ports, e.Src.Port())
-			}
+		for _, v := range rig.Of[*event.Verdict](events) {
+			ports = append(ports, v.Src.Port())
 		}
 		return len(ports) >= n, err
 	})
@@ -97,16 +96,14 @@ func TestLogRotation(t *testing.T) {
 
 	s.stop(d)
 	var want []uint16
-	for _, v := range d.Events() {
-		if v.Event == "verdict" {
-			want = append(want, v.Src.Port())
-		}
+	for _, v := range rig.Of[*event.Verdict](d.Events()) {
+		want = append(want, v.Src.Port())
 	}
 	if got := slices.Concat(early, late); !slices.Equal(got, want) {
 		t.Errorf("the files have the flows of ports %v, standard output %v", got, want)
 	}
 	events := must(readEvents(path + ".2"))(t)
-	if len(events) == 0 || events[0].Event != "verdict" || events[len(events)-1].Event != "ended" {
+	if len(events) == 0 || events[0].Kind() != event.KindVerdict || events[len(events)-1].Kind() != event.KindEnded {
 		t.Errorf("the last file has %d events: %+v", len(events), events)
 	}
 }
@@ -159,7 +156,7 @@ func TestClosedTerminal(t *testing.T) {
 	}
 	s.clean()
 	events := must(readEvents(path))(t)
-	if last := events[len(events)-1]; last.Event != "ended" {
+	if last := events[len(events)-1]; last.Kind() != event.KindEnded {
 		t.Errorf("the last event is %+v", last)
 	}
 }
@@ -192,13 +189,13 @@ func TestPassesAreLeftOutAndDropsAreNot(t *testing.T) {
 	}{{"none", 0, 6}, {"1/3", 2, 6}} {
 		d := s.attach("--policy", s.policy("monitor", "10m"), "--events-pass", tt.value)
 		s.browse(tt.of)
-		var drop *rig.Event
+		var drop *event.Verdict
 		for range tries {
 			// The tunnel's connections that are missed are left out as well.
 			tr := s.download(tun)
 			s.complete("a download in monitor mode", tr)
 			if verdicts := d.Verdicts(tun.Server); len(verdicts) > 0 && verdicts[len(verdicts)-1].Decision == "drop" {
-				drop = &verdicts[len(verdicts)-1]
+				drop = verdicts[len(verdicts)-1]
 				break
 			}
 		}
@@ -208,13 +205,13 @@ func TestPassesAreLeftOutAndDropsAreNot(t *testing.T) {
 		last := s.stop(d)
 		web, told, all := 0, uint64(0), uint64(0)
 		for _, e := range d.Events() {
-			switch e.Event {
-			case "verdict":
+			switch e := e.(type) {
+			case *event.Verdict:
 				all++
 				if !e.Detected {
 					web++
 				}
-			case "left_out":
+			case *event.LeftOut:
 				told += e.PassesLeftOut
 			}
 		}
@@ -245,7 +242,7 @@ func TestEventsIntoAFIFO(t *testing.T) {
 	defer reader.Close()
 	d := s.attach("--events", path)
 	s.browse(1)
-	must(d.Wait(s.ctx, "a verdict", func(e rig.Event) bool { return e.Event == "verdict" }))(t)
+	must(rig.Wait(s.ctx, d, "a verdict", func(*event.Verdict) bool { return true }))(t)
 	s.stop(d)
 	text := make([]byte, 1<<16)
 	n, err := reader.Read(text)

@@ -19,6 +19,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
@@ -129,7 +130,7 @@ func TestInterfaceIsKnownByMoreThanItsName(t *testing.T) {
 	if code, err := d.Exited(s.ctx); err != nil || code != 1 || !strings.Contains(d.Stderr(), "earlydrop: interface ed.q0 was removed\n") {
 		t.Errorf("exit code %d, %v: %s", code, err, d.Stderr())
 	}
-	if last := d.Events()[len(d.Events())-1]; last.Event != "ended" || last.Interface != "ed.q0" {
+	if last, ok := d.Events()[len(d.Events())-1].(*event.Ended); !ok || last.Interface != "ed.q0" {
 		t.Errorf("last event: %+v", last)
 	}
 	s.stop(other)

@@ -13,12 +13,13 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
 
 // blockedDownload has a download through Shadowsocks cut.
-func (s *scene) blockedDownload(d *rig.Daemon) (*transfer, rig.Event) {
+func (s *scene) blockedDownload(d *rig.Daemon) (*transfer, *event.Verdict) {
 	s.t.Helper()
 	tun := must(s.StartShadowsocks(s.ctx, lab.ShadowsocksConfig{}))(s.t)
 	tr, v := s.tunnelled(d, tun, true)
@@ -50,8 +51,8 @@ func TestBlockExpires(t *testing.T) {
 	passed := tr.bytes.Load()
 	began := time.Now()
 	must(s.Earlydrop(s.ctx, "blocked", "add", "-i", rig.Device, "--ttl", "2s", "tcp", v.Src.String(), v.Dst.String()))(t)
-	ended := must(d.Wait(s.ctx, "the end of the block", func(e rig.Event) bool {
-		return e.Event == "block_ended" && (e.Src == v.Src || e.Dst == v.Src)
+	ended := must(rig.Wait(s.ctx, d, "the end of the block", func(e *event.BlockEnded) bool {
+		return e.Src == v.Src || e.Dst == v.Src
 	}))(t)
 	// How long after depends on what else the machine has to do.
 	if took := ended.Time.Sub(began); took < 2*time.Second {
@@ -68,7 +69,7 @@ func TestBlockExpires(t *testing.T) {
 	}
 	s.complete("the download after the block", tr)
 	verdicts := d.Verdicts(tun.Server)
-	if n := len(slices.DeleteFunc(verdicts, func(e rig.Event) bool { return e.Src != v.Src })); n != 1 {
+	if n := len(slices.DeleteFunc(verdicts, func(e *event.Verdict) bool { return e.Src != v.Src })); n != 1 {
 		t.Errorf("%d verdicts about one connection", n)
 	}
 	s.stop(d)

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/models"
 	"github.com/earlydrop/earlydrop/policy"
@@ -149,7 +150,11 @@ func (s *scene) attach(args ...string) *rig.Daemon {
 		d.Kill()
 		if s.t.Failed() {
 			for _, e := range d.Events() {
-				s.t.Logf("%s %s %s > %s vlan %d %s %.4f %s %s, %d packets, %.1f ms", e.Time.Format("05.000"), e.Event, e.Src, e.Dst, e.VLAN, e.Name(), e.Confidence, e.Decision, e.HandedOver, e.Packets, e.VerdictMS)
+				if v, ok := e.(*event.Verdict); ok {
+					s.t.Log(v.Text(true))
+				} else {
+					s.t.Logf("%s %+v", e.Kind(), e)
+				}
 			}
 			if text := d.Stderr(); text != "" {
 				s.t.Logf("standard error:\n%s", text)
@@ -160,7 +165,7 @@ func (s *scene) attach(args ...string) *rig.Daemon {
 }
 
 // stop ends earlydrop as Ctrl-C does and makes sure that nothing stays behind.
-func (s *scene) stop(d *rig.Daemon) rig.Event {
+func (s *scene) stop(d *rig.Daemon) *event.Ended {
 	s.t.Helper()
 	last, err := d.Stop(s.ctx)
 	if err != nil {
@@ -228,7 +233,7 @@ func (s *scene) complete(what string, tr *transfer) {
 }
 
 // risen waits until the kernel has dropped n packets more of the flow than now.
-func (s *scene) risen(v rig.Event, n uint64) rig.Block {
+func (s *scene) risen(v *event.Verdict, n uint64) rig.Block {
 	s.t.Helper()
 	b, err := s.Dropped(s.ctx, v.Src, v.Dst, n)
 	if err != nil {
@@ -267,7 +272,7 @@ var identified struct{ connections, drop atomic.Int64 }
 
 // tunnelled downloads through a tunnel until the verdict about a connection is to
 // drop it, which is checked, and returns that connection's download.
-func (s *scene) tunnelled(d *rig.Daemon, tun *lab.Tunnel, enforced bool) (*transfer, rig.Event) {
+func (s *scene) tunnelled(d *rig.Daemon, tun *lab.Tunnel, enforced bool) (*transfer, *event.Verdict) {
 	s.t.Helper()
 	for n := range tries {
 		tr := s.download(tun)
@@ -278,7 +283,7 @@ func (s *scene) tunnelled(d *rig.Daemon, tun *lab.Tunnel, enforced bool) (*trans
 			dropVerdict(s.t, v, enforced)
 			return tr, v
 		}
-		s.t.Logf("connection %d to %s was not identified: %s, scores %v", n, v.Dst, v.Name(), v.Scores)
+		s.t.Logf("connection %d to %s was not identified: %s, scores %v", n, v.Dst, v.Called(), v.Scores)
 		tr.stop()
 	}
 	s.t.Fatalf("none of %d connections to %s was identified", tries, tun.Server)
@@ -287,7 +292,7 @@ func (s *scene) tunnelled(d *rig.Daemon, tun *lab.Tunnel, enforced bool) (*trans
 
 // stalled makes sure that a blocked transfer gets nothing any more while the
 // kernel goes on dropping its packets, and that it has not got far.
-func (s *scene) stalled(tr *transfer, v rig.Event) {
+func (s *scene) stalled(tr *transfer, v *event.Verdict) {
 	s.t.Helper()
 	// What was on its way and in the programs' buffers comes out while the first
 	// packets are being dropped, already; a download that is not cut never rests.
@@ -314,7 +319,7 @@ func (s *scene) stalled(tr *transfer, v rig.Event) {
 	default:
 	}
 	s.t.Logf("%s: %s, %.4f, after %.1f ms, %d packets; %d of %d bytes passed, %d packets (%d bytes) dropped",
-		v.Dst, v.Name(), v.RuleConfidence, v.VerdictMS, v.Packets, before, s.web.LargeBytes, b.Packets, b.Bytes)
+		v.Dst, v.Called(), v.Deciding(0), v.VerdictMS, v.Packets, before, s.web.LargeBytes, b.Packets, b.Bytes)
 }
 
 // tunnelClasses are the classes of the policies' rule, those that the built-in
@@ -334,22 +339,23 @@ var tunnelClasses, threshold = func() ([]string, float64) {
 }()
 
 // dropVerdict checks what a verdict about a tunnel says.
-func dropVerdict(t *testing.T, v rig.Event, enforced bool) {
+func dropVerdict(t *testing.T, v *event.Verdict, enforced bool) {
 	t.Helper()
 	if !slices.Contains(tunnelClasses, v.Class) && v.Class != flow.Unknown || v.Decision != "drop" || v.Enforced == nil || *v.Enforced != enforced {
 		t.Fatalf("verdict about %s: class %q, scores %v, decision %q, enforced %v; want one of %v, drop, %v",
 			v.Dst, v.Class, v.Scores, v.Decision, v.Enforced != nil && *v.Enforced, tunnelClasses, enforced)
 	}
 	sum, all, most := 0.0, 0.0, 0.0
-	for class, p := range v.Scores {
+	for i, class := range v.Scores.Labels {
+		p := v.Scores.Values[i]
 		all += p
 		most = max(most, p)
 		if slices.Contains(tunnelClasses, class) {
 			sum += p
 		}
 	}
-	if v.Confidence != most || v.Class != flow.Unknown && most != v.Scores[v.Class] || math.Abs(v.RuleConfidence-sum) > 1e-9 || sum < threshold || math.Abs(all-1) > 1e-6 {
-		t.Errorf("confidence %v, of the rule %v, scores %v", v.Confidence, v.RuleConfidence, v.Scores)
+	if v.Confidence != most || v.Class != flow.Unknown && most != v.Scores.Of(v.Class) || math.Abs(v.Deciding(0)-sum) > 1e-9 || sum < threshold || math.Abs(all-1) > 1e-6 {
+		t.Errorf("confidence %v, of the rule %v, scores %v", v.Confidence, v.Deciding(0), v.Scores)
 	}
 	// What decided is named, and has nearly all of the sum.
 	named := 0.0
@@ -357,9 +363,9 @@ func dropVerdict(t *testing.T, v rig.Event, enforced bool) {
 		if !slices.Contains(tunnelClasses, class) {
 			t.Errorf("%s is named, and the rule is about %v", class, tunnelClasses)
 		}
-		named += v.Scores[class]
+		named += v.Scores.Of(class)
 	}
-	if named < 0.95*sum || !slices.Contains(v.RuleClasses, v.Likeliest) || v.Scores[v.Likeliest] != most || !v.Detected {
+	if named < 0.95*sum || !slices.Contains(v.RuleClasses, v.Likeliest) || v.Scores.Of(v.Likeliest) != most || !v.Detected {
 		t.Errorf("decided by %v, likeliest %s, detected %v, scores %v", v.RuleClasses, v.Likeliest, v.Detected, v.Scores)
 	}
 	if v.Rule == "" || v.Proto != "tcp" || v.Packets < 4 || v.Captured == 0 || v.Captured > 1024 || v.VerdictMS <= 0 {

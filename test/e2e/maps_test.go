@@ -19,14 +19,15 @@ import (
 // Fields that bpftool has to show by name: of the key, and of the value. Of maps that
 // are not listed it has to show some field.
 var mapFields = map[string][2][]string{
-	"attachment": {nil, {"layout_version", "pid", "xdp_mode", "egress", "mode", "model", "policy", "classified"}},
-	"blocked":    {flowKey, {"since_ns", "expires_ns", "packets", "bytes", "class", "rule", "renewed", "next_lo"}},
-	"collecting": {flowKey, {"slot", "generation"}},
-	"counters":   {nil, {"packets_ingress", "dropped_packets", "ring_full"}},
-	"flows":      {flowKey, {"last_ns", "verdict"}},
-	"handshakes": {nil, {"bytes", "packet_count", "packets", "data"}},
-	"syns":       {nil, {"key", "state", "start_ns", "first", "latest"}},
-	"slots":      {nil, {"last_ns", "sample"}},
+	"attachment":      {nil, {"layout_version", "pid", "xdp_mode", "egress", "mode", "model", "policy"}},
+	"blocked":         {flowKey, {"since_ns", "expires_ns", "packets", "bytes", "class", "rule", "renewed", "next_lo"}},
+	"collecting":      {flowKey, {"slot", "generation"}},
+	"daemon_counters": {nil, {"name", "value"}},
+	"counters":        {nil, {"packets_ingress", "dropped_packets", "ring_full"}},
+	"flows":           {flowKey, {"last_ns", "verdict"}},
+	"handshakes":      {nil, {"bytes", "packet_count", "packets", "data"}},
+	"syns":            {nil, {"key", "state", "start_ns", "first", "latest"}},
+	"slots":           {nil, {"last_ns", "sample"}},
 }
 
 var flowKey = []string{"lo_addr", "hi_addr", "lo_port", "hi_port", "vlan", "proto"}

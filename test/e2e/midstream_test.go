@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
@@ -36,12 +37,12 @@ func TestOpenDownloadsAreBlockedWhereARuleSaysSo(t *testing.T) {
 		}
 		// verdicts waits for those about the open downloads. Whoever sent the first
 		// packet counts as the initiator.
-		verdicts := func(d *rig.Daemon) (found []rig.Event) {
+		verdicts := func(d *rig.Daemon) (found []*event.Verdict) {
 			server := open[0].server(s)
 			seen := map[string]bool{}
 			for len(found) < downloads {
-				v := must(d.Wait(s.ctx, "the verdict about a download", func(e rig.Event) bool {
-					return e.Event == "verdict" && (e.Src == server || e.Dst == server) && !seen[e.Src.String()+e.Dst.String()]
+				v := must(rig.Wait(s.ctx, d, "the verdict about a download", func(e *event.Verdict) bool {
+					return (e.Src == server || e.Dst == server) && !seen[e.Src.String()+e.Dst.String()]
 				}))(t)
 				seen[v.Src.String()+v.Dst.String()] = true
 				if !v.MidStream {

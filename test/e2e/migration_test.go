@@ -16,6 +16,7 @@ import (
 
 	"github.com/quic-go/quic-go"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
@@ -198,7 +199,7 @@ func TestUDPFlowsThatMoveAreNewOnes(t *testing.T) {
 			changed := func(what string, d *rig.Daemon, flows []*udpFlow) {
 				began, cut := 0, 0
 				for _, f := range flows {
-					v := must(d.Wait(s.ctx, "the verdict about a flow that is new for "+what, func(e rig.Event) bool { return e.Event == "verdict" && f.of(e) }))(t)
+					v := must(rig.Wait(s.ctx, d, "the verdict about a flow that is new for "+what, func(e *event.Verdict) bool { return f.of(e.Endpoints) }))(t)
 					if !v.Resumed {
 						began++
 					}

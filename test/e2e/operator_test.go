@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
@@ -94,8 +95,8 @@ func TestAttachPrintsForPeople(t *testing.T) {
 			class := `(` + strings.Join(tunnelClasses, "|") + `)`
 			drop := `\n` + timestamp + `  drop +tcp \S+ > ` + regexp.QuoteMeta(tun.Server.String()) + `  ` + class + `(\|` + class + `)* \d\.\d+( \(` + class + ` \d\.\d+\))?  \d+\.\d ms, \d+ packets  rule tunnels` + details + `\n`
 			// The file has every verdict, what is printed may have fewer.
-			verdicts := func() []rig.Event {
-				return slices.DeleteFunc(must(readEvents(events))(t), func(e rig.Event) bool { return e.Event != "verdict" || e.Dst != tun.Server })
+			verdicts := func() []*event.Verdict {
+				return slices.DeleteFunc(rig.Of[*event.Verdict](must(readEvents(events))(t)), func(v *event.Verdict) bool { return v.Dst != tun.Server })
 			}
 			for n := range tries {
 				tr := s.download(tun)
@@ -125,7 +126,11 @@ func TestAttachPrintsForPeople(t *testing.T) {
 			// The file has all of it, quiet or not.
 			var kinds []string
 			for _, e := range must(readEvents(events))(t) {
-				kinds = append(kinds, strings.TrimSpace(e.Event+" "+e.Decision))
+				kind := e.Kind()
+				if v, ok := e.(*event.Verdict); ok {
+					kind += " " + v.Decision
+				}
+				kinds = append(kinds, kind)
 			}
 			want := regexp.MustCompile(`^attached, (verdict pass, )+verdict drop, ended$`)
 			if got := strings.Join(kinds, ", "); !want.MatchString(got) {

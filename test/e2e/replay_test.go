@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"encoding/json"
 	"math"
 	"net/netip"
 	"path/filepath"
@@ -12,29 +11,23 @@ import (
 	"testing"
 	"time"
 
-	"github.com/earlydrop/earlydrop/test/e2e/rig"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventtest"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
 
-// replayed is a line of `earlydrop replay --json`.
-type replayed struct {
-	Src        netip.AddrPort     `json:"src"`
-	Dst        netip.AddrPort     `json:"dst"`
-	Proto      string             `json:"proto"`
-	Packets    int                `json:"packets"` // of the whole flow
-	Captured   int                `json:"captured"`
-	Complete   bool               `json:"complete"`
-	Class      string             `json:"class"`
-	Confidence float64            `json:"confidence"`
-	Scores     map[string]float64 `json:"scores"`
-	Decision   string             `json:"decision"`
-	Rule       string             `json:"rule"`
-
-	RuleClasses    []string `json:"rule_classes"`
-	RuleConfidence float64  `json:"rule_confidence"`
-	Likeliest      string   `json:"likeliest"`
-	Detected       bool     `json:"detected"`
-	Reason         string   `json:"reason"`
+// replayed returns the flows that `earlydrop replay --json` has printed. Each line has to
+// fit the schema.
+func replayed(t testing.TB, out string) (flows []*event.Verdict) {
+	t.Helper()
+	for line := range strings.Lines(out) {
+		e, err := eventtest.Decode([]byte(line))
+		if err != nil {
+			t.Fatal(err)
+		}
+		flows = append(flows, e.(*event.Verdict))
+	}
+	return flows
 }
 
 // A recording made at earlydrop's device gives, flow by flow, the verdicts that
@@ -76,7 +69,7 @@ func TestReplayGivesTheLiveVerdicts(t *testing.T) {
 				}
 			}
 			// By both ends: a client may use a port with several servers at once.
-			live := map[[2]netip.AddrPort]rig.Event{}
+			live := map[[2]netip.AddrPort]*event.Verdict{}
 			for _, server := range servers {
 				must(d.Verdict(s.ctx, server, 2))(t)
 				for _, v := range d.Verdicts(server) {
@@ -91,25 +84,22 @@ func TestReplayGivesTheLiveVerdicts(t *testing.T) {
 			// No rights, no namespace: any user can replay.
 			out := must(s.Earlydrop(s.ctx, "replay", "--json", file))(t)
 			matched := 0
-			for line := range strings.Lines(out) {
-				var r replayed
-				if err := json.Unmarshal([]byte(line), &r); err != nil {
-					t.Fatalf("%v in %q", err, line)
-				}
+			for _, r := range replayed(t, out) {
 				v, ok := live[[2]netip.AddrPort{r.Src, r.Dst}]
 				if !ok {
 					continue // not one of the flows above, or not decided while it ran
 				}
 				matched++
-				if !slices.Equal(r.RuleClasses, v.RuleClasses) || math.Abs(r.RuleConfidence-v.RuleConfidence) > 1e-6 ||
+				if !slices.Equal(r.RuleClasses, v.RuleClasses) || math.Abs(r.Deciding(0)-v.Deciding(0)) > 1e-6 ||
 					r.Likeliest != v.Likeliest || r.Detected != v.Detected || r.Reason != v.Reason {
 					t.Errorf("%s > %s\nlive:   %v %.7f, likeliest %s, detected %v, %s\nreplay: %v %.7f, likeliest %s, detected %v, %s", r.Src, r.Dst,
-						v.RuleClasses, v.RuleConfidence, v.Likeliest, v.Detected, v.Reason, r.RuleClasses, r.RuleConfidence, r.Likeliest, r.Detected, r.Reason)
+						v.RuleClasses, v.Deciding(0), v.Likeliest, v.Detected, v.Reason, r.RuleClasses, r.Deciding(0), r.Likeliest, r.Detected, r.Reason)
 				}
 				if r.Class != v.Class || math.Abs(r.Confidence-v.Confidence) > 1e-6 || r.Decision != v.Decision || r.Rule != v.Rule ||
-					r.Captured != v.Captured || r.Packets < v.Packets || r.Complete != v.Complete || r.Proto != v.Proto {
-					t.Errorf("%s > %s\nlive:   %s %.7f %s, %d packets, %d bytes captured\nreplay: %s %.7f %s, %d packets, %d bytes captured",
-						r.Src, r.Dst, v.Class, v.Confidence, v.Decision, v.Packets, v.Captured, r.Class, r.Confidence, r.Decision, r.Packets, r.Captured)
+					r.Captured != v.Captured || r.Packets != v.Packets || r.Bytes != v.Bytes || r.Complete != v.Complete || r.Endpoints != v.Endpoints ||
+					r.FlowPackets < uint64(r.Packets) || r.FlowBytes < r.Bytes || r.Start.Sub(v.Start).Abs() > time.Second {
+					t.Errorf("%s > %s\nlive:   %s %.7f %s, %d packets of %d bytes from %s, %d bytes captured\nreplay: %s %.7f %s, %d packets of %d bytes from %s, %d bytes captured",
+						r.Src, r.Dst, v.Class, v.Confidence, v.Decision, v.Packets, v.Bytes, v.Start, v.Captured, r.Class, r.Confidence, r.Decision, r.Packets, r.Bytes, r.Start, r.Captured)
 				}
 			}
 			if matched != len(live) || matched < 3*len(servers) {
@@ -171,13 +161,9 @@ func TestRecordingHasAllThatCameBeforeItsEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 		out := must(s.Earlydrop(s.ctx, "replay", "--json", file))(t)
-		packets := 0
-		for line := range strings.Lines(out) {
-			var r replayed
-			if err := json.Unmarshal([]byte(line), &r); err != nil {
-				t.Fatal(err)
-			}
-			packets += r.Packets
+		packets := uint64(0)
+		for _, v := range replayed(t, out) {
+			packets += v.FlowPackets
 		}
 		if packets != n {
 			t.Errorf("round %d: %d packets are recorded of %d", round, packets, n)

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
@@ -140,7 +141,7 @@ func TestBrokenRingBufferEndsTheDaemonAndLeavesBlocks(t *testing.T) {
 	if code, err := d.Exited(s.ctx); err != nil || code != 1 {
 		t.Fatalf("exit code %d, %v, want 1; it said %s", code, err, d.Stderr())
 	}
-	last := must(d.Wait(s.ctx, "the last event", func(e rig.Event) bool { return e.Event == "ended" }))(t)
+	last := must(rig.Wait(s.ctx, d, "the last event", func(*event.Ended) bool { return true }))(t)
 	if !last.Persisted {
 		t.Errorf("last event %+v", last)
 	}

@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,6 +11,8 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventtest"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 )
 
@@ -86,8 +87,8 @@ func (d *textDaemon) end(sig os.Signal) {
 }
 
 // readEvents returns the events of a file. A last line that is still being written
-// is left out.
-func readEvents(path string) (events []rig.Event, err error) {
+// is left out. Each has to fit the schema.
+func readEvents(path string) (events []event.Event, err error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
@@ -96,8 +97,8 @@ func readEvents(path string) (events []rig.Event, err error) {
 		if !strings.HasSuffix(line, "\n") {
 			break
 		}
-		var e rig.Event
-		if err := json.Unmarshal([]byte(line), &e); err != nil {
+		e, err := eventtest.Decode([]byte(line))
+		if err != nil {
 			return nil, fmt.Errorf("%s: %w in %q", path, err, line)
 		}
 		events = append(events, e)

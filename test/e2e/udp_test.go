@@ -20,6 +20,7 @@ import (
 
 	"github.com/quic-go/quic-go"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
@@ -129,8 +130,8 @@ func TestOpenQUICConnectionsOutliveTheAttach(t *testing.T) {
 	defer cancel()
 	for _, c := range open {
 		// Who speaks first after the attach counts as the initiator.
-		v := must(d.Wait(ctx, "the verdict about an open connection", func(e rig.Event) bool {
-			return e.Event == "verdict" && (e.Src == c.src || e.Dst == c.src)
+		v := must(rig.Wait(ctx, d, "the verdict about an open connection", func(e *event.Verdict) bool {
+			return e.Src == c.src || e.Dst == c.src
 		}))(t)
 		if !v.Resumed || v.Decision != "pass" || v.Rule != "" && v.Reason != "mid-stream" {
 			t.Errorf("verdict about an open connection: %+v", v)
@@ -193,7 +194,7 @@ func TestUDPFlowsAreDroppedWhereARuleSaysSo(t *testing.T) {
 					t.Fatal("no answer")
 				}
 				src := c.LocalAddr().(*net.UDPAddr).AddrPort()
-				v := must(d.Wait(s.ctx, "the verdict", func(e rig.Event) bool { return e.Event == "verdict" && e.Src == src }))(t)
+				v := must(rig.Wait(s.ctx, d, "the verdict", func(e *event.Verdict) bool { return e.Src == src }))(t)
 				if v.Resumed != tt.resumed {
 					t.Errorf("resumed %v, want %v: %+v", v.Resumed, tt.resumed, v)
 				}

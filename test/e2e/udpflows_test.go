@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +21,7 @@ import (
 	"github.com/gopacket/gopacket/pcapgo"
 	"golang.org/x/sys/unix"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
@@ -47,13 +47,13 @@ var suspicious = func() string {
 const suspiciousPolicy = "mode: enforce\nrules: [{name: both, class: [shadowsocks, v2ray], min_confidence: 0.01, action: drop, ttl: 2s, udp_unproven: true}]\n"
 
 // of reports whether an event is about the flow, whoever spoke first.
-func (f *udpFlow) of(e rig.Event) bool {
+func (f *udpFlow) of(e event.Endpoints) bool {
 	return e.Src == f.src && e.Dst == f.dst || e.Src == f.dst && e.Dst == f.src
 }
 
 // verdicts returns the verdicts about the flow so far.
-func (f *udpFlow) verdicts(d *rig.Daemon) []rig.Event {
-	return slices.DeleteFunc(d.Events(), func(e rig.Event) bool { return e.Event != "verdict" || !f.of(e) })
+func (f *udpFlow) verdicts(d *rig.Daemon) []*event.Verdict {
+	return slices.DeleteFunc(rig.Of[*event.Verdict](d.Events()), func(v *event.Verdict) bool { return !f.of(v.Endpoints) })
 }
 
 // udpTrial has flows go through situations and counts what becomes of them.
@@ -100,7 +100,7 @@ func (u *udpTrial) goesOn(situation string, flows []*udpFlow) {
 func (u *udpTrial) resumed(situation string, d *rig.Daemon, flows []*udpFlow, before map[*udpFlow]int) {
 	u.t.Helper()
 	for _, f := range flows {
-		_, err := d.Wait(u.ctx, fmt.Sprintf("%s: a verdict about %s %s > %s", situation, f.kind, f.src, f.dst), func(rig.Event) bool {
+		_, err := rig.Wait(u.ctx, d, fmt.Sprintf("%s: a verdict about %s %s > %s", situation, f.kind, f.src, f.dst), func(*event.Verdict) bool {
 			return len(f.verdicts(d)) > before[f]
 		})
 		if err != nil {
@@ -185,7 +185,7 @@ func TestUDPFlowsThatGoOnAreNotCut(t *testing.T) {
 	began := open(1)
 	var blocked []*udpFlow
 	for _, f := range began {
-		v := must(d.Wait(u.ctx, "the verdict about "+f.kind, func(e rig.Event) bool { return e.Event == "verdict" && f.of(e) }))(t)
+		v := must(rig.Wait(u.ctx, d, "the verdict about "+f.kind, func(e *event.Verdict) bool { return f.of(e.Endpoints) }))(t)
 		if v.Resumed {
 			t.Errorf("%s began after the attach, and is resumed: %+v", f.kind, v)
 		}
@@ -211,7 +211,7 @@ func TestUDPFlowsThatGoOnAreNotCut(t *testing.T) {
 	before := seen(d, blocked)
 	wg.Wait()
 	for _, f := range blocked {
-		ended := must(d.Wait(u.ctx, "the end of the block of "+f.kind, func(e rig.Event) bool { return e.Event == "block_ended" && f.of(e) }))(t)
+		ended := must(rig.Wait(u.ctx, d, "the end of the block of "+f.kind, func(e *event.BlockEnded) bool { return f.of(e.Endpoints) }))(t)
 		if ended.DroppedPackets == 0 {
 			t.Errorf("nothing of %s was dropped", f.kind)
 		}
@@ -256,13 +256,9 @@ func (u *udpTrial) replayed(file string, middle time.Time, pause time.Duration, 
 	}
 	out := must(u.Earlydrop(u.ctx, "replay", "--json", "--policy", policy, "--model", suspicious, paused))(u.t)
 	verdicts := map[*udpFlow][]string{}
-	for line := range strings.Lines(out) {
-		var v rig.Event
-		if err := json.Unmarshal([]byte(line), &v); err != nil {
-			u.t.Fatal(err)
-		}
+	for _, v := range replayed(u.t, out) {
 		for _, f := range flows {
-			if f.of(v) {
+			if f.of(v.Endpoints) {
 				verdicts[f] = append(verdicts[f], v.Decision+map[bool]string{true: " resumed"}[v.Resumed])
 			}
 		}
@@ -347,8 +343,8 @@ func TestForgedDatagramsOfEachSizeAreNotEnforced(t *testing.T) {
 	// A real flow is judged after all of them, and dropped.
 	defer s.hush()
 	f := natTFlow(s).run(s)
-	v := must(d.Wait(s.ctx, "the verdict about a real flow", func(e rig.Event) bool { return e.Event == "verdict" }))(t)
-	if !f.of(v) || v.Decision != "drop" {
+	v := must(rig.Wait(s.ctx, d, "the verdict about a real flow", func(*event.Verdict) bool { return true }))(t)
+	if !f.of(v.Endpoints) || v.Decision != "drop" {
 		t.Errorf("%+v", v)
 	}
 	if blocks := must(s.Blocks(s.ctx))(t); len(blocks) > 1 {

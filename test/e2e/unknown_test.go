@@ -89,7 +89,7 @@ rules:
 `))
 	tr := s.download(must(s.StartShadowsocks(s.ctx, lab.ShadowsocksConfig{}))(t))
 	v := must(d.Verdict(s.ctx, tr.tunnel.Server, 0))(t)
-	if v.Class != flow.Unknown || v.Name() != flow.Unknown || v.Likeliest == flow.Unknown || v.Decision != "drop" || v.Rule != "strange" || v.Enforced == nil || !*v.Enforced || v.Confidence >= 0.9 || len(v.Scores) < 3 {
+	if v.Class != flow.Unknown || v.Called() != flow.Unknown || v.Likeliest == flow.Unknown || v.Decision != "drop" || v.Rule != "strange" || v.Enforced == nil || !*v.Enforced || v.Confidence >= 0.9 || len(v.Scores.Labels) < 3 {
 		t.Errorf("verdict %+v", v)
 	}
 	s.stalled(tr, v)

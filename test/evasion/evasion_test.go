@@ -5,7 +5,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -13,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 )
 
@@ -179,21 +179,15 @@ func TestEventsAreCountedByConnection(t *testing.T) {
 		{"a second verdict", `{"event":"verdict","src":"192.0.2.1:3","dst":"192.0.2.2:5","decision":"pass","signals":["slow"]}
 			{"event":"verdict","src":"192.0.2.1:3","dst":"192.0.2.2:5","decision":"drop","signals":["slow","tiny"]}`,
 			outcome{Identified: 1, Signalled: 1, Signals: map[string]int{"slow": 1, "tiny": 1}}},
-		{"signals alone", `{"event":"unreadable","src":"192.0.2.1:3","dst":"192.0.2.2:5","signals":["unreadable"]}`,
-			outcome{Unjudged: 1, Signalled: 1, Signals: map[string]int{"unreadable": 1}}},
 	} {
-		var events []rig.Event
-		for dec := json.NewDecoder(strings.NewReader(tt.events)); dec.More(); {
-			var e rig.Event
-			if err := dec.Decode(&e); err != nil {
-				t.Fatal(err)
-			}
-			events = append(events, e)
+		events, err := event.DecodeAll([]byte(tt.events))
+		if err != nil {
+			t.Fatal(err)
 		}
 		c.client, c.server = netip.MustParseAddrPort("192.0.2.1:3"), netip.MustParseAddrPort("192.0.2.2:5")
 		got, want := outcome{}, tt.want
 		want.Watched = 1
-		got.count(c, judge(c, events))
+		got.count(c, judge(c, rig.Of[*event.Verdict](events)))
 		if fmt.Sprintf("%+v", got) != fmt.Sprintf("%+v", want) {
 			t.Errorf("%s: %+v, want %+v", tt.name, got, want)
 		}

@@ -13,7 +13,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"github.com/earlydrop/earlydrop/test/e2e/rig"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 )
 
 // row is what became of one strategy.
@@ -129,24 +129,21 @@ func came(err error) string {
 // judged is what the events say of one connection.
 type judged struct {
 	server   netip.AddrPort
-	verdicts []rig.Event
+	verdicts []*event.Verdict
 	tunnel   bool
 	signals  []string
 }
 
-func judge(c *connection, events []rig.Event) (j judged) {
+func judge(c *connection, verdicts []*event.Verdict) (j judged) {
 	j.server = c.server
 	ends := []netip.AddrPort{c.client, c.server}
-	for _, e := range events {
+	for _, e := range verdicts {
 		if !slices.Contains(ends, e.Src) || !slices.Contains(ends, e.Dst) {
 			continue
 		}
-		// A connection that is not judged may have an event for its signals alone.
 		j.signals = append(j.signals, e.Signals...)
-		if e.Event == "verdict" {
-			j.verdicts = append(j.verdicts, e)
-			j.tunnel = j.tunnel || e.Decision == "drop"
-		}
+		j.verdicts = append(j.verdicts, e)
+		j.tunnel = j.tunnel || e.Drop()
 	}
 	slices.Sort(j.signals)
 	j.signals = slices.Compact(j.signals)
@@ -161,7 +158,7 @@ func (j judged) String() string {
 			begun = ", begun by the server"
 		}
 		parts = append(parts, fmt.Sprintf("%s: likeliest %s %.2f, tunnels together %.2f, %d bytes in %d packets, %s%s",
-			e.Decision, e.Likeliest, e.Confidence, e.RuleConfidence, e.Captured, e.Packets, e.HandedOver, begun))
+			e.Decision, e.Likeliest, e.Confidence, e.Deciding(0), e.Captured, e.Packets, e.HandedOver, begun))
 	}
 	if len(parts) == 0 {
 		parts = append(parts, "no verdict")

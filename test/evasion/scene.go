@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
@@ -357,7 +358,7 @@ func (s *scene) pass(ctx context.Context, of []*strategy, in []string, n int) ([
 }
 
 // watched is pass with earlydrop attached in a mode; it returns the events, too.
-func (s *scene) watched(ctx context.Context, mode string, of []*strategy, in []string, n int) (_ []*connection, _ []rig.Event, err error) {
+func (s *scene) watched(ctx context.Context, mode string, of []*strategy, in []string, n int) (_ []*connection, _ []*event.Verdict, err error) {
 	d, err := s.Attach(ctx, "--policy", s.policy[mode], "--mode", mode)
 	if err != nil {
 		return nil, nil, err
@@ -373,7 +374,7 @@ func (s *scene) watched(ctx context.Context, mode string, of []*strategy, in []s
 	if _, err := d.Stop(ctx); err != nil {
 		return nil, nil, err
 	}
-	return all, d.Events(), nil
+	return all, rig.Of[*event.Verdict](d.Events()), nil
 }
 
 // settle waits until nothing is being captured any more, and what was is judged: a
@@ -390,6 +391,6 @@ func (s *scene) settle(ctx context.Context, d *rig.Daemon) error {
 	if last.err != nil {
 		return fmt.Errorf("a last connection: %w", last.err)
 	}
-	_, err = d.Wait(ctx, "the verdict about the last connection", func(e rig.Event) bool { return e.Event == "verdict" && e.Src == last.client })
+	_, err = rig.Wait(ctx, d, "the verdict about the last connection", func(e *event.Verdict) bool { return e.Src == last.client })
 	return err
 }

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
@@ -241,16 +242,16 @@ func (a *arena) sshOutput(conn net.Conn, command string) (io.Reader, error) {
 }
 
 // judged waits for the verdict about a connection, whoever counts as its initiator.
-func (a *arena) judged(ctx context.Context, t tuple) (rig.Event, error) {
-	return a.daemon.Wait(ctx, fmt.Sprintf("the verdict about %s > %s", t.client, t.server), func(e rig.Event) bool {
-		return e.Event == "verdict" && (e.Src == t.client && e.Dst == t.server || e.Src == t.server && e.Dst == t.client)
+func (a *arena) judged(ctx context.Context, t tuple) (*event.Verdict, error) {
+	return rig.Wait(ctx, a.daemon, fmt.Sprintf("the verdict about %s > %s", t.client, t.server), func(e *event.Verdict) bool {
+		return e.Src == t.client && e.Dst == t.server || e.Src == t.server && e.Dst == t.client
 	})
 }
 
 // verdicts counts those about a connection, and those that drop it.
 func (a *arena) verdicts(t tuple) (all, drop int) {
-	for _, e := range a.daemon.Events() {
-		if e.Event == "verdict" && (e.Src == t.client && e.Dst == t.server || e.Src == t.server && e.Dst == t.client) {
+	for _, e := range rig.Of[*event.Verdict](a.daemon.Events()) {
+		if e.Src == t.client && e.Dst == t.server || e.Src == t.server && e.Dst == t.client {
 			all++
 			if e.Decision == "drop" {
 				drop++
@@ -445,7 +446,7 @@ func (a *arena) hide(ctx context.Context, attacks []hiding, n int) ([]harm, erro
 				all[i].first(fmt.Errorf("%s as initiator, it was %s", e.Src, t.client))
 			case e.Decision != "drop":
 				all[i].unknown++
-				all[i].first(fmt.Errorf("%s, port %d: %s %.2f, rule's %.2f, %d bytes, %s", e.Decision, t.client.Port(), e.Class, e.Confidence, e.RuleConfidence, e.Captured, e.HandedOver))
+				all[i].first(fmt.Errorf("%s, port %d: %s %.2f, rule's %.2f, %d bytes, %s", e.Decision, t.client.Port(), e.Class, e.Confidence, e.Deciding(0), e.Captured, e.HandedOver))
 			}
 		}
 	}

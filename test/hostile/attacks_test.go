@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 )
 
@@ -133,14 +134,17 @@ func TestAPortIsFreeOnceANewConnectionIsMade(t *testing.T) {
 			t.Fatal("its payload does not pass:", err)
 		}
 		seen := 0
-		e, err := a.daemon.Wait(ctx, "the second verdict", func(e rig.Event) bool {
-			if e.Event == "verdict" && e.Src == tuple.client && e.Dst == tuple.server {
+		e, err := rig.Wait(ctx, a.daemon, "the second verdict", func(e *event.Verdict) bool {
+			if e.Src == tuple.client && e.Dst == tuple.server {
 				seen++
 			}
 			return seen == 2
 		})
-		if err != nil || e.Decision != "pass" {
-			t.Error(e.Decision, err)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Decision != "pass" {
+			t.Error(e.Decision)
 		}
 		soon, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()

@@ -47,7 +47,7 @@ func main() {
 	}
 	model := flag.String("model", "", "model `FILE` (default: the shipped one)")
 	seed := flag.Uint64("seed", 1, "seed of the times at which flows are cut")
-	folder := flag.String("record", "", "record downloads into a new `FOLDER`, and measure those, too (needs root)")
+	folder := flag.String("record", "", "record downloads into a new `FOLDER`, and measure those as well (needs root)")
 	flag.Parse()
 	paths := flag.Args()
 	if *folder != "" {
@@ -218,7 +218,7 @@ func (s *study) connection(c *connection) error {
 	case whole.Reason == policy.ReasonIncomplete:
 		s.incomplete++
 		return nil
-	case whole.Action == policy.Drop:
+	case whole.Action == flow.Drop:
 		s.wanted++
 		return nil
 	}
@@ -255,7 +255,7 @@ func (s *study) connection(c *connection) error {
 	}
 	for _, k := range kinds {
 		s.kinds[k].flows++
-		if middle.Action == policy.Drop {
+		if middle.Action == flow.Drop {
 			s.kinds[k].dropped++
 		}
 	}

@@ -30,7 +30,7 @@ type transfer struct {
 	options []string // of curl
 }
 
-// downloads are those that the README has figures of: 240 over HTTPS, 80 over HTTP.
+// downloads are those that the manual has figures of (policy.md): 240 over HTTPS, 80 over HTTP.
 var downloads = []transfer{
 	{name: "https-1.1", flows: 120, https: true, options: []string{"--http1.1"}},
 	{name: "https-2", flows: 60, https: true, options: []string{"--http2"}},

@@ -5,7 +5,6 @@ package rig
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,85 +16,23 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 )
-
-// Event is one line of the program's event log. Fields that an event does not have
-// are zero.
-type Event struct {
-	Time      time.Time `json:"time"`
-	Event     string    `json:"event"`
-	Interface string    `json:"interface"`
-	Mode      string    `json:"mode"`
-	Policy    string    `json:"policy"`
-	XDP       string    `json:"xdp"`
-	Egress    string    `json:"egress"`
-	Adopted   bool      `json:"adopted"`
-
-	Src        netip.AddrPort     `json:"src"`
-	Dst        netip.AddrPort     `json:"dst"`
-	Proto      string             `json:"proto"`
-	VLAN       uint16             `json:"vlan"`
-	InnerVLAN  uint16             `json:"inner_vlan"`
-	Start      time.Time          `json:"start"`
-	Class      string             `json:"class"`
-	Confidence float64            `json:"confidence"`
-	Scores     map[string]float64 `json:"scores"`
-	// Likeliest is the likeliest label, also where the class is unknown.
-	Likeliest string `json:"likeliest"`
-	// RuleConfidence is what was compared with the rule's min_confidence, and
-	// RuleClasses are the classes that it comes from.
-	RuleConfidence float64  `json:"rule_confidence"`
-	RuleClasses    []string `json:"rule_classes"`
-	Detected       bool     `json:"detected"`
-	Decision       string   `json:"decision"`
-	Enforced       *bool    `json:"enforced"`
-	Error          string   `json:"error"`
-	Rule           string   `json:"rule"`
-	Reason         string   `json:"reason"`
-	MidStream      bool     `json:"mid_stream"`
-	Resumed        bool     `json:"resumed"`
-	Model          string   `json:"model"`
-	Captured       int      `json:"captured"`
-	Complete       bool     `json:"complete"`
-	HandedOver     string   `json:"handed_over"`
-	Packets        int      `json:"packets"`
-	Bytes          uint64   `json:"bytes"`
-	VerdictMS      float64  `json:"verdict_ms"`
-	LatencyUS      float64  `json:"latency_us"`
-	// Signals names what was noticed of how the flow's first bytes were sent.
-	Signals []string `json:"signals"`
-
-	DroppedPackets uint64            `json:"dropped_packets"`
-	DroppedBytes   uint64            `json:"dropped_bytes"`
-	Classes        map[string]uint64 `json:"classes"`
-	Counters       map[string]uint64 `json:"counters"`
-	PassesLeftOut  uint64            `json:"passes_left_out"`
-	Persisted      bool              `json:"persisted"`
-}
-
-// Name is what the flow of a verdict is called: the classes that decided, or the
-// model's outcome where no rule was asked.
-func (e *Event) Name() string {
-	if len(e.RuleClasses) > 0 {
-		return strings.Join(e.RuleClasses, "|")
-	}
-	return e.Class
-}
 
 // Daemon is a running `earlydrop attach`. Its methods may be called concurrently.
 type Daemon struct {
-	Attached Event // its first event
+	Attached *event.Attached // its first event
 
 	cmd  *exec.Cmd
 	done chan struct{}
 	code int
 
 	mu     sync.Mutex
-	events []Event
+	events []event.Event
 	broken error         // a line that is no event
 	more   chan struct{} // closed and replaced at each event
 	stderr bytes.Buffer
@@ -138,10 +75,9 @@ func (r *Rig) Daemon(ctx context.Context, argv ...string) (*Daemon, error) {
 		return nil, fmt.Errorf("start earlydrop: %w", err)
 	}
 	go func() {
-		dec := json.NewDecoder(stdout)
-		for {
-			var e Event
-			if err := dec.Decode(&e); err != nil {
+		for events := event.NewDecoder(stdout); ; {
+			e, err := events.Next()
+			if err != nil {
 				d.mu.Lock()
 				if !errors.Is(err, os.ErrClosed) && err.Error() != "EOF" {
 					d.broken = err
@@ -159,7 +95,7 @@ func (r *Rig) Daemon(ctx context.Context, argv ...string) (*Daemon, error) {
 		d.code = cmd.ProcessState.ExitCode()
 		close(d.done)
 	}()
-	if d.Attached, err = d.Wait(ctx, "the attached event", func(e Event) bool { return e.Event == "attached" }); err != nil {
+	if d.Attached, err = Wait(ctx, d, "the attached event", func(*event.Attached) bool { return true }); err != nil {
 		d.Kill()
 		return nil, err
 	}
@@ -177,52 +113,66 @@ func (d *Daemon) Stderr() string {
 }
 
 // Events returns the events so far.
-func (d *Daemon) Events() []Event {
+func (d *Daemon) Events() []event.Event {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return slices.Clone(d.events)
 }
 
-// Wait returns the first event, from the start on, that fits. It fails when the
+// Of returns the events of one kind.
+func Of[E event.Event](events []event.Event) (list []E) {
+	for _, e := range events {
+		if e, ok := e.(E); ok {
+			list = append(list, e)
+		}
+	}
+	return list
+}
+
+// Wait returns d's first event of a kind, from the start on, that fits. It fails when the
 // program ends without it. what names the event in errors.
-func (d *Daemon) Wait(ctx context.Context, what string, fits func(Event) bool) (Event, error) {
+func Wait[E event.Event](ctx context.Context, d *Daemon, what string, fits func(E) bool) (none E, err error) {
 	for i, ended := 0, false; ; {
 		d.mu.Lock()
 		events, more, broken := d.events, d.more, d.broken
 		d.mu.Unlock()
 		for ; i < len(events); i++ {
-			if fits(events[i]) {
-				return events[i], nil
+			if e, ok := events[i].(E); ok && fits(e) {
+				return e, nil
 			}
 		}
 		if broken != nil {
-			return Event{}, fmt.Errorf("wait for %s: not an event: %w", what, broken)
+			return none, fmt.Errorf("wait for %s: not an event: %w", what, broken)
 		}
 		if ended {
-			return Event{}, fmt.Errorf("wait for %s: earlydrop ended with code %d: %s", what, d.code, strings.TrimSpace(d.Stderr()))
+			return none, fmt.Errorf("wait for %s: earlydrop ended with code %d: %s", what, d.code, strings.TrimSpace(d.Stderr()))
 		}
 		select {
 		case <-more:
 		case <-d.done:
 			ended = true // once more: the last events may have come with it
 		case <-ctx.Done():
-			return Event{}, fmt.Errorf("wait for %s: %w; events: %s", what, ctx.Err(), brief(events))
+			return none, fmt.Errorf("wait for %s: %w; events: %s", what, ctx.Err(), brief(events))
 		}
 	}
 }
 
-func brief(events []Event) string {
+func brief(events []event.Event) string {
 	var lines []string
 	for _, e := range events[max(0, len(events)-20):] {
-		lines = append(lines, fmt.Sprintf("%s %s > %s %s %.3f %s", e.Event, e.Src, e.Dst, e.Name(), e.Confidence, e.Decision))
+		line := e.Kind()
+		if v, ok := e.(*event.Verdict); ok {
+			line += fmt.Sprintf(" %s > %s %s %.3f %s", v.Src, v.Dst, v.Called(), v.Confidence, v.Decision)
+		}
+		lines = append(lines, line)
 	}
 	return strings.Join(lines, "; ")
 }
 
 // Verdict waits for the verdict about the n-th flow, from 0, to a server.
-func (d *Daemon) Verdict(ctx context.Context, server netip.AddrPort, n int) (Event, error) {
-	return d.Wait(ctx, fmt.Sprintf("the verdict about flow %d to %s", n, server), func(e Event) bool {
-		if e.Event != "verdict" || e.Dst != server {
+func (d *Daemon) Verdict(ctx context.Context, server netip.AddrPort, n int) (*event.Verdict, error) {
+	return Wait(ctx, d, fmt.Sprintf("the verdict about flow %d to %s", n, server), func(v *event.Verdict) bool {
+		if v.Dst != server {
 			return false
 		}
 		n--
@@ -231,8 +181,8 @@ func (d *Daemon) Verdict(ctx context.Context, server netip.AddrPort, n int) (Eve
 }
 
 // Verdicts returns the verdicts so far about flows to a server.
-func (d *Daemon) Verdicts(server netip.AddrPort) []Event {
-	return slices.DeleteFunc(d.Events(), func(e Event) bool { return e.Event != "verdict" || e.Dst != server })
+func (d *Daemon) Verdicts(server netip.AddrPort) []*event.Verdict {
+	return slices.DeleteFunc(Of[*event.Verdict](d.Events()), func(v *event.Verdict) bool { return v.Dst != server })
 }
 
 // Signal sends a signal.
@@ -251,18 +201,18 @@ func (d *Daemon) Exited(ctx context.Context) (int, error) {
 
 // Stop ends the program as the terminal or the service manager does and returns
 // its last event.
-func (d *Daemon) Stop(ctx context.Context) (Event, error) {
+func (d *Daemon) Stop(ctx context.Context) (*event.Ended, error) {
 	if err := d.Signal(os.Interrupt); err != nil {
-		return Event{}, err
+		return nil, err
 	}
 	code, err := d.Exited(ctx)
 	if err == nil && code != 0 {
 		err = fmt.Errorf("earlydrop ended with code %d: %s", code, strings.TrimSpace(d.Stderr()))
 	}
 	if err != nil {
-		return Event{}, err
+		return nil, err
 	}
-	return d.Wait(ctx, "the last event", func(e Event) bool { return e.Event == "ended" })
+	return Wait(ctx, d, "the last event", func(*event.Ended) bool { return true })
 }
 
 // Kill ends the program without giving it a chance (SIGKILL) and waits for it.

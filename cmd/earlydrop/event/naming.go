@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package event
 
 import (
 	"fmt"
@@ -10,9 +10,9 @@ import (
 	"github.com/earlydrop/earlydrop/policy"
 )
 
-// naming is what is said of a flow's class, wherever a flow is reported: by attach,
-// replay and explain, to people and to machines.
-type naming struct {
+// Naming is what is said of a flow's class, wherever a flow is reported: live, of files
+// and in explanations, to people and to machines.
+type Naming struct {
 	// RuleClasses are those of the rule's classes that its confidence comes
 	// from, in the rule's order. There are none when no rule was asked.
 	RuleClasses []string `json:"rule_classes,omitempty"`
@@ -21,56 +21,59 @@ type naming struct {
 	RuleConfidence *float64 `json:"rule_confidence,omitempty"`
 	// Likeliest is the model's likeliest label, whose probability is the
 	// confidence, also where that is not enough to call the flow by it.
-	Likeliest string `json:"likeliest,omitempty"`
+	Likeliest string `json:"likeliest"`
 	// Detected is true when a rule found enough of its classes in the flow,
 	// whether it is dropped or passes by an exception, by the allow-list or as it was
 	// captured from its middle.
-	Detected *bool `json:"detected,omitempty"`
+	Detected bool `json:"detected"`
 }
 
-// nameFlow says of a flow what policy d says.
-func nameFlow(d *policy.Decision) naming {
-	n := naming{Likeliest: d.Likeliest, Detected: &d.Detected}
+// NameFlow says of a flow what policy d says.
+func NameFlow(d *policy.Decision) Naming {
+	n := Naming{Likeliest: d.Likeliest, Detected: d.Detected}
 	if d.RuleClasses != "" {
 		n.RuleClasses = strings.Split(d.RuleClasses, "|")
-		n.RuleConfidence = &d.Confidence
+		confidence := d.Confidence
+		n.RuleConfidence = &confidence
 	}
 	return n
 }
 
-// name is what the flow is called, given the model's outcome: the classes that
+// Name is what the flow is called, given the model's outcome: the classes that
 // decided, or the outcome where no rule was asked.
-func (n *naming) name(class string) string {
+func (n *Naming) Name(class string) string {
 	if len(n.RuleClasses) > 0 {
 		return strings.Join(n.RuleClasses, "|")
 	}
 	return class
 }
 
-// table returns name and probability for the columns of a table, with the likeliest
+// Deciding is the probability that decided, given that of the likeliest label: the
+// rule's, or that one where no rule was asked.
+func (n *Naming) Deciding(confidence float64) float64 {
+	if n.RuleConfidence != nil {
+		return *n.RuleConfidence
+	}
+	return confidence
+}
+
+// Columns returns name and probability for the columns of a table, with the likeliest
 // label in brackets where it is not the name.
-func (n *naming) table(class string, confidence float64) (name, probability string) {
-	name = n.name(class)
+func (n *Naming) Columns(class string, confidence float64) (name, probability string) {
+	name = n.Name(class)
 	if n.Likeliest != name && n.Likeliest != "" {
 		name += " (" + n.Likeliest + ")"
 	}
-	if n.RuleConfidence != nil {
-		confidence = *n.RuleConfidence
-	}
-	return name, fmt.Sprintf("%.4f", confidence)
+	return name, fmt.Sprintf("%.4f", n.Deciding(confidence))
 }
 
-// line returns the same for a line of a log: "shadowsocks|v2ray 0.950 (shadowsocks
+// Line returns the same for a line of a log: "shadowsocks|v2ray 0.950 (shadowsocks
 // 0.551)". An outcome that has no probability of its own goes without.
-func (n *naming) line(class string, confidence float64) string {
-	name := n.name(class)
+func (n *Naming) Line(class string, confidence float64) string {
+	name := n.Name(class)
 	text := name
-	switch {
-	case name == flow.Unknown:
-	case n.RuleConfidence != nil:
-		text += fmt.Sprintf(" %.3f", *n.RuleConfidence)
-	default:
-		text += fmt.Sprintf(" %.3f", confidence)
+	if name != flow.Unknown {
+		text += fmt.Sprintf(" %.3f", n.Deciding(confidence))
 	}
 	if n.Likeliest != name && n.Likeliest != "" {
 		text += fmt.Sprintf(" (%s %.3f)", n.Likeliest, confidence)

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"sync/atomic"
+
+	"github.com/earlydrop/earlydrop/loader"
+)
+
+// countID names what the daemon counts. A new counter is a name here and a row of
+// countNames: status, the summary and the map daemon_counters have it then.
+type countID int
+
+const (
+	countClassified countID = iota
+	countToDrop
+	countBlocked
+	countQueueFull
+	countNotClassified
+	countNotBlocked
+	countBlockedFull
+	countPassesLeftOut
+	countEventsLost
+	countPinsRestored
+
+	numCounts
+)
+
+var countNames = [numCounts]struct{ name, help string }{
+	countClassified:    {"classified", "flows that got a verdict"},
+	countToDrop:        {"to_drop", "verdicts that a rule wants dropped, in mode monitor as well"},
+	countBlocked:       {"blocked", "blocks that were written"},
+	countQueueFull:     {"queue_full", "flows that pass because the classifier was behind"},
+	countNotClassified: {"not_classified", "flows that pass because their capture or the model failed"},
+	countNotBlocked:    {"not_blocked", "verdicts that could not be written: the flow passes"},
+	countBlockedFull:   {"blocked_full", "blocks that could not be written because the table was full"},
+	countPassesLeftOut: {"passes_left_out", "verdicts on undetected flows that the events left out as asked"},
+	countEventsLost:    {"events_lost", "events that were not written because the output was too slow"},
+	countPinsRestored:  {"pins_restored", "pins that others had removed and that were put back"},
+}
+
+// counts are the daemon's counters; safe for concurrent use.
+type counts [numCounts]atomic.Uint64
+
+// list returns them as they are now.
+func (c *counts) list() loader.Counters {
+	list := make(loader.Counters, numCounts)
+	for i, n := range countNames {
+		list[i] = loader.Counter{Name: n.name, Help: n.help, Value: c[i].Load()}
+	}
+	return list
+}

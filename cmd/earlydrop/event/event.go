@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package event has the events that a gateway or a replay tells of, and their JSON: one
+// object on a line each, the same for live traffic and for capture files. The JSON is an
+// interface: schema/v1.json describes it, field by field.
+package event
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"time"
+
+	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/policy"
+)
+
+// Event is one of *Attached, *Verdict, *BlockEnded, *LeftOut and *Ended.
+type Event interface {
+	// Kind is what the event is called in its field "event".
+	Kind() string
+}
+
+// The kinds of events.
+const (
+	KindAttached   = "attached"
+	KindVerdict    = "verdict"
+	KindBlockEnded = "block_ended"
+	KindLeftOut    = "left_out"
+	KindEnded      = "ended"
+)
+
+// Kind implements Event.
+func (*Attached) Kind() string   { return KindAttached }
+func (*Verdict) Kind() string    { return KindVerdict }
+func (*BlockEnded) Kind() string { return KindBlockEnded }
+func (*LeftOut) Kind() string    { return KindLeftOut }
+func (*Ended) Kind() string      { return KindEnded }
+
+// Attached says that an interface is watched from now on.
+type Attached struct {
+	Time      time.Time      `json:"time"`
+	Event     word[attached] `json:"event"`
+	Interface string         `json:"interface"`
+	Mode      string         `json:"mode"`
+	XDP       string         `json:"xdp"`     // native or generic
+	Egress    string         `json:"egress"`  // tcx or clsact
+	Adopted   bool           `json:"adopted"` // what was pinned was taken over
+	Policy    string         `json:"policy"`  // file, or built-in
+	Model     string         `json:"model"`   // name and version
+}
+
+// Endpoints are the two ends of a flow. Of a verdict, Src is the initiator. Of the end of
+// a block, which does not know it, Src is the lower of the two.
+type Endpoints struct {
+	Src       netip.AddrPort `json:"src"`
+	Dst       netip.AddrPort `json:"dst"`
+	Proto     string         `json:"proto"` // tcp or udp
+	VLAN      uint16         `json:"vlan,omitempty"`
+	InnerVLAN uint16         `json:"inner_vlan,omitempty"`
+}
+
+// Verdict says what a flow is, and what the policy says to it.
+type Verdict struct {
+	// Time is when the verdict was in the kernel's map, or, of a file, the time of the
+	// capture's clock at which the flow would have been handed over.
+	Time      time.Time     `json:"time"`
+	Event     word[verdict] `json:"event"`
+	Interface string        `json:"interface,omitempty"` // live
+	File      string        `json:"file,omitempty"`      // replay: where the flow begins
+	Mode      string        `json:"mode,omitempty"`      // live
+	Endpoints
+	Start time.Time `json:"start"` // arrival of the flow's first packet, in UTC
+
+	Class      string  `json:"class"`              // the model's outcome; Naming says what decided
+	Confidence float64 `json:"confidence"`         // of the likeliest label
+	Scores     Scores  `json:"scores"`             // the probability of each label
+	Decision   string  `json:"decision"`           // pass or drop, as the policy says
+	Enforced   *bool   `json:"enforced,omitempty"` // live: the kernel drops it
+	Error      string  `json:"error,omitempty"`    // why a drop could not be enforced
+	Rule       string  `json:"rule,omitempty"`     // the one that was asked
+	Naming
+	Reason string  `json:"reason"`
+	TTL    float64 `json:"ttl_seconds,omitempty"` // of the block
+	Model  string  `json:"model"`                 // name and version
+
+	Captured   int      `json:"captured"`             // bytes that the model saw
+	Complete   bool     `json:"complete"`             // all 1024 of them
+	HandedOver string   `json:"handed_over"`          // why then: full, closed, idle, end (of the file)
+	Cut        bool     `json:"cut,omitempty"`        // replay: the file lacks bytes of a packet
+	Incomplete bool     `json:"incomplete,omitempty"` // replay: too many of them
+	MidStream  bool     `json:"mid_stream,omitempty"` // captured from its middle
+	Resumed    bool     `json:"resumed,omitempty"`    // UDP that may have been there before
+	OneWay     bool     `json:"one_way,omitempty"`    // one direction alone was seen
+	Signals    []string `json:"signals,omitempty"`    // what the first packets show that ordinary ones rarely do
+
+	// Packets is how many packets the verdict was made from, and Bytes is their length on
+	// the wire, link header included: of the capture, and not of the whole flow.
+	Packets int    `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
+	// FlowPackets and FlowBytes count the whole flow, as far as the file was read.
+	FlowPackets uint64 `json:"flow_packets,omitempty"` // replay
+	FlowBytes   uint64 `json:"flow_bytes,omitempty"`   // replay
+
+	VerdictMS float64 `json:"verdict_ms,omitempty"` // live: from the flow's first packet
+	LatencyUS float64 `json:"latency_us,omitempty"` // live: from the hand-over to the verdict in the map
+}
+
+// BlockEnded says that the kernel drops a flow no longer.
+type BlockEnded struct {
+	Time      time.Time        `json:"time"`
+	Event     word[blockEnded] `json:"event"`
+	Interface string           `json:"interface"`
+	Endpoints
+	Class          string `json:"class,omitempty"` // the likeliest of the rule's classes; none of a block by hand
+	Rule           string `json:"rule,omitempty"`
+	Reason         string `json:"reason"` // why it ended
+	DroppedPackets uint64 `json:"dropped_packets"`
+	DroppedBytes   uint64 `json:"dropped_bytes"`
+}
+
+// LeftOut says how many verdicts on flows that pass undetected were not written since
+// the last event of this kind.
+type LeftOut struct {
+	Time          time.Time     `json:"time"`
+	Event         word[leftOut] `json:"event"`
+	Interface     string        `json:"interface"`
+	PassesLeftOut uint64        `json:"passes_left_out"`
+}
+
+// Ended says that an interface is not watched any more, and what it came to.
+type Ended struct {
+	Time      time.Time         `json:"time"`
+	Event     word[ended]       `json:"event"`
+	Interface string            `json:"interface"`
+	Mode      string            `json:"mode"`
+	Classes   map[string]uint64 `json:"classes,omitempty"`  // flows by class
+	Counters  map[string]uint64 `json:"counters,omitempty"` // those that are not 0
+	Persisted bool              `json:"persisted"`          // the data path stays attached
+}
+
+// NewVerdict returns what live traffic and files say alike of a sample.
+func NewVerdict(s *flow.Sample, r *flow.Result, d *policy.Decision) *Verdict {
+	return &Verdict{
+		Time: s.Start.Add(s.Elapsed), Interface: s.Source.Interface, File: s.Source.File,
+		Endpoints: Endpoints{Src: s.Initiator(), Dst: s.Responder(), Proto: s.Key.Proto.String(),
+			VLAN: s.Key.VLAN, InnerVLAN: s.Key.InnerVLAN},
+		Start: s.Start.UTC(),
+		Class: r.Class, Confidence: r.Confidence, Scores: Scores{r.Labels, append([]float64(nil), r.Scores...)},
+		Decision: d.Action.String(), Rule: d.Rule, Naming: NameFlow(d), Reason: d.Reason, TTL: d.TTL.Seconds(),
+		Captured: len(s.Data), Complete: s.Complete(), HandedOver: s.Reason.String(), Cut: s.Cut, Incomplete: s.Incomplete,
+		MidStream: s.MidStream, Resumed: s.Resumed, OneWay: s.OneWay, Signals: s.Signals.Names(),
+		Packets: len(s.Packets), Bytes: WireBytes(s),
+	}
+}
+
+// WireBytes returns how long the captured packets of a sample are on the wire together.
+func WireBytes(s *flow.Sample) (n uint64) {
+	for i := range s.Packets {
+		n += uint64(s.Packets[i].WireLen)
+	}
+	return n
+}
+
+// word is the field "event" of a type: it has one value, which no code has to set.
+type word[K interface{ kind() string }] struct{}
+
+type (
+	attached   struct{}
+	verdict    struct{}
+	blockEnded struct{}
+	leftOut    struct{}
+	ended      struct{}
+)
+
+func (attached) kind() string   { return KindAttached }
+func (verdict) kind() string    { return KindVerdict }
+func (blockEnded) kind() string { return KindBlockEnded }
+func (leftOut) kind() string    { return KindLeftOut }
+func (ended) kind() string      { return KindEnded }
+
+// String returns the word.
+func (word[K]) String() string {
+	var k K
+	return k.kind()
+}
+
+// MarshalText is for encoding/json.
+func (w word[K]) MarshalText() ([]byte, error) { return []byte(w.String()), nil }
+
+// UnmarshalText is for encoding/json. Another word is an error.
+func (w word[K]) UnmarshalText(text []byte) error {
+	if string(text) != w.String() {
+		return fmt.Errorf("event %q is no %s", text, w)
+	}
+	return nil
+}
+
+// ErrUnknown is the error of a line whose kind is none of this package.
+var ErrUnknown = errors.New("unknown kind of event")
+
+// Decode returns the event of a line. Fields that this package does not know are left
+// out: a newer program may write them.
+func Decode(line []byte) (Event, error) {
+	var head struct{ Event string }
+	if err := json.Unmarshal(line, &head); err != nil {
+		return nil, fmt.Errorf("not an event: %w", err)
+	}
+	var e Event
+	switch head.Event {
+	case KindAttached:
+		e = new(Attached)
+	case KindVerdict:
+		e = new(Verdict)
+	case KindBlockEnded:
+		e = new(BlockEnded)
+	case KindLeftOut:
+		e = new(LeftOut)
+	case KindEnded:
+		e = new(Ended)
+	default:
+		return nil, fmt.Errorf("%w: %q", ErrUnknown, head.Event)
+	}
+	if err := json.Unmarshal(line, e); err != nil {
+		return nil, fmt.Errorf("event %s: %w", head.Event, err)
+	}
+	return e, nil
+}
+
+// DecodeAll returns the events of a text, one on each line.
+func DecodeAll(text []byte) (events []Event, err error) {
+	for d := NewDecoder(bytes.NewReader(text)); ; {
+		e, err := d.Next()
+		if err == io.EOF {
+			return events, nil
+		}
+		if err != nil {
+			return events, err
+		}
+		events = append(events, e)
+	}
+}
+
+// Decoder reads events one after another.
+type Decoder struct{ json *json.Decoder }
+
+// NewDecoder returns a Decoder of r.
+func NewDecoder(r io.Reader) *Decoder { return &Decoder{json.NewDecoder(r)} }
+
+// Next returns the next event, io.EOF after the last one.
+func (d *Decoder) Next() (Event, error) {
+	var line json.RawMessage
+	if err := d.json.Decode(&line); err != nil {
+		return nil, err
+	}
+	return Decode(line)
+}

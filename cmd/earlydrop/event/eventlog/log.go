@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package eventlog writes events: as lines for people, as JSON to an output, and as JSON
+// to a file that can be rotated.
+package eventlog
+
+import (
+	"bufio"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+)
+
+// Config says where events go, and which.
+type Config struct {
+	// Text (optional) gets lines for people.
+	Text io.Writer
+	// JSON (optional) gets a JSON object per event, on a line each.
+	JSON io.Writer
+	// Notes (optional) gets what Say is given where there is no Text.
+	Notes io.Writer
+	// File (optional) is the path of a file that JSON is appended to. It is made if it
+	// is not there, with mode 0640.
+	File string
+	// Quiet leaves verdicts that pass out of Text, Verbose says more of each verdict there.
+	Quiet, Verbose bool
+	// Passes (optional) says which verdicts are written of flows that pass undetected;
+	// all without it.
+	Passes *Passes
+}
+
+// queueLen is how many events may wait. The last quarter of the queue is left to
+// those that must not be lost: flows that pass undetected come in floods.
+const queueLen = 8192
+
+// Bounds of the wait for an output that takes nothing: a pipe or FIFO whose reader
+// has stopped, a file system that hangs.
+var (
+	stuckAfter = 5 * time.Second
+	stuckCheck = 100 * time.Millisecond
+)
+
+// Log writes events, from a goroutine of its own: a terminal or a disk that is slow must
+// not hold up verdicts. What does not fit into its queue is counted. Its methods may be
+// called concurrently, but not after Close.
+type Log struct {
+	config Config
+	file   *file // nil: none
+
+	queue chan item
+	done  chan struct{} // closed when all is written
+	lost  atomic.Uint64
+}
+
+// item is what waits to be written: one of the three.
+type item struct {
+	event  event.Event
+	text   string // for people
+	reopen bool   // the file is to be opened again before what comes next
+}
+
+// Open opens what c names. A file that can't be opened is the error.
+func Open(c Config) (*Log, error) {
+	l, err := open(c)
+	if err != nil {
+		return nil, err
+	}
+	go l.write()
+	return l, nil
+}
+
+func open(c Config) (l *Log, err error) {
+	if c.Passes == nil {
+		c.Passes = AllPasses()
+	}
+	l = &Log{config: c, queue: make(chan item, queueLen), done: make(chan struct{})}
+	if c.File != "" {
+		if l.file, err = openFile(c.File); err != nil {
+			return nil, err
+		}
+	}
+	return l, nil
+}
+
+// Wants reports whether the verdict about a flow is to be given to Verdict. One that is
+// not is counted as left out.
+func (l *Log) Wants(detected bool, at time.Time) bool { return detected || l.config.Passes.Allow(at) }
+
+// LeftOut returns how many verdicts Wants has refused, and TakeLeftOut how many since it
+// was called last.
+func (l *Log) LeftOut() uint64 { return l.config.Passes.LeftOut() }
+
+// TakeLeftOut is explained at LeftOut.
+func (l *Log) TakeLeftOut() uint64 { return l.config.Passes.TakeLeftOut() }
+
+// Lost returns how many events were lost as the output was too slow.
+func (l *Log) Lost() uint64 { return l.lost.Load() }
+
+// Add queues an event, whose owner is the log from now on, and does not wait: where the
+// queue is full the event is lost. Verdicts on flows that pass undetected are lost first.
+func (l *Log) Add(e event.Event) {
+	v, ok := e.(*event.Verdict)
+	if ok && !v.Detected && len(l.queue) >= queueLen*3/4 {
+		l.lost.Add(1)
+		return
+	}
+	select {
+	case l.queue <- item{event: e}:
+	default:
+		l.lost.Add(1)
+	}
+}
+
+// Put queues an event that must not be lost. It waits for room in the queue, but not for
+// an output that takes nothing.
+func (l *Log) Put(e event.Event) { l.put(item{event: e}) }
+
+// Say queues text for people, whose lines it has the ends of: for Text or, without that,
+// for Notes.
+func (l *Log) Say(text string) { l.put(item{text: text}) }
+
+func (l *Log) put(i item) {
+	t := time.NewTimer(stuckAfter)
+	defer t.Stop()
+	select {
+	case l.queue <- i:
+	case <-t.C:
+		l.lost.Add(1)
+	}
+}
+
+// ReopenOn has the file opened again at each signal, as logrotate wants it. What was
+// queued before the signal is written to the old file. Where the file can't be opened
+// again, a warning says so, and events go on to the old one. The returned function ends
+// this; call it before Close.
+func (l *Log) ReopenOn(signals <-chan os.Signal) (stop func()) {
+	quit := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-quit:
+				return
+			case sig := <-signals:
+				if l.file == nil {
+					slog.Info("there is no event file to open again; the work goes on", "signal", sig.String())
+					continue
+				}
+				select {
+				case l.queue <- item{reopen: true}:
+				case <-quit:
+					return
+				}
+			}
+		}
+	})
+	return func() {
+		close(quit)
+		wg.Wait()
+	}
+}
+
+// Uncreate removes the file if Open has made it: nothing came of what was to be logged.
+func (l *Log) Uncreate() {
+	if l.file != nil && l.file.created {
+		_ = os.Remove(l.file.path)
+	}
+}
+
+// Close writes what is queued and closes the file. What could not be written is said in a
+// warning.
+func (l *Log) Close() {
+	close(l.queue)
+	if !l.drained() {
+		slog.Warn("the output takes no more events: those that still wait are lost", "lost", uint64(len(l.queue))+l.lost.Load())
+		return
+	}
+	if l.file != nil {
+		if err := l.file.Close(); err != nil {
+			slog.Warn("the event file was not closed properly", "error", err)
+		}
+	}
+	if n := l.lost.Load(); n > 0 {
+		slog.Warn("events were not written: the output was too slow", "lost", n)
+	}
+}
+
+// drained waits until what is queued is written, and reports whether it was. It
+// gives up when the output has taken nothing for stuckAfter.
+func (l *Log) drained() bool {
+	tick := time.NewTicker(stuckCheck)
+	defer tick.Stop()
+	waiting, since := len(l.queue), time.Now()
+	for {
+		select {
+		case <-l.done:
+			return true
+		case now := <-tick.C:
+			if n := len(l.queue); n != waiting {
+				waiting, since = n, now
+			}
+			if now.Sub(since) >= stuckAfter {
+				return false
+			}
+		}
+	}
+}
+
+// write writes what comes, until the queue is closed.
+func (l *Log) write() {
+	defer close(l.done)
+	var buffers []*bufio.Writer
+	buffer := func(w io.Writer) (*bufio.Writer, *output) {
+		o := newOutput(w)
+		b := bufio.NewWriterSize(o, 64<<10)
+		buffers = append(buffers, b)
+		return b, o
+	}
+	var text, notes *bufio.Writer
+	if l.config.Text != nil {
+		text, _ = buffer(l.config.Text)
+		notes = text
+	} else if l.config.Notes != nil {
+		notes, _ = buffer(l.config.Notes)
+	}
+	var encoders []*json.Encoder
+	if l.config.JSON != nil {
+		b, _ := buffer(l.config.JSON)
+		encoders = append(encoders, json.NewEncoder(b))
+	}
+	var file *bufio.Writer
+	var fileOutput *output
+	if l.file != nil {
+		file, fileOutput = buffer(l.file.File)
+		encoders = append(encoders, json.NewEncoder(file))
+	}
+	for i := range l.queue {
+		// output takes everything, so that none of these fails.
+		switch {
+		case i.reopen:
+			_ = file.Flush() // what comes before belongs to the old file
+			if err := l.file.reopen(); err != nil {
+				slog.Error("the event file can't be opened again; events go on to the old one", "error", err)
+				break
+			}
+			*fileOutput = *newOutput(l.file.File)
+			slog.Info("event file opened again", "file", l.file.path)
+		case i.event == nil:
+			if notes != nil {
+				_, _ = notes.WriteString(i.text)
+			}
+		default:
+			if text != nil {
+				l.print(text, i.event)
+			}
+			for _, enc := range encoders {
+				_ = enc.Encode(i.event)
+			}
+		}
+		if len(l.queue) == 0 { // nothing is waiting: let people see it
+			for _, b := range buffers {
+				_ = b.Flush()
+			}
+		}
+	}
+	for _, b := range buffers {
+		_ = b.Flush()
+	}
+}
+
+// print writes an event as a line for people. Of those that have none, who makes them
+// says more.
+func (l *Log) print(w *bufio.Writer, e event.Event) {
+	line := ""
+	switch e := e.(type) {
+	case *event.Verdict:
+		if !l.config.Quiet || e.Drop() {
+			line = e.Text(l.config.Verbose)
+		}
+	case *event.BlockEnded:
+		line = e.Text()
+	case *event.LeftOut:
+		if !l.config.Quiet {
+			line = e.Text()
+		}
+	}
+	if line != "" {
+		_, _ = w.WriteString(line + "\n")
+	}
+}

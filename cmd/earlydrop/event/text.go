@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package event
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/earlydrop/earlydrop/loader/flow"
+)
+
+// Text returns a verdict of live traffic as a line for people, without its end.
+// Verbose adds the probabilities and how the verdict came about.
+func (v *Verdict) Text(verbose bool) string {
+	what := v.Decision
+	if v.Drop() && (v.Enforced == nil || !*v.Enforced) {
+		what = "would drop"
+		if v.Error != "" {
+			what = "drop failed"
+		}
+	}
+	vlan := ""
+	if v.VLAN != 0 || v.InnerVLAN != 0 {
+		vlan = fmt.Sprintf(" vlan %d.%d", v.VLAN, v.InnerVLAN)
+	}
+	line := fmt.Sprintf("%s  %-11s  %s %s > %s%s  %s  %.1f ms, %d packets", Clock(v.Time), what, v.Proto, v.Src, v.Dst, vlan,
+		v.Line(v.Class, v.Confidence), v.VerdictMS, v.Packets)
+	if v.MidStream {
+		line += ", mid-stream"
+	}
+	if v.Resumed {
+		line += ", resumed"
+	}
+	if v.OneWay {
+		line += ", one-way"
+	}
+	if v.Signals != nil {
+		line += ", shows " + strings.Join(v.Signals, " ")
+	}
+	if v.Rule != "" {
+		line += "  " + v.Reason + " " + v.Rule
+	}
+	if v.Error != "" {
+		line += "  it passes: " + v.Error
+	}
+	if verbose {
+		var scores []string
+		for i, label := range v.Scores.Labels {
+			scores = append(scores, fmt.Sprintf("%s %.4f", label, v.Scores.Values[i]))
+		}
+		slices.Sort(scores)
+		line += fmt.Sprintf("  [%s; %s, %d bytes captured, %d on the wire; verdict %.0f us after the hand-over; model %s]",
+			strings.Join(scores, ", "), v.HandedOver, v.Captured, v.Bytes, v.LatencyUS, v.Model)
+	}
+	return line
+}
+
+// Drop reports whether the policy says to drop the flow.
+func (v *Verdict) Drop() bool { return v.Decision == flow.Drop.String() }
+
+// Called is what the flow is called: the classes that decided, or the model's outcome
+// where no rule was asked.
+func (v *Verdict) Called() string { return v.Name(v.Class) }
+
+// Note says in a word what is special about the capture of a flow, "-" if nothing is.
+func (v *Verdict) Note() string {
+	var notes []string
+	switch {
+	case v.Incomplete:
+		notes = append(notes, "incomplete")
+	case v.Cut:
+		notes = append(notes, "cut")
+	}
+	if v.Resumed {
+		notes = append(notes, "resumed")
+	}
+	if v.MidStream {
+		notes = append(notes, "mid-stream")
+	}
+	if v.OneWay {
+		notes = append(notes, "one-way")
+	}
+	notes = append(notes, v.Signals...)
+	if notes == nil {
+		return "-"
+	}
+	return strings.Join(notes, ",")
+}
+
+// Text returns the event as a line for people, without its end.
+func (b *BlockEnded) Text() string {
+	return fmt.Sprintf("%s  block ended  %s %s > %s  %s, dropped %d packets, %s", Clock(b.Time), b.Proto, b.Src, b.Dst, b.Class,
+		b.DroppedPackets, ByteCount(b.DroppedBytes))
+}
+
+// Text returns the event as a line for people, without its end.
+func (l *LeftOut) Text() string {
+	return fmt.Sprintf("%s  left out  %d verdicts that pass", Clock(l.Time), l.PassesLeftOut)
+}
+
+// Clock prints a time for people, local, so that logs of several days and machines can be
+// told apart.
+func Clock(t time.Time) string { return t.Format("2006-01-02T15:04:05.000Z07:00") }
+
+// ByteCount prints a number of bytes for people.
+func ByteCount(n uint64) string {
+	const unit = 1024
+	if n < unit {
+		return fmt.Sprintf("%d B", n)
+	}
+	div, exp := uint64(unit), 0
+	for v := n / unit; v >= unit && exp < 4; v /= unit {
+		div *= unit
+		exp++
+	}
+	return fmt.Sprintf("%.1f %ciB", float64(n)/float64(div), "KMGTP"[exp])
+}

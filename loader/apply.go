@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/earlydrop/earlydrop/loader/flow"
+)
+
+// An UnsupportedError says what of a treatment the data path can't do. Nothing was changed.
+type UnsupportedError struct {
+	Treatment flow.Treatment
+	What      string // such as "action-7"
+}
+
+// Error returns one lower-case line.
+func (e *UnsupportedError) Error() string {
+	return fmt.Sprintf("the data path knows no %s: it passes or drops flows", e.What)
+}
+
+// checkTreatment returns an *UnsupportedError for what the data path can't do.
+func checkTreatment(t flow.Treatment) error {
+	switch {
+	case t.Action != flow.Pass && t.Action != flow.Drop:
+		return &UnsupportedError{t, t.Action.String()}
+	case t.Scope != flow.ScopeFlow:
+		return &UnsupportedError{t, t.Scope.String()}
+	case t.Rate != 0:
+		return &UnsupportedError{t, fmt.Sprintf("rate (%d bytes/s)", t.Rate)}
+	case t.Action == flow.Drop && t.TTL <= 0:
+		return fmt.Errorf("time to live %s is not positive", t.TTL)
+	}
+	return nil
+}
+
+// Apply treats whatever has a key.
+//
+// Drop has the kernel drop its packets for the treatment's time, at most 100 years, from
+// now on, or until another TCP connection of the key is made. A key that is blocked
+// already gets the new time and reason, and its counters begin at zero again. The error
+// wraps [ErrFull] when the table is full of blocks that drop.
+//
+// Pass records that the flow is decided and passes. It ends no block ([Tables.Unblock]
+// does), and a flow that the kernel has forgotten in the meantime, or that began afresh,
+// is left alone.
+//
+// What the data path can't do is refused with an [*UnsupportedError].
+func (t *Tables) Apply(key flow.Key, treatment flow.Treatment) error {
+	return t.apply(key, nil, treatment)
+}
+
+// ApplyFlow is Apply for a flow that was captured. A TCP connection that goes on when
+// the time of a Drop is over stays blocked for as long again, at most five times. The error
+// wraps [ErrFlowGone], and nothing is blocked, when another connection has the key by now,
+// and [ErrInitiatorQuota] when the flow's initiator has too many of the blocks.
+func (t *Tables) ApplyFlow(m *flow.Meta, treatment flow.Treatment) error {
+	return t.apply(m.Key, m, treatment)
+}
+
+// apply treats a key, or the flow m of that key.
+func (t *Tables) apply(key flow.Key, m *flow.Meta, treatment flow.Treatment) error {
+	err := checkTreatment(treatment)
+	k := toKernelKey(key)
+	switch {
+	case err != nil:
+	case treatment.Action == flow.Pass:
+		err = t.pass(&k)
+	case m == nil:
+		b := newBlock(treatment)
+		t.blocking.Lock()
+		defer t.blocking.Unlock()
+		err = t.putBlock(&k, &b)
+	default:
+		t.blocking.Lock()
+		defer t.blocking.Unlock()
+		err = t.blockFlow(&k, m, treatment)
+	}
+	if err == nil {
+		return nil
+	}
+	switch treatment.Action {
+	case flow.Pass:
+		return fmt.Errorf("write verdict of %s: %w", key, err)
+	case flow.Drop:
+		return fmt.Errorf("block %s: %w", key, err)
+	}
+	return fmt.Errorf("treat %s: %w", key, err)
+}
+
+// pass notes in the kernel that a flow is decided.
+func (t *Tables) pass(k *datapathFlowKey) error {
+	var v datapathFlow
+	err := t.flows.Lookup(k, &v)
+	if err == nil {
+		// What else the kernel notes there is kept, but for what it notes between the
+		// two calls: a mark that is lost lets the key's next connection pass unseen.
+		v.LastNs, v.Verdict = monotonic(), datapathVerdictVERDICT_PASS
+		err = t.flows.Update(k, &v, ebpf.UpdateExist)
+	}
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	return err
+}
+
+// blockFlow blocks a flow that was captured, provided that it is still there.
+func (t *Tables) blockFlow(k *datapathFlowKey, m *flow.Meta, treatment flow.Treatment) error {
+	b := newBlock(treatment)
+	b.setNumbers(m, treatment.TTL)
+	if err := t.checkQuota(m); err != nil {
+		return err
+	}
+	// The kernel forgets the flow first and ends its block then: one of the two looks
+	// finds that it is another connection by now.
+	if err := t.checkConnection(k, &b); err != nil {
+		return err
+	}
+	if err := t.putBlock(k, &b); err != nil {
+		return err
+	}
+	if err := t.checkConnection(k, &b); err != nil {
+		_, undo := t.unblock(k)
+		return errors.Join(err, undo)
+	}
+	t.census.add(initiatorOf(k, &b), responderOf(k, &b))
+	return nil
+}
+
+func newBlock(t flow.Treatment) datapathBlock {
+	now := monotonic()
+	b := datapathBlock{SinceNs: now, ExpiresNs: now + uint64(t.TTL)}
+	fixed(b.Class[:], t.Class)
+	fixed(b.Rule[:], t.Rule)
+	return b
+}
+
+// setNumbers fills in what is known of a TCP connection.
+func (b *datapathBlock) setNumbers(m *flow.Meta, ttl time.Duration) {
+	n := &m.Numbers
+	if m.InitiatorIsLo {
+		b.InitiatorIsLo = 1
+		b.IsnLo, b.IsnHi, b.NextLo, b.NextHi = n.InitiatorISN, n.ResponderISN, n.InitiatorNext, n.ResponderNext
+	} else {
+		b.IsnLo, b.IsnHi, b.NextLo, b.NextHi = n.ResponderISN, n.InitiatorISN, n.ResponderNext, n.InitiatorNext
+	}
+	if m.Key.Proto != flow.TCP {
+		return
+	}
+	b.TtlNs = uint64(ttl)
+	if n.ISNKnown {
+		b.Known |= knownISN
+	}
+	if n.InitiatorNextKnown && m.InitiatorIsLo || n.ResponderNextKnown && !m.InitiatorIsLo {
+		b.Known |= knownNextLo
+	}
+	if n.ResponderNextKnown && m.InitiatorIsLo || n.InitiatorNextKnown && !m.InitiatorIsLo {
+		b.Known |= knownNextHi
+	}
+}
+
+// checkConnection returns ErrFlowGone where the kernel knows of another connection of
+// the key than the block's, or of none.
+func (t *Tables) checkConnection(k *datapathFlowKey, b *datapathBlock) error {
+	if b.Known&knownISN == 0 {
+		return nil
+	}
+	var v datapathFlow
+	switch err := t.flows.Lookup(k, &v); {
+	case errors.Is(err, ebpf.ErrKeyNotExist):
+		return ErrFlowGone
+	case err != nil:
+		return fmt.Errorf("read map flows: %w", err)
+	case v.Known&knownISN == 0 || v.IsnLo != b.IsnLo || v.IsnHi != b.IsnHi:
+		return ErrFlowGone
+	}
+	return nil
+}
+
+// putBlock writes a block, and makes room for it if need be. Nothing else writes to the
+// table.
+func (t *Tables) putBlock(k *datapathFlowKey, b *datapathBlock) error {
+	// The filter first: a block that it does not count is not looked up.
+	t.filter.add(k, 1)
+	for {
+		err := t.blocked.Update(k, b, ebpf.UpdateNoExist)
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, unix.E2BIG) && t.makeRoom() {
+			continue
+		}
+		if errors.Is(err, ebpf.ErrKeyExist) {
+			// It is counted already. If somebody deletes it in between, it is
+			// a new one again.
+			if err = t.blocked.Update(k, b, ebpf.UpdateExist); errors.Is(err, ebpf.ErrKeyNotExist) {
+				continue
+			}
+		}
+		t.filter.add(k, -1)
+		if errors.Is(err, unix.E2BIG) { // what the kernel says of a full hash table
+			err = fmt.Errorf("the table of blocked flows is %w: it holds %d", ErrFull, t.blocked.MaxEntries())
+		}
+		return err
+	}
+}

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package flow
+
+import (
+	"fmt"
+	"time"
+)
+
+// Action is what is done to the packets of a flow.
+type Action uint8
+
+// The actions. The zero value lets the flow pass.
+const (
+	Pass Action = iota
+	Drop
+)
+
+// String returns "pass", "drop" or the number.
+func (a Action) String() string {
+	switch a {
+	case Pass:
+		return "pass"
+	case Drop:
+		return "drop"
+	}
+	return fmt.Sprintf("action-%d", uint8(a))
+}
+
+// Scope is which packets a treatment is of.
+type Scope uint8
+
+// ScopeFlow is one flow, both directions; of TCP one connection.
+const ScopeFlow Scope = 0
+
+// String returns "flow" or the number.
+func (s Scope) String() string {
+	if s == ScopeFlow {
+		return "flow"
+	}
+	return fmt.Sprintf("scope-%d", uint8(s))
+}
+
+// Treatment is what is to be done to a flow, and why. The zero value lets it pass. What a
+// data path can do may be less than can be asked for here: it refuses the rest.
+type Treatment struct {
+	Action Action
+	Scope  Scope
+	TTL    time.Duration // how long; 0 for Pass
+	Rate   uint64        // bytes per second that may still pass; 0 for Pass and Drop
+	Class  string        // what the flow was named
+	Rule   string        // who says so: a rule of the policy, or a person
+}

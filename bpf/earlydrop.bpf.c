@@ -76,14 +76,19 @@ static __always_inline void collect_udp(struct counts *cnt, const struct source 
 static __always_inline bool settled_fragment(struct counts *cnt, struct packet *pkt,
 					     const struct flow_key *key, int *action)
 {
-	struct block *block = find_block(key);
+	struct block *block;
 	struct flow *flow;
+	__u64 *word;
 
+	/* Linux 6.1 knows no bound of a bucket whose ports come out of a longer register. */
+	hide(key);
+	block = find_block(key);
 	if (key->proto == IPPROTO_TCP) {
 		/* What is known of its flow, tcp_segment() looks up. */
 		if (block || (pkt->tcp_flags & TCP_SYN))
 			return false;
-		return is_settled(pkt);
+		word = settled_word(pkt->hash);
+		return word && *word == settled_tag(pkt->hash);
 	}
 	if (block) {
 		if (time_left(block)) {

@@ -276,6 +276,14 @@ func (s *Sample) Reset() {
 	s.Data = s.data[:0]
 }
 
+// CopyFrom makes s equal to another sample, in its own memory.
+func (s *Sample) CopyFrom(other *Sample) {
+	s.Reset()
+	s.Meta = other.Meta
+	s.Packets = append(s.Packets, other.Packets...)
+	s.Data = append(s.Data, other.Data...)
+}
+
 // Complete reports whether all CaptureBytes are in.
 func (s *Sample) Complete() bool { return len(s.Data) == CaptureBytes }
 

@@ -29,7 +29,7 @@ PKG_EVAL := $(PKG_TRAIN) libndpi-bin netbase python3-sklearn
 # What a run of make finds installed is not asked for again.
 install = @test/install-packages.sh $(1)
 
-# With sudo, too, what is built belongs to whoever owns the clone: root's program loads
+# With sudo as well, what is built belongs to whoever owns the clone: root's program loads
 # no library out of folders of a user who is not the program's owner.
 own = @[ "$$(id -u)" -ne 0 ] || chown -R --reference=Makefile bin
 

@@ -14,7 +14,8 @@
 #include "flow.h"
 
 #define CHECKSUM_BYTES 2048
-#define CHECKSUM_CHUNK 512
+#define CHECKSUM_CHUNK 512 /* as much as bpf_csum_diff() takes */
+#define CHECKSUM_BLOCK 32
 
 /* key: 0. value: room for a part of a segment. Written and read by the CPU alone that owns it,
  * while it handles one packet. 512 bytes per CPU. */
@@ -37,12 +38,83 @@ static __always_inline __u16 fold_sum(__u64 sum)
 	return sum + (sum >> 16);
 }
 
+/* Adds up bytes that are in the buffer's linear part, at most CHECKSUM_BYTES: two sums, since a
+ * CPU does two additions at once. For 1 KB it takes half the time that bpf_csum_diff() and a
+ * copy of what is left over would. */
+static __always_inline __u64 sum_linear(const struct source *src, __u32 off, __u32 len)
+{
+	__u32 tail = off + (len & ~(CHECKSUM_BLOCK - 1)), left = len % CHECKSUM_BLOCK, last;
+	void *at, *data, *data_end;
+	__u64 even = 0, odd = 0;
+
+	linear_part(src, &data, &data_end);
+	if (off > LINEAR_OFFSET || len > CHECKSUM_BYTES)
+		return 0;
+	at = data + off;
+	for (int i = 0; i < CHECKSUM_BYTES / CHECKSUM_BLOCK; i++) {
+		const __u32 *word = at;
+
+		if (len < CHECKSUM_BLOCK || at + CHECKSUM_BLOCK > data_end)
+			break;
+#pragma unroll
+		for (int j = 0; j < CHECKSUM_BLOCK / 4; j += 2) {
+			even += word[j];
+			odd += word[j + 1];
+		}
+		at += CHECKSUM_BLOCK;
+		len -= CHECKSUM_BLOCK;
+	}
+	/* From offsets of its own, so that the verifier looks at it once and not after each
+	 * number of blocks. */
+	hide(tail);
+	if (tail > LINEAR_OFFSET + CHECKSUM_BYTES)
+		return 0;
+	last = left & ~3U;
+	at = data + tail;
+	for (int i = 0; i < CHECKSUM_BLOCK / 4; i++) {
+		if (left < 4 || at + 4 > data_end)
+			break;
+		even += *(const __u32 *)at;
+		at += 4;
+		left -= 4;
+	}
+	tail += last;
+	hide(tail);
+	if (tail > LINEAR_OFFSET + CHECKSUM_BYTES)
+		return 0;
+	/* Both targets are little-endian: a last byte is the lower half of its word. */
+	at = data + tail;
+	if ((left & 2) && at + 2 <= data_end) {
+		odd += *(const __u16 *)at;
+		at += 2;
+	}
+	if ((left & 1) && at + 1 <= data_end)
+		odd += *(const __u8 *)at;
+	return even + odd;
+}
+
+/* Not static, so that the verifier looks at the loops once, and not after each way there. */
+__noinline __u64 sum_linear_xdp(struct xdp_md *ctx, __u32 off, __u32 len)
+{
+	struct source src = {.ctx = ctx, .is_xdp = true};
+
+	return sum_linear(&src, off, len);
+}
+
+__noinline __u64 sum_linear_skb(struct __sk_buff *ctx, __u32 off, __u32 len)
+{
+	struct source src = {.ctx = ctx};
+
+	return sum_linear(&src, off, len);
+}
+
 /* Marks the packet as a decoy if its checksum is wrong. */
 static __always_inline int check_segment(const struct source *src, struct packet *pkt)
 {
 	const __u32 at = 16; /* of the checksum in the TCP header */
 	struct checksum_room *room;
 	__u32 zero = 0, len, left, off, *words;
+	void *data, *data_end, *segment;
 	const __u32 *lo, *hi;
 	__u64 pseudo = 0;
 	__wsum sum = 0;
@@ -66,8 +138,23 @@ static __always_inline int check_segment(const struct source *src, struct packet
 	pseudo += (__u64)lo[3] + hi[3] + bpf_htonl(len) + bpf_htonl(IPPROTO_TCP);
 	off = pkt->tcp_off;
 	left = len;
+	linear_part(src, &data, &data_end);
+	if (off > LINEAR_OFFSET)
+		return 0;
+	segment = data + off;
+	hide(segment);
+	if (segment + at + 2 <= data_end) {
+		if (segment + len <= data_end) {
+			/* As a network card would find it. */
+			if (*(__u16 *)(segment + at) == fold_sum(pseudo))
+				return 0;
+			pseudo += src->is_xdp ? sum_linear_xdp(src->ctx, off, len)
+					      : sum_linear_skb(src->ctx, off, len);
+			left = 0;
+		}
+	}
 	words = (__u32 *)room->data;
-	for (int i = 0; i < CHECKSUM_BYTES / CHECKSUM_CHUNK; i++) {
+	for (int i = 0; left && i < CHECKSUM_BYTES / CHECKSUM_CHUNK; i++) {
 		__u32 n = left < CHECKSUM_CHUNK ? left : CHECKSUM_CHUNK, last;
 		long err;
 
@@ -84,7 +171,6 @@ static __always_inline int check_segment(const struct source *src, struct packet
 				  : bpf_skb_load_bytes(src->ctx, off, room->data, n + 1);
 		if (err)
 			return 0;
-		/* As a network card would find it. */
 		if (!i && *(__u16 *)(room->data + at) == fold_sum(pseudo))
 			return 0;
 		n = (n + 4) & ~3U;

@@ -82,7 +82,6 @@ static __always_inline void collect_udp(struct counts *cnt, const struct source 
 
 	pkt->now = bpf_ktime_get_ns();
 	pkt->side = side_of(src, pkt);
-	pkt->hash = hash_key(key);
 	if (is_sent_back(pkt)) {
 		cnt->reflected++;
 		return;
@@ -121,7 +120,6 @@ static __always_inline int unsettled(const struct source *src, struct packet *pk
 
 	if (!cnt || !pkt)
 		return ACTION_PASS;
-	pkt->hand_over = 0;
 	/* Before Linux 6.2, helpers take no key from memory that a function was handed. */
 	key = pkt->key;
 	if (key.proto == IPPROTO_TCP)
@@ -142,7 +140,7 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 	struct packet packet, *pkt = &packet;
 	struct block *block;
 	struct flow *flow;
-	bool tcp, syn;
+	bool tcp, syn, passes;
 
 	if (!cnt) /* an array's only entry: never, but the verifier asks */
 		return ACTION_PASS;
@@ -192,12 +190,18 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 			if (!tcp || !block->ttl_ns)
 				goto not_blocked;
 		}
+		pkt->hash = hash_key(&pkt->key);
 		goto unsettled;
 	}
 not_blocked:
-	/* One tick of 16 looks at `flows`, too, so that the LRU map keeps what runs. */
-	if (tcp && !syn && bpf_jiffies64() % 16 && is_settled(pkt))
-		return ACTION_PASS;
+	if (tcp && !syn) {
+		passes = is_settled(pkt);
+		/* One tick of 16 looks at `flows`, too, so that the LRU map keeps what runs. */
+		if (passes && bpf_jiffies64() % 16)
+			return ACTION_PASS;
+	} else {
+		passes = false;
+	}
 	flow = bpf_map_lookup_elem(&flows, &pkt->key);
 	if (flow) {
 		if (tcp ? !syn && !flow->mark : !is_resumed(flow)) {
@@ -205,11 +209,18 @@ not_blocked:
 				settle(pkt);
 			return ACTION_PASS;
 		}
-	} else if (tcp && !syn && is_settled(pkt)) {
+	} else if (passes) {
 		return ACTION_PASS;
+	} else {
+		pkt->tcp_flags |= PACKET_NEW;
 	}
+	if (!tcp || syn)
+		pkt->hash = hash_key(&pkt->key);
 unsettled:
-	__builtin_memset(pkt->buf, 0, sizeof(pkt->buf));
+	/* The rest of its buffer, which its functions may read. */
+	pkt->seq = pkt->ack = 0;
+	pkt->now = pkt->hand_over = 0;
+	pkt->slot = pkt->candidate = 0;
 	return call_hook(unsettled, src, pkt);
 }
 

@@ -39,7 +39,8 @@ static __always_inline bool floor_parse(struct xdp_md *ctx, struct floor_key *ke
 	struct iphdr *ip = data + sizeof(*eth);
 	struct tcphdr *tcp = (void *)(ip + 1);
 
-	if ((void *)(tcp + 1) > end || eth->h_proto != ETH_P_IP_NET || ip->protocol != IPPROTO_TCP)
+	if ((void *)(tcp + 1) > end || eth->h_proto != ETH_P_IP_NET ||
+	    (ip->protocol != IPPROTO_TCP && ip->protocol != IPPROTO_UDP))
 		return false;
 	*(__be32 *)&key->saddr[12] = ip->saddr;
 	*(__be32 *)&key->daddr[12] = ip->daddr;

@@ -20,6 +20,21 @@ enum action {
 	ACTION_DROP = 1,
 };
 
+/* What is added to a packet pointer needs a bound for the verifier; no header starts further in. */
+#define LINEAR_OFFSET 0x3fff
+
+/* Where the buffer's bytes can be read without a helper. */
+static __always_inline void linear_part(const struct source *src, void **data, void **data_end)
+{
+	if (src->is_xdp) {
+		*data = (void *)(long)((struct xdp_md *)src->ctx)->data;
+		*data_end = (void *)(long)((struct xdp_md *)src->ctx)->data_end;
+	} else {
+		*data = (void *)(long)((struct __sk_buff *)src->ctx)->data;
+		*data_end = (void *)(long)((struct __sk_buff *)src->ctx)->data_end;
+	}
+}
+
 /* Where a packet came from. */
 enum side {
 	SIDE_IN = 0,  /* through the interface */

@@ -35,9 +35,10 @@
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
-/* No flags: in place of CWR and ECE, which nobody asks for. */
+/* No flags: in place of CWR, ECE and PSH, which nobody asks for. */
 #define PACKET_DECOY 0x80  /* the checksum is wrong, see checksum.h */
 #define PACKET_UNSURE 0x40 /* can't be told: fragments, lengths, extension headers */
+#define PACKET_NEW 0x08	   /* `flows` has nothing of the key */
 
 #define PREFIX_LEN 16
 #define PACKET_BUF 40
@@ -210,7 +211,7 @@ static __always_inline enum parse_result parse_transport(struct source *src, str
 		if (header_len < sizeof(*tcp) || net->off + header_len > net->end)
 			return PARSE_MALFORMED;
 		/* The flags are byte 13; the struct has them as bit fields. */
-		pkt->tcp_flags = ((__u8 *)tcp)[13] & ~(PACKET_DECOY | PACKET_UNSURE);
+		pkt->tcp_flags = ((__u8 *)tcp)[13] & ~(PACKET_DECOY | PACKET_UNSURE | PACKET_NEW);
 		if ((pkt->tcp_flags & TCP_SYN) && (pkt->tcp_flags & (TCP_RST | TCP_FIN)))
 			return PARSE_BAD_FLAGS;
 		pkt->tcp_flags |= net->unsure;

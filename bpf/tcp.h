@@ -30,14 +30,22 @@
 /* Fills in what the TCP header says, and from where the packet came. */
 static __always_inline bool read_segment(const struct source *src, struct packet *pkt)
 {
-	__be32 numbers[2]; /* behind the ports */
+	__u32 off = pkt->tcp_off + 4; /* behind the ports */
+	void *data, *data_end;
+	__be32 numbers[2];
 
-	if (src->is_xdp ? bpf_xdp_load_bytes(src->ctx, pkt->tcp_off + 4, numbers, sizeof(numbers))
-			: bpf_skb_load_bytes(src->ctx, pkt->tcp_off + 4, numbers, sizeof(numbers)))
-		return false;
-	pkt->seq = bpf_ntohl(numbers[0]);
-	pkt->ack = bpf_ntohl(numbers[1]);
-	pkt->hash = hash_key(&pkt->key);
+	linear_part(src, &data, &data_end);
+	hide(off);
+	if (off <= LINEAR_OFFSET && data + off + sizeof(numbers) <= data_end) {
+		pkt->seq = bpf_ntohl(((__be32 *)(data + off))[0]);
+		pkt->ack = bpf_ntohl(((__be32 *)(data + off))[1]);
+	} else {
+		if (src->is_xdp ? bpf_xdp_load_bytes(src->ctx, off, numbers, sizeof(numbers))
+				: bpf_skb_load_bytes(src->ctx, off, numbers, sizeof(numbers)))
+			return false;
+		pkt->seq = bpf_ntohl(numbers[0]);
+		pkt->ack = bpf_ntohl(numbers[1]);
+	}
 	pkt->now = bpf_ktime_get_ns();
 	pkt->side = side_of(src, pkt);
 	return true;
@@ -58,16 +66,16 @@ static __always_inline __u64 settled_tag(__u64 hash)
 	return hash / SETTLED_WORDS | 1ULL << 63;
 }
 
-/* Whether packets of the flow just pass. The packet is on the caller's stack, which has no
- * room for the index; its buffer has. */
+/* Whether packets of the flow just pass; fills in its hash. The packet is on the caller's
+ * stack, which has no room for the index; its buffer has. */
 static __always_inline bool is_settled(struct packet *pkt)
 {
-	__u64 hash = hash_key(&pkt->key);
 	struct settled_flow *flow;
 
-	pkt->slot = hash % SETTLED_WORDS;
+	pkt->hash = hash_key(&pkt->key);
+	pkt->slot = pkt->hash % SETTLED_WORDS;
 	flow = bpf_map_lookup_elem(&settled, &pkt->slot);
-	return flow && flow->hash == settled_tag(hash);
+	return flow && flow->hash == settled_tag(pkt->hash);
 }
 
 static __always_inline void clear_settled(const struct packet *pkt)
@@ -1004,7 +1012,7 @@ static __always_inline int tcp_segment(struct counts *cnt, const struct source *
 			clear_settled(pkt);
 		return ACTION_PASS;
 	}
-	flow = bpf_map_lookup_elem(&flows, key);
+	flow = pkt->tcp_flags & PACKET_NEW ? NULL : bpf_map_lookup_elem(&flows, key);
 	if (flow) {
 		if (!flow->mark)
 			return ACTION_PASS;

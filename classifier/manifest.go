@@ -58,7 +58,7 @@ type Manifest struct {
 	// AnyThreshold, 0 to 1, is the probability that the labels but
 	// flow.Background have to reach together for a flow to be one of them,
 	// whichever. A part of the labels never has more, so that it is a bound for
-	// them, too. It is the greatest of Thresholds where the file has none.
+	// them as well. It is the greatest of Thresholds where the file has none.
 	AnyThreshold float64 `json:"any_threshold"`
 	// Unknown, 0 to 1, is the probability that the likeliest label has to reach;
 	// below it the outcome is flow.Unknown. It is 0, which is never, where the

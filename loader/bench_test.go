@@ -69,7 +69,7 @@ func loadFloorPrograms(b *testing.B, frame []byte, flows int) *ebpf.Collection {
 	copy(key[12:16], frame[26:30])
 	copy(key[28:32], frame[30:34])
 	copy(key[32:36], frame[34:38])
-	key[36] = f.TCP
+	key[36] = frame[23]
 	m := coll.Maps["floor_flows"]
 	for i := 1; i < flows; i++ {
 		other := append([]byte(nil), key...)
@@ -124,6 +124,22 @@ func BenchmarkDecidedFlow(b *testing.B) {
 		b.Run("passed/"+name, func(b *testing.B) { benchmarkDecided(b, flows, false) })
 		b.Run("dropped/"+name, func(b *testing.B) { benchmarkDecided(b, flows, true) })
 	}
+}
+
+// BenchmarkDecidedUDP times datagrams of a flow that is decided.
+func BenchmarkDecidedUDP(b *testing.B) {
+	frame := udp(true, 12) // as long as the headers of a segment
+	k := loadKernel(b, config{})
+	fl := loadFloorPrograms(b, frame, 1)
+	key := toKernelKey(udpKey())
+	if err := k.flows.Update(&key, &datapathFlow{Verdict: datapathVerdictVERDICT_PASS, LastNs: 1 << 62}, ebpf.UpdateAny); err != nil {
+		b.Fatal(err)
+	}
+	k.run(ingress, frame)
+	if c := k.counts(); c["udp_waiting"]+c["udp_opened"] != 0 {
+		b.Fatalf("counters %v", c)
+	}
+	compare(b, k.coll.Programs[string(ingress)], fl.Programs["floor_pass"], frame)
 }
 
 // BenchmarkMidStream times packets of a TCP flow whose beginning was not seen, in front of

@@ -104,7 +104,7 @@ func TestParse(t *testing.T) {
 }
 
 func TestParseErrors(t *testing.T) {
-	// A rule whose lines can be replaced; class stands in line 3.
+	// A rule whose lines can be replaced; class is in line 3.
 	rule := func(old, new string) string {
 		const text = "rules:\n  - name: a\n    class: v2ray\n    min_confidence: 0.9\n    action: drop\n    ttl: 10m\n"
 		if !strings.Contains(text, old) {
@@ -241,8 +241,8 @@ func TestParseErrors(t *testing.T) {
 		{"mistyped class in a list", rule("v2ray", "[v2ray, shadowsock]"), `3:20: the model has no class "shadowsock", did you mean shadowsocks?; it has shadowsocks, v2ray, tor`},
 		{"class in the wrong case", rule("v2ray", "V2Ray"), `3:12: the model has no class "V2Ray", did you mean v2ray?; it has shadowsocks, v2ray, tor`},
 		{"background", rule("v2ray", "[v2ray, background]"), `3:20: class "background" is everything that is not a wanted class and can't be named in a rule; take it out`},
-		{"unknown beside a class", rule("v2ray", "[v2ray, unknown]"), `3:20: class "unknown" is the outcome when no class is likely enough and can't stand beside others; give it a rule of its own`},
-		{"unknown twice", rule("v2ray", "[unknown, unknown]"), `3:13: class "unknown" is the outcome when no class is likely enough and can't stand beside others; give it a rule of its own`},
+		{"unknown beside a class", rule("v2ray", "[v2ray, unknown]"), `3:20: class "unknown" is the outcome when no class is likely enough and can't be named beside others; give it a rule of its own`},
+		{"unknown twice", rule("v2ray", "[unknown, unknown]"), `3:13: class "unknown" is the outcome when no class is likely enough and can't be named beside others; give it a rule of its own`},
 		{"unknown in the wrong case", rule("v2ray", "Unknown"), `3:12: the model has no class "Unknown", did you mean unknown?; it has shadowsocks, v2ray, tor`},
 		{"unknown with a confidence", rule("v2ray", "unknown"), "4:5: class \"unknown\" is the outcome when no class is likely enough, so there is no confidence in it; take min_confidence out"},
 		{"class twice", rule("v2ray", "[v2ray, tor, v2ray]"), `3:25: class "v2ray" is named twice; keep one of them`},

@@ -133,7 +133,7 @@ func (d *decoder) classes(e entry) ([]string, error) {
 		case class == "":
 			return nil, d.errorOn(at, "class is empty; name a class of the model")
 		case class == flow.Unknown && len(nodes) > 1:
-			return nil, d.errorOn(at, "class %s is the outcome when no class is likely enough and can't stand beside others; give it a rule of its own", quote(class))
+			return nil, d.errorOn(at, "class %s is the outcome when no class is likely enough and can't be named beside others; give it a rule of its own", quote(class))
 		case class == flow.Unknown && d.model != nil && !d.model.Unknown:
 			return nil, d.errorOn(at, "class %s never comes: this model always decides for one of its classes, which are %s; take the rule out", quote(class), someOf(d.model.classes()))
 		case class != flow.Unknown && d.model != nil && !slices.Contains(d.model.Labels, class):

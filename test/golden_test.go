@@ -10,7 +10,7 @@
 // have been trained on the same recording.
 //
 // Whoever changes the shipped model, or something before it on purpose, writes the
-// expected verdicts anew and looks at the difference:
+// expected verdicts again, and looks at the difference:
 //
 //	go test ./test -run Golden -update
 package test
@@ -39,7 +39,7 @@ import (
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 )
 
-var update = flag.Bool("update", false, "write the expected verdicts anew")
+var update = flag.Bool("update", false, "write the expected verdicts again")
 
 const (
 	labelsFile   = "testdata/labels.tsv"
@@ -236,9 +236,7 @@ func TestGoldenVerdictsDoNotDependOnTheBatch(t *testing.T) {
 		}
 		err = f.Run(assembly.New(assembly.Options{}, func(_ *assembly.Flow, s *flow.Sample) {
 			mine := new(flow.Sample)
-			mine.Reset()
-			mine.Meta = s.Meta
-			mine.Packets, mine.Data = append(mine.Packets, s.Packets...), append(mine.Data, s.Data...)
+			mine.CopyFrom(s)
 			samples = append(samples, mine)
 		}, nil), func(int64) {})
 		f.Close()

@@ -21,7 +21,7 @@ const noticesFile = "../THIRD_PARTY.md"
 
 const noticesHead = `# Third-party software
 
-Generated: ` + "`go test ./test -run ThirdParty -update`" + ` writes this page anew.
+Generated: ` + "`go test ./test -run ThirdParty -update`" + ` writes this page again.
 
 The program earlydrop contains parts of these Go modules, of Go's standard library and runtime, and, in its BPF objects,
 inline functions of libbpf's headers. ONNX Runtime (MIT) is not contained: ` + "`make onnxruntime`" + ` fetches it, and its
@@ -144,7 +144,7 @@ func notices(modules []linkedModule) string {
 	for _, m := range modules {
 		text := m.text
 		if m.licence == "Apache-2.0" {
-			// The licence itself names nobody; what stands beside it does.
+			// The licence itself names nobody; what comes after it does.
 			if _, text, _ = strings.Cut(text, "END OF TERMS AND CONDITIONS"); !regexp.MustCompile(`(?m)^\s*Copyright .*\d{4}`).MatchString(text) {
 				continue
 			}

@@ -3,6 +3,7 @@
 package test
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/url"
 	"os"
@@ -154,6 +155,76 @@ func TestPagesNameTargetsThatExist(t *testing.T) {
 	}
 	if named < 20 {
 		t.Errorf("only %d targets found in the pages", named)
+	}
+}
+
+// The manual and the schema tell of the same fields of events.
+func TestManualNamesTheFieldsOfEvents(t *testing.T) {
+	text, err := os.ReadFile("../cmd/earlydrop/event/schema/v1.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var schema struct {
+		Defs map[string]struct {
+			Properties map[string]any
+		} `json:"$defs"`
+	}
+	if err := json.Unmarshal(text, &schema); err != nil {
+		t.Fatal(err)
+	}
+	known, named := map[string]bool{}, map[string]bool{}
+	for _, event := range schema.Defs {
+		for field := range event.Properties {
+			known[field] = true
+		}
+	}
+	_, table, _ := strings.Cut(pages(t)["cmd/earlydrop/doc/events.md"], "\n| field | meaning |\n")
+	table, _, _ = strings.Cut(table, "\n\n")
+	for _, row := range strings.Split(table, "\n")[1:] {
+		for _, field := range inline.FindAllString(strings.Split(row, "|")[1], -1) {
+			field = strings.Trim(field, "`")
+			named[field] = true
+			if !known[field] {
+				t.Errorf("events.md names the field %s, which the schema has not", field)
+			}
+		}
+	}
+	for field := range schema.Defs["verdict"].Properties {
+		if !named[field] && !slices.Contains([]string{"time", "event", "interface", "file", "mode", "model"}, field) {
+			t.Errorf("events.md does not name the field %s of a verdict", field)
+		}
+	}
+}
+
+// Whoever follows the pages finds the files that they name: CONTRIBUTING says where to
+// add what, and others what to run.
+func TestPagesNameFilesThatExist(t *testing.T) {
+	run, file := regexp.MustCompile(`\bgo (?:run|test|build)(?: -\S+)* \./([\w/.-]+)`), regexp.MustCompile("^`(\\.?[A-Za-z][\\w.-]*(?:/[\\w.-]+)*/?)`$")
+	named := 0
+	exists := func(path, name string) {
+		named++
+		if _, err := os.Stat(filepath.Join("..", strings.TrimSuffix(name, "/..."))); err != nil {
+			t.Errorf("%s names %s, which is not there", path, name)
+		}
+	}
+	for path, page := range pages(t) {
+		for _, m := range run.FindAllStringSubmatch(page, -1) {
+			exists(path, strings.TrimRight(m[1], "."))
+		}
+		if path != ".github/CONTRIBUTING.md" {
+			continue
+		}
+		for _, code := range inline.FindAllString(fence.ReplaceAllString(page, ""), -1) {
+			if m := file.FindStringSubmatch(code); m != nil && strings.Contains(m[1], "/") {
+				exists(path, m[1])
+			}
+		}
+		for _, m := range regexp.MustCompile(`(?m)^([a-z][\w/]*)/? {2,}`).FindAllStringSubmatch(page, -1) {
+			exists(path, m[1])
+		}
+	}
+	if named < 50 {
+		t.Errorf("only %d files found in the pages", named)
 	}
 }
 

@@ -58,7 +58,7 @@ func TestFetchOntoAFullDisk(t *testing.T) {
 
 // Ctrl-C, a closed terminal and a second signal leave nothing behind.
 func TestFetchIsInterrupted(t *testing.T) {
-	// What the tests' own process ignores, as under nohup, its children would, too.
+	// What the tests' own process ignores, as under nohup, its children would ignore as well.
 	caught := make(chan os.Signal, 8)
 	signal.Notify(caught, unix.SIGINT, unix.SIGHUP, unix.SIGTERM)
 	defer signal.Stop(caught)

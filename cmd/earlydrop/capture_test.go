@@ -55,7 +55,7 @@ func stdinOf(t *testing.T, b []byte) string {
 		_, _ = w.Write(b)
 		w.Close()
 	}()
-	return standardInput
+	return "-"
 }
 
 // fifoOf returns a named pipe that gives b, and then ends.
@@ -156,7 +156,7 @@ func TestExplainReadsPipesAsFiles(t *testing.T) {
 			piped := pipe(t, readFileOf(t, path))
 			code, got, gotErr := runForTest(append([]string{"explain", piped}, args...)...)
 			title := piped
-			if piped == standardInput {
+			if piped == "-" {
 				title = "standard input"
 			}
 			if code != wantCode || got != strings.ReplaceAll(want, path, title) || gotErr != strings.ReplaceAll(wantErr, path, title) {
@@ -529,27 +529,5 @@ func TestDatasetSaysWhatWasSkipped(t *testing.T) {
 	code, _, stderr = runForTest("dataset", "--manifest", filepath.Join(dir, "manifest.tsv"), "--out", out)
 	if code != exitBadInput || !strings.Contains(stderr, "usb1.pcap: 6 packets skipped: unsupported link type 249 (USBPcap)") {
 		t.Errorf("exit code %d, stderr %q", code, stderr)
-	}
-}
-
-// A pipe that is never quiet lets what was put off wait for a second at most.
-func TestABusyPipeIsCaughtUp(t *testing.T) {
-	p := &pipe{chunks: make(chan chunk), caughtUp: time.Now().Add(-busyTime)}
-	calls := 0
-	p.catchUp = func() error { calls++; return nil }
-	go func() {
-		for range 1000 {
-			p.chunks <- chunk{data: []byte("x")}
-		}
-		p.chunks <- chunk{err: io.EOF}
-	}()
-	n, err := io.Copy(io.Discard, p)
-	if n != 1000 || err != nil || calls == 0 {
-		t.Errorf("%d bytes, error %v, caught up %d times", n, err, calls)
-	}
-	// What it says ends the reading.
-	p = &pipe{chunks: make(chan chunk), catchUp: func() error { return io.ErrClosedPipe }}
-	if _, err := p.Read(make([]byte, 1)); err != io.ErrClosedPipe {
-		t.Errorf("error %v, want %v", err, io.ErrClosedPipe)
 	}
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/captures"
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/loader/flow/headers"
@@ -649,19 +650,12 @@ func (f *captureFolder) check(name string) error {
 // copied first.
 func (in *datasetInput) open() (*assembly.File, error) {
 	if in.copied == nil {
-		if pipeInfo(in.path) == nil {
+		var err error
+		if in.copied, err = captures.Copy(in.path); err != nil {
+			return nil, err
+		}
+		if in.copied == nil {
 			return assembly.Open(in.path)
-		}
-		pipe, err := os.Open(in.path)
-		if err != nil {
-			return nil, err
-		}
-		defer pipe.Close()
-		if in.copied, err = unnamedFile(); err != nil {
-			return nil, err
-		}
-		if _, err := io.Copy(copyWriter{in.copied}, pipe); err != nil {
-			return nil, fmt.Errorf("read %s: %w", in.path, err)
 		}
 	}
 	if _, err := in.copied.Seek(0, io.SeekStart); err != nil {
@@ -706,7 +700,7 @@ func (w *datasetWriter) readCapture(files []*datasetInput, counters *assembly.Co
 		}
 	}()
 	if len(files) > 1 {
-		sortByTime(files, (*datasetInput).open)
+		captures.SortByTime(files, (*datasetInput).open)
 	}
 	of := make(map[flow.Source]*datasetInput, len(files))
 	for _, in := range files {

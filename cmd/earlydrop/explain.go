@@ -18,7 +18,9 @@ import (
 
 	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/classifier/explain"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/captures"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/replay"
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/policy"
@@ -83,9 +85,9 @@ func runExplain(c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer in.close()
-	file := in.list[0]
-	path = file.title()
+	defer in.Close()
+	file := in.Files[0]
+	path = file.Title()
 	engine, err := openModel(c)
 	if err != nil {
 		return err
@@ -102,7 +104,7 @@ func runExplain(c *cli.Context) (err error) {
 
 	// Twice through the file: flows are numbered by their start, but come in the
 	// order of their hand-over, and there may be more than fit into memory.
-	bar := newProgress(c.App.ErrWriter, "reading", 2*file.size)
+	bar := newProgress(c.App.ErrWriter, "reading", 2*file.Size)
 	defer bar.done()
 	flows, cut := flowsOf(file, options, bar, nil, 0)
 	var fileErr *assembly.FileError
@@ -145,8 +147,8 @@ func runExplain(c *cli.Context) (err error) {
 // flowsOf returns the numbers that the assembler gave to the flows of a file that
 // it handed over, in order. The capture of the flow of the number wanted goes to
 // found, unless that is nil. With an *assembly.FileError comes what could be read.
-func flowsOf(file *capture, options assembly.Options, bar *progress, found *flow.Sample, wanted uint64) (numbers []uint64, err error) {
-	f, err := file.open()
+func flowsOf(file *captures.File, options assembly.Options, bar *progress, found *flow.Sample, wanted uint64) (numbers []uint64, err error) {
+	f, err := file.Open()
 	if err != nil {
 		return nil, err
 	}
@@ -160,26 +162,25 @@ func flowsOf(file *capture, options assembly.Options, bar *progress, found *flow
 	err = f.Run(a, bar.at)
 	bar.fileDone(f.Size())
 	slices.Sort(numbers)
-	return numbers, file.end(err)
+	return numbers, file.End(err)
 }
 
 // listFlows prints the flows of a file with their numbers.
-func listFlows(c *cli.Context, engine *classifier.Engine, p *policy.Policy, file *capture, options assembly.Options, bar *progress) error {
+func listFlows(c *cli.Context, engine *classifier.Engine, p *policy.Policy, file *captures.File, options assembly.Options, bar *progress) error {
 	t := newColumns(c.App.Writer)
 	if err := t.row("FLOW", "START", "PROTO", "SRC", "DST", "CAPTURED", "CLASS", "CONFIDENCE", "NOTE"); err != nil {
 		return err
 	}
 	number := 0
-	r := startReplay(engine, p)
-	r.options = options
-	r.print = func(f *replayRecord) error {
+	r := replay.New(replay.Config{Engine: engine, Policy: p, Options: options, Verdict: func(f *event.Verdict) error {
+		bar.clear()
 		number++
 		class, confidence := f.Columns(f.Class, f.Confidence)
 		return t.row(strconv.Itoa(number), f.Start.Format(startFormat), f.Proto, f.Src.String(), f.Dst.String(),
 			strconv.Itoa(f.Captured), class, confidence, f.Note())
-	}
-	defer r.stop()
-	err := r.read([]*capture{file}, bar)
+	}})
+	defer r.Close()
+	err := r.Read([]*captures.File{file})
 	var fileErr *assembly.FileError
 	if err != nil && !errors.As(err, &fileErr) { // the caller has that one already
 		return adviseTempDir(err)

@@ -20,6 +20,7 @@ import (
 
 	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/classifier/onnx"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/captures"
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/policy"
@@ -151,7 +152,7 @@ func TestExplainWritesAFile(t *testing.T) {
 func TestExplainInColour(t *testing.T) {
 	dir := explainFixture(t)
 	var s flow.Sample
-	numbers, err := flowsOf(&capture{name: filepath.Join(dir, "one.pcap")}, assembly.Options{}, &progress{}, &s, 0)
+	numbers, err := flowsOf(&captures.File{Name: filepath.Join(dir, "one.pcap")}, assembly.Options{}, &progress{}, &s, 0)
 	if err != nil || len(numbers) != 1 {
 		t.Fatalf("flows %v, %v", numbers, err)
 	}

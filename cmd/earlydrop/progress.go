@@ -22,6 +22,7 @@ type progress struct {
 	start time.Time
 	base  int64 // bytes of the files that are done
 	bar   *progressbar.ProgressBar
+	shown bool // the bar is on the screen
 }
 
 // newProgress returns the progress of reading total bytes. Of nothing, as of a
@@ -52,6 +53,7 @@ func (p *progress) at(pos int64) {
 			progressbar.OptionClearOnFinish(),
 		)
 	}
+	p.shown = true
 	// A bar that can't be drawn is no reason to stop.
 	_ = p.bar.Set64(min(p.base+pos, p.total))
 }
@@ -64,8 +66,9 @@ func (p *progress) fileDone(size int64) {
 
 // clear takes the bar off the screen until there is more to show.
 func (p *progress) clear() {
-	if p.bar != nil {
+	if p.shown {
 		_ = p.bar.Clear()
+		p.shown = false
 	}
 }
 

@@ -24,6 +24,7 @@ import (
 	"github.com/earlydrop/earlydrop/classifier/onnx"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventtest"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/replay"
 	"github.com/earlydrop/earlydrop/loader/flow"
 )
 
@@ -56,7 +57,7 @@ func replayFixture(t testing.TB) string {
 	mixed = append(mixed, conversation(10*ms, "10.9.0.200:1001", "10.9.0.1:443", []byte("hello"), bytes.Repeat([]byte("x"), 2000))...)
 	mixed = append(mixed, testPacket{at: 20*ms + 499, src: "10.9.0.3:53", dst: "10.0.0.1:53001", udp: true, payload: []byte("answer")})
 	many := []testPacket{}
-	for i := range 3*replayBatch + 5 {
+	for i := range 3*replay.Batch + 5 {
 		many = append(many, answered(testPacket{at: time.Duration(i) * ms, src: fmt.Sprintf("10.0.0.1:%d", 2000+i), dst: "10.9.0.3:9999",
 			udp: true, payload: bytes.Repeat([]byte{byte(37 * i)}, 10+5*i)})...)
 	}
@@ -199,7 +200,7 @@ func TestReplayIsDeterministic(t *testing.T) {
 	dir := replayFixture(t)
 	args := []string{"replay", "--json", "--model", tinyModel, filepath.Join(dir, "many.pcap"), filepath.Join(dir, "mixed.pcap")}
 	code, first, stderr := runForTest(args...)
-	if code != exitOK || strings.Count(first, "\n") != 3*replayBatch+5+2 {
+	if code != exitOK || strings.Count(first, "\n") != 3*replay.Batch+5+2 {
 		t.Fatalf("exit code %d, %d lines, %s", code, strings.Count(first, "\n"), stderr)
 	}
 	if _, second, _ := runForTest(args...); first != second {

@@ -276,12 +276,12 @@ func (s *Sample) Reset() {
 	s.Data = s.data[:0]
 }
 
-// CopyFrom makes s equal to another sample, in its own memory.
-func (s *Sample) CopyFrom(other *Sample) {
+// CopyFrom makes s equal to o, in memory of its own.
+func (s *Sample) CopyFrom(o *Sample) {
 	s.Reset()
-	s.Meta = other.Meta
-	s.Packets = append(s.Packets, other.Packets...)
-	s.Data = append(s.Data, other.Data...)
+	s.Meta = o.Meta
+	s.Packets = append(s.Packets, o.Packets...)
+	s.Data = append(s.Data, o.Data...)
 }
 
 // Complete reports whether all CaptureBytes are in.

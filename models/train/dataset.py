@@ -88,7 +88,7 @@ class Data:
         return len(self.rows)
 
     def _leave_out(self):
-        """Drops background that is of a class all the same: captures of others
+        """Drops background that is of a class all the same: third-party captures
         hold SSH, OpenVPN and so on under the label background. Where that is a
         class of the data, to learn or to count them as background is wrong,
         and to relabel them would be guessing. What a flow is is seen from its
@@ -164,7 +164,7 @@ class Data:
         return self._all_random
 
     def folded(self, classes):
-        """The same data in which only classes are told apart: the flows of all
+        """The same data in which only classes are distinguished: the flows of all
         other labels are background."""
         missing = sorted(set(classes) - set(self.label))
         if missing:
@@ -494,7 +494,7 @@ def training_images(data, indices, channels, recipe, cut_share, rng, pool, segme
     """Images uint8 [n, channels, 1024] of a batch.
 
     Everything that may differ without the class being another one is drawn
-    anew: the bytes under the mask, the payload of flows that are random
+    again: the bytes under the mask, the payload of flows that are random
     throughout, for a cut_share of the captures where they end, so that no
     class is told by how much of it was captured, and for a segment_share the
     packets that a message goes out in (see resegment).

@@ -12,15 +12,15 @@ Studies:
   experiment2      all methods on the same flows, with the time per flow
   implementations  each program of a tunnel left out of training
   groups           each network of the lab and each source of captures left out
-  transfer         trained on the lab alone, tested on captures of others
+  transfer         trained on the lab alone, tested on third-party captures
   masks            the network of the paper with the recipes paper and strict
   bytes            accuracy against the number of bytes seen
   base-rates       precision where tunnels are rare
-  shortcuts        what the verdict hangs on: fields replaced by random values
+  shortcuts        what the verdict depends on: fields replaced by random values
   limits           what the first 1024 bytes can't tell, and more packets would
   all              all of them
 
-A study whose result stands in the output folder for the same data and options
+A study whose result is in the output folder for the same data and options
 is not computed again. Tables go to standard output and to STUDY.md, figures to
 results/ as JSON, curves to STUDY.png. No threshold is chosen on flows that it
 is scored on: training, validation and test are different groups (a network of
@@ -61,8 +61,8 @@ STUDIES = {
 # Inside TLS, in the first 1024 bytes, these look like any TLS.
 WRAPPED = ["v2ray/*tls", "vless/*tls"]
 
-# This class, too, is TLS in what is captured of it. It is learnt, as some of its
-# programs can be told by their TLS, but may cost no ordinary flow.
+# This class is TLS as well, in what is captured of it. It is learnt, as some of its
+# programs can be known by their TLS, but it may cost no ordinary flow.
 EXPERIMENTAL = ["trojan"]
 
 

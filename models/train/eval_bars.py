@@ -67,7 +67,7 @@ def bars_text(e, rows):
         return max(r["sources"].values(), key=rate, default=None)
 
     lines = [("ordinary background, all sources", 0.0005, True, lambda r: r["ordinary"]),
-             ("captures of others", 0.0005, True, lambda r: r["captures"]),
+             ("third-party captures", 0.0005, True, lambda r: r["captures"]),
              ("new networks of the lab", 0.0005, True, lambda r: r["lab ordinary"]),
              (f"worst source with {SOURCE_FLOWS} flows or more", 0.003, True, worst),
              ("random-like background", 0.1, True, lambda r: r["random-like"])]
@@ -86,10 +86,10 @@ def bars_text(e, rows):
     if e.args.skip:
         out[-1:] = [f"Variants {', '.join(e.args.skip)} are in the table of variants only: what they are wrapped in is all that shows.", ""]
     if e.data.left_out:
-        out[-1:] = ["Flows in captures of others that are of a class by their own first message are in no figure: "
+        out[-1:] = ["Flows in third-party captures that are of a class by their own first message are in no figure: "
                     + ", ".join(f"{n} {k}" for k, n in sorted(e.data.left_out.items())) + ".", ""]
     for name, r in rows.items():
-        at = f", threshold {r['threshold']:.6g}" if "threshold" in r else ", no threshold; TCP only; tells no classes apart"
+        at = f", threshold {r['threshold']:.6g}" if "threshold" in r else ", no threshold; TCP only; distinguishes no classes"
         body = []
         for what, bar, at_most, value in lines:
             known = name in ("boosted trees", "exemption rules") or not what.startswith("recall of ") or any(

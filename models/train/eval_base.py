@@ -85,7 +85,7 @@ class Evaluation:
         cipher = data.column("cipher")
         # Variants that are not trained on, and counted by themselves.
         self.wrapped = self.wanted & np.array([counts.matches(f"{a}/{b}", args.skip) for a, b in zip(data.label, cipher)], bool)
-        # Groups with background only are captures of others.
+        # Groups with background only are third-party captures.
         self.lab = np.isin(data.group, list(set(data.group[self.wanted])))
         self.ordinary = ~self.wanted & (self.kind != fit.RANDOM_LIKE)
         self.random_like = ~self.wanted & (self.kind == fit.RANDOM_LIKE)
@@ -200,7 +200,7 @@ def draw_flows(e, count, seed):
         pool = np.flatnonzero(mask)
         if len(pool) == 0:
             raise ValueError(f"the data lacks flows for this study: it needs {' and '.join(PAPER_CLASSES)} of the lab, background of "
-                             "the lab and captures of others")
+                             "the lab and third-party captures")
         # Round robin over the groups: each gives its first, then each its second...
         order = rng.permutation(pool)
         group = e.data.group[order]

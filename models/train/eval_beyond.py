@@ -76,7 +76,7 @@ def implementations(e):
                  f"{e.args.budget:g} on validation groups. Data {e.store.digest}. Where no other program of the class is in training, "
                  "the class itself is new.\n\n" +
                  table(["class", "left out", "other programs in training", "taken, it was in training", "taken, it was not",
-                        "the same, variants that the others have, too", "of these named rightly",
+                        "the same, variants that the others have as well", "of these named rightly",
                         "ordinary taken", *(() if e.args.no_trees else ("boosted trees: taken, it was not",))], rows) +
                  (f"\n\nNot run, the time was over: {', '.join(skipped)}." if skipped else ""))
 
@@ -109,7 +109,7 @@ def groups(e):
         merged[method] = (taken, named)
     every = np.arange(len(e.data))
     counts = {m: counted(e, every, taken) for m, (taken, _) in merged.items()}
-    lines = [("ordinary, all", lambda c: c["ordinary"]), ("ordinary, captures of others", lambda c: c["captures"]),
+    lines = [("ordinary, all", lambda c: c["ordinary"]), ("ordinary, third-party captures", lambda c: c["captures"]),
              ("ordinary, lab", lambda c: c["lab ordinary"]), ("random-like", lambda c: c["random-like"])]
     lines += [(f"recall of {k}", lambda c, k=k: c["recall"].get(k)) for k in e.labels[1:]]
     body = [[what, *(text(value(c)) for c in counts.values())] for what, value in lines]
@@ -135,7 +135,7 @@ def groups(e):
 
 
 def transfer(e):
-    """Trained on the lab, thresholds from the lab, tested on captures of others."""
+    """Trained on the lab, thresholds from the lab, tested on third-party captures."""
     where = np.where(e.lab, e.where, "captures")
     test = np.flatnonzero(~e.lab)
 
@@ -151,11 +151,11 @@ def transfer(e):
     r = e.store.get("transfer", e.options(**without_trees(e)), both)
     methods = [name for name in r if not name.endswith(", lab")]
     row = lambda what, at, value: [what, *(text(value(r[name + at])) for name in methods)]
-    rows = [row("captures of others, all", "", lambda c: c["ordinary"])]
+    rows = [row("third-party captures, all", "", lambda c: c["ordinary"])]
     rows += [row(g, "", lambda c, g=g: c["sources"][g]) for g in r["compact"]["sources"]]
     rows += [row(f"lab, test networks: {k}", ", lab", lambda c, k=k: c[k]) for k in ("ordinary", "random-like")]
     rows += [row(f"lab, test networks: recall of {k}", ", lab", lambda c, k=k: c["recall"][k]) for k in r["compact, lab"]["recall"]]
-    e.store.show("transfer", f"Trained on networks of the lab only (thresholds, too), tested on captures of others: flows taken. "
+    e.store.show("transfer", f"Trained on networks of the lab only, thresholds as well, tested on third-party captures: flows detected. "
                  f"{e.trained_text()}. Data {e.store.digest}.\n\n" +
                  table(["", *methods], rows))
 

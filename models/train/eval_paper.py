@@ -58,7 +58,7 @@ def experiment1(e):
                         one[key] = np.array(one[key])
                     results.setdefault((by_group, name), []).append(one)
                 results[by_group, name, "all"] = {key: np.array(v) for key, v in merged.items()}
-        out.append(f"Experiment 1, network {net}: {len(chosen)} flows (half background, half of that captures of others), "
+        out.append(f"Experiment 1, network {net}: {len(chosen)} flows (half background, half of that third-party captures), "
                    f"{a.run_folds} of ten folds run, each with eight tenths for training, one to choose the epoch, one tested; "
                    f"{epochs} epochs of {len(chosen)} samples{', computed in bfloat16' if a.bf16 else ''}. "
                    f"Verdict: the most probable class. Data {e.store.digest}.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a verdict hangs on: parts of the input replaced by random values."""
+"""What a verdict depends on: parts of the input replaced by random values."""
 import numpy as np
 
 import dataset
@@ -110,7 +110,7 @@ def replacements(data, indices, channels, images, rng):
 
 
 def shortcuts(e):
-    """Occlusion: which part of the input the verdict hangs on."""
+    """Occlusion: which part of the input the verdict depends on."""
     rng = np.random.default_rng(e.args.seed)
     test = np.sort(rng.permutation(np.flatnonzero((e.where == "test") & ~e.wrapped))[:SHORTCUT_FLOWS])
     out = []
@@ -140,5 +140,5 @@ def shortcuts(e):
         out += [f"{m.name} (planes {', '.join(m.predictor.channels)}; mask {m.predictor.mask}), {len(test)} flows of test groups:", "",
                 table(["replaced by random values", "flows that have it", "P(tunnel) moves by, mean", "verdict changes", "taken flows lost",
                        "tunnels taken", "likelier class is right", "ordinary taken"], rows), ""]
-    e.store.show("shortcuts", "What the verdict hangs on: in the masked image each field is replaced by random values (of its range).\n\n" +
+    e.store.show("shortcuts", "What the verdict depends on: in the masked image each field is replaced by random values (of its range).\n\n" +
                  "\n".join(out).rstrip())

@@ -34,8 +34,8 @@ def write_folder(folder, n=600, seed=1, alike=False):
     differs, 20 networks of the lab and 10 sources of captures.
 
     alike: Shadowsocks, VMess and random-like background begin with random bytes
-    of the same lengths, of which the captures have one packet, or the second, too;
-    the third packet, which the session alone has, tells them apart."""
+    of the same lengths, of which the captures have one packet, or the second as well;
+    the third packet, which the session alone has, distinguishes them."""
     rng = np.random.default_rng(seed)
     laid_out, sessions, rows = [], [], []
     for i in range(n):

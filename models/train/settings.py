@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the commands of this folder can be told. It needs nothing but Python itself,
-so that --help does, too."""
+so that --help works without the rest."""
 import dataclasses
 import sys
 
@@ -28,7 +28,7 @@ class Options:
     decay: float = None              # weight decay, of matrices
     falling: bool = None             # the learning rate falls to 0 along a cosine
     average: float = None            # decay per step of the averaged weights; 0: the last weights
-    prudent: bool = None             # the last layer's bias is chosen, too: PRIOR and cautious
+    prudent: bool = None             # the last layer's bias is chosen as well: PRIOR and cautious
     any_weight: float = None         # of the loss that knows only "any wanted class"
     captures_share: float = None     # of the real background: from groups with background only
     random_like_share: float = None  # of the lab's background: of that kind; None: as many as there are

@@ -58,7 +58,7 @@ def arguments(argv):
     p.add_argument("--evaluate", metavar="FILE", help="print the figures of this model instead of training")
     p.add_argument("--network", choices=sorted(settings.DEFAULTS), default="compact", help="(default %(default)s)")
     p.add_argument("--classes", metavar="A,B,...",
-                   help="tell these labels apart and take all others for background (default: every label of the data)")
+                   help="distinguish these labels, and count all others as background (default: every label of the data)")
     p.add_argument("--name", help="the model's name (default: the network's)")
     p.add_argument("--model-version", default=VERSION, metavar="V", help="the model's version (default %(default)s)")
     p.add_argument("--seed", type=int, default=1)
@@ -76,7 +76,7 @@ def arguments(argv):
                         f"(default: {default('random_like_share')}; None: as much as there is)")
     p.add_argument("--captures-share", type=ratio, metavar="P",
                    help="share of the real background that is drawn from groups with background only, which are "
-                        f"captures of others and not networks of the lab (default: {default('captures_share')})")
+                        f"third-party captures and not networks of the lab (default: {default('captures_share')})")
     p.add_argument("--random-ratio", type=ratio, metavar="R",
                    help="made-up background (for paper: random images) : real background, as 1/9 (the paper's best) or 0 "
                         f"(default: {default('random_ratio')})")
@@ -99,7 +99,7 @@ def arguments(argv):
     p.add_argument("--validation-group", action="append", default=[], metavar="PATTERN", help="likewise")
     p.add_argument("--false-positives", type=float, default=0.0005, metavar="P",
                    help="budget for the thresholds: share of the ordinary validation background that a rule "
-                        "at its threshold may take (default %(default)s)")
+                        "at its threshold may detect (default %(default)s)")
     p.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto: cuda where there is one)")
     p.add_argument("--bf16", action="store_true",
                    help="compute in bfloat16, the weights stay float32 (faster where the CPU or GPU knows it)")

@@ -260,7 +260,7 @@ class Drawing(unittest.TestCase):
         write_folder(folder)
         with open(folder + "/samples.tsv", encoding="utf-8") as f:
             lines = f.read().replace("v2ray", "ssh").splitlines()
-        # Three flows of captures of others, of which two say that they are SSH.
+        # Three flows of third-party captures, of which two say that they are SSH.
         for i in (1, 4, 7):
             columns = lines[i].split("\t")
             for name, value in (("label", "background"), ("kind", ""), ("proto", "tcp")):

@@ -10,7 +10,7 @@ import (
 	"github.com/earlydrop/earlydrop/test/lab"
 )
 
-// What the README says of allow: it comes before every rule, and lifts no block that is
+// What the manual says of allow: it comes before every rule, and lifts no block that is
 // there already.
 func TestAllowComesBeforeRulesButLiftsNoBlock(t *testing.T) {
 	t.Parallel()

@@ -98,36 +98,23 @@ func (g *gateway) status(ctx context.Context) (s status, err error) {
 // flood starts a generator on the client; the returned function ends it and tells how
 // many frames it sent.
 func (g *gateway) flood(ctx context.Context, frames []floodFrame, rate int) (stop func() (uint64, error), err error) {
-	// A burst takes the kernel some 20 ms to set up: generators side by side make it up
-	// with small bursts, so that a flood with a rate is an even one.
-	generators := 1
-	if rate > 0 {
-		generators = evenGenerators
+	gen, err := newGenerator(g.Client, lab.ClientDev, frames...)
+	if err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	var sent atomic.Uint64
+	var sent uint64
 	var running errgroup.Group
-	for i := range generators {
-		gen, err := newGenerator(g.Client, lab.ClientDev, uint64(i)<<30, frames...)
-		if err != nil {
-			cancel()
-			return nil, errors.Join(err, running.Wait())
-		}
-		running.Go(func() error {
-			n, err := gen.run(ctx, rate/generators)
-			sent.Add(n)
-			return errors.Join(err, gen.close())
-		})
-	}
+	running.Go(func() (err error) {
+		sent, err = gen.run(ctx, rate)
+		return errors.Join(err, gen.close())
+	})
 	return sync.OnceValues(func() (uint64, error) {
 		cancel()
 		err := running.Wait()
-		return sent.Load(), err
+		return sent, err
 	}), nil
 }
-
-// evenGenerators is how many generators a flood with a rate has.
-const evenGenerators = 2
 
 // tunnelled opens connections through the tunnel, one every so often until the time is
 // over, and returns how many fetched their page and how many did not. Each is one

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -51,9 +52,9 @@ const (
 var strayMAC = []byte{2, 0, 0, 0, 0xde, 0xad}
 
 // newGenerator prepares a flood out of a device of the namespace. The device at the
-// other end of the veth pair must have an XDP program in its driver. first is the number of
-// the first flow: 2^32 of them have addresses of their own.
-func newGenerator(n *lab.Namespace, device string, first uint64, frames ...floodFrame) (_ *generator, err error) {
+// other end of the veth pair must have an XDP program in its driver. 2^32 flows
+// have addresses of their own.
+func newGenerator(n *lab.Namespace, device string, frames ...floodFrame) (_ *generator, err error) {
 	link, err := n.Netlink().LinkByName(device)
 	if err != nil {
 		return nil, fmt.Errorf("find %s: %w", device, err)
@@ -71,9 +72,6 @@ func newGenerator(n *lab.Namespace, device string, first uint64, frames ...flood
 			err = errors.Join(err, g.count.Close())
 		}
 	}()
-	if err := g.count.Put(uint32(0), first*uint64(len(frames))); err != nil {
-		return nil, fmt.Errorf("set the flood's counter: %w", err)
-	}
 	code := asm.Instructions{
 		asm.LoadMem(asm.R7, asm.R1, 0, asm.Word), // data
 		asm.LoadMem(asm.R3, asm.R1, 4, asm.Word), // data_end
@@ -187,7 +185,12 @@ const testLiveFrames = 1 << 1
 func (g *generator) run(ctx context.Context, rate int) (sent uint64, err error) {
 	burst := uint32(16384)
 	if rate > 0 {
-		burst = uint32(max(64, rate/15))
+		burst = uint32(max(64, rate/100))
+		restore, err := hurryRCU()
+		if err != nil {
+			return 0, err
+		}
+		defer func() { err = errors.Join(err, restore()) }()
 	}
 	start := time.Now()
 	err = g.ns.Do(func() error {
@@ -208,6 +211,30 @@ func (g *generator) run(ctx context.Context, rate int) (sent uint64, err error) 
 		return nil
 	})
 	return sent, err
+}
+
+// rcuExpedited is where the kernel says how many want it not to wait for RCU's next grace
+// period, but to hurry.
+const rcuExpedited = "/sys/kernel/rcu_expedited"
+
+// hurryRCU makes an even flood possible: each call that sends live frames waits for two grace
+// periods, about 24 ms, and calls side by side wait for one another. In a hurry they take
+// less than one. restore undoes it.
+func hurryRCU() (restore func() error, err error) {
+	before, err := os.ReadFile(rcuExpedited)
+	if err != nil {
+		return nil, fmt.Errorf("read whether RCU hurries: %w", err)
+	}
+	set := func(value []byte) error {
+		if err := os.WriteFile(rcuExpedited, value, 0); err != nil {
+			return fmt.Errorf("say whether RCU is to hurry: %w", err)
+		}
+		return nil
+	}
+	if err := set([]byte("1")); err != nil {
+		return nil, err
+	}
+	return func() error { return set(before) }, nil
 }
 
 // nowhere is where a flood goes; source address and port are overwritten.

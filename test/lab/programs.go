@@ -224,7 +224,7 @@ type ShadowsocksConfig struct {
 	Version int        // of IP between the two, 4 or 6 (optional: 4)
 	Resolve netip.Addr // DNS server for names asked through the tunnel (optional)
 	NoDelay bool       // TCP_NODELAY in both programs
-	UDP     bool       // relay datagrams, too
+	UDP     bool       // relay datagrams as well
 
 	Password string // (optional: a random one)
 

@@ -47,7 +47,7 @@ func main() {
 	}
 	model := flag.String("model", "", "model `FILE` (default: the shipped one)")
 	seed := flag.Uint64("seed", 1, "seed of the times at which flows are cut")
-	folder := flag.String("record", "", "record downloads into a new `FOLDER`, and measure those, too (needs root)")
+	folder := flag.String("record", "", "record downloads into a new `FOLDER`, and measure those as well (needs root)")
 	flag.Parse()
 	paths := flag.Args()
 	if *folder != "" {

@@ -78,7 +78,7 @@ func drawFraming(r *rand.Rand) framing {
 	return f
 }
 
-// name says what a manifest needs to tell framings apart.
+// name says what a manifest needs to distinguish framings.
 func (f framing) name() string {
 	form := "encrypted-length"
 	switch {

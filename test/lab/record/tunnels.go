@@ -43,7 +43,7 @@ type offer struct {
 	cipher string
 	proxy  lab.ProxyConfig
 	start  func(ctx context.Context, e *env, r *rand.Rand, port uint16) (*lab.Tunnel, error)
-	udp    bool // relays datagrams, too
+	udp    bool // relays datagrams as well
 }
 
 // families is what can be drawn under a condition.

@@ -197,7 +197,7 @@ func (e *env) startObfs4(ctx context.Context, port uint16, iat string) (*lab.Tun
 	if err != nil {
 		return nil, err
 	}
-	// The check whether the server is there came through, too.
+	// The check whether the server is there came through as well.
 	drain(arrived)
 	ln, err := e.l.Client.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package replay
 
 import (
 	"encoding/binary"
@@ -16,16 +16,16 @@ import (
 	"github.com/earlydrop/earlydrop/policy"
 )
 
-// replayRecord is one flow in the output of replay.
-type replayRecord struct {
+// record is one flow that is told of.
+type record struct {
 	event.Verdict
 	called string // in the summary
 }
 
-// recordCoder turns what is known of a flow into bytes, as few as it can since
+// coder turns what is known of a flow into bytes, as few as it can since
 // there may be millions of flows, and back into a record. Words that many flows
 // share are written as numbers. Its methods may be called concurrently.
-type recordCoder struct {
+type coder struct {
 	labels []string
 	model  string
 
@@ -34,12 +34,12 @@ type recordCoder struct {
 	words []string
 }
 
-func newRecordCoder(m *classifier.Manifest) *recordCoder {
-	return &recordCoder{labels: m.Labels, model: m.Name + " " + m.Version, ids: map[string]uint64{}}
+func newCoder(m *classifier.Manifest) *coder {
+	return &coder{labels: m.Labels, model: m.Name + " " + m.Version, ids: map[string]uint64{}}
 }
 
 // id returns the number of a word.
-func (c *recordCoder) id(word string) uint64 {
+func (c *coder) id(word string) uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	id, ok := c.ids[word]
@@ -52,7 +52,7 @@ func (c *recordCoder) id(word string) uint64 {
 }
 
 // word is the inverse of id.
-func (c *recordCoder) word(id uint64) (word string, ok bool) {
+func (c *coder) word(id uint64) (word string, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if id >= uint64(len(c.words)) {
@@ -62,7 +62,7 @@ func (c *recordCoder) word(id uint64) (word string, ok bool) {
 }
 
 // encode appends a flow, all but its totals.
-func (c *recordCoder) encode(b []byte, s *flow.Sample, r *flow.Result, d *policy.Decision) []byte {
+func (c *coder) encode(b []byte, s *flow.Sample, r *flow.Result, d *policy.Decision) []byte {
 	b = scratch.AppendAddrPort(b, s.Initiator())
 	b = scratch.AppendAddrPort(b, s.Responder())
 	b = append(b, byte(s.Key.Proto), byte(s.Reason), byte(d.Action))
@@ -88,7 +88,7 @@ func appendScore(b []byte, p float64) []byte {
 }
 
 // decode fills r with what encode appended.
-func (c *recordCoder) decode(b []byte, r *replayRecord) error {
+func (c *coder) decode(b []byte, r *record) error {
 	d := scratch.NewDecoder(b)
 	v := event.Verdict{Model: c.model}
 	v.Src, v.Dst = d.AddrPort(), d.AddrPort()

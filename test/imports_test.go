@@ -37,12 +37,14 @@ var layers = []struct {
 	// The libraries share the plain types of loader/flow, and do not know one another.
 	{"policy", []string{"=loader/flow", "policy/nearest"}},
 	{"classifier", []string{"loader/flow"}},
+	{"classifier/explain", []string{"=classifier", "loader/flow"}},
 	{"classifier/onnx", []string{"=classifier", "loader/flow"}},
 	{"cmd/earlydrop/event", []string{"=loader/flow", "=policy"}},
 	{"cmd/earlydrop/event/eventlog", []string{"=cmd/earlydrop/event"}},
 	{"cmd/earlydrop/event/eventtest", []string{"=cmd/earlydrop/event"}},
 	{"cmd/earlydrop/captures", []string{"=loader/assembly"}},
 	{"cmd/earlydrop/replay", []string{"=cmd/earlydrop/event", "=cmd/earlydrop/captures", "=classifier", "=policy", "loader/flow", "loader/assembly"}},
+	{"cmd/earlydrop/dataset", []string{"=cmd/earlydrop/captures", "=classifier", "loader/flow", "loader/assembly"}},
 	{"cmd/earlydrop", []string{"models", "policy", "loader/flow", "loader/assembly", "=loader", "classifier", "cmd/earlydrop"}},
 	{"test", []string{"models", "policy", "loader", "classifier", "cmd/earlydrop", "test"}},
 }
@@ -224,6 +226,8 @@ func TestImportsThatGoUpAreFound(t *testing.T) {
 		{imports("cmd/earlydrop/replay", "cmd/earlydrop/event", "cmd/earlydrop/captures", "classifier", "loader/assembly/scratch"), ""},
 		{imports("cmd/earlydrop/replay", "loader"), "cmd/earlydrop/replay imports loader"},
 		{imports("cmd/earlydrop/replay", "cmd/earlydrop"), "cmd/earlydrop/replay imports cmd/earlydrop"},
+		{imports("cmd/earlydrop/dataset", "cmd/earlydrop/captures", "classifier", "loader/flow/headers"), ""},
+		{imports("cmd/earlydrop/dataset", "cmd/earlydrop/replay"), "cmd/earlydrop/dataset imports cmd/earlydrop/replay"},
 		{imports("cmd/earlydrop/captures", "cmd/earlydrop/replay"), "cmd/earlydrop/captures imports cmd/earlydrop/replay"},
 		{imports("cmd/earlydrop/event", "loader"), "cmd/earlydrop/event imports loader"},
 		{imports("cmd/earlydrop/event", "cmd/earlydrop/event/eventlog"), "cmd/earlydrop/event imports cmd/earlydrop/event/eventlog"},

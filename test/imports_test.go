@@ -37,6 +37,7 @@ var layers = []struct {
 	// The libraries share the plain types of loader/flow, and do not know one another.
 	{"policy", []string{"=loader/flow", "policy/nearest"}},
 	{"classifier", []string{"loader/flow"}},
+	{"classifier/explain", []string{"=classifier", "loader/flow"}},
 	{"classifier/onnx", []string{"=classifier", "loader/flow"}},
 	{"cmd/earlydrop/event", []string{"=loader/flow", "=policy"}},
 	{"cmd/earlydrop/event/eventlog", []string{"=cmd/earlydrop/event"}},

@@ -9,13 +9,12 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/prometheus/procfs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 
@@ -574,15 +573,17 @@ func cycles(ctx context.Context, o options) (r cyclesResult, err error) {
 // kernelMemory returns what the kernel has allocated for itself, in bytes: slabs and
 // the pages behind vmalloc, which is where maps are.
 func kernelMemory() (sum int64, err error) {
-	text, err := os.ReadFile("/proc/meminfo")
+	fs, err := procfs.NewDefaultFS()
 	if err != nil {
 		return 0, err
 	}
-	for line := range strings.Lines(string(text)) {
-		var name string
-		var kib int64
-		if n, _ := fmt.Sscanf(line, "%s %d", &name, &kib); n == 2 && (name == "SUnreclaim:" || name == "VmallocUsed:" || name == "Percpu:") {
-			sum += kib << 10
+	m, err := fs.Meminfo()
+	if err != nil {
+		return 0, err
+	}
+	for _, part := range []*uint64{m.SUnreclaimBytes, m.VmallocUsedBytes, m.PercpuBytes} {
+		if part != nil { // old kernels lack some
+			sum += int64(*part)
 		}
 	}
 	return sum, nil

@@ -18,6 +18,7 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/policy"
 )
 
 func blockedCommand() *cli.Command {
@@ -143,8 +144,8 @@ func blockedAdd(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := canMatch(key); err != nil {
-		return err
+	if err := key.Possible(); err != nil {
+		return asBadInput(err)
 	}
 	t, err := openFor(c)
 	if err != nil {
@@ -159,7 +160,7 @@ func blockedAdd(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(c.App.Writer, "blocked for %s: %s\n", shortDuration(lasts), key)
+	fmt.Fprintf(c.App.Writer, "blocked for %s: %s\n", policy.FormatTTL(lasts), key)
 	return nil
 }
 

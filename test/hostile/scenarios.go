@@ -89,7 +89,7 @@ func tcpFlood(ctx context.Context, o options, kind string) (r floodResult, err e
 	if err := g.settle(ctx); err != nil {
 		return r, err
 	}
-	s, err := g.status(ctx)
+	s, err := g.Status(ctx)
 	if err != nil {
 		return r, err
 	}
@@ -139,7 +139,7 @@ func oneByte(ctx context.Context, o options) (r oneByteResult, err error) {
 	if err := g.settle(ctx); err != nil {
 		return r, err
 	}
-	s, err := g.status(ctx)
+	s, err := g.Status(ctx)
 	if err != nil {
 		return r, err
 	}
@@ -327,11 +327,11 @@ func udpFlood(ctx context.Context, o options) (r udpResult, err error) {
 		}
 		asked = append(asked, u...)
 		if len(fresh)%20 == 1 {
-			s, err := g.status(ctx)
+			s, err := g.Status(ctx)
 			if err != nil {
 				return r, err
 			}
-			r.most = max(r.most, s.Occupancy["collecting"])
+			r.most = max(r.most, s.Flows.Collecting)
 		}
 	}
 	if err := <-ended; err != nil {
@@ -343,7 +343,7 @@ func udpFlood(ctx context.Context, o options) (r udpResult, err error) {
 	if err := g.settle(ctx); err != nil {
 		return r, err
 	}
-	s, err := g.status(ctx)
+	s, err := g.Status(ctx)
 	if err != nil {
 		return r, err
 	}
@@ -439,7 +439,7 @@ func stoppedReader(ctx context.Context, o options) (r readerResult, err error) {
 		if _, err := g.askUDP(ctx, server, 500, 1200); err != nil { // each of them a whole capture
 			return r, err
 		}
-		s, err := g.status(ctx)
+		s, err := g.Status(ctx)
 		if err != nil {
 			return r, err
 		}

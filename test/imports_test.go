@@ -26,6 +26,7 @@ var layers = []struct {
 	may    []string
 }{
 	{"models", nil},
+	{"models/figures", nil},
 	{"policy/nearest", nil},
 	{"loader/flow", nil},
 	{"loader/flow/headers", []string{"=loader/flow"}},
@@ -37,6 +38,7 @@ var layers = []struct {
 	// The libraries share the plain types of loader/flow, and do not know one another.
 	{"policy", []string{"=loader/flow", "policy/nearest"}},
 	{"classifier", []string{"loader/flow"}},
+	{"classifier/explain", []string{"=classifier", "loader/flow"}},
 	{"classifier/onnx", []string{"=classifier", "loader/flow"}},
 	{"cmd/earlydrop/event", []string{"=loader/flow", "=policy"}},
 	{"cmd/earlydrop/event/eventlog", []string{"=cmd/earlydrop/event"}},
@@ -44,6 +46,10 @@ var layers = []struct {
 	{"cmd/earlydrop/captures", []string{"=loader/assembly"}},
 	{"cmd/earlydrop/replay", []string{"=cmd/earlydrop/event", "=cmd/earlydrop/captures", "=classifier", "=policy", "loader/flow", "loader/assembly"}},
 	{"cmd/earlydrop/dataset", []string{"=cmd/earlydrop/captures", "=classifier", "loader/flow", "loader/assembly"}},
+	{"cmd/earlydrop/gateway", []string{"=cmd/earlydrop/event", "=cmd/earlydrop/event/eventlog", "=loader", "loader/flow", "=classifier", "=policy"}},
+	{"cmd/earlydrop/explanation", []string{"=cmd/earlydrop/event", "=cmd/earlydrop/captures", "=classifier", "=classifier/explain", "=policy", "=loader/flow", "=loader/assembly"}},
+	{"cmd/earlydrop/status", []string{"=loader"}},
+	{"cmd/earlydrop/term", nil},
 	{"cmd/earlydrop", []string{"models", "policy", "loader/flow", "loader/assembly", "=loader", "classifier", "cmd/earlydrop"}},
 	{"test", []string{"models", "policy", "loader", "classifier", "cmd/earlydrop", "test"}},
 }
@@ -227,6 +233,9 @@ func TestImportsThatGoUpAreFound(t *testing.T) {
 		{imports("cmd/earlydrop/replay", "cmd/earlydrop"), "cmd/earlydrop/replay imports cmd/earlydrop"},
 		{imports("cmd/earlydrop/dataset", "cmd/earlydrop/captures", "classifier", "loader/flow/headers"), ""},
 		{imports("cmd/earlydrop/dataset", "cmd/earlydrop/replay"), "cmd/earlydrop/dataset imports cmd/earlydrop/replay"},
+		{imports("cmd/earlydrop/gateway", "cmd/earlydrop/event/eventlog", "loader", "classifier", "policy"), ""},
+		{imports("cmd/earlydrop/gateway", "classifier/onnx"), "cmd/earlydrop/gateway imports classifier/onnx"},
+		{imports("cmd/earlydrop/gateway", "cmd/earlydrop/replay"), "cmd/earlydrop/gateway imports cmd/earlydrop/replay"},
 		{imports("cmd/earlydrop/captures", "cmd/earlydrop/replay"), "cmd/earlydrop/captures imports cmd/earlydrop/replay"},
 		{imports("cmd/earlydrop/event", "loader"), "cmd/earlydrop/event imports loader"},
 		{imports("cmd/earlydrop/event", "cmd/earlydrop/event/eventlog"), "cmd/earlydrop/event imports cmd/earlydrop/event/eventlog"},

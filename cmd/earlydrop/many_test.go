@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -123,16 +124,15 @@ func manyFlows(t testing.TB, n int, step time.Duration) (path string) {
 // Its resource usage would begin with that of the process which started it.
 func peakMemory(t testing.TB, pid int) int {
 	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	p, err := procfs.NewProc(pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, after, _ := strings.Cut(string(status), "VmHWM:")
-	var kib int
-	if _, err := fmt.Sscanf(after, "%d kB", &kib); err != nil {
-		t.Fatalf("no VmHWM in %q: %v", status, err)
+	status, err := p.NewStatus()
+	if err != nil {
+		t.Fatal(err)
 	}
-	return kib << 10
+	return int(status.VmHWM)
 }
 
 // manyFlowsFlag is for a measurement:
@@ -193,36 +193,6 @@ func TestReplayOfManyFlowsTakesLittleMemory(t *testing.T) {
 				t.Errorf("left in TMPDIR: %v, %v", left, err)
 			}
 		})
-	}
-}
-
-// All columns of a long table stay aligned with the ones above them, or get wider.
-func TestLongTablesAreAligned(t *testing.T) {
-	var out bytes.Buffer
-	c := newColumns(&out)
-	const rows = 3*columnRows + 7
-	for i := range rows {
-		if err := c.row(strings.Repeat("é", 1+i*10/rows), "x", "end"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if out.Len() == 0 {
-		t.Error("nothing was printed before the end")
-	}
-	if err := c.flush(); err != nil {
-		t.Fatal(err)
-	}
-	last, n := 0, 0
-	for line := range strings.Lines(out.String()) {
-		at := slices.Index([]rune(line), 'x')
-		if at < last || n%columnRows != 0 && at != last || !strings.HasSuffix(line, "x  end\n") {
-			t.Fatalf("row %d: %q, column at %d after %d", n, line, at, last)
-		}
-		last = at
-		n++
-	}
-	if n != rows {
-		t.Errorf("%d rows, want %d", n, rows)
 	}
 }
 

@@ -57,7 +57,7 @@ type stream struct {
 	decoy bool
 }
 
-// isDecoy reports whether no host takes a segment of the direction. In files, whose
+// isDecoy reports whether no host accepts a segment of the direction. In files, whose
 // addresses somebody may have changed, only if its first one was right.
 func (s *stream) isDecoy(seg *segment, dir int) bool {
 	return (seg.origin == signals.Live || s.right[dir]) && seg.wrongChecksum()

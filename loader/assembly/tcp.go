@@ -46,7 +46,7 @@ type segment struct {
 	wrong   bool // the checksum
 }
 
-// wrongChecksum reports whether no host takes the segment.
+// wrongChecksum reports whether no host accepts the segment.
 func (s *segment) wrongChecksum() bool {
 	if !s.checked {
 		s.checked, s.wrong = true, signals.WrongChecksum(&s.Headers, s.frame, s.origin)
@@ -84,7 +84,7 @@ type syn struct {
 	order   uint64 // of its flow, should it be acknowledged
 
 	// frame is the whole one, or the headers where it is longer than
-	// flow.HandshakeFrame; nil where they are, too.
+	// flow.HandshakeFrame; nil where they are as well.
 	frame              []byte
 	wireLen, headerLen int    // of the whole one
 	lack, headerLack   lack   // of the whole one and of its headers

@@ -249,7 +249,7 @@ func (l *Log) write() {
 				slog.Error("the event file can't be opened again; events go on to the old one", "error", err)
 				break
 			}
-			*fileOutput = *newOutput(l.file.File)
+			fileOutput.change(l.file.File)
 			slog.Info("event file opened again", "file", l.file.path)
 		case i.event == nil:
 			if notes != nil {

@@ -316,7 +316,7 @@ func attachedText(g *gateway.Gateway, c *gateway.Config) string {
 		say("%s", oneHookProof)
 	}
 	if !c.Policy.TreatsUDP() {
-		say("%s", udpNotTreated)
+		say("%s", policy.UDPNotTreated)
 	} else {
 		say("UDP flows are treated as rules say udp_unproven: true; who forges datagrams can have flows of others dropped")
 	}

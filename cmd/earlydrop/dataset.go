@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/dataset"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/term"
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
 )
@@ -89,18 +90,15 @@ func runDataset(c *cli.Context) error {
 	case len(folders) == 0 && len(c.StringSlice("manifest")) == 0:
 		return badInput("dataset needs --manifest or --captures (see %s --help)", fullName(c))
 	}
-	bar := newProgress(c.App.ErrWriter, "reading captures", 0)
-	defer bar.done()
+	bar := term.NewProgress(c.App.ErrWriter, "reading captures", 0)
+	defer bar.Done()
 	config := dataset.Config{Manifests: c.StringSlice("manifest"), Join: c.Bool("join"), OneWay: c.Bool("one-way"), Out: c.String("out"),
-		Progress: func(read, total int64) {
-			bar.total = total
-			bar.at(read)
-		}}
+		Progress: bar.Of}
 	for i, path := range folders {
 		config.Folders = append(config.Folders, dataset.Folder{Path: path, Label: labels[i]})
 	}
 	d, err := dataset.Build(c.Context, config)
-	bar.done()
+	bar.Done()
 	var input *dataset.InputError
 	switch {
 	case errors.As(err, &input) && input.Part == dataset.OfFolder:

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -235,18 +234,6 @@ func TestLoadPolicy(t *testing.T) {
 		p, err := loadPolicy(path, &policy.Model{Labels: []string{"background"}})
 		if err == nil || exitCode(err) != exitBadInput || p != nil {
 			t.Errorf("loadPolicy(%q) = %v, %v; want bad input", path, p, err)
-		}
-	}
-}
-
-func TestShortDuration(t *testing.T) {
-	for d, want := range map[time.Duration]string{
-		time.Second: "1s", 10 * time.Minute: "10m", time.Hour: "1h", 90 * time.Minute: "1h30m",
-		10 * time.Hour: "10h", time.Hour + time.Second: "1h0m1s", 100 * time.Second: "1m40s", 1500 * time.Millisecond: "1.5s",
-		24 * time.Hour: "1d", 36 * time.Hour: "1d12h", 7*24*time.Hour + time.Minute: "7d1m", 365 * 24 * time.Hour: "365d",
-	} {
-		if got := shortDuration(d); got != want {
-			t.Errorf("shortDuration(%s) = %s, want %s", d.String(), got, want)
 		}
 	}
 }

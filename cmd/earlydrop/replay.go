@@ -22,14 +22,12 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/captures"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/replay"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/term"
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/assembly/scratch"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/loader/flow/headers"
 )
-
-// startFormat is how the start of a flow is printed for people, in UTC.
-const startFormat = "2006-01-02 15:04:05.000"
 
 // replayGC is by how many percent the heap grows until it is collected.
 const replayGC = 40
@@ -162,27 +160,27 @@ func runReplay(c *cli.Context) (err error) {
 		return err
 	}
 
-	bar := newProgress(c.App.ErrWriter, "replaying", in.Size())
-	defer bar.done()
+	bar := term.NewProgress(c.App.ErrWriter, "replaying", in.Size())
+	defer bar.Done()
 	out := bufio.NewWriter(c.App.Writer)
 	lines := newFlowTable(out, c.NArg() > 1)
 	config := replay.Config{
 		Engine: engine, Policy: p, Options: assembly.Options{MidStream: midStream, UDPIdle: spanOf(c, "udp-idle"), OneWay: c.Bool("one-way")},
 		Verdict: func(v *event.Verdict) error {
-			bar.clear()
+			bar.Clear()
 			return lines.print(v)
 		},
 		Warn: func(w replay.Warning) {
-			bar.clear()
+			bar.Clear()
 			fmt.Fprintf(c.App.ErrWriter, "warning: %s\n", warningText(w))
 		},
-		Progress: bar.at,
+		Progress: bar.At,
 	}
 	summary := c.App.Writer
 	if c.Bool("json") {
 		encoder := json.NewEncoder(out)
 		config.Verdict = func(v *event.Verdict) error {
-			bar.clear()
+			bar.Clear()
 			return encoder.Encode(v)
 		}
 		config.Live = out.Flush
@@ -211,7 +209,7 @@ func runReplay(c *cli.Context) (err error) {
 			break
 		}
 	}
-	bar.done()
+	bar.Done()
 	if err := errors.Join(lines.flush(), out.Flush()); err != nil {
 		return err
 	}
@@ -298,13 +296,13 @@ func count(n uint64, what string) string {
 
 // flowTable prints aligned columns.
 type flowTable struct {
-	columns *columnTable
+	columns *term.Columns
 	files   bool // with a column for the file
 	rows    int
 }
 
 func newFlowTable(w io.Writer, files bool) *flowTable {
-	return &flowTable{columns: newColumns(w), files: files}
+	return &flowTable{columns: term.NewColumns(w), files: files}
 }
 
 func (t *flowTable) print(r *event.Verdict) error {
@@ -315,7 +313,7 @@ func (t *flowTable) print(r *event.Verdict) error {
 	}
 	t.rows++
 	class, confidence := r.Columns(r.Class, r.Confidence)
-	return t.row(r.File, r.Start.Format(startFormat), r.Proto, r.Src.String(), r.Dst.String(), fmt.Sprint(r.FlowPackets), fmt.Sprint(r.FlowBytes),
+	return t.row(r.File, r.Start.Format(event.StartFormat), r.Proto, r.Src.String(), r.Dst.String(), fmt.Sprint(r.FlowPackets), fmt.Sprint(r.FlowBytes),
 		fmt.Sprint(r.Captured), class, confidence, r.Decision, cmp.Or(r.Rule, "-"), r.Note())
 }
 
@@ -323,7 +321,7 @@ func (t *flowTable) row(cells ...string) error {
 	if !t.files {
 		cells = cells[1:]
 	}
-	return t.columns.row(cells...)
+	return t.columns.Row(cells...)
 }
 
-func (t *flowTable) flush() error { return t.columns.flush() }
+func (t *flowTable) flush() error { return t.columns.Flush() }

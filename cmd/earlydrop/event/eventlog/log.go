@@ -287,7 +287,7 @@ func (l *Log) reopen(o *outputs) {
 		slog.Error("the event file can't be opened again; events go on to the old one", "error", err)
 		return
 	}
-	*o.fileOutput = *newOutput(l.file.File)
+	o.fileOutput.change(l.file.File)
 	slog.Info("event file opened again", "file", l.file.path)
 }
 

@@ -102,33 +102,47 @@ func runExplain(c *cli.Context) (err error) {
 	defer bar.Done()
 	flows, cut := explanation.Flows(file, options, bar.At, nil, 0)
 	bar.FileDone(file.Size)
-	var fileErr *assembly.FileError
-	switch {
-	case cut != nil && !errors.As(cut, &fileErr):
-		return adviseTempDir(cut)
-	case len(flows) == 0 && cut != nil:
-		return cut
-	case len(flows) == 0:
-		return badInput("%s has no flow with payload whose beginning is in it", path)
-	case number > len(flows):
-		return badInput("%s has %s, no number %d (without --flow they are listed)", path, count(uint64(len(flows)), "flow"), number)
-	case number == 0 && len(flows) > 1:
-		if c.IsSet("out") {
-			return badInput("--out is about one flow, but %s has %d: choose one with --flow", path, len(flows))
-		}
+	if number, err = chooseFlow(c, path, number, len(flows), cut); err != nil {
+		return err
+	}
+	if number == 0 {
 		return errors.Join(listFlows(c, engine, p, file, options, bar), cut)
 	}
-	number = max(number, 1)
 	var s flow.Sample
 	if _, err := explanation.Flows(file, options, bar.At, &s, flows[number-1]); err != nil && cut == nil {
 		return err
 	}
 	bar.Done()
-
 	e, err := explanation.New(engine, p, &s, explanation.Place{File: path, Number: number, Of: len(flows)})
 	if err != nil {
 		return err
 	}
+	return errors.Join(printExplanation(c, e), cut)
+}
+
+// chooseFlow returns the number of the flow to explain, 0 where they are to be listed.
+// cut is the error with which the reading of the file ended.
+func chooseFlow(c *cli.Context, path string, number, flows int, cut error) (int, error) {
+	var fileErr *assembly.FileError
+	switch {
+	case cut != nil && !errors.As(cut, &fileErr):
+		return 0, adviseTempDir(cut)
+	case flows == 0 && cut != nil:
+		return 0, cut
+	case flows == 0:
+		return 0, badInput("%s has no flow with payload whose beginning is in it", path)
+	case number > flows:
+		return 0, badInput("%s has %s, no number %d (without --flow they are listed)", path, count(uint64(flows), "flow"), number)
+	case number == 0 && flows == 1:
+		return 1, nil
+	case number == 0 && c.IsSet("out"):
+		return 0, badInput("--out is about one flow, but %s has %d: choose one with --flow", path, flows)
+	}
+	return number, nil
+}
+
+// printExplanation prints an explanation and, with --out, writes it to a file before.
+func printExplanation(c *cli.Context, e *explanation.Explanation) error {
 	if out := c.String("out"); out != "" {
 		err := e.WriteFile(out)
 		var fileErr *explanation.FileError
@@ -139,8 +153,8 @@ func runExplain(c *cli.Context) (err error) {
 			return err
 		}
 	}
-	_, err = io.WriteString(c.App.Writer, explanationText(e, term.HasColors(c.App.Writer), term.Width(c.App.Writer)))
-	return errors.Join(err, cut)
+	_, err := io.WriteString(c.App.Writer, explanationText(e, term.HasColors(c.App.Writer), term.Width(c.App.Writer)))
+	return err
 }
 
 // listFlows prints the flows of a file with their numbers.
@@ -150,7 +164,7 @@ func listFlows(c *cli.Context, engine *classifier.Engine, p *policy.Policy, file
 		return err
 	}
 	number := 0
-	r := replay.New(replay.Config{Engine: engine, Policy: p, Options: options, Verdict: func(f *event.Verdict) error {
+	r := replay.New(replay.Config{Engine: engine, Policy: p, Options: options, Progress: bar.At, Verdict: func(f *event.Verdict) error {
 		bar.Clear()
 		number++
 		class, confidence := f.Columns(f.Class, f.Confidence)

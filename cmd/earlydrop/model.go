@@ -10,8 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -115,7 +113,38 @@ type modelDescription struct {
 
 func (d modelDescription) print(w io.Writer) error {
 	var b bytes.Buffer
+	// Figures of another shape are printed as they are.
+	measured, known := figures.Read(d.Figures)
 	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	d.printContract(t)
+	if known {
+		fmt.Fprintf(t, "measured on\t%d flows of %d groups that were held out\n", measured.Flows, measured.Groups)
+	}
+	t.Flush()
+	b.WriteString("\n")
+	threshold := func(label string) string { return strconv.FormatFloat(d.Threshold(label), 'g', 6, 64) }
+	if known {
+		measured.Print(&b, d.Labels, threshold)
+		_, err := b.WriteTo(w)
+		return err
+	}
+	fmt.Fprintln(t, "label\tthreshold")
+	for _, label := range d.Labels {
+		if label == flow.Background {
+			fmt.Fprintf(t, "%s\t-\n", label)
+		} else {
+			fmt.Fprintf(t, "%s\t%s\n", label, threshold(label))
+		}
+	}
+	t.Flush()
+	fmt.Fprintf(&b, "\nfigures: %s\n", oneLine(string(d.Figures)))
+	_, err := b.WriteTo(w)
+	return err
+}
+
+// printContract prints what the model is, and what it is fed, in columns that tabs
+// divide.
+func (d modelDescription) printContract(w io.Writer) {
 	channels := make([]string, len(d.Channels))
 	for i, channel := range d.Channels {
 		channels[i] = channel.String()
@@ -135,62 +164,6 @@ func (d modelDescription) print(w io.Writer) error {
 		{"any threshold", strconv.FormatFloat(d.AnyThreshold, 'g', 6, 64)},
 		{"unknown", unknown},
 	} {
-		fmt.Fprintf(t, "%s\t%s\n", row[0], row[1])
+		fmt.Fprintf(w, "%s\t%s\n", row[0], row[1])
 	}
-
-	// Figures of another shape are printed as they are, below.
-	measured, known := figures.Read(d.Figures)
-	if known {
-		fmt.Fprintf(t, "measured on\t%d flows of %d groups that were held out\n", measured.Flows, measured.Groups)
-	}
-	t.Flush()
-
-	b.WriteString("\n")
-	t = tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	header := "label\tthreshold"
-	if known {
-		header += fmt.Sprintf("\tdetected by a rule over all labels (%g)\tby a rule over this one (threshold)", measured.MinConfidence)
-	}
-	fmt.Fprintln(t, header)
-	row := func(name, threshold string, detected, alone *figures.Share) {
-		fmt.Fprintf(t, "%s\t%s", name, threshold)
-		if known {
-			fmt.Fprintf(t, "\t%s\t%s", detected, alone)
-		}
-		fmt.Fprintln(t)
-	}
-	detected := measured.Detected()
-	for _, label := range d.Labels {
-		if label == flow.Background {
-			if !known { // its own figures are below the table
-				row(label, "-", nil, nil)
-			}
-			continue
-		}
-		of, alone := detected[label], measured.Single[label][label]
-		row(label, strconv.FormatFloat(d.Threshold(label), 'g', 6, 64), &of, &alone)
-		if inside, outside, ok := measured.ByTLS(label); ok {
-			row("- outside TLS", "", &outside, nil)
-			row("- inside TLS", "", &inside, nil)
-		}
-	}
-	t.Flush()
-	if known {
-		// What is detected of these is a false positive.
-		fmt.Fprintf(&b, "\nfalse positives of a rule over all labels (%g)\n", measured.MinConfidence)
-		t = tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-		for _, group := range slices.Sorted(maps.Keys(detected)) {
-			if !slices.Contains(d.Labels, group) && group != figures.Ordinary {
-				of := detected[group]
-				fmt.Fprintf(t, "%s\t%s\n", group, &of)
-			}
-		}
-		of := detected[figures.Ordinary]
-		fmt.Fprintf(t, "all that is ordinary\t%s\n", &of)
-		t.Flush()
-	} else {
-		fmt.Fprintf(&b, "\nfigures: %s\n", oneLine(string(d.Figures)))
-	}
-	_, err := b.WriteTo(w)
-	return err
 }

@@ -113,6 +113,8 @@ enum handover_reason {
 #define SAMPLE_RESUMED 4    /* UDP: it may not, as the flow may have been there before */
 #define SAMPLE_DECOY 8	    /* TCP: segments in place with a wrong checksum were left out */
 
+#define SAMPLE_HIDDEN 16 /* TCP: segments in place came in fragments that hide their header */
+
 /* Record of the ring buffer `samples`: everything up to `data`, then `length`
  * bytes of it. Nothing behind them is submitted. */
 struct sample {

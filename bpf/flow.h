@@ -511,6 +511,8 @@ __noinline int open_capture(const struct packet *pkt)
 		slot->sample.flags = candidate->flags & CANDIDATE_FORGED ? SAMPLE_ONE_WAY : 0;
 		if (candidate->flags & CANDIDATE_DECOY)
 			slot->sample.flags |= SAMPLE_DECOY;
+		if (candidate->flags & CANDIDATE_HIDDEN)
+			slot->sample.flags |= SAMPLE_HIDDEN;
 		slot->sample.known = KNOWN_ALL;
 		slot->sample.isn_lo = candidate->isn_lo;
 		slot->sample.isn_hi = candidate->isn_hi;

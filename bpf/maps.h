@@ -95,6 +95,7 @@ enum candidate_state {
 #define CANDIDATE_EARLY 8   /* all payload of the SYN was acknowledged, and is in its frame */
 #define CANDIDATE_CLOSED 16 /* RST or FIN came before any payload */
 #define CANDIDATE_DECOY 32  /* a segment in place had a wrong checksum */
+#define CANDIDATE_HIDDEN 64 /* ... came in fragments that hide its header */
 
 /* The handshakes of one key whose initiator is on one side. A SYN flood writes what
  * comes before `latest`, and little of it, since most of what a SYN costs is memory that

@@ -100,6 +100,9 @@ func decodeSample(raw []byte, s *flow.Sample) error {
 	if raw[unsafe.Offsetof(in.Flags)]&sampleDecoy != 0 {
 		s.Signals = flow.SignalDecoy
 	}
+	if raw[unsafe.Offsetof(in.Flags)]&sampleHidden != 0 {
+		s.Signals |= flow.SignalFragmented
+	}
 	s.Packets = s.Packets[:count]
 	last := 0
 	for i := range s.Packets {
@@ -131,6 +134,7 @@ const (
 	sampleMidStream = 2
 	sampleResumed   = 4
 	sampleDecoy     = 8
+	sampleHidden    = 16
 
 	knownISN    = 1
 	knownNextLo = 2

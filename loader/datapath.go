@@ -67,7 +67,7 @@ type Options struct {
 	MidStream bool
 	// OneHook says that both directions of the traffic come in through the interface, as at
 	// a mirror port, or leave through it, as at a one-armed router: by the hook, the two
-	// sides can't be told apart, so a connection is proven by its numbers alone, and
+	// sides can't be distinguished, so a connection is proven by its numbers alone, and
 	// whoever can send in both directions can forge one. (optional)
 	OneHook bool
 	// OneWay captures TCP connections of which one direction only is seen, as with

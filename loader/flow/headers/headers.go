@@ -136,7 +136,7 @@ type Headers struct {
 	Ext  [MaxExtensions]Extension
 
 	// WireLen is the length of the L2 header and the IP packet on the wire;
-	// what stands behind it in the frame is Ethernet padding or a trailer. A
+	// what comes after it in the frame is Ethernet padding or a trailer. A
 	// length that a header claims is believed only as far as the frame
 	// reached on the wire.
 	WireLen int
@@ -158,7 +158,7 @@ type Headers struct {
 	PayloadLen int
 
 	verdict Verdict
-	rest    Field // what stands behind the headers where that is no payload
+	rest    Field // what comes after the headers where that is no payload
 }
 
 // Captured returns how many bytes of the payload a frame of frameLen bytes

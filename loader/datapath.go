@@ -244,6 +244,9 @@ func Attach(opts Options) (_ *DataPath, err error) {
 	if err := d.attachEgress(ifc, opts, inFolder(lock, pinTCX)); err != nil {
 		return nil, err
 	}
+	if err := d.setMode(opts.Monitor); err != nil {
+		return nil, err
+	}
 	if err := d.describe(opts, spec); err != nil {
 		return nil, err
 	}
@@ -434,6 +437,18 @@ func (d *DataPath) describe(opts Options, spec *ebpf.CollectionSpec) error {
 		return fmt.Errorf("write map attachment: %w", err)
 	}
 	return d.Report(nil)
+}
+
+// setMode tells the programs the mode, which stays when this process is gone.
+func (d *DataPath) setMode(monitor bool) error {
+	is := datapathMode{Enforce: 1}
+	if monitor {
+		is.Enforce = 0
+	}
+	if err := d.coll.Maps[datapathMapMode].Update(uint32(0), &is, ebpf.UpdateAny); err != nil {
+		return fmt.Errorf("write map mode: %w", err)
+	}
+	return nil
 }
 
 // Sweep hands over the captures of flows that have been idle and returns how many

@@ -193,6 +193,7 @@ const (
 	// SignalTiny: a side begins with several segments of a few bytes each.
 	SignalTiny
 	// SignalFragmented: a packet came in IP fragments, of which the first one was captured.
+	// Its payload may have come in others.
 	SignalFragmented
 )
 

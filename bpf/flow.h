@@ -71,6 +71,12 @@ static __always_inline __u8 side_of(const struct source *src, const struct packe
 #define call_hook(function, src, pkt)                                                              \
 	((src)->is_xdp ? function##_xdp((src)->ctx, pkt) : function##_skb((src)->ctx, pkt))
 
+static __always_inline int load(const struct source *src, __u32 from, void *to, __u32 len)
+{
+	return src->is_xdp ? bpf_xdp_load_bytes(src->ctx, from, to, len)
+			   : bpf_skb_load_bytes(src->ctx, from, to, len);
+}
+
 static __always_inline struct counts *get_counters(void)
 {
 	__u32 zero = 0;
@@ -273,6 +279,7 @@ static __always_inline void capture(struct counts *cnt, struct slot *slot, __u32
 		rec->time_us = microseconds(slot->sample.start_ns, pkt->now);
 		rec->offset = off;
 		rec->from_initiator = pkt->src_is_lo == !!slot->sample.initiator_is_lo;
+		rec->fragment = !!(pkt->tcp_flags & PACKET_FIRST);
 		slot->last_ns = pkt->now;
 		if (copy_frame(src, pkt, slot->sample.data + off, MIN(len, CAPTURE_BYTES - off),
 			       CAPTURE_BYTES))

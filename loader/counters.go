@@ -72,7 +72,7 @@ var countsHelp = map[string]string{
 	"tcp_opened":           "TCP connections that both ends have made",
 	"udp_opened":           "UDP flows of which both sides have spoken",
 	"udp_waiting":          "UDP flows of which one side had spoken",
-	"udp_unanswered":       "UDP flows that nobody answered in 30 s, or that found no room to wait",
+	"udp_unanswered":       "UDP flows that nobody answered in 30 s, or that did not fit into the table of waiting ones",
 	"mid_stream":           "TCP flows whose beginning was not seen",
 	"header_only":          "TCP connections closed without payload, and datagrams without payload",
 	"restarted":            "new connections on a flow that was collecting",

@@ -71,15 +71,15 @@ func (p *Policy) Describe() string {
 	}
 	for i, rule := range p.Rules {
 		if len(rule.Classes) > 0 && neverDecides(p.Rules[:i], &rule) {
-			fmt.Fprintf(&b, "note: rule %s never decides: a rule above it takes all of its flows\n", rule.Name)
+			fmt.Fprintf(&b, "note: rule %s never decides: a rule above it treats all of its flows\n", rule.Name)
 		}
 	}
 	return b.String()
 }
 
-// neverDecides reports whether a rule above takes every flow that rule would: it
+// neverDecides reports whether a rule above treats every flow that rule would: it
 // has all of its classes, so its probabilities add up to no less, no exception, wants
-// no more confidence, and takes flows from their middle, and UDP flows, if rule does.
+// no more confidence, and treats flows from their middle, and UDP flows, if rule does.
 func neverDecides(above []Rule, rule *Rule) bool {
 	return slices.ContainsFunc(above, func(r Rule) bool {
 		return len(r.Except) == 0 && r.MinConfidence <= rule.MinConfidence && (r.MidStream || !rule.MidStream) && (r.UDPUnproven || !rule.UDPUnproven) && (r.OneWay || !rule.OneWay) &&

@@ -56,9 +56,10 @@ A verdict says
 The class of block_ended is that of the map: the likeliest of the rule's classes.
 
 TCP flows that are open already are left alone. With --mid-stream capture they are
-captured from their middle, where models err: they would take 83 % of open HTTPS
-downloads for tunnels (200 of 240 in the lab, see the README). So only rules that say
-mid_stream: true drop them, and mode enforce needs such a rule then. Their verdicts
+captured from their middle, where models err: they mistake 83 % of open HTTPS
+downloads for tunnels (200 of 240 in the lab; the manual's page about policies has
+more). So only rules that say mid_stream: true drop them, and mode enforce needs such
+a rule then. Their verdicts
 have mid_stream: true.
 
 Examples:
@@ -74,8 +75,8 @@ Examples:
 			&cli.StringFlag{Name: "xdp", Value: string(loader.XDPAuto), Usage: "attach in the driver (native), in the stack (generic), or whichever works (`auto`)"},
 			midStreamFlag(),
 			udpIdleFlag(),
-			spanFlag("udp-warmup", "take UDP flows that are new within `TIME` of the first attach for resumed ones, as they may have been open before; 0: none", loader.DefaultUDPWarmup, 0),
-			&cli.BoolFlag{Name: "one-hook", Usage: "take both directions from one hook, as at a mirror port or a one-armed router; to enforce, the policy has to say one_hook: true"},
+			spanFlag("udp-warmup", "count UDP flows that are new within `TIME` of the first attach as resumed ones, as they may have been open before; 0: none", loader.DefaultUDPWarmup, 0),
+			&cli.BoolFlag{Name: "one-hook", Usage: "expect both directions at one hook, as at a mirror port or a one-armed router; to enforce, the policy has to say one_hook: true"},
 			oneWayFlag(),
 			&cli.StringFlag{Name: "device", Value: "cpu", Usage: "classify on `cpu` or cuda:N"},
 			&cli.StringFlag{Name: "events", Usage: "append one JSON object per event to `FILE`; - is standard output, instead of the text"},
@@ -100,7 +101,7 @@ func interfaceFlag() cli.Flag {
 // midStreamFlag says what becomes of TCP flows that were open before, the same for
 // live traffic and for files.
 func midStreamFlag() cli.Flag {
-	return &cli.StringFlag{Name: "mid-stream", Value: "ignore", Usage: "`ignore` TCP flows seen without their SYN, or capture them from their next payload byte on; only rules with mid_stream: true take these"}
+	return &cli.StringFlag{Name: "mid-stream", Value: "ignore", Usage: "`ignore` TCP flows seen without their SYN, or capture them from their next payload byte on; only rules with mid_stream: true treat these"}
 }
 
 func parseMidStream(s string) (capture bool, err error) {
@@ -116,13 +117,13 @@ func parseMidStream(s string) (capture bool, err error) {
 // udpIdleFlag says when a silent UDP flow is looked at again, the same for live traffic
 // and for files.
 func udpIdleFlag() cli.Flag {
-	return spanFlag("udp-idle", "capture a UDP flow that is decided again after `TIME` of silence, as a resumed one, which only rules with mid_stream: true take", loader.DefaultUDPIdle, time.Second)
+	return spanFlag("udp-idle", "after `TIME` of silence capture a decided UDP flow once more, as a resumed one, which only rules with mid_stream: true treat", loader.DefaultUDPIdle, time.Second)
 }
 
 // oneWayFlag says what becomes of TCP connections of which one direction is seen, the
 // same for live traffic and for files.
 func oneWayFlag() cli.Flag {
-	return &cli.BoolFlag{Name: "one-way", Usage: "also capture TCP connections of which one direction alone is seen (asymmetric routing); only rules with one_way: true take them"}
+	return &cli.BoolFlag{Name: "one-way", Usage: "also capture TCP connections of which one direction alone is seen (asymmetric routing); only rules with one_way: true treat them"}
 }
 
 func attach(c *cli.Context) error {
@@ -165,7 +166,7 @@ func attach(c *cli.Context) error {
 	config.Events.Say(endedText(sum))
 	var broken *gateway.BrokenError
 	if errors.As(err, &broken) {
-		return fmt.Errorf("%w (attach takes it over)", err)
+		return fmt.Errorf("%w (attach adopts it)", err)
 	}
 	return err
 }
@@ -254,7 +255,7 @@ func chooseMode(c *cli.Context, p *policy.Policy, o *loader.Options) (mode polic
 	switch {
 	case mode != policy.Enforce:
 	case o.MidStream && !p.TreatsMidStream():
-		return mode, badInput("--mid-stream capture in mode enforce needs a rule with \"mid_stream: true\", and the policy has none: models know the beginnings of flows, and take many an ordinary one for a tunnel from its middle on (see the README); add the key to a rule, or leave --mid-stream out")
+		return mode, badInput("--mid-stream capture in mode enforce needs a rule with \"mid_stream: true\", and the policy has none: models know the beginnings of flows, and mistake many ordinary ones for tunnels from their middle on; add the key to a rule, or leave --mid-stream out")
 	case o.OneHook && !p.OneHook:
 		return mode, badInput("--one-hook in mode enforce needs \"one_hook: true\" in the policy: where both directions come through one hook, whoever can send both can have a flow of others dropped")
 	}
@@ -312,7 +313,7 @@ func attachedText(g *gateway.Gateway, c *gateway.Config) string {
 		say("what was pinned was replaced: %s", info.Replaced)
 	}
 	if info.BlocksLost != nil {
-		say("not all blocks found room in the new tables: %v", info.BlocksLost)
+		say("not all blocks fit into the new tables: %v", info.BlocksLost)
 	}
 	if info.BlocksAdopted > 0 {
 		say("%d flows stay blocked", info.BlocksAdopted)

@@ -52,7 +52,7 @@ Each file is a capture of its own. With --join the files of one folder that shar
 label and a group are one capture that was cut into several, as replay --join reads
 it; the file of a sample is where its flow begins.
 
-With --one-way TCP connections are taken of which one direction alone is there, as replay
+With --one-way TCP connections are included of which one direction alone is there, as replay
 --help explains it, and samples.tsv has a column one_way: true or false.
 
 Labels are made of a-z, 0-9, "-", "_" and "."; unknown can't be one.
@@ -69,7 +69,7 @@ Examples:
 			&cli.StringSliceFlag{Name: "captures", Usage: "folder of captures that share one label (may be repeated)", TakesFile: true},
 			&cli.StringSliceFlag{Name: "label", Usage: "label of the --captures folder in the same place"},
 			&cli.BoolFlag{Name: "join", Usage: "read the files of a folder as one capture, in order of time"},
-			&cli.BoolFlag{Name: "one-way", Usage: "also take TCP connections of which one direction alone is there (asymmetric routing)"},
+			&cli.BoolFlag{Name: "one-way", Usage: "also include TCP connections of which one direction alone is there (asymmetric routing)"},
 			&cli.StringFlag{Name: "out", Usage: "folder to write; an earlier dataset there is replaced", TakesFile: true},
 		},
 		Action: runDataset,

@@ -26,7 +26,7 @@ import (
 func explainCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "explain",
-		Usage:     "show what the verdict on a flow hangs on",
+		Usage:     "show what the verdict on a flow depends on",
 		ArgsUsage: "FILE",
 		Description: `Reads a capture file as replay does and explains the verdict on one of its flows:
 the model's probabilities, and by how much the probability that decided falls when a
@@ -34,7 +34,7 @@ part of the capture is replaced by random values (the mean of 16 draws). Where a
 of the policy was asked about the flow, that is the probability of all the rule's
 classes together; otherwise it is that of the likeliest class. The parts are each header field, each 16 bytes of payload, and the length, direction and
 time of each packet, as far as the model is told. A part above 0 speaks for the class,
-one below against it. Parts that say the same thing stand in for one another: each
+one below against it. Parts that say the same thing replace one another: each
 alone may have little effect. Fields that the model's mask replaces have none.
 
 The 1024 bytes are shown as a grid of 32 by 32, in colour on a terminal unless the

@@ -28,7 +28,7 @@ asks for the model's own threshold: that of its class or, when it names several,
 the any_threshold, which is about the sum of their probabilities. A rule may
 name the class unknown, alone, for flows of which no class is likely enough.
 TCP flows that were captured from their middle (attach --mid-stream capture) are
-taken only by rules that say mid_stream: true. UDP flows are taken only by rules that
+treated only by rules that say mid_stream: true. UDP flows are treated only by rules that
 say udp_unproven: true.
 
 Examples:

@@ -107,7 +107,7 @@ otherwise rule lower: drop v2ray for 1h when the confidence is at least 0.4
 otherwise rule other: drop v2ray or shadowsocks for 1h when the confidence is at least 0.9
 everything else passes
 UDP flows, tunnels as well, are identified and logged, not treated: no rule says udp_unproven: true
-note: rule late never decides: a rule above it takes all of its flows
+note: rule late never decides: a rule above it treats all of its flows
 `},
 		{"flows captured from their middle", `
 rules:
@@ -129,9 +129,9 @@ otherwise rule udp: drop v2ray for 1h when the confidence is at least 0.9, UDP f
 otherwise rule both: drop v2ray for 1h when the confidence is at least 0.9, flows captured from their middle as well, UDP flows as well
 otherwise rule udp-again: drop v2ray for 1h when the confidence is at least 0.9, UDP flows as well
 everything else passes
-note: rule again never decides: a rule above it takes all of its flows
-note: rule late never decides: a rule above it takes all of its flows
-note: rule udp-again never decides: a rule above it takes all of its flows
+note: rule again never decides: a rule above it treats all of its flows
+note: rule late never decides: a rule above it treats all of its flows
+note: rule udp-again never decides: a rule above it treats all of its flows
 `},
 	}
 	model := writeFile(t, "m.onnx", boundedModel(t))

@@ -104,7 +104,7 @@ func (l *LeftOut) Text() string {
 }
 
 // Clock prints a time for people, local, so that logs of several days and machines can be
-// told apart.
+// distinguished.
 func Clock(t time.Time) string { return t.Format("2006-01-02T15:04:05.000Z07:00") }
 
 // ByteCount prints a number of bytes for people.

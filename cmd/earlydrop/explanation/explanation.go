@@ -99,13 +99,13 @@ func (e *Explanation) Heading() []string {
 		lines = append(lines, "cut: the file lacks the end of some packets, which a live capture would have")
 	}
 	if s.MidStream {
-		lines = append(lines, "mid-stream: captured from its middle, but models know beginnings; only rules with mid_stream: true take the flow")
+		lines = append(lines, "mid-stream: captured from its middle, but models know beginnings; only rules with mid_stream: true treat the flow")
 	}
 	if s.OneWay {
-		lines = append(lines, "one-way: one direction alone is in the file, so that whoever sends it could have forged the flow; only rules with one_way: true take it")
+		lines = append(lines, "one-way: one direction alone is in the file, so that whoever sends it could have forged the flow; only rules with one_way: true treat it")
 	}
 	if s.MissingStart {
-		lines = append(lines, "the first bytes of a side are missing, but models know beginnings; only rules with mid_stream: true take the flow")
+		lines = append(lines, "the first bytes of a side are missing, but models know beginnings; only rules with mid_stream: true treat the flow")
 	}
 	if names := s.Signals.Names(); names != nil {
 		lines = append(lines, "signals: "+strings.Join(names, ", "))

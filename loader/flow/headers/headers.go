@@ -143,7 +143,7 @@ type Headers struct {
 	Ext  [MaxExtensions]Extension
 
 	// WireLen is the length of the L2 header and the IP packet on the wire;
-	// what stands behind it in the frame is Ethernet padding or a trailer. A
+	// what comes after it in the frame is Ethernet padding or a trailer. A
 	// length that a header claims is believed only as far as the frame
 	// reached on the wire.
 	WireLen int
@@ -165,7 +165,7 @@ type Headers struct {
 	PayloadLen int
 
 	verdict Verdict
-	rest    Field // what stands behind the headers where that is no payload
+	rest    Field // what comes after the headers where that is no payload
 }
 
 // Fragmentation is what a fragment says of the packet that it is a part of. It is zero where

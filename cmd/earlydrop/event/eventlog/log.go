@@ -39,7 +39,7 @@ type Config struct {
 // those that must not be lost: flows that pass undetected come in floods.
 const queueLen = 8192
 
-// Bounds of the wait for an output that takes nothing: a pipe or FIFO whose reader
+// Bounds of the wait for an output that accepts nothing: a pipe or FIFO whose reader
 // has stopped, a file system that hangs.
 var (
 	stuckAfter = 5 * time.Second
@@ -118,7 +118,7 @@ func (l *Log) Add(e event.Event) {
 }
 
 // Put queues an event that must not be lost. It waits for room in the queue, but not for
-// an output that takes nothing.
+// an output that accepts nothing.
 func (l *Log) Put(e event.Event) { l.put(item{event: e}) }
 
 // Say queues text for people, whose lines it has the ends of: for Text or, without that,
@@ -178,7 +178,7 @@ func (l *Log) Uncreate() {
 func (l *Log) Close() {
 	close(l.queue)
 	if !l.drained() {
-		slog.Warn("the output takes no more events: those that still wait are lost", "lost", uint64(len(l.queue))+l.lost.Load())
+		slog.Warn("the output accepts no more events: those that still wait are lost", "lost", uint64(len(l.queue))+l.lost.Load())
 		return
 	}
 	if l.file != nil {
@@ -192,7 +192,7 @@ func (l *Log) Close() {
 }
 
 // drained waits until what is queued is written, and reports whether it was. It
-// gives up when the output has taken nothing for stuckAfter.
+// gives up when the output has accepted nothing for stuckAfter.
 func (l *Log) drained() bool {
 	tick := time.NewTicker(stuckCheck)
 	defer tick.Stop()

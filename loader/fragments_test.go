@@ -229,6 +229,10 @@ func TestFragments(t *testing.T) {
 		{"with the ports alone pass in monitor", func(s *fragmentScene) string {
 			return s.send(f.Fragments(s.tcp(nil, 400), 7, parts(8)...)...)
 		}, "pp", counts{"bad_fragment": 2}},
+		{"with the ports alone, of a blocked flow", func(s *fragmentScene) string {
+			s.block(flow.TCP)
+			return s.send(f.Fragments(s.tcp(nil, 400), 7, parts(8)...)...) + s.send(f.Fragments(s.tcp(timestamps, 400), 8, parts(24)...)...)
+		}, "dpdp", counts{"bad_fragment": 1, "later_fragment": 1, "dropped_packets": 2}},
 		{"with the ports alone are dropped in enforce", func(s *fragmentScene) string {
 			s.enforce(true)
 			return s.send(f.Fragments(s.tcp(nil, 400), 7, parts(8)...)...)

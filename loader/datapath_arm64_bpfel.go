@@ -135,6 +135,8 @@ type datapathCounts struct {
 	OutOfPlace       uint64
 	Behind           uint64
 	Decoys           uint64
+	Bare             uint64
+	Again            uint64
 	MptcpJoin        uint64
 	Renewed          uint64
 	SlotsFull        uint64
@@ -158,15 +160,20 @@ type datapathDeviceSide struct {
 }
 
 type datapathFlow struct {
-	_        structs.HostLayout
-	LastNs   uint64
-	LastTick uint32
-	Verdict  datapathVerdict
-	IsnLo    uint32
-	IsnHi    uint32
-	Known    uint8
-	Mark     uint8
-	Pad      [6]uint8
+	_             structs.HostLayout
+	LastNs        uint64
+	LastTick      uint32
+	Verdict       datapathVerdict
+	IsnLo         uint32
+	IsnHi         uint32
+	Known         uint8
+	Mark          uint8
+	Again         uint8
+	InitiatorIsLo uint8
+	Side          uint8
+	Pad           [3]uint8
+	NextLo        uint32
+	NextHi        uint32
 }
 
 type datapathFlowKey struct {
@@ -220,7 +227,8 @@ type datapathSample struct {
 	IsnHi         uint32
 	NextLo        uint32
 	NextHi        uint32
-	Pad           uint32
+	Again         uint8
+	Pad           [3]uint8
 	Packets       [32]datapathPacketRecord
 	Data          [1024]uint8
 }
@@ -251,6 +259,8 @@ type datapathSlot struct {
 	HoleHiEnd uint32
 	Quota     uint32
 	PairQuota uint32
+	Payload   uint32
+	Bare      uint32
 	Mark      uint8
 	Pad       [3]uint8
 	Sample    datapathSample

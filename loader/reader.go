@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/loader/flow/parts"
 	"github.com/earlydrop/earlydrop/loader/flow/signals"
 )
 
@@ -28,6 +29,7 @@ var ErrBadRecord = errors.New("bad ring buffer record")
 type Reader struct {
 	ring   *ringbuf.Reader
 	record ringbuf.Record
+	parts  *parts.Store
 	source func() flow.Source
 }
 
@@ -37,7 +39,7 @@ func (d *DataPath) NewReader() (*Reader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the ring buffer: %w", err)
 	}
-	return &Reader{ring: ring, source: d.source}, nil
+	return &Reader{ring: ring, parts: parts.NewStore(parts.DefaultKept), source: d.source}, nil
 }
 
 // source is where what is captured now is from.
@@ -45,7 +47,8 @@ func (d *DataPath) source() flow.Source {
 	return flow.Source{Interface: d.Interface(), Index: int(d.index.Load())}
 }
 
-// Read waits for the next capture and fills s with it, without allocating. It
+// Read waits for the next capture and fills s with it, without allocating, unless the
+// capture goes on with one that ended early: both are one sample then. It
 // returns [ErrClosed] after Close, and an error that wraps [ErrBadRecord] for a
 // capture that can't be read. Any other error is the ring buffer's own, and the
 // next Read may well fail at once with the same.
@@ -60,6 +63,7 @@ func (r *Reader) Read(s *flow.Sample) error {
 		return err
 	}
 	s.Source = r.source()
+	r.parts.Join(s)
 	signals.Note(s, signals.Live)
 	return nil
 }
@@ -96,9 +100,13 @@ func decodeSample(raw []byte, s *flow.Sample) error {
 		OneWay:        raw[unsafe.Offsetof(in.Flags)]&sampleOneWay != 0,
 		MidStream:     raw[unsafe.Offsetof(in.Flags)]&sampleMidStream != 0,
 		Resumed:       raw[unsafe.Offsetof(in.Flags)]&sampleResumed != 0,
+		Provisional:   raw[unsafe.Offsetof(in.Flags)]&sampleProvisional != 0,
+		Revision:      int(raw[unsafe.Offsetof(in.Again)]),
 	}
-	if raw[unsafe.Offsetof(in.Flags)]&sampleDecoy != 0 {
-		s.Signals = flow.SignalDecoy
+	for _, seen := range sampleSignals {
+		if raw[unsafe.Offsetof(in.Flags)]&seen.flag != 0 {
+			s.Signals |= seen.signal
+		}
 	}
 	s.Packets = s.Packets[:count]
 	last := 0
@@ -128,11 +136,26 @@ const (
 	sampleMidStream = 2
 	sampleResumed   = 4
 	sampleDecoy     = 8
+	sampleSYNData   = 16
+	sampleEarly     = 32
+
+	sampleProvisional = 64
 
 	knownISN    = 1
 	knownNextLo = 2
 	knownNextHi = 4
 )
+
+// sampleSignals are the flags that say what was seen of the packets that are not in the
+// capture.
+var sampleSignals = [...]struct {
+	flag   byte
+	signal flow.Signals
+}{
+	{sampleDecoy, flow.SignalDecoy},
+	{sampleSYNData, flow.SignalSYNData},
+	{sampleEarly, flow.SignalEarlyServerData},
+}
 
 func decodeNumbers(raw []byte) flow.Numbers {
 	var in datapathSample

@@ -223,6 +223,9 @@ func (e *explanation) heading() []string {
 	if s.MissingStart {
 		lines = append(lines, "the first bytes of a side are missing, but models know beginnings; only rules with mid_stream: true take the flow")
 	}
+	if s.Provisional {
+		lines = append(lines, "provisional: it ended early or has little payload; when payload follows, more is captured, and it is judged again")
+	}
 	if names := s.Signals.Names(); names != nil {
 		lines = append(lines, "signals: "+strings.Join(names, ", "))
 	}

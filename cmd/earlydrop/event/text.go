@@ -36,6 +36,12 @@ func (v *Verdict) Text(verbose bool) string {
 	if v.OneWay {
 		line += ", one-way"
 	}
+	if v.Revised > 0 {
+		line += ", revised"
+	}
+	if v.Provisional {
+		line += ", provisional"
+	}
 	if v.Signals != nil {
 		line += ", shows " + strings.Join(v.Signals, " ")
 	}
@@ -81,6 +87,12 @@ func (v *Verdict) Note() string {
 	}
 	if v.OneWay {
 		notes = append(notes, "one-way")
+	}
+	if v.Revised > 0 {
+		notes = append(notes, "revised")
+	}
+	if v.Provisional {
+		notes = append(notes, "provisional")
 	}
 	notes = append(notes, v.Signals...)
 	if notes == nil {

@@ -3,11 +3,8 @@
 package loader
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
-	"os"
-	"strconv"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -61,17 +58,11 @@ func missingCapabilities(effective uint64) []string {
 }
 
 func effectiveCapabilities() (uint64, error) {
-	f, err := os.Open("/proc/self/status")
-	if err != nil {
+	var sets [2]unix.CapUserData // of 32 capabilities each
+	if err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &sets[0]); err != nil {
 		return 0, fmt.Errorf("read own capabilities: %w", err)
 	}
-	defer f.Close()
-	for s := bufio.NewScanner(f); s.Scan(); {
-		if v, ok := strings.CutPrefix(s.Text(), "CapEff:"); ok {
-			return strconv.ParseUint(strings.TrimSpace(v), 16, 64)
-		}
-	}
-	return 0, errors.New("read own capabilities: no CapEff in /proc/self/status")
+	return uint64(sets[1].Effective)<<32 | uint64(sets[0].Effective), nil
 }
 
 // A feature is something that the programs can't do without.

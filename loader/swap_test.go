@@ -4,14 +4,13 @@ package loader
 
 import (
 	"errors"
-	"fmt"
-	"os"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/prometheus/procfs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -177,29 +176,34 @@ func TestSwapUnderTrafficPassesNothingBlocked(t *testing.T) {
 	nothingLeft(t)
 }
 
-// openFiles returns how many descriptors this process has.
-func openFiles(t *testing.T) int {
+func self(t *testing.T) procfs.Proc {
 	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
+	p, err := procfs.Self()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return len(entries)
+	return p
+}
+
+// openFiles returns how many descriptors this process has.
+func openFiles(t *testing.T) int {
+	t.Helper()
+	n, err := self(t).FileDescriptorsLen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // resident returns the bytes of memory that this process has, garbage left out.
 func resident(t *testing.T) int64 {
 	t.Helper()
 	debug.FreeOSMemory()
-	text, err := os.ReadFile("/proc/self/statm")
+	stat, err := self(t).Stat()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var size, pages int64
-	if _, err := fmt.Sscan(string(text), &size, &pages); err != nil {
-		t.Fatalf("/proc/self/statm %q: %v", text, err)
-	}
-	return pages * int64(os.Getpagesize())
+	return int64(stat.ResidentMemory())
 }
 
 func TestAttachAndDetachAgainAndAgainLeaksNothing(t *testing.T) {

@@ -71,7 +71,7 @@ func (d *decoder) read(data []byte) (ast.Node, error) {
 			continue
 		}
 		if body != nil {
-			return nil, d.errorIn(doc.Body, "a second document begins here; a policy file holds one, take the \"---\" out")
+			return nil, d.errorIn(doc.Body, "a second document begins here; a policy file holds one, remove the \"---\"")
 		}
 		body = doc.Body
 	}
@@ -92,7 +92,7 @@ func (d *decoder) checkText(text string) error {
 		case r == utf8.RuneError && !strings.HasPrefix(text[i:], "\ufffd"):
 			return d.errorAt(line, column, "byte 0x%02x is not UTF-8; save the file as UTF-8", text[i])
 		case r != '\t' && (unicode.IsControl(r) || r == '\u2028' || r == '\u2029' || r == '\ufeff'):
-			return d.errorAt(line, column, "control character %U; take it out", r)
+			return d.errorAt(line, column, "control character %U; remove it", r)
 		}
 		column++
 	}
@@ -112,9 +112,9 @@ func (d *decoder) checkTokens(tokens token.Tokens) error {
 		case token.AnchorType, token.AliasType, token.MergeKeyType:
 			return d.errorOn(t, "anchors, aliases and merge keys are not part of a policy file; write the value out")
 		case token.TagType:
-			return d.errorOn(t, "tags are not part of a policy file; take %s out", quote(t.Value))
+			return d.errorOn(t, "tags are not part of a policy file; remove %s", quote(t.Value))
 		case token.DirectiveType:
-			return d.errorOn(t, "directives are not part of a policy file; take the line out")
+			return d.errorOn(t, "directives are not part of a policy file; remove the line")
 		case token.MappingKeyType:
 			return d.errorOn(t, "\"?\" keys are not part of a policy file; write \"key: value\"")
 		case token.MappingStartType:

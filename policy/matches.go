@@ -52,7 +52,7 @@ func (d *decoder) match(n ast.Node, list string) (m Match, err error) {
 	}
 	if hasSide {
 		if !hasCIDR {
-			return m, d.errorOn(side.key, "side says which address the cidr is compared with, but there is no cidr; add one or take side out")
+			return m, d.errorOn(side.key, "side says which address the cidr is compared with, but there is no cidr; add one or remove side")
 		}
 		word, err := d.text(side.place(), side.value, "side", "responder")
 		if err != nil {

@@ -123,15 +123,15 @@ func TestParseErrors(t *testing.T) {
 		{"comment only", "# nothing\n\n", `1:1: file holds no policy; write at least "mode: monitor"`},
 		{"markers only", "---\n---\n", `1:1: file holds no policy; write at least "mode: monitor"`},
 		{"too large", strings.Repeat("# comment\n", 30000), "1:1: file is larger than 256 KiB; split the policy or name networks instead of single addresses"},
-		{"two documents", "mode: monitor\n---\nmode: enforce\n", `3:1: a second document begins here; a policy file holds one, take the "---" out`},
+		{"two documents", "mode: monitor\n---\nmode: enforce\n", `3:1: a second document begins here; a policy file holds one, remove the "---"`},
 		{"text", "monitor", "1:1: the policy has to be a mapping with the keys mode, one_hook, allow, rules, but is text"},
 		{"list", "- mode: monitor", "1:1: the policy has to be a mapping with the keys mode, one_hook, allow, rules, but is a list"},
 		{"not UTF-8", "mode: monitor\n# caf\xe9\n", "2:6: byte 0xe9 is not UTF-8; save the file as UTF-8"},
-		{"NUL byte", "mode: mon\x00itor", "1:10: control character U+0000; take it out"},
-		{"escape sequence", "mode: \x1b[31m", "1:7: control character U+001B; take it out"},
-		{"line separator", "mode: a\u2028b", "1:8: control character U+2028; take it out"},
-		{"lone carriage return", "mode: enforce\rrules: []", "1:14: control character U+000D; take it out"},
-		{"gzip", "\x1f\x8b\x08\x00", "1:1: control character U+001F; take it out"},
+		{"NUL byte", "mode: mon\x00itor", "1:10: control character U+0000; remove it"},
+		{"escape sequence", "mode: \x1b[31m", "1:7: control character U+001B; remove it"},
+		{"line separator", "mode: a\u2028b", "1:8: control character U+2028; remove it"},
+		{"lone carriage return", "mode: enforce\rrules: []", "1:14: control character U+000D; remove it"},
+		{"gzip", "\x1f\x8b\x08\x00", "1:1: control character U+001F; remove it"},
 
 		// Syntax.
 		{"open bracket", "mode: monitor\nrules:\n  - class: [a, b\n    ttl: 10m\n", "4:5: not valid YAML: ',' or ']' must be specified"},
@@ -144,8 +144,8 @@ func TestParseErrors(t *testing.T) {
 		{"alias", "mode: *m", "1:7: anchors, aliases and merge keys are not part of a policy file; write the value out"},
 		{"merge key", "mode: monitor\n<<: {mode: enforce}", "2:1: anchors, aliases and merge keys are not part of a policy file; write the value out"},
 		{"doubling aliases", "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n", "1:4: anchors, aliases and merge keys are not part of a policy file; write the value out"},
-		{"tag", "mode: !!str monitor", `1:7: tags are not part of a policy file; take "!!str" out`},
-		{"directive", "%YAML 1.2\n---\nmode: monitor", "1:1: directives are not part of a policy file; take the line out"},
+		{"tag", "mode: !!str monitor", `1:7: tags are not part of a policy file; remove "!!str"`},
+		{"directive", "%YAML 1.2\n---\nmode: monitor", "1:1: directives are not part of a policy file; remove the line"},
 		{"question mark key", "? mode\n: monitor", `1:1: "?" keys are not part of a policy file; write "key: value"`},
 		{"deep brackets", "mode: " + strings.Repeat("[", 100000), "1:23: nested too deep; a policy file nests no deeper than 16"},
 		{"deep braces", strings.Repeat("{a: ", 60000), "1:65: nested too deep; a policy file nests no deeper than 16"},
@@ -188,7 +188,7 @@ func TestParseErrors(t *testing.T) {
 		{"entry is text", "allow:\n  - 10.0.0.0/8", "2:5: an entry of allow has to be a mapping with the keys cidr, port, side, but is text"},
 		{"entry is empty", "allow: [{}]", "1:9: an entry of allow needs a cidr or a port"},
 		{"side alone", "allow: [{side: any}]", "1:9: an entry of allow needs a cidr or a port"},
-		{"side without cidr", "allow: [{port: 1, side: any}]", "1:19: side says which address the cidr is compared with, but there is no cidr; add one or take side out"},
+		{"side without cidr", "allow: [{port: 1, side: any}]", "1:19: side says which address the cidr is compared with, but there is no cidr; add one or remove side"},
 		{"unknown side", "allow: [{cidr: 10.0.0.0/8, side: server}]", `1:34: unknown side "server"; write initiator, responder or any`},
 		{"mistyped side", "allow: [{cidr: 10.0.0.0/8, side: responser}]", `1:34: unknown side "responser", did you mean responder?; write initiator, responder or any`},
 		{"side number", "allow: [{cidr: 10.0.0.0/8, side: 1}]", "1:34: side has to be text such as responder, but is a number"},
@@ -230,9 +230,9 @@ func TestParseErrors(t *testing.T) {
 		{"no ttl", rule("    ttl: 10m\n", ""), `2:5: rule a has no ttl; add one, for example "ttl: 10m"`},
 		{"unnamed second rule", rule("ttl: 10m\n", "ttl: 10m\n  - class: tor\n"), `7:5: rule 2 has no action; add one, for example "action: drop"`},
 		{"name is taken", "rules:\n" + strings.Repeat("  - {name: b, class: tor, min_confidence: 1, action: drop, ttl: 1m}\n", 2),
-			`3:12: the name "b" is taken by the rule of line 2; give this rule another name`},
+			`3:12: the name "b" is already that of the rule in line 2; give this rule another name`},
 		{"default name is taken", "rules:\n  - {name: rule-2, class: tor, min_confidence: 1, action: drop, ttl: 1m}\n  - {class: tor, min_confidence: 1, action: drop, ttl: 1m}\n",
-			`3:5: the name "rule-2" is taken by the rule of line 2; give this rule another name`},
+			`3:5: the name "rule-2" is already that of the rule in line 2; give this rule another name`},
 		{"name with a space", rule("name: a", "name: a b"), `2:11: name "a b" has to be 1 to 64 letters, digits, ".", "_" or "-", the first a letter or digit`},
 		{"empty name", rule("name: a", "name: ''"), `2:11: name "" has to be 1 to 64 letters, digits, ".", "_" or "-", the first a letter or digit`},
 		{"name number", rule("name: a", "name: 5"), "2:11: name has to be text such as tunnels, but is a number"},
@@ -240,11 +240,11 @@ func TestParseErrors(t *testing.T) {
 		{"mistyped class", rule("v2ray", "v2rya"), `3:12: the model has no class "v2rya", did you mean v2ray?; it has shadowsocks, v2ray, tor`},
 		{"mistyped class in a list", rule("v2ray", "[v2ray, shadowsock]"), `3:20: the model has no class "shadowsock", did you mean shadowsocks?; it has shadowsocks, v2ray, tor`},
 		{"class in the wrong case", rule("v2ray", "V2Ray"), `3:12: the model has no class "V2Ray", did you mean v2ray?; it has shadowsocks, v2ray, tor`},
-		{"background", rule("v2ray", "[v2ray, background]"), `3:20: class "background" is everything that is not a wanted class and can't be named in a rule; take it out`},
+		{"background", rule("v2ray", "[v2ray, background]"), `3:20: class "background" is everything that is not a wanted class and can't be named in a rule; remove it`},
 		{"unknown beside a class", rule("v2ray", "[v2ray, unknown]"), `3:20: class "unknown" is the outcome when no class is likely enough and can't be named beside others; give it a rule of its own`},
 		{"unknown twice", rule("v2ray", "[unknown, unknown]"), `3:13: class "unknown" is the outcome when no class is likely enough and can't be named beside others; give it a rule of its own`},
 		{"unknown in the wrong case", rule("v2ray", "Unknown"), `3:12: the model has no class "Unknown", did you mean unknown?; it has shadowsocks, v2ray, tor`},
-		{"unknown with a confidence", rule("v2ray", "unknown"), "4:5: class \"unknown\" is the outcome when no class is likely enough, so there is no confidence in it; take min_confidence out"},
+		{"unknown with a confidence", rule("v2ray", "unknown"), "4:5: class \"unknown\" is the outcome when no class is likely enough, so there is no confidence in it; remove min_confidence"},
 		{"class twice", rule("v2ray", "[v2ray, tor, v2ray]"), `3:25: class "v2ray" is named twice; keep one of them`},
 		{"empty list of classes", rule("v2ray", "[]"), "3:12: class is an empty list; name at least one"},
 		{"empty class", rule("v2ray", "''"), "3:12: class is empty; name a class of the model"},
@@ -262,9 +262,9 @@ func TestParseErrors(t *testing.T) {
 		{"hexadecimal confidence", rule("0.9", "0x1"), `4:21: min_confidence "0x1" is out of range; ` + confidence},
 		{"quoted confidence", rule("0.9", "'0.9'"), "4:21: min_confidence has to be a number such as 0.9, but is text"},
 		{"no value of confidence", rule("0.9", ""), "4:5: min_confidence has to be a number such as 0.9, but is nothing"},
-		{"unknown action", rule("drop", "reject"), `5:13: unknown action "reject"; write drop (what no rule takes passes)`},
-		{"mistyped action", rule("drop", "dorp"), `5:13: unknown action "dorp", did you mean drop?; write drop (what no rule takes passes)`},
-		{"action pass", rule("drop", "pass"), `5:13: unknown action "pass"; write drop (what no rule takes passes)`},
+		{"unknown action", rule("drop", "reject"), `5:13: unknown action "reject"; write drop (what no rule treats passes)`},
+		{"mistyped action", rule("drop", "dorp"), `5:13: unknown action "dorp", did you mean drop?; write drop (what no rule treats passes)`},
+		{"action pass", rule("drop", "pass"), `5:13: unknown action "pass"; write drop (what no rule treats passes)`},
 		{"action true", rule("drop", "true"), "5:13: action has to be text such as drop, but is true or false"},
 		{"ttl without unit", rule("10m", "600"), `6:10: ttl "600" has no unit; write 600s, 600m, 600h or 600d`},
 		{"ttl in quotes without unit", rule("10m", `"600"`), `6:10: ttl "600" has no unit; write 600s, 600m, 600h or 600d`},
@@ -277,7 +277,7 @@ func TestParseErrors(t *testing.T) {
 		{"negative ttl", rule("10m", "-10m"), `6:10: ttl "-10m" is out of range; write at least 1s and at most 365d (a year)`},
 		{"ttl fraction", rule("10m", "1.5"), "6:10: ttl has to be text such as 10m, but is a number"},
 		{"mid_stream yes", rule("ttl: 10m", "ttl: 10m\n    mid_stream: yes"), `7:17: mid_stream has to be true or false, but is "yes"`},
-		{"mid_stream quoted", rule("ttl: 10m", "ttl: 10m\n    mid_stream: 'true'"), `7:17: mid_stream has to be true or false, but is "true"; take the quotes off`},
+		{"mid_stream quoted", rule("ttl: 10m", "ttl: 10m\n    mid_stream: 'true'"), `7:17: mid_stream has to be true or false, but is "true"; remove the quotes`},
 		{"mid_stream in the wrong case", rule("ttl: 10m", "ttl: 10m\n    mid_stream: True"), `7:17: mid_stream has to be true or false, but is "True"`},
 		{"mid_stream 1", rule("ttl: 10m", "ttl: 10m\n    mid_stream: 1"), "7:17: mid_stream has to be true or false, but is a number"},
 		{"no value of mid_stream", rule("ttl: 10m", "ttl: 10m\n    mid_stream:"), "7:5: mid_stream has to be true or false, but is nothing"},
@@ -354,10 +354,10 @@ func TestParseWithoutModelNeedsAConfidence(t *testing.T) {
 	for text, want := range map[string]string{
 		"rules: [{class: unknown, action: drop, ttl: 1m}]":                       "",
 		"rules: [{class: a, min_confidence: 0.5, action: drop, ttl: 1m}]":        "",
-		"rules: [{class: a, action: drop, ttl: 1m}]":                             `p.yaml:1:9: rule 1 has no min_confidence, and no model is known to take it from; add one, for example "min_confidence: 0.9"`,
-		"rules: [{class: [a, b], name: two, action: drop, ttl: 1m}]":             `p.yaml:1:9: rule two has no min_confidence, and no model is known to take it from; add one, for example "min_confidence: 0.9"`,
-		"rules: [{class: unknown, min_confidence: 1, action: drop, ttl: 1m}]":    "p.yaml:1:26: class \"unknown\" is the outcome when no class is likely enough, so there is no confidence in it; take min_confidence out",
-		"rules: [{class: unknown, min_confidence: null, action: drop, ttl: 1m}]": "p.yaml:1:26: class \"unknown\" is the outcome when no class is likely enough, so there is no confidence in it; take min_confidence out",
+		"rules: [{class: a, action: drop, ttl: 1m}]":                             `p.yaml:1:9: rule 1 has no min_confidence, and no model is known whose threshold would be used; add one, for example "min_confidence: 0.9"`,
+		"rules: [{class: [a, b], name: two, action: drop, ttl: 1m}]":             `p.yaml:1:9: rule two has no min_confidence, and no model is known whose threshold would be used; add one, for example "min_confidence: 0.9"`,
+		"rules: [{class: unknown, min_confidence: 1, action: drop, ttl: 1m}]":    "p.yaml:1:26: class \"unknown\" is the outcome when no class is likely enough, so there is no confidence in it; remove min_confidence",
+		"rules: [{class: unknown, min_confidence: null, action: drop, ttl: 1m}]": "p.yaml:1:26: class \"unknown\" is the outcome when no class is likely enough, so there is no confidence in it; remove min_confidence",
 	} {
 		_, err := Parse("p.yaml", []byte(text), nil)
 		got := ""
@@ -374,7 +374,7 @@ func TestParseRefusesUnknownOfAModelThatAlwaysDecides(t *testing.T) {
 	decided := *model
 	decided.Unknown = false
 	_, err := Parse("p.yaml", []byte("rules: [{class: unknown, action: drop, ttl: 1m}]"), &decided)
-	const want = `p.yaml:1:17: class "unknown" never comes: this model always decides for one of its classes, which are shadowsocks, v2ray, tor; take the rule out`
+	const want = `p.yaml:1:17: class "unknown" never comes: this model always decides for one of its classes, which are shadowsocks, v2ray, tor; remove the rule`
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}

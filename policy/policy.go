@@ -7,29 +7,32 @@
 //
 //  1. The allow-list. A flow that matches one of its entries passes, whatever
 //     the rules say.
-//  2. The rules, from top to bottom. A rule takes a flow when the predicted
+//  2. The rules, from top to bottom. A rule treats a flow when the predicted
 //     class is one of its classes, the probabilities of its classes add up to
 //     at least the rule's min_confidence, and none of its exceptions matches.
-//     The first rule that takes the flow decides. They are added because a rule
-//     with two classes asks whether the flow is one of them, not which: classes
-//     that are hard to tell apart share the probability between them. Where the
-//     outcome is flow.Unknown, as no class is likely enough to be named, the
-//     likeliest stands for it: what is enough for a rule is its min_confidence. A
-//     rule that names flow.Unknown takes every flow with this outcome. A flow that
-//     was captured from its middle, or is resumed, is taken only by a rule with
-//     mid_stream, since models know beginnings, and a UDP flow only by a rule with
-//     udp_unproven, since its sender may be forged. So may be a connection of which
-//     one direction alone was seen: it takes a rule with one_way. A rule with signals
-//     takes only flows that show one of them.
+//     The first rule that treats the flow decides.
 //  3. Otherwise the flow passes.
 //
-// No rule takes an incomplete flow, of which a capture file holds too little, or a UDP
-// flow that was handed over with fewer than 64 bytes of payload: its verdict is final. That
-// of a TCP flow of which more may be captured is provisional, and revised then; a rule may
-// take these flows alone, or none of them.
+// Probabilities are added because a rule with two classes asks whether the flow is one
+// of them, not which: classes that are hard to distinguish share the probability
+// between them. Where no class is likely enough to be named, the outcome is
+// flow.Unknown, and the likeliest class is compared instead: min_confidence says what is
+// enough for a rule. A rule that names flow.Unknown treats every flow with this outcome.
 //
-// A rule that names the class but does not take the flow (confidence too low,
-// an exception, mid-stream, UDP) is stepped over: a later rule may still take it. If none
+// Some flows are treated only by rules that say so:
+//
+//   - mid_stream: captured from the middle, or resumed. Models know beginnings.
+//   - udp_unproven: UDP. Its sender may be forged.
+//   - one_way: a connection of which one direction was seen. It may be forged as well.
+//
+// A rule with signals treats only flows that show one of them. No rule treats an
+// incomplete flow, of which a capture file holds too little, or a UDP flow that was
+// handed over with fewer than 64 bytes of payload: its verdict is final. That of a TCP flow
+// of which more may be captured is provisional, and revised then; with provisional, a rule
+// treats these flows alone, or none of them.
+//
+// A rule that names the class but does not treat the flow (confidence too low,
+// an exception, mid-stream, UDP) is stepped over: a later rule may still treat it. If none
 // does, the decision names the first rule that was stepped over, and why.
 //
 // Whether a drop is carried out is not decided here: in Monitor mode the
@@ -82,7 +85,7 @@ func ParseMode(s string) (Mode, error) {
 
 // Reasons of a Decision: short, stable words for logs and statistics.
 const (
-	ReasonRule          = "rule"                 // a rule took the flow (Drop)
+	ReasonRule          = "rule"                 // a rule treats the flow (Drop)
 	ReasonAllowList     = "allow-list"           // an entry of the allow-list matched
 	ReasonNoRule        = "no rule"              // no rule names the class
 	ReasonLowConfidence = "below min_confidence" // the rule wants more confidence
@@ -248,16 +251,16 @@ type Rule struct {
 	// ModelThreshold is true where MinConfidence is the model's threshold, as
 	// the rule has none of its own.
 	ModelThreshold bool
-	Action         flow.Action // always Drop: what no rule takes passes anyway
+	Action         flow.Action // always Drop: what no rule treats passes anyway
 	TTL            time.Duration
-	// MidStream is true for a rule that also takes flows that were captured from
+	// MidStream is true for a rule that also treats flows that were captured from
 	// their middle, UDP flows that are resumed, and TCP flows of which the first bytes
 	// of a side are missing.
 	MidStream bool
-	// UDPUnproven is true for a rule that also takes UDP flows. Nothing proves that
+	// UDPUnproven is true for a rule that also treats UDP flows. Nothing proves that
 	// their packets are from whom they say.
 	UDPUnproven bool
-	// OneWay is true for a rule that also takes TCP connections of which one direction
+	// OneWay is true for a rule that also treats TCP connections of which one direction
 	// alone was seen: whoever can send in that direction can forge them.
 	OneWay bool
 	// Provisional says whether the rule takes flows only whose verdict is provisional
@@ -279,20 +282,20 @@ type Policy struct {
 	OneHook bool
 }
 
-// TreatsMidStream reports whether a rule takes flows that were captured from their
+// TreatsMidStream reports whether a rule treats flows that were captured from their
 // middle. Without one, capturing them has no effect but events.
 func (p *Policy) TreatsMidStream() bool {
 	return slices.ContainsFunc(p.Rules, func(r Rule) bool { return r.MidStream })
 }
 
-// TreatsUDP reports whether a rule takes UDP flows. Without one they are identified
+// TreatsUDP reports whether a rule treats UDP flows. Without one they are identified
 // and logged, and pass.
 func (p *Policy) TreatsUDP() bool {
 	return slices.ContainsFunc(p.Rules, func(r Rule) bool { return r.UDPUnproven })
 }
 
-// likeliest returns the likeliest label of r, for which the predicted class stands
-// unless that is flow.Unknown.
+// likeliest returns the likeliest label of r: the predicted class, unless that is
+// flow.Unknown.
 func likeliest(r *flow.Result) string {
 	if r.Class != flow.Unknown || !scored(r) {
 		return r.Class

@@ -30,7 +30,7 @@ func (d *decoder) rules(e entry) ([]Rule, error) {
 			return nil, err
 		}
 		if first, twice := places[rule.Name]; twice {
-			return nil, d.errorOn(at, "the name %s is taken by the rule of line %d; give this rule another name",
+			return nil, d.errorOn(at, "the name %s is already that of the rule in line %d; give this rule another name",
 				quote(rule.Name), first.Position.Line)
 		}
 		places[rule.Name] = at
@@ -73,12 +73,12 @@ func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 	confidence, hasConfidence := keys["min_confidence"]
 	switch unknown := r.Classes[0] == flow.Unknown; {
 	case unknown && hasConfidence:
-		err = d.errorOn(confidence.key, "class %s is the outcome when no class is likely enough, so there is no confidence in it; take min_confidence out", quote(flow.Unknown))
+		err = d.errorOn(confidence.key, "class %s is the outcome when no class is likely enough, so there is no confidence in it; remove min_confidence", quote(flow.Unknown))
 	case unknown:
 	case hasConfidence:
 		r.MinConfidence, err = d.confidence(confidence)
 	case d.model == nil:
-		err = d.errorIn(n, "%s has no min_confidence, and no model is known to take it from; add one, for example \"min_confidence: 0.9\"", what)
+		err = d.errorIn(n, "%s has no min_confidence, and no model is known whose threshold would be used; add one, for example \"min_confidence: 0.9\"", what)
 	default:
 		r.MinConfidence, r.ModelThreshold = d.model.threshold(r.Classes), true
 	}
@@ -136,13 +136,13 @@ func (d *decoder) classes(e entry) ([]string, error) {
 		}
 		switch {
 		case class == flow.Background:
-			return nil, d.errorOn(at, "class %s is everything that is not a wanted class and can't be named in a rule; take it out", quote(class))
+			return nil, d.errorOn(at, "class %s is everything that is not a wanted class and can't be named in a rule; remove it", quote(class))
 		case class == "":
 			return nil, d.errorOn(at, "class is empty; name a class of the model")
 		case class == flow.Unknown && len(nodes) > 1:
 			return nil, d.errorOn(at, "class %s is the outcome when no class is likely enough and can't be named beside others; give it a rule of its own", quote(class))
 		case class == flow.Unknown && d.model != nil && !d.model.Unknown:
-			return nil, d.errorOn(at, "class %s never comes: this model always decides for one of its classes, which are %s; take the rule out", quote(class), someOf(d.model.classes()))
+			return nil, d.errorOn(at, "class %s never comes: this model always decides for one of its classes, which are %s; remove the rule", quote(class), someOf(d.model.classes()))
 		case class != flow.Unknown && d.model != nil && !slices.Contains(d.model.Labels, class):
 			known := d.model.classes()
 			words := known
@@ -209,7 +209,7 @@ func (d *decoder) action(e entry) (flow.Action, error) {
 		return flow.Pass, err
 	}
 	if word != "drop" {
-		return flow.Pass, d.errorOn(e.place(), "unknown action %s%s; write drop (what no rule takes passes)", quote(word), didYouMean(word, []string{"drop"}))
+		return flow.Pass, d.errorOn(e.place(), "unknown action %s%s; write drop (what no rule treats passes)", quote(word), didYouMean(word, []string{"drop"}))
 	}
 	return flow.Drop, nil
 }

@@ -142,7 +142,7 @@ func (d *decoder) boolean(e entry, what string) (bool, error) {
 		}
 	case *ast.StringNode:
 		if at.Value == "true" || at.Value == "false" {
-			return false, d.errorOn(at, "%s has to be true or false, but is %s; take the quotes off", what, quote(at.Value))
+			return false, d.errorOn(at, "%s has to be true or false, but is %s; remove the quotes", what, quote(at.Value))
 		}
 	default:
 		return false, d.errorOn(at, "%s has to be true or false, but is %s", what, typeName(n))

@@ -19,6 +19,7 @@ import (
 	"bytes"
 	"cmp"
 	"crypto/sha256"
+	"encoding/csv"
 	"flag"
 	"fmt"
 	"math"
@@ -75,19 +76,15 @@ func row(v *event.Verdict, label string) string {
 // that begin with # are left out.
 func readTable(t *testing.T, path string, columns int) (rows [][]string) {
 	t.Helper()
-	text, err := os.ReadFile(path)
+	file, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for line := range strings.Lines(string(text)) {
-		if strings.HasPrefix(line, "#") {
-			continue
-		}
-		fields := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
-		if len(fields) != columns {
-			t.Fatalf("%s: %q has %d columns, want %d", path, line, len(fields), columns)
-		}
-		rows = append(rows, fields)
+	defer file.Close()
+	r := csv.NewReader(file)
+	r.Comma, r.Comment, r.FieldsPerRecord = '\t', '#', columns
+	if rows, err = r.ReadAll(); err != nil {
+		t.Fatalf("%s: %v", path, err)
 	}
 	if len(rows) < 2 {
 		t.Fatalf("%s is empty", path)

@@ -196,6 +196,38 @@ func TestManualNamesTheFieldsOfEvents(t *testing.T) {
 	}
 }
 
+// Whoever follows the pages finds the files that they name: CONTRIBUTING says where to
+// add what, and others what to run.
+func TestPagesNameFilesThatExist(t *testing.T) {
+	run, file := regexp.MustCompile(`\bgo (?:run|test|build)(?: -\S+)* \./([\w/.-]+)`), regexp.MustCompile("^`(\\.?[A-Za-z][\\w.-]*(?:/[\\w.-]+)*/?)`$")
+	named := 0
+	exists := func(path, name string) {
+		named++
+		if _, err := os.Stat(filepath.Join("..", strings.TrimSuffix(name, "/..."))); err != nil {
+			t.Errorf("%s names %s, which is not there", path, name)
+		}
+	}
+	for path, page := range pages(t) {
+		for _, m := range run.FindAllStringSubmatch(page, -1) {
+			exists(path, strings.TrimRight(m[1], "."))
+		}
+		if path != ".github/CONTRIBUTING.md" {
+			continue
+		}
+		for _, code := range inline.FindAllString(fence.ReplaceAllString(page, ""), -1) {
+			if m := file.FindStringSubmatch(code); m != nil && strings.Contains(m[1], "/") {
+				exists(path, m[1])
+			}
+		}
+		for _, m := range regexp.MustCompile(`(?m)^([a-z][\w/]*)/? {2,}`).FindAllStringSubmatch(page, -1) {
+			exists(path, m[1])
+		}
+	}
+	if named < 50 {
+		t.Errorf("only %d files found in the pages", named)
+	}
+}
+
 // The README is one screen and a half: what is longer has a page of its own.
 func TestREADMEIsShort(t *testing.T) {
 	if lines := strings.Count(pages(t)["README.md"], "\n"); lines > 120 {

@@ -45,8 +45,7 @@ func Example() {
 	defer file.Close()
 	flows := assembly.New(assembly.Options{}, func(_ *assembly.Flow, captured *flow.Sample) {
 		s := engine.Get()
-		s.Meta = captured.Meta
-		s.Packets, s.Data = append(s.Packets, captured.Packets...), append(s.Data, captured.Data...)
+		s.CopyFrom(captured)
 		wg.Add(1)
 		if !engine.Submit(s, done) { // the queue is full: the flow passes
 			wg.Done()

@@ -3,17 +3,23 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/earlydrop/earlydrop/classifier/onnx"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/gateway"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/policy"
 )
@@ -195,47 +201,37 @@ func attach(c *cli.Context) error {
 	signal.Ignore(unix.SIGPIPE)
 	ctx, stop := signal.NotifyContext(c.Context, unix.SIGINT, unix.SIGTERM)
 	defer stop()
-	model := manifest.Name + " " + manifest.Version
-	policyName := c.String("policy")
-	if policyName == "" {
-		policyName = "built-in"
+	config := gateway.Config{
+		Attach: loader.Options{
+			Interface: c.String("interface"),
+			XDPMode:   xdp,
+			MidStream: midStream,
+			UDPIdle:   spanOf(c, "udp-idle"),
+			UDPWarmup: warmup,
+			OneHook:   c.Bool("one-hook"),
+			OneWay:    c.Bool("one-way"),
+			Sizes:     tableSizes(c),
+			Version:   programVersion(),
+		},
+		Engine: engine, Policy: pol, PolicyName: cmp.Or(c.String("policy"), "built-in"), Mode: mode, Events: out, Persist: c.Bool("persist"),
+		Advise: func(iface string, counters map[string]uint64) []string {
+			return sidesAdvice(iface, counters, c.Bool("one-hook"), c.Bool("one-way"))
+		},
+		Explain: fromLoader,
 	}
-	dp, err := loader.Attach(loader.Options{
-		Interface: c.String("interface"),
-		XDPMode:   xdp,
-		MidStream: midStream,
-		UDPIdle:   spanOf(c, "udp-idle"),
-		UDPWarmup: warmup,
-		OneHook:   c.Bool("one-hook"),
-		OneWay:    c.Bool("one-way"),
-		Monitor:   mode == policy.Monitor,
-		Sizes:     tableSizes(c),
-		Version:   programVersion(),
-		Model:     model,
-		Policy:    policyName,
-	})
+	g, err := gateway.New(config)
 	if err != nil {
 		out.Uncreate()
 		return fromLoader(err)
 	}
-	d := &daemon{
-		dp: dp, iface: dp.Interface, engine: engine, policy: pol, mode: mode,
-		model: model, out: out, started: time.Now(), oneHook: c.Bool("one-hook"), oneWay: c.Bool("one-way"),
+	out.Say(attachedText(g, &config))
+	sum, err := g.Run(ctx)
+	out.Say(endedText(sum))
+	var broken *gateway.BrokenError
+	if errors.As(err, &broken) {
+		return fmt.Errorf("%w (attach takes it over)", err)
 	}
-	d.attached(policyName)
-	runErr := d.run(ctx)
-	d.sayLeftOut(time.Now())
-	// The summary needs the maps, so it comes before they go.
-	summary := d.summary()
-	var broken *brokenError
-	persist := c.Bool("persist") || errors.As(runErr, &broken)
-	if persist {
-		err = dp.Release()
-	} else {
-		err = dp.Detach()
-	}
-	ended(out, summary, persist && err == nil)
-	return errors.Join(runErr, err)
+	return err
 }
 
 // tableSizes reads the flags --max-...; one that is not given is 0.
@@ -285,4 +281,67 @@ func openLog(c *cli.Context, passes *eventlog.Passes) (*eventlog.Log, error) {
 	}
 	out, err := eventlog.Open(config)
 	return out, asBadInput(err)
+}
+
+// attachedText tells how the data path was attached.
+func attachedText(g *gateway.Gateway, c *gateway.Config) string {
+	info, iface, m := g.Info(), g.Interface(), c.Engine.Manifest()
+	var text strings.Builder
+	say := func(format string, args ...any) { fmt.Fprintf(&text, format+"\n", args...) }
+	how, now := "attached", time.Now()
+	if info.Adopted {
+		how = "adopted"
+	}
+	say("%s  %s %s: xdp %s, egress %s, mode %s, policy %s, model %s, device %s",
+		event.Clock(now), how, iface, info.XDPMode, info.Egress, c.Mode, c.PolicyName, m.Name+" "+m.Version, c.Engine.Device())
+	if info.XDPFallback != nil {
+		say("native xdp is not possible on %s, generic is slower: %v", iface, info.XDPFallback)
+	}
+	if info.Replaced != "" {
+		say("what was pinned was replaced: %s", info.Replaced)
+	}
+	if info.BlocksLost != nil {
+		say("not all blocks found room in the new tables: %v", info.BlocksLost)
+	}
+	if info.BlocksAdopted > 0 {
+		say("%d flows stay blocked", info.BlocksAdopted)
+	}
+	if info.BlocksRemoved > 0 {
+		say("%d blocks removed: mode monitor drops nothing", info.BlocksRemoved)
+	}
+	if info.HiddenVLANs {
+		say("%s strips VLAN tags on receive, so the two directions of tagged flows don't match: ethtool -K %s rxvlan off rx-vlan-stag-hw-parse off", iface, iface)
+	}
+	if c.Attach.OneHook {
+		say("%s", oneHookProof)
+	}
+	if !c.Policy.TreatsUDP() {
+		say("%s", udpNotTreated)
+	} else {
+		say("UDP flows are treated as rules say udp_unproven: true; who forges datagrams can have flows of others dropped")
+	}
+	say("tables: %s; %s of kernel memory", info.Sizes, event.ByteCount(info.Memory))
+	say("maps: bpftool map dump pinned %s/blocked", info.PinDir)
+	for _, warning := range warnings(iface, info) {
+		say("warning: %s", warning)
+	}
+	return text.String()
+}
+
+// endedText says what a run came to.
+func endedText(sum gateway.Summary) string {
+	var text strings.Builder
+	fmt.Fprintf(&text, "\n%s  %s after %s, mode %s\n", event.Clock(time.Now()), sum.Interface, sum.Took.Round(time.Millisecond), sum.Mode)
+	for _, class := range slices.Sorted(maps.Keys(sum.Classes)) {
+		fmt.Fprintf(&text, "  %-20s %10d flows\n", class, sum.Classes[class])
+	}
+	for _, c := range sum.Counters {
+		fmt.Fprintf(&text, "  %-20s %10d\n", c.Name, c.Value)
+	}
+	if sum.Persisted {
+		fmt.Fprintf(&text, "the data path stays attached to %s (earlydrop detach -i %s removes it)\n", sum.Interface, sum.Interface)
+	} else {
+		fmt.Fprintf(&text, "detached from %s\n", sum.Interface)
+	}
+	return text.String()
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/loader/flow"
 )
@@ -71,22 +72,6 @@ Examples:
 	}
 }
 
-// blockLine is what `blocked list --json` prints.
-type blockLine struct {
-	Interface string    `json:"interface"`
-	Lo        string    `json:"lo"`
-	Hi        string    `json:"hi"`
-	Proto     string    `json:"proto"`
-	VLAN      uint16    `json:"vlan"`
-	InnerVLAN uint16    `json:"inner_vlan"`
-	Class     string    `json:"class"`
-	Rule      string    `json:"rule"`
-	Since     time.Time `json:"since"`
-	Expires   time.Time `json:"expires"`
-	Packets   uint64    `json:"packets"`
-	Bytes     uint64    `json:"bytes"`
-}
-
 func blockedList(c *cli.Context) error {
 	if err := requireArgs(c, 0, 0, ""); err != nil {
 		return err
@@ -106,11 +91,7 @@ func blockedList(c *cli.Context) error {
 		slices.SortFunc(blocks, func(a, b loader.Block) int { return a.Since.Compare(b.Since) })
 		for _, b := range blocks {
 			if c.Bool("json") {
-				err := json.NewEncoder(c.App.Writer).Encode(blockLine{
-					Interface: name, Lo: b.Key.Lo.String(), Hi: b.Key.Hi.String(), Proto: b.Key.Proto.String(),
-					VLAN: b.Key.VLAN, InnerVLAN: b.Key.InnerVLAN, Class: b.Class, Rule: b.Rule,
-					Since: b.Since, Expires: b.Expires, Packets: b.Packets, Bytes: b.Bytes,
-				})
+				err := json.NewEncoder(c.App.Writer).Encode(status.NewBlock(name, &b))
 				if err != nil {
 					return err
 				}

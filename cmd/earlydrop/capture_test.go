@@ -23,6 +23,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/dataset"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 )
 
@@ -454,12 +455,12 @@ func TestReplayJoinsWhatCanBeRead(t *testing.T) {
 }
 
 // samplesOf returns the rows of samples.tsv and the digest of a dataset.
-func samplesOf(t *testing.T, out string) (rows [][]string, d dataset) {
+func samplesOf(t *testing.T, out string) (rows [][]string, d dataset.Info) {
 	t.Helper()
-	for line := range strings.Lines(string(readFileOf(t, filepath.Join(out, samplesFile)))) {
+	for line := range strings.Lines(string(readFileOf(t, filepath.Join(out, dataset.SamplesFile)))) {
 		rows = append(rows, strings.Split(strings.TrimSuffix(line, "\n"), "\t"))
 	}
-	if err := json.Unmarshal(readFileOf(t, filepath.Join(out, datasetFile)), &d); err != nil {
+	if err := json.Unmarshal(readFileOf(t, filepath.Join(out, dataset.InfoFile)), &d); err != nil {
 		t.Fatal(err)
 	}
 	return rows[1:], d
@@ -477,7 +478,7 @@ func TestDatasetJoinsTheFilesOfAFolder(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	run := func(folder string, args ...string) ([][]string, dataset) {
+	run := func(folder string, args ...string) ([][]string, dataset.Info) {
 		out := filepath.Join(t.TempDir(), "out")
 		code, _, stderr := runForTest(append([]string{"dataset", "--captures", filepath.Join(dir, folder), "--label", "a", "--out", out}, args...)...)
 		if code != exitOK || stderr != "" {

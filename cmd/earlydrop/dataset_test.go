@@ -9,7 +9,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -22,6 +21,7 @@ import (
 	"github.com/gopacket/gopacket/layers"
 	"github.com/gopacket/gopacket/pcapgo"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/dataset"
 	"github.com/earlydrop/earlydrop/loader/flow"
 )
 
@@ -160,7 +160,7 @@ func TestDatasetHoldsTheSamples(t *testing.T) {
 		}
 	}
 
-	table, err := os.ReadFile(filepath.Join(out, samplesFile))
+	table, err := os.ReadFile(filepath.Join(out, dataset.SamplesFile))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,14 +173,14 @@ func TestDatasetHoldsTheSamples(t *testing.T) {
 		"4	v2ray	lab-2	v2.pcap	10.0.0.1:1002	10.9.0.2:443	tcp	1024	full	aes	",
 	}, "\n") + "\n"
 	if diff := cmp.Diff(want, string(table)); diff != "" {
-		t.Errorf("%s (-want +got):\n%s", samplesFile, diff)
+		t.Errorf("%s (-want +got):\n%s", dataset.SamplesFile, diff)
 	}
 
-	capture := readNpy(t, filepath.Join(out, captureFile), "{'descr': '|u1', 'fortran_order': False, 'shape': (5, 1024), }", 5*1024)
-	mask := readNpy(t, filepath.Join(out, maskFile), "{'descr': '|u1', 'fortran_order': False, 'shape': (5, 1024), }", 5*1024)
-	fields := readNpy(t, filepath.Join(out, fieldsFile), "{'descr': '|u1', 'fortran_order': False, 'shape': (5, 1024), }", 5*1024)
-	packets := readNpy(t, filepath.Join(out, packetsFile), "{'descr': '<i4', 'fortran_order': False, 'shape': (5, 32, 6), }", 5*32*6*4)
-	session := readNpy(t, filepath.Join(out, sessionFile), "{'descr': '<i4', 'fortran_order': False, 'shape': (5, 64, 6), }", 5*64*6*4)
+	capture := readNpy(t, filepath.Join(out, dataset.CaptureFile), "{'descr': '|u1', 'fortran_order': False, 'shape': (5, 1024), }", 5*1024)
+	mask := readNpy(t, filepath.Join(out, dataset.MaskFile), "{'descr': '|u1', 'fortran_order': False, 'shape': (5, 1024), }", 5*1024)
+	fields := readNpy(t, filepath.Join(out, dataset.FieldsFile), "{'descr': '|u1', 'fortran_order': False, 'shape': (5, 1024), }", 5*1024)
+	packets := readNpy(t, filepath.Join(out, dataset.PacketsFile), "{'descr': '<i4', 'fortran_order': False, 'shape': (5, 32, 6), }", 5*32*6*4)
+	session := readNpy(t, filepath.Join(out, dataset.SessionFile), "{'descr': '<i4', 'fortran_order': False, 'shape': (5, 64, 6), }", 5*64*6*4)
 
 	dns, dnsMask := capture[1024:2048], mask[1024:2048]
 	if !bytes.Equal(dns[:6], []byte{2, 0, 0, 0, 0, 2}) || dns[42] != 'q' || string(dns[85:91]) != "answer" || dns[91] != 0 {
@@ -200,17 +200,17 @@ func TestDatasetHoldsTheSamples(t *testing.T) {
 		t.Errorf("packets of the DNS flow %v, want %v", records, want)
 	}
 	// The capture of the Shadowsocks flow ends in the answer, its session with the FIN.
-	var sizes [7]sessionPacket
+	var sizes [7][6]int32
 	if _, err := binary.Decode(session[3*64*6*4:], binary.LittleEndian, &sizes); err != nil {
 		t.Fatal(err)
 	}
-	if want := [7]sessionPacket{{54, 0, 1, 0, 0x02, 65535}, {54, 0, 0, 1000, 0x12, 65535}, {54, 0, 1, 2000, 0x10, 65535},
+	if want := [7][6]int32{{54, 0, 1, 0, 0x02, 65535}, {54, 0, 0, 1000, 0x12, 65535}, {54, 0, 1, 2000, 0x10, 65535},
 		{60, 6, 1, 3000, 0x10, 65535}, {1254, 1200, 0, 4000, 0x10, 65535}, {54, 0, 1, 5000, 0x11, 65535}, {-1}}; sizes != want {
 		t.Errorf("session of the Shadowsocks flow %v, want %v", sizes, want)
 	}
 
-	var d dataset
-	text, err := os.ReadFile(filepath.Join(out, datasetFile))
+	var d dataset.Info
+	text, err := os.ReadFile(filepath.Join(out, dataset.InfoFile))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,7 +224,7 @@ func TestDatasetHoldsTheSamples(t *testing.T) {
 	}
 	d.Fields = nil
 	h := sha256.New()
-	for _, name := range []string{captureFile, maskFile, fieldsFile, packetsFile, sessionFile, samplesFile} {
+	for _, name := range []string{dataset.CaptureFile, dataset.MaskFile, dataset.FieldsFile, dataset.PacketsFile, dataset.SessionFile, dataset.SamplesFile} {
 		b, err := os.ReadFile(filepath.Join(out, name))
 		if err != nil {
 			t.Fatal(err)
@@ -232,14 +232,14 @@ func TestDatasetHoldsTheSamples(t *testing.T) {
 		h.Write(b)
 	}
 	d.Counters = nil
-	wantSet := dataset{
+	wantSet := dataset.Info{
 		Format: 2, Samples: 5, Labels: map[string]int{"background": 3, "shadowsocks": 1, "v2ray": 1},
 		Groups: map[string]map[string]int{"background": {"pcaps": 1, "x": 1, "z": 1}, "shadowsocks": {"lab-1": 1},
 			"v2ray": {"lab-2": 1}},
 		Duplicates: map[string]int{"background": 1}, Incomplete: map[string]int{}, Files: 7, Digest: "sha256:" + hex.EncodeToString(h.Sum(nil)),
 	}
 	if diff := cmp.Diff(wantSet, d); diff != "" {
-		t.Errorf("%s (-want +got):\n%s", datasetFile, diff)
+		t.Errorf("%s (-want +got):\n%s", dataset.InfoFile, diff)
 	}
 	if !strings.Contains(stdout, "digest "+d.Digest+"\n") || !strings.Contains(stdout, "5 samples of 7 files") {
 		t.Errorf("stdout:\n%s", stdout)
@@ -253,14 +253,14 @@ func readNpy(t *testing.T, path, header string, size int) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(b) != npyHeader+size {
-		t.Fatalf("%s has %d bytes, want %d", path, len(b), npyHeader+size)
+	if len(b) != 128+size {
+		t.Fatalf("%s has %d bytes, want %d", path, len(b), 128+size)
 	}
-	if string(b[:8]) != "\x93NUMPY\x01\x00" || int(binary.LittleEndian.Uint16(b[8:])) != npyHeader-10 ||
-		strings.TrimRight(string(b[10:npyHeader-1]), " ") != header || b[npyHeader-1] != '\n' {
-		t.Fatalf("header of %s: %q, want %q", path, b[:npyHeader], header)
+	if string(b[:8]) != "\x93NUMPY\x01\x00" || int(binary.LittleEndian.Uint16(b[8:])) != 128-10 ||
+		strings.TrimRight(string(b[10:128-1]), " ") != header || b[128-1] != '\n' {
+		t.Fatalf("header of %s: %q, want %q", path, b[:128], header)
 	}
-	return b[npyHeader:]
+	return b[128:]
 }
 
 func TestDatasetDigestDoesNotDependOnTheOrder(t *testing.T) {
@@ -334,7 +334,7 @@ func TestDatasetRefusesBadInput(t *testing.T) {
 		{"missing column", "path\tlabel\ngood.pcap\ta\n", "", `manifest.tsv:1: no column "group"`},
 		{"column twice", "path\tlabel\tgroup\tpath\n", "", `column "path" is there twice`},
 		{"column without name", "path\tlabel\tgroup\t\n", "", "column 4 has no name"},
-		{"column of ours", "path\tlabel\tgroup\tsrc\n", "", `column "src" is made by this command`},
+		{"column of ours", "path\tlabel\tgroup\tsrc\n", "", `column "src" is one that every dataset has`},
 		{"too few fields", header + "good.pcap\ta\n", "", "manifest.tsv:2: 2 fields, but the header has 3"},
 		{"missing file", header + "none.pcap\ta\tg\n", "", "manifest.tsv:2: lstat DIR/none.pcap: no such file"},
 		{"empty label", header + "good.pcap\t\tg\n", "", "manifest.tsv:2: the label is empty"},
@@ -394,7 +394,7 @@ func TestDatasetTimesAndLengthsFitTheirType(t *testing.T) {
 	if code, _, stderr := runForTest("dataset", "--captures", dir, "--label", "a", "--out", out); code != exitOK {
 		t.Fatalf("exit code %d: %s", code, stderr)
 	}
-	packets := readNpy(t, filepath.Join(out, packetsFile), "{'descr': '<i4', 'fortran_order': False, 'shape': (1, 32, 6), }", 32*6*4)
+	packets := readNpy(t, filepath.Join(out, dataset.PacketsFile), "{'descr': '<i4', 'fortran_order': False, 'shape': (1, 32, 6), }", 32*6*4)
 	var records [flow.MaxPackets][6]int32
 	if _, err := binary.Decode(packets, binary.LittleEndian, &records); err != nil {
 		t.Fatal(err)
@@ -416,7 +416,7 @@ func TestDatasetTakesPaddingForNoPayload(t *testing.T) {
 		t.Fatalf("exit code %d: %s", code, stderr)
 	}
 	var records [flow.MaxPackets][6]int32
-	packets := readNpy(t, filepath.Join(out, packetsFile), "{'descr': '<i4', 'fortran_order': False, 'shape': (1, 32, 6), }", 32*6*4)
+	packets := readNpy(t, filepath.Join(out, dataset.PacketsFile), "{'descr': '<i4', 'fortran_order': False, 'shape': (1, 32, 6), }", 32*6*4)
 	if _, err := binary.Decode(packets, binary.LittleEndian, &records); err != nil {
 		t.Fatal(err)
 	}
@@ -425,8 +425,8 @@ func TestDatasetTakesPaddingForNoPayload(t *testing.T) {
 	if diff := cmp.Diff(want[:], records[:len(want)]); diff != "" {
 		t.Errorf("packets (-want +got):\n%s", diff)
 	}
-	var sizes [sessionPackets]sessionPacket
-	session := readNpy(t, filepath.Join(out, sessionFile), "{'descr': '<i4', 'fortran_order': False, 'shape': (1, 64, 6), }", 64*6*4)
+	var sizes [64][6]int32
+	session := readNpy(t, filepath.Join(out, dataset.SessionFile), "{'descr': '<i4', 'fortran_order': False, 'shape': (1, 64, 6), }", 64*6*4)
 	if _, err := binary.Decode(session, binary.LittleEndian, &sizes); err != nil {
 		t.Fatal(err)
 	}
@@ -434,56 +434,5 @@ func TestDatasetTakesPaddingForNoPayload(t *testing.T) {
 		if p[0] != want[i][1] || p[1] != want[i][5] {
 			t.Errorf("packet %d of the session: %d bytes, %d of payload, want %d, %d", i, p[0], p[1], want[i][1], want[i][5])
 		}
-	}
-}
-
-// A session has the first packets of its flow alone, those of the same ports before
-// and after it left out, and those behind the end of the capture not.
-func TestSessionsOfOneKey(t *testing.T) {
-	const a, b = "10.0.0.1:1001", "10.9.0.1:443"
-	var packets []testPacket
-	for i := range 3 {
-		packets = append(packets, testPacket{at: time.Duration(i) * time.Second, src: b, dst: a, udp: true, payload: []byte("old")})
-	}
-	for i := range 100 {
-		at := 100*time.Second + time.Duration(i)*time.Millisecond
-		if i == 2 { // the clock goes backwards, beyond the beginning
-			at = 90 * time.Second
-		}
-		packets = append(packets, testPacket{at: at, src: a, dst: b, udp: true, payload: make([]byte, 1+i)})
-	}
-	packets = append(packets, testPacket{at: 200 * time.Second, src: b, dst: a, udp: true, payload: []byte("newer")},
-		testPacket{at: 200 * time.Second, src: b, dst: "10.0.0.1:1002", udp: true, payload: []byte("another's")})
-	dir := writeFiles(t, map[string][]byte{"a.pcap": captureBytes(t, packets...)})
-	var meta flow.Meta
-	var lo bool
-	meta.Key, lo = flow.NewKey(netip.MustParseAddrPort(a), netip.MustParseAddrPort(b), flow.UDP, 0, 0)
-	var s sessions
-	for _, start := range []struct {
-		at      time.Duration
-		aOpened bool
-	}{{0, false}, {100 * time.Second, true}, {200 * time.Second, false}} {
-		meta.Start, meta.InitiatorIsLo = testStart.Add(start.at).Truncate(time.Microsecond), lo == start.aOpened
-		s.add(&meta)
-	}
-	if err := s.read([]*datasetInput{{path: filepath.Join(dir, "a.pcap")}}); err != nil {
-		t.Fatal(err)
-	}
-	var got [][]sessionPacket
-	for _, one := range s.all {
-		got = append(got, one.packets)
-	}
-	want := [][]sessionPacket{{{45, 3, 1, 0}, {45, 3, 1, 1e6}, {45, 3, 1, 2e6}}, nil, {{47, 5, 1, 0}}}
-	for i := range int32(sessionPackets) {
-		want[1] = append(want[1], sessionPacket{43 + i, 1 + i, 1, 1000 * i})
-	}
-	want[1][2][3] = 1000
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("sessions (-want +got):\n%s", diff)
-	}
-	meta.Start = testStart.Add(time.Hour)
-	s.add(&meta)
-	if err := s.read([]*datasetInput{{path: filepath.Join(dir, "a.pcap")}}); err == nil || !strings.Contains(err.Error(), "a.pcap has changed while it was read") {
-		t.Errorf("a session that is not in the file: %v", err)
 	}
 }

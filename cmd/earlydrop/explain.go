@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/classifier/explain"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/captures"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/replay"
@@ -42,7 +44,8 @@ one below against it. Parts that say the same thing stand in for one another: ea
 alone may have little effect. Fields that the model's mask replaces have none.
 
 The 1024 bytes are shown as a grid of 32 by 32, in colour on a terminal unless the
-variable NO_COLOR is set. --out writes the same as a PNG picture.
+variable NO_COLOR is set. --out writes the same to a page for browsers, in which each
+byte tells which part it is of, or the maps alone to a PNG picture.
 
 FILE may be a pipe; - is standard input. Meanwhile a copy of it is kept in the folder
 for temporary files.
@@ -52,20 +55,20 @@ The flows are numbered in order of their start, as replay prints them. Without
 
 Examples:
    earlydrop explain capture.pcapng
-   earlydrop explain capture.pcapng --flow 3 --out why.png`,
+   earlydrop explain capture.pcapng --flow 3 --out why.html`,
 		Flags: []cli.Flag{
 			numberFlag("flow", "explain the flow of this `NUMBER`, from 1", "list them", 1, math.MaxInt32),
 			&cli.StringFlag{Name: "policy", Usage: "policy `FILE` (default: the shipped policy)", TakesFile: true},
 			&cli.StringFlag{Name: "model", Usage: "model `FILE`, or the shipped \"paper\" (default: the shipped compact one)", TakesFile: true},
 			midStreamFlag(),
 			oneWayFlag(),
-			&cli.StringFlag{Name: "out", Usage: "write a picture to the PNG `FILE`", TakesFile: true},
+			&cli.StringFlag{Name: "out", Usage: "write a page to `FILE`, if it ends in .html, or a PNG picture", TakesFile: true},
 		},
-		Action: explain,
+		Action: runExplain,
 	}
 }
 
-func explain(c *cli.Context) (err error) {
+func runExplain(c *cli.Context) (err error) {
 	if err := requireArgs(c, 1, 1, "FILE"); err != nil {
 		return err
 	}
@@ -127,13 +130,13 @@ func explain(c *cli.Context) (err error) {
 	}
 	bar.done()
 
-	o, err := newOcclusion(engine, p, &s)
+	e, err := newExplanation(engine, p, &s)
 	if err != nil {
 		return err
 	}
-	e := explanation{o, path, number, len(flows)}
+	e.file, e.number, e.flows = path, number, len(flows)
 	if out := c.String("out"); out != "" {
-		if err := e.writePicture(out); err != nil {
+		if err := e.writeFile(out); err != nil {
 			return err
 		}
 	}
@@ -192,15 +195,39 @@ func listFlows(c *cli.Context, engine *classifier.Engine, p *policy.Policy, file
 
 // explanation is what is said about one flow of a file.
 type explanation struct {
-	*occlusion
-	file   string
-	number int // of the flow, from 1
-	flows  int
+	*explain.Explanation
+	sample   *flow.Sample
+	manifest *classifier.Manifest
+	result   flow.Result
+	decision policy.Decision
+	rule     *policy.Rule // that was asked; nil if none was
+	file     string
+	number   int // of the flow, from 1
+	flows    int
+}
+
+// newExplanation explains the probability that the policy decides by.
+func newExplanation(engine *classifier.Engine, p *policy.Policy, s *flow.Sample) (*explanation, error) {
+	e := &explanation{sample: s, manifest: engine.Manifest()}
+	results := make([]flow.Result, 1)
+	if err := engine.Classify([]*flow.Sample{s}, results); err != nil {
+		return nil, err
+	}
+	e.result = results[0]
+	e.decision = p.Decide(&s.Meta, e.result)
+	e.rule = p.RuleOf(&e.decision)
+	labels, about := []string{e.decision.Likeliest}, e.decision.Likeliest
+	if e.rule != nil && e.rule.Classes[0] != flow.Unknown {
+		labels, about = e.rule.Classes, e.decision.RuleClasses
+	}
+	var err error
+	e.Explanation, err = explain.New(engine, s, e.result, labels, about)
+	return e, err
 }
 
 // heading says which flow it is and what the model makes of it.
 func (e *explanation) heading() []string {
-	s, m := e.sample, e.engine.Manifest()
+	s, m := e.sample, e.manifest
 	lines := []string{
 		fmt.Sprintf("%s, flow %d of %d: %s %s > %s", e.file, e.number, e.flows, s.Key.Proto, s.Initiator(), s.Responder()),
 		fmt.Sprintf("started %s, %s with %d bytes captured, handed over: %s", s.Start.UTC().Format(startFormat),
@@ -274,8 +301,8 @@ func (e *explanation) table() []string {
 	var b strings.Builder
 	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "EFFECT\tWHAT\tVALUE\n")
-	for _, p := range append(e.groups(), e.strongest(strongestShown)...) {
-		fmt.Fprintf(t, "%+.4f\t%s\t%s\n", printedEffect(p.effect), p.name, p.value)
+	for _, p := range append(e.Groups(), e.Strongest(strongestShown)...) {
+		fmt.Fprintf(t, "%+.4f\t%s\t%s\n", p.Rounded(), p.Name, p.Value)
 	}
 	t.Flush()
 	lines := strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")
@@ -287,19 +314,29 @@ func (e *explanation) table() []string {
 
 // text is the explanation for a terminal of so many columns.
 func (e *explanation) text(colors bool, columns int) string {
-	grid := e.textGrid(columns)
+	draw := e.TextMap
 	if colors {
-		grid = e.colorGrid(columns)
+		draw = e.ColorMap
 	}
-	return strings.Join(e.heading(), "\n") + "\n\n" + grid + "\n" + strings.Join(e.table(), "\n") + "\n"
+	maps, err := draw(columns)
+	if err != nil {
+		maps = fmt.Sprintf("%v: make it wider, or have them drawn (--out FILE)\n", err)
+	}
+	return strings.Join(e.heading(), "\n") + "\n\n" + maps + "\n" + strings.Join(e.table(), "\n") + "\n"
 }
 
-// writePicture writes the explanation as a PNG file.
-func (e *explanation) writePicture(path string) error {
+// writeFile writes the explanation as a page or, unless the file's name ends as that of
+// one, as a picture.
+func (e *explanation) writeFile(path string) error {
 	f, err := os.Create(path)
 	if err != nil {
 		return badInput("--out: %w", err)
 	}
-	err = e.writePNG(f, append(e.heading(), ""), append([]string{""}, e.table()...))
+	switch strings.ToLower(filepath.Ext(path)) {
+	case ".html", ".htm":
+		err = e.WritePage(f, e.heading())
+	default:
+		err = e.WritePNG(f)
+	}
 	return errors.Join(err, f.Close())
 }

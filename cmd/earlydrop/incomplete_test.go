@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/dataset"
 )
 
 // snapped cuts every packet of a pcap file to n bytes at most.
@@ -225,11 +227,11 @@ func TestDatasetLeavesIncompleteFlowsOut(t *testing.T) {
 	if code != exitOK {
 		t.Fatalf("exit code %d: %s", code, stderr)
 	}
-	text, err := os.ReadFile(filepath.Join(out, datasetFile))
+	text, err := os.ReadFile(filepath.Join(out, dataset.InfoFile))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var d dataset
+	var d dataset.Info
 	if err := json.Unmarshal(text, &d); err != nil {
 		t.Fatal(err)
 	}

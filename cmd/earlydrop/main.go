@@ -7,14 +7,17 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log"
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/policy/nearest"
 )
 
@@ -23,6 +26,16 @@ func main() {
 	log.SetFlags(0)
 	log.SetOutput(stamped{os.Stderr})
 	os.Exit(run(os.Args, os.Stdout, os.Stderr))
+}
+
+// stamped puts the time in front of each write, which is one line of a log.
+type stamped struct{ to io.Writer }
+
+func (s stamped) Write(p []byte) (int, error) {
+	if _, err := fmt.Fprintf(s.to, "%s  %s", event.Clock(time.Now()), p); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }
 
 // commands lists the subcommands in the order of the help text. Each stands

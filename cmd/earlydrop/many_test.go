@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -123,16 +124,15 @@ func manyFlows(t testing.TB, n int, step time.Duration) (path string) {
 // Its resource usage would begin with that of the process which started it.
 func peakMemory(t testing.TB, pid int) int {
 	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	p, err := procfs.NewProc(pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, after, _ := strings.Cut(string(status), "VmHWM:")
-	var kib int
-	if _, err := fmt.Sscanf(after, "%d kB", &kib); err != nil {
-		t.Fatalf("no VmHWM in %q: %v", status, err)
+	status, err := p.NewStatus()
+	if err != nil {
+		t.Fatal(err)
 	}
-	return kib << 10
+	return int(status.VmHWM)
 }
 
 // manyFlowsFlag is for a measurement:

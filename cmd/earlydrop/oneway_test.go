@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/dataset"
 )
 
 // onlyFrom returns the packets that src has sent. Both directions are numbered as if the
@@ -137,7 +139,7 @@ func TestDatasetTakesOneWayFlowsWhereAsked(t *testing.T) {
 	want := "index\tlabel\tgroup\tfile\tsrc\tdst\tproto\tcaptured\treason\tone_way\tprogram\n" +
 		"0\ta\tg\tclient.pcap\t10.0.0.1:2000\t10.9.0.1:443\ttcp\t1024\tfull\ttrue\tx\n" +
 		"1\tb\tg\tboth.pcap\t10.0.0.1:2000\t10.9.0.1:443\ttcp\t1024\tfull\tfalse\ty\n"
-	if diff := cmp.Diff(want, string(readFileOf(t, filepath.Join(out, samplesFile)))); diff != "" {
+	if diff := cmp.Diff(want, string(readFileOf(t, filepath.Join(out, dataset.SamplesFile)))); diff != "" {
 		t.Errorf("samples.tsv (-want +got):\n%s", diff)
 	}
 	code, _, stderr = runForTest("dataset", "--manifest", filepath.Join(dir, "m.tsv"), "--out", out)
@@ -148,7 +150,7 @@ func TestDatasetTakesOneWayFlowsWhereAsked(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "m.tsv"), []byte(strings.Replace(manifest, "program", "one_way", 1)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if code, _, stderr := runForTest("dataset", "--manifest", filepath.Join(dir, "m.tsv"), "--out", out); code != exitBadInput || !strings.Contains(stderr, `column "one_way" is made by this command`) {
+	if code, _, stderr := runForTest("dataset", "--manifest", filepath.Join(dir, "m.tsv"), "--out", out); code != exitBadInput || !strings.Contains(stderr, `column "one_way" is one that every dataset has`) {
 		t.Errorf("a column of that name: exit code %d, %s", code, stderr)
 	}
 }

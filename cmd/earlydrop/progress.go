@@ -26,10 +26,10 @@ type progress struct {
 }
 
 // newProgress returns the progress of reading total bytes. Of nothing, as of a
-// pipe, there is none to show.
+// pipe, there is none to show; total may be set later.
 func newProgress(w io.Writer, what string, total int64) *progress {
 	p := &progress{what: what, total: total, start: time.Now()}
-	if total > 0 && terminal(w) != nil {
+	if terminal(w) != nil {
 		p.w = w
 	}
 	return p
@@ -37,7 +37,7 @@ func newProgress(w io.Writer, what string, total int64) *progress {
 
 // at says that pos bytes of the current file were read.
 func (p *progress) at(pos int64) {
-	if p.w == nil {
+	if p.w == nil || p.total == 0 {
 		return
 	}
 	if p.bar == nil {

@@ -4,15 +4,14 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"text/tabwriter"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/loader"
 )
 
@@ -30,34 +29,11 @@ Examples:
 			interfaceFlag(),
 			&cli.BoolFlag{Name: "json", Usage: "print one JSON object per interface"},
 		},
-		Action: status,
+		Action: runStatus,
 	}
 }
 
-// interfaceStatus is what `status --json` prints for one interface.
-type interfaceStatus struct {
-	Interface string            `json:"interface"`
-	Pins      string            `json:"pins"`    // folder
-	Running   bool              `json:"running"` // the daemon exists
-	PID       int               `json:"pid"`
-	Since     time.Time         `json:"since"`
-	XDP       string            `json:"xdp"`
-	Egress    string            `json:"egress"`
-	Mode      string            `json:"mode"`
-	OneHook   bool              `json:"one_hook"`
-	OneWay    bool              `json:"one_way"`
-	Policy    string            `json:"policy"`
-	Model     string            `json:"model"`
-	Version   string            `json:"version"`
-	Flows     loader.Occupancy  `json:"occupancy"`
-	Daemon    map[string]uint64 `json:"daemon"`
-	Counters  map[string]uint64 `json:"counters"`
-
-	gone bool            // nothing is attached
-	rows loader.Counters // Counters and Daemon, in order
-}
-
-func status(c *cli.Context) error {
+func runStatus(c *cli.Context) error {
 	if err := requireArgs(c, 0, 0, ""); err != nil {
 		return err
 	}
@@ -67,7 +43,7 @@ func status(c *cli.Context) error {
 		fmt.Fprintln(c.App.Writer, "earlydrop is attached to no interface"+seenFromHere())
 	}
 	for i, t := range all {
-		s, err := readStatus(t)
+		s, err := status.Read(t)
 		if err != nil {
 			return fromLoader(err)
 		}
@@ -77,7 +53,7 @@ func status(c *cli.Context) error {
 			if i > 0 {
 				fmt.Fprintln(c.App.Writer)
 			}
-			err = s.print(c.App.Writer)
+			err = printStatus(c.App.Writer, s)
 		}
 		if err != nil {
 			return err
@@ -106,23 +82,8 @@ func closeAll(all []*loader.Tables) {
 	}
 }
 
-func readStatus(t *loader.Tables) (*interfaceStatus, error) {
-	a, errA := t.Attachment()
-	o, errO := t.Occupancy()
-	counters, errC := t.Counters()
-	daemon, errD := t.DaemonCounters()
-	if err := errors.Join(errA, errO, errC, errD); err != nil {
-		return nil, err
-	}
-	s := &interfaceStatus{
-		Interface: a.Interface, Pins: t.PinDir(), gone: a.Gone, Running: a.Alive, PID: a.PID, Since: a.Since, XDP: string(a.XDPMode), Egress: a.Egress,
-		Mode: a.Mode, OneHook: a.OneHook, OneWay: a.OneWay, Policy: a.Policy, Model: a.Model, Version: a.Version, Flows: o,
-		Daemon: daemon.Values(), Counters: counters.Values(), rows: slices.Concat(daemon, counters),
-	}
-	return s, nil
-}
-
-func (s *interfaceStatus) print(out io.Writer) error {
+// printStatus prints it for people.
+func printStatus(out io.Writer, s *status.Status) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	row := func(name string, format string, args ...any) {
 		fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
@@ -130,7 +91,7 @@ func (s *interfaceStatus) print(out io.Writer) error {
 	daemon := fmt.Sprintf("running, pid %d", s.PID)
 	switch {
 	case s.Running:
-	case s.gone:
+	case s.Gone:
 		daemon = "not running, and nothing is attached: the interface was removed, or its programs were detached by force"
 	default:
 		daemon = "not running: blocked flows stay blocked, new flows pass"
@@ -153,7 +114,7 @@ func (s *interfaceStatus) print(out io.Writer) error {
 	row("model", "%s", s.Model)
 	row("version", "%s", s.Version)
 	row("flows", "%d known, %d collecting, %d blocked", s.Flows.Flows, s.Flows.Collecting, s.Flows.Blocked)
-	for _, c := range s.rows {
+	for _, c := range s.Rows {
 		row(c.Name, "%d", c.Value)
 	}
 	return w.Flush()

@@ -81,6 +81,10 @@ const (
 	WrongSide
 	OutOfPlace
 	Behind
+	// Bare counts header-only segments beyond those that a capture keeps, and Again
+	// captures that went on, as payload followed an early end.
+	Bare
+	Again
 	// Decoys counts TCP segments with a wrong checksum, of flows that are not decided.
 	Decoys
 	// HeaderOnly counts TCP connections, and handshakes that did not become one,
@@ -125,6 +129,8 @@ var counterNames = [NumCounters]string{
 	WrongSide:   "wrong_side",
 	OutOfPlace:  "out_of_place",
 	Behind:      "behind",
+	Bare:        "bare",
+	Again:       "again",
 	Decoys:      "decoys",
 	HeaderOnly:  "header_only",
 	Waiting:     "udp_waiting",
@@ -209,6 +215,9 @@ type Flow struct {
 	hasNumbers bool
 	numbers    [2]uint32 // initial ones, of the lower endpoint and the higher one
 	stream     *stream   // while collecting
+	payload    int       // captured bytes of it
+	bare       int       // bytes of captured header-only packets behind the first payload
+	revision   int       // how often the capture went on
 
 	captured time.Time // when the latest packet was captured
 	turn     uint64    // orders the collecting flows by their latest captured packet
@@ -247,6 +256,7 @@ type Assembler struct {
 	pages      *pages  // what is not in memory
 	recalled   Flow    // the decided flow that a packet is for
 	waits      waits
+	ended      *ended
 	now        time.Time
 	counters   Counters
 	free       []*flow.Sample
@@ -383,6 +393,7 @@ func (a *Assembler) restart(f *Flow) {
 		delete(a.flows, f.Seq)
 		return
 	}
+	a.ended.take(f.Seq)
 	*a.ledger.state(f.Seq) |= over
 }
 
@@ -428,6 +439,15 @@ func (a *Assembler) collect(f *Flow, early []byte, earlyRecs []flow.Packet) {
 // fills the capture changes nothing about it.
 func (a *Assembler) capture(f *Flow, p *headers.Packet, frame []byte, ends bool) {
 	s := f.sample
+	bare := p.PayloadLen == 0 && p.Key.Proto == flow.TCP
+	if bare && !ends && f.bare+p.WireLen > bareBytes {
+		a.counters[Bare]++
+		return
+	}
+	if bare && !ends {
+		f.bare += p.WireLen
+	}
+	f.payload += max(0, min(p.WireLen, flow.CaptureBytes-len(s.Data))-(p.WireLen-p.PayloadLen))
 	f.captured = f.Last
 	f.lack.add(lacks(p, frame, flow.CaptureBytes-len(s.Data)))
 	appendPacket(s, p, frame, p.SrcIsLo == f.InitiatorIsLo, f.Last.Sub(f.Start))
@@ -451,6 +471,10 @@ func (a *Assembler) handOver(f *Flow, reason flow.Reason) {
 	if f.stream != nil {
 		f.describe(&s.Meta)
 	}
+	s.Revision, s.Provisional = f.revision, f.goesOn(reason)
+	if s.Provisional {
+		a.ended.add(f)
+	}
 	switch reason {
 	case flow.ReasonFull:
 		a.counters[Full]++
@@ -468,6 +492,7 @@ func (a *Assembler) handOver(f *Flow, reason flow.Reason) {
 	if s.Incomplete {
 		a.counters[Incomplete]++
 	}
+	a.ended.parts.Join(s)
 	signals.Note(s, a.origin())
 	f.stage, f.stream = decided, nil
 	a.onSample(f, s)

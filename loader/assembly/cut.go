@@ -20,7 +20,7 @@ func (l *lack) add(other lack) {
 }
 
 // lacks returns what the capture file lacks of a packet of which room bytes fit into
-// the flow's capture: what the wire had and a live capture would have taken. A packet
+// the flow's capture: what the wire had and a live capture would have held. A packet
 // is as long as its IP header says, since programs that cut files may write the
 // length that they left as the length on the wire.
 func lacks(p *headers.Packet, frame []byte, room int) lack {

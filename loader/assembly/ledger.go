@@ -11,8 +11,8 @@ import (
 
 // A ledger has one entry per flow, in order of their start: an entry's number is
 // the flow's Seq. Those of handshakes that became no flow stay empty. It finds the
-// latest flow of a key by a hash of 64 bits, whose secret is drawn anew for each
-// ledger: the chance that any two of ten million keys are taken for one another is 1
+// latest flow of a key by a hash of 64 bits, whose secret is drawn for each
+// ledger: the chance that any two of ten million keys are mistaken for one another is 1
 // in 370 000.
 //
 // An entry takes 41 bytes and 5 to 9 in the index, none of which the garbage
@@ -210,6 +210,7 @@ func (a *Assembler) clear() {
 	a.flows = map[uint64]*Flow{}
 	a.handshakes.init()
 	a.waits.init()
+	a.ended = newEnded(a.opts.MaxOpen)
 	a.list, a.turns, a.looked = ring{}, 0, nil
 	a.ledger, a.pages = newLedger(), newPages(a.opts.TempDir)
 	a.recalled, a.free, a.now, a.sources = Flow{}, nil, time.Time{}, nil

@@ -55,9 +55,12 @@ type stream struct {
 	right [2]bool
 	// decoy: a segment in place had a wrong one, and was left out.
 	decoy bool
+	// synData: the SYN had data that was not acknowledged. serverData: the responder sent
+	// data before its SYN+ACK was answered, or seemed to.
+	synData, serverData bool
 }
 
-// isDecoy reports whether no host takes a segment of the direction. In files, whose
+// isDecoy reports whether no host accepts a segment of the direction. In files, whose
 // addresses somebody may have changed, only if its first one was right.
 func (s *stream) isDecoy(seg *segment, dir int) bool {
 	return (seg.origin == signals.Live || s.right[dir]) && seg.wrongChecksum()

@@ -46,7 +46,7 @@ type segment struct {
 	wrong   bool // the checksum
 }
 
-// wrongChecksum reports whether no host takes the segment.
+// wrongChecksum reports whether no host accepts the segment.
 func (s *segment) wrongChecksum() bool {
 	if !s.checked {
 		s.checked, s.wrong = true, signals.WrongChecksum(&s.Headers, s.frame, s.origin)
@@ -84,7 +84,7 @@ type syn struct {
 	order   uint64 // of its flow, should it be acknowledged
 
 	// frame is the whole one, or the headers where it is longer than
-	// flow.HandshakeFrame; nil where they are, too.
+	// flow.HandshakeFrame; nil where they are as well.
 	frame              []byte
 	wireLen, headerLen int    // of the whole one
 	lack, headerLack   lack   // of the whole one and of its headers
@@ -424,6 +424,7 @@ func (a *Assembler) answer(f *Flow, c *candidate, s *segment, won *syn, payload 
 		next.start, next.last = won.first, later(won.first, s.ts)
 		next.packets, next.bytes, next.order = won.packets, won.bytes, won.order
 		next.payloadKept = next.keepSYN(a, won, payload)
+		next.stream.synData = payload < won.payload
 	} else {
 		next.order = a.order()
 	}
@@ -543,6 +544,7 @@ func (a *Assembler) early(c *candidate, s *segment) {
 		a.counters[at]++
 		return
 	}
+	c.stream.serverData = c.stream.serverData || s.PayloadLen > 0
 	c.count(s)
 }
 
@@ -676,6 +678,9 @@ func (a *Assembler) open(c *candidate) *Flow {
 	f.Packets, f.Bytes = c.packets, c.bytes
 	f.hasNumbers, f.numbers = true, c.numbers()
 	f.stream, f.lack = &c.stream, c.lack
+	if c.payloadKept {
+		f.payload = int(c.ack - (c.x + 1))
+	}
 	a.collect(f, c.early, c.earlyRecs)
 	a.handshakes.drop(c)
 	return f
@@ -685,7 +690,7 @@ func (a *Assembler) open(c *candidate) *Flow {
 func (a *Assembler) flowSegment(f *Flow, s *segment) {
 	f.count(&s.Packet, s.ts)
 	if f.stage != collecting {
-		a.settle(f)
+		a.again(f, s)
 		return
 	}
 	if a.leaveOut(f.stream, s, direction(&s.Packet, f.InitiatorIsLo)) {
@@ -796,8 +801,13 @@ func (f *Flow) describe(m *flow.Meta) {
 		lo = 0
 	}
 	m.OneWay, m.MidStream = f.stream.oneWay, !f.hasNumbers
-	if f.stream.decoy {
-		m.Signals |= flow.SignalDecoy
+	for _, seen := range [...]struct {
+		it     bool
+		signal flow.Signals
+	}{{f.stream.decoy, flow.SignalDecoy}, {f.stream.synData, flow.SignalSYNData}, {f.stream.serverData, flow.SignalEarlyServerData}} {
+		if seen.it {
+			m.Signals |= seen.signal
+		}
 	}
 	m.Numbers = flow.Numbers{
 		InitiatorNext: f.stream.next[0], ResponderNext: f.stream.next[1],

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -39,32 +40,35 @@ func TestMedian(t *testing.T) {
 	}
 }
 
-func TestParseCPUTime(t *testing.T) {
-	text := "cpu  100 20 300 4000 50 6 70 8 9 10\ncpu0 1 1 1 1 1 1 1 1 1 1\nintr 5\n"
-	got, err := parseCPUTime(text)
+// What a process computes is in its time, and in that of all CPUs.
+func TestCPUTimeIsCounted(t *testing.T) {
+	all, err := readCPUTime()
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := cpuTime{Busy: 4960 * time.Millisecond, SoftIRQ: 760 * time.Millisecond}
-	if got != want {
-		t.Errorf("got %v, want %v", got, want)
+	own, err := readProcessTime(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, bad := range []string{"", "cpu0 1 2 3 4 5 6 7\n", "cpu 1 2 3\n", "cpu 1 2 x 4 5 6 7 8\n", "cpu 1 2 -3 4 5 6 7 8\n"} {
-		if got, err := parseCPUTime(bad); err == nil {
-			t.Errorf("%q: no error, but %v", bad, got)
+	const least = 50 * time.Millisecond
+	for begin := time.Now(); ; {
+		now, err := readProcessTime(os.Getpid())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if now-own >= least {
+			break
+		}
+		if time.Since(begin) > time.Minute {
+			t.Fatalf("the process has computed for %s within a minute", now-own)
 		}
 	}
-}
-
-func TestParseProcessTime(t *testing.T) {
-	got, err := parseProcessTime("42 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 120 30 0 0 20\n")
-	if err != nil || got != 1500*time.Millisecond {
-		t.Errorf("got %v, %v, want 1.5s", got, err)
+	after, err := readCPUTime()
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, bad := range []string{"", "42 (sh) S 1 2", "42 (sh) S 1 2 3 4 5 6 7 8 9 10 x 30 0"} {
-		if got, err := parseProcessTime(bad); err == nil {
-			t.Errorf("%q: no error, but %v", bad, got)
-		}
+	if d := after.sub(all); d.Busy < least/2 || d.SoftIRQ < 0 || d.SoftIRQ > d.Busy {
+		t.Errorf("all CPUs were busy for %s, %s of them with interrupts", d.Busy, d.SoftIRQ)
 	}
 }
 

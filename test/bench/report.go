@@ -5,13 +5,13 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
 	"runtime"
 	"slices"
 	"strings"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
+	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -110,12 +110,15 @@ func newReport(o options) *report {
 
 // load returns the load averages, which tell whether the machine did other work.
 func load() string {
-	b, err := os.ReadFile("/proc/loadavg")
-	fields := strings.Fields(string(b))
-	if err != nil || len(fields) < 3 {
+	fs, err := procfs.NewDefaultFS()
+	if err != nil {
 		return "?"
 	}
-	return strings.Join(fields[:3], " ")
+	l, err := fs.LoadAvg()
+	if err != nil {
+		return "?"
+	}
+	return fmt.Sprintf("%.2f %.2f %.2f", l.Load1, l.Load5, l.Load15)
 }
 
 // finish computes medians and ratios.

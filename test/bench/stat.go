@@ -4,17 +4,12 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
-)
 
-// userHZ is the unit of /proc/stat: the kernel always shows it as 100 a second.
-const userHZ = 100
+	"github.com/prometheus/procfs"
+)
 
 // cpuTime is what all CPUs together have spent since boot.
 type cpuTime struct {
@@ -27,65 +22,31 @@ func (t cpuTime) sub(u cpuTime) cpuTime {
 }
 
 func readCPUTime() (cpuTime, error) {
-	b, err := os.ReadFile("/proc/stat")
+	fs, err := procfs.NewDefaultFS()
 	if err != nil {
 		return cpuTime{}, err
 	}
-	return parseCPUTime(string(b))
+	s, err := fs.Stat()
+	if err != nil {
+		return cpuTime{}, err
+	}
+	all := s.CPUTotal
+	return cpuTime{
+		Busy:    seconds(all.User + all.Nice + all.System + all.IRQ + all.SoftIRQ),
+		SoftIRQ: seconds(all.IRQ + all.SoftIRQ),
+	}, nil
 }
 
-// parseCPUTime reads the sum line of /proc/stat: user, nice, system, idle, iowait,
-// irq, softirq, and more that is part of these or stolen.
-func parseCPUTime(text string) (cpuTime, error) {
-	for line := range strings.Lines(text) {
-		fields := strings.Fields(line)
-		if len(fields) == 0 || fields[0] != "cpu" {
-			continue
-		}
-		if len(fields) < 8 {
-			return cpuTime{}, fmt.Errorf("/proc/stat: %d fields in %q, want at least 8", len(fields), strings.TrimSpace(line))
-		}
-		var ticks [7]uint64
-		for i := range ticks {
-			var err error
-			if ticks[i], err = strconv.ParseUint(fields[i+1], 10, 53); err != nil {
-				return cpuTime{}, fmt.Errorf("/proc/stat: %w", err)
-			}
-		}
-		const tick = time.Second / userHZ
-		return cpuTime{
-			Busy:    time.Duration(ticks[0]+ticks[1]+ticks[2]+ticks[5]+ticks[6]) * tick,
-			SoftIRQ: time.Duration(ticks[5]+ticks[6]) * tick,
-		}, nil
-	}
-	return cpuTime{}, errors.New("/proc/stat: no line of all CPUs")
-}
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
 // readProcessTime returns the CPU time of a process and all its threads.
 func readProcessTime(pid int) (time.Duration, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	p, err := procfs.NewProc(pid)
 	if err != nil {
 		return 0, err
 	}
-	return parseProcessTime(string(b))
-}
-
-// parseProcessTime reads fields 14 and 15 of /proc/PID/stat. The name, field 2, is
-// in parentheses and may hold anything.
-func parseProcessTime(text string) (time.Duration, error) {
-	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
-	if len(fields) < 13 {
-		return 0, fmt.Errorf("process's stat: unexpected form %q", strings.TrimSpace(text))
-	}
-	var sum uint64
-	for _, f := range fields[11:13] {
-		n, err := strconv.ParseUint(f, 10, 53)
-		if err != nil {
-			return 0, fmt.Errorf("process's stat: %w", err)
-		}
-		sum += n
-	}
-	return time.Duration(sum) * (time.Second / userHZ), nil
+	s, err := p.Stat()
+	return seconds(s.CPUTime()), err
 }
 
 // parseIperf reads what `iperf3 --json` prints on a client and returns the bytes

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
@@ -31,7 +32,7 @@ type flow struct {
 	verdict event.Verdict // the zero one when there was none
 	passed  int64         // bytes of content that the client got
 	wanted  int64         // bytes that there were to get
-	block   rig.Block     // what the kernel dropped, of a tunnel
+	block   status.Block  // what the kernel dropped, of a tunnel
 	ok      bool          // it went as it should
 }
 

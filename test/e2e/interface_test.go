@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -20,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
@@ -57,19 +57,11 @@ func (s *scene) veth(name, peer string) netlink.Link {
 }
 
 // statuses returns what status tells of all interfaces, by name.
-func (s *scene) statuses() map[string]rig.Status {
+func (s *scene) statuses() map[string]status.Status {
 	s.t.Helper()
-	all := make(map[string]rig.Status)
-	dec := json.NewDecoder(strings.NewReader(must(s.Earlydrop(s.ctx, "status", "--json"))(s.t)))
-	for dec.More() {
-		var st struct {
-			Interface string `json:"interface"`
-			rig.Status
-		}
-		if err := dec.Decode(&st); err != nil {
-			s.t.Fatal(err)
-		}
-		all[st.Interface] = st.Status
+	all := make(map[string]status.Status)
+	for _, st := range must(s.Statuses(s.ctx))(s.t) {
+		all[st.Interface] = st
 	}
 	return all
 }

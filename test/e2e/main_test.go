@@ -21,6 +21,7 @@ import (
 
 	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/models"
 	"github.com/earlydrop/earlydrop/policy"
@@ -233,7 +234,7 @@ func (s *scene) complete(what string, tr *transfer) {
 }
 
 // risen waits until the kernel has dropped n packets more of the flow than now.
-func (s *scene) risen(v *event.Verdict, n uint64) rig.Block {
+func (s *scene) risen(v *event.Verdict, n uint64) status.Block {
 	s.t.Helper()
 	b, err := s.Dropped(s.ctx, v.Src, v.Dst, n)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
@@ -115,7 +116,7 @@ func TestAttachPrintsForPeople(t *testing.T) {
 			// The summary is to count a dropped packet, so there has to be one.
 			if err := rig.Until(s.ctx, func() (bool, error) {
 				blocks, err := s.Blocks(s.ctx)
-				return slices.ContainsFunc(blocks, func(b rig.Block) bool { return b.Packets > 0 }), err
+				return slices.ContainsFunc(blocks, func(b status.Block) bool { return b.Packets > 0 }), err
 			}); err != nil {
 				t.Fatalf("nothing was dropped: %v", err)
 			}

@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/models"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
@@ -94,7 +95,7 @@ rules:
 	}
 	s.stalled(tr, v)
 	blocks := must(s.Blocks(s.ctx))(t)
-	if !slices.ContainsFunc(blocks, func(b rig.Block) bool { return b.Class == flow.Unknown && b.Rule == "strange" }) {
+	if !slices.ContainsFunc(blocks, func(b status.Block) bool { return b.Class == flow.Unknown && b.Rule == "strange" }) {
 		t.Errorf("blocks %+v, want one of class unknown by rule strange", blocks)
 	}
 	if last := s.stop(d); last.Classes[flow.Unknown] == 0 {

@@ -382,7 +382,7 @@ func (s *scene) watched(ctx context.Context, mode string, of []*strategy, in []s
 func (s *scene) settle(ctx context.Context, d *rig.Daemon) error {
 	err := rig.Until(ctx, func() (bool, error) {
 		st, err := s.Status(ctx)
-		return st.Occupancy["collecting"] == 0, err
+		return st.Flows.Collecting == 0, err
 	})
 	if err != nil {
 		return fmt.Errorf("wait for the last capture: %w", err)

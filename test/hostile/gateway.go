@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -75,24 +74,6 @@ func (g *gateway) close(ctx context.Context) error {
 		}
 	}
 	return errors.Join(err, g.Lab.Close())
-}
-
-// status is more of `earlydrop status --json` than package rig reads.
-type status struct {
-	Occupancy map[string]int    `json:"occupancy"`
-	Daemon    map[string]uint64 `json:"daemon"`
-	Counters  map[string]uint64 `json:"counters"`
-}
-
-func (g *gateway) status(ctx context.Context) (s status, err error) {
-	out, err := g.Earlydrop(ctx, "status", "-i", rig.Device, "--json")
-	if err != nil {
-		return s, err
-	}
-	if err := json.Unmarshal([]byte(out), &s); err != nil {
-		return s, fmt.Errorf("decode status: %w", err)
-	}
-	return s, nil
 }
 
 // flood starts a generator on the client; the returned function ends it and tells how

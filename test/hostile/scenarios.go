@@ -9,13 +9,12 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/prometheus/procfs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 
@@ -90,7 +89,7 @@ func tcpFlood(ctx context.Context, o options, kind string) (r floodResult, err e
 	if err := g.settle(ctx); err != nil {
 		return r, err
 	}
-	s, err := g.status(ctx)
+	s, err := g.Status(ctx)
 	if err != nil {
 		return r, err
 	}
@@ -140,7 +139,7 @@ func oneByte(ctx context.Context, o options) (r oneByteResult, err error) {
 	if err := g.settle(ctx); err != nil {
 		return r, err
 	}
-	s, err := g.status(ctx)
+	s, err := g.Status(ctx)
 	if err != nil {
 		return r, err
 	}
@@ -328,11 +327,11 @@ func udpFlood(ctx context.Context, o options) (r udpResult, err error) {
 		}
 		asked = append(asked, u...)
 		if len(fresh)%20 == 1 {
-			s, err := g.status(ctx)
+			s, err := g.Status(ctx)
 			if err != nil {
 				return r, err
 			}
-			r.most = max(r.most, s.Occupancy["collecting"])
+			r.most = max(r.most, s.Flows.Collecting)
 		}
 	}
 	if err := <-ended; err != nil {
@@ -344,7 +343,7 @@ func udpFlood(ctx context.Context, o options) (r udpResult, err error) {
 	if err := g.settle(ctx); err != nil {
 		return r, err
 	}
-	s, err := g.status(ctx)
+	s, err := g.Status(ctx)
 	if err != nil {
 		return r, err
 	}
@@ -440,7 +439,7 @@ func stoppedReader(ctx context.Context, o options) (r readerResult, err error) {
 		if _, err := g.askUDP(ctx, server, 500, 1200); err != nil { // each of them a whole capture
 			return r, err
 		}
-		s, err := g.status(ctx)
+		s, err := g.Status(ctx)
 		if err != nil {
 			return r, err
 		}
@@ -574,15 +573,17 @@ func cycles(ctx context.Context, o options) (r cyclesResult, err error) {
 // kernelMemory returns what the kernel has allocated for itself, in bytes: slabs and
 // the pages behind vmalloc, which is where maps are.
 func kernelMemory() (sum int64, err error) {
-	text, err := os.ReadFile("/proc/meminfo")
+	fs, err := procfs.NewDefaultFS()
 	if err != nil {
 		return 0, err
 	}
-	for line := range strings.Lines(string(text)) {
-		var name string
-		var kib int64
-		if n, _ := fmt.Sscanf(line, "%s %d", &name, &kib); n == 2 && (name == "SUnreclaim:" || name == "VmallocUsed:" || name == "Percpu:") {
-			sum += kib << 10
+	m, err := fs.Meminfo()
+	if err != nil {
+		return 0, err
+	}
+	for _, part := range []*uint64{m.SUnreclaimBytes, m.VmallocUsedBytes, m.PercpuBytes} {
+		if part != nil { // old kernels lack some
+			sum += int64(*part)
 		}
 	}
 	return sum, nil

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/procfs"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -321,18 +322,12 @@ func killWait(pid int, limit time.Duration) error {
 
 // startTime returns when a process started, in clock ticks since boot.
 func startTime(pid int) (string, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	p, err := procfs.NewProc(pid)
 	if err != nil {
 		return "", err
 	}
-	// The command name, in parentheses, may hold anything; the start time is
-	// field 22, the 20th after it.
-	_, rest, ok := strings.Cut(string(b[max(0, strings.LastIndexByte(string(b), ')')):]), " ")
-	fields := strings.Fields(rest)
-	if !ok || len(fields) < 20 {
-		return "", fmt.Errorf("/proc/%d/stat: unexpected form", pid)
-	}
-	return fields[19], nil
+	stat, err := p.Stat()
+	return strconv.FormatUint(stat.Starttime, 10), err
 }
 
 // Sweep removes the namespaces, and the processes in them, that runs of this

@@ -154,10 +154,13 @@ func join(before *part, s *flow.Sample) {
 		f := &all[i]
 		f.ok = f.h.Walk(f.data, int(f.WireLen)) == headers.OK && f.h.Proto == flow.TCP
 	}
-	if scant(all) {
-		all = condense(all)
-	}
 	meta := s.Meta
+	if scant(all) {
+		joined := 0
+		if all, joined = condense(all); joined >= signals.TinySegments-1 {
+			meta.Signals |= flow.SignalTiny
+		}
+	}
 	meta.Start, meta.Elapsed = before.meta.Start, meta.Elapsed+shift
 	meta.Signals |= before.meta.Signals
 	meta.Cut, meta.Incomplete = meta.Cut || before.meta.Cut, meta.Incomplete || before.meta.Incomplete
@@ -173,7 +176,8 @@ func join(before *part, s *flow.Sample) {
 	}
 }
 
-// scant reports whether the first CaptureBytes of the frames have next to no payload.
+// scant reports whether the frames do not all fit into a capture, and those that do have
+// next to no payload.
 func scant(all []frame) bool {
 	bytes, payload := 0, 0
 	for i := range all {
@@ -183,14 +187,13 @@ func scant(all []frame) bool {
 		}
 		bytes += len(f.data)
 	}
-	return payload < signals.ScantBytes
+	return payload < signals.ScantBytes && bytes > flow.CaptureBytes
 }
 
 // condense makes of frames of next to no payload what their sender would have sent
 // without playing tricks: header-only packets behind the first payload are left out, and
-// tiny segments become one with what follows them.
-func condense(all []frame) []frame {
-	var out []frame
+// tiny segments become one with what follows them. joined is how often.
+func condense(all []frame) (out []frame, joined int) {
 	begun := false
 	for _, f := range all {
 		switch {
@@ -202,12 +205,13 @@ func condense(all []frame) []frame {
 		}
 		last := len(out) - 1
 		if begun && last >= 0 && out[last].appends(&f) {
+			joined++
 			continue
 		}
 		begun = true
 		out = append(out, f)
 	}
-	return out
+	return out, joined
 }
 
 // appends makes the next segment a part of f, which is tiny, if it follows at once.

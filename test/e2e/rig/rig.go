@@ -23,6 +23,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
 
@@ -135,45 +136,30 @@ func (r *Rig) Earlydrop(ctx context.Context, args ...string) (string, error) {
 	return out.Stdout, err
 }
 
-// Block is one line of `earlydrop blocked list --json`.
-type Block struct {
-	Lo        netip.AddrPort `json:"lo"`
-	Hi        netip.AddrPort `json:"hi"`
-	Proto     string         `json:"proto"`
-	VLAN      uint16         `json:"vlan"`
-	InnerVLAN uint16         `json:"inner_vlan"`
-	Class     string         `json:"class"`
-	Rule      string         `json:"rule"`
-	Since     time.Time      `json:"since"`
-	Expires   time.Time      `json:"expires"`
-	Packets   uint64         `json:"packets"`
-	Bytes     uint64         `json:"bytes"`
-}
-
 // Blocks returns the flows that the kernel drops.
-func (r *Rig) Blocks(ctx context.Context) ([]Block, error) {
+func (r *Rig) Blocks(ctx context.Context) ([]status.Block, error) {
 	out, err := r.Earlydrop(ctx, "blocked", "list", "-i", Device, "--json")
 	if err != nil {
 		return nil, err
 	}
-	return decodeLines[Block](out)
+	return decodeLines[status.Block](out)
 }
 
 // Block returns the block of the flow between two endpoints, in any order.
-func (r *Rig) Block(ctx context.Context, a, b netip.AddrPort) (Block, bool, error) {
+func (r *Rig) Block(ctx context.Context, a, b netip.AddrPort) (status.Block, bool, error) {
 	blocks, err := r.Blocks(ctx)
 	for _, bl := range blocks {
 		if bl.Lo == a && bl.Hi == b || bl.Lo == b && bl.Hi == a {
 			return bl, true, err
 		}
 	}
-	return Block{}, false, err
+	return status.Block{}, false, err
 }
 
 // Dropped waits until the kernel has dropped n packets more of a blocked flow than
 // at the call. It fails when the flow is not blocked.
-func (r *Rig) Dropped(ctx context.Context, a, b netip.AddrPort, n uint64) (Block, error) {
-	var first, last Block
+func (r *Rig) Dropped(ctx context.Context, a, b netip.AddrPort, n uint64) (status.Block, error) {
+	var first, last status.Block
 	err := Until(ctx, func() (bool, error) {
 		var ok bool
 		var err error
@@ -194,31 +180,26 @@ func (r *Rig) Dropped(ctx context.Context, a, b netip.AddrPort, n uint64) (Block
 	return last, nil
 }
 
-// Status is what `earlydrop status --json` tells of the device.
-type Status struct {
-	Running   bool              `json:"running"`
-	PID       int               `json:"pid"`
-	XDP       string            `json:"xdp"`
-	Egress    string            `json:"egress"`
-	Mode      string            `json:"mode"`
-	Occupancy map[string]int    `json:"occupancy"` // flows in each map
-	Counters  map[string]uint64 `json:"counters"`
-}
-
-// Status asks the program for its status.
-func (r *Rig) Status(ctx context.Context) (Status, error) {
-	out, err := r.Earlydrop(ctx, "status", "-i", Device, "--json")
-	if err != nil {
-		return Status{}, err
-	}
-	all, err := decodeLines[Status](out)
+// Status asks the program for the status of the device.
+func (r *Rig) Status(ctx context.Context) (status.Status, error) {
+	all, err := r.Statuses(ctx, "-i", Device)
 	if err == nil && len(all) != 1 {
-		err = fmt.Errorf("status printed %d objects: %s", len(all), out)
+		err = fmt.Errorf("status printed %d objects", len(all))
 	}
 	if err != nil {
-		return Status{}, err
+		return status.Status{}, err
 	}
 	return all[0], nil
+}
+
+// Statuses runs `earlydrop status` with more arguments: without any, it is about all
+// interfaces.
+func (r *Rig) Statuses(ctx context.Context, args ...string) ([]status.Status, error) {
+	out, err := r.Earlydrop(ctx, append([]string{"status", "--json"}, args...)...)
+	if err != nil {
+		return nil, err
+	}
+	return decodeLines[status.Status](out)
 }
 
 func decodeLines[T any](text string) ([]T, error) {

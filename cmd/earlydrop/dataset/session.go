@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package dataset
 
 import (
 	"encoding/binary"
@@ -61,7 +61,7 @@ func (s *sessions) add(m *flow.Meta) {
 // over before its session has ended, and to keep the first packets of every flow
 // until then takes more memory than to read the files again. What could be read
 // before an error is filled in all the same.
-func (s *sessions) read(files []*datasetInput) error {
+func (s *sessions) read(files []*input) error {
 	if len(s.all) == 0 {
 		return nil
 	}
@@ -72,7 +72,7 @@ func (s *sessions) read(files []*datasetInput) error {
 	return errors.Join(append(errs, s.complete(files[0].path))...)
 }
 
-func (s *sessions) readFile(in *datasetInput) error {
+func (s *sessions) readFile(in *input) error {
 	f, err := in.open()
 	if err != nil {
 		return err

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package gateway
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 )
 
@@ -38,12 +39,10 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// brokenError ends a daemon that can't do its work any more, although its interface
-// is there and nobody asked it to end. What the kernel does goes on without it.
-type brokenError struct{ err error }
+// rateLimit lets one warning per second through.
+type rateLimit struct{ last atomic.Int64 }
 
-func (e *brokenError) Error() string {
-	return e.err.Error() + "; the data path stays attached: blocked flows stay blocked, new flows pass (attach takes it over)"
+func (r *rateLimit) allow() bool {
+	now, last := time.Now().UnixNano(), r.last.Load()
+	return now-last >= int64(time.Second) && r.last.CompareAndSwap(last, now)
 }
-
-func (e *brokenError) Unwrap() error { return e.err }

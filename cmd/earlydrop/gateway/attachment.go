@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/loader"
+	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/policy"
+)
+
+const (
+	sweepEvery = 100 * time.Millisecond // idle flows wait at most this much longer
+	tidyEvery  = time.Second            // expired blocks, counters for status
+	tellEvery  = 10 * time.Second       // how many verdicts were left out
+
+	// After the program stood still, the ring buffer is full of captures whose
+	// flows are far ahead. New flows must not wait until all of them are
+	// classified: what is staleAfter old passes while more than a few wait.
+	staleAfter   = time.Second
+	staleWaiting = 64
+)
+
+// attachment is one interface of a gateway: its data path, and the way of captures and
+// verdicts between that and the gateway's classifier and policy.
+type attachment struct {
+	gateway *Gateway
+	dp      *loader.DataPath
+	iface   func() string // what the interface is called now
+	ended   bool          // the data path was let go
+
+	warnClassify, warnBlock, warnRead, warnTidy rateLimit
+}
+
+// run works until ctx ends, the interface vanishes or the ring buffer fails.
+func (a *attachment) run(ctx context.Context) error {
+	reader, err := a.dp.NewReader()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	wg.Go(func() { a.tidy(ctx, cancel) })
+	wg.Go(func() {
+		if err := a.dp.Watch(ctx, a.changed); err != nil {
+			cancel(err)
+		}
+	})
+	wg.Go(func() {
+		<-ctx.Done()
+		_ = reader.Close()
+	})
+	err = a.read(ctx, reader)
+	cancel(err)
+	wg.Wait()
+	// A signal is how it is meant to end.
+	if cause := context.Cause(ctx); err == nil && cause != nil && !errors.Is(cause, context.Canceled) {
+		err = cause
+	}
+	return err
+}
+
+// sampleSource is where captures come from, a *loader.Reader.
+type sampleSource interface {
+	Read(*flow.Sample) error
+}
+
+// read moves captures from the ring buffer to the classifier's queue. It returns nil
+// when the reader is closed, and a *BrokenError when the ring buffer fails for good.
+func (a *attachment) read(ctx context.Context, reader sampleSource) error {
+	var trouble patience
+	engine, decide := a.gateway.config.Engine, a.decide // once: a method value takes memory
+	for {
+		s := engine.Get()
+		err := reader.Read(s)
+		switch {
+		case errors.Is(err, loader.ErrClosed):
+			engine.Put(s)
+			return nil
+		case errors.Is(err, loader.ErrBadRecord):
+			trouble.over()
+			engine.Put(s)
+			a.gateway.counts[countNotClassified].Add(1)
+			if a.warnRead.allow() {
+				slog.Warn("capture lost", "interface", a.iface(), "error", err)
+			}
+			continue
+		case err != nil:
+			engine.Put(s)
+			if trouble.lasts() {
+				return &BrokenError{err}
+			}
+			if a.warnRead.allow() {
+				slog.Warn("captures can't be read, trying again", "interface", a.iface(), "error", err)
+			}
+			pause(ctx, tryAgainAfter)
+			continue
+		}
+		trouble.over()
+		stale := engine.Waiting() >= staleWaiting && time.Since(s.Start.Add(s.Elapsed)) > staleAfter
+		if stale || !engine.Submit(s, decide) {
+			// Fail open: the flow passes, as it does already.
+			a.gateway.counts[countQueueFull].Add(1)
+			engine.Put(s)
+		}
+	}
+}
+
+// decide is called by the classifier's workers, several at once.
+func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
+	g := a.gateway
+	if err != nil {
+		g.counts[countNotClassified].Add(1)
+		if !errors.Is(err, classifier.ErrClosed) && a.warnClassify.allow() {
+			slog.Warn("flow not classified, it passes", "interface", a.iface(), "flow", s.Key, "error", err)
+		}
+		return
+	}
+	decision := g.config.Policy.Decide(&s.Meta, r)
+	treatment := decision.Treatment()
+	if g.config.Mode != policy.Enforce {
+		treatment = flow.Treatment{}
+	}
+	block := treatment.Action == flow.Drop
+	err = a.dp.ApplyFlow(&s.Meta, treatment)
+	decided := time.Now()
+	enforced := block && err == nil
+	var failed error // to block
+	if err != nil {
+		g.counts[countNotBlocked].Add(1)
+		message := "verdict not written, the flow passes"
+		if block {
+			failed, message = err, "flow not blocked, it passes"
+		}
+		if errors.Is(err, loader.ErrFull) {
+			g.counts[countBlockedFull].Add(1)
+		}
+		if a.warnBlock.allow() {
+			slog.Warn(message, "interface", a.iface(), "flow", s.Key, "error", err)
+		}
+	}
+	g.counts[countClassified].Add(1)
+	if decision.Action == flow.Drop {
+		g.counts[countToDrop].Add(1)
+	}
+	if enforced {
+		g.counts[countBlocked].Add(1)
+	}
+	n, _ := g.classes.LoadOrStore(decision.Class, new(atomic.Uint64))
+	n.(*atomic.Uint64).Add(1)
+	if g.config.Events.Wants(decision.Detected, decided) {
+		g.config.Events.Add(a.verdict(s, &r, &decision, enforced, failed, decided))
+	}
+}
+
+// verdict returns the event of a verdict. failed says why a drop was not enforced,
+// although it should have been.
+func (a *attachment) verdict(s *flow.Sample, r *flow.Result, dec *policy.Decision, enforced bool, failed error, at time.Time) *event.Verdict {
+	v := event.NewVerdict(s, r, dec)
+	handedOver := v.Time
+	v.Time, v.Mode, v.Model, v.Enforced = at, a.gateway.config.Mode.String(), a.gateway.model, &enforced
+	v.VerdictMS = float64(at.Sub(s.Start).Microseconds()) / 1e3
+	v.LatencyUS = float64(max(0, at.Sub(handedOver)).Nanoseconds()) / 1e3
+	if failed != nil {
+		v.Error = failed.Error()
+	}
+	return v
+}
+
+// tidy does what is due regularly: the idle sweep, expired blocks, status.
+func (a *attachment) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
+	sweep, slow, tell := time.NewTicker(sweepEvery), time.NewTicker(tidyEvery), time.NewTicker(tellEvery)
+	defer sweep.Stop()
+	defer slow.Stop()
+	defer tell.Stop()
+	var noSweep, noTidying patience
+	advised := false
+	for {
+		var err error
+		trouble := &noSweep
+		select {
+		case <-ctx.Done():
+			// The last word of a daemon that persists.
+			_ = a.dp.Report(a.gateway.counters())
+			return
+		case now := <-tell.C:
+			a.sayLeftOut(now)
+			continue
+		case <-sweep.C:
+			_, err = a.dp.Sweep()
+		case <-slow.C:
+			err, trouble = errors.Join(a.expire(), a.dp.Report(a.gateway.counters())), &noTidying
+			advised = advised || a.advise()
+		}
+		switch {
+		case err == nil:
+			trouble.over()
+		case trouble.lasts():
+			cancel(&BrokenError{err})
+			return
+		case a.warnTidy.allow():
+			slog.Warn("trying again", "interface", a.iface(), "error", err)
+		}
+	}
+}
+
+// advise logs, once, what the counters say about what is seen of connections, and
+// reports whether there was anything.
+func (a *attachment) advise() bool {
+	counters, err := a.dp.Counters()
+	if err != nil {
+		return false
+	}
+	advice := a.gateway.config.Advise(a.iface(), counters.Values())
+	for _, text := range advice {
+		slog.Warn(text, "interface", a.iface())
+	}
+	return len(advice) > 0
+}
+
+func (a *attachment) expire() error {
+	blocks, err := a.dp.ExpireBlocks()
+	for _, b := range blocks {
+		a.blockEnded(b)
+	}
+	return err
+}
+
+// blockEnded tells that a block is over, and why.
+func (a *attachment) blockEnded(b loader.Block) {
+	a.gateway.config.Events.Add(&event.BlockEnded{
+		Time: time.Now(), Interface: a.iface(),
+		Endpoints: event.Endpoints{Src: b.Key.Lo, Dst: b.Key.Hi, Proto: b.Key.Proto.String(), VLAN: b.Key.VLAN, InnerVLAN: b.Key.InnerVLAN},
+		Class:     b.Class, Rule: b.Rule, Reason: string(b.Ended), DroppedPackets: b.Packets, DroppedBytes: b.Bytes,
+	})
+}
+
+// sayLeftOut tells how many verdicts were left out since the last time, if any.
+func (a *attachment) sayLeftOut(now time.Time) {
+	events := a.gateway.config.Events
+	if n := events.TakeLeftOut(); n > 0 {
+		events.Put(&event.LeftOut{Time: now, Interface: a.iface(), PassesLeftOut: n})
+	}
+}
+
+// changed tells what became of the interface and the pins while it ran.
+func (a *attachment) changed(c loader.Change) {
+	if c.Was != "" {
+		slog.Info("the interface was renamed", "from", c.Was, "interface", a.iface(), "pins", a.dp.PinDir())
+	}
+	if c.Moved {
+		slog.Warn("the interface was moved to another network namespace, the work goes on", "interface", a.iface())
+	}
+	if c.Restored > 0 {
+		a.gateway.counts[countPinsRestored].Add(uint64(c.Restored))
+		slog.Warn("pins had been removed and are there again", "interface", a.iface(), "pins", a.dp.PinDir(), "count", c.Restored)
+	}
+	if c.PinsErr != nil {
+		slog.Warn("pins were removed and can't be put back: the work goes on, but status does not show it, and blocks end with this process",
+			"interface", a.iface(), "error", a.gateway.config.Explain(c.PinsErr))
+	}
+}

@@ -80,7 +80,8 @@ struct flow {
 	__u8 again; /* for that time, at most AGAIN_MOST; 0: it does not */
 	__u8 initiator_is_lo;
 	__u8 side; /* the initiator's */
-	__u8 pad[3];
+	__u8 pad;
+	__u16 before;  /* bytes so far; 0 as long as there is next to no payload */
 	__u32 next_lo; /* as of struct sample */
 	__u32 next_hi;
 };
@@ -149,7 +150,8 @@ struct sample {
 	__u32 next_lo; /* sequence number of the next byte that the side will send */
 	__u32 next_hi;
 	__u8 again; /* TCP: it goes on with the capture before, for that time; 0: it is the first */
-	__u8 pad[3];
+	__u8 pad;
+	__u16 before; /* bytes of it; here, the capture begins only behind so many */
 	struct packet_record packets[CAPTURE_PACKETS];
 	__u8 data[CAPTURE_BYTES] __attribute__((aligned(8)));
 };

@@ -148,6 +148,12 @@ static __always_inline void remember(const struct flow_key *key, enum verdict ve
 	bpf_map_update_elem(&flows, key, &flow, BPF_ANY);
 }
 
+/* Whether there is more than next to no payload, with what was captured before. */
+static __always_inline bool has_payload(const struct slot *slot)
+{
+	return slot->sample.before || slot->payload >= PAYLOAD_LEAST;
+}
+
 /* A capture was handed over. again is as of struct flow. */
 static __always_inline void remember_capture(const struct slot *slot, enum verdict verdict,
 					     __u8 again)
@@ -164,6 +170,7 @@ static __always_inline void remember_capture(const struct slot *slot, enum verdi
 		.again = again,
 		.initiator_is_lo = sample->initiator_is_lo,
 		.side = sample->side,
+		.before = again && has_payload(slot) ? sample->length : 0,
 		.next_lo = sample->next_lo,
 		.next_hi = sample->next_hi,
 	};
@@ -180,7 +187,7 @@ static __always_inline __u8 goes_on(const struct slot *slot)
 	if (sample->key.proto != IPPROTO_TCP || (sample->flags & SAMPLE_MID_STREAM) ||
 	    sample->again >= AGAIN_MOST)
 		return 0;
-	if (sample->reason == REASON_FULL && slot->payload >= PAYLOAD_LEAST)
+	if (sample->reason == REASON_FULL && has_payload(slot))
 		return 0;
 	return sample->again + 1;
 }
@@ -504,6 +511,7 @@ static __always_inline __u32 hold_slot(struct slot *slot, const struct packet *p
 	slot->mark = 0;
 	slot->payload = slot->bare = 0;
 	slot->sample.again = 0;
+	slot->sample.before = 0;
 	slot->last_ns = pkt->now;
 	slot->sample.key = pkt->key;
 	slot->sample.reason = 0;
@@ -581,6 +589,8 @@ __noinline int open_capture(const struct packet *pkt)
 		slot->sample.side = before->side;
 		slot->sample.flags = 0;
 		slot->sample.again = before->again;
+		slot->sample.before = before->before;
+		slot->word = before->before;
 		slot->sample.known = KNOWN_ALL;
 		slot->sample.isn_lo = before->isn_lo;
 		slot->sample.isn_hi = before->isn_hi;

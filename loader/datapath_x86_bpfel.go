@@ -171,7 +171,8 @@ type datapathFlow struct {
 	Again         uint8
 	InitiatorIsLo uint8
 	Side          uint8
-	Pad           [3]uint8
+	Pad           uint8
+	Before        uint16
 	NextLo        uint32
 	NextHi        uint32
 }
@@ -228,7 +229,8 @@ type datapathSample struct {
 	NextLo        uint32
 	NextHi        uint32
 	Again         uint8
-	Pad           [3]uint8
+	Pad           uint8
+	Before        uint16
 	Packets       [32]datapathPacketRecord
 	Data          [1024]uint8
 }

@@ -703,7 +703,7 @@ func assembled(steps []step, c config) (o outcome, keys map[flow.Key]bool) {
 			}
 			v := look(s)
 			if s.Reason == flow.ReasonEnd {
-				v.Reason = ""
+				v.Reason, v.Provisional = "", false
 				o.Collecting = append(o.Collecting, v)
 			} else {
 				o.HandedOver = append(o.HandedOver, v)
@@ -760,7 +760,7 @@ func (p *twinPath) captured(steps []step) (o outcome) {
 	for _, s := range p.samples() {
 		v := look(s)
 		if s.Reason == flow.ReasonIdle {
-			v.Reason = ""
+			v.Reason, v.Provisional = "", false
 		}
 		o.Collecting = append(o.Collecting, v)
 	}

@@ -108,6 +108,10 @@ func decodeSample(raw []byte, s *flow.Sample) error {
 			s.Signals |= seen.signal
 		}
 	}
+	before := int(le.Uint16(raw[unsafe.Offsetof(in.Before):]))
+	if before >= length {
+		return fmt.Errorf("%w: it claims %d bytes behind %d", ErrBadRecord, length, before)
+	}
 	s.Packets = s.Packets[:count]
 	last := 0
 	for i := range s.Packets {
@@ -119,14 +123,15 @@ func decodeSample(raw []byte, s *flow.Sample) error {
 			FromInitiator: p[unsafe.Offsetof(rec.FromInitiator)] != 0,
 			Time:          time.Duration(le.Uint32(p[unsafe.Offsetof(rec.TimeUs):])) * time.Microsecond,
 		}
-		off := int(s.Packets[i].Offset)
-		if off < last || off >= length {
-			return fmt.Errorf("%w: packet %d is at offset %d of %d, after offset %d", ErrBadRecord, i, off, length, last)
+		off := int(s.Packets[i].Offset) - before
+		if off < last || off >= length-before {
+			return fmt.Errorf("%w: packet %d is at offset %d of %d, after offset %d", ErrBadRecord, i, off, length-before, last)
 		}
+		s.Packets[i].Offset = uint16(off)
 		last = off
 	}
-	s.Data = s.Data[:length]
-	copy(s.Data, raw[header:header+length])
+	s.Data = s.Data[:length-before]
+	copy(s.Data, raw[header+before:header+length])
 	return nil
 }
 

@@ -4,6 +4,7 @@ package assembly
 
 import (
 	"container/list"
+	"time"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/loader/flow/parts"
@@ -21,7 +22,6 @@ const (
 // ended holds what is needed of flows whose capture ended early, for it to go on: those
 // whose capture ended last.
 type ended struct {
-	most  int
 	of    map[uint64]*list.Element // by Flow.Seq
 	order *list.List               // of *endedFlow, the earliest first
 	parts *parts.Store             // their captures
@@ -29,27 +29,37 @@ type ended struct {
 
 type endedFlow struct {
 	seq      uint64
+	start    time.Time // of the flow
 	stream   stream
 	revision int // of the capture that ended
+	before   int // as Flow.before, with that capture
 }
 
-func newEnded(most int) *ended {
-	return &ended{most: most, of: map[uint64]*list.Element{}, order: list.New(), parts: parts.NewStore(most)}
+func newEnded() *ended {
+	return &ended{of: map[uint64]*list.Element{}, order: list.New(), parts: parts.NewStore(parts.DefaultKept)}
 }
 
 // goesOn reports whether the capture of a flow may go on after the hand-over.
 func (f *Flow) goesOn(reason flow.Reason) bool {
 	return f.stream != nil && f.hasNumbers && f.revision < againMost && reason != flow.ReasonEnd &&
-		(reason != flow.ReasonFull || f.payload < signals.ScantBytes)
+		(reason != flow.ReasonFull || !f.hasPayload())
 }
 
+// hasPayload reports whether there is more than next to no payload, with what was captured
+// before.
+func (f *Flow) hasPayload() bool { return f.before > 0 || f.payload >= signals.ScantBytes }
+
 func (e *ended) add(f *Flow) {
-	if e.order.Len() >= e.most {
+	if e.order.Len() >= parts.DefaultKept {
 		delete(e.of, e.order.Remove(e.order.Front()).(*endedFlow).seq)
 	}
 	st := *f.stream
 	st.hole = [2]hole{}
-	e.of[f.Seq] = e.order.PushBack(&endedFlow{f.Seq, st, f.revision})
+	before := 0
+	if f.hasPayload() {
+		before = f.before + len(f.sample.Data)
+	}
+	e.of[f.Seq] = e.order.PushBack(&endedFlow{f.Seq, f.Start, st, f.revision, before})
 }
 
 // take returns the flow and holds it no more; nil if it is not held.
@@ -87,8 +97,8 @@ func (a *Assembler) again(f *Flow, s *segment) {
 	a.ended.take(f.Seq)
 	a.counters[Again]++
 	on := *f // that of a decided flow is used again
-	on.Start, on.captured, on.stage, on.revision = s.ts, s.ts, collecting, e.revision+1
-	on.stream = &st
+	on.Start, on.captured, on.stage, on.revision = e.start, on.Last, collecting, e.revision+1
+	on.stream, on.before = &st, e.before
 	*a.ledger.state(f.Seq) = open
 	a.flows[f.Seq] = &on
 	a.collect(&on, nil, nil)

@@ -218,6 +218,7 @@ type Flow struct {
 	payload    int       // captured bytes of it
 	bare       int       // bytes of captured header-only packets behind the first payload
 	revision   int       // how often the capture went on
+	before     int       // bytes of the capture before; 0 as long as there is next to no payload
 
 	captured time.Time // when the latest packet was captured
 	turn     uint64    // orders the collecting flows by their latest captured packet
@@ -447,12 +448,13 @@ func (a *Assembler) capture(f *Flow, p *headers.Packet, frame []byte, ends bool)
 	if bare && !ends {
 		f.bare += p.WireLen
 	}
-	f.payload += max(0, min(p.WireLen, flow.CaptureBytes-len(s.Data))-(p.WireLen-p.PayloadLen))
+	room := flow.CaptureBytes - f.before - len(s.Data)
+	f.payload += max(0, min(p.WireLen, room)-(p.WireLen-p.PayloadLen))
 	f.captured = f.Last
-	f.lack.add(lacks(p, frame, flow.CaptureBytes-len(s.Data)))
-	appendPacket(s, p, frame, p.SrcIsLo == f.InitiatorIsLo, f.Last.Sub(f.Start))
+	f.lack.add(lacks(p, frame, room))
+	appendPacket(s, p, frame[:min(len(frame), room)], p.SrcIsLo == f.InitiatorIsLo, f.Last.Sub(f.Start))
 	switch {
-	case s.Complete():
+	case f.before+len(s.Data) == flow.CaptureBytes:
 		a.handOver(f, flow.ReasonFull)
 	case ends:
 		a.handOver(f, flow.ReasonClosed)

@@ -181,7 +181,8 @@ type floorFlow struct {
 	Again         uint8
 	InitiatorIsLo uint8
 	Side          uint8
-	Pad           [3]uint8
+	Pad           uint8
+	Before        uint16
 	NextLo        uint32
 	NextHi        uint32
 }
@@ -266,7 +267,8 @@ type floorSlot struct {
 		NextLo        uint32
 		NextHi        uint32
 		Again         uint8
-		Pad           [3]uint8
+		Pad           uint8
+		Before        uint16
 		Packets       [32]struct {
 			_             structs.HostLayout
 			WireLen       uint32

@@ -154,7 +154,9 @@ func flowsOf(file *captures.File, options assembly.Options, bar *progress, found
 	}
 	defer f.Close()
 	a := assembly.New(options, func(f *assembly.Flow, s *flow.Sample) {
-		numbers = append(numbers, f.Seq)
+		if s.Revision == 0 { // what is explained is the last one
+			numbers = append(numbers, f.Seq)
+		}
 		if found != nil && f.Seq == wanted {
 			found.CopyFrom(s)
 		}

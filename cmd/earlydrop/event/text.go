@@ -39,9 +39,6 @@ func (v *Verdict) Text(verbose bool) string {
 	if v.Revised > 0 {
 		line += ", revised"
 	}
-	if v.Provisional {
-		line += ", provisional"
-	}
 	if v.Signals != nil {
 		line += ", shows " + strings.Join(v.Signals, " ")
 	}
@@ -90,9 +87,6 @@ func (v *Verdict) Note() string {
 	}
 	if v.Revised > 0 {
 		notes = append(notes, "revised")
-	}
-	if v.Provisional {
-		notes = append(notes, "provisional")
 	}
 	notes = append(notes, v.Signals...)
 	if notes == nil {

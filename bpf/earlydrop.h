@@ -79,8 +79,8 @@ struct flow {
 	/* TCP: the capture ended early, and payload in place opens it again */
 	__u8 again; /* for that time, at most AGAIN_MOST; 0: it does not */
 	__u8 initiator_is_lo;
-	__u8 side; /* the initiator's */
-	__u8 pad;
+	__u8 side;     /* the initiator's */
+	__u8 one_way;  /* SAMPLE_ONE_WAY or 0 */
 	__u16 before;  /* bytes so far; 0 as long as there is next to no payload */
 	__u32 next_lo; /* as of struct sample */
 	__u32 next_hi;

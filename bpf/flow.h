@@ -170,6 +170,7 @@ static __always_inline void remember_capture(const struct slot *slot, enum verdi
 		.again = again,
 		.initiator_is_lo = sample->initiator_is_lo,
 		.side = sample->side,
+		.one_way = sample->flags & SAMPLE_ONE_WAY,
 		.before = again && has_payload(slot) ? sample->length : 0,
 		.next_lo = sample->next_lo,
 		.next_hi = sample->next_hi,
@@ -587,7 +588,7 @@ __noinline int open_capture(const struct packet *pkt)
 		slot->sample.start_ns = pkt->now;
 		slot->sample.initiator_is_lo = before->initiator_is_lo;
 		slot->sample.side = before->side;
-		slot->sample.flags = 0;
+		slot->sample.flags = before->one_way;
 		slot->sample.again = before->again;
 		slot->sample.before = before->before;
 		slot->word = before->before;

@@ -940,6 +940,7 @@ __noinline int goes_on_with(struct packet *pkt)
 		cnt->wrong_side++;
 		return 0;
 	}
+	e.one_way = flow->one_way;
 	e.next = pkt->src_is_lo ? flow->next_lo : flow->next_hi;
 	e.other = pkt->src_is_lo ? flow->next_hi : flow->next_lo;
 	placed = place(&e, pkt);

@@ -181,7 +181,7 @@ type floorFlow struct {
 	Again         uint8
 	InitiatorIsLo uint8
 	Side          uint8
-	Pad           uint8
+	OneWay        uint8
 	Before        uint16
 	NextLo        uint32
 	NextHi        uint32

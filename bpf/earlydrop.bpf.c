@@ -30,49 +30,9 @@
 #include "flow.h"
 #include "tcp.h"
 #include "udp.h"
+#include "fragments.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
-
-/* Notes a packet of a known UDP flow, and tells whether it is captured again, as there was
- * a long silence before, until that is handed over. The clock is read once a tick at
- * most. */
-static __always_inline bool is_resumed(struct flow *flow)
-{
-	__u32 tick = bpf_jiffies64();
-	__u64 now, last;
-
-	if (flow->verdict == VERDICT_RESUMED)
-		return true;
-	if (tick == flow->last_tick)
-		return false;
-	now = bpf_ktime_get_coarse_ns();
-	last = flow->last_ns;
-	flow->last_ns = now;
-	flow->last_tick = tick;
-	/* User space writes an exact time, which the coarse clock may lag. */
-	if (now <= last || now - last <= cfg_udp_idle_ns)
-		return false;
-	flow->verdict = VERDICT_RESUMED;
-	return true;
-}
-
-/* A datagram of a flow whose block's time is over: the flow is captured again, unless
- * that has been done since. Not static, so that its stack is its own. */
-__noinline int resume_after(const struct packet *pkt, __u64 expires_ns)
-{
-	struct flow_key key;
-	struct flow *flow;
-
-	if (!pkt)
-		return 0;
-	key = pkt->key;
-	flow = bpf_map_lookup_elem(&flows, &key);
-	if (!flow)
-		remember(&key, VERDICT_RESUMED, 0, 0, 0, 0);
-	else if (flow->last_ns < expires_ns)
-		flow->verdict = VERDICT_RESUMED;
-	return 0;
-}
 
 /* A datagram of a flow that is neither decided nor blocked. */
 static __always_inline void collect_udp(struct counts *cnt, const struct source *src,
@@ -111,6 +71,36 @@ static __always_inline void collect_udp(struct counts *cnt, const struct source 
 	}
 }
 
+/* Whether a first fragment is simply passed or dropped, as process_packet() does it with whole
+ * packets. Sets an enum action then. */
+static __always_inline bool settled_fragment(struct counts *cnt, struct packet *pkt,
+					     const struct flow_key *key, int *action)
+{
+	struct block *block;
+	struct flow *flow;
+	__u64 *word;
+
+	/* Linux 6.1 knows no bound of a bucket whose ports come out of a longer register. */
+	hide(key);
+	block = find_block(key);
+	if (key->proto == IPPROTO_TCP) {
+		/* What is known of its flow, tcp_segment() looks up. */
+		if (block || (pkt->tcp_flags & TCP_SYN))
+			return false;
+		word = settled_word(pkt->hash);
+		return word && *word == settled_tag(pkt->hash);
+	}
+	if (block) {
+		if (time_left(block)) {
+			*action = drop(cnt, block, pkt);
+			return true;
+		}
+		resume_after(pkt, block->expires_ns);
+	}
+	flow = bpf_map_lookup_elem(&flows, key);
+	return flow && !is_resumed(flow);
+}
+
 /* A packet of a flow that is not simply passed or dropped. Returns an enum action. */
 static __always_inline int unsettled(const struct source *src, struct packet *pkt)
 {
@@ -122,6 +112,11 @@ static __always_inline int unsettled(const struct source *src, struct packet *pk
 		return ACTION_PASS;
 	/* Before Linux 6.2, helpers take no key from memory that a function was handed. */
 	key = pkt->key;
+	if (pkt->tcp_flags & PACKET_FIRST) {
+		pkt->hash = hash_key(&key);
+		if (settled_fragment(cnt, pkt, &key, &action))
+			return action;
+	}
 	if (key.proto == IPPROTO_TCP)
 		action = tcp_segment(cnt, src, pkt, &key);
 	else
@@ -155,6 +150,8 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 	switch (parse_packet(src, pkt, offloaded_tag, tag_proto, tci)) {
 	case PARSE_FLOW:
 		break;
+	case PARSE_FIRST_FRAGMENT:
+		goto unsettled;
 	case PARSE_NOT_IP:
 		cnt->not_ip++;
 		return ACTION_PASS;
@@ -167,8 +164,12 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 	case PARSE_UNPARSABLE:
 		cnt->unparsable++;
 		return ACTION_PASS;
-	case PARSE_LATER_FRAGMENT:
-		cnt->later_fragment++;
+	case PARSE_BAD_FRAGMENT:
+		return bad_fragment();
+	case PARSE_DROP:
+		return ACTION_DROP;
+	case PARSE_LATER_FRAGMENT: /* fragment() has counted it */
+	case PARSE_PASS:
 		return ACTION_PASS;
 	case PARSE_LOAD_FAILED:
 		cnt->load_failed++;

@@ -115,7 +115,7 @@ struct packet_record {
 	__u32 time_us;	/* since the flow's first packet; saturates */
 	__u16 offset;	/* first byte in the capture */
 	__u8 from_initiator;
-	__u8 pad;
+	__u8 fragment; /* the first one of a greater packet */
 };
 
 enum handover_reason {
@@ -165,11 +165,14 @@ struct counts {
 	__u64 dropped_bytes;
 	/* passed, never part of a flow */
 	__u64 not_ip;
-	__u64 other_proto; /* neither TCP nor UDP */
-	__u64 malformed;   /* headers that can't be true: lengths, IPv4 checksum, TTL 0, ... */
-	__u64 unparsable;  /* more tags or extension headers than are walked */
-	__u64 later_fragment;
-	__u64 bad_flags; /* SYN together with RST or FIN */
+	__u64 other_proto;    /* neither TCP nor UDP */
+	__u64 malformed;      /* headers that can't be true: lengths, IPv4 checksum, TTL 0, ... */
+	__u64 unparsable;     /* more tags or extension headers than are walked */
+	__u64 later_fragment; /* all but bad ones; those of blocked flows are dropped, and here */
+	__u64 followed_fragment;    /* ... which followed their first: they belong to its flow */
+	__u64 bad_fragment;	    /* malformed, see fragments.h: pass in monitor */
+	__u64 bad_fragment_dropped; /* ... dropped, in enforce; of no block */
+	__u64 bad_flags;	    /* SYN together with RST or FIN */
 	/* flows */
 	__u64 tcp_opened;     /* connections that both ends have made */
 	__u64 udp_opened;     /* flows of which both sides have spoken */

@@ -71,6 +71,12 @@ static __always_inline __u8 side_of(const struct source *src, const struct packe
 #define call_hook(function, src, pkt)                                                              \
 	((src)->is_xdp ? function##_xdp((src)->ctx, pkt) : function##_skb((src)->ctx, pkt))
 
+static __always_inline int load(const struct source *src, __u32 from, void *to, __u32 len)
+{
+	return src->is_xdp ? bpf_xdp_load_bytes(src->ctx, from, to, len)
+			   : bpf_skb_load_bytes(src->ctx, from, to, len);
+}
+
 static __always_inline struct counts *get_counters(void)
 {
 	__u32 zero = 0;
@@ -149,7 +155,7 @@ static __always_inline void remember(const struct flow_key *key, enum verdict ve
 }
 
 /* Whether there is more than next to no payload, with what was captured before. */
-static __always_inline bool has_payload(const struct slot *slot)
+static __always_inline bool enough_payload(const struct slot *slot)
 {
 	return slot->sample.before || slot->payload >= PAYLOAD_LEAST;
 }
@@ -171,7 +177,7 @@ static __always_inline void remember_capture(const struct slot *slot, enum verdi
 		.initiator_is_lo = sample->initiator_is_lo,
 		.side = sample->side,
 		.one_way = sample->flags & SAMPLE_ONE_WAY,
-		.before = again && has_payload(slot) ? sample->length : 0,
+		.before = again && enough_payload(slot) ? sample->length : 0,
 		.next_lo = sample->next_lo,
 		.next_hi = sample->next_hi,
 	};
@@ -188,7 +194,7 @@ static __always_inline __u8 goes_on(const struct slot *slot)
 	if (sample->key.proto != IPPROTO_TCP || (sample->flags & SAMPLE_MID_STREAM) ||
 	    sample->again >= AGAIN_MOST)
 		return 0;
-	if (sample->reason == REASON_FULL && has_payload(slot))
+	if (sample->reason == REASON_FULL && enough_payload(slot))
 		return 0;
 	return sample->again + 1;
 }
@@ -316,6 +322,7 @@ static __always_inline void capture(struct counts *cnt, struct slot *slot, __u32
 		rec->time_us = microseconds(slot->sample.start_ns, pkt->now);
 		rec->offset = off;
 		rec->from_initiator = pkt->src_is_lo == !!slot->sample.initiator_is_lo;
+		rec->fragment = !!(pkt->tcp_flags & PACKET_FIRST);
 		slot->last_ns = pkt->now;
 		len = MIN(len, CAPTURE_BYTES - off);
 		if (len > header_len)
@@ -356,7 +363,7 @@ static __always_inline void capture_segment(struct counts *cnt, struct slot *slo
 {
 	struct expected e = {.one_way = slot->sample.flags & SAMPLE_ONE_WAY};
 	bool decoy = pkt->tcp_flags & PACKET_DECOY;
-	__u32 bare = pkt->payload_len ? 0 : pkt->frame_len;
+	__u32 bare = has_payload(pkt) ? 0 : pkt->frame_len;
 	enum placed placed;
 
 	if (!comes_from(pkt, slot->sample.side, slot->sample.initiator_is_lo)) {
@@ -589,6 +596,7 @@ __noinline int open_capture(const struct packet *pkt)
 		slot->sample.initiator_is_lo = before->initiator_is_lo;
 		slot->sample.side = before->side;
 		slot->sample.flags = before->one_way;
+		slot->mark = before->mark;
 		slot->sample.again = before->again;
 		slot->sample.before = before->before;
 		slot->word = before->before;

@@ -35,10 +35,12 @@
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
-/* No flags: in place of CWR, ECE and PSH, which nobody asks for. */
+/* No flags: in place of CWR, ECE, URG and PSH, which nobody asks for. */
 #define PACKET_DECOY 0x80  /* the checksum is wrong, see checksum.h */
 #define PACKET_UNSURE 0x40 /* can't be told: fragments, lengths, extension headers */
+#define PACKET_FIRST 0x20  /* the first fragment of a greater packet; UDP as well */
 #define PACKET_NEW 0x08	   /* `flows` has nothing of the key */
+#define PACKET_MARKS (PACKET_DECOY | PACKET_UNSURE | PACKET_FIRST | PACKET_NEW)
 
 #define PREFIX_LEN 16
 #define PACKET_BUF 40
@@ -52,6 +54,11 @@ enum parse_result {
 	PARSE_LATER_FRAGMENT,
 	PARSE_LOAD_FAILED,
 	PARSE_BAD_FLAGS,
+	/* see fragments.h */
+	PARSE_BAD_FRAGMENT,
+	PARSE_FIRST_FRAGMENT, /* as PARSE_FLOW */
+	PARSE_PASS,	      /* it was counted */
+	PARSE_DROP,	      /* as well */
 };
 
 /* Where a packet's bytes are. Apart from struct packet, whose key is passed to
@@ -101,11 +108,27 @@ struct packet {
 			};
 			__u32 candidate; /* go on with this candidate, or with NO_CANDIDATE */
 		};
+		/* what fragment() is asked about; offsets are in the buffer */
+		struct {
+			__u32 at;  /* of the IPv4 header or the IPv6 fragment header */
+			__u32 off; /* of what follows the headers of IP */
+			__u32 end; /* of the IP packet */
+			enum parse_result result; /* of the walk over IPv6 extension headers */
+			__u8 proto;
+			bool v4;
+			bool nested; /* two IPv6 fragment headers, the outer one of a first */
+		} fragment;
 	} __attribute__((aligned(8)));
 	__u8 prefix[PREFIX_LEN];
 	struct flow_key key __attribute__((aligned(8))); /* hashed by longer words */
 	__u32 quota; /* of the capture that it opens, see within_quota() */
 };
+
+/* Of a first fragment, all payload may come in later ones. */
+static __always_inline bool has_payload(const struct packet *pkt)
+{
+	return pkt->payload_len || (pkt->tcp_flags & PACKET_FIRST);
+}
 
 struct vlan_header {
 	__be16 tci;
@@ -154,9 +177,30 @@ struct network {
 	__u32 off; /* of the transport header, in the buffer */
 	__u32 end; /* of the IP packet, in the buffer */
 	__u8 proto;
-	bool v4;     /* then only the last words of the addresses are set */
-	__u8 unsure; /* PACKET_UNSURE, or 0 */
+	bool v4;    /* then only the last words of the addresses are set */
+	__u8 marks; /* PACKET_UNSURE, PACKET_FIRST */
 };
+
+/* Looks at a fragment, see fragments.h. */
+int fragment_xdp(struct xdp_md *ctx, struct packet *pkt);
+int fragment_skb(struct __sk_buff *ctx, struct packet *pkt);
+
+/* Asks about a fragment whose addresses are in the key. What is asked is as of struct packet. */
+static __always_inline enum parse_result ask_fragment(struct source *src, struct packet *pkt,
+						      const struct network *net, __u32 at,
+						      enum parse_result result, bool nested)
+{
+	/* A function that is not static is handed memory that was written whole. */
+	__builtin_memset(pkt->buf, 0, sizeof(pkt->buf));
+	pkt->fragment.at = at;
+	pkt->fragment.off = net->off;
+	pkt->fragment.end = net->end;
+	pkt->fragment.result = result;
+	pkt->fragment.proto = net->proto;
+	pkt->fragment.v4 = net->v4;
+	pkt->fragment.nested = nested;
+	return src->is_xdp ? fragment_xdp(src->ctx, pkt) : fragment_skb(src->ctx, pkt);
+}
 
 /* The key has the source's address as the lower one so far. Puts both into canonical order,
  * with their ports. */
@@ -193,50 +237,73 @@ static __always_inline void set_endpoints(struct packet *pkt, const struct netwo
 	}
 }
 
+/* Reads a TCP header that is there as far as its options. The header of a first fragment has
+ * to be in it whole (RFC 1858). */
+static __always_inline enum parse_result read_tcp(struct packet *pkt, const struct network *net,
+						  const struct tcphdr *tcp)
+{
+	__u32 header_len = tcp->doff * 4;
+
+	if (header_len < sizeof(*tcp))
+		return PARSE_MALFORMED;
+	if (net->off + header_len > net->end)
+		return net->marks & PACKET_FIRST ? PARSE_BAD_FRAGMENT : PARSE_MALFORMED;
+	/* The flags are byte 13; the struct has them as bit fields. */
+	pkt->tcp_flags = ((__u8 *)tcp)[13] & ~PACKET_MARKS;
+	if ((pkt->tcp_flags & TCP_SYN) && (pkt->tcp_flags & (TCP_RST | TCP_FIN)))
+		return PARSE_BAD_FLAGS;
+	pkt->tcp_flags |= net->marks;
+	pkt->tcp_off = net->off;
+	pkt->payload_len = net->end - net->off - header_len;
+	return PARSE_FLOW;
+}
+
+static __always_inline enum parse_result read_udp(struct packet *pkt, const struct network *net,
+						  const struct udphdr *udp)
+{
+	__u32 len = bpf_ntohs(udp->len);
+
+	/* 0 stands for "the rest" (jumbograms, GSO); a length beyond the packet
+	 * can't be true, but the bytes that are there are. */
+	if (len && len < sizeof(*udp))
+		return PARSE_MALFORMED;
+	if (!len || len > net->end - net->off)
+		len = net->end - net->off;
+	pkt->payload_len = len - sizeof(*udp);
+	pkt->udp_check = udp->check;
+	return PARSE_FLOW;
+}
+
 static __always_inline enum parse_result parse_transport(struct source *src, struct packet *pkt,
 							 const struct network *net)
 {
+	enum parse_result result;
 	__be16 source, dest;
 
 	if (net->proto == IPPROTO_TCP) {
 		struct tcphdr *tcp;
-		__u32 header_len;
 
 		if (net->off + sizeof(*tcp) > net->end)
 			return PARSE_MALFORMED;
 		tcp = header(src, pkt, net->off, sizeof(*tcp));
 		if (!tcp)
 			return PARSE_LOAD_FAILED;
-		header_len = tcp->doff * 4;
-		if (header_len < sizeof(*tcp) || net->off + header_len > net->end)
-			return PARSE_MALFORMED;
-		/* The flags are byte 13; the struct has them as bit fields. */
-		pkt->tcp_flags = ((__u8 *)tcp)[13] & ~(PACKET_DECOY | PACKET_UNSURE | PACKET_NEW);
-		if ((pkt->tcp_flags & TCP_SYN) && (pkt->tcp_flags & (TCP_RST | TCP_FIN)))
-			return PARSE_BAD_FLAGS;
-		pkt->tcp_flags |= net->unsure;
-		pkt->tcp_off = net->off;
-		pkt->payload_len = net->end - net->off - header_len;
+		result = read_tcp(pkt, net, tcp);
+		if (result != PARSE_FLOW)
+			return result;
 		source = tcp->source;
 		dest = tcp->dest;
 	} else if (net->proto == IPPROTO_UDP) {
 		struct udphdr *udp;
-		__u32 len;
 
 		if (net->off + sizeof(*udp) > net->end)
 			return PARSE_MALFORMED;
 		udp = header(src, pkt, net->off, sizeof(*udp));
 		if (!udp)
 			return PARSE_LOAD_FAILED;
-		len = bpf_ntohs(udp->len);
-		/* 0 stands for "the rest" (jumbograms, GSO); a length beyond the
-		 * packet can't be true, but the bytes that are there are. */
-		if (len && len < sizeof(*udp))
-			return PARSE_MALFORMED;
-		if (!len || len > net->end - net->off)
-			len = net->end - net->off;
-		pkt->payload_len = len - sizeof(*udp);
-		pkt->udp_check = udp->check;
+		result = read_udp(pkt, net, udp);
+		if (result != PARSE_FLOW)
+			return result;
 		source = udp->source;
 		dest = udp->dest;
 	} else {
@@ -317,7 +384,7 @@ static __always_inline enum parse_result parse_ipv4(struct source *src, struct p
 	/* BIG TCP leaves the length at 0: the packet ends where the frame does. */
 	if (!total_len || total_len > rest) {
 		total_len = rest;
-		net->unsure = PACKET_UNSURE;
+		net->marks = PACKET_UNSURE;
 	}
 	if (ip->version != 4 || header_len < sizeof(*ip) || header_len > total_len)
 		return PARSE_MALFORMED;
@@ -325,16 +392,14 @@ static __always_inline enum parse_result parse_ipv4(struct source *src, struct p
 	 * A BIG TCP packet may get its checksum only when it is cut into packets. */
 	if (!ip->ttl || (!(big && !ip->check) && !checksum_holds(src, ip, off)))
 		return PARSE_MALFORMED;
-	if (ip->frag_off & bpf_htons(IP_OFFSET_MASK))
-		return PARSE_LATER_FRAGMENT;
 	net->off = off + header_len;
 	net->end = off + total_len;
 	net->proto = ip->protocol;
 	net->v4 = true;
-	/* Arithmetic: a branch would double what the verifier has to follow. */
-	net->unsure |= (bpf_ntohs(ip->frag_off) & IP_MORE_FRAGMENTS) >> 7;
 	((__be32 *)pkt->key.lo_addr)[3] = ip->saddr;
 	((__be32 *)pkt->key.hi_addr)[3] = ip->daddr;
+	if (ip->frag_off & bpf_htons(IP_OFFSET_MASK | IP_MORE_FRAGMENTS))
+		return ask_fragment(src, pkt, net, off, PARSE_FLOW, false);
 	return PARSE_FLOW;
 }
 
@@ -345,36 +410,47 @@ static __always_inline bool is_extension(__u8 proto)
 }
 
 struct extension_walk {
-	void *ctx;
-	__u32 off;
-	__u32 end;
-	enum parse_result result;
+	__u32 off;	/* in the buffer, of the next header; of what follows at last */
+	__u32 end;	/* of the packet */
+	__u32 fragment; /* offset of the last fragment header */
+	__u16 field;	/* offset and "more" of all of them, 0: whole packets */
+	bool nested;	/* one is in a first fragment */
 	__u8 proto;
-	__u8 pad[3];
+};
+
+struct extension_loop {
+	void *ctx;
+	struct extension_walk walk;
+	enum parse_result result;
+	__u32 pad;
 };
 
 /* One IPv6 extension header. Returns 1 to end bpf_loop(), which is used because
  * six unrolled rounds, each with its own offset, multiply the states that the
  * verifier has to follow through everything behind them. */
-static __always_inline long walk_extension(struct extension_walk *walk, const bool is_xdp)
+static __always_inline long walk_extension(struct extension_loop *loop, const bool is_xdp)
 {
+	struct extension_walk *walk = &loop->walk;
 	__u8 ext[4]; /* next header, length; fragment: offset in the last two */
 
 	if (!is_extension(walk->proto))
 		return 1;
-	walk->result = PARSE_MALFORMED;
+	loop->result = PARSE_MALFORMED;
 	if (walk->off + 8 > walk->end)
 		return 1;
-	if (is_xdp ? bpf_xdp_load_bytes(walk->ctx, walk->off, ext, sizeof(ext))
-		   : bpf_skb_load_bytes(walk->ctx, walk->off, ext, sizeof(ext))) {
-		walk->result = PARSE_LOAD_FAILED;
+	if (is_xdp ? bpf_xdp_load_bytes(loop->ctx, walk->off, ext, sizeof(ext))
+		   : bpf_skb_load_bytes(loop->ctx, walk->off, ext, sizeof(ext))) {
+		loop->result = PARSE_LOAD_FAILED;
 		return 1;
 	}
-	walk->result = PARSE_FLOW;
+	loop->result = PARSE_FLOW;
 	if (walk->proto == IPPROTO_FRAGMENT) {
+		walk->fragment = walk->off;
+		walk->nested |= walk->field & 1;
 		/* 13 bits of offset, 2 reserved, 1 "more" */
+		walk->field |= (ext[2] << 8 | ext[3]) & 0xfff9;
 		if (ext[2] || (ext[3] & 0xf8)) {
-			walk->result = PARSE_LATER_FRAGMENT;
+			loop->result = PARSE_LATER_FRAGMENT;
 			return 1;
 		}
 		walk->off += 8;
@@ -387,14 +463,41 @@ static __always_inline long walk_extension(struct extension_walk *walk, const bo
 	return 0;
 }
 /* Callbacks of bpf_loop(); each program may contain its own hook's helpers only. */
-static long walk_extension_xdp(__u32 index, struct extension_walk *walk)
+static long walk_extension_xdp(__u32 index, struct extension_loop *loop)
 {
-	return walk_extension(walk, true);
+	return walk_extension(loop, true);
 }
 
-static long walk_extension_skb(__u32 index, struct extension_walk *walk)
+static long walk_extension_skb(__u32 index, struct extension_loop *loop)
 {
-	return walk_extension(walk, false);
+	return walk_extension(loop, false);
+}
+
+/* Walks over the extension headers of an IPv6 packet. Returns an enum parse_result; with
+ * PARSE_FLOW, there may be more than are walked. Not static, so that the verifier looks at it
+ * once. */
+__noinline int walk_extensions_xdp(struct xdp_md *ctx, struct extension_walk *walk)
+{
+	struct extension_loop loop = {.ctx = ctx};
+
+	if (!walk)
+		return PARSE_MALFORMED;
+	loop.walk = *walk;
+	bpf_loop(IPV6_EXT_HEADERS, walk_extension_xdp, &loop, 0);
+	*walk = loop.walk;
+	return loop.result;
+}
+
+__noinline int walk_extensions_skb(struct __sk_buff *ctx, struct extension_walk *walk)
+{
+	struct extension_loop loop = {.ctx = ctx};
+
+	if (!walk)
+		return PARSE_MALFORMED;
+	loop.walk = *walk;
+	bpf_loop(IPV6_EXT_HEADERS, walk_extension_skb, &loop, 0);
+	*walk = loop.walk;
+	return loop.result;
 }
 
 /* An IPv4 address as IPv6 has it (::ffff:0:0/96) is in no packet on a wire (RFC 4942, 2.2);
@@ -419,7 +522,7 @@ static __always_inline enum parse_result parse_ipv6(struct source *src, struct p
 	rest = src->len - off;
 	if (!payload_len || payload_len > rest - sizeof(*ip6)) {
 		payload_len = rest - sizeof(*ip6);
-		net->unsure = PACKET_UNSURE;
+		net->marks = PACKET_UNSURE;
 	}
 	net->off = off + sizeof(*ip6);
 	net->end = net->off + payload_len;
@@ -433,24 +536,24 @@ static __always_inline enum parse_result parse_ipv6(struct source *src, struct p
 
 	if (is_extension(net->proto)) {
 		struct extension_walk *walk = (void *)pkt->buf;
+		int result;
 
-		net->unsure = PACKET_UNSURE;
+		net->marks = PACKET_UNSURE;
 		_Static_assert(sizeof(*walk) <= sizeof(pkt->buf), "the walk fits there");
-		walk->ctx = src->ctx;
+		__builtin_memset(walk, 0, sizeof(*walk));
 		walk->off = net->off;
 		walk->end = net->end;
 		walk->proto = net->proto;
-		walk->result = PARSE_FLOW;
-		if (src->is_xdp)
-			bpf_loop(IPV6_EXT_HEADERS, walk_extension_xdp, walk, 0);
-		else
-			bpf_loop(IPV6_EXT_HEADERS, walk_extension_skb, walk, 0);
-		if (walk->result != PARSE_FLOW)
-			return walk->result;
-		if (is_extension(walk->proto))
-			return PARSE_UNPARSABLE;
+		result = src->is_xdp ? walk_extensions_xdp(src->ctx, walk)
+				     : walk_extensions_skb(src->ctx, walk);
 		net->off = walk->off;
 		net->proto = walk->proto;
+		if (walk->field)
+			return ask_fragment(src, pkt, net, walk->fragment, result, walk->nested);
+		if (result != PARSE_FLOW)
+			return result;
+		if (is_extension(walk->proto))
+			return PARSE_UNPARSABLE;
 	}
 	return PARSE_FLOW;
 }

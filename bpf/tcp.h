@@ -600,7 +600,7 @@ static __always_inline int connected_segment(const struct source *src, struct pa
 		release_candidate(id, candidate, pkt->now);
 		return placed == PLACED_BEHIND ? CANDIDACY_BEHIND : CANDIDACY_OUT;
 	}
-	if (pkt->payload_len || (candidate->flags & CANDIDATE_EARLY)) {
+	if (has_payload(pkt) || (candidate->flags & CANDIDATE_EARLY)) {
 		/* Those of one direction may be forged, and would use up what others have. */
 		pkt->quota = pkt->pair_quota = SLOT_UNCOUNTED;
 		if ((candidate->flags & CANDIDATE_FORGED) ||
@@ -895,7 +895,7 @@ static __always_inline void mid_stream_segment(struct counts *cnt, const struct 
 		/* Without an acknowledgement it is in place nowhere. */
 		pkt->candidate = NO_CANDIDATE;
 		pkt->quota = pkt->pair_quota = SLOT_UNCOUNTED;
-		if (!pkt->payload_len || !(pkt->tcp_flags & TCP_ACK))
+		if (!has_payload(pkt) || !(pkt->tcp_flags & TCP_ACK))
 			return;
 		if (open_capture(pkt))
 			cnt->mid_stream++;
@@ -988,7 +988,7 @@ static __always_inline int blocked_segment(struct counts *cnt, struct block *blo
 	__u64 since;
 
 	if ((pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) {
-		if (live && pkt->payload_len)
+		if (live && has_payload(pkt))
 			return drop(cnt, block, pkt);
 		block->candidate_ns = pkt->now;
 		return NOT_BLOCKED;
@@ -1001,7 +1001,7 @@ static __always_inline int blocked_segment(struct counts *cnt, struct block *blo
 		block->mark = 0;
 	}
 	if (pkt->tcp_flags & TCP_SYN) {
-		if (live && (!stands || pkt->payload_len))
+		if (live && (!stands || has_payload(pkt)))
 			return drop(cnt, block, pkt);
 		return NOT_BLOCKED;
 	}
@@ -1017,7 +1017,7 @@ static __always_inline int blocked_segment(struct counts *cnt, struct block *blo
 		stands = block->candidate_ns;
 	}
 	/* Or the new handshake could never be made. */
-	if (stands && !pkt->payload_len)
+	if (stands && !has_payload(pkt))
 		return ACTION_PASS;
 	if (live || renew(cnt, block, pkt))
 		return drop(cnt, block, pkt);

@@ -156,12 +156,6 @@ static __always_inline __u32 waiting_quota_of(const struct packet *pkt)
 	return quota;
 }
 
-static __always_inline int load(const struct source *src, __u32 from, __u8 *to, __u32 len)
-{
-	return src->is_xdp ? bpf_xdp_load_bytes(src->ctx, from, to, len)
-			   : bpf_skb_load_bytes(src->ctx, from, to, len);
-}
-
 /* Adds a packet to the capture pkt->candidate, owned, if there is room. A first frame is
  * copied at once; another in chunks: for the verifier, which tracks a place and a length
  * apart, a whole one could reach as far again behind the end. */
@@ -189,6 +183,7 @@ static __always_inline int add_waiting(const struct source *src, struct packet *
 	rec->time_us = microseconds(waiting->start_ns, pkt->now);
 	rec->offset = off;
 	rec->from_initiator = 1;
+	rec->fragment = !!(pkt->tcp_flags & PACKET_FIRST);
 	waiting->bytes = off + len;
 	waiting->packet_count = n + 1;
 	if (!off)
@@ -276,21 +271,21 @@ __noinline int wait_for_answer(struct packet *pkt)
 		cnt->handshake_busy++;
 		return WAIT_NOT;
 	}
-	waiting = find_waiting(pkt, pkt->src_is_lo, pkt->side, pkt->payload_len, &at);
+	waiting = find_waiting(pkt, pkt->src_is_lo, pkt->side, has_payload(pkt), &at);
 	if (!waiting) {
 		if (at.busy)
 			cnt->handshake_busy++;
 		else
-			cnt->header_only += !pkt->payload_len;
+			cnt->header_only += !has_payload(pkt);
 		return WAIT_NOT;
 	}
 	if (at.fresh || !still_waits(waiting, pkt->now)) {
 		if (!at.fresh && seen_lately(waiting, pkt->now))
 			pkt->resumed = 1;
 		quota = waiting_quota_of(pkt);
-		if (!pkt->payload_len || quota == WAITING_IN_USE) {
-			cnt->header_only += !pkt->payload_len;
-			cnt->initiator_waiting += !!pkt->payload_len;
+		if (!has_payload(pkt) || quota == WAITING_IN_USE) {
+			cnt->header_only += !has_payload(pkt);
+			cnt->initiator_waiting += has_payload(pkt);
 			leave_handshake(&at);
 			return WAIT_NOT;
 		}
@@ -391,6 +386,47 @@ out:
 	end_wait(waiting);
 	release_waiting(pkt, false);
 	return opened;
+}
+
+/* Notes a packet of a known UDP flow, and tells whether it is captured again, as there was
+ * a long silence before, until that is handed over. The clock is read once a tick at
+ * most. */
+static __always_inline bool is_resumed(struct flow *flow)
+{
+	__u32 tick = bpf_jiffies64();
+	__u64 now, last;
+
+	if (flow->verdict == VERDICT_RESUMED)
+		return true;
+	if (tick == flow->last_tick)
+		return false;
+	now = bpf_ktime_get_coarse_ns();
+	last = flow->last_ns;
+	flow->last_ns = now;
+	flow->last_tick = tick;
+	/* User space writes an exact time, which the coarse clock may lag. */
+	if (now <= last || now - last <= cfg_udp_idle_ns)
+		return false;
+	flow->verdict = VERDICT_RESUMED;
+	return true;
+}
+
+/* A datagram of a flow whose block's time is over: the flow is captured again, unless
+ * that has been done since. Not static, so that its stack is its own. */
+__noinline int resume_after(const struct packet *pkt, __u64 expires_ns)
+{
+	struct flow_key key;
+	struct flow *flow;
+
+	if (!pkt)
+		return 0;
+	key = pkt->key;
+	flow = bpf_map_lookup_elem(&flows, &key);
+	if (!flow)
+		remember(&key, VERDICT_RESUMED, 0, 0, 0, 0);
+	else if (flow->last_ns < expires_ns)
+		flow->verdict = VERDICT_RESUMED;
+	return 0;
 }
 
 /* A sweep looks through a part of the buckets, and in two seconds through all. */

@@ -29,7 +29,7 @@ type Bypasses struct {
 	Redirectors []string
 }
 
-// bypasses looks for them. What can't be read is taken for not there.
+// bypasses looks for them. What can't be read counts as not there.
 func (i *iface) bypasses() (b Bypasses) {
 	attrs := i.link.Attrs()
 	if master, err := netlink.LinkByIndex(attrs.MasterIndex); attrs.MasterIndex != 0 && err == nil && master.Type() == "bond" {

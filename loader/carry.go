@@ -77,7 +77,7 @@ func readBlocks[V any](m *ebpf.Map, current func(*V) datapathBlock) ([]carriedBl
 	return all, err
 }
 
-// carryBlocks writes blocks into the new map. What finds no room is left out.
+// carryBlocks writes blocks into the new map. What does not fit is left out.
 func (t *Tables) carryBlocks(blocks []carriedBlock) (n int, err error) {
 	t.blocking.Lock()
 	defer t.blocking.Unlock()

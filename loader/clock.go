@@ -17,7 +17,7 @@ func monotonic() uint64 {
 }
 
 // wallClock turns monotonic nanoseconds into wall-clock time. The offset between
-// the two changes when the clock is set, so it is taken anew for each use.
+// the two changes when the clock is set, so it is read again for each use.
 func wallClock(ns uint64) time.Time {
 	return time.Now().Add(time.Duration(int64(ns) - int64(monotonic()))).Round(0)
 }

@@ -67,7 +67,7 @@ type Options struct {
 	MidStream bool
 	// OneHook says that both directions of the traffic come in through the interface, as at
 	// a mirror port, or leave through it, as at a one-armed router: by the hook, the two
-	// sides can't be told apart, so a connection is proven by its numbers alone, and
+	// sides can't be distinguished, so a connection is proven by its numbers alone, and
 	// whoever can send in both directions can forge one. (optional)
 	OneHook bool
 	// OneWay captures TCP connections of which one direction only is seen, as with
@@ -242,6 +242,9 @@ func Attach(opts Options) (_ *DataPath, err error) {
 		return nil, err
 	}
 	if err := d.attachEgress(ifc, opts, inFolder(lock, pinTCX)); err != nil {
+		return nil, err
+	}
+	if err := d.setMode(opts.Monitor); err != nil {
 		return nil, err
 	}
 	if err := d.describe(opts, spec); err != nil {
@@ -434,6 +437,18 @@ func (d *DataPath) describe(opts Options, spec *ebpf.CollectionSpec) error {
 		return fmt.Errorf("write map attachment: %w", err)
 	}
 	return d.Report(nil)
+}
+
+// setMode tells the programs the mode, which stays when this process is gone.
+func (d *DataPath) setMode(monitor bool) error {
+	is := datapathMode{Enforce: 1}
+	if monitor {
+		is.Enforce = 0
+	}
+	if err := d.coll.Maps[datapathMapMode].Update(uint32(0), &is, ebpf.UpdateAny); err != nil {
+		return fmt.Errorf("write map mode: %w", err)
+	}
+	return nil
 }
 
 // Sweep hands over the captures of flows that have been idle and returns how many

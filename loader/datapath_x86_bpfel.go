@@ -107,45 +107,48 @@ type datapathChecksumRoom struct {
 }
 
 type datapathCounts struct {
-	_                structs.HostLayout
-	PacketsIngress   uint64
-	PacketsEgress    uint64
-	DroppedPackets   uint64
-	DroppedBytes     uint64
-	NotIp            uint64
-	OtherProto       uint64
-	Malformed        uint64
-	Unparsable       uint64
-	LaterFragment    uint64
-	BadFlags         uint64
-	TcpOpened        uint64
-	UdpOpened        uint64
-	UdpWaiting       uint64
-	UdpUnanswered    uint64
-	MidStream        uint64
-	HeaderOnly       uint64
-	Restarted        uint64
-	HandedFull       uint64
-	HandedClosed     uint64
-	HandedIdle       uint64
-	Syns             uint64
-	OneWay           uint64
-	Reflected        uint64
-	WrongSide        uint64
-	OutOfPlace       uint64
-	Behind           uint64
-	Decoys           uint64
-	Bare             uint64
-	Again            uint64
-	MptcpJoin        uint64
-	Renewed          uint64
-	SlotsFull        uint64
-	InitiatorSlots   uint64
-	InitiatorWaiting uint64
-	CollectingFull   uint64
-	HandshakeBusy    uint64
-	RingFull         uint64
-	LoadFailed       uint64
+	_                  structs.HostLayout
+	PacketsIngress     uint64
+	PacketsEgress      uint64
+	DroppedPackets     uint64
+	DroppedBytes       uint64
+	NotIp              uint64
+	OtherProto         uint64
+	Malformed          uint64
+	Unparsable         uint64
+	LaterFragment      uint64
+	FollowedFragment   uint64
+	BadFragment        uint64
+	BadFragmentDropped uint64
+	BadFlags           uint64
+	TcpOpened          uint64
+	UdpOpened          uint64
+	UdpWaiting         uint64
+	UdpUnanswered      uint64
+	MidStream          uint64
+	HeaderOnly         uint64
+	Restarted          uint64
+	HandedFull         uint64
+	HandedClosed       uint64
+	HandedIdle         uint64
+	Syns               uint64
+	OneWay             uint64
+	Reflected          uint64
+	WrongSide          uint64
+	OutOfPlace         uint64
+	Behind             uint64
+	Decoys             uint64
+	Bare               uint64
+	Again              uint64
+	MptcpJoin          uint64
+	Renewed            uint64
+	SlotsFull          uint64
+	InitiatorSlots     uint64
+	InitiatorWaiting   uint64
+	CollectingFull     uint64
+	HandshakeBusy      uint64
+	RingFull           uint64
+	LoadFailed         uint64
 }
 
 type datapathDaemonCounter struct {
@@ -189,6 +192,28 @@ type datapathFlowKey struct {
 	Pad       [3]uint8
 }
 
+type datapathFragment struct {
+	_         structs.HostLayout
+	TimeNs    uint64
+	Source    uint16
+	Dest      uint16
+	HeaderLen uint16
+	Proto     uint8
+	Unsure    uint8
+}
+
+type datapathFragmentKey struct {
+	_         structs.HostLayout
+	FromAddr  [16]uint8
+	ToAddr    [16]uint8
+	Id        uint32
+	Vlan      uint16
+	InnerVlan uint16
+	Proto     uint8
+	Side      uint8
+	Pad       [2]uint8
+}
+
 type datapathHandshake struct {
 	_           structs.HostLayout
 	Bytes       uint16
@@ -203,13 +228,18 @@ type datapathHandshakeBucket struct {
 	Word [16]uint32
 }
 
+type datapathMode struct {
+	_       structs.HostLayout
+	Enforce uint32
+}
+
 type datapathPacketRecord struct {
 	_             structs.HostLayout
 	WireLen       uint32
 	TimeUs        uint32
 	Offset        uint16
 	FromInitiator uint8
-	Pad           uint8
+	Fragment      uint8
 }
 
 type datapathSample struct {
@@ -321,10 +351,12 @@ const (
 	datapathMapCounters         = "counters"
 	datapathMapDaemonCounters   = "daemon_counters"
 	datapathMapFlows            = "flows"
+	datapathMapFragments        = "fragments"
 	datapathMapFreeSlots        = "free_slots"
 	datapathMapFreeTcpSlots     = "free_tcp_slots"
 	datapathMapHandshakeTags    = "handshake_tags"
 	datapathMapHandshakes       = "handshakes"
+	datapathMapMode             = "mode"
 	datapathMapSameSide         = "same_side"
 	datapathMapSamples          = "samples"
 	datapathMapSeenInside       = "seen_inside"
@@ -411,10 +443,12 @@ type datapathMapSpecs struct {
 	Counters       *ebpf.MapSpec `ebpf:"counters"`
 	DaemonCounters *ebpf.MapSpec `ebpf:"daemon_counters"`
 	Flows          *ebpf.MapSpec `ebpf:"flows"`
+	Fragments      *ebpf.MapSpec `ebpf:"fragments"`
 	FreeSlots      *ebpf.MapSpec `ebpf:"free_slots"`
 	FreeTcpSlots   *ebpf.MapSpec `ebpf:"free_tcp_slots"`
 	HandshakeTags  *ebpf.MapSpec `ebpf:"handshake_tags"`
 	Handshakes     *ebpf.MapSpec `ebpf:"handshakes"`
+	Mode           *ebpf.MapSpec `ebpf:"mode"`
 	SameSide       *ebpf.MapSpec `ebpf:"same_side"`
 	Samples        *ebpf.MapSpec `ebpf:"samples"`
 	SeenInside     *ebpf.MapSpec `ebpf:"seen_inside"`
@@ -473,10 +507,12 @@ type datapathMaps struct {
 	Counters       *ebpf.Map `ebpf:"counters"`
 	DaemonCounters *ebpf.Map `ebpf:"daemon_counters"`
 	Flows          *ebpf.Map `ebpf:"flows"`
+	Fragments      *ebpf.Map `ebpf:"fragments"`
 	FreeSlots      *ebpf.Map `ebpf:"free_slots"`
 	FreeTcpSlots   *ebpf.Map `ebpf:"free_tcp_slots"`
 	HandshakeTags  *ebpf.Map `ebpf:"handshake_tags"`
 	Handshakes     *ebpf.Map `ebpf:"handshakes"`
+	Mode           *ebpf.Map `ebpf:"mode"`
 	SameSide       *ebpf.Map `ebpf:"same_side"`
 	Samples        *ebpf.Map `ebpf:"samples"`
 	SeenInside     *ebpf.Map `ebpf:"seen_inside"`
@@ -498,10 +534,12 @@ func (m *datapathMaps) Close() error {
 		m.Counters,
 		m.DaemonCounters,
 		m.Flows,
+		m.Fragments,
 		m.FreeSlots,
 		m.FreeTcpSlots,
 		m.HandshakeTags,
 		m.Handshakes,
+		m.Mode,
 		m.SameSide,
 		m.Samples,
 		m.SeenInside,

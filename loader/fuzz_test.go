@@ -177,7 +177,7 @@ func (c *choices) packet(raw bool) step {
 	pair := c.endpoints()
 	src, dst := pair[0], pair[1]
 	proto, body := c.transport(src, dst)
-	frame := c.ip(src, dst, proto, body)
+	frame := pick(c, c.fragments(c.ip(src, dst, proto, body))...)
 	tagged := false
 	if !raw {
 		var tags []int
@@ -267,10 +267,37 @@ func (t *talk) segment(from int, hook entry, flags byte, seq, ack uint32, option
 			binary.BigEndian.PutUint16(whole[16:], f.PseudoSum(src, dst, f.TCP, len(whole)))
 		}
 	}
-	if !t.raw {
-		packet = f.Ethernet(packet, t.tags...)
+	for _, packet := range c.fragments(packet) {
+		if !t.raw {
+			packet = f.Ethernet(packet, t.tags...)
+		}
+		t.steps = append(t.steps, step{hook: hook, frame: packet})
 	}
-	t.steps = append(t.steps, step{hook: hook, frame: packet})
+}
+
+// fragments cuts a packet up now and then: well or badly, in order or not, with an id of its
+// own or one that others have as well.
+func (c *choices) fragments(packet []byte) [][]byte {
+	if !c.oneIn(8) {
+		return [][]byte{packet}
+	}
+	first := pick(c, 8, 16, 24, 32, 40, 48, 64, 80)
+	second := first + 8*c.below(6)
+	pieces := []f.Piece{{From: 0, To: first}, {From: first, To: second}, {From: second, To: 1 << 16}}
+	switch c.below(8) {
+	case 4: // one piece twice, or an overlap
+		pieces = append(pieces, f.Piece{From: 8 * c.below(8), To: second})
+	case 5: // the first one is missing, or late
+		pieces = pieces[1:]
+		if c.oneIn(2) {
+			pieces = append(pieces, f.Piece{From: 0, To: first})
+		}
+	case 6:
+		slices.Reverse(pieces)
+	case 7: // a whole packet
+		pieces = []f.Piece{{From: 0, To: 1 << 16}}
+	}
+	return f.Fragments(packet, uint32(c.below(4)), pieces...)
 }
 
 // send adds a segment with the numbers of its sender's stack, and moves that on.
@@ -643,14 +670,14 @@ func (p *twinPath) step(s step) {
 // comparable are the counters that kernel and assembly both have.
 var comparable = []assembly.Counter{
 	assembly.Counter(headers.NotIP), assembly.Counter(headers.OtherProto), assembly.Counter(headers.Malformed),
-	assembly.Counter(headers.Unparsable), assembly.Counter(headers.LaterFragment),
+	assembly.Counter(headers.Unparsable), assembly.Counter(headers.LaterFragment), assembly.Counter(headers.BadFragment), assembly.FollowedFragment,
 	assembly.MidStream, assembly.SYNs, assembly.Opened, assembly.OneWay, assembly.MPJoin, assembly.BadFlags,
 	assembly.Reflected, assembly.WrongSide, assembly.OutOfPlace, assembly.Behind, assembly.Decoys, assembly.HeaderOnly,
 	assembly.Restarted, assembly.Waiting, assembly.Full, assembly.Closed,
 }
 
 // never are counters that no packets of an input make the kernel count.
-var never = []string{"load_failed", "slots_full", "initiator_slots", "initiator_waiting", "collecting_full", "handshake_busy", "ring_full", "dropped_packets"}
+var never = []string{"load_failed", "slots_full", "initiator_slots", "initiator_waiting", "collecting_full", "handshake_busy", "ring_full", "dropped_packets", "bad_fragment_dropped"}
 
 // outcome is what must agree.
 type outcome struct {
@@ -786,6 +813,7 @@ func (p *twinPath) forget(keys map[flow.Key]bool) {
 		p.t.Fatal(err)
 	}
 	if p.inputs++; p.inputs == 0 { // their numbers begin again
+		p.forgetFragments()
 		for _, name := range []string{datapathMapSettled, datapathMapSeenInside} {
 			if err := zero[uint64](p.coll.Maps[name]); err != nil {
 				p.t.Fatal(err)

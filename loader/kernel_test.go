@@ -138,6 +138,8 @@ func (k *kernel) emptied(t testing.TB) *kernel {
 	for i := range tags.MaxEntries() {
 		must(tags.Update(i, &datapathHandshakeBucket{}, ebpf.UpdateAny))
 	}
+	k.forgetFragments()
+	must(k.coll.Maps[datapathMapMode].Update(uint32(0), uint32(0), ebpf.UpdateAny))
 	must(zero[uint64](k.coll.Maps[datapathMapSettled]))
 	must(zero[uint64](k.coll.Maps[datapathMapSeenInside]))
 	must(zero[datapathHandshakeBucket](k.coll.Maps[datapathMapWaitingTags]))
@@ -151,6 +153,17 @@ func (k *kernel) emptied(t testing.TB) *kernel {
 	must(fillSlots(k.coll.Maps))
 	must(k.coll.Maps[datapathMapCounters].Update(uint32(0), make([]datapathCounts, ebpf.MustPossibleCPU()), ebpf.UpdateAny))
 	return k
+}
+
+// forgetFragments empties the table of first fragments.
+func (k *kernel) forgetFragments() {
+	k.t.Helper()
+	var key datapathFragmentKey
+	for m := k.coll.Maps[datapathMapFragments]; m.NextKey(nil, &key) == nil; {
+		if err := m.Delete(&key); err != nil {
+			k.t.Fatal(err)
+		}
+	}
 }
 
 // slotsInUse is SLOTS_IN_USE of bpf/maps.h.
@@ -452,10 +465,10 @@ func TestPackets(t *testing.T) {
 		{name: "UDP length 7", frames: [][]byte{f.With(udp(true, 10), 38, 0, 7)}, counts: map[string]uint64{"malformed": 1}},
 		{name: "three VLAN tags", frames: [][]byte{f.Ethernet(ip, f.TypeQinQ, 1, f.TypeVLAN, 2, f.TypeVLAN, 3)}, counts: map[string]uint64{"unparsable": 1}},
 		{name: "first fragment is a packet", frames: [][]byte{f.Checksum(f.With(f.Ethernet(ip), 20, 0x20, 0))}, counts: map[string]uint64{"syns": 1}},
-		{name: "later fragment", frames: [][]byte{f.Checksum(f.With(f.Ethernet(ip), 20, 0, 1))}, counts: map[string]uint64{"later_fragment": 1}},
+		{name: "later fragment", frames: [][]byte{f.Checksum(f.With(f.Ethernet(ip), 20, 0, 3))}, counts: map[string]uint64{"later_fragment": 1}},
 		{
 			name:   "IPv6 later fragment",
-			frames: [][]byte{f.Ethernet(f.IP(peer6, host6, 44, slices.Concat([]byte{f.TCP, 0, 0, 8, 0, 0, 0, 1}, syn6)))},
+			frames: [][]byte{f.Ethernet(f.IP(peer6, host6, 44, slices.Concat(f.FragmentHeader(f.TCP, 24, false, 1), syn6)))},
 			counts: map[string]uint64{"later_fragment": 1},
 		},
 		{

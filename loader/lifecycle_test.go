@@ -31,39 +31,45 @@ import (
 // a BPF file system of its own. Both vanish with the test.
 func inNamespace(t *testing.T) {
 	t.Helper()
-	runtime.LockOSThread()
-	old, err := netns.Get()
-	if err != nil {
-		t.Fatal(err)
-	}
-	fresh, err := netns.New()
+	leave, err := enterNamespace(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := netns.Set(old); err != nil {
-			panic(err) // the thread is of no use to other tests
-		}
-		_ = fresh.Close()
-		_ = old.Close()
-		runtime.UnlockOSThread()
-	})
-	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "v0"}, PeerName: "v1"}
-	if err := netlink.LinkAdd(veth); err != nil {
-		t.Fatal(err)
-	}
-	mount := t.TempDir()
-	if err := unix.Mount("bpf", mount, "bpf", 0, ""); err != nil {
-		t.Fatal(err)
-	}
-	saved := pinRoot
-	pinRoot = filepath.Join(mount, "earlydrop")
-	t.Cleanup(func() {
-		pinRoot = saved
-		if err := unix.Unmount(mount, unix.MNT_DETACH); err != nil {
+		if err := leave(); err != nil {
 			t.Error(err)
 		}
 	})
+}
+
+// enterNamespace is inNamespace for examples. Mount is an empty folder, and leave has the
+// namespace vanish.
+func enterNamespace(mount string) (leave func() error, err error) {
+	runtime.LockOSThread()
+	old, err := netns.Get()
+	if err != nil {
+		return nil, err
+	}
+	fresh, err := netns.New()
+	if err != nil {
+		return nil, errors.Join(err, old.Close())
+	}
+	saved := pinRoot
+	pinRoot = filepath.Join(mount, "earlydrop")
+	leave = func() error {
+		if err := netns.Set(old); err != nil {
+			panic(err) // the thread is of no use to other tests
+		}
+		runtime.UnlockOSThread()
+		pinRoot = saved
+		return errors.Join(fresh.Close(), old.Close(), unix.Unmount(mount, unix.MNT_DETACH))
+	}
+	err = netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "v0"}, PeerName: "v1"})
+	err = errors.Join(err, unix.Mount("bpf", mount, "bpf", 0, ""))
+	if err != nil {
+		return nil, errors.Join(err, leave())
+	}
+	return leave, nil
 }
 
 // A driver that takes either kind of VLAN tag out of what it receives is found out.

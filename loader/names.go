@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// checkName refuses what the kernel would not take as an interface's name
+// checkName refuses what the kernel would not accept as an interface's name
 // (dev_valid_name in net/core/dev.c): the name becomes part of a path.
 func checkName(name string) error {
 	ok := name != "" && len(name) < unix.IFNAMSIZ && name != "." && name != ".."

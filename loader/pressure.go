@@ -20,8 +20,8 @@ const (
 	// idleBlock is how old a block that has dropped nothing must be before it makes
 	// room for another.
 	idleBlock = 5 * time.Second
-	// censusAge is how often the blocks are counted anew at most. Between two counts
-	// blocks are added to the sums, but not taken away.
+	// censusAge is how often the blocks are counted at most. Between two counts
+	// blocks are added to the sums, but not subtracted.
 	censusAge = time.Second
 	// quotaShare is the part of a table that is nearly full that one initiator may have,
 	// and pairQuotaShare the part of it that may be of one responder. What it has of one

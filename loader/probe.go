@@ -96,7 +96,7 @@ func checkFeatures(list []feature) error {
 	return nil
 }
 
-// loadError keeps the end of the verifier's log, where the reason stands.
+// loadError keeps the end of the verifier's log, where the reason is.
 func loadError(err error) error {
 	var ve *ebpf.VerifierError
 	if errors.As(err, &ve) {

@@ -123,6 +123,9 @@ func decodeSample(raw []byte, s *flow.Sample) error {
 			FromInitiator: p[unsafe.Offsetof(rec.FromInitiator)] != 0,
 			Time:          time.Duration(le.Uint32(p[unsafe.Offsetof(rec.TimeUs):])) * time.Microsecond,
 		}
+		if p[unsafe.Offsetof(rec.Fragment)] != 0 {
+			s.Signals |= flow.SignalFragmented
+		}
 		off := int(s.Packets[i].Offset) - before
 		if off < last || off >= length-before {
 			return fmt.Errorf("%w: packet %d is at offset %d of %d, after offset %d", ErrBadRecord, i, off, length-before, last)

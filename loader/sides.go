@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sides keeps the map same_side: the interface and the devices that stand on it. What
+// sides keeps the map same_side: the interface and the devices that are built on it. What
 // was received through one of them came in through the interface, even if the kernel
 // says that it came in through the device; sent out through the interface again, it is
 // from the same side.
@@ -51,7 +51,7 @@ func watchSides(index func() int32, m *ebpf.Map) (_ *sides, err error) {
 	}
 	if err != nil {
 		s.handle.Close()
-		return nil, fmt.Errorf("watch the devices that stand on interface %d: %w", index(), err)
+		return nil, fmt.Errorf("watch the devices that are built on interface %d: %w", index(), err)
 	}
 	s.done.Add(1)
 	go s.watch(changes, done)
@@ -93,12 +93,12 @@ func (s *sides) watch(changes chan netlink.LinkUpdate, done chan struct{}) {
 			}
 		}
 		if err := s.update(); err != nil {
-			slog.Warn("it is not known what stands on the interface", "index", s.index(), "error", err)
+			slog.Warn("it is not known what is built on the interface", "index", s.index(), "error", err)
 		}
 	}
 }
 
-// update makes the map say what stands on the interface now.
+// update makes the map say what is built on the interface now.
 func (s *sides) update() error {
 	links, err := s.handle.LinkList()
 	if err != nil {

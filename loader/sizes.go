@@ -15,9 +15,9 @@ import (
 // attach, full or not.
 type Sizes struct {
 	Flows      uint32 // flows handed over or decided; the least recently used make room
-	Blocked    uint32 // flows that are dropped; a block that finds no room is refused
+	Blocked    uint32 // flows that are dropped; a block that does not fit is refused
 	Handshakes uint32 // TCP flows without payload so far, a power of two; old ones make room
-	Collecting uint32 // flows being captured; a flow that finds no room passes unseen
+	Collecting uint32 // flows being captured; a flow that does not fit passes unseen
 	RingBytes  uint32 // captures on their way to user space; a power of two of pages
 }
 
@@ -48,7 +48,7 @@ var sizeOptions = []sizeOption{
 	{"ring bytes", func(s *Sizes) *uint32 { return &s.RingBytes }, []sizedMap{{datapathMapSamples, 1}}, 64 << 10, 1 << 30},
 }
 
-// SizeBounds returns the smallest and the largest sizes that [Attach] takes.
+// SizeBounds returns the smallest and the largest sizes that [Attach] accepts.
 func SizeBounds() (least, most Sizes) {
 	for _, o := range sizeOptions {
 		*o.field(&least), *o.field(&most) = o.least, o.max

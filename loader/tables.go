@@ -23,8 +23,8 @@ type Tables struct {
 	at   atomic.Pointer[place]
 	gone bool
 
-	flows, blocked, collecting, counters, daemon, att *ebpf.Map
-	filter                                            *blockFilter
+	flows, blocked, collecting, counters, daemon, att, mode *ebpf.Map
+	filter                                                  *blockFilter
 
 	blocking sync.Mutex // of what follows, and of adding and removing blocks
 	census   census
@@ -81,7 +81,7 @@ type Attachment struct {
 	Since     time.Time // when it attached or adopted
 	XDPMode   XDPMode
 	Egress    string // tcx or clsact
-	Mode      string // monitor or enforce
+	Mode      string // monitor or enforce, as the programs have it
 	OneHook   bool   // both directions come through one hook
 	OneWay    bool   // connections of which one direction is seen are captured
 	Version   string // of the program that attached
@@ -167,7 +167,7 @@ func openTables(p *pinned, folder *os.File) (*Tables, error) {
 // tableMaps are the maps that Tables works on.
 var tableMaps = []string{
 	datapathMapFlows, datapathMapBlocked, datapathMapCollecting,
-	datapathMapCounters, datapathMapDaemonCounters, datapathMapAttachment, mapBlockFilter,
+	datapathMapCounters, datapathMapDaemonCounters, datapathMapAttachment, datapathMapMode, mapBlockFilter,
 }
 
 // newTables takes over the maps that tableMaps names.
@@ -181,7 +181,7 @@ func newTables(iface string, maps map[string]*ebpf.Map) (*Tables, error) {
 		flows:  maps[datapathMapFlows], blocked: maps[datapathMapBlocked],
 		collecting: maps[datapathMapCollecting],
 		counters:   maps[datapathMapCounters], daemon: maps[datapathMapDaemonCounters],
-		att: maps[datapathMapAttachment],
+		att: maps[datapathMapAttachment], mode: maps[datapathMapMode],
 	}
 	t.at.Store(&place{iface, pinDir(iface)})
 	return t, nil
@@ -190,7 +190,7 @@ func newTables(iface string, maps map[string]*ebpf.Map) (*Tables, error) {
 // Close gives the file descriptors back. It changes nothing in the kernel.
 func (t *Tables) Close() error {
 	errs := []error{t.filter.close()}
-	for _, m := range []*ebpf.Map{t.flows, t.blocked, t.collecting, t.counters, t.daemon, t.att, t.filter.m} {
+	for _, m := range []*ebpf.Map{t.flows, t.blocked, t.collecting, t.counters, t.daemon, t.att, t.mode, t.filter.m} {
 		errs = append(errs, m.Close())
 	}
 	return errors.Join(errs...)
@@ -351,11 +351,27 @@ func (t *Tables) Occupancy() (Occupancy, error) {
 	return o, err
 }
 
+// readMode returns what the programs go by.
+func (t *Tables) readMode() (string, error) {
+	var is datapathMode
+	if err := t.mode.Lookup(uint32(0), &is); err != nil {
+		return "", fmt.Errorf("read map mode: %w", err)
+	}
+	if is.Enforce != 0 {
+		return "enforce", nil
+	}
+	return "monitor", nil
+}
+
 // Attachment returns how the interface is attached.
 func (t *Tables) Attachment() (Attachment, error) {
 	var a datapathAttached
 	if err := t.att.Lookup(uint32(0), &a); err != nil {
 		return Attachment{}, fmt.Errorf("read map attachment: %w", err)
+	}
+	mode, err := t.readMode()
+	if err != nil {
+		return Attachment{}, err
 	}
 	pid, alive := int(a.Pid), false
 	if folder, err := openFolder(t.PinDir()); err == nil {
@@ -373,7 +389,7 @@ func (t *Tables) Attachment() (Attachment, error) {
 		Since:     time.Unix(0, int64(a.AttachedNs)),
 		XDPMode:   XDPMode(fromFixed(a.XdpMode[:])),
 		Egress:    fromFixed(a.Egress[:]),
-		Mode:      fromFixed(a.Mode[:]),
+		Mode:      mode,
 		OneHook:   a.OneHook != 0,
 		OneWay:    a.OneWay != 0,
 		Version:   fromFixed(a.Version[:]),

@@ -29,7 +29,7 @@ const (
 
 // Model is what a policy has to know of the model that decides beside it.
 type Model struct {
-	// Labels are the classes that the model tells apart, flow.Background
+	// Labels are the classes that the model distinguishes, flow.Background
 	// included.
 	Labels []string
 	// Thresholds gives for each of them but flow.Background the probability, 0
@@ -71,7 +71,7 @@ func Load(path string, model *Model) (*Policy, error) {
 	return Parse(path, data, model)
 }
 
-// Parse parses the text of a policy file. Name stands for the file in errors.
+// Parse parses the text of a policy file. Name is the file's in errors.
 // The rules may name the classes of model, and take from it the min_confidence
 // that they lack; with nil they may name any class, but need a min_confidence. model
 // is not kept. Every error is an *Error, with the place and what to do. Parse may be

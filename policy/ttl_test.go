@@ -38,3 +38,15 @@ func TestParseTTL(t *testing.T) {
 		}
 	}
 }
+
+func TestFormatTTLIsShort(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		time.Second: "1s", 10 * time.Minute: "10m", time.Hour: "1h", 90 * time.Minute: "1h30m",
+		10 * time.Hour: "10h", time.Hour + time.Second: "1h0m1s", 100 * time.Second: "1m40s", 1500 * time.Millisecond: "1.5s",
+		24 * time.Hour: "1d", 36 * time.Hour: "1d12h", 7*24*time.Hour + time.Minute: "7d1m", 365 * 24 * time.Hour: "365d",
+	} {
+		if got := FormatTTL(d); got != want {
+			t.Errorf("FormatTTL(%s) = %s, want %s", d.String(), got, want)
+		}
+	}
+}

@@ -26,6 +26,7 @@ var layers = []struct {
 	may    []string
 }{
 	{"models", nil},
+	{"models/figures", nil},
 	{"policy/nearest", nil},
 	{"loader/flow", nil},
 	{"loader/flow/headers", []string{"=loader/flow"}},
@@ -46,6 +47,9 @@ var layers = []struct {
 	{"cmd/earlydrop/replay", []string{"=cmd/earlydrop/event", "=cmd/earlydrop/captures", "=classifier", "=policy", "loader/flow", "loader/assembly"}},
 	{"cmd/earlydrop/dataset", []string{"=cmd/earlydrop/captures", "=classifier", "loader/flow", "loader/assembly"}},
 	{"cmd/earlydrop/gateway", []string{"=cmd/earlydrop/event", "=cmd/earlydrop/event/eventlog", "=loader", "loader/flow", "=classifier", "=policy"}},
+	{"cmd/earlydrop/explanation", []string{"=cmd/earlydrop/event", "=cmd/earlydrop/captures", "=classifier", "=classifier/explain", "=policy", "=loader/flow", "=loader/assembly"}},
+	{"cmd/earlydrop/status", []string{"=loader"}},
+	{"cmd/earlydrop/term", nil},
 	{"cmd/earlydrop", []string{"models", "policy", "loader/flow", "loader/assembly", "=loader", "classifier", "cmd/earlydrop"}},
 	{"test", []string{"models", "policy", "loader", "classifier", "cmd/earlydrop", "test"}},
 }

@@ -56,9 +56,10 @@ A verdict says
 The class of block_ended is that of the map: the likeliest of the rule's classes.
 
 TCP flows that are open already are left alone. With --mid-stream capture they are
-captured from their middle, where models err: they would take 83 % of open HTTPS
-downloads for tunnels (200 of 240 in the lab, see the README). So only rules that say
-mid_stream: true drop them, and mode enforce needs such a rule then. Their verdicts
+captured from their middle, where models err: they mistake 83 % of open HTTPS
+downloads for tunnels (200 of 240 in the lab; the manual's page about policies has
+more). So only rules that say mid_stream: true drop them, and mode enforce needs such
+a rule then. Their verdicts
 have mid_stream: true.
 
 Examples:
@@ -74,8 +75,8 @@ Examples:
 			&cli.StringFlag{Name: "xdp", Value: string(loader.XDPAuto), Usage: "attach in the driver (native), in the stack (generic), or whichever works (`auto`)"},
 			midStreamFlag(),
 			udpIdleFlag(),
-			spanFlag("udp-warmup", "take UDP flows that are new within `TIME` of the first attach for resumed ones, as they may have been open before; 0: none", loader.DefaultUDPWarmup, 0),
-			&cli.BoolFlag{Name: "one-hook", Usage: "take both directions from one hook, as at a mirror port or a one-armed router; to enforce, the policy has to say one_hook: true"},
+			spanFlag("udp-warmup", "count UDP flows that are new within `TIME` of the first attach as resumed ones, as they may have been open before; 0: none", loader.DefaultUDPWarmup, 0),
+			&cli.BoolFlag{Name: "one-hook", Usage: "expect both directions at one hook, as at a mirror port or a one-armed router; to enforce, the policy has to say one_hook: true"},
 			oneWayFlag(),
 			&cli.StringFlag{Name: "device", Value: "cpu", Usage: "classify on `cpu` or cuda:N"},
 			&cli.StringFlag{Name: "events", Usage: "append one JSON object per event to `FILE`; - is standard output, instead of the text"},
@@ -100,16 +101,7 @@ func interfaceFlag() cli.Flag {
 // midStreamFlag says what becomes of TCP flows that were open before, the same for
 // live traffic and for files.
 func midStreamFlag() cli.Flag {
-	return &cli.StringFlag{Name: "mid-stream", Value: "ignore", Usage: "`ignore` TCP flows seen without their SYN, or capture them from their next payload byte on; only rules with mid_stream: true take these"}
-}
-
-// checkMidStream refuses to enforce a policy that does not say what is to become of
-// the flows that are captured from their middle.
-func checkMidStream(capture bool, mode policy.Mode, p *policy.Policy) error {
-	if !capture || mode != policy.Enforce || p.TreatsMidStream() {
-		return nil
-	}
-	return badInput("--mid-stream capture in mode enforce needs a rule with \"mid_stream: true\", and the policy has none: models know the beginnings of flows, and take many an ordinary one for a tunnel from its middle on (see the README); add the key to a rule, or leave --mid-stream out")
+	return &cli.StringFlag{Name: "mid-stream", Value: "ignore", Usage: "`ignore` TCP flows seen without their SYN, or capture them from their next payload byte on; only rules with mid_stream: true treat these"}
 }
 
 func parseMidStream(s string) (capture bool, err error) {
@@ -125,13 +117,13 @@ func parseMidStream(s string) (capture bool, err error) {
 // udpIdleFlag says when a silent UDP flow is looked at again, the same for live traffic
 // and for files.
 func udpIdleFlag() cli.Flag {
-	return spanFlag("udp-idle", "capture a UDP flow that is decided again after `TIME` of silence, as a resumed one, which only rules with mid_stream: true take", loader.DefaultUDPIdle, time.Second)
+	return spanFlag("udp-idle", "after `TIME` of silence capture a decided UDP flow once more, as a resumed one, which only rules with mid_stream: true treat", loader.DefaultUDPIdle, time.Second)
 }
 
 // oneWayFlag says what becomes of TCP connections of which one direction is seen, the
 // same for live traffic and for files.
 func oneWayFlag() cli.Flag {
-	return &cli.BoolFlag{Name: "one-way", Usage: "also capture TCP connections of which one direction alone is seen (asymmetric routing); only rules with one_way: true take them"}
+	return &cli.BoolFlag{Name: "one-way", Usage: "also capture TCP connections of which one direction alone is seen (asymmetric routing); only rules with one_way: true treat them"}
 }
 
 func attach(c *cli.Context) error {
@@ -142,58 +134,21 @@ func attach(c *cli.Context) error {
 	hangUp := make(chan os.Signal, 1)
 	signal.Notify(hangUp, unix.SIGHUP)
 	defer signal.Stop(hangUp)
-	xdp, err := loader.ParseXDPMode(c.String("xdp"))
+	// Everything that can be wrong is found before anything is attached.
+	events, err := logConfig(c)
 	if err != nil {
+		return err
+	}
+	config, err := gatewayConfig(c)
+	if err != nil {
+		return err
+	}
+	defer config.Engine.Close() // where nothing is attached
+	if config.Events, err = eventlog.Open(*events); err != nil {
 		return asBadInput(err)
 	}
-	midStream, err := parseMidStream(c.String("mid-stream"))
-	if err != nil {
-		return err
-	}
-	warmup := spanOf(c, "udp-warmup")
-	if warmup == 0 {
-		warmup = -1 // to the loader, 0 is the default
-	}
-	passes, err := eventlog.ParsePasses(c.String("events-pass"))
-	if err != nil {
-		return badInput("--events-pass %w", err)
-	}
-	if c.Bool("quiet") && c.Bool("verbose") {
-		return badInput("--quiet and --verbose exclude each other")
-	}
-	// Everything that can be wrong is found before anything is attached.
-	name, data, err := readModel(c.String("model"))
-	if err != nil {
-		return err
-	}
-	engine, err := openEngine(name, data, onnx.Options{Device: c.String("device")})
-	if err != nil {
-		return err
-	}
-	defer engine.Close()
-	manifest := engine.Manifest()
-	pol, err := loadPolicy(c.String("policy"), policyModel(manifest))
-	if err != nil {
-		return err
-	}
-	mode := pol.Mode
-	if c.IsSet("mode") {
-		if mode, err = policy.ParseMode(c.String("mode")); err != nil {
-			return asBadInput(err)
-		}
-	}
-	if err := checkMidStream(midStream, mode, pol); err != nil {
-		return err
-	}
-	if c.Bool("one-hook") && mode == policy.Enforce && !pol.OneHook {
-		return badInput("--one-hook in mode enforce needs \"one_hook: true\" in the policy: where both directions come through one hook, whoever can send both can have a flow of others dropped")
-	}
-	out, err := openLog(c, passes)
-	if err != nil {
-		return err
-	}
-	defer out.Close()
-	defer out.ReopenOn(hangUp)()
+	defer config.Events.Close()
+	defer config.Events.ReopenOn(hangUp)()
 
 	// From here on a signal ends the program in order, not at once. A reader of
 	// standard output that ends (attach --json | head) must not end it either: that
@@ -201,37 +156,110 @@ func attach(c *cli.Context) error {
 	signal.Ignore(unix.SIGPIPE)
 	ctx, stop := signal.NotifyContext(c.Context, unix.SIGINT, unix.SIGTERM)
 	defer stop()
-	config := gateway.Config{
-		Attach: loader.Options{
-			Interface: c.String("interface"),
-			XDPMode:   xdp,
-			MidStream: midStream,
-			UDPIdle:   spanOf(c, "udp-idle"),
-			UDPWarmup: warmup,
-			OneHook:   c.Bool("one-hook"),
-			OneWay:    c.Bool("one-way"),
-			Sizes:     tableSizes(c),
-			Version:   programVersion(),
-		},
-		Engine: engine, Policy: pol, PolicyName: cmp.Or(c.String("policy"), "built-in"), Mode: mode, Events: out, Persist: c.Bool("persist"),
+	g, err := gateway.New(*config)
+	if err != nil {
+		config.Events.Uncreate()
+		return fromLoader(err)
+	}
+	config.Events.Say(attachedText(g, config))
+	sum, err := g.Run(ctx)
+	config.Events.Say(endedText(sum))
+	var broken *gateway.BrokenError
+	if errors.As(err, &broken) {
+		return fmt.Errorf("%w (attach adopts it)", err)
+	}
+	return err
+}
+
+// logConfig reads the flags about events: --events, --json, --quiet and so on.
+func logConfig(c *cli.Context) (*eventlog.Config, error) {
+	passes, err := eventlog.ParsePasses(c.String("events-pass"))
+	if err != nil {
+		return nil, badInput("--events-pass %w", err)
+	}
+	if c.Bool("quiet") && c.Bool("verbose") {
+		return nil, badInput("--quiet and --verbose exclude each other")
+	}
+	config := &eventlog.Config{Notes: c.App.ErrWriter, Quiet: c.Bool("quiet"), Verbose: c.Bool("verbose"), Passes: passes}
+	path := c.String("events")
+	if c.Bool("json") || path == "-" {
+		config.JSON = c.App.Writer // for machines
+	} else {
+		config.Text = c.App.Writer
+	}
+	if path != "-" {
+		config.File = path
+	}
+	return config, nil
+}
+
+// gatewayConfig reads all other flags, opens the model and reads the policy.
+func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
+	config := &gateway.Config{
+		PolicyName: cmp.Or(c.String("policy"), "built-in"), Persist: c.Bool("persist"),
 		Advise: func(iface string, counters map[string]uint64) []string {
 			return sidesAdvice(iface, counters, c.Bool("one-hook"), c.Bool("one-way"))
 		},
 		Explain: fromLoader,
 	}
-	g, err := gateway.New(config)
+	if config.Attach, err = attachOptions(c); err != nil {
+		return nil, err
+	}
+	name, data, err := readModel(c.String("model"))
 	if err != nil {
-		out.Uncreate()
-		return fromLoader(err)
+		return nil, err
 	}
-	out.Say(attachedText(g, &config))
-	sum, err := g.Run(ctx)
-	out.Say(endedText(sum))
-	var broken *gateway.BrokenError
-	if errors.As(err, &broken) {
-		return fmt.Errorf("%w (attach takes it over)", err)
+	if config.Engine, err = openEngine(name, data, onnx.Options{Device: c.String("device")}); err != nil {
+		return nil, err
 	}
-	return err
+	config.Policy, err = loadPolicy(c.String("policy"), policyModel(config.Engine.Manifest()))
+	if err == nil {
+		config.Mode, err = chooseMode(c, config.Policy, &config.Attach)
+	}
+	if err != nil {
+		return nil, errors.Join(err, config.Engine.Close())
+	}
+	return config, nil
+}
+
+// attachOptions reads the flags about the interface and its tables.
+func attachOptions(c *cli.Context) (o loader.Options, err error) {
+	o = loader.Options{
+		Interface: c.String("interface"),
+		UDPIdle:   spanOf(c, "udp-idle"),
+		UDPWarmup: spanOf(c, "udp-warmup"),
+		OneHook:   c.Bool("one-hook"),
+		OneWay:    c.Bool("one-way"),
+		Sizes:     tableSizes(c),
+		Version:   programVersion(),
+	}
+	if o.UDPWarmup == 0 {
+		o.UDPWarmup = -1 // to the loader, 0 is the default
+	}
+	if o.XDPMode, err = loader.ParseXDPMode(c.String("xdp")); err != nil {
+		return o, asBadInput(err)
+	}
+	o.MidStream, err = parseMidStream(c.String("mid-stream"))
+	return o, err
+}
+
+// chooseMode returns the mode of --mode or of the policy, and refuses to enforce a policy
+// that does not say what is to become of flows that prove little.
+func chooseMode(c *cli.Context, p *policy.Policy, o *loader.Options) (mode policy.Mode, err error) {
+	mode = p.Mode
+	if c.IsSet("mode") {
+		if mode, err = policy.ParseMode(c.String("mode")); err != nil {
+			return mode, asBadInput(err)
+		}
+	}
+	switch {
+	case mode != policy.Enforce:
+	case o.MidStream && !p.TreatsMidStream():
+		return mode, badInput("--mid-stream capture in mode enforce needs a rule with \"mid_stream: true\", and the policy has none: models know the beginnings of flows, and mistake many ordinary ones for tunnels from their middle on; add the key to a rule, or leave --mid-stream out")
+	case o.OneHook && !p.OneHook:
+		return mode, badInput("--one-hook in mode enforce needs \"one_hook: true\" in the policy: where both directions come through one hook, whoever can send both can have a flow of others dropped")
+	}
+	return mode, nil
 }
 
 // tableSizes reads the flags --max-...; one that is not given is 0.
@@ -267,22 +295,6 @@ Example:
 	}
 }
 
-// openLog opens what the flags --events, --json, --quiet and --verbose ask for.
-func openLog(c *cli.Context, passes *eventlog.Passes) (*eventlog.Log, error) {
-	config := eventlog.Config{Notes: c.App.ErrWriter, Quiet: c.Bool("quiet"), Verbose: c.Bool("verbose"), Passes: passes}
-	path := c.String("events")
-	if c.Bool("json") || path == "-" {
-		config.JSON = c.App.Writer // for machines
-	} else {
-		config.Text = c.App.Writer
-	}
-	if path != "-" {
-		config.File = path
-	}
-	out, err := eventlog.Open(config)
-	return out, asBadInput(err)
-}
-
 // attachedText tells how the data path was attached.
 func attachedText(g *gateway.Gateway, c *gateway.Config) string {
 	info, iface, m := g.Info(), g.Interface(), c.Engine.Manifest()
@@ -301,7 +313,7 @@ func attachedText(g *gateway.Gateway, c *gateway.Config) string {
 		say("what was pinned was replaced: %s", info.Replaced)
 	}
 	if info.BlocksLost != nil {
-		say("not all blocks found room in the new tables: %v", info.BlocksLost)
+		say("not all blocks fit into the new tables: %v", info.BlocksLost)
 	}
 	if info.BlocksAdopted > 0 {
 		say("%d flows stay blocked", info.BlocksAdopted)
@@ -316,7 +328,7 @@ func attachedText(g *gateway.Gateway, c *gateway.Config) string {
 		say("%s", oneHookProof)
 	}
 	if !c.Policy.TreatsUDP() {
-		say("%s", udpNotTreated)
+		say("%s", policy.UDPNotTreated)
 	} else {
 		say("UDP flows are treated as rules say udp_unproven: true; who forges datagrams can have flows of others dropped")
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/policy"
 )
 
 func blockedCommand() *cli.Command {
@@ -124,8 +125,8 @@ func blockedAdd(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := canMatch(key); err != nil {
-		return err
+	if err := key.Possible(); err != nil {
+		return asBadInput(err)
 	}
 	t, err := openFor(c)
 	if err != nil {
@@ -140,7 +141,7 @@ func blockedAdd(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(c.App.Writer, "blocked for %s: %s\n", shortDuration(lasts), key)
+	fmt.Fprintf(c.App.Writer, "blocked for %s: %s\n", policy.FormatTTL(lasts), key)
 	return nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/dataset"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/term"
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
 )
@@ -51,7 +52,7 @@ Each file is a capture of its own. With --join the files of one folder that shar
 label and a group are one capture that was cut into several, as replay --join reads
 it; the file of a sample is where its flow begins.
 
-With --one-way TCP connections are taken of which one direction alone is there, as replay
+With --one-way TCP connections are included of which one direction alone is there, as replay
 --help explains it, and samples.tsv has a column one_way: true or false.
 
 Labels are made of a-z, 0-9, "-", "_" and "."; unknown can't be one.
@@ -68,7 +69,7 @@ Examples:
 			&cli.StringSliceFlag{Name: "captures", Usage: "folder of captures that share one label (may be repeated)", TakesFile: true},
 			&cli.StringSliceFlag{Name: "label", Usage: "label of the --captures folder in the same place"},
 			&cli.BoolFlag{Name: "join", Usage: "read the files of a folder as one capture, in order of time"},
-			&cli.BoolFlag{Name: "one-way", Usage: "also take TCP connections of which one direction alone is there (asymmetric routing)"},
+			&cli.BoolFlag{Name: "one-way", Usage: "also include TCP connections of which one direction alone is there (asymmetric routing)"},
 			&cli.StringFlag{Name: "out", Usage: "folder to write; an earlier dataset there is replaced", TakesFile: true},
 		},
 		Action: runDataset,
@@ -89,18 +90,15 @@ func runDataset(c *cli.Context) error {
 	case len(folders) == 0 && len(c.StringSlice("manifest")) == 0:
 		return badInput("dataset needs --manifest or --captures (see %s --help)", fullName(c))
 	}
-	bar := newProgress(c.App.ErrWriter, "reading captures", 0)
-	defer bar.done()
+	bar := term.NewProgress(c.App.ErrWriter, "reading captures", 0)
+	defer bar.Done()
 	config := dataset.Config{Manifests: c.StringSlice("manifest"), Join: c.Bool("join"), OneWay: c.Bool("one-way"), Out: c.String("out"),
-		Progress: func(read, total int64) {
-			bar.total = total
-			bar.at(read)
-		}}
+		Progress: bar.Of}
 	for i, path := range folders {
 		config.Folders = append(config.Folders, dataset.Folder{Path: path, Label: labels[i]})
 	}
 	d, err := dataset.Build(c.Context, config)
-	bar.done()
+	bar.Done()
 	var input *dataset.InputError
 	switch {
 	case errors.As(err, &input) && input.Part == dataset.OfFolder:

@@ -7,32 +7,26 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"os"
-	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/earlydrop/earlydrop/classifier"
-	"github.com/earlydrop/earlydrop/classifier/explain"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/captures"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/explanation"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/replay"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/term"
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/policy"
 )
 
-// strongestShown is how many single parts of a capture explain names.
-const strongestShown = 15
-
 func explainCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "explain",
-		Usage:     "show what the verdict on a flow hangs on",
+		Usage:     "show what the verdict on a flow depends on",
 		ArgsUsage: "FILE",
 		Description: `Reads a capture file as replay does and explains the verdict on one of its flows:
 the model's probabilities, and by how much the probability that decided falls when a
@@ -40,7 +34,7 @@ part of the capture is replaced by random values (the mean of 16 draws). Where a
 of the policy was asked about the flow, that is the probability of all the rule's
 classes together; otherwise it is that of the likeliest class. The parts are each header field, each 16 bytes of payload, and the length, direction and
 time of each packet, as far as the model is told. A part above 0 speaks for the class,
-one below against it. Parts that say the same thing stand in for one another: each
+one below against it. Parts that say the same thing replace one another: each
 alone may have little effect. Fields that the model's mask replaces have none.
 
 The 1024 bytes are shown as a grid of 32 by 32, in colour on a terminal unless the
@@ -104,81 +98,77 @@ func runExplain(c *cli.Context) (err error) {
 
 	// Twice through the file: flows are numbered by their start, but come in the
 	// order of their hand-over, and there may be more than fit into memory.
-	bar := newProgress(c.App.ErrWriter, "reading", 2*file.Size)
-	defer bar.done()
-	flows, cut := flowsOf(file, options, bar, nil, 0)
+	bar := term.NewProgress(c.App.ErrWriter, "reading", 2*file.Size)
+	defer bar.Done()
+	flows, cut := explanation.Flows(file, options, bar.At, nil, 0)
+	bar.FileDone(file.Size)
+	if number, err = chooseFlow(c, path, number, len(flows), cut); err != nil {
+		return err
+	}
+	if number == 0 {
+		return errors.Join(listFlows(c, engine, p, file, options, bar), cut)
+	}
+	var s flow.Sample
+	if _, err := explanation.Flows(file, options, bar.At, &s, flows[number-1]); err != nil && cut == nil {
+		return err
+	}
+	bar.Done()
+	e, err := explanation.New(engine, p, &s, explanation.Place{File: path, Number: number, Of: len(flows)})
+	if err != nil {
+		return err
+	}
+	return errors.Join(printExplanation(c, e), cut)
+}
+
+// chooseFlow returns the number of the flow to explain, 0 where they are to be listed.
+// cut is the error with which the reading of the file ended.
+func chooseFlow(c *cli.Context, path string, number, flows int, cut error) (int, error) {
 	var fileErr *assembly.FileError
 	switch {
 	case cut != nil && !errors.As(cut, &fileErr):
-		return adviseTempDir(cut)
-	case len(flows) == 0 && cut != nil:
-		return cut
-	case len(flows) == 0:
-		return badInput("%s has no flow with payload whose beginning is in it", path)
-	case number > len(flows):
-		return badInput("%s has %s, no number %d (without --flow they are listed)", path, count(uint64(len(flows)), "flow"), number)
-	case number == 0 && len(flows) > 1:
-		if c.IsSet("out") {
-			return badInput("--out is about one flow, but %s has %d: choose one with --flow", path, len(flows))
-		}
-		return errors.Join(listFlows(c, engine, p, file, options, bar), cut)
+		return 0, adviseTempDir(cut)
+	case flows == 0 && cut != nil:
+		return 0, cut
+	case flows == 0:
+		return 0, badInput("%s has no flow with payload whose beginning is in it", path)
+	case number > flows:
+		return 0, badInput("%s has %s, no number %d (without --flow they are listed)", path, count(uint64(flows), "flow"), number)
+	case number == 0 && flows == 1:
+		return 1, nil
+	case number == 0 && c.IsSet("out"):
+		return 0, badInput("--out is about one flow, but %s has %d: choose one with --flow", path, flows)
 	}
-	number = max(number, 1)
-	var s flow.Sample
-	if _, err := flowsOf(file, options, bar, &s, flows[number-1]); err != nil && cut == nil {
-		return err
-	}
-	bar.done()
+	return number, nil
+}
 
-	e, err := newExplanation(engine, p, &s)
-	if err != nil {
-		return err
-	}
-	e.file, e.number, e.flows = path, number, len(flows)
+// printExplanation prints an explanation and, with --out, writes it to a file before.
+func printExplanation(c *cli.Context, e *explanation.Explanation) error {
 	if out := c.String("out"); out != "" {
-		if err := e.writeFile(out); err != nil {
+		err := e.WriteFile(out)
+		var fileErr *explanation.FileError
+		if errors.As(err, &fileErr) {
+			return badInput("--out: %w", err)
+		}
+		if err != nil {
 			return err
 		}
 	}
-	_, err = io.WriteString(c.App.Writer, e.text(hasColors(c.App.Writer), columns(c.App.Writer)))
-	return errors.Join(err, cut)
-}
-
-// flowsOf returns the numbers that the assembler gave to the flows of a file that
-// it handed over, in order. The capture of the flow of the number wanted goes to
-// found, unless that is nil. With an *assembly.FileError comes what could be read.
-func flowsOf(file *captures.File, options assembly.Options, bar *progress, found *flow.Sample, wanted uint64) (numbers []uint64, err error) {
-	f, err := file.Open()
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	a := assembly.New(options, func(f *assembly.Flow, s *flow.Sample) {
-		if s.Revision == 0 { // what is explained is the last one
-			numbers = append(numbers, f.Seq)
-		}
-		if found != nil && f.Seq == wanted {
-			found.CopyFrom(s)
-		}
-	}, nil)
-	err = f.Run(a, bar.at)
-	bar.fileDone(f.Size())
-	slices.Sort(numbers)
-	return numbers, file.End(err)
+	_, err := io.WriteString(c.App.Writer, explanationText(e, term.HasColors(c.App.Writer), term.Width(c.App.Writer)))
+	return err
 }
 
 // listFlows prints the flows of a file with their numbers.
-func listFlows(c *cli.Context, engine *classifier.Engine, p *policy.Policy, file *captures.File, options assembly.Options, bar *progress) error {
-	t := newColumns(c.App.Writer)
-	if err := t.row("FLOW", "START", "PROTO", "SRC", "DST", "CAPTURED", "CLASS", "CONFIDENCE", "NOTE"); err != nil {
+func listFlows(c *cli.Context, engine *classifier.Engine, p *policy.Policy, file *captures.File, options assembly.Options, bar *term.Progress) error {
+	t := term.NewColumns(c.App.Writer)
+	if err := t.Row("FLOW", "START", "PROTO", "SRC", "DST", "CAPTURED", "CLASS", "CONFIDENCE", "NOTE"); err != nil {
 		return err
 	}
 	number := 0
-	r := replay.New(replay.Config{Engine: engine, Policy: p, Options: options, Verdict: func(f *event.Verdict) error {
-		bar.clear()
+	r := replay.New(replay.Config{Engine: engine, Policy: p, Options: options, Progress: bar.At, Verdict: func(f *event.Verdict) error {
+		bar.Clear()
 		number++
 		class, confidence := f.Columns(f.Class, f.Confidence)
-		return t.row(strconv.Itoa(number), f.Start.Format(startFormat), f.Proto, f.Src.String(), f.Dst.String(),
+		return t.Row(strconv.Itoa(number), f.Start.Format(event.StartFormat), f.Proto, f.Src.String(), f.Dst.String(),
 			strconv.Itoa(f.Captured), class, confidence, f.Note())
 	}})
 	defer r.Close()
@@ -187,135 +177,16 @@ func listFlows(c *cli.Context, engine *classifier.Engine, p *policy.Policy, file
 	if err != nil && !errors.As(err, &fileErr) { // the caller has that one already
 		return adviseTempDir(err)
 	}
-	bar.done()
-	if err := t.flush(); err != nil {
+	bar.Done()
+	if err := t.Flush(); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(c.App.Writer, "choose one with --flow NUMBER\n")
 	return err
 }
 
-// explanation is what is said about one flow of a file.
-type explanation struct {
-	*explain.Explanation
-	sample   *flow.Sample
-	manifest *classifier.Manifest
-	result   flow.Result
-	decision policy.Decision
-	rule     *policy.Rule // that was asked; nil if none was
-	file     string
-	number   int // of the flow, from 1
-	flows    int
-}
-
-// newExplanation explains the probability that the policy decides by.
-func newExplanation(engine *classifier.Engine, p *policy.Policy, s *flow.Sample) (*explanation, error) {
-	e := &explanation{sample: s, manifest: engine.Manifest()}
-	results := make([]flow.Result, 1)
-	if err := engine.Classify([]*flow.Sample{s}, results); err != nil {
-		return nil, err
-	}
-	e.result = results[0]
-	e.decision = p.Decide(&s.Meta, e.result)
-	e.rule = p.RuleOf(&e.decision)
-	labels, about := []string{e.decision.Likeliest}, e.decision.Likeliest
-	if e.rule != nil && e.rule.Classes[0] != flow.Unknown {
-		labels, about = e.rule.Classes, e.decision.RuleClasses
-	}
-	var err error
-	e.Explanation, err = explain.New(engine, s, e.result, labels, about)
-	return e, err
-}
-
-// heading says which flow it is and what the model makes of it.
-func (e *explanation) heading() []string {
-	s, m := e.sample, e.manifest
-	lines := []string{
-		fmt.Sprintf("%s, flow %d of %d: %s %s > %s", e.file, e.number, e.flows, s.Key.Proto, s.Initiator(), s.Responder()),
-		fmt.Sprintf("started %s, %s with %d bytes captured, handed over: %s", s.Start.UTC().Format(startFormat),
-			count(uint64(len(s.Packets)), "packet"), len(s.Data), s.Reason),
-		fmt.Sprintf("model %s %s, mask %s", m.Name, m.Version, m.Mask),
-	}
-	switch {
-	case s.Incomplete:
-		lines = append(lines, fmt.Sprintf("incomplete: the file holds fewer than %d payload bytes of a packet, so the answer says little; no rule drops the flow",
-			flow.IncompleteBytes))
-	case s.Cut:
-		lines = append(lines, "cut: the file lacks the end of some packets, which a live capture would have")
-	}
-	if s.MidStream {
-		lines = append(lines, "mid-stream: captured from its middle, but models know beginnings; only rules with mid_stream: true take the flow")
-	}
-	if s.OneWay {
-		lines = append(lines, "one-way: one direction alone is in the file, so that whoever sends it could have forged the flow; only rules with one_way: true take it")
-	}
-	if s.MissingStart {
-		lines = append(lines, "the first bytes of a side are missing, but models know beginnings; only rules with mid_stream: true take the flow")
-	}
-	if s.Provisional {
-		lines = append(lines, "provisional: it ended early or has little payload; when payload follows, more is captured, and it is judged again")
-	}
-	if names := s.Signals.Names(); names != nil {
-		lines = append(lines, "signals: "+strings.Join(names, ", "))
-	}
-	n := event.NameFlow(&e.decision)
-	class := "class " + n.Line(e.result.Class, e.result.Confidence)
-	if e.result.Class == flow.Unknown {
-		class += fmt.Sprintf(": no label reaches %s", strconv.FormatFloat(m.Unknown, 'g', 6, 64))
-	}
-	order := make([]int, len(m.Labels))
-	for i := range order {
-		order[i] = i
-	}
-	slices.SortStableFunc(order, func(a, b int) int {
-		switch {
-		case e.result.Scores[a] > e.result.Scores[b]:
-			return -1
-		case e.result.Scores[a] < e.result.Scores[b]:
-			return 1
-		}
-		return 0
-	})
-	var scores []string
-	for _, i := range order {
-		scores = append(scores, fmt.Sprintf("%s %.4f", m.Labels[i], event.RoundScore(e.result.Scores[i])))
-	}
-	return append(lines, class, "decision: "+e.decided(), "probabilities: "+strings.Join(scores, ", "))
-}
-
-// decided says what the policy decides, and by what.
-func (e *explanation) decided() string {
-	d := &e.decision
-	switch {
-	case d.Reason == policy.ReasonNoRule:
-		return "pass, no rule is about it"
-	case e.rule == nil: // the allow-list
-		return fmt.Sprintf("%s, %s: %s", d.Action, d.Reason, d.Rule)
-	case e.rule.Classes[0] == flow.Unknown:
-		return fmt.Sprintf("%s, %s %s is about flows that are like no class", d.Action, d.Reason, d.Rule)
-	}
-	return fmt.Sprintf("%s, %s %s: the probability of %s is %.4f; the rule asks for %s", d.Action, d.Reason, d.Rule,
-		orList(e.rule.Classes), event.RoundScore(d.Confidence), strconv.FormatFloat(e.rule.MinConfidence, 'g', 6, 64))
-}
-
-// table says what has how much effect.
-func (e *explanation) table() []string {
-	var b strings.Builder
-	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(t, "EFFECT\tWHAT\tVALUE\n")
-	for _, p := range append(e.Groups(), e.Strongest(strongestShown)...) {
-		fmt.Fprintf(t, "%+.4f\t%s\t%s\n", p.Rounded(), p.Name, p.Value)
-	}
-	t.Flush()
-	lines := strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")
-	for i := range lines {
-		lines[i] = strings.TrimRight(lines[i], " ")
-	}
-	return lines
-}
-
-// text is the explanation for a terminal of so many columns.
-func (e *explanation) text(colors bool, columns int) string {
+// explanationText is the explanation for a terminal of so many columns.
+func explanationText(e *explanation.Explanation, colors bool, columns int) string {
 	draw := e.TextMap
 	if colors {
 		draw = e.ColorMap
@@ -324,21 +195,5 @@ func (e *explanation) text(colors bool, columns int) string {
 	if err != nil {
 		maps = fmt.Sprintf("%v: make it wider, or have them drawn (--out FILE)\n", err)
 	}
-	return strings.Join(e.heading(), "\n") + "\n\n" + maps + "\n" + strings.Join(e.table(), "\n") + "\n"
-}
-
-// writeFile writes the explanation as a page or, unless the file's name ends as that of
-// one, as a picture.
-func (e *explanation) writeFile(path string) error {
-	f, err := os.Create(path)
-	if err != nil {
-		return badInput("--out: %w", err)
-	}
-	switch strings.ToLower(filepath.Ext(path)) {
-	case ".html", ".htm":
-		err = e.WritePage(f, e.heading())
-	default:
-		err = e.WritePNG(f)
-	}
-	return errors.Join(err, f.Close())
+	return strings.Join(e.Heading(), "\n") + "\n\n" + maps + "\n" + strings.Join(e.Table(), "\n") + "\n"
 }

@@ -16,11 +16,12 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
 
 	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/classifier/onnx"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/captures"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/explanation"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/term"
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/policy"
@@ -152,7 +153,7 @@ func TestExplainWritesAFile(t *testing.T) {
 func TestExplainInColour(t *testing.T) {
 	dir := explainFixture(t)
 	var s flow.Sample
-	numbers, err := flowsOf(&captures.File{Name: filepath.Join(dir, "one.pcap")}, assembly.Options{}, &progress{}, &s, 0)
+	numbers, err := explanation.Flows(&captures.File{Name: filepath.Join(dir, "one.pcap")}, assembly.Options{}, func(int64) {}, &s, 0)
 	if err != nil || len(numbers) != 1 {
 		t.Fatalf("flows %v, %v", numbers, err)
 	}
@@ -161,22 +162,22 @@ func TestExplainInColour(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer engine.Close()
-	e, err := newExplanation(engine, &policy.Policy{}, &s)
+	e, err := explanation.New(engine, &policy.Policy{}, &s, explanation.Place{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	colored, plain := e.text(true, unbounded), e.text(false, unbounded)
+	colored, plain := explanationText(e, true, term.Unbounded), explanationText(e, false, term.Unbounded)
 	if n, want := strings.Count(colored, "\u2580"), 3*classifier.ImageSide*classifier.ImageSide/2; n != want {
 		t.Errorf("%d half blocks, want %d", n, want)
 	}
 	if strings.Contains(plain, "\x1b") || !strings.Contains(colored, "\x1b[38;2;") {
 		t.Error("escape sequences are where they should not be, or missing where they should be")
 	}
-	if text := e.text(true, 31); !strings.Contains(text, "has 31: make it wider, or have them drawn (--out FILE)\n") || !strings.Contains(text, "EFFECT") {
+	if text := explanationText(e, true, 31); !strings.Contains(text, "has 31: make it wider, or have them drawn (--out FILE)\n") || !strings.Contains(text, "EFFECT") {
 		t.Errorf("in 31 columns:\n%s", text)
 	}
 	var buffer bytes.Buffer
-	if hasColors(&buffer) {
+	if term.HasColors(&buffer) {
 		t.Error("a buffer is taken for a terminal")
 	}
 }
@@ -237,61 +238,6 @@ func TestExplainIsAboutWhatDecided(t *testing.T) {
 	if code != exitBadInput || !strings.Contains(stderr, `no class "trojan"`) {
 		t.Errorf("a policy for another model: exit code %d, %s", code, stderr)
 	}
-}
-
-func TestColorsNeedATerminalThatKnowsThem(t *testing.T) {
-	ptmx, tty := pseudoTerminal(t)
-	for _, tt := range []struct {
-		term, noColor string
-		want          bool
-	}{
-		{"xterm-256color", "", true},
-		{"linux", "", true},
-		{"dumb", "", false},
-		{"", "", false},
-		{"xterm", "1", false},
-		{"xterm", "0", false}, // whatever it is
-	} {
-		t.Setenv("TERM", tt.term)
-		t.Setenv("NO_COLOR", tt.noColor)
-		if got := hasColors(tty); got != tt.want {
-			t.Errorf("TERM=%q NO_COLOR=%q: colours %v, want %v", tt.term, tt.noColor, got, tt.want)
-		}
-	}
-	for _, tt := range []struct{ has, want int }{{57, 57}, {0, 80}} { // 0 is what a serial line says
-		if err := unix.IoctlSetWinsize(int(ptmx.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: uint16(tt.has)}); err != nil {
-			t.Fatal(err)
-		}
-		if got := columns(tty); got != tt.want {
-			t.Errorf("a terminal of %d columns is taken for one of %d", tt.has, got)
-		}
-	}
-	if columns(new(bytes.Buffer)) != unbounded {
-		t.Error("a buffer has a width")
-	}
-}
-
-// pseudoTerminal opens both ends of one.
-func pseudoTerminal(t *testing.T) (ptmx, tty *os.File) {
-	t.Helper()
-	ptmx, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ptmx.Close() })
-	if err := unix.IoctlSetPointerInt(int(ptmx.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	n, err := unix.IoctlGetInt(int(ptmx.Fd()), unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tty, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { tty.Close() })
-	return ptmx, tty
 }
 
 func TestExplainRefusesBadInput(t *testing.T) {

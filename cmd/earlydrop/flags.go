@@ -52,17 +52,17 @@ type span struct{ value, least time.Duration }
 func (d *span) Set(s string) error {
 	v, err := time.ParseDuration(s)
 	if err != nil || v < d.least {
-		return fmt.Errorf("use a time of %s or more, such as 30s, 10m or 1h30m", shortDuration(d.least))
+		return fmt.Errorf("use a time of %s or more, such as 30s, 10m or 1h30m", policy.FormatTTL(d.least))
 	}
 	d.value = v
 	return nil
 }
 
-func (d *span) String() string { return shortDuration(d.value) }
+func (d *span) String() string { return policy.FormatTTL(d.value) }
 
 // spanFlag returns a flag for a time of at least so much.
 func spanFlag(name, usage string, byDefault, least time.Duration) cli.Flag {
-	return &cli.GenericFlag{Name: name, Usage: usage, DefaultText: shortDuration(byDefault), Value: &span{byDefault, least}}
+	return &cli.GenericFlag{Name: name, Usage: usage, DefaultText: policy.FormatTTL(byDefault), Value: &span{byDefault, least}}
 }
 
 // spanOf returns the value of a spanFlag.
@@ -83,7 +83,7 @@ func (t *ttl) Set(s string) error {
 	return err
 }
 
-func (t *ttl) String() string { return shortDuration(time.Duration(*t)) }
+func (t *ttl) String() string { return policy.FormatTTL(time.Duration(*t)) }
 
 func ttlFlag(byDefault time.Duration) cli.Flag {
 	t := ttl(byDefault)

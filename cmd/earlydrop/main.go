@@ -230,7 +230,7 @@ func dashed(name string) string {
 }
 
 // requireFlags returns bad input that names the first flag that was not given.
-// It stands in for the library's Required, which prints the whole help.
+// It replaces the library's Required, which prints the whole help.
 func requireFlags(c *cli.Context, names ...string) error {
 	for _, name := range names {
 		if !c.IsSet(name) {

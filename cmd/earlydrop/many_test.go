@@ -196,36 +196,6 @@ func TestReplayOfManyFlowsTakesLittleMemory(t *testing.T) {
 	}
 }
 
-// All columns of a long table stay aligned with the ones above them, or get wider.
-func TestLongTablesAreAligned(t *testing.T) {
-	var out bytes.Buffer
-	c := newColumns(&out)
-	const rows = 3*columnRows + 7
-	for i := range rows {
-		if err := c.row(strings.Repeat("é", 1+i*10/rows), "x", "end"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if out.Len() == 0 {
-		t.Error("nothing was printed before the end")
-	}
-	if err := c.flush(); err != nil {
-		t.Fatal(err)
-	}
-	last, n := 0, 0
-	for line := range strings.Lines(out.String()) {
-		at := slices.Index([]rune(line), 'x')
-		if at < last || n%columnRows != 0 && at != last || !strings.HasSuffix(line, "x  end\n") {
-			t.Fatalf("row %d: %q, column at %d after %d", n, line, at, last)
-		}
-		last = at
-		n++
-	}
-	if n != rows {
-		t.Errorf("%d rows, want %d", n, rows)
-	}
-}
-
 func TestReplayWithoutRoomForTemporaryFiles(t *testing.T) {
 	full := t.TempDir()
 	if err := unix.Mount("tmpfs", full, "tmpfs", 0, "size=256k"); err != nil {

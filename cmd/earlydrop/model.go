@@ -10,9 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"math"
-	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -23,6 +20,7 @@ import (
 	"github.com/earlydrop/earlydrop/classifier/onnx"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/models"
+	"github.com/earlydrop/earlydrop/models/figures"
 )
 
 func modelCommand() *cli.Command {
@@ -113,104 +111,40 @@ type modelDescription struct {
 	*classifier.Manifest
 }
 
-// modelFigures is what the training code measured; models/train writes it. Its
-// groups of flows are the labels, for background also its kinds ("captures",
-// "lab, random-like", ...) and "ordinary", all of it that is neither made to look
-// random nor a tunnel.
-type modelFigures struct {
-	Flows  int `json:"flows"`
-	Groups int `json:"groups"`
-	// MinConfidence is that of a rule over all classes; Sums has, for each value
-	// and group, how many flows reach it with the sum of all classes.
-	MinConfidence float64                     `json:"min_confidence"`
-	Sums          map[string]map[string]share `json:"sums"`
-	// Single is, for each label and group, what a rule over that label alone
-	// detects at the label's threshold.
-	Single map[string]map[string]share `json:"single"`
-	// ByCipher is, for each group and variant, what is detected at Detail.
-	Detail   float64 `json:"detail"`
-	ByCipher map[string]map[string]struct {
-		Taken share `json:"taken"`
-	} `json:"by_cipher"`
-}
-
-// detected returns what a rule over all classes detects, by group.
-func (f *modelFigures) detected() map[string]share {
-	return f.Sums[strconv.FormatFloat(f.MinConfidence, 'g', 6, 64)]
-}
-
-// byTLS returns of the flows of a label that were inside TLS, and of those that were
-// not, how many a rule over all classes detects. What is seen of a flow in TLS is
-// TLS's own first message, like any other's, whatever it carries: one figure for both
-// would be true of neither. ok is false for a label that has not both.
-func (f *modelFigures) byTLS(label string) (inside, outside share, ok bool) {
-	if f.Detail != f.MinConfidence {
-		return share{}, share{}, false
-	}
-	for variant, figures := range f.ByCipher[label] {
-		to := &outside
-		if strings.HasSuffix(variant, "tls") {
-			to = &inside
-		}
-		to.Hits += figures.Taken.Hits
-		to.Total += figures.Taken.Total
-	}
-	for _, s := range []*share{&inside, &outside} {
-		s.Low, s.High = wilson(s.Hits, s.Total)
-	}
-	return inside, outside, inside.Total > 0 && outside.Total > 0
-}
-
-// wilson returns the 95 % confidence interval of a share (Wilson's score interval).
-func wilson(hits, total int) (low, high float64) {
-	if total == 0 {
-		return 0, 1
-	}
-	const z = 1.959963984540054
-	n := float64(total)
-	p := float64(hits) / n
-	middle := p + z*z/(2*n)
-	half := z * math.Sqrt(p*(1-p)/n+z*z/(4*n*n))
-	all := 1 + z*z/n
-	return max(0, (middle-half)/all), min(1, (middle+half)/all)
-}
-
-// ordinary is the group of modelFigures that false positives are budgeted on.
-const ordinary = "ordinary"
-
-// share is a counted share with its 95 % confidence interval.
-type share struct {
-	Hits  int     `json:"hits"`
-	Total int     `json:"total"`
-	Low   float64 `json:"low"`
-	High  float64 `json:"high"`
-}
-
-// String prints "97.5 % (39 of 40; 87.1 to 99.6)".
-func (s *share) String() string {
-	if s == nil || s.Total <= 0 {
-		return "-"
-	}
-	return fmt.Sprintf("%s %% (%d of %d; %s to %s)", percent(float64(s.Hits)/float64(s.Total)),
-		s.Hits, s.Total, percent(s.Low), percent(s.High))
-}
-
-// percent prints a share to a tenth of a percent. What is not all or nothing
-// is never rounded to it.
-func percent(p float64) string {
-	switch v := 100 * p; {
-	case v > 99.9 && v < 100:
-		return ">99.9"
-	case v > 0 && v < 0.1:
-		return "<0.1"
-	default:
-		return strconv.FormatFloat(v, 'f', 1, 64)
-	}
-}
-
 func (d modelDescription) print(w io.Writer) error {
 	var b bytes.Buffer
+	// Figures of another shape are printed as they are.
+	measured, known := figures.Read(d.Figures)
 	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	d.printContract(t)
+	if known {
+		fmt.Fprintf(t, "measured on\t%d flows of %d groups that were held out\n", measured.Flows, measured.Groups)
+	}
+	t.Flush()
+	b.WriteString("\n")
+	threshold := func(label string) string { return strconv.FormatFloat(d.Threshold(label), 'g', 6, 64) }
+	if known {
+		measured.Print(&b, d.Labels, threshold)
+		_, err := b.WriteTo(w)
+		return err
+	}
+	fmt.Fprintln(t, "label\tthreshold")
+	for _, label := range d.Labels {
+		if label == flow.Background {
+			fmt.Fprintf(t, "%s\t-\n", label)
+		} else {
+			fmt.Fprintf(t, "%s\t%s\n", label, threshold(label))
+		}
+	}
+	t.Flush()
+	fmt.Fprintf(&b, "\nfigures: %s\n", oneLine(string(d.Figures)))
+	_, err := b.WriteTo(w)
+	return err
+}
+
+// printContract prints what the model is, and what it is fed, in columns that tabs
+// divide.
+func (d modelDescription) printContract(w io.Writer) {
 	channels := make([]string, len(d.Channels))
 	for i, channel := range d.Channels {
 		channels[i] = channel.String()
@@ -230,63 +164,6 @@ func (d modelDescription) print(w io.Writer) error {
 		{"any threshold", strconv.FormatFloat(d.AnyThreshold, 'g', 6, 64)},
 		{"unknown", unknown},
 	} {
-		fmt.Fprintf(t, "%s\t%s\n", row[0], row[1])
+		fmt.Fprintf(w, "%s\t%s\n", row[0], row[1])
 	}
-
-	var figures modelFigures
-	// Figures of another shape are printed as they are, below.
-	known := json.Unmarshal(d.Figures, &figures) == nil && figures.Flows > 0 && len(figures.detected()) > 0
-	if known {
-		fmt.Fprintf(t, "measured on\t%d flows of %d groups that were held out\n", figures.Flows, figures.Groups)
-	}
-	t.Flush()
-
-	b.WriteString("\n")
-	t = tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	header := "label\tthreshold"
-	if known {
-		header += fmt.Sprintf("\tdetected by a rule over all labels (%g)\tby a rule over this one (threshold)", figures.MinConfidence)
-	}
-	fmt.Fprintln(t, header)
-	row := func(name, threshold string, detected, alone *share) {
-		fmt.Fprintf(t, "%s\t%s", name, threshold)
-		if known {
-			fmt.Fprintf(t, "\t%s\t%s", detected, alone)
-		}
-		fmt.Fprintln(t)
-	}
-	detected := figures.detected()
-	for _, label := range d.Labels {
-		if label == flow.Background {
-			if !known { // its own figures are below the table
-				row(label, "-", nil, nil)
-			}
-			continue
-		}
-		of, alone := detected[label], figures.Single[label][label]
-		row(label, strconv.FormatFloat(d.Threshold(label), 'g', 6, 64), &of, &alone)
-		if inside, outside, ok := figures.byTLS(label); ok {
-			row("- outside TLS", "", &outside, nil)
-			row("- inside TLS", "", &inside, nil)
-		}
-	}
-	t.Flush()
-	if known {
-		// What is detected of these is a false positive.
-		fmt.Fprintf(&b, "\nfalse positives of a rule over all labels (%g)\n", figures.MinConfidence)
-		t = tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-		for _, group := range slices.Sorted(maps.Keys(detected)) {
-			if !slices.Contains(d.Labels, group) && group != ordinary {
-				of := detected[group]
-				fmt.Fprintf(t, "%s\t%s\n", group, &of)
-			}
-		}
-		of := detected[ordinary]
-		fmt.Fprintf(t, "all that is ordinary\t%s\n", &of)
-		t.Flush()
-	} else {
-		fmt.Fprintf(&b, "\nfigures: %s\n", oneLine(string(d.Figures)))
-	}
-	_, err := b.WriteTo(w)
-	return err
 }

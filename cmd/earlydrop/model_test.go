@@ -4,7 +4,6 @@ package main
 
 import (
 	"encoding/json"
-	"math"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -13,7 +12,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/models"
 )
 
@@ -110,32 +108,6 @@ func TestREADMEGivesTheFiguresOfModelInfo(t *testing.T) {
 	}
 }
 
-func TestIntervalsAreTheTrainingCodes(t *testing.T) {
-	name, onnx := models.Default()
-	m, err := classifier.ReadManifest(name, onnx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var figures modelFigures
-	if err := json.Unmarshal(m.Figures, &figures); err != nil {
-		t.Fatal(err)
-	}
-	compared := 0
-	for group, s := range figures.detected() {
-		low, high := wilson(s.Hits, s.Total)
-		if math.Abs(low-s.Low) > 1e-6 || math.Abs(high-s.High) > 1e-6 {
-			t.Errorf("%s: %v to %v, in the model file %v to %v", group, low, high, s.Low, s.High)
-		}
-		compared++
-	}
-	if compared < len(m.Labels) {
-		t.Errorf("only %d intervals compared", compared)
-	}
-	if low, high := wilson(0, 0); low != 0 || high != 1 {
-		t.Errorf("of nothing: %v to %v", low, high)
-	}
-}
-
 func TestModelInfoRefusesBadFiles(t *testing.T) {
 	dir := t.TempDir()
 	onnx, err := os.ReadFile(tinyModel)
@@ -167,22 +139,5 @@ func TestModelInfoRefusesBadFiles(t *testing.T) {
 	}
 	if code, _, stderr := runForTest("model", "info", "a", "b"); code != exitBadInput || !strings.Contains(stderr, `"b"`) {
 		t.Errorf("code %d, stderr %q", code, stderr)
-	}
-}
-
-func TestModelInfoPrintsFigures(t *testing.T) {
-	for _, tt := range []struct {
-		share share
-		want  string
-	}{
-		{share{39, 40, 0.871, 0.996}, "97.5 % (39 of 40; 87.1 to 99.6)"},
-		{share{9999, 10000, 0.99944, 0.99999}, ">99.9 % (9999 of 10000; >99.9 to >99.9)"},
-		{share{1, 100000, 0.000001, 0.00006}, "<0.1 % (1 of 100000; <0.1 to <0.1)"},
-		{share{10, 10, 0.722, 1}, "100.0 % (10 of 10; 72.2 to 100.0)"},
-		{share{}, "-"},
-	} {
-		if got := tt.share.String(); got != tt.want {
-			t.Errorf("%+v is printed %q, want %q", tt.share, got, tt.want)
-		}
 	}
 }

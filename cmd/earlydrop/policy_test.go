@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -108,7 +107,7 @@ otherwise rule lower: drop v2ray for 1h when the confidence is at least 0.4
 otherwise rule other: drop v2ray or shadowsocks for 1h when the confidence is at least 0.9
 everything else passes
 UDP flows, tunnels as well, are identified and logged, not treated: no rule says udp_unproven: true
-note: rule late never decides: a rule above it takes all of its flows
+note: rule late never decides: a rule above it treats all of its flows
 `},
 		{"flows captured from their middle", `
 rules:
@@ -130,9 +129,9 @@ otherwise rule udp: drop v2ray for 1h when the confidence is at least 0.9, UDP f
 otherwise rule both: drop v2ray for 1h when the confidence is at least 0.9, flows captured from their middle as well, UDP flows as well
 otherwise rule udp-again: drop v2ray for 1h when the confidence is at least 0.9, UDP flows as well
 everything else passes
-note: rule again never decides: a rule above it takes all of its flows
-note: rule late never decides: a rule above it takes all of its flows
-note: rule udp-again never decides: a rule above it takes all of its flows
+note: rule again never decides: a rule above it treats all of its flows
+note: rule late never decides: a rule above it treats all of its flows
+note: rule udp-again never decides: a rule above it treats all of its flows
 `},
 	}
 	model := writeFile(t, "m.onnx", boundedModel(t))
@@ -235,18 +234,6 @@ func TestLoadPolicy(t *testing.T) {
 		p, err := loadPolicy(path, &policy.Model{Labels: []string{"background"}})
 		if err == nil || exitCode(err) != exitBadInput || p != nil {
 			t.Errorf("loadPolicy(%q) = %v, %v; want bad input", path, p, err)
-		}
-	}
-}
-
-func TestShortDuration(t *testing.T) {
-	for d, want := range map[time.Duration]string{
-		time.Second: "1s", 10 * time.Minute: "10m", time.Hour: "1h", 90 * time.Minute: "1h30m",
-		10 * time.Hour: "10h", time.Hour + time.Second: "1h0m1s", 100 * time.Second: "1m40s", 1500 * time.Millisecond: "1.5s",
-		24 * time.Hour: "1d", 36 * time.Hour: "1d12h", 7*24*time.Hour + time.Minute: "7d1m", 365 * 24 * time.Hour: "365d",
-	} {
-		if got := shortDuration(d); got != want {
-			t.Errorf("shortDuration(%s) = %s, want %s", d.String(), got, want)
 		}
 	}
 }

@@ -5,6 +5,7 @@ package main
 import (
 	"bufio"
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,14 +23,12 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/captures"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/replay"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/term"
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/assembly/scratch"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/loader/flow/headers"
 )
-
-// startFormat is how the start of a flow is printed for people, in UTC.
-const startFormat = "2006-01-02 15:04:05.000"
 
 // replayGC is by how many percent the heap grows until it is collected.
 const replayGC = 40
@@ -162,39 +161,47 @@ func runReplay(c *cli.Context) (err error) {
 		return err
 	}
 
-	bar := newProgress(c.App.ErrWriter, "replaying", in.Size())
-	defer bar.done()
-	out := bufio.NewWriter(c.App.Writer)
-	lines := newFlowTable(out, c.NArg() > 1)
+	bar := term.NewProgress(c.App.ErrWriter, "replaying", in.Size())
+	defer bar.Done()
+	out := newFlowPrinter(c)
 	config := replay.Config{
 		Engine: engine, Policy: p, Options: assembly.Options{MidStream: midStream, UDPIdle: spanOf(c, "udp-idle"), OneWay: c.Bool("one-way")},
 		Verdict: func(v *event.Verdict) error {
-			bar.clear()
-			return lines.print(v)
+			bar.Clear()
+			return out.print(v)
 		},
 		Warn: func(w replay.Warning) {
-			bar.clear()
+			bar.Clear()
 			fmt.Fprintf(c.App.ErrWriter, "warning: %s\n", warningText(w))
 		},
-		Progress: bar.at,
+		Progress: bar.At,
 	}
 	summary := c.App.Writer
 	if c.Bool("json") {
-		encoder := json.NewEncoder(out)
-		config.Verdict = func(v *event.Verdict) error {
-			bar.clear()
-			return encoder.Encode(v)
-		}
-		config.Live = out.Flush
-		summary = c.App.ErrWriter
+		config.Live, summary = out.flush, c.App.ErrWriter
 	}
 	r := replay.New(config)
 	defer r.Close()
+	cut, err := readCaptures(c.Context, r, groups, out)
+	if err != nil {
+		return err
+	}
+	bar.Done()
+	if err := out.end(); err != nil {
+		return err
+	}
+	if err := printSummary(summary, r.Summary(), len(in.Files)); err != nil {
+		return err
+	}
+	return errors.Join(skipped(in.Empty), cut)
+}
 
-	cut := skipped(in.Empty)
+// readCaptures replays captures, which may be cut into files. cut says which could not be
+// read whole.
+func readCaptures(ctx context.Context, r *replay.Replay, groups [][]*captures.File, out *flowPrinter) (cut, err error) {
 	for _, group := range groups {
-		if err := c.Context.Err(); err != nil {
-			return err
+		if err := ctx.Err(); err != nil {
+			return nil, err
 		}
 		err := r.Read(group)
 		var fileErr *assembly.FileError
@@ -202,23 +209,16 @@ func runReplay(c *cli.Context) (err error) {
 		case errors.As(err, &fileErr):
 			cut = errors.Join(cut, err)
 		case err != nil:
-			return adviseTempDir(err)
+			return nil, adviseTempDir(err)
 		}
-		if err := out.Flush(); err != nil {
-			return err
+		if err := out.flush(); err != nil {
+			return nil, err
 		}
 		if slices.ContainsFunc(group, func(f *captures.File) bool { return f.Interrupted }) {
 			break
 		}
 	}
-	bar.done()
-	if err := errors.Join(lines.flush(), out.Flush()); err != nil {
-		return err
-	}
-	if err := printSummary(summary, r.Summary(), len(in.Files)); err != nil {
-		return err
-	}
-	return cut
+	return cut, nil
 }
 
 // openCaptures opens the capture files of a command line; what is no capture is bad input.
@@ -296,34 +296,48 @@ func count(n uint64, what string) string {
 	return fmt.Sprintf("%d %s", n, what)
 }
 
-// flowTable prints aligned columns.
-type flowTable struct {
-	columns *columnTable
+// flowPrinter prints flows, as a table or as JSON.
+type flowPrinter struct {
+	out     *bufio.Writer
+	json    *json.Encoder // nil: a table
+	columns *term.Columns
 	files   bool // with a column for the file
 	rows    int
 }
 
-func newFlowTable(w io.Writer, files bool) *flowTable {
-	return &flowTable{columns: newColumns(w), files: files}
+func newFlowPrinter(c *cli.Context) *flowPrinter {
+	p := &flowPrinter{out: bufio.NewWriter(c.App.Writer), files: c.NArg() > 1}
+	if c.Bool("json") {
+		p.json = json.NewEncoder(p.out)
+	}
+	p.columns = term.NewColumns(p.out)
+	return p
 }
 
-func (t *flowTable) print(r *event.Verdict) error {
-	if t.rows == 0 {
-		if err := t.row("FILE", "START", "PROTO", "SRC", "DST", "PACKETS", "BYTES", "CAPTURED", "CLASS", "CONFIDENCE", "DECISION", "RULE", "NOTE"); err != nil {
+func (p *flowPrinter) print(v *event.Verdict) error {
+	if p.json != nil {
+		return p.json.Encode(v)
+	}
+	if p.rows == 0 {
+		if err := p.row("FILE", "START", "PROTO", "SRC", "DST", "PACKETS", "BYTES", "CAPTURED", "CLASS", "CONFIDENCE", "DECISION", "RULE", "NOTE"); err != nil {
 			return err
 		}
 	}
-	t.rows++
-	class, confidence := r.Columns(r.Class, r.Confidence)
-	return t.row(r.File, r.Start.Format(startFormat), r.Proto, r.Src.String(), r.Dst.String(), fmt.Sprint(r.FlowPackets), fmt.Sprint(r.FlowBytes),
-		fmt.Sprint(r.Captured), class, confidence, r.Decision, cmp.Or(r.Rule, "-"), r.Note())
+	p.rows++
+	class, confidence := v.Columns(v.Class, v.Confidence)
+	return p.row(v.File, v.Start.Format(event.StartFormat), v.Proto, v.Src.String(), v.Dst.String(), fmt.Sprint(v.FlowPackets), fmt.Sprint(v.FlowBytes),
+		fmt.Sprint(v.Captured), class, confidence, v.Decision, cmp.Or(v.Rule, "-"), v.Note())
 }
 
-func (t *flowTable) row(cells ...string) error {
-	if !t.files {
+func (p *flowPrinter) row(cells ...string) error {
+	if !p.files {
 		cells = cells[1:]
 	}
-	return t.columns.row(cells...)
+	return p.columns.Row(cells...)
 }
 
-func (t *flowTable) flush() error { return t.columns.flush() }
+// flush prints what was given so far; the rows of a table may wait for others.
+func (p *flowPrinter) flush() error { return p.out.Flush() }
+
+// end prints the rest.
+func (p *flowPrinter) end() error { return errors.Join(p.columns.Flush(), p.out.Flush()) }

@@ -105,7 +105,7 @@ func printStatus(out io.Writer, s *status.Status) error {
 		row("one hook", "%s", oneHookProof)
 	}
 	if s.OneWay {
-		row("one way", "TCP connections of which one direction is seen are captured, too")
+		row("one way", "TCP connections of which one direction is seen are captured as well")
 	}
 	for _, advice := range sidesAdvice(s.Interface, s.Counters, s.OneHook, s.OneWay) {
 		row("warning", "%s", advice)

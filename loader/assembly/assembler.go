@@ -69,6 +69,8 @@ const (
 	OneWay
 	// MPJoin counts subflows of Multipath TCP: they are mid-stream.
 	MPJoin
+	// FollowedFragment counts those later fragments that followed their first one.
+	FollowedFragment
 	// BadFlags counts segments with SYN that have RST or FIN as well.
 	BadFlags
 	// Reflected counts packets of a handshake, and datagrams, that went out through the
@@ -117,32 +119,33 @@ const (
 )
 
 var counterNames = [NumCounters]string{
-	BadChecksum: "bad_checksum",
-	IPv4:        "ipv4",
-	MidStream:   "mid_stream",
-	SYNs:        "syns",
-	Opened:      "tcp_opened",
-	OneWay:      "one_way",
-	MPJoin:      "mptcp_join",
-	BadFlags:    "bad_flags",
-	Reflected:   "reflected",
-	WrongSide:   "wrong_side",
-	OutOfPlace:  "out_of_place",
-	Behind:      "behind",
-	Bare:        "bare",
-	Again:       "again",
-	Decoys:      "decoys",
-	HeaderOnly:  "header_only",
-	Waiting:     "udp_waiting",
-	Unanswered:  "udp_unanswered",
-	LeftOut:     "handshake_left_out",
-	Restarted:   "restarted",
-	Full:        "handed_full",
-	Closed:      "handed_closed",
-	Idle:        "handed_idle",
-	End:         "handed_end",
-	Cut:         "cut",
-	Incomplete:  "incomplete",
+	BadChecksum:      "bad_checksum",
+	IPv4:             "ipv4",
+	MidStream:        "mid_stream",
+	SYNs:             "syns",
+	Opened:           "tcp_opened",
+	OneWay:           "one_way",
+	MPJoin:           "mptcp_join",
+	BadFlags:         "bad_flags",
+	FollowedFragment: "followed_fragment",
+	Reflected:        "reflected",
+	WrongSide:        "wrong_side",
+	OutOfPlace:       "out_of_place",
+	Behind:           "behind",
+	Bare:             "bare",
+	Again:            "again",
+	Decoys:           "decoys",
+	HeaderOnly:       "header_only",
+	Waiting:          "udp_waiting",
+	Unanswered:       "udp_unanswered",
+	LeftOut:          "handshake_left_out",
+	Restarted:        "restarted",
+	Full:             "handed_full",
+	Closed:           "handed_closed",
+	Idle:             "handed_idle",
+	End:              "handed_end",
+	Cut:              "cut",
+	Incomplete:       "incomplete",
 }
 
 // String returns the counter's name.
@@ -202,6 +205,8 @@ type Flow struct {
 	stage  stage
 	sample *flow.Sample // while collecting
 	lack   lack         // of the packets captured so far
+	// fragmented: first fragments were captured.
+	fragmented bool
 
 	// UDP alone. resumed: the flow may have been there before. asleep: it is decided,
 	// and was silent since. side is the initiator's.
@@ -258,6 +263,7 @@ type Assembler struct {
 	recalled   Flow    // the decided flow that a packet is for
 	waits      waits
 	ended      *ended
+	fragments  recent[fragmentKey, firstFragment]
 	now        time.Time
 	counters   Counters
 	free       []*flow.Sample
@@ -340,15 +346,18 @@ func (a *Assembler) PacketFrom(side Side, ts time.Time, frame []byte, wireLen in
 	}
 	var verdict headers.Verdict
 	s.Packet, verdict = parse(frame, wireLen)
-	a.counters[verdict]++
 	if verdict != headers.OK {
-		a.countRefused(frame, wireLen)
+		a.refuse(verdict, &s, frame, wireLen)
 		return
 	}
+	a.counters[headers.OK]++
 	if s.IP == 4 {
 		a.counters[IPv4]++
 	}
 	s.frame = frame[:min(len(frame), s.WireLen)]
+	if s.MoreFragments && !s.badFlags() {
+		a.noteFirst(&s)
+	}
 
 	f := a.find(s.Key)
 	if f != nil && f.stage == collecting && ts.Sub(f.captured) >= a.opts.IdleTimeout {
@@ -369,19 +378,22 @@ func (a *Assembler) origin() signals.Origin {
 	return signals.File
 }
 
-// countRefused counts what is known of a frame that is no packet of a flow, beside the
-// parser's verdict.
-func (a *Assembler) countRefused(frame []byte, wireLen int) {
-	var h headers.Headers
+// refuse counts a frame that is no packet of a flow by itself, and what is known of it beside
+// the parser's verdict.
+func (a *Assembler) refuse(verdict headers.Verdict, s *segment, frame []byte, wireLen int) {
 	if wireLen = max(wireLen, len(frame)); a.opts.StrictChecksums {
-		h.Walk(frame, wireLen)
+		s.Walk(frame, wireLen)
 	} else {
-		h.WalkCaptured(frame, wireLen)
+		s.WalkCaptured(frame, wireLen)
 	}
-	if h.IP == 4 {
+	if verdict == headers.LaterFragment {
+		verdict = a.follow(s, frame)
+	}
+	a.counters[verdict]++
+	if s.IP == 4 {
 		a.counters[IPv4]++
 	}
-	if h.BadChecksum {
+	if s.BadChecksum {
 		a.counters[BadChecksum]++
 	}
 }
@@ -440,7 +452,7 @@ func (a *Assembler) collect(f *Flow, early []byte, earlyRecs []flow.Packet) {
 // fills the capture changes nothing about it.
 func (a *Assembler) capture(f *Flow, p *headers.Packet, frame []byte, ends bool) {
 	s := f.sample
-	bare := p.PayloadLen == 0 && p.Key.Proto == flow.TCP
+	bare := p.PayloadLen == 0 && !p.MoreFragments && p.Key.Proto == flow.TCP
 	if bare && !ends && f.bare+p.WireLen > bareBytes {
 		a.counters[Bare]++
 		return
@@ -451,6 +463,7 @@ func (a *Assembler) capture(f *Flow, p *headers.Packet, frame []byte, ends bool)
 	room := flow.CaptureBytes - f.before - len(s.Data)
 	f.payload += max(0, min(p.WireLen, room)-(p.WireLen-p.PayloadLen))
 	f.captured = f.Last
+	f.fragmented = f.fragmented || p.MoreFragments
 	f.lack.add(lacks(p, frame, room))
 	appendPacket(s, p, frame[:min(len(frame), room)], p.SrcIsLo == f.InitiatorIsLo, f.Last.Sub(f.Start))
 	switch {
@@ -476,6 +489,9 @@ func (a *Assembler) handOver(f *Flow, reason flow.Reason) {
 	s.Revision, s.Provisional = f.revision, f.goesOn(reason)
 	if s.Provisional {
 		a.ended.add(f)
+	}
+	if f.fragmented {
+		s.Signals |= flow.SignalFragmented
 	}
 	switch reason {
 	case flow.ReasonFull:

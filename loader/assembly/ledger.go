@@ -214,6 +214,7 @@ func (a *Assembler) clear() {
 	a.list, a.turns, a.looked = ring{}, 0, nil
 	a.ledger, a.pages = newLedger(), newPages(a.opts.TempDir)
 	a.recalled, a.free, a.now, a.sources = Flow{}, nil, time.Time{}, nil
+	a.fragments = recent[fragmentKey, firstFragment]{}
 }
 
 // A ring holds flows in the order in which they were pushed.

@@ -334,7 +334,7 @@ func (f *Flow) encode(b []byte) []byte {
 	b = append(b, byte(f.Key.Proto), byte(s.side), byte(f.side))
 	b = scratch.AppendFlags(b, f.InitiatorIsLo, f.marked, f.silent, f.hasNumbers, f.lack.cut, f.lack.incomplete, f.stream != nil, s.oneWay)
 	b = scratch.AppendFlags(b, s.right[0], s.right[1], s.decoy, s.synData, s.serverData)
-	b = scratch.AppendFlags(b, f.resumed, f.asleep)
+	b = scratch.AppendFlags(b, f.resumed, f.asleep, f.fragmented)
 	for _, v := range [...]uint64{uint64(f.Key.VLAN), uint64(f.Key.InnerVLAN), f.Packets, f.Bytes, uint64(f.payload), uint64(f.bare), uint64(f.revision), uint64(f.before)} {
 		b = binary.AppendUvarint(b, v)
 	}
@@ -368,7 +368,7 @@ func (f *Flow) decode(b []byte) bool {
 	var hasStream bool
 	d.Flags(&f.InitiatorIsLo, &f.marked, &f.silent, &f.hasNumbers, &f.lack.cut, &f.lack.incomplete, &hasStream, &s.oneWay)
 	d.Flags(&s.right[0], &s.right[1], &s.decoy, &s.synData, &s.serverData)
-	d.Flags(&f.resumed, &f.asleep)
+	d.Flags(&f.resumed, &f.asleep, &f.fragmented)
 	f.Key.VLAN, f.Key.InnerVLAN = uint16(d.Uvarint()), uint16(d.Uvarint())
 	f.Packets, f.Bytes = d.Uvarint(), d.Uvarint()
 	f.payload, f.bare, f.revision, f.before = int(d.Uvarint()), int(d.Uvarint()), int(d.Uvarint()), int(d.Uvarint())

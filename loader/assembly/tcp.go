@@ -268,7 +268,7 @@ func (a *Assembler) tcp(f *Flow, s *segment) {
 	switch {
 	case s.Flags&headers.SYN == 0:
 		a.segment(f, s)
-	case s.Flags.Closes():
+	case s.badFlags():
 		a.counters[BadFlags]++
 	case s.Flags.Opens():
 		a.syn(s)
@@ -276,6 +276,15 @@ func (a *Assembler) tcp(f *Flow, s *segment) {
 		a.synAck(f, s)
 	}
 }
+
+// badFlags reports whether no host sends a segment with these flags.
+func (s *segment) badFlags() bool {
+	return s.Proto == flow.TCP && s.Flags&headers.SYN != 0 && s.Flags.Closes()
+}
+
+// hasPayload reports whether the segment or datagram has payload. Of a first fragment, all of
+// it may come in later ones.
+func (s *segment) hasPayload() bool { return s.PayloadLen > 0 || s.MoreFragments }
 
 // syn makes a SYN a candidate. It touches nothing else that is known of its key.
 func (a *Assembler) syn(s *segment) {
@@ -657,7 +666,7 @@ func (a *Assembler) handshakeSegment(c *candidate, s *segment) {
 		return
 	}
 	c.count(s)
-	if s.PayloadLen > 0 {
+	if s.hasPayload() {
 		f := a.open(c)
 		f.Last = c.last
 		a.capture(f, &s.Packet, s.frame, ends)
@@ -783,7 +792,7 @@ func (a *Assembler) midStreamSegment(s *segment) {
 	}
 	// Every segment behind the SYN has ACK. Without it there is nothing to tell what
 	// the other side sends next.
-	if s.PayloadLen == 0 || s.Flags&headers.ACK == 0 {
+	if !s.hasPayload() || s.Flags&headers.ACK == 0 {
 		return
 	}
 	a.counters[MidStream]++

@@ -37,6 +37,7 @@ type waiting struct {
 	packets, bytes uint64
 	order          uint64
 	resumed        bool // the flow may have been there before
+	fragmented     bool // first fragments were captured
 	lack           lack // of the packets captured so far
 
 	prev, next *waiting
@@ -109,7 +110,7 @@ func (a *Assembler) udp(f *Flow, s *segment) {
 	who := spoken{s.Key, s.SrcIsLo, s.side}
 	w := a.waits.of[who]
 	if w == nil || !a.stillWaits(w, s.ts) {
-		if s.PayloadLen == 0 {
+		if !s.hasPayload() {
 			a.counters[HeaderOnly]++
 			return
 		}
@@ -122,6 +123,7 @@ func (a *Assembler) udp(f *Flow, s *segment) {
 	w.last = later(w.last, s.ts)
 	a.waits.touch(w)
 	if !w.sample.Complete() {
+		w.fragmented = w.fragmented || s.MoreFragments
 		w.lack.add(lacks(&s.Packet, s.frame, flow.CaptureBytes-len(w.sample.Data)))
 		appendPacket(w.sample, &s.Packet, s.frame, true, w.last.Sub(w.start))
 	}
@@ -156,7 +158,7 @@ func (a *Assembler) wait(who spoken, w *waiting) *waiting {
 		a.waits.of[who] = w
 	}
 	w.sample = a.takeSample()
-	w.packets, w.bytes, w.lack = 0, 0, lack{}
+	w.packets, w.bytes, w.lack, w.fragmented = 0, 0, lack{}, false
 	return w
 }
 
@@ -187,7 +189,7 @@ func (a *Assembler) answered(f *Flow, w *waiting, s *segment) {
 	f = a.start(w.key, w.fromLo, w.start, w.order)
 	f.Last = w.last
 	f.Packets, f.Bytes = w.packets, w.bytes
-	f.sample, f.resumed, f.side, f.lack = w.sample, w.resumed, w.side, w.lack
+	f.sample, f.resumed, f.side, f.lack, f.fragmented = w.sample, w.resumed, w.side, w.lack, w.fragmented
 	f.count(&s.Packet, s.ts)
 	f.captured = f.Last
 	if f.sample.Complete() {

@@ -128,7 +128,7 @@ func (r Reason) String() string {
 
 // Packet is the record of one captured packet.
 type Packet struct {
-	// Offset is where the packet's first byte stands in Sample.Data. The
+	// Offset is where the packet's first byte is in Sample.Data. The
 	// packet ends where the next one begins, or at the end of Data.
 	Offset uint16
 	// WireLen is the packet's length on the wire in bytes, L2 header
@@ -186,12 +186,12 @@ type Meta struct {
 }
 
 // Signals is a set of what a client may do to its own first bytes so that who reads along
-// takes them for something else. Package signals finds them.
+// mistakes them for something else. Package signals finds them.
 type Signals uint16
 
-// The signals. Each says what was seen, not why: networks do some of it, too.
+// The signals. Each says what was seen, not why: networks do some of it as well.
 const (
-	// SignalDecoy: packets with a wrong TCP or UDP checksum, which no host takes. They are
+	// SignalDecoy: packets with a wrong TCP or UDP checksum, which no host accepts. They are
 	// left out of the sample.
 	SignalDecoy Signals = 1 << iota
 	// SignalTTL: packets of one endpoint whose times to live, or hop limits, differ.
@@ -201,6 +201,7 @@ const (
 	// SignalTiny: a side begins with several segments of a few bytes each.
 	SignalTiny
 	// SignalFragmented: a packet came in IP fragments, of which the first one was captured.
+	// Its payload may have come in others.
 	SignalFragmented
 	// SignalSlow: the first 64 bytes of payload took more than 2 s.
 	SignalSlow

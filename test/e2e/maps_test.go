@@ -24,6 +24,8 @@ var mapFields = map[string][2][]string{
 	"collecting":      {flowKey, {"slot", "generation"}},
 	"daemon_counters": {nil, {"name", "value"}},
 	"counters":        {nil, {"packets_ingress", "dropped_packets", "ring_full"}},
+	"fragments":       {{"from_addr", "to_addr", "id", "vlan"}, {"time_ns", "source", "dest"}},
+	"mode":            {nil, {"enforce"}},
 	"flows":           {flowKey, {"last_ns", "verdict"}},
 	"handshakes":      {nil, {"bytes", "packet_count", "packets", "data"}},
 	"syns":            {nil, {"key", "state", "start_ns", "first", "latest"}},
@@ -104,7 +106,8 @@ func TestBpftoolShowsEveryMapByFieldNames(t *testing.T) {
 	s.stop(d)
 }
 
-// silentFlows leaves one connection without payload, and one with a single byte.
+// silentFlows leaves one connection without payload, one with a single byte, and a datagram in
+// fragments.
 func (s *scene) silentFlows() error {
 	address := strings.TrimPrefix(s.URL("", 4, s.web.HTTPPort, ""), "://")
 	for _, payload := range []string{"", "G"} {
@@ -117,7 +120,12 @@ func (s *scene) silentFlows() error {
 			return err
 		}
 	}
-	return nil
+	c, err := s.Client.Dial(s.ctx, "udp", address)
+	if err != nil {
+		return err
+	}
+	_, err = c.Write(make([]byte, 4000))
+	return errors.Join(err, c.Close())
 }
 
 // firstEntry returns the names of the fields of the first entry that bpftool dumps

@@ -27,7 +27,8 @@ var identified = []string{
 	"ipv6-loss", "ipv6-reordered", "server-bad-ack", "server-early-data", "both-rst", "outsider-decoys", "outsider-endings", "outsider-fragments",
 }
 
-// survived are others, each of another kind, that HTTPS has to survive.
+// survived are others, each of another kind, that HTTPS has to survive, or must not where they
+// are malformed.
 var survived = []string{
 	"tiny-8", "urgent", "mss-88", "ttl-swap", "fast-open", "decoy-checksum", "decoy-ack", "disorder", "overlap-new", "fragments-tiny",
 	"fragments-syn-all", "mp-join", "server-window", "server-syn", "both-decoy",
@@ -153,6 +154,8 @@ func TestChecksNameWhatDoesNotHold(t *testing.T) {
 		{"https cut", rowOf(root, func(r *row) {
 			r.Outcomes[https].Enforce.Worked, r.Outcomes[https].Enforce.broken = 9, errors.New("cut")
 		}), "9 of 10 HTTPS"},
+		{"https in malformed fragments cut", rowOf(root, func(r *row) { r.strategy.malformed = true; r.Outcomes[https].Enforce.Worked = 0 }), ""},
+		{"https in malformed fragments", rowOf(root, func(r *row) { r.strategy.malformed = true; r.Outcomes[https].Enforce.Worked = 1 }), "1 of 10 HTTPS"},
 		{"outsider, hidden", rowOf(outsider, func(r *row) { r.Outcomes[vmess].Identified = 4 }), "4 of 10 vmess"},
 		{"outsider, signal", rowOf(outsider, func(r *row) { r.Outcomes[https].Signalled = 1 }), "1 of 10 https"},
 		{"plain, signal", rowOf(nothing, func(r *row) { r.strategy.fromServer = nil; r.Outcomes[vmess].Signalled = 2 }), "2 of 10 vmess"},

@@ -235,8 +235,8 @@ func printTable(out io.Writer, rows []*row) error {
 	}
 	_, err := fmt.Fprintf(out, `
 %d connections each. Tunnels: identified / signalled / neither, in mode monitor; no verdict: of those not identified, not
-even judged. HTTPS: pages that came whole with nothing attached, in mode monitor, in mode enforce. -list says what the
-strategies do.
+even judged. HTTPS: pages that came whole with nothing attached, in mode monitor, in mode enforce, which drops malformed
+fragments. -list says what the strategies do.
 `, rows[0].Outcomes[https].N)
 	return err
 }
@@ -246,7 +246,12 @@ func check(rows []*row) error {
 	var errs []error
 	for _, r := range rows {
 		web := r.Outcomes[https]
-		if web.Alone == web.N && web.Enforce.Worked < web.N {
+		switch {
+		case r.strategy.malformed:
+			if web.Enforce.Worked > 0 {
+				errs = append(errs, fmt.Errorf("%s: %d of %d HTTPS connections in malformed fragments work in mode enforce", r.Strategy, web.Enforce.Worked, web.N))
+			}
+		case web.Alone == web.N && web.Enforce.Worked < web.N:
 			errs = append(errs, fmt.Errorf("%s: %d of %d HTTPS connections survive it in mode enforce, all with nothing attached: %w", r.Strategy, web.Enforce.Worked, web.N, web.Enforce.broken))
 		}
 		for _, p := range protocols {

@@ -28,6 +28,8 @@ type strategy struct {
 	needs  string
 	source string // who has published it (optional)
 	ipv6   bool   // it is one of IPv6
+	// malformed: it sends handshakes in malformed fragments alone, which mode enforce drops.
+	malformed bool
 
 	// At the client's socket: before it connects, and in place of its first write. (optional)
 	control func(fd int) error
@@ -217,8 +219,8 @@ var fragmented = []strategy{
 		}
 		return p.fragments(even(160)...)
 	}},
-	{name: "fragments-syn", what: "the SYN in two fragments", needs: root, fromClient: onSYN(func(_ *flow, p *packet) [][]byte { return p.fragments(even(24)...) })},
-	{name: "fragments-syn-all", what: "every packet of the client in fragments, of 8 bytes the first", needs: root, fromClient: allTiny},
+	{name: "fragments-syn", what: "the SYN in two fragments, of which the first ends in the TCP header", needs: root, malformed: true, fromClient: onSYN(func(_ *flow, p *packet) [][]byte { return p.fragments(even(24)...) })},
+	{name: "fragments-syn-all", what: "every packet of the client in fragments, of 8 bytes the first", needs: root, malformed: true, fromClient: allTiny},
 }
 
 var ofIPv6 = []strategy{
@@ -300,7 +302,7 @@ var atBothEnds = []strategy{
 	{name: "both-numbers", what: "numbers that jump by a million after the handshake, put right at the other end", needs: bothEnds,
 		fromClient: jump(1), toServer: jump(-1), fromServer: jump(1), toClient: jump(-1)},
 	{name: "both-no-syn", what: "a handshake without the flag SYN on the wire", needs: bothEnds, fromClient: hideSYN, toServer: showSYN, fromServer: hideSYN, toClient: showSYN},
-	{name: "both-fragments", what: "every packet of both in fragments, of 8 bytes the first", needs: bothEnds, fromClient: allTiny, fromServer: allTiny},
+	{name: "both-fragments", what: "every packet of both in fragments, of 8 bytes the first", needs: bothEnds, malformed: true, fromClient: allTiny, fromServer: allTiny},
 	{name: "both-protocol", what: "another number of protocol in the IP header", needs: bothEnds,
 		fromClient: asProtocol(protoTest), toServer: asProtocol(protoTCP), fromServer: asProtocol(protoTest), toClient: asProtocol(protoTCP)},
 }

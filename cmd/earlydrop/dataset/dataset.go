@@ -35,10 +35,10 @@ type Config struct {
 	Manifests []string
 	// Folders hold captures at any depth, among whatever else.
 	Folders []Folder
-	// Join takes the files of one folder that share a label and a group for one capture
+	// Join reads the files of one folder that share a label and a group as one capture
 	// that was cut into several. Without it each file is one.
 	Join bool
-	// OneWay takes TCP connections of which one direction alone is there as well, and
+	// OneWay includes TCP connections of which one direction alone is there, and
 	// adds a column that says so.
 	OneWay bool
 	// Out is the folder to write. An earlier dataset there is replaced, at the end.

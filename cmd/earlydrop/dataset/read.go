@@ -51,18 +51,35 @@ func (w *writer) readAll(ctx context.Context, inputs []input) error {
 			if in.incomplete {
 				w.IncompleteFiles = append(w.IncompleteFiles, in.path)
 			}
-			switch {
-			case fileErr != nil && in.folder != "":
-				w.unread(fileErr)
-			case fileErr != nil && errors.Is(fileErr, assembly.ErrEmpty):
-				w.Empty = append(w.Empty, fileErr)
-			case fileErr != nil:
-				return asBadInput(fileErr)
-			case errs[i] != nil:
-				return errs[i]
+			if err := w.fileEnded(in, errs[i], fileErr); err != nil {
+				return err
 			}
 		}
 	}
+	for i, n := range counters {
+		w.Counters[assembly.Counter(i).String()] = n
+	}
+	return w.enough(folders)
+}
+
+// fileEnded notes with what error the reading of a file ended, and returns one that ends
+// all. fileErr is err if that is about the file.
+func (w *writer) fileEnded(in *input, err error, fileErr *assembly.FileError) error {
+	switch {
+	case fileErr == nil:
+		return err
+	case in.folder != "":
+		w.unread(fileErr)
+	case errors.Is(fileErr, assembly.ErrEmpty):
+		w.Empty = append(w.Empty, fileErr)
+	default:
+		return asBadInput(fileErr)
+	}
+	return nil
+}
+
+// enough refuses folders and labels that nothing can be learned from.
+func (w *writer) enough(folders map[string]*folderCount) error {
 	for _, name := range slices.Sorted(maps.Keys(folders)) {
 		if err := folders[name].check(name); err != nil {
 			return &InputError{OfFolder, err}
@@ -77,9 +94,6 @@ func (w *writer) readAll(ctx context.Context, inputs []input) error {
 		default:
 			return badInput("no capture of label %s holds a flow with payload", label)
 		}
-	}
-	for i, n := range counters {
-		w.Counters[assembly.Counter(i).String()] = n
 	}
 	return nil
 }

@@ -145,8 +145,14 @@ func (w *writer) add(in *input, s *flow.Sample, added *sessions) error {
 	w.Samples++
 	w.Labels[in.label]++
 	w.Groups[in.label][in.group]++
-
 	added.add(&s.Meta)
+	records := packetRecords(s, &fields)
+	return cmp.Or(w.capture.write(capture[:]), w.mask.write(mask[:]), w.fields.write(fields[:]), w.packets.write(records), w.line(index, in, s))
+}
+
+// packetRecords returns the row of a sample in PacketsFile, and paints its row of
+// FieldsFile.
+func packetRecords(s *flow.Sample, fields *[flow.CaptureBytes]byte) []byte {
 	records := make([]byte, 0, flow.MaxPackets*6*4)
 	for i := range flow.MaxPackets {
 		record := [6]int32{-1}
@@ -166,6 +172,11 @@ func (w *writer) add(in *input, s *flow.Sample, added *sessions) error {
 			records = binary.LittleEndian.AppendUint32(records, uint32(v))
 		}
 	}
+	return records
+}
+
+// line writes the line of a sample in SamplesFile.
+func (w *writer) line(index int, in *input, s *flow.Sample) error {
 	columns := []string{strconv.Itoa(index), in.label, in.group, in.file, s.Initiator().String(), s.Responder().String(),
 		s.Key.Proto.String(), strconv.Itoa(len(s.Data)), s.Reason.String()}
 	columns = append(columns, w.marks(&s.Meta)...)
@@ -181,7 +192,7 @@ func (w *writer) add(in *input, s *flow.Sample, added *sessions) error {
 		}, columns[i])
 	}
 	_, err := fmt.Fprintln(w.table, strings.Join(columns, "\t"))
-	return cmp.Or(w.capture.write(capture[:]), w.mask.write(mask[:]), w.fields.write(fields[:]), w.packets.write(records), err)
+	return err
 }
 
 // finish computes the digest and writes dataset.json.

@@ -63,6 +63,9 @@ func (v *Verdict) Text(verbose bool) string {
 // Drop reports whether the policy says to drop the flow.
 func (v *Verdict) Drop() bool { return v.Decision == flow.Drop.String() }
 
+// StartFormat is how the start of a flow is printed for people, in UTC.
+const StartFormat = "2006-01-02 15:04:05.000"
+
 // Called is what the flow is called: the classes that decided, or the model's outcome
 // where no rule was asked.
 func (v *Verdict) Called() string { return v.Name(v.Class) }
@@ -107,7 +110,7 @@ func (l *LeftOut) Text() string {
 }
 
 // Clock prints a time for people, local, so that logs of several days and machines can be
-// told apart.
+// distinguished.
 func Clock(t time.Time) string { return t.Format("2006-01-02T15:04:05.000Z07:00") }
 
 // ByteCount prints a number of bytes for people.

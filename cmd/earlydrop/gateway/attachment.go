@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/loader"
@@ -37,7 +39,16 @@ type attachment struct {
 	iface   func() string // what the interface is called now
 	ended   bool          // the data path was let go
 
-	warnClassify, warnBlock, warnRead, warnTidy rateLimit
+	// Of each kind one warning per second.
+	warnClassify, warnBlock, warnRead, warnTidy rate.Sometimes
+}
+
+func newAttachment(g *Gateway, dp *loader.DataPath, iface func() string) *attachment {
+	a := &attachment{gateway: g, dp: dp, iface: iface}
+	for _, kind := range []*rate.Sometimes{&a.warnClassify, &a.warnBlock, &a.warnRead, &a.warnTidy} {
+		kind.Interval = time.Second
+	}
+	return a
 }
 
 // run works until ctx ends, the interface vanishes or the ring buffer fails.
@@ -90,18 +101,14 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 			trouble.over()
 			engine.Put(s)
 			a.gateway.counts[countNotClassified].Add(1)
-			if a.warnRead.allow() {
-				slog.Warn("capture lost", "interface", a.iface(), "error", err)
-			}
+			a.warnRead.Do(func() { slog.Warn("capture lost", "interface", a.iface(), "error", err) })
 			continue
 		case err != nil:
 			engine.Put(s)
 			if trouble.lasts() {
 				return &BrokenError{err}
 			}
-			if a.warnRead.allow() {
-				slog.Warn("captures can't be read, trying again", "interface", a.iface(), "error", err)
-			}
+			a.warnRead.Do(func() { slog.Warn("captures can't be read, trying again", "interface", a.iface(), "error", err) })
 			pause(ctx, tryAgainAfter)
 			continue
 		}
@@ -120,8 +127,10 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	g := a.gateway
 	if err != nil {
 		g.counts[countNotClassified].Add(1)
-		if !errors.Is(err, classifier.ErrClosed) && a.warnClassify.allow() {
-			slog.Warn("flow not classified, it passes", "interface", a.iface(), "flow", s.Key, "error", err)
+		if !errors.Is(err, classifier.ErrClosed) {
+			a.warnClassify.Do(func() {
+				slog.Warn("flow not classified, it passes", "interface", a.iface(), "flow", s.Key, "error", err)
+			})
 		}
 		return
 	}
@@ -144,9 +153,7 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 		if errors.Is(err, loader.ErrFull) {
 			g.counts[countBlockedFull].Add(1)
 		}
-		if a.warnBlock.allow() {
-			slog.Warn(message, "interface", a.iface(), "flow", s.Key, "error", err)
-		}
+		a.warnBlock.Do(func() { slog.Warn(message, "interface", a.iface(), "flow", s.Key, "error", err) })
 	}
 	g.counts[countClassified].Add(1)
 	if decision.Action == flow.Drop {
@@ -207,8 +214,8 @@ func (a *attachment) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 		case trouble.lasts():
 			cancel(&BrokenError{err})
 			return
-		case a.warnTidy.allow():
-			slog.Warn("trying again", "interface", a.iface(), "error", err)
+		default:
+			a.warnTidy.Do(func() { slog.Warn("trying again", "interface", a.iface(), "error", err) })
 		}
 	}
 }

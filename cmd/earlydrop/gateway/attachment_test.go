@@ -81,7 +81,7 @@ func TestLastingFailuresOfTheRingBufferEndTheDaemon(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			begin = time.Now()
-			a := &attachment{gateway: &Gateway{config: Config{Engine: engine}}, iface: func() string { return "v0" }}
+			a := newAttachment(&Gateway{config: Config{Engine: engine}}, nil, func() string { return "v0" })
 			reader := &readerFunc{read: tt.read}
 			err := a.read(context.Background(), reader)
 			var lasting *BrokenError

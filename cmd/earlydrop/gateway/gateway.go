@@ -74,7 +74,7 @@ func New(c Config) (*Gateway, error) {
 		return nil, err
 	}
 	g.started = time.Now()
-	g.attachment = &attachment{gateway: g, dp: dp, iface: dp.Interface}
+	g.attachment = newAttachment(g, dp, dp.Interface)
 	return g, nil
 }
 

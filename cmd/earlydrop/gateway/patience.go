@@ -4,7 +4,6 @@ package gateway
 
 import (
 	"context"
-	"sync/atomic"
 	"time"
 )
 
@@ -37,12 +36,4 @@ func pause(ctx context.Context, d time.Duration) {
 	case <-ctx.Done():
 	case <-t.C:
 	}
-}
-
-// rateLimit lets one warning per second through.
-type rateLimit struct{ last atomic.Int64 }
-
-func (r *rateLimit) allow() bool {
-	now, last := time.Now().UnixNano(), r.last.Load()
-	return now-last >= int64(time.Second) && r.last.CompareAndSwap(last, now)
 }

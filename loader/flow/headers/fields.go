@@ -310,7 +310,7 @@ const (
 )
 
 // tcpOptions appends the options between here and the payload. Where one has a
-// length that can't be, the rest can't be told apart.
+// length that can't be, the rest can't be distinguished.
 func (p *painter) tcpOptions(frame []byte, payload int) {
 	end := min(payload, len(p.dst))
 	for p.at < end {

@@ -62,6 +62,10 @@ const (
 	Malformed             // what no host accepts, or a header that the frame does not hold
 	Unparsable            // a third VLAN tag or a seventh IPv6 extension header
 	LaterFragment         // not the first fragment: it has no ports
+	// BadFragment is a first fragment without all headers, as far as those of TCP and UDP
+	// (RFC 1858, and RFC 7112 for IPv6), or a later one that begins within a TCP header
+	// (RFC 3128): they keep what decides about a flow from whoever reads the first fragment.
+	BadFragment
 
 	// NumVerdicts is the number of verdicts.
 	NumVerdicts
@@ -75,6 +79,7 @@ var verdictNames = [NumVerdicts]string{
 	Malformed:     "malformed",
 	Unparsable:    "unparsable",
 	LaterFragment: "later_fragment",
+	BadFragment:   "bad_fragment",
 }
 
 // String returns the verdict's name in counters.
@@ -131,12 +136,14 @@ type Headers struct {
 	BadChecksum bool
 	// MoreFragments says that the packet is the first fragment of a greater one.
 	MoreFragments bool
+	// Fragment is where the packet is in a greater one.
+	Fragment Fragmentation
 	// Ext holds the IPv6 extension headers, as many as Exts says.
 	Exts uint8
 	Ext  [MaxExtensions]Extension
 
 	// WireLen is the length of the L2 header and the IP packet on the wire;
-	// what stands behind it in the frame is Ethernet padding or a trailer. A
+	// what comes after it in the frame is Ethernet padding or a trailer. A
 	// length that a header claims is believed only as far as the frame
 	// reached on the wire.
 	WireLen int
@@ -158,7 +165,19 @@ type Headers struct {
 	PayloadLen int
 
 	verdict Verdict
-	rest    Field // what stands behind the headers where that is no payload
+	rest    Field // what comes after the headers where that is no payload
+}
+
+// Fragmentation is what a fragment says of the packet that it is a part of. It is zero where
+// a packet is no fragment, or one that is the whole packet.
+type Fragmentation struct {
+	// ID is that of the packet, which all its fragments have: 16 bits of IPv4, 32 of IPv6.
+	ID uint32
+	// Start is where in the frame what was cut up begins, and Offset where that is in
+	// the packet, both in bytes.
+	Start, Offset int
+	// Proto is what the IPv4 header says that was cut up, or the IPv6 fragment header.
+	Proto uint8
 }
 
 // Captured returns how many bytes of the payload a frame of frameLen bytes
@@ -263,15 +282,34 @@ func (h *Headers) ipv4(frame []byte, off int, emptyOK bool) Verdict {
 			h.fail(Malformed)
 		}
 	}
-	// A later fragment is one whatever protocol it claims.
-	if be16(ip, 6)&0x1fff != 0 {
-		return h.opaque(frame, LaterFragment, FragmentBody)
-	}
-	h.MoreFragments = ip[6]&0x20 != 0
 	if total >= headerLen {
 		h.WireLen = min(h.WireLen, off+total)
 	}
+	h.MoreFragments = ip[6]&0x20 != 0
+	if offset := int(be16(ip, 6)&0x1fff) * 8; offset != 0 || h.MoreFragments {
+		h.Fragment = Fragmentation{ID: uint32(be16(ip, 4)), Start: off + headerLen, Offset: offset, Proto: ip[9]}
+		if offset != 0 {
+			return h.laterFragment(frame)
+		}
+	}
 	return h.transport(frame, off+headerLen, ip[9])
+}
+
+// laterFragment ends a walk: a later fragment is one whatever protocol it claims.
+func (h *Headers) laterFragment(frame []byte) Verdict {
+	h.MoreFragments = false
+	if flow.Proto(h.Fragment.Proto) == flow.TCP && h.Fragment.Offset < tcpLen {
+		return h.opaque(frame, BadFragment, FragmentBody)
+	}
+	return h.opaque(frame, LaterFragment, FragmentBody)
+}
+
+// short notes that the packet ends within its headers.
+func (h *Headers) short() {
+	if h.MoreFragments {
+		h.fail(BadFragment)
+	}
+	h.fail(Malformed)
 }
 
 // sumsUp reports whether an IPv4 header, options included, sums up to 0xffff
@@ -317,7 +355,10 @@ func (h *Headers) ipv6(frame []byte, off int) Verdict {
 			return h.opaque(frame, Unparsable, OtherProtoHeader)
 		}
 		// A length that leads out of the packet is found by what must follow.
-		if off+extMinLen > limit {
+		switch {
+		case off+extMinLen > h.WireLen:
+			h.short()
+		case off+extMinLen > limit:
 			h.fail(Malformed)
 		}
 		kind, known := next, 2 // bytes that tell the header's length
@@ -333,11 +374,22 @@ func (h *Headers) ipv6(frame []byte, off int) Verdict {
 		size := extMinLen
 		switch kind {
 		case Fragment:
-			if be16(frame, off+2)&0xfff8 != 0 {
-				h.extension(kind, off, size)
-				return h.opaque(frame, LaterFragment, FragmentBody)
+			if h.MoreFragments { // the outer one should have all headers
+				h.fail(BadFragment)
 			}
-			h.MoreFragments = frame[off+3]&1 != 0
+			offset := int(be16(frame, off+2) & 0xfff8)
+			more := frame[off+3]&1 != 0
+			if !h.MoreFragments && (offset != 0 || more) {
+				h.Fragment = Fragmentation{Start: off + size, Offset: offset, Proto: frame[off]}
+				if off+size <= len(frame) {
+					h.Fragment.ID = binary.BigEndian.Uint32(frame[off+4:])
+				}
+			}
+			if offset != 0 {
+				h.extension(kind, off, size)
+				return h.laterFragment(frame)
+			}
+			h.MoreFragments = h.MoreFragments || more
 		case Auth:
 			size += 4 * int(frame[off+1])
 		default:
@@ -377,7 +429,10 @@ func (h *Headers) transport(frame []byte, off int, proto uint8) Verdict {
 	switch flow.Proto(proto) {
 	case flow.TCP:
 		h.Proto, h.L4 = flow.TCP, off
-		if off+tcpLen > limit {
+		switch {
+		case off+tcpLen > end:
+			h.short()
+		case off+tcpLen > limit:
 			h.fail(Malformed)
 		}
 		headerLen := tcpLen // where the capture ends before it
@@ -390,7 +445,7 @@ func (h *Headers) transport(frame []byte, off int, proto uint8) Verdict {
 		// Options need only lie inside the packet, as a small snap length may
 		// have cut them off.
 		if off+headerLen > end {
-			h.fail(Malformed)
+			h.short()
 		}
 		if off+tcpLen <= len(frame) {
 			tcp := frame[off : off+tcpLen]
@@ -400,7 +455,10 @@ func (h *Headers) transport(frame []byte, off int, proto uint8) Verdict {
 		h.Payload = off + headerLen
 	case flow.UDP:
 		h.Proto, h.L4 = flow.UDP, off
-		if off+udpLen > limit {
+		switch {
+		case off+udpLen > end:
+			h.short()
+		case off+udpLen > limit:
 			h.fail(Malformed)
 		}
 		// The length bounds the payload, not the captured frame: bytes between
@@ -437,7 +495,7 @@ type Packet struct {
 // the verdict: Ethernet and its tags from the outer to the inner; the lengths
 // of the IP header, then its checksum (IPv4), TTL or hop limit and addresses
 // (IPv6), then whether it is a later fragment; extension headers one by one;
-// the transport header.
+// the transport header. What a first fragment lacks makes it a BadFragment.
 func Parse(frame []byte, wireLen int) (Packet, Verdict) { return parse(frame, wireLen, false) }
 
 // ParseCaptured is Parse for frames of capture files. A host sees what it sends
@@ -450,15 +508,16 @@ func parse(frame []byte, wireLen int, emptyOK bool) (p Packet, v Verdict) {
 		return Packet{}, v
 	}
 	// Both protocols begin with source and destination port.
-	src, dst := p.addresses(frame)
+	src, dst := p.Addresses(frame)
 	p.Key, p.SrcIsLo = flow.NewKey(
 		netip.AddrPortFrom(src, be16(frame, p.L4)), netip.AddrPortFrom(dst, be16(frame, p.L4+2)),
 		p.Proto, p.VLAN, p.InnerVLAN)
 	return p, OK
 }
 
-// addresses returns those of a whole IP header.
-func (h *Headers) addresses(frame []byte) (src, dst netip.Addr) {
+// Addresses returns those of the frame that was walked. It needs a whole IP header, as frames
+// have whose verdict is OK, OtherProto, LaterFragment or BadFragment.
+func (h *Headers) Addresses(frame []byte) (src, dst netip.Addr) {
 	ip := frame[h.L3:]
 	if h.IP == 4 {
 		return netip.AddrFrom4([4]byte(ip[12:16])), netip.AddrFrom4([4]byte(ip[16:20]))

@@ -197,7 +197,16 @@ func TestParse(t *testing.T) {
 			name: "first fragment", frame: with(data4, 20, 0x20, 0x00),
 			want: found{Key: ip4, SrcIsLo: true, Flags: ACK, WireLen: 64, L3: 14, L4: 34, Payload: 54, PayloadLen: 10},
 		},
-		{name: "later fragment", frame: with(data4, 20, 0x20, 0x01), verdict: LaterFragment},
+		{name: "later fragment", frame: with(data4, 20, 0x20, 0x03), verdict: LaterFragment},
+		{name: "later fragment that begins with the TCP flags", frame: with(data4, 20, 0x20, 0x01), verdict: BadFragment},
+		{name: "last fragment that begins in the TCP header", frame: with(data4, 20, 0, 0x02), verdict: BadFragment},
+		{name: "later fragment of UDP, behind its header", frame: with(dgram4, 20, 0x20, 0x01), verdict: LaterFragment},
+		{name: "first fragment with the ports alone", frame: with(data4, 16, 0, 28, 0, 0, 0x20, 0), verdict: BadFragment},
+		{name: "first fragment that ends in the TCP options", frame: with(with(data4, 16, 0, 44, 0, 0, 0x20, 0), 46, 0x80), verdict: BadFragment},
+		{name: "first fragment with a TCP header of 16 bytes", frame: with(with(data4, 20, 0x20, 0), 46, 0x40), verdict: Malformed},
+		{name: "first fragment that ends in the UDP header", frame: with(dgram4, 16, 0, 27, 0, 0, 0x20, 0), verdict: BadFragment},
+		{name: "first fragment whose TCP header the file lacks", frame: with(data4, 20, 0x20, 0)[:50], wireLen: 64, verdict: Malformed},
+		{name: "first fragment of ICMP", frame: with(data4, 16, 0, 28, 0, 0, 0x20, 0, 64, 1), verdict: OtherProto},
 		{name: "last fragment", frame: with(data4, 20, 0x1f, 0xff), verdict: LaterFragment},
 		{name: "later fragment of another protocol", frame: with(data4, 20, 0, 1, 64, 1), verdict: LaterFragment},
 		{
@@ -271,7 +280,18 @@ func TestParse(t *testing.T) {
 			name: "IPv6 first fragment", frame: v6(Fragment, ext(tcp, 0xff, 0, 1), syn6),
 			want: found{Key: ip6, Flags: SYN, WireLen: 82, L3: 14, L4: 62, Payload: 82},
 		},
-		{name: "IPv6 later fragment", frame: v6(Fragment, ext(tcp, 0, 0, 8), syn6), verdict: LaterFragment},
+		{name: "IPv6 later fragment", frame: v6(Fragment, ext(tcp, 0, 0, 24), syn6), verdict: LaterFragment},
+		{name: "IPv6 later fragment that begins with the TCP flags", frame: v6(Fragment, ext(tcp, 0, 0, 8), syn6), verdict: BadFragment},
+		{name: "IPv6 later fragment of UDP, behind its header", frame: v6(Fragment, ext(udp, 0, 0, 8), syn6), verdict: LaterFragment},
+		{name: "IPv6 first fragment with the ports alone", frame: v6(Fragment, ext(tcp, 0, 0, 1), syn6[:8]), verdict: BadFragment},
+		{name: "IPv6 first fragment that ends in an extension header", frame: v6(Fragment, ext(DestOptions, 0, 0, 1), ext(tcp, 200), syn6), verdict: BadFragment},
+		{name: "IPv6 first fragment that ends before one", frame: v6(HopByHop, ext(Fragment), ext(DestOptions, 0, 0, 1)), verdict: BadFragment},
+		{name: "IPv6 whole packet with a fragment header that ends before one", frame: v6(Fragment, ext(DestOptions, 0, 0, 0)), verdict: Malformed},
+		{name: "IPv6 fragment in a first fragment", frame: v6(Fragment, ext(Fragment, 0, 0, 1), ext(tcp, 0, 0, 1), syn6), verdict: BadFragment},
+		{name: "IPv6 later fragment in a first fragment", frame: v6(Fragment, ext(Fragment, 0, 0, 1), ext(udp, 0, 4, 0), syn6), verdict: BadFragment},
+		{name: "IPv6 later fragment behind a fragment header that is none", frame: v6(Fragment, ext(Fragment, 0, 0, 6), ext(udp, 0, 4, 0), syn6), verdict: LaterFragment},
+		{name: "IPv6 first fragment with seven extension headers", frame: v6(Fragment, ext(DestOptions, 0, 0, 1), ext(DestOptions), ext(DestOptions), ext(DestOptions),
+			ext(DestOptions), ext(DestOptions), ext(tcp), syn6), verdict: Unparsable},
 		{
 			name: "IPv6 reserved bits are no fragment offset", frame: v6(Fragment, ext(tcp, 0, 0, 6), syn6),
 			want: found{Key: ip6, Flags: SYN, WireLen: 82, L3: 14, L4: 62, Payload: 82},
@@ -360,16 +380,40 @@ func TestParseCapturedBelievesAnEmptyChecksum(t *testing.T) {
 
 // A packet's numbers, and what only some packets have.
 func TestParseReadsTheValues(t *testing.T) {
-	frame := eth(ip(client6, server6, Routing, slices.Concat(ext(Fragment), ext(6, 0, 0, 1), tcpSeg(client6, server6, ACK, make([]byte, 12), payload(7)))), TypeQinQ, 7, TypeVLAN, 100)
+	frame := eth(ip(client6, server6, Routing, slices.Concat(ext(Fragment), ext(6, 0, 0, 1, 1, 2, 3, 4), tcpSeg(client6, server6, ACK, make([]byte, 12), payload(7)))), TypeQinQ, 7, TypeVLAN, 100)
 	got, verdict := Parse(frame, len(frame))
 	if verdict != OK {
 		t.Fatal(verdict)
 	}
-	want := Headers{Tags: 2, VLAN: 7, InnerVLAN: 100, IP: 6, L3: 22, TTL: 64, MoreFragments: true, Exts: 2,
+	want := Headers{Tags: 2, VLAN: 7, InnerVLAN: 100, IP: 6, L3: 22, TTL: 64, MoreFragments: true, Exts: 2, Fragment: Fragmentation{ID: 0x01020304, Start: 78, Proto: 6},
 		Ext:     [MaxExtensions]Extension{{Off: 62, Len: 8, Kind: Routing}, {Off: 70, Len: 8, Kind: Fragment}},
 		WireLen: 117, Proto: flow.TCP, L4: 78, Seq: 1, Ack: 2, Window: 0xffff, Flags: ACK, Payload: 110, PayloadLen: 7}
 	if diff := cmp.Diff(want, got.Headers, cmpopts.EquateComparable(Headers{})); diff != "" {
 		t.Errorf("headers (-want +got):\n%s", diff)
+	}
+}
+
+// What fragments of one packet share, and where they lie.
+func TestWalkReadsFragments(t *testing.T) {
+	segment := tcpSeg(client4, server4, ACK, nil, payload(100))
+	first := with(eth(ip(client4, server4, 6, segment[:64])), 18, 0xab, 0xcd, 0x20, 0)
+	later := with(eth(ip(client4, server4, 6, segment[64:])), 18, 0xab, 0xcd, 0, 8)
+	behind := eth(ip(client6, server6, HopByHop, slices.Concat(ext(Fragment), ext(60, 0, 0x12, 0x35, 1, 2, 3, 4), payload(16))))
+	for _, tt := range []struct {
+		name  string
+		frame []byte
+		want  Fragmentation
+	}{
+		{"none", eth(ip(client4, server4, 6, segment)), Fragmentation{}},
+		{"first", first, Fragmentation{ID: 0xabcd, Start: 34, Proto: 6}},
+		{"later", later, Fragmentation{ID: 0xabcd, Start: 34, Offset: 64, Proto: 6}},
+		{"IPv6 later", behind, Fragmentation{ID: 0x01020304, Start: 70, Offset: 0x1230, Proto: 60}},
+	} {
+		var h Headers
+		h.Walk(tt.frame, len(tt.frame))
+		if h.Fragment != tt.want || h.MoreFragments != (tt.name == "first") {
+			t.Errorf("%s: %+v, more %v, want %+v", tt.name, h.Fragment, h.MoreFragments, tt.want)
+		}
 	}
 }
 
@@ -406,7 +450,8 @@ func TestWalkGoesOnBehindWhatIsWrong(t *testing.T) {
 		{name: "IPv6 hop limit 0", frame: with(data6, 21, 0), verdict: Malformed, proto: flow.TCP, l4: 62, payload: 82, length: 10, inside: 10},
 		{name: "IPv6 cut in an extension header", frame: data6[:57], wireLen: 92, verdict: Malformed, proto: flow.TCP, l4: 62, payload: 82, length: 10},
 		{name: "IPv6 cut before an extension header", frame: data6[:55], wireLen: 92, verdict: Malformed, payload: 55},
-		{name: "later fragment", frame: with(data, 20, 0x20, 1), verdict: LaterFragment, payload: 76},
+		{name: "later fragment", frame: with(data, 20, 0x20, 3), verdict: LaterFragment, payload: 76},
+		{name: "fragment that begins in the TCP header", frame: with(data, 20, 0x20, 1), verdict: BadFragment, payload: 76},
 		{name: "ARP", frame: with(data, 12, 8, 6), verdict: NotIP, payload: 76},
 		{name: "nothing", verdict: Malformed},
 	} {

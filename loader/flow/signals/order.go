@@ -6,7 +6,7 @@ import "github.com/earlydrop/earlydrop/loader/flow"
 
 // inOrder puts what each side of a TCP connection sent in the order of its sequence
 // numbers, in the places of the side's packets with payload. Captures have what is ahead
-// as it came, so that a segment which the network lost or held back stands behind the
+// as it came, so that a segment which the network lost or held back comes after the
 // ones after it. A model knows how streams begin: the second half of a long ClientHello
 // in front of the first looks like ciphertext. Times stay with the places. It does not
 // allocate.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package signals finds what a flow's first packets show that ordinary traffic rarely
-// does: what clients do to their own bytes so that who reads along takes them for
+// does: what clients do to their own bytes so that whoever reads along mistakes them for
 // something else.
 //
 // It also makes of a capture what is judged: what came late, by somebody's intent or the
@@ -42,7 +42,7 @@ const (
 type Origin bool
 
 // A host that captures what it sends sees frames whose checksum the network card is yet
-// to fill in. What stands there until then is the sum of the pseudo-header (Linux, live)
+// to fill in. What is there until then is the sum of the pseudo-header (Linux, live)
 // or, in files of other systems, nothing.
 const (
 	Live Origin = false
@@ -58,7 +58,7 @@ type walked [flow.MaxPackets]struct {
 }
 
 // Note adds to s.Signals what the packets of s show, and sets s.MissingStart and s.Scant. Of UDP it
-// takes the decoys out of s: datagrams with a wrong checksum, which no host takes. (Of TCP
+// takes the decoys out of s: datagrams with a wrong checksum, which no host accepts. (Of TCP
 // the kernel programs and the assembly have left them out, and say so in s.Signals.) It
 // looks only at frames that are in the sample whole. What each side of a TCP connection
 // sent is put in order. Note does not allocate.
@@ -243,7 +243,7 @@ const _ = uint(32 - flow.MaxPackets)
 const ChecksumBytes = 2048
 
 // WrongChecksum reports whether a frame whose headers are h has a wrong TCP or UDP
-// checksum, so that no host takes it. It is false where that can't be told: of a frame that
+// checksum, so that no host accepts it. It is false where that can't be told: of a frame that
 // is not there whole, as its IP header has it, or longer than ChecksumBytes, of a first
 // fragment, and behind IPv6 extension headers, which may name another destination. The kernel programs have the
 // same rules for TCP (bpf/checksum.h).

@@ -107,45 +107,48 @@ type floorChecksumRoom struct {
 }
 
 type floorCounts struct {
-	_                structs.HostLayout
-	PacketsIngress   uint64
-	PacketsEgress    uint64
-	DroppedPackets   uint64
-	DroppedBytes     uint64
-	NotIp            uint64
-	OtherProto       uint64
-	Malformed        uint64
-	Unparsable       uint64
-	LaterFragment    uint64
-	BadFlags         uint64
-	TcpOpened        uint64
-	UdpOpened        uint64
-	UdpWaiting       uint64
-	UdpUnanswered    uint64
-	MidStream        uint64
-	HeaderOnly       uint64
-	Restarted        uint64
-	HandedFull       uint64
-	HandedClosed     uint64
-	HandedIdle       uint64
-	Syns             uint64
-	OneWay           uint64
-	Reflected        uint64
-	WrongSide        uint64
-	OutOfPlace       uint64
-	Behind           uint64
-	Decoys           uint64
-	Bare             uint64
-	Again            uint64
-	MptcpJoin        uint64
-	Renewed          uint64
-	SlotsFull        uint64
-	InitiatorSlots   uint64
-	InitiatorWaiting uint64
-	CollectingFull   uint64
-	HandshakeBusy    uint64
-	RingFull         uint64
-	LoadFailed       uint64
+	_                  structs.HostLayout
+	PacketsIngress     uint64
+	PacketsEgress      uint64
+	DroppedPackets     uint64
+	DroppedBytes       uint64
+	NotIp              uint64
+	OtherProto         uint64
+	Malformed          uint64
+	Unparsable         uint64
+	LaterFragment      uint64
+	FollowedFragment   uint64
+	BadFragment        uint64
+	BadFragmentDropped uint64
+	BadFlags           uint64
+	TcpOpened          uint64
+	UdpOpened          uint64
+	UdpWaiting         uint64
+	UdpUnanswered      uint64
+	MidStream          uint64
+	HeaderOnly         uint64
+	Restarted          uint64
+	HandedFull         uint64
+	HandedClosed       uint64
+	HandedIdle         uint64
+	Syns               uint64
+	OneWay             uint64
+	Reflected          uint64
+	WrongSide          uint64
+	OutOfPlace         uint64
+	Behind             uint64
+	Decoys             uint64
+	Bare               uint64
+	Again              uint64
+	MptcpJoin          uint64
+	Renewed            uint64
+	SlotsFull          uint64
+	InitiatorSlots     uint64
+	InitiatorWaiting   uint64
+	CollectingFull     uint64
+	HandshakeBusy      uint64
+	RingFull           uint64
+	LoadFailed         uint64
 }
 
 type floorDaemonCounter struct {
@@ -199,6 +202,28 @@ type floorFlowKey struct {
 	Pad       [3]uint8
 }
 
+type floorFragment struct {
+	_         structs.HostLayout
+	TimeNs    uint64
+	Source    uint16
+	Dest      uint16
+	HeaderLen uint16
+	Proto     uint8
+	Unsure    uint8
+}
+
+type floorFragmentKey struct {
+	_         structs.HostLayout
+	FromAddr  [16]uint8
+	ToAddr    [16]uint8
+	Id        uint32
+	Vlan      uint16
+	InnerVlan uint16
+	Proto     uint8
+	Side      uint8
+	Pad       [2]uint8
+}
+
 type floorHandshake struct {
 	_           structs.HostLayout
 	Bytes       uint16
@@ -209,7 +234,7 @@ type floorHandshake struct {
 		TimeUs        uint32
 		Offset        uint16
 		FromInitiator uint8
-		Pad           uint8
+		Fragment      uint8
 	}
 	_    [4]byte
 	Data [560]uint8
@@ -218,6 +243,11 @@ type floorHandshake struct {
 type floorHandshakeBucket struct {
 	_    structs.HostLayout
 	Word [16]uint32
+}
+
+type floorMode struct {
+	_       structs.HostLayout
+	Enforce uint32
 }
 
 type floorSeenPacket struct {
@@ -275,7 +305,7 @@ type floorSlot struct {
 			TimeUs        uint32
 			Offset        uint16
 			FromInitiator uint8
-			Pad           uint8
+			Fragment      uint8
 		}
 		Data [1024]uint8
 	}
@@ -311,7 +341,7 @@ type floorWaiting struct {
 		TimeUs        uint32
 		Offset        uint16
 		FromInitiator uint8
-		Pad           uint8
+		Fragment      uint8
 	}
 	Data [1104]uint8
 }
@@ -333,10 +363,12 @@ const (
 	floorMapDaemonCounters   = "daemon_counters"
 	floorMapFloorFlows       = "floor_flows"
 	floorMapFlows            = "flows"
+	floorMapFragments        = "fragments"
 	floorMapFreeSlots        = "free_slots"
 	floorMapFreeTcpSlots     = "free_tcp_slots"
 	floorMapHandshakeTags    = "handshake_tags"
 	floorMapHandshakes       = "handshakes"
+	floorMapMode             = "mode"
 	floorMapSameSide         = "same_side"
 	floorMapSamples          = "samples"
 	floorMapSeenInside       = "seen_inside"
@@ -439,10 +471,12 @@ type floorMapSpecs struct {
 	DaemonCounters *ebpf.MapSpec `ebpf:"daemon_counters"`
 	FloorFlows     *ebpf.MapSpec `ebpf:"floor_flows"`
 	Flows          *ebpf.MapSpec `ebpf:"flows"`
+	Fragments      *ebpf.MapSpec `ebpf:"fragments"`
 	FreeSlots      *ebpf.MapSpec `ebpf:"free_slots"`
 	FreeTcpSlots   *ebpf.MapSpec `ebpf:"free_tcp_slots"`
 	HandshakeTags  *ebpf.MapSpec `ebpf:"handshake_tags"`
 	Handshakes     *ebpf.MapSpec `ebpf:"handshakes"`
+	Mode           *ebpf.MapSpec `ebpf:"mode"`
 	SameSide       *ebpf.MapSpec `ebpf:"same_side"`
 	Samples        *ebpf.MapSpec `ebpf:"samples"`
 	SeenInside     *ebpf.MapSpec `ebpf:"seen_inside"`
@@ -505,10 +539,12 @@ type floorMaps struct {
 	DaemonCounters *ebpf.Map `ebpf:"daemon_counters"`
 	FloorFlows     *ebpf.Map `ebpf:"floor_flows"`
 	Flows          *ebpf.Map `ebpf:"flows"`
+	Fragments      *ebpf.Map `ebpf:"fragments"`
 	FreeSlots      *ebpf.Map `ebpf:"free_slots"`
 	FreeTcpSlots   *ebpf.Map `ebpf:"free_tcp_slots"`
 	HandshakeTags  *ebpf.Map `ebpf:"handshake_tags"`
 	Handshakes     *ebpf.Map `ebpf:"handshakes"`
+	Mode           *ebpf.Map `ebpf:"mode"`
 	SameSide       *ebpf.Map `ebpf:"same_side"`
 	Samples        *ebpf.Map `ebpf:"samples"`
 	SeenInside     *ebpf.Map `ebpf:"seen_inside"`
@@ -531,10 +567,12 @@ func (m *floorMaps) Close() error {
 		m.DaemonCounters,
 		m.FloorFlows,
 		m.Flows,
+		m.Fragments,
 		m.FreeSlots,
 		m.FreeTcpSlots,
 		m.HandshakeTags,
 		m.Handshakes,
+		m.Mode,
 		m.SameSide,
 		m.Samples,
 		m.SeenInside,

@@ -120,6 +120,49 @@ func fold(n int) uint16 {
 	return uint16(n)
 }
 
+// A Piece is what of a packet, counted from where it may be cut up, goes into a fragment.
+type Piece struct{ From, To int }
+
+// Fragments cuts an IPv4 packet up behind its header and options, or an IPv6 packet
+// behind its header. A piece that reaches to the end of the packet or beyond is the last one.
+func Fragments(packet []byte, id uint32, pieces ...Piece) (all [][]byte) {
+	for _, p := range pieces {
+		head := 40
+		if packet[0]>>4 == 4 {
+			head = int(packet[0]&0x0f) * 4
+		}
+		body := packet[head:]
+		more := byte(1)
+		if p.To >= len(body) {
+			p.To, more = len(body), 0
+		}
+		body = body[min(p.From, p.To):p.To]
+		if packet[0]>>4 == 4 {
+			fragment := slices.Concat(packet[:head], body)
+			binary.BigEndian.PutUint16(fragment[2:], uint16(len(fragment)))
+			binary.BigEndian.PutUint16(fragment[4:], uint16(id))
+			binary.BigEndian.PutUint16(fragment[6:], uint16(more)<<13|uint16(p.From/8))
+			SetChecksum(fragment)
+			all = append(all, fragment)
+			continue
+		}
+		fragment := slices.Concat(packet[:head], FragmentHeader(packet[6], p.From, more == 1, id), body)
+		binary.BigEndian.PutUint16(fragment[4:], uint16(len(fragment)-40))
+		fragment[6] = 44
+		all = append(all, fragment)
+	}
+	return all
+}
+
+// FragmentHeader returns an IPv6 fragment header in front of next. offset is in bytes.
+func FragmentHeader(next byte, offset int, more bool, id uint32) []byte {
+	field := offset &^ 7
+	if more {
+		field |= 1
+	}
+	return binary.BigEndian.AppendUint32(slices.Concat([]byte{next, 0}, be16(field)), id)
+}
+
 // Extension returns an IPv6 extension header of 8*(1+more) bytes in front of next.
 func Extension(next byte, more int) []byte {
 	return slices.Concat([]byte{next, byte(more)}, make([]byte, 6+8*more))

@@ -39,7 +39,7 @@ type Config struct {
 // those that must not be lost: flows that pass undetected come in floods.
 const queueLen = 8192
 
-// Bounds of the wait for an output that takes nothing: a pipe or FIFO whose reader
+// Bounds of the wait for an output that accepts nothing: a pipe or FIFO whose reader
 // has stopped, a file system that hangs.
 var (
 	stuckAfter = 5 * time.Second
@@ -118,7 +118,7 @@ func (l *Log) Add(e event.Event) {
 }
 
 // Put queues an event that must not be lost. It waits for room in the queue, but not for
-// an output that takes nothing.
+// an output that accepts nothing.
 func (l *Log) Put(e event.Event) { l.put(item{event: e}) }
 
 // Say queues text for people, whose lines it has the ends of: for Text or, without that,
@@ -178,7 +178,7 @@ func (l *Log) Uncreate() {
 func (l *Log) Close() {
 	close(l.queue)
 	if !l.drained() {
-		slog.Warn("the output takes no more events: those that still wait are lost", "lost", uint64(len(l.queue))+l.lost.Load())
+		slog.Warn("the output accepts no more events: those that still wait are lost", "lost", uint64(len(l.queue))+l.lost.Load())
 		return
 	}
 	if l.file != nil {
@@ -192,7 +192,7 @@ func (l *Log) Close() {
 }
 
 // drained waits until what is queued is written, and reports whether it was. It
-// gives up when the output has taken nothing for stuckAfter.
+// gives up when the output has accepted nothing for stuckAfter.
 func (l *Log) drained() bool {
 	tick := time.NewTicker(stuckCheck)
 	defer tick.Stop()
@@ -212,66 +212,83 @@ func (l *Log) drained() bool {
 	}
 }
 
+// outputs are what a Log writes to.
+type outputs struct {
+	text, notes *bufio.Writer // nil: none
+	json        []*json.Encoder
+	file        *bufio.Writer // one of those that json writes to; nil: none
+	fileOutput  *output       // what file writes to
+
+	all []*bufio.Writer
+}
+
+func (l *Log) outputs() *outputs {
+	o := &outputs{}
+	buffer := func(w io.Writer) (*bufio.Writer, *output) {
+		to := newOutput(w)
+		b := bufio.NewWriterSize(to, 64<<10)
+		o.all = append(o.all, b)
+		return b, to
+	}
+	if l.config.Text != nil {
+		o.text, _ = buffer(l.config.Text)
+		o.notes = o.text
+	} else if l.config.Notes != nil {
+		o.notes, _ = buffer(l.config.Notes)
+	}
+	if l.config.JSON != nil {
+		b, _ := buffer(l.config.JSON)
+		o.json = append(o.json, json.NewEncoder(b))
+	}
+	if l.file != nil {
+		o.file, o.fileOutput = buffer(l.file.File)
+		o.json = append(o.json, json.NewEncoder(o.file))
+	}
+	return o
+}
+
+func (o *outputs) flush() {
+	for _, b := range o.all {
+		_ = b.Flush() // an output takes everything
+	}
+}
+
 // write writes what comes, until the queue is closed.
 func (l *Log) write() {
 	defer close(l.done)
-	var buffers []*bufio.Writer
-	buffer := func(w io.Writer) (*bufio.Writer, *output) {
-		o := newOutput(w)
-		b := bufio.NewWriterSize(o, 64<<10)
-		buffers = append(buffers, b)
-		return b, o
-	}
-	var text, notes *bufio.Writer
-	if l.config.Text != nil {
-		text, _ = buffer(l.config.Text)
-		notes = text
-	} else if l.config.Notes != nil {
-		notes, _ = buffer(l.config.Notes)
-	}
-	var encoders []*json.Encoder
-	if l.config.JSON != nil {
-		b, _ := buffer(l.config.JSON)
-		encoders = append(encoders, json.NewEncoder(b))
-	}
-	var file *bufio.Writer
-	var fileOutput *output
-	if l.file != nil {
-		file, fileOutput = buffer(l.file.File)
-		encoders = append(encoders, json.NewEncoder(file))
-	}
+	o := l.outputs()
 	for i := range l.queue {
-		// output takes everything, so that none of these fails.
 		switch {
 		case i.reopen:
-			_ = file.Flush() // what comes before belongs to the old file
-			if err := l.file.reopen(); err != nil {
-				slog.Error("the event file can't be opened again; events go on to the old one", "error", err)
-				break
-			}
-			*fileOutput = *newOutput(l.file.File)
-			slog.Info("event file opened again", "file", l.file.path)
+			l.reopen(o)
 		case i.event == nil:
-			if notes != nil {
-				_, _ = notes.WriteString(i.text)
+			if o.notes != nil {
+				_, _ = o.notes.WriteString(i.text)
 			}
 		default:
-			if text != nil {
-				l.print(text, i.event)
+			if o.text != nil {
+				l.print(o.text, i.event)
 			}
-			for _, enc := range encoders {
+			for _, enc := range o.json {
 				_ = enc.Encode(i.event)
 			}
 		}
 		if len(l.queue) == 0 { // nothing is waiting: let people see it
-			for _, b := range buffers {
-				_ = b.Flush()
-			}
+			o.flush()
 		}
 	}
-	for _, b := range buffers {
-		_ = b.Flush()
+	o.flush()
+}
+
+// reopen opens the file again. Where that fails, the present one stays.
+func (l *Log) reopen(o *outputs) {
+	_ = o.file.Flush() // what comes before belongs to the old file
+	if err := l.file.reopen(); err != nil {
+		slog.Error("the event file can't be opened again; events go on to the old one", "error", err)
+		return
 	}
+	o.fileOutput.change(l.file.File)
+	slog.Info("event file opened again", "file", l.file.path)
 }
 
 // print writes an event as a line for people. Of those that have none, who makes them

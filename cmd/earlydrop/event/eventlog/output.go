@@ -11,21 +11,29 @@ import (
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
+	"golang.org/x/time/rate"
 )
 
 // output warns where a write fails and takes what comes next: a disk may have
 // room again. An output whose reader is gone is left alone.
 type output struct {
-	to     io.Writer
-	tty    bool // a terminal
-	gone   bool
-	cut    bool      // a line may have been cut
-	warned time.Time // last
+	to   io.Writer
+	tty  bool // a terminal
+	gone bool
+	cut  bool // a line may have been cut
+	warn rate.Sometimes
 }
 
 func newOutput(w io.Writer) *output {
+	o := &output{warn: rate.Sometimes{Interval: time.Second}}
+	o.change(w)
+	return o
+}
+
+// change has what comes next written to w.
+func (o *output) change(w io.Writer) {
 	f, ok := w.(*os.File)
-	return &output{to: w, tty: ok && term.IsTerminal(int(f.Fd()))}
+	o.to, o.tty, o.gone, o.cut = w, ok && term.IsTerminal(int(f.Fd())), false, false
 }
 
 // Write implements io.Writer. It never fails.
@@ -46,9 +54,8 @@ func (o *output) Write(p []byte) (int, error) {
 	case errors.Is(err, unix.EPIPE), o.tty && errors.Is(err, unix.EIO): // a closed terminal stays closed
 		o.gone = true
 		slog.Warn("nobody reads the events any more; the work goes on", "error", err)
-	case time.Since(o.warned) >= time.Second:
-		o.warned = time.Now()
-		slog.Warn("events not written", "error", err)
+	default:
+		o.warn.Do(func() { slog.Warn("events not written", "error", err) })
 	}
 	return len(p), nil
 }

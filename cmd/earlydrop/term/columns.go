@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package term
 
 import (
 	"bufio"
@@ -13,27 +13,28 @@ import (
 // columnRows is how many rows are in memory before their columns are aligned.
 const columnRows = 2000
 
-// columnTable prints a table of any length with aligned columns. A column gets wider
+// Columns prints a table of any length with aligned columns. A column gets wider
 // where it has to, from one block of rows to the next.
-type columnTable struct {
+type Columns struct {
 	w      *bufio.Writer
 	widths []int // in characters
 	rows   [][]string
 }
 
-func newColumns(w io.Writer) *columnTable { return &columnTable{w: bufio.NewWriter(w)} }
+// NewColumns returns a table that is printed to w.
+func NewColumns(w io.Writer) *Columns { return &Columns{w: bufio.NewWriter(w)} }
 
-// row adds a row.
-func (c *columnTable) row(cells ...string) error {
+// Row adds a row.
+func (c *Columns) Row(cells ...string) error {
 	c.rows = append(c.rows, cells)
 	if len(c.rows) < columnRows {
 		return nil
 	}
-	return c.flush()
+	return c.Flush()
 }
 
-// flush prints what was added.
-func (c *columnTable) flush() error {
+// Flush prints what was added.
+func (c *Columns) Flush() error {
 	for _, row := range c.rows {
 		for i, cell := range row {
 			if i == len(c.widths) {

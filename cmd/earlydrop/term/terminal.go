@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package term prints for people: how wide their terminal is, whether it knows colours,
+// progress bars, tables of any length.
+package term
 
 import (
 	"io"
@@ -17,9 +19,9 @@ func terminal(w io.Writer) *os.File {
 	return nil
 }
 
-// hasColors reports whether w is a terminal that knows colours and whose user
+// HasColors reports whether w is a terminal that knows colours and whose user
 // doesn't mind them (no-color.org).
-func hasColors(w io.Writer) bool {
+func HasColors(w io.Writer) bool {
 	switch os.Getenv("TERM") {
 	case "", "dumb":
 		return false
@@ -27,15 +29,15 @@ func hasColors(w io.Writer) bool {
 	return os.Getenv("NO_COLOR") == "" && terminal(w) != nil
 }
 
-// unbounded is the width of an output that lines are not broken for.
-const unbounded = 1 << 16
+// Unbounded is the width of an output that lines are not broken for.
+const Unbounded = 1 << 16
 
-// columns returns how many characters fit into a line of w, or unbounded when w is
+// Width returns how many characters fit into a line of w, or Unbounded when w is
 // no terminal. A terminal that does not tell has 80.
-func columns(w io.Writer) int {
+func Width(w io.Writer) int {
 	f := terminal(w)
 	if f == nil {
-		return unbounded
+		return Unbounded
 	}
 	if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 0 {
 		return width

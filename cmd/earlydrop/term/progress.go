@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package term
 
 import (
 	"io"
@@ -12,10 +12,10 @@ import (
 // progressAfter is how long a command works before it shows a progress bar.
 const progressAfter = time.Second
 
-// progress shows how many bytes of some files were read. It shows nothing
+// Progress shows how many bytes of some files were read. It shows nothing
 // unless its writer is a terminal and the work takes longer than
 // progressAfter. Its zero value shows nothing.
-type progress struct {
+type Progress struct {
 	w     io.Writer
 	total int64
 	what  string
@@ -25,18 +25,24 @@ type progress struct {
 	shown bool // the bar is on the screen
 }
 
-// newProgress returns the progress of reading total bytes. Of nothing, as of a
-// pipe, there is none to show; total may be set later.
-func newProgress(w io.Writer, what string, total int64) *progress {
-	p := &progress{what: what, total: total, start: time.Now()}
+// NewProgress returns the progress of reading total bytes. Of nothing, as of a
+// pipe, there is none to show.
+func NewProgress(w io.Writer, what string, total int64) *Progress {
+	p := &Progress{what: what, total: total, start: time.Now()}
 	if terminal(w) != nil {
 		p.w = w
 	}
 	return p
 }
 
-// at says that pos bytes of the current file were read.
-func (p *progress) at(pos int64) {
+// Of says that read of total bytes were read of all files together.
+func (p *Progress) Of(read, total int64) {
+	p.total = total
+	p.At(read)
+}
+
+// At says that pos bytes of the current file were read.
+func (p *Progress) At(pos int64) {
 	if p.w == nil || p.total == 0 {
 		return
 	}
@@ -58,22 +64,22 @@ func (p *progress) at(pos int64) {
 	_ = p.bar.Set64(min(p.base+pos, p.total))
 }
 
-// fileDone says that the current file, of size bytes, was read.
-func (p *progress) fileDone(size int64) {
-	p.at(size)
+// FileDone says that the current file, of size bytes, was read.
+func (p *Progress) FileDone(size int64) {
+	p.At(size)
 	p.base += size
 }
 
-// clear takes the bar off the screen until there is more to show.
-func (p *progress) clear() {
+// Clear takes the bar off the screen until there is more to show.
+func (p *Progress) Clear() {
 	if p.shown {
 		_ = p.bar.Clear()
 		p.shown = false
 	}
 }
 
-// done removes the bar.
-func (p *progress) done() {
+// Done removes the bar.
+func (p *Progress) Done() {
 	if p.bar != nil {
 		_ = p.bar.Finish()
 	}

@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Fragments. A first fragment is a packet as any other: it has the ports. A later one has
+ * none, and follows its first for FRAGMENT_NS: it is dropped if their flow is blocked.
+ *
+ * A fragment that keeps TCP flags from whoever reads the first one is malformed: a first one
+ * without all headers (RFC 1858; RFC 7112 for IPv6), a later one that begins within them
+ * (RFC 3128). No host has to send one. They are dropped in mode enforce, and pass otherwise.
+ *
+ * Contract: a later fragment changes nothing that is known of a flow, so that nobody who
+ * forges one can. What does not fit together, as two first fragments of one id, is no
+ * reason to drop: without its first, no later fragment is of use. loader/assembly and
+ * loader/flow/headers have the same rules.
+ */
+#pragma once
+
+#include "packet.h"
+#include "maps.h"
+#include "flow.h"
+
+/* How long later fragments follow. Those of one packet come behind one another; ids come again. */
+#define FRAGMENT_NS 2000000000ULL
+
+struct fragment_key {
+	__u8 from_addr[16]; /* IPv4: in the last 4 bytes */
+	__u8 to_addr[16];
+	__u32 id;
+	__u16 vlan; /* as of struct flow_key */
+	__u16 inner_vlan;
+	__u8 proto; /* of an IPv4 header; 0: IPv6, where fragments of one packet may differ in it */
+	__u8 side;  /* from which it came, see side_of(): who forges an address of the other side
+		     * does not meet its owner's fragments */
+	__u8 pad[2];
+} __attribute__((aligned(4)));
+
+struct fragment {
+	__u64 time_ns; /* CLOCK_MONOTONIC of the first fragment */
+	__u16 source;  /* ports */
+	__u16 dest;
+	__u16 header_len; /* how far the headers reach into the packet that is put together */
+	__u8 proto;
+	__u8 unsure; /* first fragments that differ had the id: none is followed */
+};
+
+/* key: what fragments of one packet share. value: what the first one told. Written by the
+ * kernel; strangers push out strangers. 8192 * (64 + 48 + 16) = 1 MiB. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct fragment_key);
+	__type(value, struct fragment);
+} fragments SEC(".maps");
+
+struct mode {
+	__u32 enforce; /* 0: monitor, 1: enforce */
+};
+
+/* key: 0. value: the mode. Written by the loader; read for malformed fragments alone. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct mode);
+} mode SEC(".maps");
+
+/* Counts a malformed fragment. Returns an enum action. Not static, so that its stack is its
+ * own. */
+__noinline int bad_fragment(void)
+{
+	struct counts *cnt = get_counters();
+	__u32 zero = 0;
+	struct mode *is = bpf_map_lookup_elem(&mode, &zero);
+
+	if (!cnt)
+		return ACTION_PASS;
+	cnt->bad_fragment++;
+	if (!is || !is->enforce)
+		return ACTION_PASS;
+	cnt->bad_fragment_dropped++;
+	return ACTION_DROP;
+}
+
+static __always_inline bool is_recent(const struct fragment *known, __u64 now)
+{
+	/* Another CPU's clock may be a little ahead. */
+	return (__s64)(now - known->time_ns) < (__s64)FRAGMENT_NS;
+}
+
+/* Notes what a first fragment tells. */
+static __always_inline void note_first(const struct fragment_key *key, struct fragment *first)
+{
+	struct fragment *known = bpf_map_lookup_elem(&fragments, key);
+
+	/* Once more, or somebody forges one of the two. */
+	if (known && is_recent(known, first->time_ns))
+		first->unsure = known->unsure | (known->source != first->source) |
+				(known->dest != first->dest) | (known->proto != first->proto) |
+				(known->header_len != first->header_len);
+	bpf_map_update_elem(&fragments, key, first, BPF_ANY);
+}
+
+/* Drops a later fragment of a blocked flow, whose key the packet has. */
+static __always_inline enum parse_result follow(struct counts *cnt, const struct packet *pkt)
+{
+	/* Before Linux 6.2, helpers take no key from memory that a function was handed. */
+	struct flow_key key = pkt->key;
+	struct block *block = get_block(&key);
+
+	if (!block || !time_left(block))
+		return PARSE_PASS;
+	drop(cnt, block, pkt);
+	return PARSE_DROP;
+}
+
+/* Looks at pkt->fragment: parses a first one to its end and notes it, and has a later one
+ * follow it. The addresses in the packet's key are not in order yet. Returns an enum
+ * parse_result. */
+static __always_inline int fragment(const struct source *src, struct packet *pkt)
+{
+	struct network net = {.marks = PACKET_UNSURE | PACKET_FIRST};
+	struct counts *cnt = get_counters();
+	struct fragment first = {}, *known;
+	struct fragment_key key = {};
+	enum parse_result result;
+	bool nested;
+	union {
+		__be32 words[2];
+		struct tcphdr tcp;
+		struct udphdr udp;
+	} header;
+	__u32 at, offset;
+
+	if (!cnt || !pkt)
+		return PARSE_PASS;
+	at = pkt->fragment.at;
+	net.off = pkt->fragment.off;
+	net.end = pkt->fragment.end;
+	net.proto = pkt->fragment.proto;
+	net.v4 = pkt->fragment.v4;
+	result = pkt->fragment.result;
+	nested = pkt->fragment.nested;
+	if (load(src, at, header.words, sizeof(header.words)))
+		return PARSE_LOAD_FAILED;
+	__builtin_memcpy(key.from_addr, pkt->key.lo_addr, sizeof(key.from_addr));
+	__builtin_memcpy(key.to_addr, pkt->key.hi_addr, sizeof(key.to_addr));
+	key.vlan = pkt->key.vlan;
+	key.inner_vlan = pkt->key.inner_vlan;
+	key.side = cfg_one_hook ? 0 : side_of(src, pkt);
+	key.id = bpf_ntohl(header.words[1]);
+	offset = bpf_ntohl(header.words[0]) & 0xfff8;
+	if (net.v4) {
+		key.proto = net.proto;
+		offset = (key.id & IP_OFFSET_MASK) * 8;
+		key.id >>= 16;
+	} else if (offset) {
+		net.proto = bpf_ntohl(header.words[0]) >> 24;
+	}
+	/* All headers have to be in the first fragment (RFC 7112). */
+	if (nested || (!offset && result == PARSE_MALFORMED))
+		return PARSE_BAD_FRAGMENT;
+	first.time_ns = bpf_ktime_get_ns();
+	pkt->frame_len = pkt->prefix_len + (net.end - pkt->skip);
+
+	if (offset) {
+		/* Behind a whole TCP header no offset is smaller. */
+		if (net.proto == IPPROTO_TCP && offset < sizeof(header.tcp))
+			return PARSE_BAD_FRAGMENT;
+		known = bpf_map_lookup_elem(&fragments, &key);
+		if (!known || known->unsure || !is_recent(known, first.time_ns)) {
+			cnt->later_fragment++;
+			return PARSE_PASS;
+		}
+		if (offset < known->header_len)
+			return PARSE_BAD_FRAGMENT;
+		cnt->later_fragment++;
+		cnt->followed_fragment++;
+		pkt->key.proto = known->proto;
+		set_endpoints(pkt, &net, known->source, known->dest);
+		return follow(cnt, pkt);
+	}
+	if (result != PARSE_FLOW)
+		return result;
+	if (!net.v4 && is_extension(net.proto))
+		return PARSE_UNPARSABLE;
+	if (net.proto == IPPROTO_TCP) {
+		if (net.off + sizeof(header.tcp) > net.end)
+			return PARSE_BAD_FRAGMENT;
+		if (load(src, net.off, &header.tcp, sizeof(header.tcp)))
+			return PARSE_LOAD_FAILED;
+		first.header_len = header.tcp.doff * 4;
+		result = read_tcp(pkt, &net, &header.tcp);
+	} else if (net.proto == IPPROTO_UDP) {
+		if (net.off + sizeof(header.udp) > net.end)
+			return PARSE_BAD_FRAGMENT;
+		if (load(src, net.off, &header.udp, sizeof(header.udp)))
+			return PARSE_LOAD_FAILED;
+		first.header_len = sizeof(header.udp);
+		result = read_udp(pkt, &net, &header.udp);
+		pkt->tcp_flags = PACKET_FIRST;
+	} else {
+		return PARSE_OTHER_PROTO;
+	}
+	if (result != PARSE_FLOW)
+		return result;
+	/* Ports are where both protocols have them. */
+	first.source = bpf_ntohs(header.udp.source);
+	first.dest = bpf_ntohs(header.udp.dest);
+	first.proto = pkt->key.proto = net.proto;
+	set_endpoints(pkt, &net, first.source, first.dest);
+	/* IPv6: headers of IP may come behind the fragment header. */
+	if (!net.v4)
+		first.header_len += net.off - (at + 8);
+	note_first(&key, &first);
+	return PARSE_FIRST_FRAGMENT;
+}
+
+FOR_EACH_HOOK(fragment)

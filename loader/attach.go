@@ -3,268 +3,341 @@
 package loader
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// iface is the network interface that the data path is for.
-type iface struct {
-	name string
-	link netlink.Link
+// Defaults of Options.
+const (
+	// DefaultUDPIdle is above the pauses of QUIC, IPsec NAT-T and RTP.
+	DefaultUDPIdle = 10 * time.Minute
+	// DefaultUDPWarmup is above what most flows are silent for that are in use.
+	DefaultUDPWarmup = 60 * time.Second
+)
+
+// Options are what an operator can ask of a data path.
+type Options struct {
+	// Interface is the name of the network interface.
+	Interface string
+	// XDPMode defaults to XDPAuto. (optional)
+	XDPMode XDPMode
+	// Idle is how long a collecting flow may be silent before what it has is
+	// handed over; default 2 s. (optional)
+	Idle time.Duration
+	// UDPIdle is how long a UDP flow that is decided may be silent before it is
+	// captured again, and marked as resumed; default [DefaultUDPIdle]. (optional)
+	UDPIdle time.Duration
+	// UDPWarmup is how long after the first attach a UDP flow that is seen for the
+	// first time counts as resumed, since it may have been open before. An adoption
+	// does not start it again; what replaces a set of pins does, as it knows no flow.
+	// Default [DefaultUDPWarmup]; negative: none. (optional)
+	UDPWarmup time.Duration
+	// MidStream captures TCP flows that are seen without their SYN, from their
+	// next payload byte on and with its sender as the initiator. By default they
+	// are left alone, as what a model knows is how flows begin. (optional)
+	MidStream bool
+	// OneHook says that both directions of the traffic come in through the interface, as at
+	// a mirror port, or leave through it, as at a one-armed router: by the hook, the two
+	// sides can't be distinguished, so a connection is proven by its numbers alone, and
+	// whoever can send in both directions can forge one. (optional)
+	OneHook bool
+	// OneWay captures TCP connections of which one direction only is seen, as with
+	// asymmetric routing. Their samples say so, since whoever can send in that direction
+	// can forge them. By default they are counted and left alone. (optional)
+	OneWay bool
+	// Monitor says that no flow may be dropped: blocks that an earlier daemon
+	// left are removed before the programs run.
+	Monitor bool
+	// Sizes of the tables; 0 is the default, or what is pinned when it is adopted.
+	// Out of bounds they are refused; Handshakes and RingBytes are rounded up to
+	// powers of two.
+	// Other sizes than what is pinned has replace it whole. (optional)
+	Sizes Sizes
+
+	// What [Tables.Attachment] tells. (optional)
+	Version, Model, Policy string
+
+	// forceClsact attaches the way that kernels before 6.6 need, failLoad has the kernel
+	// refuse a program; for tests.
+	forceClsact, failLoad bool
 }
 
-func findInterface(name string) (*iface, error) {
-	l, err := interfaceNamed(name)
-	if err == nil && l == nil {
-		err = refused(ErrNoInterface, "%v: %s", ErrNoInterface, name)
+// Info tells what Attach did.
+type Info struct {
+	XDPMode       XDPMode  // native or generic
+	XDPFallback   error    // why native mode was not possible, nil if it was or was not asked for
+	Egress        string   // tcx or clsact
+	Adopted       bool     // maps and links of an earlier process were taken over
+	Replaced      string   // why what was pinned could not be adopted and was replaced, else empty
+	BlocksAdopted int      // blocks that go on, taken over or carried into the new tables
+	BlocksLost    error    // which blocks could not be carried into the new tables, and why
+	BlocksRemoved int      // blocks removed because of Options.Monitor
+	Bypasses      Bypasses // ways past the programs
+	HiddenVLANs   bool     // the driver takes VLAN tags out before the ingress program sees the frame
+	Loopback      bool     // the interface shows each packet twice: sent, then received
+	Bridge        bool     // the interface is a bridge: what it forwards between its ports is not seen
+	Ports         []string // names of the interfaces that the bridge joins
+	// PrivatePins says that the BPF file system is of this mount namespace alone, as
+	// `ip netns exec` makes one for each call: no command outside sees what is pinned,
+	// and it ends with the namespace's last process, blocks included.
+	PrivatePins bool
+	Sizes       Sizes  // of the tables, none 0
+	Memory      uint64 // bytes of kernel memory that the tables take, an estimate
+	PinDir      string // where it is pinned at first; Tables.PinDir is where it is now
+}
+
+// A DataPath is the attached data path of one interface. Its methods are safe for
+// concurrent use. One process at a time can hold it.
+type DataPath struct {
+	*Tables
+	Info Info
+
+	coll    *ebpf.Collection
+	ingress link.Link
+	egress  link.Link    // nil: a clsact filter
+	index   atomic.Int32 // of the interface
+	sweepIn []byte
+	sides   *sides
+	foreign bool // what is pinned is another process's, and goes on if Attach fails
+
+	mu         sync.Mutex // of what Check changes
+	lock       *os.File   // the folder of the pins
+	away       bool       // the interface is in another network namespace
+	pinsFailed bool       // Check could not put back a pin the last time
+}
+
+// setDefaults fills in what was left out, and rounds what has to be.
+func (o *Options) setDefaults() error {
+	o.XDPMode = cmp.Or(o.XDPMode, XDPAuto)
+	o.Idle = cmp.Or(o.Idle, 2*time.Second)
+	o.UDPIdle = cmp.Or(o.UDPIdle, DefaultUDPIdle)
+	o.UDPWarmup = max(cmp.Or(o.UDPWarmup, DefaultUDPWarmup), 0)
+	return o.Sizes.check()
+}
+
+// Attach loads the programs and attaches them to the interface, or adopts what an
+// earlier process left there. It returns a [*RefusedError], and has changed
+// nothing, when the interface, the rights or the kernel do not allow it.
+func Attach(opts Options) (_ *DataPath, err error) {
+	if err := opts.setDefaults(); err != nil {
+		return nil, err
+	}
+	ifc, err := findInterface(opts.Interface)
+	if err != nil {
+		return nil, err
+	}
+	if err := Preflight(); err != nil {
+		return nil, err
+	}
+	dir, lock, err := ifc.takeFolder()
+	if err != nil {
+		return nil, err
+	}
+	d := &DataPath{lock: lock, sweepIn: make([]byte, 64)}
+	d.index.Store(int32(ifc.index()))
+	d.Info.look(ifc)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.abandon(ifc))
+		}
+	}()
+
+	spec, carried, err := d.load(opts, ifc)
+	if err != nil {
+		return nil, err
+	}
+	// Under the interface's present name, if it had another one when it was pinned.
+	d.Info.PinDir = renameFolder(dir, opts.Interface)
+	d.at.Store(&place{opts.Interface, d.Info.PinDir})
+	if d.Info.Adopted {
+		err = d.adoptBlocks(opts.Monitor)
+	} else {
+		err = d.replaceMaps(carried, opts.Monitor)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return &iface{name: name, link: l}, nil
-}
-
-func (i *iface) index() int { return i.link.Attrs().Index }
-
-// rawIP reports whether frames begin with the IP header (tun, wg, ipip).
-func (i *iface) rawIP() bool {
-	switch i.link.Attrs().EncapType {
-	case "ether", "loopback":
-		return false
+	if d.sides, err = watchSides(d.index.Load, d.coll.Maps[datapathMapSameSide]); err != nil {
+		return nil, err
 	}
-	return true
+	d.own = d.sides.addresses
+	// Maps first: from the first packet on, everything must be in place.
+	if err := d.attachIngress(ifc, opts, inFolder(lock, pinXDP)); err != nil {
+		return nil, err
+	}
+	if err := d.attachEgress(ifc, opts, inFolder(lock, pinTCX)); err != nil {
+		return nil, err
+	}
+	if err := d.setMode(opts.Monitor); err != nil {
+		return nil, err
+	}
+	if err := d.describe(opts, spec); err != nil {
+		return nil, err
+	}
+	return d, nil
 }
 
-// severed reports whether a link is attached to nothing any more: its interface is gone,
-// or it was detached by force. A new interface of the same name needs a new link.
-func severed(l link.Link) bool {
-	info, err := l.Info()
-	return err == nil && ifindexOf(info) == 0
-}
-
-// openPinnedLink returns the link that an earlier process pinned, or nil when there
-// is none. One that is not attached to this interface is removed: that one is gone.
-func (i *iface) openPinnedLink(pin string) (link.Link, error) {
-	l, err := openPin(pin)
+// takeFolder makes the folder of an interface's pins, or finds it, and locks it.
+func (i *iface) takeFolder() (dir string, lock *os.File, err error) {
+	if err := ensureBPFFS(); err != nil {
+		return "", nil, err
+	}
+	if dir, err = i.chooseFolder(); err != nil {
+		return "", nil, err
+	}
+	lock, err = makeFolder(dir)
 	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return nil, nil
-	case errors.Is(err, errForeignPin):
-		if err := os.Remove(pin); err != nil {
-			return nil, fmt.Errorf("remove what has the name of a pin: %w", err)
-		}
-		return nil, nil
+	case errors.Is(err, unix.EWOULDBLOCK):
+		err = refused(err, "already attached to %s by a running process%s: stop it first", i.name, pidHint(dir))
+	case errors.Is(err, os.ErrPermission):
+		err = noAccess(err, "create %s: permission denied", dir)
 	case err != nil:
-		return nil, fmt.Errorf("open pinned link %s: %w", pin, err)
+		err = refused(err, "create %s: %v", dir, err)
 	}
-	info, err := l.Info()
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("read pinned link %s: %w", pin, err), l.Close())
-	}
-	if ifindexOf(info) == uint32(i.index()) {
-		return l, nil
-	}
-	if err := errors.Join(l.Unpin(), l.Close()); err != nil {
-		return nil, fmt.Errorf("remove pinned link %s of an interface that is gone: %w", pin, err)
-	}
-	return nil, nil
+	return dir, lock, err
 }
 
-// attachIngress attaches the XDP program, or puts it in the place of the one that
-// is pinned.
-func (d *DataPath) attachIngress(ifc *iface, opts Options, pin string) error {
-	prog := d.coll.Programs[datapathProgEdIngress]
-	old, err := ifc.openPinnedLink(pin)
-	if err != nil {
-		return err
+// look fills in what is known of the interface before anything is attached.
+func (n *Info) look(ifc *iface) {
+	n.HiddenVLANs = ifc.hidesVLANs()
+	n.Bypasses = ifc.bypasses()
+	n.Loopback = ifc.link.Attrs().EncapType == "loopback"
+	if n.Bridge = ifc.link.Type() == "bridge"; n.Bridge {
+		n.Ports = ifc.ports()
 	}
-	if old != nil {
-		mode := ifc.attachedMode()
-		if opts.XDPMode == XDPAuto || opts.XDPMode == mode {
-			if err := old.Update(prog); err != nil {
-				_ = old.Close()
-				return fmt.Errorf("swap the ingress program of %s: %w", ifc.name, err)
-			}
-			d.ingress, d.Info.XDPMode = old, mode
-			return nil
-		}
-		// Another mode was asked for: the kernel can't change it in place.
-		if err := errors.Join(old.Detach(), old.Unpin(), old.Close()); err != nil {
-			return fmt.Errorf("detach the ingress program of %s: %w", ifc.name, err)
-		}
-	}
+	n.PrivatePins = PrivatePins()
+}
 
-	attach := func(flags link.XDPAttachFlags) (link.Link, error) {
-		return link.AttachXDP(link.XDPOptions{Program: prog, Interface: ifc.index(), Flags: flags})
+// load loads the programs and makes their maps, or opens those that are pinned where
+// they can be adopted. Of those that can't, carried are the blocks.
+func (d *DataPath) load(opts Options, ifc *iface) (spec *ebpf.CollectionSpec, carried []carriedBlock, err error) {
+	if spec, err = configuredSpec(opts, ifc); err != nil {
+		return nil, nil, err
 	}
-	switch opts.XDPMode {
-	case XDPAuto:
-		d.Info.XDPMode = XDPNative
-		if d.ingress, err = attach(link.XDPDriverMode); err != nil {
-			d.Info.XDPMode, d.Info.XDPFallback = XDPGeneric, err
-			d.ingress, err = attach(link.XDPGenericMode)
+	pinned, why := adoptable(spec, opts.Sizes, d.lock)
+	defer closeMaps(pinned) // the collection has its own descriptors
+	d.Info.Adopted, d.Info.Replaced = pinned != nil, why
+	d.foreign = d.Info.Adopted || why != ""
+	if why != "" {
+		if carried, err = pinnedBlocks(d.lock); err != nil {
+			return nil, nil, err
 		}
-	case XDPNative:
-		d.Info.XDPMode = XDPNative
-		d.ingress, err = attach(link.XDPDriverMode)
-	case XDPGeneric:
-		d.Info.XDPMode = XDPGeneric
-		d.ingress, err = attach(link.XDPGenericMode)
 	}
+	if err := setSizes(spec); err != nil { // only now: an adopted set has its own
+		return nil, nil, err
+	}
+	d.Info.Sizes, d.Info.Memory = sizesOf(spec), tablesMemory(spec)
+	if d.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: pinned}); err != nil {
+		return nil, nil, loadError(err)
+	}
+	d.Tables, err = newTables(opts.Interface, d.coll.Maps)
+	return spec, carried, err
+}
+
+// configuredSpec returns the objects with the operator's constants in.
+func configuredSpec(opts Options, ifc *iface) (*ebpf.CollectionSpec, error) {
+	spec, err := loadDatapath()
 	if err != nil {
-		d.ingress = nil
-		return refused(&XDPModeError{opts.XDPMode, err}, "attach xdp to %s in %s mode: %v", ifc.name, d.Info.XDPMode, err)
+		return nil, err
 	}
-	if err := d.ingress.Pin(pin); err != nil {
-		return fmt.Errorf("pin %s: %w", pin, err)
+	for name, value := range map[string]any{
+		datapathVarCfgIdleNs:        uint64(opts.Idle),
+		datapathVarCfgUdpIdleNs:     uint64(opts.UDPIdle),
+		datapathVarCfgRawIp:         ifc.rawIP(),
+		datapathVarCfgHashSecret:    newSecret(),
+		datapathVarCfgFirstAttachNs: monotonic(),
+		datapathVarCfgUdpWarmupNs:   uint64(opts.UDPWarmup),
+		datapathVarCfgMidStream:     opts.MidStream,
+		datapathVarCfgOneHook:       opts.OneHook,
+		datapathVarCfgOneWay:        opts.OneWay,
+	} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return nil, fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	if opts.failLoad {
+		spec.Programs[datapathProgEdEgress].Instructions = nil
+	}
+	opts.Sizes.apply(spec)
+	// Creating the map adds the flag by itself; comparing with a pinned one
+	// does not.
+	spec.Maps[mapBlockFilter].Flags |= unix.BPF_F_MMAPABLE
+	return spec, nil
+}
+
+// outlives reports whether a map outlives the process: all but the one that holds a
+// program's constants.
+func outlives(name string) bool {
+	return name == mapBlockFilter || name[0] != '.'
+}
+
+// hashSecret is the type of cfg_hash_secret.
+type hashSecret = [12]uint32
+
+// newSecret draws the secret of the hash by which tables are searched.
+func newSecret() (s hashSecret) {
+	for i := range s {
+		s[i] = rand.Uint32() // of a ChaCha8 that the system's randomness has seeded
+	}
+	return s
+}
+
+func bit(set bool) uint8 {
+	if set {
+		return 1
+	}
+	return 0
+}
+
+func (d *DataPath) describe(opts Options, spec *ebpf.CollectionSpec) error {
+	mode := "enforce"
+	if opts.Monitor {
+		mode = "monitor"
+	}
+	a := datapathAttached{
+		LayoutVersion: layoutVersion,
+		Pid:           uint32(os.Getpid()),
+		AttachedNs:    uint64(time.Now().UnixNano()),
+		BlockLayout:   blockLayout,
+		OneHook:       bit(opts.OneHook),
+		OneWay:        bit(opts.OneWay),
+	}
+	if err := spec.Variables[datapathVarCfgHashSecret].Get(&a.HashSecret); err != nil {
+		return fmt.Errorf("read %s: %w", datapathVarCfgHashSecret, err)
+	}
+	if err := spec.Variables[datapathVarCfgFirstAttachNs].Get(&a.FirstNs); err != nil {
+		return fmt.Errorf("read %s: %w", datapathVarCfgFirstAttachNs, err)
+	}
+	fixed(a.XdpMode[:], string(d.Info.XDPMode))
+	fixed(a.Egress[:], d.Info.Egress)
+	fixed(a.Mode[:], mode)
+	fixed(a.Version[:], opts.Version)
+	fixed(a.Model[:], opts.Model)
+	fixed(a.Policy[:], opts.Policy)
+	if err := d.att.Update(uint32(0), &a, ebpf.UpdateAny); err != nil {
+		return fmt.Errorf("write map attachment: %w", err)
+	}
+	return d.Report(nil)
+}
+
+// setMode tells the programs the mode, which stays when this process is gone.
+func (d *DataPath) setMode(monitor bool) error {
+	is := datapathMode{Enforce: 1}
+	if monitor {
+		is.Enforce = 0
+	}
+	if err := d.coll.Maps[datapathMapMode].Update(uint32(0), &is, ebpf.UpdateAny); err != nil {
+		return fmt.Errorf("write map mode: %w", err)
 	}
 	return nil
-}
-
-// attachedMode returns the mode of the XDP program on the interface now.
-func (i *iface) attachedMode() XDPMode {
-	l, err := netlink.LinkByIndex(i.index())
-	if err == nil && l.Attrs().Xdp != nil && l.Attrs().Xdp.AttachMode == xdpAttachedSKB {
-		return XDPGeneric
-	}
-	return XDPNative
-}
-
-// XDP_ATTACHED_DRV and XDP_ATTACHED_SKB of linux/if_link.h.
-const (
-	xdpAttachedDRV = 1
-	xdpAttachedSKB = 2
-)
-
-// attachEgress attaches the egress program through TCX, or as a clsact filter on
-// kernels before 6.6.
-func (d *DataPath) attachEgress(ifc *iface, opts Options, pin string) error {
-	prog := d.coll.Programs[datapathProgEdEgress]
-	old, err := ifc.openPinnedLink(pin)
-	if err != nil {
-		return err
-	}
-	if old != nil {
-		if err := old.Update(prog); err != nil {
-			_ = old.Close()
-			return fmt.Errorf("swap the egress program of %s: %w", ifc.name, err)
-		}
-		d.egress, d.Info.Egress = old, "tcx"
-		return nil
-	}
-	if !opts.forceClsact {
-		l, err := link.AttachTCX(link.TCXOptions{Interface: ifc.index(), Program: prog, Attach: ebpf.AttachTCXEgress})
-		if err == nil {
-			d.egress, d.Info.Egress = l, "tcx"
-			if err := l.Pin(pin); err != nil {
-				return fmt.Errorf("pin %s: %w", pin, err)
-			}
-			return nil
-		}
-		if !errors.Is(err, link.ErrNotSupported) {
-			return refused(err, "attach tcx egress to %s: %v", ifc.name, err)
-		}
-	}
-	if err := installClsact(ifc, prog); err != nil {
-		return refused(err, "attach the egress filter to %s: %v", ifc.name, err)
-	}
-	d.Info.Egress = "clsact"
-	return nil
-}
-
-// clsactFilter is our filter's place in the list; its name tells it from others.
-func clsactFilter(ifc *iface) *netlink.BpfFilter {
-	return &netlink.BpfFilter{
-		FilterAttrs: netlink.FilterAttrs{
-			LinkIndex: ifc.index(),
-			Parent:    netlink.HANDLE_MIN_EGRESS,
-			Handle:    1,
-			Priority:  1,
-			Protocol:  unix.ETH_P_ALL,
-		},
-		Name:         "earlydrop",
-		DirectAction: true,
-	}
-}
-
-func clsactQdisc(ifc *iface) *netlink.Clsact {
-	return &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
-		LinkIndex: ifc.index(),
-		Handle:    netlink.MakeHandle(0xffff, 0),
-		Parent:    netlink.HANDLE_CLSACT,
-	}}
-}
-
-func installClsact(ifc *iface, prog *ebpf.Program) error {
-	if err := netlink.QdiscAdd(clsactQdisc(ifc)); err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("add qdisc clsact: %w", err)
-	}
-	f := clsactFilter(ifc)
-	f.Fd = prog.FD()
-	// Replaces our own filter in place; another one in its place is refused.
-	filters, err := netlink.FilterList(ifc.link, netlink.HANDLE_MIN_EGRESS)
-	if err != nil {
-		return fmt.Errorf("list filters: %w", err)
-	}
-	for _, other := range filters {
-		b, ok := other.(*netlink.BpfFilter)
-		if other.Attrs().Priority == f.Priority && (!ok || b.Name != f.Name) {
-			return fmt.Errorf("another filter has priority %d: remove it or move it behind", f.Priority)
-		}
-	}
-	if err := netlink.FilterReplace(f); err != nil {
-		return fmt.Errorf("add filter: %w", err)
-	}
-	return nil
-}
-
-// removeClsact removes our filter, and the qdisc if no other filter uses it.
-func removeClsact(ifc *iface) error {
-	found, others := false, 0
-	for _, parent := range []uint32{netlink.HANDLE_MIN_EGRESS, netlink.HANDLE_MIN_INGRESS} {
-		filters, err := netlink.FilterList(ifc.link, parent)
-		if err != nil {
-			return nil // no clsact there
-		}
-		for _, f := range filters {
-			if b, ok := f.(*netlink.BpfFilter); ok && parent == netlink.HANDLE_MIN_EGRESS && b.Name == "earlydrop" {
-				found = true
-			} else {
-				others++
-			}
-		}
-	}
-	if !found {
-		return nil
-	}
-	if err := netlink.FilterDel(clsactFilter(ifc)); err != nil {
-		return fmt.Errorf("remove the egress filter of %s: %w", ifc.name, err)
-	}
-	if others == 0 {
-		if err := netlink.QdiscDel(clsactQdisc(ifc)); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
-			return fmt.Errorf("remove qdisc clsact of %s: %w", ifc.name, err)
-		}
-	}
-	return nil
-}
-
-// hidesVLANs reports whether this interface has VLAN interfaces while its driver
-// strips tags on receive: the ingress program then sees their frames untagged.
-func (i *iface) hidesVLANs() bool {
-	links, err := netlink.LinkList()
-	if err != nil {
-		return false
-	}
-	for _, l := range links {
-		if l.Type() == "vlan" && l.Attrs().ParentIndex == i.index() {
-			return stripsVLANs(i.name)
-		}
-	}
-	return false
 }

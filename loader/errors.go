@@ -44,6 +44,7 @@ var ErrFull error = errFull{}
 type errFull struct{}
 
 func (errFull) Error() string { return "full" }
+
 func (errFull) Unwrap() error { return unix.E2BIG }
 
 // ErrNoInterface means that this network namespace has no interface of that name.
@@ -52,16 +53,3 @@ var ErrNoInterface = errors.New("no such interface")
 // ErrNoBPFFS means that the BPF file system is not mounted and can't be: that takes
 // CAP_SYS_ADMIN.
 var ErrNoBPFFS = errors.New("no BPF file system")
-
-// An XDPModeError says that the ingress program can't be attached in the mode that was
-// asked for. With XDPNative the driver may lack it.
-type XDPModeError struct {
-	Mode XDPMode
-	Err  error // the kernel's
-}
-
-// Error returns one lower-case line.
-func (e *XDPModeError) Error() string { return fmt.Sprintf("xdp in mode %s: %v", e.Mode, e.Err) }
-
-// Unwrap returns the kernel's error.
-func (e *XDPModeError) Unwrap() error { return e.Err }

@@ -182,11 +182,6 @@ func findPinned(name string) (*pinned, error) {
 	return nil, nothing
 }
 
-func hasXDP(l netlink.Link) bool {
-	xdp := l.Attrs().Xdp
-	return xdp != nil && xdp.Attached
-}
-
 // openPinned is findPinned and opens the folder as well.
 func openPinned(name string) (*pinned, *os.File, error) {
 	for try := 0; ; try++ {
@@ -234,19 +229,4 @@ func (i *iface) chooseFolder() (string, error) {
 		}
 	}
 	return "", refused(nil, "what is pinned at %s is attached to another interface that was called %s: detach that one first", strings.Join(dirs, " and "), i.name)
-}
-
-// ports returns the names of the interfaces that a bridge joins.
-func (i *iface) ports() []string {
-	links, err := netlink.LinkList()
-	if err != nil {
-		return nil
-	}
-	var names []string
-	for _, l := range links {
-		if l.Attrs().MasterIndex == i.index() {
-			names = append(names, l.Attrs().Name)
-		}
-	}
-	return names
 }

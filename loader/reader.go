@@ -10,6 +10,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
@@ -180,4 +181,14 @@ func decodeNumbers(raw []byte) flow.Numbers {
 		InitiatorNext: nextLo, InitiatorNextKnown: loKnown,
 		ResponderNext: nextHi, ResponderNextKnown: hiKnown,
 	}
+}
+
+// Sweep hands over the captures of flows that have been idle and returns how many
+// there were. Call it a few times per second.
+func (d *DataPath) Sweep() (int, error) {
+	n, err := d.coll.Programs[datapathProgEdSweep].Run(&ebpf.RunOptions{Data: d.sweepIn})
+	if err != nil {
+		return 0, fmt.Errorf("run the idle sweep: %w", err)
+	}
+	return int(n), nil
 }

@@ -12,8 +12,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-
-	"github.com/earlydrop/earlydrop/loader/flow"
 )
 
 // Tables are the maps of one attached interface, as any process with the rights
@@ -43,34 +41,6 @@ func (t *Tables) Interface() string { return t.at.Load().iface }
 // PinDir returns the folder that everything is pinned in. It is called after the
 // interface, with %2e for each dot, which the BPF file system does not take in names.
 func (t *Tables) PinDir() string { return t.at.Load().dir }
-
-// Block is a flow that the kernel drops.
-type Block struct {
-	Key     flow.Key
-	Since   time.Time
-	Expires time.Time
-	Packets uint64 // dropped so far, both directions
-	Bytes   uint64 // dropped so far, L2 headers included
-	Class   string // cut to 15 bytes
-	Rule    string // cut to 15 bytes
-	Renewed int    // how often its connection outlived its time
-	Ended   BlockEnd
-}
-
-// BlockEnd says why a block ended.
-type BlockEnd string
-
-// Ends of blocks.
-const (
-	EndNone          BlockEnd = ""               // it goes on, or was removed by somebody
-	EndTime          BlockEnd = "time"           // its time to live is over
-	EndNewConnection BlockEnd = "new_connection" // its connection ended, another one has the same addresses and ports
-	EndRoom          BlockEnd = "room"           // it had dropped nothing and made room for another
-)
-
-// ErrFlowGone means that the flow to be blocked is not what the kernel knows of its
-// addresses and ports any more.
-var ErrFlowGone = errors.New("the flow is gone")
 
 // Attachment describes how an interface is attached.
 type Attachment struct {
@@ -196,124 +166,7 @@ func (t *Tables) Close() error {
 	return errors.Join(errs...)
 }
 
-// Unblock lets the flow's packets pass again and returns what was dropped. The
-// error wraps [ebpf.ErrKeyNotExist] when the flow is not blocked.
-func (t *Tables) Unblock(key flow.Key) (Block, error) {
-	t.blocking.Lock()
-	defer t.blocking.Unlock()
-	k := toKernelKey(key)
-	b, err := t.unblock(&k)
-	if err != nil {
-		return Block{}, fmt.Errorf("unblock %s: %w", key, err)
-	}
-	return fromKernelBlock(&k, &b), nil
-}
-
-func (t *Tables) unblock(k *datapathFlowKey) (b datapathBlock, err error) {
-	if err = t.blocked.LookupAndDelete(k, &b); err == nil {
-		t.filter.add(k, -1)
-	}
-	return b, err
-}
-
-func fromKernelBlock(k *datapathFlowKey, b *datapathBlock) Block {
-	return Block{
-		Key:     fromKernelKey(k),
-		Since:   wallClock(b.SinceNs),
-		Expires: wallClock(b.ExpiresNs),
-		Packets: b.Packets,
-		Bytes:   b.Bytes,
-		Class:   fromFixed(b.Class[:]),
-		Rule:    fromFixed(b.Rule[:]),
-		Renewed: int(b.Renewed),
-	}
-}
-
-// blockRenewals is BLOCK_RENEWALS of bpf/tcp.h.
-const blockRenewals = 5
-
-// renewalWait is how long a block may wait for its connection to go on: longer than
-// TCP waits before it sends again (120 s at most, in Linux).
-const renewalWait = 130 * time.Second
-
-// end says whether, and why, a block has ended.
-func (b *datapathBlock) end(now uint64) BlockEnd {
-	switch {
-	case b.Ended != 0:
-		return EndNewConnection
-	case now < b.ExpiresNs:
-		return EndNone
-	case b.TtlNs != 0 && b.Packets > 0 && b.Renewed < blockRenewals && now < b.ExpiresNs+uint64(renewalWait):
-		return EndNone // its next packet may renew it
-	}
-	return EndTime
-}
-
 const batchSize = 4096 // entries per system call when a map is walked
-
-// Blocked returns all blocks that have time left.
-func (t *Tables) Blocked() ([]Block, error) {
-	now := monotonic()
-	var blocks []Block
-	err := walk(t.blocked, func(k *datapathFlowKey, b *datapathBlock) {
-		if now < b.ExpiresNs && b.Ended == 0 {
-			blocks = append(blocks, fromKernelBlock(k, b))
-		}
-	})
-	return blocks, err
-}
-
-// ExpireBlocks removes the blocks that have ended (the kernel passes their packets
-// already) and returns them with their final counters, together with those that made
-// room since the last call. A block that may be renewed stays for 130 s.
-func (t *Tables) ExpireBlocks() ([]Block, error) {
-	now := monotonic()
-	var keys []datapathFlowKey
-	err := walk(t.blocked, func(k *datapathFlowKey, b *datapathBlock) {
-		if b.end(now) != EndNone {
-			keys = append(keys, *k)
-		}
-	})
-	if err != nil {
-		return nil, err
-	}
-	t.blocking.Lock()
-	defer t.blocking.Unlock()
-	ended := t.evicted
-	t.evicted = nil
-	for i := range keys {
-		var b datapathBlock
-		// Once more, singly: it may have been renewed in the meantime.
-		if err := t.blocked.Lookup(&keys[i], &b); err != nil || b.end(now) == EndNone {
-			continue
-		}
-		if err := t.resume(&keys[i], &b); err != nil {
-			return ended, err
-		}
-		if b, err := t.unblock(&keys[i]); err == nil {
-			block := fromKernelBlock(&keys[i], &b)
-			block.Ended = b.end(now)
-			ended = append(ended, block)
-		}
-	}
-	return ended, nil
-}
-
-// UnblockAll removes every block and returns how many there were.
-func (t *Tables) UnblockAll() (int, error) {
-	t.blocking.Lock()
-	defer t.blocking.Unlock()
-	var keys []datapathFlowKey
-	if err := walk(t.blocked, func(k *datapathFlowKey, _ *datapathBlock) { keys = append(keys, *k) }); err != nil {
-		return 0, err
-	}
-	for i := range keys {
-		if _, err := t.unblock(&keys[i]); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return i, fmt.Errorf("remove block: %w", err)
-		}
-	}
-	return len(keys), nil
-}
 
 // walk calls f for every entry of a hash map, a batch of entries per system call.
 func walk[V any](m *ebpf.Map, f func(*datapathFlowKey, *V)) error {

@@ -14,6 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// severed reports whether a link is attached to nothing any more: its interface is gone,
+// or it was detached by force. A new interface of the same name needs a new link.
+func severed(l link.Link) bool {
+	info, err := l.Info()
+	return err == nil && ifindexOf(info) == 0
+}
+
 // lookEvery is how often Watch looks at the data path when nothing tells it to.
 const lookEvery = time.Second
 
@@ -203,6 +210,7 @@ func (d *DataPath) pinAgain(name string, handle interface {
 	Pin(string) error
 	io.Closer
 }) error {
+
 	err := removePin(d.lock, name)
 	if err == nil {
 		err = handle.Pin(inFolder(d.lock, name))

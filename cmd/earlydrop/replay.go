@@ -86,7 +86,7 @@ fields are there, and true, where they hold; the table has them as a note:
 
 Memory is bounded but for 50 bytes per flow, or per SYN that begins none. What more is
 needed of many flows goes to temporary files in TMPDIR (/tmp without it), sorted in
-parts that are merged at the end: some 80 bytes per flow of a file with more than
+parts that are merged at the end: some 90 bytes per flow of a file with more than
 200 000, and each capture, with 150 bytes more, whenever it has to wait as 16 384
 others were open at the same time and had packets since. The files have no names:
 nothing stays behind, however replay ends.

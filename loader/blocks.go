@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/earlydrop/earlydrop/loader/flow"
+)
+
+// Block is a flow that the kernel drops.
+type Block struct {
+	Key     flow.Key
+	Since   time.Time
+	Expires time.Time
+	Packets uint64 // dropped so far, both directions
+	Bytes   uint64 // dropped so far, L2 headers included
+	Class   string // cut to 15 bytes
+	Rule    string // cut to 15 bytes
+	Renewed int    // how often its connection outlived its time
+	Ended   BlockEnd
+}
+
+// BlockEnd says why a block ended.
+type BlockEnd string
+
+// Ends of blocks.
+const (
+	EndNone          BlockEnd = ""               // it goes on, or was removed by somebody
+	EndTime          BlockEnd = "time"           // its time to live is over
+	EndNewConnection BlockEnd = "new_connection" // its connection ended, another one has the same addresses and ports
+	EndRoom          BlockEnd = "room"           // it had dropped nothing and made room for another
+)
+
+// ErrFlowGone means that the flow to be blocked is not what the kernel knows of its
+// addresses and ports any more.
+var ErrFlowGone = errors.New("the flow is gone")
+
+// Unblock lets the flow's packets pass again and returns what was dropped. The
+// error wraps [ebpf.ErrKeyNotExist] when the flow is not blocked.
+func (t *Tables) Unblock(key flow.Key) (Block, error) {
+	t.blocking.Lock()
+	defer t.blocking.Unlock()
+	k := toKernelKey(key)
+	b, err := t.unblock(&k)
+	if err != nil {
+		return Block{}, fmt.Errorf("unblock %s: %w", key, err)
+	}
+	return fromKernelBlock(&k, &b), nil
+}
+
+func (t *Tables) unblock(k *datapathFlowKey) (b datapathBlock, err error) {
+	if err = t.blocked.LookupAndDelete(k, &b); err == nil {
+		t.filter.add(k, -1)
+	}
+	return b, err
+}
+
+func fromKernelBlock(k *datapathFlowKey, b *datapathBlock) Block {
+	return Block{
+		Key:     fromKernelKey(k),
+		Since:   wallClock(b.SinceNs),
+		Expires: wallClock(b.ExpiresNs),
+		Packets: b.Packets,
+		Bytes:   b.Bytes,
+		Class:   fromFixed(b.Class[:]),
+		Rule:    fromFixed(b.Rule[:]),
+		Renewed: int(b.Renewed),
+	}
+}
+
+// blockRenewals is BLOCK_RENEWALS of bpf/tcp.h.
+const blockRenewals = 5
+
+// renewalWait is how long a block may wait for its connection to go on: longer than
+// TCP waits before it sends again (120 s at most, in Linux).
+const renewalWait = 130 * time.Second
+
+// end says whether, and why, a block has ended.
+func (b *datapathBlock) end(now uint64) BlockEnd {
+	switch {
+	case b.Ended != 0:
+		return EndNewConnection
+	case now < b.ExpiresNs:
+		return EndNone
+	case b.TtlNs != 0 && b.Packets > 0 && b.Renewed < blockRenewals && now < b.ExpiresNs+uint64(renewalWait):
+		return EndNone // its next packet may renew it
+	}
+	return EndTime
+}
+
+// Blocked returns all blocks that have time left.
+func (t *Tables) Blocked() ([]Block, error) {
+	now := monotonic()
+	var blocks []Block
+	err := walk(t.blocked, func(k *datapathFlowKey, b *datapathBlock) {
+		if now < b.ExpiresNs && b.Ended == 0 {
+			blocks = append(blocks, fromKernelBlock(k, b))
+		}
+	})
+	return blocks, err
+}
+
+// ExpireBlocks removes the blocks that have ended (the kernel passes their packets
+// already) and returns them with their final counters, together with those that made
+// room since the last call. A block that may be renewed stays for 130 s.
+func (t *Tables) ExpireBlocks() ([]Block, error) {
+	now := monotonic()
+	var keys []datapathFlowKey
+	err := walk(t.blocked, func(k *datapathFlowKey, b *datapathBlock) {
+		if b.end(now) != EndNone {
+			keys = append(keys, *k)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	t.blocking.Lock()
+	defer t.blocking.Unlock()
+	ended := t.evicted
+	t.evicted = nil
+	for i := range keys {
+		var b datapathBlock
+		// Once more, singly: it may have been renewed in the meantime.
+		if err := t.blocked.Lookup(&keys[i], &b); err != nil || b.end(now) == EndNone {
+			continue
+		}
+		if err := t.resume(&keys[i], &b); err != nil {
+			return ended, err
+		}
+		if b, err := t.unblock(&keys[i]); err == nil {
+			block := fromKernelBlock(&keys[i], &b)
+			block.Ended = b.end(now)
+			ended = append(ended, block)
+		}
+	}
+	return ended, nil
+}
+
+// UnblockAll removes every block and returns how many there were.
+func (t *Tables) UnblockAll() (int, error) {
+	t.blocking.Lock()
+	defer t.blocking.Unlock()
+	var keys []datapathFlowKey
+	if err := walk(t.blocked, func(k *datapathFlowKey, _ *datapathBlock) { keys = append(keys, *k) }); err != nil {
+		return 0, err
+	}
+	for i := range keys {
+		if _, err := t.unblock(&keys[i]); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return i, fmt.Errorf("remove block: %w", err)
+		}
+	}
+	return len(keys), nil
+}
+
+// resume has the next datagram of a UDP flow captured again, as a resumed flow, whose
+// block's time is over: the middle of a flow is no beginning. Without it, the flow would
+// pass as decided, or, if the kernel has forgotten it, begin. The kernel does the same
+// as long as it finds the block.
+func (t *Tables) resume(k *datapathFlowKey, b *datapathBlock) error {
+	if flow.Proto(k.Proto) != flow.UDP {
+		return nil
+	}
+	v := datapathFlow{LastNs: monotonic(), Verdict: datapathVerdictVERDICT_RESUMED}
+	err := t.flows.Update(k, &v, ebpf.UpdateNoExist)
+	if errors.Is(err, ebpf.ErrKeyExist) {
+		var was datapathFlow
+		err = t.flows.Lookup(k, &was)
+		if err == nil && was.LastNs < b.ExpiresNs { // since when it may have been captured
+			err = t.flows.Update(k, &v, ebpf.UpdateExist)
+		}
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil // forgotten this very moment
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("write map flows: %w", err)
+	}
+	return nil
+}
+
+// mapBlockFilter is the map behind block_filter, the C variable, which has a
+// section of its own.
+const mapBlockFilter = ".data.filter"
+
+// blockFilter counts blocked flows per bucket, in memory that all processes and
+// the kernel programs share. See block_filter in bpf/maps.h.
+type blockFilter struct {
+	m       *ebpf.Map
+	memory  []byte
+	buckets []uint32
+}
+
+func openBlockFilter(m *ebpf.Map) (*blockFilter, error) {
+	size := int(m.ValueSize())
+	memory, err := unix.Mmap(m.FD(), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map block_filter into memory: %w", err)
+	}
+	return &blockFilter{m: m, memory: memory, buckets: unsafe.Slice((*uint32)(unsafe.Pointer(&memory[0])), size/4)}, nil
+}
+
+// add counts blocks of the key's bucket: 1 before one is added, -1 after one was
+// deleted.
+func (f *blockFilter) add(k *datapathFlowKey, delta int) {
+	// flow_bucket() of bpf/maps.h.
+	atomic.AddUint32(&f.buckets[k.LoPort^k.HiPort], uint32(delta))
+}
+
+func (f *blockFilter) close() error {
+	f.buckets = nil
+	return unix.Munmap(f.memory)
+}

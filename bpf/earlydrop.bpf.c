@@ -164,6 +164,12 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 	case PARSE_UNPARSABLE:
 		cnt->unparsable++;
 		return ACTION_PASS;
+	case PARSE_HIDDEN_FIRST:
+		if (!note_hidden(pkt)) {
+			note_hidden_start(pkt, SIDE_IN);
+			note_hidden_start(pkt, SIDE_OUT);
+		}
+		return bad_fragment();
 	case PARSE_BAD_FRAGMENT:
 		return bad_fragment();
 	case PARSE_DROP:

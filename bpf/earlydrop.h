@@ -132,6 +132,8 @@ enum handover_reason {
 #define SAMPLE_EARLY 32	      /* TCP: the responder sent data before its SYN+ACK was answered */
 #define SAMPLE_PROVISIONAL 64 /* TCP: more is captured where payload follows */
 
+#define SAMPLE_HIDDEN 128 /* TCP: segments in place came in fragments that hide their header */
+
 /* Record of the ring buffer `samples`: everything up to `data`, then `length`
  * bytes of it. Nothing behind them is submitted. */
 struct sample {

@@ -573,8 +573,7 @@ __noinline int open_capture(const struct packet *pkt)
 		slot->sample.flags = candidate->flags & CANDIDATE_FORGED ? SAMPLE_ONE_WAY : 0;
 		if (candidate->flags & CANDIDATE_DECOY)
 			slot->sample.flags |= SAMPLE_DECOY;
-		slot->sample.flags |=
-			(candidate->flags & (CANDIDATE_SYN_DATA | CANDIDATE_SERVER)) / 4;
+		slot->sample.flags |= candidate->seen;
 		if (candidate->flags & CANDIDATE_EARLY)
 			slot->payload = candidate->acked - 1 -
 					(candidate->initiator_is_lo ? candidate->isn_lo

@@ -5,10 +5,11 @@
  *
  * A fragment that keeps TCP flags from whoever reads the first one is malformed: a first one
  * without all headers (RFC 1858; RFC 7112 for IPv6), a later one that begins within them
- * (RFC 3128). No host has to send one. They are dropped in mode enforce, and pass otherwise.
+ * (RFC 3128). No host has to send one. They are dropped in mode enforce, and pass otherwise: if
+ * one has the very sequence number that its side is to send next, the flow shows it.
  *
- * Contract: a later fragment changes nothing that is known of a flow, so that nobody who
- * forges one can. What does not fit together, as two first fragments of one id, is no
+ * Contract: a later fragment changes nothing that is known of a flow, so that nobody can who
+ * forges one. What does not fit together, as two first fragments of one id, is no
  * reason to drop: without its first, no later fragment is of use. loader/assembly and
  * loader/flow/headers have the same rules.
  */
@@ -17,6 +18,7 @@
 #include "packet.h"
 #include "maps.h"
 #include "flow.h"
+#include "tcp.h"
 
 /* How long later fragments follow. Those of one packet come behind one another; ids come again. */
 #define FRAGMENT_NS 2000000000ULL
@@ -80,6 +82,50 @@ __noinline int bad_fragment(void)
 	return ACTION_DROP;
 }
 
+/* Notes on a flow that is collecting that a segment in place hides its header in fragments.
+ * Returns whether the flow is. Not static, as own_handshake(). */
+__noinline int note_hidden(const struct packet *pkt)
+{
+	struct flow_key key;
+	struct slot *slot;
+	__u32 id, next;
+
+	if (!pkt)
+		return 0;
+	key = pkt->key;
+	slot = collecting_slot(&key, &id);
+	if (!slot)
+		return 0;
+	if (!comes_from(pkt, slot->sample.side, slot->sample.initiator_is_lo))
+		return 1;
+	bpf_spin_lock(&slot->lock);
+	next = pkt->src_is_lo ? slot->sample.next_lo : slot->sample.next_hi;
+	if (pkt->seq == next)
+		slot->sample.flags |= SAMPLE_HIDDEN;
+	bpf_spin_unlock(&slot->lock);
+	return 1;
+}
+
+/* The same, of a connection that has no payload yet, whose initiator is on a side. */
+__noinline int note_hidden_start(const struct packet *pkt, __u32 side)
+{
+	struct candidate *candidate;
+	struct place at;
+	__u32 next;
+
+	if (!pkt)
+		return 0;
+	candidate = find_candidate(pkt, side & 1, false, &at);
+	if (!candidate)
+		return 0;
+	next = pkt->src_is_lo ? candidate->next_lo : candidate->next_hi;
+	if (candidate->state == CANDIDATE_PROVEN && pkt->seq == next &&
+	    comes_from(pkt, candidate->side, candidate->initiator_is_lo))
+		candidate->seen |= SAMPLE_HIDDEN;
+	leave_handshake(&at);
+	return 0;
+}
+
 static __always_inline bool is_recent(const struct fragment *known, __u64 now)
 {
 	/* Another CPU's clock may be a little ahead. */
@@ -110,6 +156,27 @@ static __always_inline enum parse_result follow(struct counts *cnt, const struct
 		return PARSE_PASS;
 	drop(cnt, block, pkt);
 	return PARSE_DROP;
+}
+
+/* Fills in what a first fragment tells that lacks TCP's header: ports and sequence number, if
+ * those are there. Returns an enum parse_result. */
+static __always_inline int hidden_first(const struct source *src, struct packet *pkt,
+					const struct network *net, __u64 now)
+{
+	__be32 words[2];
+
+	if (net->off + sizeof(words) > net->end)
+		return PARSE_BAD_FRAGMENT;
+	if (load(src, net->off, words, sizeof(words)))
+		return PARSE_LOAD_FAILED;
+	pkt->key.proto = IPPROTO_TCP;
+	set_endpoints(pkt, net, bpf_ntohl(words[0]) >> 16, bpf_ntohl(words[0]));
+	pkt->seq = bpf_ntohl(words[1]);
+	pkt->ack = 0;
+	pkt->hash = hash_key(&pkt->key);
+	pkt->now = now;
+	pkt->side = side_of(src, pkt);
+	return PARSE_HIDDEN_FIRST;
 }
 
 /* Looks at pkt->fragment: parses a first one to its end and notes it, and has a later one
@@ -183,12 +250,15 @@ static __always_inline int fragment(const struct source *src, struct packet *pkt
 	if (!net.v4 && is_extension(net.proto))
 		return PARSE_UNPARSABLE;
 	if (net.proto == IPPROTO_TCP) {
-		if (net.off + sizeof(header.tcp) > net.end)
-			return PARSE_BAD_FRAGMENT;
-		if (load(src, net.off, &header.tcp, sizeof(header.tcp)))
-			return PARSE_LOAD_FAILED;
-		first.header_len = header.tcp.doff * 4;
-		result = read_tcp(pkt, &net, &header.tcp);
+		result = PARSE_BAD_FRAGMENT;
+		if (net.off + sizeof(header.tcp) <= net.end) {
+			if (load(src, net.off, &header.tcp, sizeof(header.tcp)))
+				return PARSE_LOAD_FAILED;
+			first.header_len = header.tcp.doff * 4;
+			result = read_tcp(pkt, &net, &header.tcp);
+		}
+		if (result == PARSE_BAD_FRAGMENT)
+			return hidden_first(src, pkt, &net, first.time_ns);
 	} else if (net.proto == IPPROTO_UDP) {
 		if (net.off + sizeof(header.udp) > net.end)
 			return PARSE_BAD_FRAGMENT;

@@ -97,9 +97,6 @@ enum candidate_state {
 #define CANDIDATE_EARLY 8   /* all payload of the SYN was acknowledged, and is in its frame */
 #define CANDIDATE_CLOSED 16 /* RST or FIN came before any payload */
 #define CANDIDATE_DECOY 32  /* a segment in place had a wrong checksum */
-/* these two are four times the flags of the sample */
-#define CANDIDATE_SYN_DATA 64 /* the SYN had data that was not acknowledged */
-#define CANDIDATE_SERVER 128  /* the responder sent data before its SYN+ACK was answered */
 
 /* The handshakes of one key whose initiator is on one side. A SYN flood writes what
  * comes before `latest`, and little of it, since most of what a SYN costs is memory that
@@ -123,7 +120,8 @@ struct candidate {
 	__u32 hole_hi_end;
 	__u32 acked; /* acknowledgement number of the SYN+ACK */
 	__u8 initiator_is_lo;
-	__u8 pad[3];
+	__u8 seen; /* SAMPLE_SYN_DATA, SAMPLE_EARLY, SAMPLE_HIDDEN */
+	__u8 pad[2];
 	struct syn first;
 	struct syn latest;
 };

@@ -56,6 +56,7 @@ enum parse_result {
 	PARSE_BAD_FLAGS,
 	/* see fragments.h */
 	PARSE_BAD_FRAGMENT,
+	PARSE_HIDDEN_FIRST,   /* as PARSE_BAD_FRAGMENT, with TCP's ports and sequence number */
 	PARSE_FIRST_FRAGMENT, /* as PARSE_FLOW */
 	PARSE_PASS,	      /* it was counted */
 	PARSE_DROP,	      /* as well */

@@ -331,6 +331,7 @@ static __always_inline int note_answer(const struct source *src, struct packet *
 	}
 	set_numbers(candidate, pkt, isn);
 	candidate->start_ns = pkt->now;
+	candidate->seen = 0;
 	candidate->state = CANDIDATE_ALONE;
 	if (syn) {
 		candidate->state = CANDIDATE_ANSWERED;
@@ -340,7 +341,7 @@ static __always_inline int note_answer(const struct source *src, struct packet *
 		    syn->bytes == syn->header_len + syn->payload_len)
 			candidate->flags |= CANDIDATE_EARLY;
 		if (acked < syn->payload_len)
-			candidate->flags |= CANDIDATE_SYN_DATA;
+			candidate->seen |= SAMPLE_SYN_DATA;
 		if (joins_connection(syn))
 			candidate->flags |= CANDIDATE_JOIN;
 	} else {
@@ -695,7 +696,7 @@ __noinline int early_segment(struct packet *pkt)
 		if (placed == PLACED || placed == PLACED_LAST) {
 			move_on(candidate, &e, pkt);
 			if (pkt->payload_len)
-				candidate->flags |= CANDIDATE_SERVER;
+				candidate->seen |= SAMPLE_EARLY;
 		}
 	}
 	leave_handshake(&at);
@@ -738,6 +739,7 @@ __noinline int one_way_segment(struct packet *pkt, __u32 own)
 		candidate->hole_lo = candidate->hole_lo_end = 0;
 		candidate->hole_hi = candidate->hole_hi_end = 0;
 		candidate->acked = syn->seq + 1;
+		candidate->seen = 0;
 		if (joins_connection(syn))
 			candidate->flags |= CANDIDATE_JOIN;
 		begin_handshake(hs, syn, 0);

@@ -536,3 +536,70 @@ func TestModeOutlivesTheDaemon(t *testing.T) {
 	}
 	nothingLeft(t)
 }
+
+// A segment whose first fragment keeps TCP's flags back is not captured. It shows on its flow
+// if it has the number that its side is to send next, and comes from that side.
+func TestHiddenHeadersInPlaceAreSignalled(t *testing.T) {
+	k := loadKernel(t, config{})
+	type packet struct {
+		hook  entry
+		from  int
+		flags byte
+		seq   uint32
+		n     int
+		parts []f.Piece // none: whole
+	}
+	handshake := []packet{{ingress, 0, f.SYN, 1, 0, nil}, {egress, 1, f.SYN | f.ACK, 1, 0, nil}, {ingress, 0, f.ACK, 2, 0, nil}}
+	end := []packet{{ingress, 0, f.ACK, 2, 300, nil}, {egress, 1, f.ACK, 2, 1000, nil}}
+	hidden := func(hook entry, from int, seq uint32, first int) packet {
+		return packet{hook, from, f.ACK | f.PSH, seq, 300, pieces(first)}
+	}
+	for _, tt := range []struct {
+		name   string
+		before []packet // the first payload
+		behind []packet // the first payload of the client
+		want   flow.Signals
+	}{
+		{"none", nil, nil, 0},
+		{"first payload of the client", []packet{hidden(ingress, 0, 2, 8)}, nil, flow.SignalFragmented},
+		{"first payload of the server", []packet{hidden(egress, 1, 2, 16)}, nil, flow.SignalFragmented},
+		{"next payload of the client", nil, []packet{hidden(ingress, 0, 302, 8)}, flow.SignalFragmented},
+		{"next payload of the server", nil, []packet{hidden(egress, 1, 2, 8)}, flow.SignalFragmented},
+		{"another number", []packet{hidden(ingress, 0, 3, 8), hidden(ingress, 0, 1, 8)}, []packet{hidden(ingress, 0, 301, 8), hidden(egress, 1, 303, 16)}, 0},
+		{"the other side", []packet{hidden(egress, 0, 2, 8)}, []packet{hidden(egress, 0, 302, 8), hidden(ingress, 1, 2, 8)}, 0},
+	} {
+		for version, of := range ends {
+			t.Run(fmt.Sprintf("%s/IPv%d", tt.name, version), func(t *testing.T) {
+				k := k.emptied(t)
+				var steps []step
+				for _, p := range slices.Concat(handshake, tt.before, end[:1], tt.behind, end[1:]) {
+					ack := uint32(2)
+					if p.from == 1 && p.n == 1000 {
+						ack = 302
+					}
+					whole := f.IP(of[p.from], of[1-p.from], f.TCP, f.Numbered(f.Segment(of[p.from], of[1-p.from], p.flags, nil, f.Payload(p.n)), p.seq, ack))
+					all := [][]byte{whole}
+					if p.parts != nil {
+						all = f.Fragments(whole, 7, p.parts...)
+					}
+					for _, packet := range all {
+						steps = append(steps, step{hook: p.hook, frame: f.Ethernet(packet)})
+					}
+				}
+				for _, s := range steps {
+					if k.run(s.hook, s.frame) {
+						t.Fatal("a packet was dropped in monitor")
+					}
+				}
+				got := k.samples()
+				if len(got) != 1 || got[0].Signals != tt.want {
+					t.Fatalf("%d samples, want one with signals %v: %+v", len(got), tt.want.Names(), got)
+				}
+				want, _ := assembled(steps, config{})
+				if diff := cmp.Diff(want.HandedOver, []seen{look(got[0])}); diff != "" {
+					t.Errorf("assembly and kernel differ (-assembly +kernel):\n%s", diff)
+				}
+			})
+		}
+	}
+}

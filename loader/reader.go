@@ -113,6 +113,9 @@ func decodeSample(raw []byte, s *flow.Sample) error {
 	if before >= length {
 		return fmt.Errorf("%w: it claims %d bytes behind %d", ErrBadRecord, length, before)
 	}
+	if raw[unsafe.Offsetof(in.Flags)]&sampleHidden != 0 {
+		s.Signals |= flow.SignalFragmented
+	}
 	s.Packets = s.Packets[:count]
 	last := 0
 	for i := range s.Packets {
@@ -149,6 +152,7 @@ const (
 	sampleEarly     = 32
 
 	sampleProvisional = 64
+	sampleHidden      = 128
 
 	knownISN    = 1
 	knownNextLo = 2

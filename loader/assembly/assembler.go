@@ -205,7 +205,7 @@ type Flow struct {
 	stage  stage
 	sample *flow.Sample // while collecting
 	lack   lack         // of the packets captured so far
-	// fragmented: first fragments were captured.
+	// fragmented: first fragments were captured, or those of a segment in place hide its header.
 	fragmented bool
 
 	// UDP alone. resumed: the flow may have been there before. asleep: it is decided,
@@ -386,8 +386,11 @@ func (a *Assembler) refuse(verdict headers.Verdict, s *segment, frame []byte, wi
 	} else {
 		s.WalkCaptured(frame, wireLen)
 	}
-	if verdict == headers.LaterFragment {
+	switch verdict {
+	case headers.LaterFragment:
 		verdict = a.follow(s, frame)
+	case headers.BadFragment:
+		a.noteHidden(s, frame)
 	}
 	a.counters[verdict]++
 	if s.IP == 4 {

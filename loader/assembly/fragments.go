@@ -3,7 +3,9 @@
 package assembly
 
 import (
+	"encoding/binary"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
@@ -82,4 +84,42 @@ func (a *Assembler) follow(s *segment, frame []byte) headers.Verdict {
 		a.settle(f)
 	}
 	return headers.LaterFragment
+}
+
+// noteHidden takes a malformed fragment. A first one that has no more of TCP than ports and
+// sequence number shows on its flow if it is what its side is to send next: who does not know
+// that number can't forge it.
+func (a *Assembler) noteHidden(s *segment, frame []byte) {
+	nested := slices.ContainsFunc(s.Ext[:s.Exts], func(e headers.Extension) bool {
+		return e.Kind == headers.Fragment && int(e.Off) >= s.Fragment.Start
+	})
+	if s.Proto != flow.TCP || !s.MoreFragments || nested || s.L4+8 > min(s.WireLen, len(frame)) {
+		return
+	}
+	src, dst := s.Addresses(frame)
+	s.Key, s.SrcIsLo = flow.NewKey(
+		netip.AddrPortFrom(src, binary.BigEndian.Uint16(frame[s.L4:])),
+		netip.AddrPortFrom(dst, binary.BigEndian.Uint16(frame[s.L4+2:])), flow.TCP, s.VLAN, s.InnerVLAN)
+	s.Seq = binary.BigEndian.Uint32(frame[s.L4+4:])
+	if f := a.find(s.Key); f != nil && f.stage == collecting {
+		f.fragmented = f.fragmented || f.stream.awaits(s, direction(&s.Packet, f.InitiatorIsLo))
+		return
+	}
+	if pair := a.handshakes.of[s.Key]; pair != nil {
+		for _, c := range pair {
+			if c != nil && c.state == proven {
+				c.fragmented = c.fragmented || c.stream.awaits(s, direction(&s.Packet, c.initiatorIsLo))
+			}
+		}
+	}
+}
+
+// awaits reports whether the segment begins with what its sender, of a direction, is to send
+// next.
+func (st *stream) awaits(s *segment, dir int) bool {
+	side := st.side
+	if dir == 1 {
+		side = side.other()
+	}
+	return s.Seq == st.next[dir] && (s.side == SideUnknown || side == SideUnknown || s.side == side)
 }

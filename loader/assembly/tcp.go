@@ -106,6 +106,7 @@ type candidate struct {
 	initiatorIsLo  bool
 	mpJoin         bool
 	closed         bool   // proven, and a RST or FIN in place came
+	fragmented     bool   // a segment in place came in fragments that hide its header
 	payloadKept    bool   // the SYN had payload, which was acknowledged and is in early
 	x, y           uint32 // initial numbers of initiator and responder
 	ack            uint32 // of the SYN+ACK
@@ -686,7 +687,7 @@ func (a *Assembler) open(c *candidate) *Flow {
 	f.Last, f.captured = c.last, c.last
 	f.Packets, f.Bytes = c.packets, c.bytes
 	f.hasNumbers, f.numbers = true, c.numbers()
-	f.stream, f.lack = &c.stream, c.lack
+	f.stream, f.lack, f.fragmented = &c.stream, c.lack, c.fragmented
 	if c.payloadKept {
 		f.payload = int(c.ack - (c.x + 1))
 	}

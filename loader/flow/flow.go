@@ -201,7 +201,8 @@ const (
 	// SignalTiny: a side begins with several segments of a few bytes each.
 	SignalTiny
 	// SignalFragmented: a packet came in IP fragments, of which the first one was captured.
-	// Its payload may have come in others.
+	// Its payload may have come in others. Or, of TCP, the first fragment of what a side was
+	// to send next had no more than ports and sequence number, and nothing of it was captured.
 	SignalFragmented
 	// SignalSlow: the first 64 bytes of payload took more than 2 s.
 	SignalSlow

@@ -34,6 +34,9 @@ var survived = []string{
 	"fragments-syn-all", "mp-join", "server-window", "server-syn", "both-decoy",
 }
 
+// inFragments begin with a segment in fragments, which a signal says.
+var inFragments = []string{"fragments", "fragments-tiny"}
+
 func TestStrategiesThatHideNothingAndCutNothing(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
@@ -63,6 +66,13 @@ func TestStrategiesThatHideNothingAndCutNothing(t *testing.T) {
 			}
 			if o := r.Outcomes[p]; o.Alone < least || o.Watched < least {
 				t.Errorf("%s: of %d %s connections %d work with nothing attached, %d in mode monitor", r.Strategy, n, p, o.Alone, o.Watched)
+			}
+		}
+	}
+	for _, name := range inFragments {
+		for _, p := range protocols {
+			if o := byName[name].Outcomes[p]; o.Signals["fragmented"] != n {
+				t.Errorf("%s: of %d %s connections the signals are %v", name, n, p, o.Signals)
 			}
 		}
 	}

@@ -74,7 +74,8 @@ type floorCandidate struct {
 	HoleHiEnd     uint32
 	Acked         uint32
 	InitiatorIsLo uint8
-	Pad           [3]uint8
+	Seen          uint8
+	Pad           [2]uint8
 	First         struct {
 		_          structs.HostLayout
 		TimeNs     uint64

@@ -214,7 +214,7 @@ not_blocked:
 	}
 	flow = bpf_map_lookup_elem(&flows, &pkt->key);
 	if (flow) {
-		if (tcp ? !syn && !flow->mark : !is_resumed(flow)) {
+		if (tcp ? !syn && !flow->mark && !flow->again : !is_resumed(flow)) {
 			if (tcp)
 				settle(pkt);
 			return ACTION_PASS;

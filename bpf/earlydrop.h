@@ -26,6 +26,15 @@
 #define HANDSHAKE_FRAME 160
 #define HANDSHAKE_PACKETS 8
 
+/* What is kept of header-only TCP packets behind the first payload byte: who sends many has
+ * not said more. */
+#define BARE_BYTES 384
+
+/* A capture that ends before its bytes are in, or with less payload than this, goes on when
+ * payload follows, so often at most. */
+#define PAYLOAD_LEAST 64
+#define AGAIN_MOST 4
+
 #define NAME_LEN 16
 
 /* 32-bit words of a flow key, padded to an even number. */
@@ -67,7 +76,14 @@ struct flow {
 	__u32 isn_hi;
 	__u8 known; /* KNOWN_ISN or 0 */
 	__u8 mark;  /* a SYN of the key was acknowledged: look at its candidates */
-	__u8 pad[6];
+	/* TCP: the capture ended early, and payload in place opens it again */
+	__u8 again; /* for that time, at most AGAIN_MOST; 0: it does not */
+	__u8 initiator_is_lo;
+	__u8 side;     /* the initiator's */
+	__u8 one_way;  /* SAMPLE_ONE_WAY or 0 */
+	__u16 before;  /* bytes so far; 0 as long as there is next to no payload */
+	__u32 next_lo; /* as of struct sample */
+	__u32 next_hi;
 };
 
 /* Value of `blocked`. What a dropped packet asks for stands first: it is in one line of a
@@ -108,12 +124,15 @@ enum handover_reason {
 	REASON_IDLE = 3,
 };
 
-#define SAMPLE_ONE_WAY 1    /* only one direction was seen: its sender can forge it */
-#define SAMPLE_MID_STREAM 2 /* it does not begin with the flow's first bytes */
-#define SAMPLE_RESUMED 4    /* UDP: it may not, as the flow may have been there before */
-#define SAMPLE_DECOY 8	    /* TCP: segments in place with a wrong checksum were left out */
+#define SAMPLE_ONE_WAY 1      /* only one direction was seen: its sender can forge it */
+#define SAMPLE_MID_STREAM 2   /* it does not begin with the flow's first bytes */
+#define SAMPLE_RESUMED 4      /* UDP: it may not, as the flow may have been there before */
+#define SAMPLE_DECOY 8	      /* TCP: segments in place with a wrong checksum were left out */
+#define SAMPLE_SYN_DATA 16    /* TCP: the SYN had data, which was not acknowledged */
+#define SAMPLE_EARLY 32	      /* TCP: the responder sent data before its SYN+ACK was answered */
+#define SAMPLE_PROVISIONAL 64 /* TCP: more is captured where payload follows */
 
-#define SAMPLE_HIDDEN 16 /* TCP: segments in place came in fragments that hide their header */
+#define SAMPLE_HIDDEN 128 /* TCP: segments in place came in fragments that hide their header */
 
 /* Record of the ring buffer `samples`: everything up to `data`, then `length`
  * bytes of it. Nothing behind them is submitted. */
@@ -132,7 +151,9 @@ struct sample {
 	__u32 isn_hi;
 	__u32 next_lo; /* sequence number of the next byte that the side will send */
 	__u32 next_hi;
-	__u32 pad;
+	__u8 again; /* TCP: it goes on with the capture before, for that time; 0: it is the first */
+	__u8 pad;
+	__u16 before; /* bytes of it; here, the capture begins only behind so many */
 	struct packet_record packets[CAPTURE_PACKETS];
 	__u8 data[CAPTURE_BYTES] __attribute__((aligned(8)));
 };
@@ -173,6 +194,8 @@ struct counts {
 	__u64 out_of_place; /* segments whose numbers the connection can't have now */
 	__u64 behind;	    /* payload that was captured before: retransmissions */
 	__u64 decoys;	    /* segments with a wrong checksum, of flows that are not decided */
+	__u64 bare;	    /* header-only segments beyond those that a capture keeps */
+	__u64 again;	    /* captures that went on, as payload followed an early end */
 	__u64 mptcp_join;   /* connections that carry the middle of a stream */
 	__u64 renewed;	    /* blocks whose connection went on when their time was over */
 	/* passed without an identification: fail open, per cause */

@@ -154,11 +154,49 @@ static __always_inline void remember(const struct flow_key *key, enum verdict ve
 	bpf_map_update_elem(&flows, key, &flow, BPF_ANY);
 }
 
-static __always_inline void remember_capture(const struct slot *slot, enum verdict verdict)
+/* Whether there is more than next to no payload, with what was captured before. */
+static __always_inline bool enough_payload(const struct slot *slot)
+{
+	return slot->sample.before || slot->payload >= PAYLOAD_LEAST;
+}
+
+/* A capture was handed over. again is as of struct flow. */
+static __always_inline void remember_capture(const struct slot *slot, enum verdict verdict,
+					     __u8 again)
+{
+	const struct sample *sample = &slot->sample;
+	struct flow flow = {
+		.last_ns = bpf_ktime_get_coarse_ns(),
+		.last_tick = bpf_jiffies64(),
+		.verdict = verdict,
+		.isn_lo = sample->isn_lo,
+		.isn_hi = sample->isn_hi,
+		.known = sample->known & KNOWN_ISN,
+		.mark = slot->mark,
+		.again = again,
+		.initiator_is_lo = sample->initiator_is_lo,
+		.side = sample->side,
+		.one_way = sample->flags & SAMPLE_ONE_WAY,
+		.before = again && enough_payload(slot) ? sample->length : 0,
+		.next_lo = sample->next_lo,
+		.next_hi = sample->next_hi,
+	};
+
+	/* As in remember(). */
+	bpf_map_update_elem(&flows, &sample->key, &flow, BPF_ANY);
+}
+
+/* For which time payload that follows opens the capture again; 0: for none. */
+static __always_inline __u8 goes_on(const struct slot *slot)
 {
 	const struct sample *sample = &slot->sample;
 
-	remember(&sample->key, verdict, sample->isn_lo, sample->isn_hi, sample->known, slot->mark);
+	if (sample->key.proto != IPPROTO_TCP || (sample->flags & SAMPLE_MID_STREAM) ||
+	    sample->again >= AGAIN_MOST)
+		return 0;
+	if (sample->reason == REASON_FULL && enough_payload(slot))
+		return 0;
+	return sample->again + 1;
 }
 
 static __always_inline bool take_slot(__u8 proto, __u32 *id)
@@ -202,6 +240,7 @@ __noinline int hand_over(__u32 id, __u64 word)
 	struct slot *slot = get_slot(id);
 	__u32 len = WORD_BYTES(word);
 	struct sample *sample;
+	__u8 again;
 
 	if (!cnt || !slot || __sync_lock_test_and_set(&slot->handed_over, 1))
 		return 0;
@@ -215,7 +254,10 @@ __noinline int hand_over(__u32 id, __u64 word)
 	sample->end_ns = bpf_ktime_get_ns();
 	/* First known as handed over, then no longer collecting: a packet between
 	 * the two must not look like one of an unknown flow. */
-	remember_capture(slot, VERDICT_PENDING);
+	again = goes_on(slot);
+	if (again)
+		sample->flags |= SAMPLE_PROVISIONAL;
+	remember_capture(slot, VERDICT_PENDING, again);
 	if (sample->reason == REASON_FULL)
 		cnt->handed_full++;
 	else if (sample->reason == REASON_IDLE)
@@ -228,7 +270,7 @@ __noinline int hand_over(__u32 id, __u64 word)
 	if (bpf_ringbuf_output(&samples, sample, __builtin_offsetof(struct sample, data) + len,
 			       0)) {
 		cnt->ring_full++;
-		remember_capture(slot, VERDICT_PASS);
+		remember_capture(slot, VERDICT_PASS, 0);
 	}
 	release_slot(slot, id);
 	return 0;
@@ -263,6 +305,7 @@ static __always_inline void capture(struct counts *cnt, struct slot *slot, __u32
 				    const struct source *src, struct packet *pkt, bool last)
 {
 	__u32 len = MIN(pkt->frame_len, CAPTURE_BYTES), off, n;
+	__u32 header_len = pkt->frame_len - pkt->payload_len;
 	__u64 joined = WORD_REF | WORD_PACKET | len, word;
 	struct packet_record *rec;
 
@@ -281,8 +324,10 @@ static __always_inline void capture(struct counts *cnt, struct slot *slot, __u32
 		rec->from_initiator = pkt->src_is_lo == !!slot->sample.initiator_is_lo;
 		rec->fragment = !!(pkt->tcp_flags & PACKET_FIRST);
 		slot->last_ns = pkt->now;
-		if (copy_frame(src, pkt, slot->sample.data + off, MIN(len, CAPTURE_BYTES - off),
-			       CAPTURE_BYTES))
+		len = MIN(len, CAPTURE_BYTES - off);
+		if (len > header_len)
+			slot->payload += len - header_len;
+		if (copy_frame(src, pkt, slot->sample.data + off, len, CAPTURE_BYTES))
 			cnt->load_failed++;
 		if (last) {
 			slot->sample.reason = REASON_CLOSED;
@@ -318,6 +363,7 @@ static __always_inline void capture_segment(struct counts *cnt, struct slot *slo
 {
 	struct expected e = {.one_way = slot->sample.flags & SAMPLE_ONE_WAY};
 	bool decoy = pkt->tcp_flags & PACKET_DECOY;
+	__u32 bare = has_payload(pkt) ? 0 : pkt->frame_len;
 	enum placed placed;
 
 	if (!comes_from(pkt, slot->sample.side, slot->sample.initiator_is_lo)) {
@@ -353,9 +399,16 @@ static __always_inline void capture_segment(struct counts *cnt, struct slot *slo
 	}
 	if (decoy && placed != PLACED_OUT)
 		slot->sample.flags |= SAMPLE_DECOY;
+	if (!decoy && placed == PLACED) {
+		bare += slot->bare;
+		if (bare <= BARE_BYTES)
+			slot->bare = bare;
+	}
 	bpf_spin_unlock(&slot->lock);
 	if (decoy)
 		cnt->decoys++;
+	else if (bare > BARE_BYTES && placed == PLACED)
+		cnt->bare++;
 	else if (placed == PLACED || placed == PLACED_LAST)
 		capture(cnt, slot, id, src, pkt, placed == PLACED_LAST);
 	else
@@ -363,6 +416,7 @@ static __always_inline void capture_segment(struct counts *cnt, struct slot *slo
 }
 
 #define NO_CANDIDATE 0xffffffff
+#define NO_CANDIDATE_AGAIN 0xfffffffe /* the flow's capture goes on */
 
 /* An initiator may hold an eighth of the slots when three quarters are in use, and for one
  * responder a sixty-fourth. What it holds for one responder counts for no more than that in
@@ -463,6 +517,9 @@ static __always_inline __u32 hold_slot(struct slot *slot, const struct packet *p
 	slot->generation++;
 	slot->handed_over = 0;
 	slot->mark = 0;
+	slot->payload = slot->bare = 0;
+	slot->sample.again = 0;
+	slot->sample.before = 0;
 	slot->last_ns = pkt->now;
 	slot->sample.key = pkt->key;
 	slot->sample.reason = 0;
@@ -470,7 +527,8 @@ static __always_inline __u32 hold_slot(struct slot *slot, const struct packet *p
 }
 
 /* Opens the capture of the packet's flow: of the candidate that pkt->candidate says, which
- * the caller owns, with the packets of its handshake; or from the middle of a stream. The packet
+ * the caller owns, with the packets of its handshake; or from the middle of a stream, or where
+ * the flow's capture before ended. The packet
  * itself is then to join it. Lets go of the candidate. Returns whether a flow began, captured or
  * not, and not another CPU's. */
 __noinline int open_capture(const struct packet *pkt)
@@ -478,6 +536,7 @@ __noinline int open_capture(const struct packet *pkt)
 	struct counts *cnt = get_counters();
 	struct candidate *candidate = NULL;
 	struct handshake *hs = NULL;
+	struct flow *before = NULL;
 	struct slot_ref ref = {};
 	struct flow_key key;
 	struct slot *slot;
@@ -489,7 +548,11 @@ __noinline int open_capture(const struct packet *pkt)
 		return 0;
 	key = pkt->key;
 	id = pkt->candidate;
-	if (id != NO_CANDIDATE) {
+	if (id == NO_CANDIDATE_AGAIN) {
+		before = bpf_map_lookup_elem(&flows, &key);
+		if (!before || !before->again)
+			return 0; /* another CPU was faster */
+	} else if (id != NO_CANDIDATE) {
 		candidate = bpf_map_lookup_elem(&syns, &id);
 		hs = bpf_map_lookup_elem(&handshakes, &id);
 	}
@@ -501,8 +564,7 @@ __noinline int open_capture(const struct packet *pkt)
 	slot = get_slot(ref.slot);
 	if (!slot)
 		goto out;
-	ref.generation = hold_slot(slot, pkt, candidate ? pkt->quota : SLOT_UNCOUNTED,
-				   candidate ? pkt->pair_quota : SLOT_UNCOUNTED);
+	ref.generation = hold_slot(slot, pkt, pkt->quota, pkt->pair_quota);
 	slot->word = 0;
 	if (candidate && hs) {
 		slot->sample.start_ns = candidate->start_ns;
@@ -511,8 +573,11 @@ __noinline int open_capture(const struct packet *pkt)
 		slot->sample.flags = candidate->flags & CANDIDATE_FORGED ? SAMPLE_ONE_WAY : 0;
 		if (candidate->flags & CANDIDATE_DECOY)
 			slot->sample.flags |= SAMPLE_DECOY;
-		if (candidate->flags & CANDIDATE_HIDDEN)
-			slot->sample.flags |= SAMPLE_HIDDEN;
+		slot->sample.flags |= candidate->seen;
+		if (candidate->flags & CANDIDATE_EARLY)
+			slot->payload = candidate->acked - 1 -
+					(candidate->initiator_is_lo ? candidate->isn_lo
+								    : candidate->isn_hi);
 		slot->sample.known = KNOWN_ALL;
 		slot->sample.isn_lo = candidate->isn_lo;
 		slot->sample.isn_hi = candidate->isn_hi;
@@ -525,6 +590,21 @@ __noinline int open_capture(const struct packet *pkt)
 		__builtin_memcpy(slot->sample.packets, hs->packets, sizeof(hs->packets));
 		__builtin_memcpy(slot->sample.data, hs->data, HANDSHAKE_BYTES);
 		slot->word = hs->packet_count * WORD_PACKET + hs->bytes;
+	} else if (before) {
+		slot->sample.start_ns = pkt->now;
+		slot->sample.initiator_is_lo = before->initiator_is_lo;
+		slot->sample.side = before->side;
+		slot->sample.flags = before->one_way;
+		slot->mark = before->mark;
+		slot->sample.again = before->again;
+		slot->sample.before = before->before;
+		slot->word = before->before;
+		slot->sample.known = KNOWN_ALL;
+		slot->sample.isn_lo = before->isn_lo;
+		slot->sample.isn_hi = before->isn_hi;
+		slot->sample.next_lo = before->next_lo;
+		slot->sample.next_hi = before->next_hi;
+		slot->hole_lo = slot->hole_lo_end = slot->hole_hi = slot->hole_hi_end = 0;
 	} else {
 		slot->sample.start_ns = pkt->now;
 		slot->sample.initiator_is_lo = pkt->src_is_lo;
@@ -537,8 +617,14 @@ __noinline int open_capture(const struct packet *pkt)
 		slot->hole_lo = slot->hole_lo_end = slot->hole_hi = slot->hole_hi_end = 0;
 	}
 	err = bpf_map_update_elem(&collecting, &key, &ref, BPF_NOEXIST);
-	if (!err)
+	if (!err) {
+		/* First collecting, then no longer handed over, as in hand_over(). */
+		if (before) {
+			bpf_map_delete_elem(&flows, &key);
+			cnt->again++;
+		}
 		goto out;
+	}
 	give_back(slot, ref.slot);
 	if (err == -EEXIST) {
 		/* The other direction's first packet was faster on another CPU. */
@@ -549,6 +635,8 @@ __noinline int open_capture(const struct packet *pkt)
 refused:
 	if (candidate)
 		remember(&key, VERDICT_PASS, candidate->isn_lo, candidate->isn_hi, KNOWN_ISN, 0);
+	else if (before)
+		before->again = 0;
 	else
 		remember(&key, VERDICT_PASS, 0, 0, 0, 0);
 out:

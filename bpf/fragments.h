@@ -135,7 +135,7 @@ __noinline int note_hidden_start(const struct packet *pkt, __u32 side)
 	next = pkt->src_is_lo ? candidate->next_lo : candidate->next_hi;
 	if (candidate->state == CANDIDATE_PROVEN && pkt->seq == next &&
 	    comes_from(pkt, candidate->side, candidate->initiator_is_lo))
-		candidate->flags |= CANDIDATE_HIDDEN;
+		candidate->seen |= SAMPLE_HIDDEN;
 	leave_handshake(&at);
 	return 0;
 }

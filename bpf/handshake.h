@@ -215,6 +215,7 @@ static __always_inline void begin_candidate(struct candidate *candidate, const s
 	candidate->state = CANDIDATE_SYN;
 	candidate->syns = 0;
 	candidate->flags = 0;
+	candidate->seen = 0;
 }
 
 /* Appends a packet, cut behind its headers, to an owned handshake, or leaves it out where

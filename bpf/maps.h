@@ -42,6 +42,8 @@ struct slot {
 	__u32 hole_hi_end;
 	__u32 quota;	  /* entry of slot_quota that counts the slot for its initiator */
 	__u32 pair_quota; /* ... for initiator and responder; SLOT_UNCOUNTED: none */
+	__u32 payload;	  /* captured bytes of it; one that is lost in a race does no harm */
+	__u32 bare;	  /* TCP: bytes of header-only packets behind the first payload */
 	__u8 mark;	  /* a SYN of the key was acknowledged: look at its candidates */
 	__u8 pad[3];
 	struct sample sample;
@@ -95,7 +97,6 @@ enum candidate_state {
 #define CANDIDATE_EARLY 8   /* all payload of the SYN was acknowledged, and is in its frame */
 #define CANDIDATE_CLOSED 16 /* RST or FIN came before any payload */
 #define CANDIDATE_DECOY 32  /* a segment in place had a wrong checksum */
-#define CANDIDATE_HIDDEN 64 /* ... came in fragments that hide its header */
 
 /* The handshakes of one key whose initiator is on one side. A SYN flood writes what
  * comes before `latest`, and little of it, since most of what a SYN costs is memory that
@@ -119,7 +120,8 @@ struct candidate {
 	__u32 hole_hi_end;
 	__u32 acked; /* acknowledgement number of the SYN+ACK */
 	__u8 initiator_is_lo;
-	__u8 pad[3];
+	__u8 seen; /* SAMPLE_SYN_DATA, SAMPLE_EARLY, SAMPLE_HIDDEN */
+	__u8 pad[2];
 	struct syn first;
 	struct syn latest;
 };
@@ -156,7 +158,7 @@ struct waiting {
 /* key: flow. value: verdict. Written by the kernel at hand-over and by the
  * loader with a verdict; deleted by the kernel when another connection of the key is
  * proven, and by the LRU.
- * 262144 * (64 + 48 + 32) = 36 MiB. */
+ * 262144 * (64 + 48 + 40) = 38 MiB. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 262144);

@@ -107,7 +107,7 @@ __noinline int settle(const struct packet *pkt)
 	/* A mark, or the end of what is known, is written first and clears the word then:
 	 * so one of the two sees what the other has written. */
 	flow = bpf_map_lookup_elem(&flows, &key);
-	if (!flow || flow->mark)
+	if (!flow || flow->mark || flow->again)
 		__sync_val_compare_and_swap(word, tag, 0);
 	return 0;
 }
@@ -331,6 +331,7 @@ static __always_inline int note_answer(const struct source *src, struct packet *
 	}
 	set_numbers(candidate, pkt, isn);
 	candidate->start_ns = pkt->now;
+	candidate->seen = 0;
 	candidate->state = CANDIDATE_ALONE;
 	if (syn) {
 		candidate->state = CANDIDATE_ANSWERED;
@@ -339,6 +340,8 @@ static __always_inline int note_answer(const struct source *src, struct packet *
 		if (acked && acked == syn->payload_len &&
 		    syn->bytes == syn->header_len + syn->payload_len)
 			candidate->flags |= CANDIDATE_EARLY;
+		if (acked < syn->payload_len)
+			candidate->seen |= SAMPLE_SYN_DATA;
 		if (joins_connection(syn))
 			candidate->flags |= CANDIDATE_JOIN;
 	} else {
@@ -690,8 +693,11 @@ __noinline int early_segment(struct packet *pkt)
 	    !(pkt->tcp_flags & PACKET_DECOY)) {
 		expect(&e, candidate, pkt);
 		placed = place(&e, pkt);
-		if (placed == PLACED || placed == PLACED_LAST)
+		if (placed == PLACED || placed == PLACED_LAST) {
 			move_on(candidate, &e, pkt);
+			if (pkt->payload_len)
+				candidate->seen |= SAMPLE_EARLY;
+		}
 	}
 	leave_handshake(&at);
 	if (placed == PLACED_BEHIND)
@@ -733,6 +739,7 @@ __noinline int one_way_segment(struct packet *pkt, __u32 own)
 		candidate->hole_lo = candidate->hole_lo_end = 0;
 		candidate->hole_hi = candidate->hole_hi_end = 0;
 		candidate->acked = syn->seq + 1;
+		candidate->seen = 0;
 		if (joins_connection(syn))
 			candidate->flags |= CANDIDATE_JOIN;
 		begin_handshake(hs, syn, 0);
@@ -889,6 +896,7 @@ static __always_inline void mid_stream_segment(struct counts *cnt, const struct 
 	if (cfg_mid_stream) {
 		/* Without an acknowledgement it is in place nowhere. */
 		pkt->candidate = NO_CANDIDATE;
+		pkt->quota = pkt->pair_quota = SLOT_UNCOUNTED;
 		if (!has_payload(pkt) || !(pkt->tcp_flags & TCP_ACK))
 			return;
 		if (open_capture(pkt))
@@ -908,6 +916,46 @@ static __always_inline void mid_stream_segment(struct counts *cnt, const struct 
 	 * capture since this packet looked for one. */
 	if ((standing(pkt) & STANDING_ANY) || is_collecting(pkt))
 		__sync_val_compare_and_swap(word, tag, 0);
+}
+
+/* A segment with payload of a flow whose capture ended early. Returns whether it is to go on:
+ * open_capture(). Not static, as own_handshake(). */
+__noinline int goes_on_with(struct packet *pkt)
+{
+	struct counts *cnt = get_counters();
+	struct expected e = {};
+	struct flow_key key;
+	enum placed placed;
+	struct flow *flow;
+
+	if (!cnt || !pkt)
+		return 0;
+	key = pkt->key;
+	flow = bpf_map_lookup_elem(&flows, &key);
+	if (!flow || !flow->again)
+		return 0;
+	if (pkt->tcp_flags & PACKET_DECOY) {
+		cnt->decoys++;
+		return 0;
+	}
+	if (!comes_from(pkt, flow->side, flow->initiator_is_lo)) {
+		cnt->wrong_side++;
+		return 0;
+	}
+	e.one_way = flow->one_way;
+	e.next = pkt->src_is_lo ? flow->next_lo : flow->next_hi;
+	e.other = pkt->src_is_lo ? flow->next_hi : flow->next_lo;
+	placed = place(&e, pkt);
+	if (placed == PLACED_BEHIND || placed == PLACED_OUT) {
+		count_misplaced(cnt, placed);
+		return 0;
+	}
+	pkt->candidate = NO_CANDIDATE_AGAIN;
+	if (within_quota(pkt, flow->initiator_is_lo))
+		return 1;
+	cnt->initiator_slots++;
+	flow->again = 0;
+	return 0;
 }
 
 /* Beside an enum action: the block has no say, or its time is over. */
@@ -1014,13 +1062,19 @@ static __always_inline int tcp_segment(struct counts *cnt, const struct source *
 	}
 	flow = pkt->tcp_flags & PACKET_NEW ? NULL : bpf_map_lookup_elem(&flows, key);
 	if (flow) {
-		if (!flow->mark)
+		if (!flow->mark && !(flow->again && pkt->payload_len))
 			return ACTION_PASS;
-		if (standing(pkt) & STANDING_ANSWERED) {
-			call_hook(check_segment, src, pkt);
-			marked_segment(src, pkt);
-		} else {
-			flow->mark = 0;
+		call_hook(check_segment, src, pkt);
+		if (flow->mark) {
+			if (!(standing(pkt) & STANDING_ANSWERED))
+				flow->mark = 0;
+			else if (marked_segment(src, pkt) == CANDIDACY_DONE)
+				return ACTION_PASS;
+		}
+		if (flow->again && pkt->payload_len && goes_on_with(pkt)) {
+			open_capture(pkt);
+			pkt->mark = MARK_KEPT;
+			call_hook(join_capture, src, pkt);
 		}
 		return ACTION_PASS;
 	}

@@ -86,6 +86,8 @@ var countsHelp = map[string]string{
 	"out_of_place":         "TCP segments with numbers that their connection can't have",
 	"behind":               "TCP segments whose payload was captured before",
 	"decoys":               "TCP segments with a wrong checksum, of flows that are not decided",
+	"bare":                 "header-only TCP segments beyond those that a capture keeps",
+	"again":                "captures that went on, as payload followed an early end",
 	"mptcp_join":           "TCP connections that carry the middle of a Multipath TCP stream",
 	"renewed":              "blocks whose connection went on when their time was over",
 	"slots_full":           "flows that pass because no capture slot is free",

@@ -74,7 +74,8 @@ type datapathCandidate struct {
 	HoleHiEnd     uint32
 	Acked         uint32
 	InitiatorIsLo uint8
-	Pad           [3]uint8
+	Seen          uint8
+	Pad           [2]uint8
 	First         struct {
 		_          structs.HostLayout
 		TimeNs     uint64
@@ -138,6 +139,8 @@ type datapathCounts struct {
 	OutOfPlace         uint64
 	Behind             uint64
 	Decoys             uint64
+	Bare               uint64
+	Again              uint64
 	MptcpJoin          uint64
 	Renewed            uint64
 	SlotsFull          uint64
@@ -161,15 +164,21 @@ type datapathDeviceSide struct {
 }
 
 type datapathFlow struct {
-	_        structs.HostLayout
-	LastNs   uint64
-	LastTick uint32
-	Verdict  datapathVerdict
-	IsnLo    uint32
-	IsnHi    uint32
-	Known    uint8
-	Mark     uint8
-	Pad      [6]uint8
+	_             structs.HostLayout
+	LastNs        uint64
+	LastTick      uint32
+	Verdict       datapathVerdict
+	IsnLo         uint32
+	IsnHi         uint32
+	Known         uint8
+	Mark          uint8
+	Again         uint8
+	InitiatorIsLo uint8
+	Side          uint8
+	OneWay        uint8
+	Before        uint16
+	NextLo        uint32
+	NextHi        uint32
 }
 
 type datapathFlowKey struct {
@@ -250,7 +259,9 @@ type datapathSample struct {
 	IsnHi         uint32
 	NextLo        uint32
 	NextHi        uint32
-	Pad           uint32
+	Again         uint8
+	Pad           uint8
+	Before        uint16
 	Packets       [32]datapathPacketRecord
 	Data          [1024]uint8
 }
@@ -281,6 +292,8 @@ type datapathSlot struct {
 	HoleHiEnd uint32
 	Quota     uint32
 	PairQuota uint32
+	Payload   uint32
+	Bare      uint32
 	Mark      uint8
 	Pad       [3]uint8
 	Sample    datapathSample

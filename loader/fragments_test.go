@@ -48,8 +48,8 @@ func (k *kernel) enforce(on bool) {
 	}
 }
 
-// parts are the pieces of a packet that is cut up at these bytes.
-func parts(cuts ...int) (all []f.Piece) {
+// pieces are those of a packet that is cut up at these bytes.
+func pieces(cuts ...int) (all []f.Piece) {
 	from := 0
 	for _, to := range append(cuts, 1<<16) {
 		all = append(all, f.Piece{From: from, To: to})
@@ -145,30 +145,30 @@ func TestFragments(t *testing.T) {
 		counts counts // without those of flows
 	}{
 		{"later ones follow their first", func(s *fragmentScene) string {
-			return s.send(f.Fragments(s.udp(400), 7, parts(104, 208)...)...)
+			return s.send(f.Fragments(s.udp(400), 7, pieces(104, 208)...)...)
 		}, "ppp", counts{"later_fragment": 2, "followed_fragment": 2}},
 		{"of TCP", func(s *fragmentScene) string {
-			return s.send(f.Fragments(s.tcp(timestamps, 400), 7, parts(32, 208)...)...)
+			return s.send(f.Fragments(s.tcp(timestamps, 400), 7, pieces(32, 208)...)...)
 		}, "ppp", counts{"later_fragment": 2, "followed_fragment": 2}},
 		{"of ICMP have none to follow", func(s *fragmentScene) string {
-			return s.send(f.Fragments(f.IP(s.src, s.dst, 1, f.Payload(400)), 7, parts(104)...)...)
+			return s.send(f.Fragments(f.IP(s.src, s.dst, 1, f.Payload(400)), 7, pieces(104)...)...)
 		}, "pp", counts{"other_proto": 1, "later_fragment": 1}},
 		{"of a blocked flow are dropped, first and later ones", func(s *fragmentScene) string {
 			s.block(flow.UDP)
-			return s.send(f.Fragments(s.udp(400), 7, parts(104, 208)...)...)
+			return s.send(f.Fragments(s.udp(400), 7, pieces(104, 208)...)...)
 		}, "ddd", counts{"later_fragment": 2, "followed_fragment": 2, "dropped_packets": 3}},
 		{"of a blocked TCP flow are dropped", func(s *fragmentScene) string {
 			s.block(flow.TCP)
-			return s.send(f.Fragments(s.tcp(nil, 400), 7, parts(104, 208)...)...)
+			return s.send(f.Fragments(s.tcp(nil, 400), 7, pieces(104, 208)...)...)
 		}, "ddd", counts{"later_fragment": 2, "followed_fragment": 2, "dropped_packets": 3}},
 		{"of a flow that is blocked behind the first", func(s *fragmentScene) string {
-			all := f.Fragments(s.udp(400), 7, parts(104, 208)...)
+			all := f.Fragments(s.udp(400), 7, pieces(104, 208)...)
 			got := s.send(all[0])
 			s.block(flow.UDP)
 			return got + s.send(all[1:]...)
 		}, "pdd", counts{"later_fragment": 2, "followed_fragment": 2, "dropped_packets": 2}},
 		{"of a flow whose block was removed pass", func(s *fragmentScene) string {
-			all := f.Fragments(s.udp(400), 7, parts(104, 208)...)
+			all := f.Fragments(s.udp(400), 7, pieces(104, 208)...)
 			s.block(flow.UDP)
 			got := s.send(all[0])
 			if _, err := s.Unblock(s.key(flow.UDP)); err != nil {
@@ -178,16 +178,16 @@ func TestFragments(t *testing.T) {
 		}, "dpp", counts{"later_fragment": 2, "followed_fragment": 2, "dropped_packets": 1}},
 		{"before their first pass", func(s *fragmentScene) string {
 			s.block(flow.UDP)
-			all := f.Fragments(s.udp(400), 7, parts(104, 208)...)
+			all := f.Fragments(s.udp(400), 7, pieces(104, 208)...)
 			return s.send(all[2], all[0], all[1])
 		}, "pdd", counts{"later_fragment": 2, "followed_fragment": 1, "dropped_packets": 2}},
 		{"of another id pass", func(s *fragmentScene) string {
 			s.block(flow.UDP)
-			return s.send(f.Fragments(s.udp(400), 7, parts(104)...)[0], f.Fragments(s.udp(400), 8, parts(104)...)[1])
+			return s.send(f.Fragments(s.udp(400), 7, pieces(104)...)[0], f.Fragments(s.udp(400), 8, pieces(104)...)[1])
 		}, "dp", counts{"later_fragment": 1, "dropped_packets": 1}},
 		{"behind the time of their first pass", func(s *fragmentScene) string {
 			s.block(flow.UDP)
-			all := f.Fragments(s.udp(400), 7, parts(104, 208)...)
+			all := f.Fragments(s.udp(400), 7, pieces(104, 208)...)
 			got := s.send(all[0])
 			s.ageFragments(fragmentAge - time.Second)
 			got += s.send(all[1])
@@ -196,54 +196,54 @@ func TestFragments(t *testing.T) {
 		}, "ddp", counts{"later_fragment": 2, "followed_fragment": 1, "dropped_packets": 2}},
 		{"the other way have an id of their own", func(s *fragmentScene) string {
 			s.block(flow.UDP)
-			got := s.send(f.Fragments(s.udp(400), 7, parts(104)...)[0])
+			got := s.send(f.Fragments(s.udp(400), 7, pieces(104)...)[0])
 			s.src, s.dst = s.dst, s.src
-			return got + s.send(f.Fragments(s.udp(400), 7, parts(104)...)[1])
+			return got + s.send(f.Fragments(s.udp(400), 7, pieces(104)...)[1])
 		}, "dp", counts{"later_fragment": 1, "dropped_packets": 1}},
 		{"of another VLAN have an id of their own", func(s *fragmentScene) string {
 			s.block(flow.UDP)
-			got := s.send(f.Fragments(s.udp(400), 7, parts(104)...)[0])
+			got := s.send(f.Fragments(s.udp(400), 7, pieces(104)...)[0])
 			if s.tagging.tags = slices.Clone(s.tagging.tags); len(s.tagging.tags) == 4 {
 				s.tagging.tags[3] = 9
 			} else {
 				s.tagging.tags = append(s.tagging.tags, f.TypeVLAN, 9)
 			}
-			return got + s.send(f.Fragments(s.udp(400), 7, parts(104)...)[1])
+			return got + s.send(f.Fragments(s.udp(400), 7, pieces(104)...)[1])
 		}, "dp", counts{"later_fragment": 1, "dropped_packets": 1}},
 		{"of an id that two flows have follow none", func(s *fragmentScene) string {
 			s.block(flow.UDP)
-			got := s.send(f.Fragments(s.udp(400), 7, parts(104)...)[0], f.Fragments(other(s), 7, parts(104)...)[0])
-			return got + s.send(f.Fragments(s.udp(400), 7, parts(104)...)[1])
+			got := s.send(f.Fragments(s.udp(400), 7, pieces(104)...)[0], f.Fragments(other(s), 7, pieces(104)...)[0])
+			return got + s.send(f.Fragments(s.udp(400), 7, pieces(104)...)[1])
 		}, "dpp", counts{"later_fragment": 1, "dropped_packets": 1}},
 		{"of an id that another flow had before follow the one that has it now", func(s *fragmentScene) string {
 			s.block(flow.UDP)
-			got := s.send(f.Fragments(other(s), 7, parts(104)...)[0])
+			got := s.send(f.Fragments(other(s), 7, pieces(104)...)[0])
 			s.ageFragments(fragmentAge)
-			return got + s.send(f.Fragments(s.udp(400), 7, parts(104)...)...)
+			return got + s.send(f.Fragments(s.udp(400), 7, pieces(104)...)...)
 		}, "pdd", counts{"later_fragment": 1, "followed_fragment": 1, "dropped_packets": 2}},
 		{"a first one that comes twice is one", func(s *fragmentScene) string {
 			s.block(flow.UDP)
-			all := f.Fragments(s.udp(400), 7, parts(104)...)
+			all := f.Fragments(s.udp(400), 7, pieces(104)...)
 			return s.send(all[0], all[0], all[1])
 		}, "ddd", counts{"later_fragment": 1, "followed_fragment": 1, "dropped_packets": 3}},
 		{"with the ports alone pass in monitor", func(s *fragmentScene) string {
-			return s.send(f.Fragments(s.tcp(nil, 400), 7, parts(8)...)...)
+			return s.send(f.Fragments(s.tcp(nil, 400), 7, pieces(8)...)...)
 		}, "pp", counts{"bad_fragment": 2}},
 		{"with the ports alone, of a blocked flow", func(s *fragmentScene) string {
 			s.block(flow.TCP)
-			return s.send(f.Fragments(s.tcp(nil, 400), 7, parts(8)...)...) + s.send(f.Fragments(s.tcp(timestamps, 400), 8, parts(24)...)...)
+			return s.send(f.Fragments(s.tcp(nil, 400), 7, pieces(8)...)...) + s.send(f.Fragments(s.tcp(timestamps, 400), 8, pieces(24)...)...)
 		}, "dpdp", counts{"bad_fragment": 1, "later_fragment": 1, "dropped_packets": 2}},
 		{"with the ports alone are dropped in enforce", func(s *fragmentScene) string {
 			s.enforce(true)
-			return s.send(f.Fragments(s.tcp(nil, 400), 7, parts(8)...)...)
+			return s.send(f.Fragments(s.tcp(nil, 400), 7, pieces(8)...)...)
 		}, "dd", counts{"bad_fragment": 2, "bad_fragment_dropped": 2}},
 		{"that end in the TCP header are dropped", func(s *fragmentScene) string {
 			s.enforce(true)
-			return s.send(f.Fragments(s.tcp(nil, 400), 7, parts(16)...)...)
+			return s.send(f.Fragments(s.tcp(nil, 400), 7, pieces(16)...)...)
 		}, "dd", counts{"bad_fragment": 2, "bad_fragment_dropped": 2}},
 		{"that end in the TCP options are dropped; what is behind has none to follow", func(s *fragmentScene) string {
 			s.enforce(true)
-			return s.send(f.Fragments(s.tcp(timestamps, 400), 7, parts(24)...)...)
+			return s.send(f.Fragments(s.tcp(timestamps, 400), 7, pieces(24)...)...)
 		}, "dp", counts{"bad_fragment": 1, "bad_fragment_dropped": 1, "later_fragment": 1}},
 		{"that begin with the TCP flags are dropped, behind a first one that is whole", func(s *fragmentScene) string {
 			s.enforce(true)
@@ -259,12 +259,12 @@ func TestFragments(t *testing.T) {
 		}, "pdp", counts{"bad_fragment": 1, "bad_fragment_dropped": 1, "later_fragment": 1, "followed_fragment": 1}},
 		{"with the UDP header alone are good", func(s *fragmentScene) string {
 			s.enforce(true)
-			return s.send(f.Fragments(s.udp(400), 7, parts(8)...)...)
+			return s.send(f.Fragments(s.udp(400), 7, pieces(8)...)...)
 		}, "pp", counts{"later_fragment": 1, "followed_fragment": 1}},
 		{"mode monitor again", func(s *fragmentScene) string {
 			s.enforce(true)
 			s.enforce(false)
-			return s.send(f.Fragments(s.tcp(nil, 400), 7, parts(8)...)...)
+			return s.send(f.Fragments(s.tcp(nil, 400), 7, pieces(8)...)...)
 		}, "pp", counts{"bad_fragment": 2}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -303,7 +303,7 @@ func TestBlocksCountLaterFragments(t *testing.T) {
 		s := &fragmentScene{kernel: loadKernel(t, config{}), hook: ingress, src: of[0], dst: of[1]}
 		s.block(flow.UDP)
 		var bytes uint64
-		fragments := f.Fragments(s.udp(400), 7, parts(104, 208)...)
+		fragments := f.Fragments(s.udp(400), 7, pieces(104, 208)...)
 		for _, packet := range fragments {
 			bytes += uint64(14 + len(packet))
 		}
@@ -368,12 +368,12 @@ func TestIPv6HeadersAreInTheFirstFragment(t *testing.T) {
 func TestFloodOfFragmentsPushesOutItsLike(t *testing.T) {
 	s := &fragmentScene{kernel: loadKernel(t, config{}), hook: ingress, src: client, dst: server}
 	s.block(flow.UDP)
-	all := f.Fragments(s.udp(400), 7, parts(104, 208)...)
+	all := f.Fragments(s.udp(400), 7, pieces(104, 208)...)
 	if got := s.send(all[:2]...); got != "dd" {
 		t.Fatal(got)
 	}
 	max := int(s.coll.Maps[datapathMapFragments].MaxEntries())
-	flood := f.Fragments(s.udp(400), 7, parts(104)...)[0]
+	flood := f.Fragments(s.udp(400), 7, pieces(104)...)[0]
 	for i := range 2 * max {
 		binary.BigEndian.PutUint32(flood[12:], 0x0b000000+uint32(i))
 		f.SetChecksum(flood)
@@ -411,7 +411,7 @@ func TestForgedFragmentsChangeNothing(t *testing.T) {
 				forge := func() {
 					for i, pair := range [][2]netip.AddrPort{of, {of[1], of[0]}} {
 						s := &fragmentScene{kernel: k, hook: hook, src: pair[0], dst: pair[1]}
-						for j, pieces := range [][]f.Piece{parts(104, 208), parts(24), parts(32, 40), parts(8), parts(16)} {
+						for j, pieces := range [][]f.Piece{pieces(104, 208), pieces(24), pieces(32, 40), pieces(8), pieces(16)} {
 							forged := f.IP(s.src, s.dst, f.TCP, f.Numbered(f.Segment(s.src, s.dst, f.ACK|f.FIN, nil, f.Payload(300)), 0x7000_0000, 0x7000_0000))
 							s.send(f.Fragments(forged, uint32(10*i+j), pieces...)...)
 							s.send(f.Fragments(forged, uint32(100+10*i+j), pieces[1:]...)...)
@@ -465,17 +465,17 @@ func TestBeginningInLaterFragmentsIsSignalled(t *testing.T) {
 				packet [][]byte
 			}{
 				{0, [][]byte{segment(0, f.SYN, 1, 0, nil, 0)}}, {1, [][]byte{segment(1, f.SYN|f.ACK, 1, 2, nil, 0)}}, {0, [][]byte{segment(0, f.ACK, 2, 2, nil, 0)}},
-				{0, f.Fragments(segment(0, f.ACK, 2, 2, options, 400), 7, parts(24)...)},
-				{1, f.Fragments(segment(1, f.ACK, 2, 402, options, 400), 7, parts(24)...)},
+				{0, f.Fragments(segment(0, f.ACK, 2, 2, options, 400), 7, pieces(24)...)},
+				{1, f.Fragments(segment(1, f.ACK, 2, 402, options, 400), 7, pieces(24)...)},
 			}},
 			{"UDP", []struct {
 				from   int
 				packet [][]byte
-			}{{0, f.Fragments(at(0).udp(400), 7, parts(8)...)}, {1, f.Fragments(at(1).udp(400), 7, parts(8)...)}}},
+			}{{0, f.Fragments(at(0).udp(400), 7, pieces(8)...)}, {1, f.Fragments(at(1).udp(400), 7, pieces(8)...)}}},
 			{"UDP, the answer alone", []struct {
 				from   int
 				packet [][]byte
-			}{{0, [][]byte{at(0).udp(100)}}, {1, f.Fragments(at(1).udp(400), 7, parts(8)...)}}},
+			}{{0, [][]byte{at(0).udp(100)}}, {1, f.Fragments(at(1).udp(400), 7, pieces(8)...)}}},
 		} {
 			t.Run(fmt.Sprintf("%s/IPv%d", tt.name, version), func(t *testing.T) {
 				k := loadKernel(t, config{idle: 1})
@@ -499,7 +499,7 @@ func TestBeginningInLaterFragmentsIsSignalled(t *testing.T) {
 // What the capture ends in is noted even where its headers are cut off.
 func TestFragmentAtTheEndOfTheCaptureIsSignalled(t *testing.T) {
 	k := loadKernel(t, config{oneHook: true})
-	first := f.Ethernet(f.Fragments(f.IP(client, server, f.TCP, f.Numbered(f.Segment(client, server, f.ACK, nil, f.Payload(300)), 800, 2)), 7, parts(104)...)[0])
+	first := f.Ethernet(f.Fragments(f.IP(client, server, f.TCP, f.Numbered(f.Segment(client, server, f.ACK, nil, f.Payload(300)), 800, 2)), 7, pieces(104)...)[0])
 	for _, frame := range after(handshake(), up(f.ACK, 798), first) { // 1014 bytes, and 10 of the fragment
 		k.run(ingress, frame)
 	}
@@ -556,7 +556,7 @@ func TestHiddenHeadersInPlaceAreSignalled(t *testing.T) {
 	handshake := []packet{{ingress, 0, f.SYN, 1, 0, nil}, {egress, 1, f.SYN | f.ACK, 1, 0, nil}, {ingress, 0, f.ACK, 2, 0, nil}}
 	end := []packet{{ingress, 0, f.ACK, 2, 300, nil}, {egress, 1, f.ACK, 2, 1000, nil}}
 	hidden := func(hook entry, from int, seq uint32, first int) packet {
-		return packet{hook, from, f.ACK | f.PSH, seq, 300, parts(first)}
+		return packet{hook, from, f.ACK | f.PSH, seq, 300, pieces(first)}
 	}
 	for _, tt := range []struct {
 		name   string

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/loader/flow/parts"
 	"github.com/earlydrop/earlydrop/loader/flow/signals"
 	f "github.com/earlydrop/earlydrop/loader/internal/frames"
 )
@@ -27,7 +29,8 @@ type kernel struct {
 	t    testing.TB
 	coll *ebpf.Collection
 	*Tables
-	ring *ringbuf.Reader
+	ring  *ringbuf.Reader
+	parts *parts.Store // of captures that ended early
 }
 
 type config struct {
@@ -96,7 +99,7 @@ func loadKernel(t testing.TB, c config) *kernel {
 			t.Error(err)
 		}
 	})
-	return &kernel{t: t, coll: coll, ring: ring, Tables: tables}
+	return &kernel{t: t, coll: coll, ring: ring, Tables: tables, parts: parts.NewStore(parts.DefaultKept)}
 }
 
 const (
@@ -116,7 +119,7 @@ const (
 // loading the programs anew takes much longer, above all on an emulated kernel.
 func (k *kernel) emptied(t testing.TB) *kernel {
 	t.Helper()
-	k = &kernel{t: t, coll: k.coll, Tables: k.Tables, ring: k.ring}
+	k = &kernel{t: t, coll: k.coll, Tables: k.Tables, ring: k.ring, parts: parts.NewStore(parts.DefaultKept)}
 	k.samples()
 	must := func(err error) {
 		t.Helper()
@@ -223,6 +226,7 @@ func (k *kernel) samples() []*flow.Sample {
 		if err := decodeSample(rec.RawSample, s); err != nil {
 			k.t.Fatal(err)
 		}
+		k.parts.Join(s)
 		signals.Note(s, signals.Live)
 		out = append(out, s)
 	}
@@ -252,13 +256,15 @@ type seen struct {
 	OneWay        bool
 	MidStream     bool
 	Resumed       bool
+	Provisional   bool
+	Revision      int
 	Signals       []string
 }
 
 func look(s *flow.Sample) seen {
 	v := seen{
 		Key: s.Key.String(), InitiatorIsLo: s.InitiatorIsLo, Reason: s.Reason.String(),
-		Data: slices.Clone(s.Data), Numbers: s.Numbers, OneWay: s.OneWay, MidStream: s.MidStream, Resumed: s.Resumed, Signals: s.Signals.Names(),
+		Data: slices.Clone(s.Data), Numbers: s.Numbers, OneWay: s.OneWay, MidStream: s.MidStream, Resumed: s.Resumed, Provisional: s.Provisional, Revision: s.Revision, Signals: s.Signals.Names(),
 	}
 	for _, p := range s.Packets {
 		v.Offsets = append(v.Offsets, p.Offset)
@@ -348,6 +354,24 @@ func handshakeAt(x, y uint32) [][]byte {
 
 func after(packets [][]byte, more ...[]byte) [][]byte { return append(slices.Clone(packets), more...) }
 
+// fourTimes is what the client hands over that sends ten bytes and a FIN again and again.
+func fourTimes(key string) (all []seen) {
+	for n := range 5 {
+		s := seen{Key: key, InitiatorIsLo: true, Reason: "closed", Revision: n, Offsets: []uint16{0, 54, 108}, WireLens: []uint32{54, 54, 54}, FromInitiator: []bool{true, false, true}}
+		for i := range n + 1 {
+			s.Offsets, s.WireLens, s.FromInitiator = append(s.Offsets, uint16(162+64*i)), append(s.WireLens, 64), append(s.FromInitiator, true)
+		}
+		switch {
+		case n > 1:
+			s.Signals = []string{"tiny", "fin_then_data"}
+		case n > 0:
+			s.Signals = []string{"fin_then_data"}
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
 // TestPackets runs each row on both hooks and through the Go assembly.
 func TestPackets(t *testing.T) {
 	syn := segment(client, server, f.SYN, nil, 0)
@@ -369,8 +393,65 @@ func TestPackets(t *testing.T) {
 		// more than a page; such frames run on ingress alone.
 		ingressOnly bool
 		midStream   bool // capture such flows
+		open        int  // captures that are not handed over
 	}
+	// A client that writes byte by byte, each acknowledged.
+	var drops [][]byte
+	for i := range uint32(9) {
+		drops = append(drops, upAt(2+i, 2, f.ACK, 1), downAt(2, 3+i, f.ACK, 0))
+	}
+	const whole = "tcp 10.0.0.2:40000 <> 192.0.2.7:443"
 	tests := []row{
+		{
+			name:   "payload behind a FIN goes on with the capture, and a retransmission does not",
+			frames: after(handshake(), up(f.ACK, 300), down(f.FIN|f.ACK, 0), up(f.ACK, 300), upAt(302, 3, f.ACK, 100), upAt(402, 3, f.ACK, 900), upAt(1302, 3, f.ACK, 500)),
+			counts: map[string]uint64{"syns": 1, "tcp_opened": 1, "handed_closed": 1, "handed_full": 1, "again": 1, "behind": 1},
+			want: []seen{
+				{Key: whole, InitiatorIsLo: true, Reason: "closed", Offsets: []uint16{0, 54, 108, 162, 516}, WireLens: []uint32{54, 54, 54, 354, 54},
+					FromInitiator: []bool{true, false, true, true, false}},
+				{Key: whole, InitiatorIsLo: true, Reason: "full", Revision: 1, Offsets: []uint16{0, 54, 108, 162, 516, 570, 724},
+					WireLens: []uint32{54, 54, 54, 354, 54, 154, 954}, FromInitiator: []bool{true, false, true, true, false, true, true}},
+			},
+		},
+		{
+			name: "a capture goes on four times",
+			frames: after(handshake(), up(f.FIN|f.ACK, 10), upAt(12, 2, f.FIN|f.ACK, 10), upAt(22, 2, f.FIN|f.ACK, 10), upAt(32, 2, f.FIN|f.ACK, 10),
+				upAt(42, 2, f.FIN|f.ACK, 10), upAt(52, 2, f.FIN|f.ACK, 10), upAt(62, 2, f.ACK, 1000)),
+			counts: map[string]uint64{"syns": 1, "tcp_opened": 1, "handed_closed": 5, "again": 4},
+			want:   fourTimes(whole),
+		},
+		{
+			name: "a stranger's payload behind a FIN does not go on with the capture",
+			frames: after(handshake(), up(f.ACK, 300), down(f.FIN|f.ACK, 0), upAt(70_000, 3, f.ACK, 100), upAt(302, 70_000, f.ACK, 100),
+				spoiled(upAt(302, 3, f.ACK, 100))),
+			counts: map[string]uint64{"syns": 1, "tcp_opened": 1, "handed_closed": 1, "out_of_place": 2, "decoys": 1},
+			want: []seen{{Key: whole, InitiatorIsLo: true, Reason: "closed", Offsets: []uint16{0, 54, 108, 162, 516}, WireLens: []uint32{54, 54, 54, 354, 54},
+				FromInitiator: []bool{true, false, true, true, false}}},
+		},
+		{
+			name: "many header-only segments fill no capture",
+			frames: after(handshake(), up(f.ACK, 10), downAt(2, 3, f.ACK, 0), downAt(2, 4, f.ACK, 0), downAt(2, 5, f.ACK, 0), downAt(2, 6, f.ACK, 0), downAt(2, 7, f.ACK, 0),
+				downAt(2, 8, f.ACK, 0), downAt(2, 9, f.ACK, 0), downAt(2, 10, f.ACK, 0), downAt(2, 11, f.ACK, 0), downAt(2, 12, f.ACK, 0), upAt(12, 2, f.ACK, 1000)),
+			counts: map[string]uint64{"syns": 1, "tcp_opened": 1, "handed_full": 1, "bare": 3},
+			want: []seen{{Key: whole, InitiatorIsLo: true, Reason: "full",
+				Offsets: []uint16{0, 54, 108, 162, 226, 280, 334, 388, 442, 496, 550, 604}, WireLens: []uint32{54, 54, 54, 64, 54, 54, 54, 54, 54, 54, 54, 1054},
+				FromInitiator: []bool{true, false, true, true, false, false, false, false, false, false, false, true}}},
+		},
+		{
+			name:   "a capture with next to no payload goes on, and tiny segments become one",
+			frames: after(handshake(), append(drops, upAt(11, 2, f.ACK, 1100), upAt(1111, 2, f.ACK, 100))...),
+			counts: map[string]uint64{"syns": 1, "tcp_opened": 1, "handed_full": 2, "bare": 1, "again": 1},
+			want: []seen{
+				{Key: whole, InitiatorIsLo: true, Reason: "full", Provisional: true, Signals: []string{"tiny"},
+					Offsets:       []uint16{0, 54, 108, 162, 217, 271, 326, 380, 435, 489, 544, 598, 653, 707, 762, 816, 871, 925, 980},
+					WireLens:      []uint32{54, 54, 54, 55, 54, 55, 54, 55, 54, 55, 54, 55, 54, 55, 54, 55, 54, 55, 55},
+					FromInitiator: []bool{true, false, true, true, false, true, false, true, false, true, false, true, false, true, false, true, false, true, true}},
+				// The ninth byte was cut off at the end of the first part.
+				{Key: whole, InitiatorIsLo: true, Reason: "full", Revision: 1, Signals: []string{"gap", "tiny"},
+					Offsets: []uint16{0, 54, 108, 162, 224}, WireLens: []uint32{54, 54, 54, 62, 1154}, FromInitiator: []bool{true, false, true, true, true}},
+			},
+		},
+
 		{name: "frame too short for IP", frames: [][]byte{f.Ethernet(ip)[:20]}, counts: map[string]uint64{"malformed": 1}, ingressOnly: true},
 		{name: "frame too short for TCP", frames: [][]byte{f.Ethernet(ip)[:53]}, counts: map[string]uint64{"malformed": 1}},
 		{name: "ARP", frames: [][]byte{f.With(f.Ethernet(ip), 12, 0x08, 0x06)}, counts: map[string]uint64{"not_ip": 1}},
@@ -419,11 +500,12 @@ func TestPackets(t *testing.T) {
 			name:      "mid-stream capture ends with the next connection",
 			midStream: true,
 			frames:    after(after([][]byte{up(f.RST, 0), up(f.ACK, 10)}, handshake()...), down(f.RST, 0), up(f.FIN|f.ACK, 5), up(f.ACK, 7)),
-			counts:    map[string]uint64{"syns": 1, "tcp_opened": 1, "restarted": 1, "header_only": 1, "mid_stream": 1, "handed_closed": 1},
+			counts:    map[string]uint64{"syns": 1, "tcp_opened": 1, "restarted": 1, "header_only": 1, "mid_stream": 1, "handed_closed": 1, "again": 1},
 			want: []seen{{
 				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "closed",
 				Offsets: []uint16{0, 54, 108, 162, 216}, WireLens: []uint32{54, 54, 54, 54, 59}, FromInitiator: []bool{true, false, true, false, true},
 			}},
+			open: 1,
 		},
 		{name: "RST first", frames: [][]byte{up(f.RST, 0)}, counts: map[string]uint64{"mid_stream": 1}},
 		{name: "RST first, then a SYN", frames: [][]byte{down(f.RST|f.ACK, 0), up(f.SYN, 0)}, counts: map[string]uint64{"mid_stream": 1, "syns": 1}},
@@ -486,7 +568,7 @@ func TestPackets(t *testing.T) {
 			frames: [][]byte{up(f.SYN, 10), down(f.SYN|f.ACK, 0), up(f.ACK, 1400)},
 			counts: map[string]uint64{"syns": 1, "tcp_opened": 1, "handed_full": 1},
 			want: []seen{{
-				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
+				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full", Signals: []string{"syn_data"},
 				Offsets: []uint16{0, 54, 108}, WireLens: []uint32{54, 54, 1454}, FromInitiator: []bool{true, false, true},
 			}},
 		},
@@ -791,6 +873,11 @@ func TestPackets(t *testing.T) {
 		kernels[midStream] = loadKernel(t, config{midStream: midStream, oneHook: true})
 	}
 	for _, tt := range tests {
+		for i := range tt.want {
+			// What ended early may go on.
+			w := &tt.want[i]
+			w.Provisional = w.Provisional || strings.HasPrefix(w.Key, "tcp") && w.Reason != "full" && !w.MidStream && w.Revision < 4
+		}
 		wantAssembly := assemble(tt.frames, tt.midStream)
 		for _, e := range []entry{ingress, egress} {
 			if tt.ingressOnly && e == egress {
@@ -824,7 +911,7 @@ func TestPackets(t *testing.T) {
 					t.Errorf("counters (-want +got):\n%s", diff)
 				}
 				// What nobody collects any more has given its slot back.
-				if o, err := k.Occupancy(); err != nil || len(tt.want) > 0 && o.Collecting != 0 {
+				if o, err := k.Occupancy(); err != nil || len(tt.want) > 0 && o.Collecting != tt.open {
 					t.Errorf("occupancy %+v, %v", o, err)
 				}
 			})

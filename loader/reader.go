@@ -14,6 +14,7 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/loader/flow/parts"
 	"github.com/earlydrop/earlydrop/loader/flow/signals"
 )
 
@@ -29,6 +30,7 @@ var ErrBadRecord = errors.New("bad ring buffer record")
 type Reader struct {
 	ring   *ringbuf.Reader
 	record ringbuf.Record
+	parts  *parts.Store
 	source func() flow.Source
 }
 
@@ -38,7 +40,7 @@ func (d *DataPath) NewReader() (*Reader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the ring buffer: %w", err)
 	}
-	return &Reader{ring: ring, source: d.source}, nil
+	return &Reader{ring: ring, parts: parts.NewStore(parts.DefaultKept), source: d.source}, nil
 }
 
 // source is where what is captured now is from.
@@ -46,7 +48,8 @@ func (d *DataPath) source() flow.Source {
 	return flow.Source{Interface: d.Interface(), Index: int(d.index.Load())}
 }
 
-// Read waits for the next capture and fills s with it, without allocating. It
+// Read waits for the next capture and fills s with it, without allocating, unless the
+// capture goes on with one that ended early: both are one sample then. It
 // returns [ErrClosed] after Close, and an error that wraps [ErrBadRecord] for a
 // capture that can't be read. Any other error is the ring buffer's own, and the
 // next Read may well fail at once with the same.
@@ -61,6 +64,7 @@ func (r *Reader) Read(s *flow.Sample) error {
 		return err
 	}
 	s.Source = r.source()
+	r.parts.Join(s)
 	signals.Note(s, signals.Live)
 	return nil
 }
@@ -97,9 +101,17 @@ func decodeSample(raw []byte, s *flow.Sample) error {
 		OneWay:        raw[unsafe.Offsetof(in.Flags)]&sampleOneWay != 0,
 		MidStream:     raw[unsafe.Offsetof(in.Flags)]&sampleMidStream != 0,
 		Resumed:       raw[unsafe.Offsetof(in.Flags)]&sampleResumed != 0,
+		Provisional:   raw[unsafe.Offsetof(in.Flags)]&sampleProvisional != 0,
+		Revision:      int(raw[unsafe.Offsetof(in.Again)]),
 	}
-	if raw[unsafe.Offsetof(in.Flags)]&sampleDecoy != 0 {
-		s.Signals = flow.SignalDecoy
+	for _, seen := range sampleSignals {
+		if raw[unsafe.Offsetof(in.Flags)]&seen.flag != 0 {
+			s.Signals |= seen.signal
+		}
+	}
+	before := int(le.Uint16(raw[unsafe.Offsetof(in.Before):]))
+	if before >= length {
+		return fmt.Errorf("%w: it claims %d bytes behind %d", ErrBadRecord, length, before)
 	}
 	if raw[unsafe.Offsetof(in.Flags)]&sampleHidden != 0 {
 		s.Signals |= flow.SignalFragmented
@@ -118,14 +130,15 @@ func decodeSample(raw []byte, s *flow.Sample) error {
 		if p[unsafe.Offsetof(rec.Fragment)] != 0 {
 			s.Signals |= flow.SignalFragmented
 		}
-		off := int(s.Packets[i].Offset)
-		if off < last || off >= length {
-			return fmt.Errorf("%w: packet %d is at offset %d of %d, after offset %d", ErrBadRecord, i, off, length, last)
+		off := int(s.Packets[i].Offset) - before
+		if off < last || off >= length-before {
+			return fmt.Errorf("%w: packet %d is at offset %d of %d, after offset %d", ErrBadRecord, i, off, length-before, last)
 		}
+		s.Packets[i].Offset = uint16(off)
 		last = off
 	}
-	s.Data = s.Data[:length]
-	copy(s.Data, raw[header:header+length])
+	s.Data = s.Data[:length-before]
+	copy(s.Data, raw[header+before:header+length])
 	return nil
 }
 
@@ -135,12 +148,27 @@ const (
 	sampleMidStream = 2
 	sampleResumed   = 4
 	sampleDecoy     = 8
-	sampleHidden    = 16
+	sampleSYNData   = 16
+	sampleEarly     = 32
+
+	sampleProvisional = 64
+	sampleHidden      = 128
 
 	knownISN    = 1
 	knownNextLo = 2
 	knownNextHi = 4
 )
+
+// sampleSignals are the flags that say what was seen of the packets that are not in the
+// capture.
+var sampleSignals = [...]struct {
+	flag   byte
+	signal flow.Signals
+}{
+	{sampleDecoy, flow.SignalDecoy},
+	{sampleSYNData, flow.SignalSYNData},
+	{sampleEarly, flow.SignalEarlyServerData},
+}
 
 func decodeNumbers(raw []byte) flow.Numbers {
 	var in datapathSample

@@ -52,6 +52,13 @@ func (p *Policy) Describe() string {
 		if rule.OneWay {
 			when += ", connections of which one direction alone was seen as well"
 		}
+		if rule.Provisional != nil {
+			if *rule.Provisional {
+				when += ", and the verdict is provisional"
+			} else {
+				when += ", and the verdict is not provisional"
+			}
+		}
 		if names := rule.Signals.Names(); names != nil {
 			when += ", and the flow shows " + OrList(names)
 		}
@@ -83,6 +90,7 @@ func (p *Policy) Describe() string {
 func neverDecides(above []Rule, rule *Rule) bool {
 	return slices.ContainsFunc(above, func(r Rule) bool {
 		return len(r.Except) == 0 && r.MinConfidence <= rule.MinConfidence && (r.MidStream || !rule.MidStream) && (r.UDPUnproven || !rule.UDPUnproven) && (r.OneWay || !rule.OneWay) &&
+			(r.Provisional == nil || rule.Provisional != nil && *r.Provisional == *rule.Provisional) &&
 			(r.Signals == 0 || rule.Signals != 0 && rule.Signals&^r.Signals == 0) &&
 			!slices.ContainsFunc(rule.Classes, func(class string) bool { return !slices.Contains(r.Classes, class) })
 	})

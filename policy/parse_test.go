@@ -112,7 +112,7 @@ func TestParseErrors(t *testing.T) {
 		}
 		return strings.Replace(text, old, new, 1)
 	}
-	const known = "known are name, class, min_confidence, action, ttl, mid_stream, udp_unproven, one_way, signal, except"
+	const known = "known are name, class, min_confidence, action, ttl, mid_stream, udp_unproven, one_way, provisional, signal, except"
 	const confidence = "write a number above 0 and at most 1, such as 0.9"
 	const port = "write 1 to 65535, or a range such as 8000-8100"
 	tests := []struct {
@@ -223,8 +223,8 @@ func TestParseErrors(t *testing.T) {
 
 		// Rules.
 		{"rules are a mapping", "rules:\n  class: v2ray", `2:3: rules has to be a list, but is a mapping; begin each of its entries with "- "`},
-		{"rule is text", "rules:\n  - drop v2ray", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, mid_stream, udp_unproven, one_way, signal, except, but is text"},
-		{"rule is nothing", "rules:\n  -\n", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, mid_stream, udp_unproven, one_way, signal, except, but is nothing"},
+		{"rule is text", "rules:\n  - drop v2ray", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, mid_stream, udp_unproven, one_way, provisional, signal, except, but is text"},
+		{"rule is nothing", "rules:\n  -\n", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, mid_stream, udp_unproven, one_way, provisional, signal, except, but is nothing"},
 		{"no class", rule("    class: v2ray\n", ""), `2:5: rule a has no class; add one, for example "class: shadowsocks"`},
 		{"no action", rule("    action: drop\n", ""), `2:5: rule a has no action; add one, for example "action: drop"`},
 		{"no ttl", rule("    ttl: 10m\n", ""), `2:5: rule a has no ttl; add one, for example "ttl: 10m"`},
@@ -284,8 +284,8 @@ func TestParseErrors(t *testing.T) {
 		{"mid_stream list", rule("ttl: 10m", "ttl: 10m\n    mid_stream: [true]"), "7:17: mid_stream has to be true or false, but is a list"},
 		{"mistyped mid_stream", rule("ttl: 10m", "ttl: 10m\n    midstream: true"), `7:5: unknown key "midstream" in rule 1, did you mean mid_stream?; ` + known},
 		{"mid_stream beside the rules", "mid_stream: true\nmode: monitor\n", `1:1: unknown key "mid_stream" in the policy; known are mode, one_hook, allow, rules`},
-		{"mistyped signal", rule("ttl: 10m", "ttl: 10m\n    signal: decoi"), `7:13: there is no signal "decoi", did you mean decoy?; there are decoy, ttl, gap, tiny, fragmented`},
-		{"unknown signal in a list", rule("ttl: 10m", "ttl: 10m\n    signal: [gap, quack]"), `7:19: there is no signal "quack"; there are decoy, ttl, gap, tiny, fragmented`},
+		{"mistyped signal", rule("ttl: 10m", "ttl: 10m\n    signal: decoi"), `7:13: there is no signal "decoi", did you mean decoy?; there are decoy, ttl, gap, tiny, fragmented, slow, reset_then_data, fin_then_data, syn_data, early_server_data`},
+		{"unknown signal in a list", rule("ttl: 10m", "ttl: 10m\n    signal: [gap, quack]"), `7:19: there is no signal "quack"; there are decoy, ttl, gap, tiny, fragmented, slow, reset_then_data, fin_then_data, syn_data, early_server_data`},
 		{"signal twice", rule("ttl: 10m", "ttl: 10m\n    signal: [gap, gap]"), `7:19: signal "gap" is named twice; keep one of them`},
 		{"no signal", rule("ttl: 10m", "ttl: 10m\n    signal: []"), `7:13: signal is an empty list; name at least one`},
 		{"signal is a number", rule("ttl: 10m", "ttl: 10m\n    signal: 1"), `7:13: signal has to be text such as decoy, but is a number`},

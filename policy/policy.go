@@ -26,7 +26,10 @@
 //   - one_way: a connection of which one direction was seen. It may be forged as well.
 //
 // A rule with signals treats only flows that show one of them. No rule treats an
-// incomplete flow, of which a capture file holds too little.
+// incomplete flow, of which a capture file holds too little, or a UDP flow that was
+// handed over with fewer than 64 bytes of payload: its verdict is final. That of a TCP flow
+// of which more may be captured is provisional, and revised then; with provisional, a rule
+// treats these flows alone, or none of them.
 //
 // A rule that names the class but does not treat the flow (confidence too low,
 // an exception, mid-stream, UDP) is stepped over: a later rule may still treat it. If none
@@ -91,6 +94,9 @@ const (
 	ReasonOneWay        = "one-way"              // one direction alone was seen, and the rule has no one_way
 	ReasonMidStream     = "mid-stream"           // captured from its middle, and the rule has no mid_stream
 	ReasonNoSignal      = "no signal"            // the flow shows none of the signals that the rule asks for
+	ReasonProvisional   = "provisional"          // more may be captured, and the rule waits for it
+	ReasonFinal         = "final"                // no more is captured, and the rule is for flows where it may be
+	ReasonScant         = "scant"                // a UDP flow of fewer than 64 payload bytes
 	ReasonIncomplete    = "incomplete"           // too little of the flow is in the capture file
 )
 
@@ -257,6 +263,9 @@ type Rule struct {
 	// OneWay is true for a rule that also treats TCP connections of which one direction
 	// alone was seen: whoever can send in that direction can forge them.
 	OneWay bool
+	// Provisional says whether the rule takes flows only whose verdict is provisional
+	// (true), or only others (false). With nil it takes both.
+	Provisional *bool
 	// Signals, if there are any, make it a rule for flows that show one of them.
 	Signals flow.Signals
 	Except  []Match
@@ -428,10 +437,16 @@ func (p *Policy) Decide(m *flow.Meta, r flow.Result) Decision {
 			why = ReasonException
 		case m.Key.Proto == flow.UDP && !rule.UDPUnproven:
 			why = ReasonUDPUnproven
+		case m.Key.Proto == flow.UDP && m.Scant:
+			why = ReasonScant
 		case m.OneWay && !rule.OneWay:
 			why = ReasonOneWay
 		case (m.MidStream || m.Resumed || m.MissingStart) && !rule.MidStream:
 			why = ReasonMidStream
+		case rule.Provisional != nil && m.Provisional && !*rule.Provisional:
+			why = ReasonProvisional
+		case rule.Provisional != nil && !m.Provisional && *rule.Provisional:
+			why = ReasonFinal
 		case rule.Signals != 0 && m.Signals&rule.Signals == 0:
 			why = ReasonNoSignal
 		}

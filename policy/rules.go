@@ -45,7 +45,7 @@ var ruleName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 // rule returns the rule number i (from 1) and the place of its name.
 func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 	what := "rule " + strconv.Itoa(i)
-	keys, err := d.mapping(n, what, "name", "class", "min_confidence", "action", "ttl", "mid_stream", "udp_unproven", "one_way", "signal", "except")
+	keys, err := d.mapping(n, what, "name", "class", "min_confidence", "action", "ttl", "mid_stream", "udp_unproven", "one_way", "provisional", "signal", "except")
 	if err != nil {
 		return r, nil, err
 	}
@@ -100,6 +100,13 @@ func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 				return r, at, err
 			}
 		}
+	}
+	if e, ok := keys["provisional"]; ok {
+		provisional, err := d.boolean(e, "provisional")
+		if err != nil {
+			return r, at, err
+		}
+		r.Provisional = &provisional
 	}
 	if e, ok := keys["signal"]; ok {
 		if r.Signals, err = d.signals(e); err != nil {

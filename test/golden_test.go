@@ -133,7 +133,12 @@ func TestGoldenVerdicts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := replay(t, program, 1, files...)
+	all := replay(t, program, 1, files...)
+	got := first(all)
+	// Some pause in their first 1024 bytes, and go on.
+	if n := len(all) - len(got); n != 2 {
+		t.Errorf("%d verdicts were revised, want 2", n)
+	}
 	if len(got) != len(labels) {
 		t.Errorf("%d verdicts on %d flows", len(got), len(labels))
 	}
@@ -153,10 +158,10 @@ func TestGoldenVerdicts(t *testing.T) {
 	t.Logf("class as labelled %v, dropped %v", right, drops)
 
 	// Neither the number of threads nor what else is in the batch changes a digit.
-	again := replay(t, program, 4, files...)
+	again := first(replay(t, program, 4, files...))
 	var alone []*event.Verdict
 	for _, file := range files {
-		alone = append(alone, replay(t, program, 2, file)...)
+		alone = append(alone, first(replay(t, program, 2, file))...)
 	}
 	for name, other := range map[string][]*event.Verdict{"with four threads": again, "file by file": alone} {
 		for i, v := range other {
@@ -199,6 +204,11 @@ func TestGoldenVerdicts(t *testing.T) {
 			t.Errorf("verdict\n got %s\nwant %s", line, strings.Join(expected, "\t"))
 		}
 	}
+}
+
+// first returns the first verdict of each flow.
+func first(all []*event.Verdict) []*event.Verdict {
+	return slices.DeleteFunc(slices.Clone(all), func(v *event.Verdict) bool { return v.Revised > 0 })
 }
 
 // sameVerdict holds a verdict against its expected row: all words are equal, and the

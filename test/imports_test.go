@@ -31,6 +31,7 @@ var layers = []struct {
 	{"loader/flow", nil},
 	{"loader/flow/headers", []string{"=loader/flow"}},
 	{"loader/flow/signals", []string{"=loader/flow", "loader/flow/headers"}},
+	{"loader/flow/parts", []string{"=loader/flow", "loader/flow/headers", "loader/flow/signals"}},
 	{"loader/assembly/scratch", nil},
 	{"loader/assembly", []string{"loader/flow", "loader/assembly/scratch"}},
 	{"loader/internal", nil},

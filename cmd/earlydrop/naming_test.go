@@ -24,12 +24,12 @@ func TestReplayNamesWhatDecided(t *testing.T) {
 	}
 	lines := strings.Split(stdout, "\n")
 	column := strings.Index(lines[0], "CLASS")
-	for i, want := range []string{"shadowsocks|v2ray (shadowsocks)  0.9564      drop      eager  -", "shadowsocks|v2ray (shadowsocks)  0.7353      drop      eager  -"} {
+	for i, want := range []string{"shadowsocks|v2ray (shadowsocks)  0.9564      pass      eager  -", "shadowsocks|v2ray (shadowsocks)  0.7353      drop      eager  -"} {
 		if got := lines[i+1][column:]; got != want {
 			t.Errorf("row %q, want %q", got, want)
 		}
 	}
-	if want := "2 flows in 1 file classified: 2 shadowsocks; the policy drops 2"; lines[3] != want {
+	if want := "2 flows in 1 file classified: 2 shadowsocks; the policy drops 1"; lines[3] != want {
 		t.Errorf("summary %q, want %q", lines[3], want)
 	}
 	code, stdout, stderr = runForTest(append(args, "--json")...)

@@ -83,6 +83,10 @@ const (
 	WrongSide
 	OutOfPlace
 	Behind
+	// Bare counts header-only segments beyond those that a capture keeps, and Again
+	// captures that went on, as payload followed an early end.
+	Bare
+	Again
 	// Decoys counts TCP segments with a wrong checksum, of flows that are not decided.
 	Decoys
 	// HeaderOnly counts TCP connections, and handshakes that did not become one,
@@ -128,6 +132,8 @@ var counterNames = [NumCounters]string{
 	WrongSide:        "wrong_side",
 	OutOfPlace:       "out_of_place",
 	Behind:           "behind",
+	Bare:             "bare",
+	Again:            "again",
 	Decoys:           "decoys",
 	HeaderOnly:       "header_only",
 	Waiting:          "udp_waiting",
@@ -214,6 +220,10 @@ type Flow struct {
 	hasNumbers bool
 	numbers    [2]uint32 // initial ones, of the lower endpoint and the higher one
 	stream     *stream   // while collecting
+	payload    int       // captured bytes of it
+	bare       int       // bytes of captured header-only packets behind the first payload
+	revision   int       // how often the capture went on
+	before     int       // bytes of the capture before; 0 as long as there is next to no payload
 
 	captured time.Time // when the latest packet was captured
 	turn     uint64    // orders the collecting flows by their latest captured packet
@@ -252,6 +262,7 @@ type Assembler struct {
 	pages      *pages  // what is not in memory
 	recalled   Flow    // the decided flow that a packet is for
 	waits      waits
+	ended      *ended
 	fragments  recent[fragmentKey, firstFragment]
 	now        time.Time
 	counters   Counters
@@ -398,6 +409,7 @@ func (a *Assembler) restart(f *Flow) {
 		delete(a.flows, f.Seq)
 		return
 	}
+	a.ended.take(f.Seq)
 	*a.ledger.state(f.Seq) |= over
 }
 
@@ -443,12 +455,22 @@ func (a *Assembler) collect(f *Flow, early []byte, earlyRecs []flow.Packet) {
 // fills the capture changes nothing about it.
 func (a *Assembler) capture(f *Flow, p *headers.Packet, frame []byte, ends bool) {
 	s := f.sample
+	bare := p.PayloadLen == 0 && !p.MoreFragments && p.Key.Proto == flow.TCP
+	if bare && !ends && f.bare+p.WireLen > bareBytes {
+		a.counters[Bare]++
+		return
+	}
+	if bare && !ends {
+		f.bare += p.WireLen
+	}
+	room := flow.CaptureBytes - f.before - len(s.Data)
+	f.payload += max(0, min(p.WireLen, room)-(p.WireLen-p.PayloadLen))
 	f.captured = f.Last
 	f.fragmented = f.fragmented || p.MoreFragments
-	f.lack.add(lacks(p, frame, flow.CaptureBytes-len(s.Data)))
-	appendPacket(s, p, frame, p.SrcIsLo == f.InitiatorIsLo, f.Last.Sub(f.Start))
+	f.lack.add(lacks(p, frame, room))
+	appendPacket(s, p, frame[:min(len(frame), room)], p.SrcIsLo == f.InitiatorIsLo, f.Last.Sub(f.Start))
 	switch {
-	case s.Complete():
+	case f.before+len(s.Data) == flow.CaptureBytes:
 		a.handOver(f, flow.ReasonFull)
 	case ends:
 		a.handOver(f, flow.ReasonClosed)
@@ -466,6 +488,10 @@ func (a *Assembler) handOver(f *Flow, reason flow.Reason) {
 		Cut: f.lack.cut, Incomplete: f.lack.incomplete, Resumed: f.resumed}
 	if f.stream != nil {
 		f.describe(&s.Meta)
+	}
+	s.Revision, s.Provisional = f.revision, f.goesOn(reason)
+	if s.Provisional {
+		a.ended.add(f)
 	}
 	if f.fragmented {
 		s.Signals |= flow.SignalFragmented
@@ -487,6 +513,7 @@ func (a *Assembler) handOver(f *Flow, reason flow.Reason) {
 	if s.Incomplete {
 		a.counters[Incomplete]++
 	}
+	a.ended.parts.Join(s)
 	signals.Note(s, a.origin())
 	f.stage, f.stream = decided, nil
 	a.onSample(f, s)

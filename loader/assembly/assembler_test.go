@@ -145,8 +145,8 @@ func TestAssembler(t *testing.T) {
 		},
 		{
 			name: "FIN hands over, that packet included", packets: talk(t, ">S <SA >A >A5 <FA6 >A7"),
-			samples:  []string{"40000 closed 281 4ms: >54@0 <54@1 >54@2 >59@3 <60@4"},
-			counters: "syns 1, tcp_opened 1",
+			samples:  []string{"40000 closed 281 4ms: >54@0 <54@1 >54@2 >59@3 <60@4", "40000 end 342 5ms: >54@0 <54@1 >54@2 >59@3 <60@4 >61@5"},
+			counters: "syns 1, tcp_opened 1, again 1",
 		},
 		{
 			name: "RST hands over", packets: talk(t, ">S <SA >A >A5 <R"),
@@ -165,13 +165,13 @@ func TestAssembler(t *testing.T) {
 		},
 		{
 			name: "idle", packets: talk(t, ">S <SA >A >A5 @2002 <A6 @4002 <A7"),
-			samples:  []string{"40000 idle 281 4002ms: >54@0 <54@1 >54@2 >59@3 <60@2002"},
-			counters: "syns 1, tcp_opened 1",
+			samples:  []string{"40000 idle 281 4002ms: >54@0 <54@1 >54@2 >59@3 <60@2002", "40000 end 342 4002ms: >54@0 <54@1 >54@2 >59@3 <60@2002 <61@4002"},
+			counters: "syns 1, tcp_opened 1, again 1",
 		},
 		{
 			name: "what is not captured does not keep a flow from being idle", packets: talk(t, ">S <SA >A >A5 @2002 >A5,seq-5,lost <A6"),
-			samples:  []string{"40000 idle 221 2003ms: >54@0 <54@1 >54@2 >59@3"},
-			counters: "syns 1, tcp_opened 1, behind 1",
+			samples:  []string{"40000 idle 221 2003ms: >54@0 <54@1 >54@2 >59@3", "40000 end 281 2003ms: >54@0 <54@1 >54@2 >59@3 <60@2003"},
+			counters: "syns 1, tcp_opened 1, behind 1, again 1",
 		},
 		{
 			name: "a handshake does not fall idle", packets: talk(t, ">S <SA >A @9000 >A1"),
@@ -342,7 +342,7 @@ func TestFlowsAreNumberedByTheirFirstPacket(t *testing.T) {
 // checkSample states what holds for every sample.
 func checkSample(t *testing.T, s *flow.Sample) {
 	t.Helper()
-	if n := len(s.Data); n == 0 || n > flow.CaptureBytes || s.Complete() != (s.Reason == flow.ReasonFull) {
+	if n := len(s.Data); n == 0 || n > flow.CaptureBytes || s.Complete() != (s.Reason == flow.ReasonFull) && s.Revision == 0 {
 		t.Fatalf("capture of %d bytes handed over as %v", n, s.Reason)
 	}
 	if n := len(s.Packets); n == 0 || n > flow.MaxPackets {
@@ -367,7 +367,7 @@ func checkSample(t *testing.T, s *flow.Sample) {
 		t.Fatalf("packets have %d bytes, capture %d", sum, len(s.Data))
 	}
 	p, _ := headers.Parse(s.Frame(0), int(s.Packets[0].WireLen))
-	if alone := p.Flags&(SYN|ACK) == SYN|ACK; s.Packets[0].FromInitiator == alone {
+	if alone := p.Flags&(SYN|ACK) == SYN|ACK; !s.MidStream && s.Packets[0].FromInitiator == alone {
 		t.Fatal("the first packet is not the initiator's, nor a SYN+ACK")
 	}
 }
@@ -379,13 +379,20 @@ func assemble(t *testing.T, options Options, packets []at) (outcome []string) {
 	t.Helper()
 	samples, ends, last := map[uint64]string{}, map[uint64]string{}, uint64(0)
 	var order []uint64 // of hand-over
+	handed := 0
 	a := New(options, func(f *Flow, s *flow.Sample) {
 		checkSample(t, s)
-		if samples[f.Seq] != "" {
-			t.Fatalf("flow %d is handed over twice", f.Seq)
+		if (samples[f.Seq] != "") != (s.Revision > 0) || s.Revision > 0 && !s.MidStream && !strings.HasSuffix(samples[f.Seq], fmt.Sprintf("; provisional, revision %d", s.Revision-1)) {
+			t.Fatalf("flow %d is handed over twice, with revision %d of %q", f.Seq, s.Revision, samples[f.Seq])
 		}
+		handed++
 		order = append(order, f.Seq)
-		samples[f.Seq] = fmt.Sprintf("%d %s %x", f.Seq, describe(s), s.Data)
+		provisional := ""
+		if s.Provisional {
+			provisional = fmt.Sprintf("; provisional, revision %d", s.Revision)
+		}
+		defer func() { samples[f.Seq] += provisional }()
+		samples[f.Seq] += fmt.Sprintf("%d %s %x", f.Seq, describe(s), s.Data)
 	}, func(f Totals) {
 		if samples[f.Seq] == "" || ends[f.Seq] != "" || f.Seq < last {
 			t.Fatalf("flow %d ends, after flow %d; its sample is %q", f.Seq, last, samples[f.Seq])
@@ -404,8 +411,8 @@ func assemble(t *testing.T, options Options, packets []at) (outcome []string) {
 		t.Fatalf("%d of %d flows ended", len(ends), len(samples))
 	}
 	counters := a.Counters()
-	if counters.Samples() != uint64(len(samples)) || counters.Packets() != uint64(len(packets)) {
-		t.Fatalf("counters %v with %d samples of %d packets", counters, len(samples), len(packets))
+	if counters.Samples() != uint64(handed) || counters.Packets() != uint64(len(packets)) {
+		t.Fatalf("counters %v with %d samples of %d packets", counters, handed, len(packets))
 	}
 	return append(outcome, fmt.Sprint(order, counters))
 }

@@ -210,6 +210,7 @@ func (a *Assembler) clear() {
 	a.flows = map[uint64]*Flow{}
 	a.handshakes.init()
 	a.waits.init()
+	a.ended = newEnded()
 	a.list, a.turns, a.looked = ring{}, 0, nil
 	a.ledger, a.pages = newLedger(), newPages(a.opts.TempDir)
 	a.recalled, a.free, a.now, a.sources = Flow{}, nil, time.Time{}, nil

@@ -55,6 +55,9 @@ type stream struct {
 	right [2]bool
 	// decoy: a segment in place had a wrong one, and was left out.
 	decoy bool
+	// synData: the SYN had data that was not acknowledged. serverData: the responder sent
+	// data before its SYN+ACK was answered, or seemed to.
+	synData, serverData bool
 }
 
 // isDecoy reports whether no host accepts a segment of the direction. In files, whose

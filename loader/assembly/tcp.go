@@ -434,6 +434,7 @@ func (a *Assembler) answer(f *Flow, c *candidate, s *segment, won *syn, payload 
 		next.start, next.last = won.first, later(won.first, s.ts)
 		next.packets, next.bytes, next.order = won.packets, won.bytes, won.order
 		next.payloadKept = next.keepSYN(a, won, payload)
+		next.stream.synData = payload < won.payload
 	} else {
 		next.order = a.order()
 	}
@@ -553,6 +554,7 @@ func (a *Assembler) early(c *candidate, s *segment) {
 		a.counters[at]++
 		return
 	}
+	c.stream.serverData = c.stream.serverData || s.PayloadLen > 0
 	c.count(s)
 }
 
@@ -686,6 +688,9 @@ func (a *Assembler) open(c *candidate) *Flow {
 	f.Packets, f.Bytes = c.packets, c.bytes
 	f.hasNumbers, f.numbers = true, c.numbers()
 	f.stream, f.lack, f.fragmented = &c.stream, c.lack, c.fragmented
+	if c.payloadKept {
+		f.payload = int(c.ack - (c.x + 1))
+	}
 	a.collect(f, c.early, c.earlyRecs)
 	a.handshakes.drop(c)
 	return f
@@ -695,7 +700,7 @@ func (a *Assembler) open(c *candidate) *Flow {
 func (a *Assembler) flowSegment(f *Flow, s *segment) {
 	f.count(&s.Packet, s.ts)
 	if f.stage != collecting {
-		a.settle(f)
+		a.again(f, s)
 		return
 	}
 	if a.leaveOut(f.stream, s, direction(&s.Packet, f.InitiatorIsLo)) {
@@ -806,8 +811,13 @@ func (f *Flow) describe(m *flow.Meta) {
 		lo = 0
 	}
 	m.OneWay, m.MidStream = f.stream.oneWay, !f.hasNumbers
-	if f.stream.decoy {
-		m.Signals |= flow.SignalDecoy
+	for _, seen := range [...]struct {
+		it     bool
+		signal flow.Signals
+	}{{f.stream.decoy, flow.SignalDecoy}, {f.stream.synData, flow.SignalSYNData}, {f.stream.serverData, flow.SignalEarlyServerData}} {
+		if seen.it {
+			m.Signals |= seen.signal
+		}
 	}
 	m.Numbers = flow.Numbers{
 		InitiatorNext: f.stream.next[0], ResponderNext: f.stream.next[1],

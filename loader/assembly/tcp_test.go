@@ -140,8 +140,8 @@ func TestConnections(t *testing.T) {
 		{
 			name:     "TCP Fast Open opens the capture with the proof",
 			words:    ">S20,tfo <SA >A @2002 <A6",
-			samples:  []string{"40000 idle 182 2002ms: >74@0 <54@1 >54@2"},
-			counters: "syns 1, tcp_opened 1",
+			samples:  []string{"40000 idle 182 2002ms: >74@0 <54@1 >54@2", "40000 end 242 2002ms: >74@0 <54@1 >54@2 <60@2002"},
+			counters: "syns 1, tcp_opened 1, again 1",
 		},
 		{
 			name:     "TCP Fast Open that is not accepted",

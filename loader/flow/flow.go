@@ -172,6 +172,14 @@ type Meta struct {
 	MissingStart bool
 	// Signals is what the flow's first packets show that ordinary ones rarely do.
 	Signals Signals
+	// Scant is true where fewer than 64 bytes of payload were captured.
+	Scant bool
+	// Provisional says that the capture of a TCP connection ended early, or has fewer than
+	// 64 bytes of payload: when payload follows, it goes on, and there is another verdict.
+	Provisional bool
+	// Revision is how often the capture went on, 0 to 4. What was captured before is in
+	// the sample.
+	Revision int
 	// Resumed says that a UDP flow may have been there before its capture began: it was
 	// decided, and then silent or blocked, or was new soon after the first attach.
 	Resumed bool
@@ -196,9 +204,20 @@ const (
 	// Its payload may have come in others. Or, of TCP, the first fragment of what a side was
 	// to send next had no more than ports and sequence number, and nothing of it was captured.
 	SignalFragmented
+	// SignalSlow: the first 64 bytes of payload took more than 2 s.
+	SignalSlow
+	// SignalResetThenData: payload of a side behind its RST.
+	SignalResetThenData
+	// SignalFINThenData: payload of a side that its FIN had said would not come.
+	SignalFINThenData
+	// SignalSYNData: data in the SYN that the responder did not take.
+	SignalSYNData
+	// SignalEarlyServerData: the responder sent data before its SYN+ACK was answered.
+	SignalEarlyServerData
 )
 
-var signalNames = []string{"decoy", "ttl", "gap", "tiny", "fragmented"}
+var signalNames = []string{"decoy", "ttl", "gap", "tiny", "fragmented",
+	"slow", "reset_then_data", "fin_then_data", "syn_data", "early_server_data"}
 
 // SignalNames returns the words for all signals, as policies and events have them.
 func SignalNames() []string { return slices.Clone(signalNames) }

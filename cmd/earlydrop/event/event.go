@@ -87,15 +87,19 @@ type Verdict struct {
 	TTL    float64 `json:"ttl_seconds,omitempty"` // of the block
 	Model  string  `json:"model"`                 // name and version
 
-	Captured   int      `json:"captured"`             // bytes that the model saw
-	Complete   bool     `json:"complete"`             // all 1024 of them
-	HandedOver string   `json:"handed_over"`          // why then: full, closed, idle, end (of the file)
-	Cut        bool     `json:"cut,omitempty"`        // replay: the file lacks bytes of a packet
-	Incomplete bool     `json:"incomplete,omitempty"` // replay: too many of them
-	MidStream  bool     `json:"mid_stream,omitempty"` // captured from its middle
-	Resumed    bool     `json:"resumed,omitempty"`    // UDP that may have been there before
-	OneWay     bool     `json:"one_way,omitempty"`    // one direction alone was seen
-	Signals    []string `json:"signals,omitempty"`    // what the first packets show that ordinary ones rarely do
+	Captured   int    `json:"captured"`             // bytes that the model saw
+	Complete   bool   `json:"complete"`             // all 1024 of them
+	HandedOver string `json:"handed_over"`          // why then: full, closed, idle, end (of the file)
+	Cut        bool   `json:"cut,omitempty"`        // replay: the file lacks bytes of a packet
+	Incomplete bool   `json:"incomplete,omitempty"` // replay: too many of them
+	MidStream  bool   `json:"mid_stream,omitempty"` // captured from its middle
+	Resumed    bool   `json:"resumed,omitempty"`    // UDP that may have been there before
+	OneWay     bool   `json:"one_way,omitempty"`    // one direction alone was seen
+	// Provisional: more is captured where payload follows, and another verdict made. Revised:
+	// the how many-th such verdict it is.
+	Provisional bool     `json:"provisional,omitempty"`
+	Revised     int      `json:"revised,omitempty"`
+	Signals     []string `json:"signals,omitempty"` // what the first packets show that ordinary ones rarely do
 
 	// Packets is how many packets the verdict was made from, and Bytes is their length on
 	// the wire, link header included: of the capture, and not of the whole flow.
@@ -152,7 +156,8 @@ func NewVerdict(s *flow.Sample, r *flow.Result, d *policy.Decision) *Verdict {
 		Class: r.Class, Confidence: r.Confidence, Scores: Scores{r.Labels, append([]float64(nil), r.Scores...)},
 		Decision: d.Action.String(), Rule: d.Rule, Naming: NameFlow(d), Reason: d.Reason, TTL: d.TTL.Seconds(),
 		Captured: len(s.Data), Complete: s.Complete(), HandedOver: s.Reason.String(), Cut: s.Cut, Incomplete: s.Incomplete,
-		MidStream: s.MidStream, Resumed: s.Resumed, OneWay: s.OneWay, Signals: s.Signals.Names(),
+		MidStream: s.MidStream, Resumed: s.Resumed, OneWay: s.OneWay,
+		Provisional: s.Provisional, Revised: s.Revision, Signals: s.Signals.Names(),
 		Packets: len(s.Packets), Bytes: WireBytes(s),
 	}
 }

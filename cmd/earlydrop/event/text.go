@@ -36,6 +36,9 @@ func (v *Verdict) Text(verbose bool) string {
 	if v.OneWay {
 		line += ", one-way"
 	}
+	if v.Revised > 0 {
+		line += ", revised"
+	}
 	if v.Signals != nil {
 		line += ", shows " + strings.Join(v.Signals, " ")
 	}
@@ -84,6 +87,9 @@ func (v *Verdict) Note() string {
 	}
 	if v.OneWay {
 		notes = append(notes, "one-way")
+	}
+	if v.Revised > 0 {
+		notes = append(notes, "revised")
 	}
 	notes = append(notes, v.Signals...)
 	if notes == nil {

@@ -36,7 +36,9 @@ func Flows(file *captures.File, options assembly.Options, progress func(bytes in
 	}
 	defer f.Close()
 	a := assembly.New(options, func(f *assembly.Flow, s *flow.Sample) {
-		numbers = append(numbers, f.Seq)
+		if s.Revision == 0 { // what is explained is the last one
+			numbers = append(numbers, f.Seq)
+		}
 		if found != nil && f.Seq == wanted {
 			found.CopyFrom(s)
 		}
@@ -106,6 +108,9 @@ func (e *Explanation) Heading() []string {
 	}
 	if s.MissingStart {
 		lines = append(lines, "the first bytes of a side are missing, but models know beginnings; only rules with mid_stream: true treat the flow")
+	}
+	if s.Provisional {
+		lines = append(lines, "provisional: it ended early or has little payload; when payload follows, more is captured, and it is judged again")
 	}
 	if names := s.Signals.Names(); names != nil {
 		lines = append(lines, "signals: "+strings.Join(names, ", "))

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"runtime"
 	"sync"
 
@@ -99,10 +98,18 @@ type Replay struct {
 	record  record     // the same for all flows, to spare memory
 	ahead   sortedFlow // the next one of sorter, once the capture has ended
 	early   int        // flows that were told of live
-	job     *job       // being filled
-	liveErr error      // the first error of telling live
-	done    int64      // bytes of the regular files that were read
+	last    lastVerdict
+	job     *job  // being filled
+	liveErr error // the first error of telling live
+	done    int64 // bytes of the regular files that were read
 	summary Summary
+}
+
+// lastVerdict is what the latest verdict added to the summary.
+type lastVerdict struct {
+	seq              uint64
+	called           string
+	counted, dropped uint64
 }
 
 // job is a batch of flows to be classified.
@@ -114,7 +121,7 @@ type job struct {
 // sortedFlow is a flow that comes out of a sorter.
 type sortedFlow struct {
 	ready bool
-	seq   uint64 // math.MaxUint64 behind the last
+	key   uint64
 	data  []byte
 }
 
@@ -202,7 +209,7 @@ func (r *Replay) Read(files []*captures.File) (err error) {
 // count adds what a capture has to the summary, and warns of what is odd about it.
 func (r *Replay) count(counters assembly.Counters, files []*captures.File) {
 	r.summary.Counters.Add(&counters)
-	r.summary.Flows += counters.Samples()
+	r.summary.Flows += counters.Samples() - counters[assembly.Again]
 	r.summary.Incomplete += counters[assembly.Incomplete]
 	title := files[0].Title()
 	if len(files) > 1 {
@@ -277,7 +284,7 @@ func (r *Replay) work() {
 			d := r.config.Policy.Decide(&s.Meta, results[i])
 			encoded = r.coder.encode(encoded[:0], s, &results[i], &d)
 			r.mu.Lock()
-			err = r.sorter.Add(j.seqs[i], encoded)
+			err = r.sorter.Add(sortKey(j.seqs[i], s), encoded)
 			r.mu.Unlock()
 		}
 		if err != nil {
@@ -290,6 +297,14 @@ func (r *Replay) work() {
 		r.pending.Done()
 	}
 }
+
+// sortKey puts the verdicts of a flow behind one another.
+func sortKey(seq uint64, s *flow.Sample) uint64 { return seq<<revisionBits | uint64(s.Revision) }
+
+const (
+	revisionBits = 3
+	revisionMask = 1<<revisionBits - 1
+)
 
 // finish waits until all flows so far are classified.
 func (r *Replay) finish() error {
@@ -307,7 +322,7 @@ func (r *Replay) flushLive(a *assembly.Assembler) (err error) {
 	r.sorter = scratch.NewSorter("", 0)
 	defer func() { err = errors.Join(err, sorter.Close()) }()
 	for n := 0; ; n++ {
-		seq, data, err := sorter.Next()
+		key, data, err := sorter.Next()
 		switch {
 		case err == io.EOF && n == 0:
 			return nil
@@ -316,35 +331,56 @@ func (r *Replay) flushLive(a *assembly.Assembler) (err error) {
 		case err != nil:
 			return err
 		}
-		t := a.Totals(seq)
+		t := a.Totals(key >> revisionBits)
 		if err := r.tell(&t, data); err != nil {
 			return err
 		}
-		r.early++
+		if key&revisionMask == 0 {
+			r.early++
+		}
 	}
 }
 
-// end tells of the next flow of the capture, whose totals have come, unless that was done
-// live.
+// end tells of the next flow of the capture, whose totals have come, as far as that was not
+// done live.
 func (r *Replay) end(t *assembly.Totals) error {
-	if !r.ahead.ready {
-		seq, data, err := r.sorter.Next()
-		if err == io.EOF {
-			seq = math.MaxUint64
-		} else if err != nil {
+	for told := false; ; told = true {
+		if err := r.next(); err != nil {
 			return err
 		}
-		r.ahead = sortedFlow{true, seq, data}
+		seq := r.ahead.key >> revisionBits
+		if seq != t.Seq || !r.ahead.ready {
+			if told {
+				return nil
+			}
+			if r.early == 0 {
+				return fmt.Errorf("flow %d has ended, but flow %d is the next one", t.Seq, seq)
+			}
+			r.early--
+			return nil
+		}
+		if !told && r.ahead.key&revisionMask != 0 {
+			r.early--
+		}
+		r.ahead.ready = false
+		if err := r.tell(t, r.ahead.data); err != nil {
+			return err
+		}
 	}
-	if t.Seq < r.ahead.seq && r.early > 0 {
-		r.early--
+}
+
+// next makes the next verdict ready, if there is one.
+func (r *Replay) next() error {
+	if r.ahead.ready {
 		return nil
 	}
-	if t.Seq != r.ahead.seq {
-		return fmt.Errorf("flow %d has ended, but flow %d is the next one", t.Seq, r.ahead.seq)
+	key, data, err := r.sorter.Next()
+	if err == io.EOF {
+		r.ahead = sortedFlow{}
+		return nil
 	}
-	r.ahead.ready = false
-	return r.tell(t, r.ahead.data)
+	r.ahead = sortedFlow{err == nil, key, data}
+	return err
 }
 
 // tell counts a flow, which the coder has encoded, and tells of it.
@@ -354,11 +390,21 @@ func (r *Replay) tell(t *assembly.Totals, data []byte) error {
 		return err
 	}
 	record.FlowPackets, record.FlowBytes = t.Packets, t.Bytes
+	// A flow is what its last verdict calls it, and dropped if one of them says so: live, it
+	// would be the last one.
+	dropped := uint64(0)
+	if last := &r.last; record.Revised > 0 && last.seq == t.Seq {
+		r.summary.Classes[last.called] -= last.counted
+		dropped = last.dropped
+	}
+	r.last = lastVerdict{seq: t.Seq, called: record.called, dropped: dropped}
 	if !record.Incomplete {
-		r.summary.Classes[record.called]++
+		r.last.counted = 1
 	}
 	if record.Drop() {
-		r.summary.Drops++
+		r.last.dropped = 1
 	}
+	r.summary.Classes[record.called] += r.last.counted
+	r.summary.Drops += r.last.dropped - dropped
 	return r.config.Verdict(&record.Verdict)
 }

@@ -15,6 +15,7 @@ package signals
 import (
 	"encoding/binary"
 	"slices"
+	"time"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/loader/flow/headers"
@@ -28,6 +29,13 @@ const (
 
 	// TTLSlack is how far times to live of one endpoint may be apart. Routes change.
 	TTLSlack = 2
+
+	// A beginning is slow when so many bytes of payload, of both sides, take longer.
+	SlowBytes = 64
+	SlowTime  = 2 * time.Second
+
+	// ScantBytes of captured payload, both sides together, are not scant any more.
+	ScantBytes = 64
 )
 
 // Origin says what is known of the frames of a sample.
@@ -49,7 +57,7 @@ type walked [flow.MaxPackets]struct {
 	ok bool
 }
 
-// Note adds to s.Signals what the packets of s show, and sets s.MissingStart. Of UDP it
+// Note adds to s.Signals what the packets of s show, and sets s.MissingStart and s.Scant. Of UDP it
 // takes the decoys out of s: datagrams with a wrong checksum, which no host accepts. (Of TCP
 // the kernel programs and the assembly have left them out, and say so in s.Signals.) It
 // looks only at frames that are in the sample whole. What each side of a TCP connection
@@ -64,11 +72,25 @@ func Note(s *flow.Sample, from Origin) {
 		takeOut(s, &all, decoys)
 	}
 	var sides [2]side
+	captured, payload, first := 0, 0, time.Duration(0)
 	for i, p := range s.Packets {
-		if all[i].ok {
-			s.Signals |= sides[which(p)].note(&all[i].Headers)
+		h := &all[i]
+		if !h.ok {
+			continue
+		}
+		captured += max(0, min(len(s.Frame(i)), h.WireLen)-h.Payload)
+		s.Signals |= sides[which(p)].note(&h.Headers)
+		if h.Proto != flow.TCP || h.PayloadLen == 0 || payload >= SlowBytes {
+			continue
+		}
+		if payload == 0 {
+			first = p.Time
+		}
+		if payload += h.PayloadLen; payload >= SlowBytes && p.Time-first > SlowTime {
+			s.Signals |= flow.SignalSlow
 		}
 	}
+	s.Scant = captured < ScantBytes
 	for i := range sides {
 		gap, atStart := sides[i].gaps()
 		if gap {
@@ -133,6 +155,9 @@ type side struct {
 	ttl    uint8
 	pieces int  // tiny ones, one behind the other from the first
 	bigger bool // one was not tiny
+	reset  bool // it has sent a RST
+	fin    bool // ... a FIN, which is in front of
+	end    uint32
 	// Ranges of sequence numbers, relative to base, which is the first byte's where a SYN
 	// was seen.
 	base   uint32
@@ -166,9 +191,19 @@ func (sd *side) note(h *headers.Headers) (found flow.Signals) {
 		}
 	}
 	if length > 0 {
+		if sd.reset {
+			found |= flow.SignalResetThenData
+		}
+		if sd.fin && int32(seq-sd.end) >= 0 {
+			found |= flow.SignalFINThenData
+		}
 		first := int32(seq - sd.base)
 		sd.ranges[sd.n] = [2]int32{first, first + int32(length)}
 		sd.n++
+	}
+	sd.reset = sd.reset || h.Flags&headers.RST != 0
+	if h.Flags&headers.FIN != 0 && !sd.fin {
+		sd.fin, sd.end = true, seq+uint32(length)
 	}
 	switch {
 	case length == 0 || sd.bigger:

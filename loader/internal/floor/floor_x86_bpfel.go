@@ -74,7 +74,8 @@ type floorCandidate struct {
 	HoleHiEnd     uint32
 	Acked         uint32
 	InitiatorIsLo uint8
-	Pad           [3]uint8
+	Seen          uint8
+	Pad           [2]uint8
 	First         struct {
 		_          structs.HostLayout
 		TimeNs     uint64
@@ -138,6 +139,8 @@ type floorCounts struct {
 	OutOfPlace         uint64
 	Behind             uint64
 	Decoys             uint64
+	Bare               uint64
+	Again              uint64
 	MptcpJoin          uint64
 	Renewed            uint64
 	SlotsFull          uint64
@@ -171,15 +174,21 @@ type floorFloorKey struct {
 }
 
 type floorFlow struct {
-	_        structs.HostLayout
-	LastNs   uint64
-	LastTick uint32
-	Verdict  uint32
-	IsnLo    uint32
-	IsnHi    uint32
-	Known    uint8
-	Mark     uint8
-	Pad      [6]uint8
+	_             structs.HostLayout
+	LastNs        uint64
+	LastTick      uint32
+	Verdict       uint32
+	IsnLo         uint32
+	IsnHi         uint32
+	Known         uint8
+	Mark          uint8
+	Again         uint8
+	InitiatorIsLo uint8
+	Side          uint8
+	OneWay        uint8
+	Before        uint16
+	NextLo        uint32
+	NextHi        uint32
 }
 
 type floorFlowKey struct {
@@ -268,6 +277,8 @@ type floorSlot struct {
 	HoleHiEnd uint32
 	Quota     uint32
 	PairQuota uint32
+	Payload   uint32
+	Bare      uint32
 	Mark      uint8
 	Pad       [3]uint8
 	Sample    struct {
@@ -286,7 +297,9 @@ type floorSlot struct {
 		IsnHi         uint32
 		NextLo        uint32
 		NextHi        uint32
-		Pad           uint32
+		Again         uint8
+		Pad           uint8
+		Before        uint16
 		Packets       [32]struct {
 			_             structs.HostLayout
 			WireLen       uint32

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package assembly
+
+import (
+	"container/list"
+	"time"
+
+	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/loader/flow/parts"
+	"github.com/earlydrop/earlydrop/loader/flow/signals"
+)
+
+// Bounds of captures that go on, the same as in the kernel program.
+const (
+	// bareBytes is what a capture keeps of header-only packets behind the first payload.
+	bareBytes = 384
+	// againMost is how often a capture goes on.
+	againMost = 4
+)
+
+// ended holds what is needed of flows whose capture ended early, for it to go on: those
+// whose capture ended last.
+type ended struct {
+	of    map[uint64]*list.Element // by Flow.Seq
+	order *list.List               // of *endedFlow, the earliest first
+	parts *parts.Store             // their captures
+}
+
+type endedFlow struct {
+	seq      uint64
+	start    time.Time // of the flow
+	stream   stream
+	revision int // of the capture that ended
+	before   int // as Flow.before, with that capture
+}
+
+func newEnded() *ended {
+	return &ended{of: map[uint64]*list.Element{}, order: list.New(), parts: parts.NewStore(parts.DefaultKept)}
+}
+
+// goesOn reports whether the capture of a flow may go on after the hand-over.
+func (f *Flow) goesOn(reason flow.Reason) bool {
+	return f.stream != nil && f.hasNumbers && f.revision < againMost && reason != flow.ReasonEnd &&
+		(reason != flow.ReasonFull || !f.hasPayload())
+}
+
+// hasPayload reports whether there is more than next to no payload, with what was captured
+// before.
+func (f *Flow) hasPayload() bool { return f.before > 0 || f.payload >= signals.ScantBytes }
+
+func (e *ended) add(f *Flow) {
+	if e.order.Len() >= parts.DefaultKept {
+		delete(e.of, e.order.Remove(e.order.Front()).(*endedFlow).seq)
+	}
+	st := *f.stream
+	st.hole = [2]hole{}
+	before := 0
+	if f.hasPayload() {
+		before = f.before + len(f.sample.Data)
+	}
+	e.of[f.Seq] = e.order.PushBack(&endedFlow{f.Seq, f.Start, st, f.revision, before})
+}
+
+// take returns the flow and holds it no more; nil if it is not held.
+func (e *ended) take(seq uint64) *endedFlow {
+	at := e.of[seq]
+	if at == nil {
+		return nil
+	}
+	delete(e.of, seq)
+	return e.order.Remove(at).(*endedFlow)
+}
+
+// again takes a segment with payload of a flow that is decided: if its capture ended
+// early, and the segment is in place, the capture goes on with it.
+func (a *Assembler) again(f *Flow, s *segment) {
+	at := a.ended.of[f.Seq]
+	if at == nil || s.PayloadLen == 0 {
+		a.settle(f)
+		return
+	}
+	e := at.Value.(*endedFlow)
+	dir := direction(&s.Packet, f.InitiatorIsLo)
+	if e.stream.isDecoy(s, dir) {
+		a.counters[Decoys]++
+		a.settle(f)
+		return
+	}
+	st := e.stream
+	place, ends := st.take(&s.Packet, dir, s.side)
+	if place != inPlace {
+		a.counters[place]++
+		a.settle(f)
+		return
+	}
+	a.ended.take(f.Seq)
+	a.counters[Again]++
+	on := *f // that of a decided flow is used again
+	on.Start, on.captured, on.stage, on.revision = e.start, on.Last, collecting, e.revision+1
+	on.stream, on.before = &st, e.before
+	*a.ledger.state(f.Seq) = open
+	a.flows[f.Seq] = &on
+	a.collect(&on, nil, nil)
+	a.capture(&on, &s.Packet, s.frame, ends)
+}

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package parts_test
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/loader/flow/headers"
+	"github.com/earlydrop/earlydrop/loader/flow/parts"
+	"github.com/earlydrop/earlydrop/loader/flow/signals"
+	f "github.com/earlydrop/earlydrop/loader/internal/frames"
+)
+
+var (
+	client = netip.MustParseAddrPort("10.0.0.2:40000")
+	server = netip.MustParseAddrPort("192.0.2.7:443")
+)
+
+// up is a segment of the client, down one of the server.
+func up(seq uint32, flags byte, payload string) []byte {
+	return segment(client, server, seq, flags, payload)
+}
+func down(seq uint32, flags byte, payload string) []byte {
+	return segment(server, client, seq, flags, payload)
+}
+
+func segment(src, dst netip.AddrPort, seq uint32, flags byte, payload string) []byte {
+	return f.Ethernet(f.IP(src, dst, f.TCP, f.Numbered(f.Segment(src, dst, flags, nil, []byte(payload)), seq, 2)))
+}
+
+// sample is a capture of these frames, a millisecond apart, cut at 1024 bytes.
+func sample(revision int, provisional bool, frames ...[]byte) *flow.Sample {
+	s := new(flow.Sample)
+	s.Reset()
+	s.Key, s.InitiatorIsLo = flow.NewKey(client, server, flow.TCP, 0, 0)
+	s.Revision, s.Provisional = revision, provisional
+	s.Numbers = flow.Numbers{ISNKnown: true, InitiatorISN: 1, ResponderISN: 1}
+	s.Start = time.Unix(1000, int64(revision)*int64(time.Minute))
+	for i, frame := range frames {
+		h, _ := headers.Parse(frame, len(frame))
+		s.Packets = append(s.Packets, flow.Packet{Offset: uint16(len(s.Data)), WireLen: uint32(len(frame)), FromInitiator: h.Key.Lo == client && h.SrcIsLo, Time: time.Duration(i) * time.Millisecond})
+		s.Data = append(s.Data, frame[:min(len(frame), flow.CaptureBytes-len(s.Data))]...)
+	}
+	return s
+}
+
+func frames(s *flow.Sample) (all [][]byte) {
+	for i := range s.Packets {
+		all = append(all, s.Frame(i))
+	}
+	return all
+}
+
+func TestPartsAreOneCapture(t *testing.T) {
+	st := parts.NewStore(8)
+	first := [][]byte{up(1, f.SYN, ""), down(1, f.SYN|f.ACK, ""), up(2, f.ACK, "hello")}
+	rest := [][]byte{up(7, f.ACK, string(f.Payload(100))), down(2, f.ACK, "answer")}
+	st.Join(sample(0, true, first...))
+	s := sample(1, false, rest...)
+	st.Join(s)
+	if !slices.EqualFunc(frames(s), slices.Concat(first, rest), bytes.Equal) || s.MidStream || st.Len() != 0 {
+		t.Errorf("%d packets, mid-stream %v, %d are kept", len(s.Packets), s.MidStream, st.Len())
+	}
+	// The second part began a minute later.
+	if p := s.Packets[3]; p.Time != time.Minute || s.Start.Unix() != 1000 || s.Elapsed != time.Minute || s.Revision != 1 {
+		t.Errorf("time %v, start %v, elapsed %v, revision %d", p.Time, s.Start, s.Elapsed, s.Revision)
+	}
+}
+
+// What is not there any more, or is of another connection, is not put together.
+func TestPartsThatDoNotBelongTogether(t *testing.T) {
+	for name, change := range map[string]func(first *flow.Sample){
+		"another connection": func(first *flow.Sample) { first.Numbers.InitiatorISN = 9 },
+		"another part":       func(first *flow.Sample) { first.Revision = 2 },
+		"not provisional":    func(first *flow.Sample) { first.Provisional = false },
+		"another flow":       func(first *flow.Sample) { first.Key.VLAN = 7 },
+	} {
+		st := parts.NewStore(8)
+		first := sample(0, true, up(1, f.SYN, ""), up(2, f.ACK, "hello"))
+		change(first)
+		if first.Revision > 0 { // it is kept as its own second part would be
+			first.Revision = 0
+			st.Join(first)
+			second := sample(2, true, up(7, f.ACK, "more"))
+			st.Join(second)
+			if !second.MidStream || second.Provisional || len(second.Packets) != 1 {
+				t.Errorf("%s: %d packets, mid-stream %v, provisional %v", name, len(second.Packets), second.MidStream, second.Provisional)
+			}
+			continue
+		}
+		st.Join(first)
+		s := sample(1, true, up(7, f.ACK, "more"))
+		st.Join(s)
+		if !s.MidStream || s.Provisional || len(s.Packets) != 1 {
+			t.Errorf("%s: %d packets, mid-stream %v, provisional %v", name, len(s.Packets), s.MidStream, s.Provisional)
+		}
+	}
+}
+
+// One initiator has an eighth of the room; of all, the oldest gives way.
+func TestPartsAreBounded(t *testing.T) {
+	st := parts.NewStore(16)
+	of := func(addr string, port int) *flow.Sample {
+		s := sample(0, true, up(1, f.SYN, ""))
+		s.Key, s.InitiatorIsLo = flow.NewKey(netip.AddrPortFrom(netip.MustParseAddr(addr), uint16(port)), netip.MustParseAddrPort("255.0.0.1:443"), flow.TCP, 0, 0)
+		return s
+	}
+	for port := range 100 {
+		st.Join(of("10.0.0.1", 1000+port))
+	}
+	if st.Len() != 2 {
+		t.Errorf("one initiator has %d", st.Len())
+	}
+	for host := range 100 {
+		st.Join(of(fmt.Sprintf("10.0.1.%d", host), 1000))
+	}
+	if st.Len() != 16 {
+		t.Errorf("%d are kept", st.Len())
+	}
+	for i, want := range map[string]bool{"10.0.0.1": true, "10.0.1.83": true, "10.0.1.84": false, "10.0.1.99": false} {
+		s := of(i, 1000)
+		s.Revision, s.Provisional = 1, false
+		if st.Join(s); s.MidStream != want {
+			t.Errorf("%s: mid-stream %v", i, s.MidStream)
+		}
+	}
+}
+
+// A capture of tiny segments becomes what their sender would have sent without them.
+func TestTinySegmentsBecomeOne(t *testing.T) {
+	st := parts.NewStore(8)
+	first := [][]byte{up(1, f.SYN, ""), down(1, f.SYN|f.ACK, ""), up(2, f.ACK, "")}
+	for i, c := range "abcdefgh" {
+		first = append(first, up(uint32(2+i), f.ACK, string(c)), down(2, f.ACK, ""))
+	}
+	st.Join(sample(0, true, first...))
+	s := sample(1, false, up(10, f.ACK, string(f.Payload(900))), down(2, f.ACK, ""), down(2, f.ACK, "answer"))
+	st.Join(s)
+	want := [][]byte{first[0], first[1], first[2], up(2, f.ACK, "abcdefgh"+string(f.Payload(900)))}
+	got := frames(s)
+	if len(got) != len(want) {
+		t.Fatalf("%d packets instead of %d", len(got), len(want))
+	}
+	for i, frame := range got {
+		// But for the TCP checksum, which no model sees and nobody has made anew.
+		if i == 3 {
+			frame, want[i] = slices.Clone(frame), want[i][:len(frame)]
+			copy(frame[50:52], want[i][50:52])
+		}
+		if !bytes.Equal(frame, want[i]) {
+			t.Errorf("packet %d\n got %x\nwant %x", i, frame, want[i])
+		}
+	}
+	if signals.Note(s, signals.Live); s.Signals != flow.SignalTiny || !s.Complete() {
+		t.Errorf("signals %v, %d bytes", s.Signals.Names(), len(s.Data))
+	}
+}
+
+// FuzzJoin: whatever the two parts hold, the capture is one that others can rely on.
+func FuzzJoin(fz *testing.F) {
+	fz.Add(bytes.Join([][]byte{up(1, f.SYN, ""), up(2, f.ACK, "a"), up(3, f.ACK, "b")}, nil), bytes.Join([][]byte{up(4, f.ACK, "c")}, nil), uint8(60))
+	fz.Add(up(2, f.ACK, string(f.Payload(1000))), up(1002, f.ACK, "d"), uint8(255))
+	fz.Fuzz(func(t *testing.T, first, second []byte, size uint8) {
+		cut := func(revision int, b []byte) *flow.Sample {
+			s := sample(revision, true)
+			for i := 0; len(b) > 0 && i < flow.MaxPackets && len(s.Data) < flow.CaptureBytes; i++ {
+				n := min(len(b), int(size)+1, flow.CaptureBytes-len(s.Data))
+				s.Packets = append(s.Packets, flow.Packet{Offset: uint16(len(s.Data)), WireLen: uint32(n), FromInitiator: b[0]&1 == 0})
+				s.Data = append(s.Data, b[:n]...)
+				b = b[n:]
+			}
+			return s
+		}
+		st := parts.NewStore(8)
+		st.Join(cut(0, first))
+		s := cut(1, second)
+		st.Join(s)
+		end := 0
+		for i, p := range s.Packets {
+			if int(p.Offset) != end || len(s.Frame(i)) == 0 || len(s.Frame(i)) > int(p.WireLen) {
+				t.Fatalf("packet %d at %d, behind %d, has %d of %d bytes", i, p.Offset, end, len(s.Frame(i)), p.WireLen)
+			}
+			end += len(s.Frame(i))
+		}
+		if end != len(s.Data) || len(s.Data) > flow.CaptureBytes || len(s.Packets) > flow.MaxPackets {
+			t.Fatalf("%d packets of %d bytes, %d in all", len(s.Packets), end, len(s.Data))
+		}
+		signals.Note(s, signals.Live)
+	})
+}

@@ -214,10 +214,19 @@ const (
 	SignalSYNData
 	// SignalEarlyServerData: the responder sent data before its SYN+ACK was answered.
 	SignalEarlyServerData
+	// SignalOutOfPlace: both sides sent more than 16 KiB of payload with numbers that the
+	// connection could not have, before the capture ended. It is not in the sample.
+	SignalOutOfPlace
+	// SignalUnreadable: the connection moved on by more than 4 KB, and no payload could be
+	// read. The sample is its handshake alone.
+	SignalUnreadable
+	// SignalMPTCPJoin: the SYN joins another connection (Multipath TCP), so that payload is
+	// the middle of a stream. The sample is the handshake alone.
+	SignalMPTCPJoin
 )
 
 var signalNames = []string{"decoy", "ttl", "gap", "tiny", "fragmented",
-	"slow", "reset_then_data", "fin_then_data", "syn_data", "early_server_data"}
+	"slow", "reset_then_data", "fin_then_data", "syn_data", "early_server_data", "out_of_place", "unreadable", "mptcp_join"}
 
 // SignalNames returns the words for all signals, as policies and events have them.
 func SignalNames() []string { return slices.Clone(signalNames) }

@@ -3,6 +3,7 @@
 package loader
 
 import (
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -136,5 +137,40 @@ func TestSignalsOfBothSides(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A handshake that is handed over alone has a slot for a moment; where none is free, its
+// connection passes, and is known.
+func TestHandshakeAloneHoldsNoSlot(t *testing.T) {
+	const slots = 4
+	k := loadKernel(t, config{oneHook: true, slots: slots})
+	join := func(port uint16) {
+		t.Helper()
+		from := netip.AddrPortFrom(client.Addr(), port)
+		for _, frame := range [][]byte{
+			f.Ethernet(f.IP(from, server, f.TCP, f.Numbered(f.Segment(from, server, f.SYN, joinOptions, nil), 1, 0))),
+			f.Ethernet(f.IP(server, from, f.TCP, segment(server, from, f.SYN|f.ACK, nil, 0))),
+			f.Ethernet(f.IP(from, server, f.TCP, segment(from, server, f.ACK, nil, 100))),
+			f.Ethernet(f.IP(server, from, f.TCP, segment(server, from, f.ACK, nil, 100))),
+		} {
+			k.run(ingress, frame)
+		}
+	}
+	for port := range uint16(4 * slots) {
+		join(1000 + port)
+	}
+	if n := len(k.samples()); n != 4*slots {
+		t.Errorf("%d handshakes were handed over, want %d", n, 4*slots)
+	}
+	if o, err := k.Occupancy(); err != nil || o.Collecting != 0 {
+		t.Errorf("occupancy %+v, %v", o, err)
+	}
+	for host := range byte(slots) { // one alone may not have all of them
+		k.openFrom(netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, 0, host}), 2000), netip.AddrPortFrom(server.Addr(), 80+uint16(host)))
+	}
+	join(3000)
+	if c := k.counts(); len(k.samples()) != 0 || c["slots_full"] != 1 || c["mptcp_join"] != 4*slots+1 || c["mid_stream"] != 0 {
+		t.Errorf("counters with no slot free: %v", c)
 	}
 }

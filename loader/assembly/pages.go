@@ -344,6 +344,11 @@ func (f *Flow) encode(b []byte) []byte {
 	for _, v := range [...]uint32{f.numbers[0], f.numbers[1], s.next[0], s.next[1], s.hole[0].lo, s.hole[0].hi, s.hole[1].lo, s.hole[1].hi} {
 		b = binary.AppendUvarint(b, uint64(v))
 	}
+	r := &f.sample.Repeat
+	b = scratch.AppendFlags(b, r.FromInitiator)
+	b = binary.AppendUvarint(b, uint64(r.Seq))
+	b = binary.AppendUvarint(b, uint64(len(r.Data)))
+	b = append(b, r.Data...)
 	return encodePackets(b, f.sample.Packets, f.sample.Data)
 }
 
@@ -379,6 +384,10 @@ func (f *Flow) decode(b []byte) bool {
 	if hasStream {
 		f.stream = &s
 	}
+	var r flow.Repeat
+	d.Flags(&r.FromInitiator)
+	r.Seq, r.Data = uint32(d.Uvarint()), d.Bytes(d.Uvarint())
+	f.sample.KeepRepeat(r.Seq, r.FromInitiator, r.Data)
 	f.sample.Packets, f.sample.Data = decodePackets(d, f.sample.Packets, f.sample.Data)
 	return d.OK()
 }

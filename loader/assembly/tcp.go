@@ -706,9 +706,14 @@ func (a *Assembler) flowSegment(f *Flow, s *segment) {
 	if a.leaveOut(f.stream, s, direction(&s.Packet, f.InitiatorIsLo)) {
 		return
 	}
-	at, ends := f.stream.take(&s.Packet, direction(&s.Packet, f.InitiatorIsLo), s.side)
+	dir := direction(&s.Packet, f.InitiatorIsLo)
+	at, ends := f.stream.take(&s.Packet, dir, s.side)
 	if at != inPlace {
 		a.counters[at]++
+		// One byte is how some ask whether the other side is alive.
+		if at == Behind && s.PayloadLen > 1 && len(f.sample.Repeat.Data) == 0 {
+			f.sample.KeepRepeat(s.Seq, dir == 0, s.frame[min(s.Payload, len(s.frame)):])
+		}
 		return
 	}
 	a.capture(f, &s.Packet, s.frame, ends)

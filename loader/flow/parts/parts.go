@@ -40,6 +40,7 @@ type part struct {
 	meta      flow.Meta
 	packets   []flow.Packet
 	data      []byte
+	repeat    flow.Repeat
 	initiator netip.Prefix
 }
 
@@ -106,6 +107,7 @@ func (st *Store) keep(s *flow.Sample) {
 	p.meta, p.initiator = s.Meta, initiator
 	p.packets = append(p.packets[:0], s.Packets...)
 	p.data = append(p.data[:0], s.Data...)
+	p.repeat.Seq, p.repeat.FromInitiator, p.repeat.Data = s.Repeat.Seq, s.Repeat.FromInitiator, append(p.repeat.Data[:0], s.Repeat.Data...)
 	st.kept[s.Key] = st.order.PushBack(p)
 	st.initiators[initiator]++
 }
@@ -164,7 +166,12 @@ func join(before *part, s *flow.Sample) {
 	meta.Start, meta.Elapsed = before.meta.Start, meta.Elapsed+shift
 	meta.Signals |= before.meta.Signals
 	meta.Cut, meta.Incomplete = meta.Cut || before.meta.Cut, meta.Incomplete || before.meta.Incomplete
+	repeat := s.Repeat
 	s.Reset()
+	if len(repeat.Data) == 0 {
+		repeat = before.repeat
+	}
+	s.KeepRepeat(repeat.Seq, repeat.FromInitiator, repeat.Data)
 	s.Meta = meta
 	for _, f := range all {
 		if len(s.Data) == flow.CaptureBytes || len(s.Packets) == flow.MaxPackets {

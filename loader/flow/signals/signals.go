@@ -13,6 +13,7 @@
 package signals
 
 import (
+	"bytes"
 	"encoding/binary"
 	"slices"
 	"time"
@@ -98,7 +99,59 @@ func Note(s *flow.Sample, from Origin) {
 		}
 		s.MissingStart = s.MissingStart || atStart
 	}
+	overlaps(s, &all, func(captured, again []byte) {
+		if !bytes.Equal(captured, again) {
+			s.Signals |= flow.SignalOverlap
+		}
+	})
 	inOrder(s, &all)
+}
+
+// Variant fills v with s, but for the range that came again with different bytes: these are
+// in v. It returns false where there is none. s has been noted.
+func Variant(s, v *flow.Sample) bool {
+	if s.Signals&flow.SignalOverlap == 0 || s.Variant {
+		return false
+	}
+	v.CopyFrom(s)
+	v.Variant = true
+	var all walked
+	for i, p := range v.Packets {
+		all[i].ok = all[i].Walk(v.Frame(i), int(p.WireLen)) == headers.OK
+	}
+	overlaps(v, &all, func(captured, again []byte) { copy(captured, again) })
+	return true
+}
+
+// overlaps calls f for what is in the repeated range and in a frame of s.
+func overlaps(s *flow.Sample, all *walked, f func(captured, again []byte)) {
+	r := &s.Repeat
+	if len(r.Data) == 0 {
+		return
+	}
+	for i, p := range s.Packets {
+		h := &all[i]
+		frame := s.Frame(i)
+		end := min(len(frame), h.WireLen)
+		if !h.ok || h.Proto != flow.TCP || h.PayloadLen == 0 || p.FromInitiator != r.FromInitiator || h.Payload >= end {
+			continue
+		}
+		seq := h.Seq
+		if h.Flags&headers.SYN != 0 {
+			seq++
+		}
+		captured, again := frame[h.Payload:end], r.Data
+		switch skip := int(int32(r.Seq - seq)); {
+		case skip >= len(captured) || -skip >= len(again):
+			continue
+		case skip > 0:
+			captured = captured[skip:]
+		default:
+			again = again[-skip:]
+		}
+		n := min(len(captured), len(again))
+		f(captured[:n], again[:n])
+	}
 }
 
 // takeOut takes the packets out of s and of all that have a bit in decoys.

@@ -386,3 +386,47 @@ func TestMissingStart(t *testing.T) {
 		}
 	}
 }
+
+// TestVariantHasTheLaterBytes: those in the range, and no others.
+func TestVariantHasTheLaterBytes(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		seq   uint32
+		again string
+		want  string // of the two segments; empty: no variant
+	}{
+		{"the same", 10, "abcd", ""},
+		{"within", 11, "XY", "aXYdefgh"},
+		{"over both", 12, "XYZW", "abXYZWgh"},
+		{"before and within", 8, "..XY", "XYcdefgh"},
+		{"within and behind", 16, "XY..", "abcdefXY"},
+		{"in front", 6, "XXXX", ""},
+		{"behind", 18, "XXXX", ""},
+	} {
+		s := new(flow.Sample)
+		s.Reset()
+		for i, part := range []string{"abcd", "efgh"} {
+			frame := f.Ethernet(f.IP(client4, server4, f.TCP, f.Numbered(f.Segment(client4, server4, f.ACK, nil, []byte(part)), uint32(10+4*i), 2)))
+			s.Packets = append(s.Packets, flow.Packet{Offset: uint16(len(s.Data)), WireLen: uint32(len(frame)), FromInitiator: true})
+			s.Data = append(s.Data, frame...)
+		}
+		s.KeepRepeat(tt.seq, true, []byte(tt.again))
+		Note(s, Live)
+		v := new(flow.Sample)
+		is := Variant(s, v)
+		if is != (tt.want != "") || is != (s.Signals == flow.SignalOverlap) {
+			t.Errorf("%s: variant %v, signals %v", tt.name, is, s.Signals.Names())
+			continue
+		}
+		if is {
+			if got := string(v.Frame(0)[54:]) + string(v.Frame(1)[54:]); got != tt.want || !v.Variant || s.Variant {
+				t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
+			}
+		}
+		s.Repeat.FromInitiator = false
+		s.Signals = 0
+		if Note(s, Live); s.Signals != 0 {
+			t.Errorf("%s: of the other side: signals %v", tt.name, s.Signals.Names())
+		}
+	}
+}

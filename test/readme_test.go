@@ -90,12 +90,15 @@ func deadLinks(path string, pages map[string]string) (dead []string, links int) 
 
 func TestPagesHaveNoDeadLinks(t *testing.T) {
 	pages, links := pages(t), 0
-	for path := range pages {
+	for path, page := range pages {
 		dead, n := deadLinks(path, pages)
 		for _, to := range dead {
 			t.Errorf("%s: the link to %s leads nowhere", path, to)
 		}
 		links += n
+		if regexp.MustCompile(`(?m)^(<<<<<<<|=======|>>>>>>>)( |$)`).MatchString(page) {
+			t.Errorf("%s has the marks of a merge that was not finished", path)
+		}
 	}
 	if links < 50 {
 		t.Errorf("only %d links in %d pages", links, len(pages))
@@ -211,7 +214,7 @@ func TestPagesNameFilesThatExist(t *testing.T) {
 		for _, m := range run.FindAllStringSubmatch(page, -1) {
 			exists(path, strings.TrimRight(m[1], "."))
 		}
-		if path != ".github/CONTRIBUTING.md" {
+		if path != ".github/CONTRIBUTING.md" && path != "cmd/earlydrop/doc/embedding.md" {
 			continue
 		}
 		for _, code := range inline.FindAllString(fence.ReplaceAllString(page, ""), -1) {

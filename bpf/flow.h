@@ -399,7 +399,8 @@ static __always_inline void count_misplaced(struct counts *cnt, enum placed plac
 static __always_inline void capture_segment(struct counts *cnt, struct slot *slot, __u32 id,
 					    const struct source *src, struct packet *pkt)
 {
-	struct expected e = {.one_way = slot->sample.flags & SAMPLE_ONE_WAY};
+	struct expected e = {.one_way = slot->sample.flags & SAMPLE_ONE_WAY,
+			     .begun = slot->sample.known & KNOWN_ISN};
 	bool decoy = pkt->tcp_flags & PACKET_DECOY;
 	__u32 bare = has_payload(pkt) ? 0 : pkt->frame_len;
 	enum placed placed;
@@ -413,6 +414,7 @@ static __always_inline void capture_segment(struct counts *cnt, struct slot *slo
 	if (pkt->src_is_lo) {
 		e.next = slot->sample.next_lo;
 		e.other = slot->sample.next_hi;
+		e.first = slot->sample.isn_hi + 1;
 		e.hole = slot->hole_lo;
 		e.hole_end = slot->hole_lo_end;
 		placed = place(&e, pkt);
@@ -425,6 +427,7 @@ static __always_inline void capture_segment(struct counts *cnt, struct slot *slo
 	} else {
 		e.next = slot->sample.next_hi;
 		e.other = slot->sample.next_lo;
+		e.first = slot->sample.isn_lo + 1;
 		e.hole = slot->hole_hi;
 		e.hole_end = slot->hole_hi_end;
 		placed = place(&e, pkt);

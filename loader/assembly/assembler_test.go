@@ -310,7 +310,7 @@ func TestTotalsCoverTheWholeFlow(t *testing.T) {
 	packets := slices.Concat(
 		talk(t, ">S >S >S,x7 <SA <SA >A >A1000 <A1000"),                                                           // full, then more
 		[]at{{ms: 8, frame: udp4(true, 10)}, {ms: 9, frame: udp4(false, 10)}, {ms: 4000, frame: udp4(false, 10)}}, // idle, then more
-		talk(t, "new @5000 >S <SA >A >A <A,seq-99999 >A10 >A10,seq-10,lost >A10"),                                 // another connection
+		talk(t, "new @5000 >S <SA >A >A <A,seq-99999,lost >A10 >A10,seq-10,lost >A10"),                                 // another connection
 		[]at{{ms: 5010, frame: eth(ip(server6, client6, 6, tcpSeg(server6, client6, ACK, nil, nil)))}})            // mid-stream: no record
 	for _, p := range packets {
 		a.Packet(epoch.Add(time.Duration(p.ms)*time.Millisecond), p.frame, len(p.frame))

@@ -49,8 +49,8 @@ type stream struct {
 	// first are the numbers of the first bytes, where begun is set: nobody acknowledges less.
 	first [2]uint32
 	begun bool
-	hole [2]hole
-	side Side // of the initiator
+	hole  [2]hole
+	side  Side // of the initiator
 	// oneWay: of one direction nothing may be seen. What it sends is known from
 	// the acknowledgements.
 	oneWay bool

@@ -219,10 +219,12 @@ const (
 	SignalEarlyServerData
 	// SignalOverlap: a range of a TCP stream came twice, with different bytes.
 	SignalOverlap
+	// SignalUrgent: a side begins with urgent data, of which programs do not get a byte.
+	SignalUrgent
 )
 
 var signalNames = []string{"decoy", "ttl", "gap", "tiny", "fragmented",
-	"slow", "reset_then_data", "fin_then_data", "syn_data", "early_server_data", "overlap"}
+	"slow", "reset_then_data", "fin_then_data", "syn_data", "early_server_data", "overlap", "urgent"}
 
 // SignalNames returns the words for all signals, as policies and events have them.
 func SignalNames() []string { return slices.Clone(signalNames) }

@@ -430,3 +430,56 @@ func TestVariantHasTheLaterBytes(t *testing.T) {
 		}
 	}
 }
+
+// TestSegmentsThatNoHostAccepts are left out of what is judged, whole or in part.
+func TestSegmentsThatNoHostAccepts(t *testing.T) {
+	stamp := func(v byte) []byte { return []byte{1, 1, 8, 10, 0, 0, 0, v, 0, 0, 0, 0} }
+	signature := append([]byte{1, 1, 19, 18}, make([]byte, 16)...)
+	type segment struct {
+		seq     uint32
+		flags   byte
+		options []byte
+		payload string
+	}
+	for _, tt := range []struct {
+		name     string
+		segments []segment
+		signals  flow.Signals
+		want     string // payload that is judged
+		variant  string
+	}{
+		{"a signature that nobody asked for", []segment{{1, f.SYN, nil, ""}, {2, f.ACK, signature, "fake"}, {2, f.ACK, nil, "true"}}, flow.SignalDecoy, "true", ""},
+		{"signatures in all", []segment{{1, f.SYN, signature, ""}, {2, f.ACK, signature, "true"}}, 0, "true", ""},
+		{"a timestamp of the past", []segment{{1, f.SYN, stamp(9), ""}, {2, f.ACK, stamp(8), "fake"}, {2, f.ACK, stamp(9), "true"}}, flow.SignalDecoy, "true", ""},
+		{"without a SYN nothing is known", []segment{{2, f.ACK, signature, "fake"}, {6, f.ACK, stamp(9), "true"}, {10, f.ACK, stamp(8), "late"}}, flow.SignalTiny, "faketruelate", ""},
+		{"bytes in front of the first", []segment{{100, f.SYN, nil, ""}, {97, f.ACK, nil, "fakerest"}, {105, f.ACK, nil, "more"}}, flow.SignalOverlap, "fakerestmore", "restmore"},
+		{"urgent data", []segment{{1, f.SYN, nil, ""}, {2, f.ACK | 0x20, nil, "u"}}, flow.SignalUrgent, "u", ""},
+		{"options that end too early", []segment{{1, f.SYN, nil, ""}, {2, f.ACK, []byte{1, 1, 19, 40}, "true"}, {6, f.ACK, []byte{19, 1, 8, 10}, "more"}}, 0, "truemore", ""},
+	} {
+		s := new(flow.Sample)
+		s.Reset()
+		for _, seg := range tt.segments {
+			frame := f.Ethernet(f.IP(client4, server4, f.TCP, f.Numbered(f.Segment(client4, server4, seg.flags, seg.options, []byte(seg.payload)), seg.seq, 2)))
+			s.Packets = append(s.Packets, flow.Packet{Offset: uint16(len(s.Data)), WireLen: uint32(len(frame)), FromInitiator: true})
+			s.Data = append(s.Data, frame...)
+		}
+		payload := func(s *flow.Sample) (all string) {
+			for i, p := range s.Packets {
+				h, verdict := headers.Parse(s.Frame(i), int(p.WireLen))
+				if verdict != headers.OK {
+					t.Errorf("%s: packet %d: %v", tt.name, i, verdict)
+				}
+				all += string(s.Frame(i)[h.Payload:])
+			}
+			return all
+		}
+		Note(s, Live)
+		if got := payload(s); got != tt.want || s.Signals != tt.signals {
+			t.Errorf("%s: %q and signals %v, want %q and %v", tt.name, got, s.Signals.Names(), tt.want, tt.signals.Names())
+		}
+		v := new(flow.Sample)
+		if is := Variant(s, v); is != (tt.variant != "") || is && payload(v) != tt.variant {
+			t.Errorf("%s: variant %v %q, want %q", tt.name, is, payload(v), tt.variant)
+		}
+	}
+}

@@ -106,7 +106,7 @@ type Reason uint8
 // bpf/earlydrop.h and are never reused.
 const (
 	ReasonFull   Reason = 1 // CaptureBytes are in
-	ReasonClosed Reason = 2 // FIN or RST
+	ReasonClosed Reason = 2 // FIN or RST; or it is the handshake, and no more is captured
 	ReasonIdle   Reason = 3 // no packet for the idle time
 	ReasonEnd    Reason = 4 // the capture file ended (replay only)
 )
@@ -157,7 +157,8 @@ type Meta struct {
 	// send as its initiator can forge it.
 	OneWay bool
 	// MidStream is true for a TCP flow that was open before its first captured
-	// packet: its beginning, which models know, is missing.
+	// packet: its beginning, which models know, is missing. So it is with SignalUnreadable and
+	// SignalMPTCPJoin.
 	MidStream bool
 	// Cut is true where a capture file holds fewer bytes of a captured packet
 	// than the wire had, as with a small snap length. It is never set live.

@@ -139,10 +139,12 @@ enum handover_reason {
 
 #define SAMPLE_HIDDEN 128 /* TCP: segments in place came in fragments that hide their header */
 
-/* The same, of sample.more. With the first two it is the handshake alone: SAMPLE_MID_STREAM. */
+/* The same, of sample.more. With the first two and the last it is the handshake alone:
+ * SAMPLE_MID_STREAM. */
 #define MORE_JOIN 1	    /* TCP: it joins another connection (MPTCP) */
 #define MORE_UNREADABLE 2   /* TCP: it moved on, and no payload could be read */
 #define MORE_OUT_OF_PLACE 4 /* TCP: both sides sent much payload out of place */
+#define MORE_GOES_ON 8	    /* TCP: ... and none in place so far */
 
 /* Record of the ring buffer `samples`: everything up to `data`, then `length` bytes of it and
  * nothing behind them; or, with a repeated range, everything up to `repeat` and `repeat_len`

@@ -191,8 +191,9 @@ static __always_inline __u8 goes_on(const struct slot *slot)
 {
 	const struct sample *sample = &slot->sample;
 
-	if (sample->key.proto != IPPROTO_TCP || (sample->flags & SAMPLE_MID_STREAM) ||
-	    sample->again >= AGAIN_MOST)
+	if (sample->key.proto != IPPROTO_TCP || sample->again >= AGAIN_MOST)
+		return 0;
+	if ((sample->flags & SAMPLE_MID_STREAM) && !(sample->more & MORE_GOES_ON))
 		return 0;
 	if (sample->reason == REASON_FULL && enough_payload(slot))
 		return 0;
@@ -623,7 +624,7 @@ __noinline int open_capture(const struct packet *pkt)
 			slot->sample.flags |= SAMPLE_DECOY;
 		slot->sample.flags |= candidate->seen;
 		slot->sample.more = candidate->more;
-		if (candidate->more & (MORE_JOIN | MORE_UNREADABLE))
+		if (candidate->more & (MORE_JOIN | MORE_UNREADABLE | MORE_GOES_ON))
 			slot->sample.flags |= SAMPLE_MID_STREAM;
 		slot->stray_lo = candidate->stray_lo;
 		slot->stray_hi = candidate->stray_hi;

@@ -569,6 +569,18 @@ static __always_inline bool proves_one_way(const struct candidate *c, const stru
 	return *syn;
 }
 
+/* Whether both sides of a connection that has no payload have sent much of it out of place: they
+ * may have agreed on other numbers. */
+static __always_inline bool strays(struct candidate *candidate, const struct handshake *hs,
+				   const struct packet *pkt)
+{
+	note_stray(&candidate->stray_lo, &candidate->stray_hi, &candidate->more, pkt);
+	if (!(candidate->more & MORE_OUT_OF_PLACE) || !hs->packet_count)
+		return false;
+	candidate->more |= MORE_GOES_ON;
+	return true;
+}
+
 /* A segment of a connection that has no payload yet: pkt->candidate. Lets go of it, unless
  * the capture begins. Returns an enum candidacy. */
 static __always_inline int connected_segment(const struct source *src, struct packet *pkt)
@@ -603,9 +615,10 @@ static __always_inline int connected_segment(const struct source *src, struct pa
 	/* With payload in the SYN's frame the capture begins whatever this one is. */
 	if ((placed == PLACED_BEHIND || placed == PLACED_OUT) &&
 	    !(candidate->flags & CANDIDATE_EARLY)) {
-		if (placed == PLACED_OUT)
-			note_stray(&candidate->stray_lo, &candidate->stray_hi, &candidate->more,
-				   pkt);
+		if (placed == PLACED_OUT && strays(candidate, hs, pkt)) {
+			cnt->out_of_place++;
+			return CANDIDACY_SHOWN;
+		}
 		release_candidate(id, candidate, pkt->now);
 		return placed == PLACED_BEHIND ? CANDIDACY_BEHIND : CANDIDACY_OUT;
 	}
@@ -716,6 +729,31 @@ __noinline int early_segment(struct packet *pkt)
 	if (placed == PLACED_BEHIND)
 		return CANDIDACY_BEHIND;
 	return placed == PLACED_OUT ? CANDIDACY_OUT : CANDIDACY_DONE;
+}
+
+/* The same, of either end, if it is out of place there. Not static, as own_handshake(). */
+__noinline int stray_segment(struct packet *pkt)
+{
+	struct candidate *candidate;
+	struct handshake *hs;
+	struct place at;
+
+	if (!pkt || !pkt->payload_len || (pkt->tcp_flags & PACKET_DECOY))
+		return CANDIDACY_OUT;
+	for (__u32 side = SIDE_IN; side <= SIDE_OUT; side++) {
+		candidate = find_candidate(pkt, side, false, &at);
+		if (!candidate)
+			continue;
+		hs = bpf_map_lookup_elem(&handshakes, &at.id);
+		if (hs && candidate->state == CANDIDATE_ANSWERED &&
+		    comes_from(pkt, candidate->side, candidate->initiator_is_lo) &&
+		    strays(candidate, hs, pkt)) {
+			pkt->candidate = at.id;
+			return CANDIDACY_SHOWN;
+		}
+		leave_handshake(&at);
+	}
+	return CANDIDACY_OUT;
 }
 
 /* A segment that goes on with a handshake of which one direction is seen. Returns an enum
@@ -869,8 +907,13 @@ static __always_inline enum candidacy candidates(const struct source *src, struc
 	}
 	if (other >= CANDIDACY_CONNECTED)
 		return go_on(other, src, pkt);
-	if (own == CANDIDACY_ANSWERED || other == CANDIDACY_ANSWERED)
-		return early_segment(pkt);
+	if (own == CANDIDACY_ANSWERED || other == CANDIDACY_ANSWERED) {
+		candidacy = early_segment(pkt);
+		if (candidacy != CANDIDACY_OUT || stray_segment(pkt) == CANDIDACY_OUT)
+			return candidacy;
+		go_on(CANDIDACY_SHOWN, src, pkt);
+		return CANDIDACY_OUT; /* it counts as such */
+	}
 	if (own == CANDIDACY_ONE_WAY || other == CANDIDACY_ONE_WAY) {
 		candidacy = one_way_segment(pkt, own == CANDIDACY_ONE_WAY);
 		if (candidacy == CANDIDACY_PROVEN && is_proven_by_other(pkt))

@@ -34,7 +34,24 @@ func TestSignalsOfBothSides(t *testing.T) {
 			hops: func(p path) []hop {
 				return slices.Concat(p.handshake(1, 1), stray(p.up(90_000, 2, data, size)), stray(p.down(2, 90_000, data, size)), []hop{p.up(2, 2, data, 1400)})
 			},
-			signals: [][]string{{"out_of_place"}},
+			signals: [][]string{{"out_of_place"}, {"out_of_place"}},
+			counts:  map[string]uint64{"syns": 1, "tcp_opened": 1, "out_of_place": 32, "handed_closed": 1, "again": 1, "handed_full": 1},
+		},
+		{
+			name: "both sides jump from the SYN+ACK on",
+			hops: func(p path) []hop {
+				return slices.Concat(p.handshake(1, 1)[:2], []hop{p.up(90_000, 90_000, f.ACK, 0)}, stray(p.down(90_000, 90_000, data, size)), stray(p.up(90_000, 90_000, data, size)),
+					stray(p.up(90_000, 90_000, data, size)), []hop{p.up(2, 2, data, 1400)})
+			},
+			signals: [][]string{{"out_of_place"}, {"out_of_place"}},
+			counts:  map[string]uint64{"syns": 1, "out_of_place": 49, "handed_closed": 1, "again": 1, "handed_full": 1},
+		},
+		{
+			name: "a stranger who forges both ends of a handshake from one side",
+			hops: func(p path) []hop {
+				return slices.Concat(p.handshake(1, 1)[:2], stray(p.down(90_000, 90_000, data, size)), stray(p.up(90_000, 90_000, data, size).by(p.server)), []hop{p.up(2, 2, data, 1400)})
+			},
+			signals: [][]string{nil},
 			counts:  map[string]uint64{"syns": 1, "tcp_opened": 1, "out_of_place": 32, "handed_full": 1},
 		},
 		{

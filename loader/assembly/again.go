@@ -41,7 +41,7 @@ func newEnded() *ended {
 
 // goesOn reports whether the capture of a flow may go on after the hand-over.
 func (f *Flow) goesOn(reason flow.Reason) bool {
-	return f.stream != nil && f.hasNumbers && f.shown == 0 && f.revision < againMost && reason != flow.ReasonEnd &&
+	return f.stream != nil && f.hasNumbers && f.shown&^flow.SignalOutOfPlace == 0 && f.revision < againMost && reason != flow.ReasonEnd &&
 		(reason != flow.ReasonFull || !f.hasPayload())
 }
 

@@ -116,10 +116,13 @@ func (a *Assembler) noteHidden(s *segment, frame []byte) {
 
 // awaits reports whether the segment begins with what its sender, of a direction, is to send
 // next.
-func (st *stream) awaits(s *segment, dir int) bool {
+func (st *stream) awaits(s *segment, dir int) bool { return s.Seq == st.next[dir] && st.isFrom(s, dir) }
+
+// isFrom reports whether the segment is from the side where its sender is, of a direction.
+func (st *stream) isFrom(s *segment, dir int) bool {
 	side := st.side
 	if dir == 1 {
 		side = side.other()
 	}
-	return s.Seq == st.next[dir] && (s.side == SideUnknown || side == SideUnknown || s.side == side)
+	return s.side == SideUnknown || side == SideUnknown || s.side == side
 }

@@ -554,11 +554,35 @@ func (a *Assembler) early(c *candidate, s *segment) {
 	}
 	if at != inPlace {
 		a.counters[at]++
+		if at == OutOfPlace {
+			a.stray(s)
+		}
 		return
 	}
 	c.stream.serverData = c.stream.serverData || s.PayloadLen > 0
 	c.count(s)
 }
+
+// stray takes a segment of either end that is out of place in the handshake in progress.
+func (a *Assembler) stray(s *segment) {
+	for _, c := range a.handshakes.of[s.Key] {
+		if c == nil || c.state != answered {
+			continue
+		}
+		dir := direction(&s.Packet, c.initiatorIsLo)
+		if c.stream.isDecoy(s, dir) || !c.stream.isFrom(s, dir) {
+			continue
+		}
+		if c.stream.noteStray(&s.Packet, dir, s.side); c.strays() {
+			a.show(c, flow.SignalOutOfPlace)
+			return
+		}
+	}
+}
+
+// strays reports whether both sides of a connection that has no payload have sent much of it out
+// of place: they may have agreed on other numbers.
+func (c *candidate) strays() bool { return c.stream.outOfPlace && len(c.earlyRecs) > 0 }
 
 // proves reports whether the segment is the initiator's answer to the SYN+ACK, by its
 // numbers. The bare one may have been lost, and some data with it.
@@ -663,7 +687,9 @@ func (a *Assembler) handshakeSegment(c *candidate, s *segment) {
 	dir := direction(&s.Packet, c.initiatorIsLo)
 	at, ends := c.stream.take(&s.Packet, dir, s.side)
 	if at != inPlace {
-		a.misplaced(&c.stream, s, dir, at)
+		if a.misplaced(&c.stream, s, dir, at); c.strays() {
+			a.show(c, flow.SignalOutOfPlace)
+		}
 		return
 	}
 	c.count(s)

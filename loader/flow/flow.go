@@ -157,8 +157,8 @@ type Meta struct {
 	// send as its initiator can forge it.
 	OneWay bool
 	// MidStream is true for a TCP flow that was open before its first captured
-	// packet: its beginning, which models know, is missing. So it is with SignalUnreadable and
-	// SignalMPTCPJoin.
+	// packet: its beginning, which models know, is missing. So it is where the handshake alone
+	// is captured: SignalUnreadable, SignalMPTCPJoin, SignalOutOfPlace.
 	MidStream bool
 	// Cut is true where a capture file holds fewer bytes of a captured packet
 	// than the wire had, as with a small snap length. It is never set live.
@@ -223,7 +223,8 @@ const (
 	// SignalUrgent: a side begins with urgent data, of which programs do not get a byte.
 	SignalUrgent
 	// SignalOutOfPlace: both sides sent more than 16 KiB of payload with numbers that the
-	// connection could not have, before the capture ended. It is not in the sample.
+	// connection could not have, before the capture ended. It is not in the sample, which is
+	// the handshake alone where no payload was in place so far.
 	SignalOutOfPlace
 	// SignalUnreadable: the connection moved on by more than 4 KB, and no payload could be
 	// read. The sample is its handshake alone.

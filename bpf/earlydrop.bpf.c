@@ -165,7 +165,10 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 		cnt->unparsable++;
 		return ACTION_PASS;
 	case PARSE_HIDDEN_FIRST:
-		if (!note_hidden(pkt)) {
+		switch (note_hidden(pkt)) {
+		case HIDDEN_DROPPED:
+			return ACTION_DROP;
+		case HIDDEN_UNKNOWN:
 			note_hidden_start(pkt, SIDE_IN);
 			note_hidden_start(pkt, SIDE_OUT);
 		}

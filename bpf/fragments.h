@@ -82,31 +82,45 @@ __noinline int bad_fragment(void)
 	return ACTION_DROP;
 }
 
-/* Notes on a flow that is collecting that a segment in place hides its header in fragments.
- * Returns whether the flow is. Not static, as own_handshake(). */
+enum hidden {
+	HIDDEN_UNKNOWN = 0, /* it may be of a connection that has no payload yet */
+	HIDDEN_COUNTED,	    /* ... no more */
+	HIDDEN_DROPPED,
+};
+
+/* A first fragment that hides TCP's flags: drops it if its flow is blocked, and notes it on one
+ * that is collecting if it is in place. Returns an enum hidden. Not static, as
+ * own_handshake(). */
 __noinline int note_hidden(const struct packet *pkt)
 {
+	struct counts *cnt = get_counters();
 	struct flow_key key;
+	struct block *block;
 	struct slot *slot;
 	__u32 id, next;
 
-	if (!pkt)
-		return 0;
+	if (!pkt || !cnt)
+		return HIDDEN_COUNTED;
 	key = pkt->key;
+	block = get_block(&key);
+	if (block && time_left(block)) {
+		drop(cnt, block, pkt);
+		return HIDDEN_DROPPED;
+	}
 	slot = collecting_slot(&key, &id);
 	if (!slot)
-		return 0;
+		return HIDDEN_UNKNOWN;
 	if (!comes_from(pkt, slot->sample.side, slot->sample.initiator_is_lo))
-		return 1;
+		return HIDDEN_COUNTED;
 	bpf_spin_lock(&slot->lock);
 	next = pkt->src_is_lo ? slot->sample.next_lo : slot->sample.next_hi;
 	if (pkt->seq == next)
 		slot->sample.flags |= SAMPLE_HIDDEN;
 	bpf_spin_unlock(&slot->lock);
-	return 1;
+	return HIDDEN_COUNTED;
 }
 
-/* The same, of a connection that has no payload yet, whose initiator is on a side. */
+/* Notes it on a connection that has no payload yet, whose initiator is on a side. */
 __noinline int note_hidden_start(const struct packet *pkt, __u32 side)
 {
 	struct candidate *candidate;

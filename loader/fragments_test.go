@@ -48,7 +48,7 @@ func (k *kernel) enforce(on bool) {
 	}
 }
 
-// parts are the pieces of a packet that is cut up at these bytes.
+// pieces are those of a packet that is cut up at these bytes.
 func pieces(cuts ...int) (all []f.Piece) {
 	from := 0
 	for _, to := range append(cuts, 1<<16) {
@@ -229,6 +229,10 @@ func TestFragments(t *testing.T) {
 		{"with the ports alone pass in monitor", func(s *fragmentScene) string {
 			return s.send(f.Fragments(s.tcp(nil, 400), 7, pieces(8)...)...)
 		}, "pp", counts{"bad_fragment": 2}},
+		{"with the ports alone, of a blocked flow", func(s *fragmentScene) string {
+			s.block(flow.TCP)
+			return s.send(f.Fragments(s.tcp(nil, 400), 7, pieces(8)...)...) + s.send(f.Fragments(s.tcp(timestamps, 400), 8, pieces(24)...)...)
+		}, "dpdp", counts{"bad_fragment": 1, "later_fragment": 1, "dropped_packets": 2}},
 		{"with the ports alone are dropped in enforce", func(s *fragmentScene) string {
 			s.enforce(true)
 			return s.send(f.Fragments(s.tcp(nil, 400), 7, pieces(8)...)...)

@@ -97,7 +97,9 @@ mv now.json test/evasion/testdata
 go run ./test/evasion -page test/evasion/testdata/before.json test/evasion/testdata/now.json > cmd/earlydrop/doc/evasion.md
 `+"```"+`
 
-Now is %s. Before is %s.
+Now is %s.
+
+Before is %s.
 
 `, now[0].Outcomes[https].N, origin(now), origin(before))
 

@@ -35,6 +35,11 @@
 #define PAYLOAD_LEAST 64
 #define AGAIN_MOST 4
 
+/* What is kept, once, of payload that was captured and comes again. */
+#define REPEAT_BYTES 512
+/* Where a copy of a frame may write behind the data: of its prefix, see copy_frame(). */
+#define CAPTURE_SPILL 16
+
 #define NAME_LEN 16
 
 /* 32-bit words of a flow key, padded to an even number. */
@@ -134,8 +139,9 @@ enum handover_reason {
 
 #define SAMPLE_HIDDEN 128 /* TCP: segments in place came in fragments that hide their header */
 
-/* Record of the ring buffer `samples`: everything up to `data`, then `length`
- * bytes of it. Nothing behind them is submitted. */
+/* Record of the ring buffer `samples`: everything up to `data`, then `length` bytes of it and
+ * nothing behind them; or, with a repeated range, everything up to `repeat` and `repeat_len`
+ * bytes of that. */
 struct sample {
 	struct flow_key key;
 	__u16 length;	   /* captured bytes, 1..CAPTURE_BYTES */
@@ -156,6 +162,13 @@ struct sample {
 	__u16 before; /* bytes of it; here, the capture begins only behind so many */
 	struct packet_record packets[CAPTURE_PACKETS];
 	__u8 data[CAPTURE_BYTES] __attribute__((aligned(8)));
+	__u8 spill[CAPTURE_SPILL];
+	/* TCP payload behind what its side has sent, for user space to compare with `data` */
+	__u32 repeat_seq;
+	__u16 repeat_len; /* 0: none */
+	__u8 repeat_from_initiator;
+	__u8 pad2;
+	__u8 repeat[REPEAT_BYTES];
 };
 
 /* Value of the only entry of `counters`, one per CPU. Packets are counted on

@@ -238,7 +238,7 @@ __noinline int hand_over(__u32 id, __u64 word)
 {
 	struct counts *cnt = get_counters();
 	struct slot *slot = get_slot(id);
-	__u32 len = WORD_BYTES(word);
+	__u32 len = WORD_BYTES(word), size;
 	struct sample *sample;
 	__u8 again;
 
@@ -264,11 +264,13 @@ __noinline int hand_over(__u32 id, __u64 word)
 		cnt->handed_idle++;
 	else
 		cnt->handed_closed++;
-	hide(len);
-	if (len > CAPTURE_BYTES)
-		len = CAPTURE_BYTES;
-	if (bpf_ringbuf_output(&samples, sample, __builtin_offsetof(struct sample, data) + len,
-			       0)) {
+	size = __builtin_offsetof(struct sample, data) + len;
+	if (sample->repeat_len)
+		size = __builtin_offsetof(struct sample, repeat) + sample->repeat_len;
+	hide(size);
+	if (size > sizeof(*sample))
+		size = sizeof(*sample);
+	if (bpf_ringbuf_output(&samples, sample, size, 0)) {
 		cnt->ring_full++;
 		remember_capture(slot, VERDICT_PASS, 0);
 	}
@@ -341,6 +343,42 @@ static __always_inline void capture(struct counts *cnt, struct slot *slot, __u32
 	}
 }
 
+/* Keeps payload that its side has sent before, once: it may differ from what was captured, and
+ * nobody here can tell which of the two a host takes. Leaves the hand-over to the caller, as
+ * capture() does. */
+static __always_inline void keep_repeated(struct counts *cnt, struct slot *slot, __u32 id,
+					  const struct source *src, struct packet *pkt)
+{
+	__u32 off = pkt->frame_len - pkt->payload_len - pkt->prefix_len + pkt->skip;
+	__u32 len = MIN(pkt->payload_len, REPEAT_BYTES);
+	struct sample *sample = &slot->sample;
+	__u64 word;
+
+	/* A single byte is how some ask whether the other side is alive. */
+	if (len < 2 || slot->repeated)
+		return;
+	/* Nobody hands the capture over meanwhile. */
+	word = __sync_fetch_and_add(&slot->word, WORD_REF);
+	if (!(word & WORD_CLOSED) && WORD_BYTES(word) < CAPTURE_BYTES &&
+	    !__sync_lock_test_and_set(&slot->repeated, 1)) {
+		sample->repeat_seq = pkt->seq;
+		sample->repeat_from_initiator = pkt->src_is_lo == !!sample->initiator_is_lo;
+		len--; /* see copy_frame() */
+		hide(len);
+		if (len < REPEAT_BYTES) {
+			if (load(src, off, sample->repeat, len + 1))
+				cnt->load_failed++;
+			else
+				sample->repeat_len = len + 1;
+		}
+	}
+	word = __sync_fetch_and_sub(&slot->word, WORD_REF) - WORD_REF;
+	if (!WORD_REFS(word) && ((word & WORD_CLOSED) || WORD_BYTES(word) >= CAPTURE_BYTES)) {
+		pkt->hand_over = word;
+		pkt->slot = id;
+	}
+}
+
 /* The side that a packet of a connection must come from. */
 static __always_inline bool comes_from(const struct packet *pkt, __u8 initiator_side,
 				       __u8 initiator_is_lo)
@@ -361,7 +399,8 @@ static __always_inline void count_misplaced(struct counts *cnt, enum placed plac
 static __always_inline void capture_segment(struct counts *cnt, struct slot *slot, __u32 id,
 					    const struct source *src, struct packet *pkt)
 {
-	struct expected e = {.one_way = slot->sample.flags & SAMPLE_ONE_WAY};
+	struct expected e = {.one_way = slot->sample.flags & SAMPLE_ONE_WAY,
+			     .begun = slot->sample.known & KNOWN_ISN};
 	bool decoy = pkt->tcp_flags & PACKET_DECOY;
 	__u32 bare = has_payload(pkt) ? 0 : pkt->frame_len;
 	enum placed placed;
@@ -375,6 +414,7 @@ static __always_inline void capture_segment(struct counts *cnt, struct slot *slo
 	if (pkt->src_is_lo) {
 		e.next = slot->sample.next_lo;
 		e.other = slot->sample.next_hi;
+		e.first = slot->sample.isn_hi + 1;
 		e.hole = slot->hole_lo;
 		e.hole_end = slot->hole_lo_end;
 		placed = place(&e, pkt);
@@ -387,6 +427,7 @@ static __always_inline void capture_segment(struct counts *cnt, struct slot *slo
 	} else {
 		e.next = slot->sample.next_hi;
 		e.other = slot->sample.next_lo;
+		e.first = slot->sample.isn_lo + 1;
 		e.hole = slot->hole_hi;
 		e.hole_end = slot->hole_hi_end;
 		placed = place(&e, pkt);
@@ -413,6 +454,8 @@ static __always_inline void capture_segment(struct counts *cnt, struct slot *slo
 		capture(cnt, slot, id, src, pkt, placed == PLACED_LAST);
 	else
 		count_misplaced(cnt, placed);
+	if (!decoy && placed == PLACED_BEHIND)
+		keep_repeated(cnt, slot, id, src, pkt);
 }
 
 #define NO_CANDIDATE 0xffffffff
@@ -517,7 +560,8 @@ static __always_inline __u32 hold_slot(struct slot *slot, const struct packet *p
 	slot->generation++;
 	slot->handed_over = 0;
 	slot->mark = 0;
-	slot->payload = slot->bare = 0;
+	slot->payload = slot->bare = slot->repeated = 0;
+	slot->sample.repeat_len = 0;
 	slot->sample.again = 0;
 	slot->sample.before = 0;
 	slot->last_ns = pkt->now;

@@ -25,7 +25,7 @@
 /* Bytes behind data[1023] that a copy may touch: the verifier tracks offset and
  * length apart, so that it takes an offset below 1024 (plus a 16 byte prefix)
  * and a length of up to 1024 to reach this far. They are never submitted. */
-#define CAPTURE_SLACK (CAPTURE_BYTES + 16)
+#define CAPTURE_SLACK (CAPTURE_BYTES - 8 - REPEAT_BYTES)
 
 /* One capture that is being filled. Only user space and open_capture() write
  * `sample` as a whole; packets of the flow write disjoint parts of it (see
@@ -44,8 +44,9 @@ struct slot {
 	__u32 pair_quota; /* ... for initiator and responder; SLOT_UNCOUNTED: none */
 	__u32 payload;	  /* captured bytes of it; one that is lost in a race does no harm */
 	__u32 bare;	  /* TCP: bytes of header-only packets behind the first payload */
+	__u32 repeated;	  /* taken by exchange: a repeated range was, or is being, kept */
 	__u8 mark;	  /* a SYN of the key was acknowledged: look at its candidates */
-	__u8 pad[3];
+	__u8 pad[7];
 	struct sample sample;
 	__u8 slack[CAPTURE_SLACK];
 };

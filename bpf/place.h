@@ -12,7 +12,8 @@
 #include "packet.h"
 
 #define PLACE_WINDOW (16 * 1024)
-/* How far behind what the other side has sent an acknowledgement may be. */
+/* How far behind what the other side has sent an acknowledgement may be, where it is not known
+ * what the other side has begun with. */
 #define PLACE_ACK_BEHIND (1024 * 1024)
 
 enum placed {
@@ -28,6 +29,8 @@ struct expected {
 	__u32 hole; /* the first byte that was skipped */
 	__u32 hole_end;
 	__u32 other;  /* next of the other side */
+	__u32 first;  /* first of the other side: nobody acknowledges less */
+	bool begun;   /* first is known */
 	bool one_way; /* the other side is not seen: what is acknowledged is what it sent */
 };
 
@@ -50,6 +53,10 @@ static __always_inline enum placed place(struct expected *e, const struct packet
 
 		if (acked < -PLACE_ACK_BEHIND || (acked > PLACE_WINDOW && !e->one_way))
 			return PLACED_OUT;
+		if (e->begun && (__s32)(pkt->ack - e->first) < 0)
+			return PLACED_OUT;
+	} else if (!(pkt->tcp_flags & TCP_RST)) {
+		return PLACED_OUT; /* RFC 9293, 3.10.7.4: nobody takes it */
 	}
 	/* RFC 5961 asks for the exact number; stacks before it take the window. */
 	if ((pkt->tcp_flags & TCP_RST) && ahead &&

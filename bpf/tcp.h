@@ -494,6 +494,8 @@ static __always_inline void expect(struct expected *e, const struct candidate *c
 	e->one_way = c->flags & CANDIDATE_FORGED;
 	e->next = pkt->src_is_lo ? c->next_lo : c->next_hi;
 	e->other = pkt->src_is_lo ? c->next_hi : c->next_lo;
+	e->first = (pkt->src_is_lo ? c->isn_hi : c->isn_lo) + 1;
+	e->begun = true;
 	e->hole = pkt->src_is_lo ? c->hole_lo : c->hole_hi;
 	e->hole_end = pkt->src_is_lo ? c->hole_lo_end : c->hole_hi_end;
 }
@@ -945,6 +947,8 @@ __noinline int goes_on_with(struct packet *pkt)
 	e.one_way = flow->one_way;
 	e.next = pkt->src_is_lo ? flow->next_lo : flow->next_hi;
 	e.other = pkt->src_is_lo ? flow->next_hi : flow->next_lo;
+	e.first = (pkt->src_is_lo ? flow->isn_hi : flow->isn_lo) + 1;
+	e.begun = flow->known & KNOWN_ISN;
 	placed = place(&e, pkt);
 	if (placed == PLACED_BEHIND || placed == PLACED_OUT) {
 		count_misplaced(cnt, placed);

@@ -244,26 +244,32 @@ type datapathPacketRecord struct {
 }
 
 type datapathSample struct {
-	_             structs.HostLayout
-	Key           datapathFlowKey
-	Length        uint16
-	PacketCount   uint8
-	Reason        uint8
-	StartNs       uint64
-	EndNs         uint64
-	InitiatorIsLo uint8
-	Side          uint8
-	Flags         uint8
-	Known         uint8
-	IsnLo         uint32
-	IsnHi         uint32
-	NextLo        uint32
-	NextHi        uint32
-	Again         uint8
-	Pad           uint8
-	Before        uint16
-	Packets       [32]datapathPacketRecord
-	Data          [1024]uint8
+	_                   structs.HostLayout
+	Key                 datapathFlowKey
+	Length              uint16
+	PacketCount         uint8
+	Reason              uint8
+	StartNs             uint64
+	EndNs               uint64
+	InitiatorIsLo       uint8
+	Side                uint8
+	Flags               uint8
+	Known               uint8
+	IsnLo               uint32
+	IsnHi               uint32
+	NextLo              uint32
+	NextHi              uint32
+	Again               uint8
+	Pad                 uint8
+	Before              uint16
+	Packets             [32]datapathPacketRecord
+	Data                [1024]uint8
+	Spill               [16]uint8
+	RepeatSeq           uint32
+	RepeatLen           uint16
+	RepeatFromInitiator uint8
+	Pad2                uint8
+	Repeat              [512]uint8
 }
 
 type datapathSeenPacket struct {
@@ -294,10 +300,11 @@ type datapathSlot struct {
 	PairQuota uint32
 	Payload   uint32
 	Bare      uint32
+	Repeated  uint32
 	Mark      uint8
-	Pad       [3]uint8
+	Pad       [7]uint8
 	Sample    datapathSample
-	Slack     [1040]uint8
+	Slack     [504]uint8
 }
 
 type datapathSlotCount struct {

@@ -3,6 +3,7 @@
 package loader
 
 import (
+	"bytes"
 	"errors"
 	"maps"
 	"net/netip"
@@ -229,6 +230,9 @@ func (k *kernel) samples() []*flow.Sample {
 		k.parts.Join(s)
 		signals.Note(s, signals.Live)
 		out = append(out, s)
+		if v := new(flow.Sample); signals.Variant(s, v) {
+			out = append(out, v)
+		}
 	}
 }
 
@@ -258,13 +262,14 @@ type seen struct {
 	Resumed       bool
 	Provisional   bool
 	Revision      int
+	Variant       bool
 	Signals       []string
 }
 
 func look(s *flow.Sample) seen {
 	v := seen{
 		Key: s.Key.String(), InitiatorIsLo: s.InitiatorIsLo, Reason: s.Reason.String(),
-		Data: slices.Clone(s.Data), Numbers: s.Numbers, OneWay: s.OneWay, MidStream: s.MidStream, Resumed: s.Resumed, Provisional: s.Provisional, Revision: s.Revision, Signals: s.Signals.Names(),
+		Data: slices.Clone(s.Data), Numbers: s.Numbers, OneWay: s.OneWay, MidStream: s.MidStream, Resumed: s.Resumed, Provisional: s.Provisional, Revision: s.Revision, Variant: s.Variant, Signals: s.Signals.Names(),
 	}
 	for _, p := range s.Packets {
 		v.Offsets = append(v.Offsets, p.Offset)
@@ -319,6 +324,11 @@ func upAt(seq, ack uint32, flags byte, n int) []byte {
 
 func downAt(seq, ack uint32, flags byte, n int) []byte {
 	return f.Ethernet(f.IP(server, client, f.TCP, f.Numbered(f.Segment(server, client, flags, nil, f.Payload(n)), seq, ack)))
+}
+
+// otherUp is a frame of the client with other payload than upAt has.
+func otherUp(seq uint32, n int) []byte {
+	return f.Ethernet(f.IP(client, server, f.TCP, f.Numbered(f.Segment(client, server, f.ACK, nil, bytes.Repeat([]byte{'q'}, n)), seq, 2)))
 }
 
 // segment is a TCP segment as up and down have them.
@@ -427,6 +437,17 @@ func TestPackets(t *testing.T) {
 			counts: map[string]uint64{"syns": 1, "tcp_opened": 1, "handed_closed": 1, "out_of_place": 2, "decoys": 1},
 			want: []seen{{Key: whole, InitiatorIsLo: true, Reason: "closed", Offsets: []uint16{0, 54, 108, 162, 516}, WireLens: []uint32{54, 54, 54, 354, 54},
 				FromInitiator: []bool{true, false, true, true, false}}},
+		},
+		{
+			name:   "a range that comes again with other bytes is judged twice, one byte of it is not",
+			frames: after(handshake(), up(f.ACK, 300), otherUp(301, 1), otherUp(102, 100), otherUp(2, 50), upAt(302, 2, f.ACK, 700)),
+			counts: map[string]uint64{"syns": 1, "tcp_opened": 1, "handed_full": 1, "behind": 3},
+			want: []seen{
+				{Key: whole, InitiatorIsLo: true, Reason: "full", Signals: []string{"overlap"}, Offsets: []uint16{0, 54, 108, 162, 516}, WireLens: []uint32{54, 54, 54, 354, 754},
+					FromInitiator: []bool{true, false, true, true, true}},
+				{Key: whole, InitiatorIsLo: true, Reason: "full", Signals: []string{"overlap"}, Variant: true, Offsets: []uint16{0, 54, 108, 162, 516}, WireLens: []uint32{54, 54, 54, 354, 754},
+					FromInitiator: []bool{true, false, true, true, true}},
+			},
 		},
 		{
 			name: "many header-only segments fill no capture",

@@ -31,7 +31,10 @@ type Reader struct {
 	ring   *ringbuf.Reader
 	record ringbuf.Record
 	parts  *parts.Store
-	source func() flow.Source
+	// A variant of the latest capture, if it has one.
+	variant bool
+	next    flow.Sample
+	source  func() flow.Source
 }
 
 // NewReader returns a reader of the data path's captures.
@@ -49,11 +52,17 @@ func (d *DataPath) source() flow.Source {
 }
 
 // Read waits for the next capture and fills s with it, without allocating, unless the
-// capture goes on with one that ended early: both are one sample then. It
+// capture goes on with one that ended early: both are one sample then. A capture of which a
+// range came twice, with different bytes, is followed by its variant. It
 // returns [ErrClosed] after Close, and an error that wraps [ErrBadRecord] for a
 // capture that can't be read. Any other error is the ring buffer's own, and the
 // next Read may well fail at once with the same.
 func (r *Reader) Read(s *flow.Sample) error {
+	if r.variant {
+		r.variant = false
+		s.CopyFrom(&r.next)
+		return nil
+	}
 	if err := r.ring.ReadInto(&r.record); err != nil {
 		if errors.Is(err, os.ErrClosed) {
 			return ErrClosed
@@ -66,6 +75,7 @@ func (r *Reader) Read(s *flow.Sample) error {
 	s.Source = r.source()
 	r.parts.Join(s)
 	signals.Note(s, signals.Live)
+	r.variant = signals.Variant(s, &r.next)
 	return nil
 }
 
@@ -139,6 +149,13 @@ func decodeSample(raw []byte, s *flow.Sample) error {
 	}
 	s.Data = s.Data[:length-before]
 	copy(s.Data, raw[header+before:header+length])
+	if n, at := len(raw), int(unsafe.Offsetof(in.Repeat)); n > at {
+		repeated := int(le.Uint16(raw[unsafe.Offsetof(in.RepeatLen):]))
+		if at+repeated > n {
+			return fmt.Errorf("%w: it claims %d repeated bytes, but has %d", ErrBadRecord, repeated, n-at)
+		}
+		s.KeepRepeat(le.Uint32(raw[unsafe.Offsetof(in.RepeatSeq):]), raw[unsafe.Offsetof(in.RepeatFromInitiator):][0] != 0, raw[at:at+repeated])
+	}
 	return nil
 }
 

@@ -263,6 +263,7 @@ type Assembler struct {
 	recalled   Flow    // the decided flow that a packet is for
 	waits      waits
 	ended      *ended
+	variant    flow.Sample
 	fragments  recent[fragmentKey, firstFragment]
 	now        time.Time
 	counters   Counters
@@ -276,10 +277,10 @@ type begin struct {
 	source flow.Source
 }
 
-// New returns an Assembler. onSample gets each capture exactly once, in order
-// of hand-over; the sample is valid until onSample returns. onEnd (optional)
-// is called by Flush for each flow that was handed over, in order of their
-// start.
+// New returns an Assembler. onSample gets each capture exactly once, and behind it its
+// variant (flow.Meta) if it has one, in order of hand-over; the sample is valid until
+// onSample returns. onEnd (optional) is called by Flush for each flow that was handed
+// over, in order of their start.
 func New(opts Options, onSample func(*Flow, *flow.Sample), onEnd func(Totals)) *Assembler {
 	if opts.IdleTimeout <= 0 {
 		opts.IdleTimeout = DefaultIdleTimeout
@@ -517,6 +518,9 @@ func (a *Assembler) handOver(f *Flow, reason flow.Reason) {
 	signals.Note(s, a.origin())
 	f.stage, f.stream = decided, nil
 	a.onSample(f, s)
+	if signals.Variant(s, &a.variant) {
+		a.onSample(f, &a.variant)
+	}
 	a.release(f)
 	a.settle(f)
 }

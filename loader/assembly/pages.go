@@ -333,7 +333,7 @@ func (f *Flow) encode(b []byte) []byte {
 	b = scratch.AppendAddrPort(b, f.Key.Hi)
 	b = append(b, byte(f.Key.Proto), byte(s.side), byte(f.side))
 	b = scratch.AppendFlags(b, f.InitiatorIsLo, f.marked, f.silent, f.hasNumbers, f.lack.cut, f.lack.incomplete, f.stream != nil, s.oneWay)
-	b = scratch.AppendFlags(b, s.right[0], s.right[1], s.decoy, s.synData, s.serverData)
+	b = scratch.AppendFlags(b, s.right[0], s.right[1], s.decoy, s.synData, s.serverData, s.begun)
 	b = scratch.AppendFlags(b, f.resumed, f.asleep, f.fragmented)
 	for _, v := range [...]uint64{uint64(f.Key.VLAN), uint64(f.Key.InnerVLAN), f.Packets, f.Bytes, uint64(f.payload), uint64(f.bare), uint64(f.revision), uint64(f.before)} {
 		b = binary.AppendUvarint(b, v)
@@ -341,9 +341,14 @@ func (f *Flow) encode(b []byte) []byte {
 	b = scratch.AppendTime(b, f.Start)
 	b = scratch.AppendTime(b, f.Last)
 	b = scratch.AppendTime(b, f.captured)
-	for _, v := range [...]uint32{f.numbers[0], f.numbers[1], s.next[0], s.next[1], s.hole[0].lo, s.hole[0].hi, s.hole[1].lo, s.hole[1].hi} {
+	for _, v := range [...]uint32{f.numbers[0], f.numbers[1], s.next[0], s.next[1], s.hole[0].lo, s.hole[0].hi, s.hole[1].lo, s.hole[1].hi, s.first[0], s.first[1]} {
 		b = binary.AppendUvarint(b, uint64(v))
 	}
+	r := &f.sample.Repeat
+	b = scratch.AppendFlags(b, r.FromInitiator)
+	b = binary.AppendUvarint(b, uint64(r.Seq))
+	b = binary.AppendUvarint(b, uint64(len(r.Data)))
+	b = append(b, r.Data...)
 	return encodePackets(b, f.sample.Packets, f.sample.Data)
 }
 
@@ -367,18 +372,22 @@ func (f *Flow) decode(b []byte) bool {
 	s.side, f.side = Side(d.Byte()), Side(d.Byte())
 	var hasStream bool
 	d.Flags(&f.InitiatorIsLo, &f.marked, &f.silent, &f.hasNumbers, &f.lack.cut, &f.lack.incomplete, &hasStream, &s.oneWay)
-	d.Flags(&s.right[0], &s.right[1], &s.decoy, &s.synData, &s.serverData)
+	d.Flags(&s.right[0], &s.right[1], &s.decoy, &s.synData, &s.serverData, &s.begun)
 	d.Flags(&f.resumed, &f.asleep, &f.fragmented)
 	f.Key.VLAN, f.Key.InnerVLAN = uint16(d.Uvarint()), uint16(d.Uvarint())
 	f.Packets, f.Bytes = d.Uvarint(), d.Uvarint()
 	f.payload, f.bare, f.revision, f.before = int(d.Uvarint()), int(d.Uvarint()), int(d.Uvarint()), int(d.Uvarint())
 	f.Start, f.Last, f.captured = d.Time(), d.Time(), d.Time()
-	for _, v := range [...]*uint32{&f.numbers[0], &f.numbers[1], &s.next[0], &s.next[1], &s.hole[0].lo, &s.hole[0].hi, &s.hole[1].lo, &s.hole[1].hi} {
+	for _, v := range [...]*uint32{&f.numbers[0], &f.numbers[1], &s.next[0], &s.next[1], &s.hole[0].lo, &s.hole[0].hi, &s.hole[1].lo, &s.hole[1].hi, &s.first[0], &s.first[1]} {
 		*v = uint32(d.Uvarint())
 	}
 	if hasStream {
 		f.stream = &s
 	}
+	var r flow.Repeat
+	d.Flags(&r.FromInitiator)
+	r.Seq, r.Data = uint32(d.Uvarint()), d.Bytes(d.Uvarint())
+	f.sample.KeepRepeat(r.Seq, r.FromInitiator, r.Data)
 	f.sample.Packets, f.sample.Data = decodePackets(d, f.sample.Packets, f.sample.Data)
 	return d.OK()
 }

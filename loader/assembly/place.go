@@ -46,8 +46,11 @@ func (s Side) other() Side {
 // initiator sends first, then what the responder sends.
 type stream struct {
 	next [2]uint32 // expected next
-	hole [2]hole
-	side Side // of the initiator
+	// first are the numbers of the first bytes, where begun is set: nobody acknowledges less.
+	first [2]uint32
+	begun bool
+	hole  [2]hole
+	side  Side // of the initiator
 	// oneWay: of one direction nothing may be seen. What it sends is known from
 	// the acknowledgements.
 	oneWay bool
@@ -95,6 +98,9 @@ func (s *stream) take(p *headers.Packet, dir int, from Side) (at place, ends boo
 	}
 	ack, fin, rst := p.Flags&headers.ACK != 0, p.Flags&headers.FIN != 0, p.Flags&headers.RST != 0
 	acked := diff(p.Ack, s.next[1-dir])
+	if !ack && !rst || ack && s.begun && diff(p.Ack, s.first[1-dir]) < 0 {
+		return OutOfPlace, false // no host takes it
+	}
 	if ack && (acked < -ackWindow || acked > seqWindow && !s.oneWay) {
 		return OutOfPlace, false
 	}

@@ -426,10 +426,12 @@ func (a *Assembler) answer(f *Flow, c *candidate, s *segment, won *syn, payload 
 		state: answeredAlone, initiatorIsLo: !s.SrcIsLo,
 		x: s.Ack - 1, y: s.Seq, ack: s.Ack, at: s.ts, start: s.ts, last: s.ts}
 	next.stream = stream{next: [2]uint32{s.Ack, s.Seq + 1}, side: c.side}
+	next.stream.first, next.stream.begun = [2]uint32{s.Ack, s.Seq + 1}, true
 	next.stream.right[1] = !s.wrongChecksum()
 	if won != nil {
 		next.stream.right[0] = won.right
 		next.state, next.x, next.mpJoin = answered, won.seq, won.mpJoin
+		next.stream.first[0] = won.seq + 1
 		next.oneWay = c.oneWay
 		next.start, next.last = won.first, later(won.first, s.ts)
 		next.packets, next.bytes, next.order = won.packets, won.bytes, won.order
@@ -706,9 +708,14 @@ func (a *Assembler) flowSegment(f *Flow, s *segment) {
 	if a.leaveOut(f.stream, s, direction(&s.Packet, f.InitiatorIsLo)) {
 		return
 	}
-	at, ends := f.stream.take(&s.Packet, direction(&s.Packet, f.InitiatorIsLo), s.side)
+	dir := direction(&s.Packet, f.InitiatorIsLo)
+	at, ends := f.stream.take(&s.Packet, dir, s.side)
 	if at != inPlace {
 		a.counters[at]++
+		// One byte is how some ask whether the other side is alive.
+		if at == Behind && s.PayloadLen > 1 && len(f.sample.Repeat.Data) == 0 {
+			f.sample.KeepRepeat(s.Seq, dir == 0, s.frame[min(s.Payload, len(s.frame)):])
+		}
 		return
 	}
 	a.capture(f, &s.Packet, s.frame, ends)
@@ -770,6 +777,7 @@ func (a *Assembler) oneWay(c *candidate, won *syn, s *segment) {
 		c.start, c.last = won.first, later(won.first, s.ts)
 		c.packets, c.bytes, c.order = won.packets, won.bytes, won.order
 		c.stream = stream{next: [2]uint32{c.ack, s.Ack}, side: c.side}
+		c.stream.first, c.stream.begun = [2]uint32{c.ack, s.Ack}, true
 		c.stream.right[0] = won.right
 		c.keepSYN(a, won, 0)
 	}

@@ -288,9 +288,9 @@ func TestConnections(t *testing.T) {
 		},
 		{
 			name:     "acknowledgements that can't be",
-			words:    ">S <SA >A >A5 >A5,ack+16385,lost >A5,ack+16384,lost >A5,seq+5,ack-1048576,lost >A5,seq+10,ack-1048577,lost",
-			samples:  []string{"40000 end 339 6ms: >54@0 <54@1 >54@2 >59@3 >59@5 >59@6"},
-			counters: "syns 1, tcp_opened 1, out_of_place 2",
+			words:    ">S <SA >A >A5 >A5,ack+16385,lost >A5,ack+16384,lost <A9,lost >A5,seq+5,ack+0,lost >A5,seq+10,ack-1,lost >5,seq+10,lost",
+			samples:  []string{"40000 end 402 7ms: >54@0 <54@1 >54@2 >59@3 >59@5 <63@6 >59@7"},
+			counters: "syns 1, tcp_opened 1, out_of_place 3",
 		},
 
 		// Segments that are not in order.

@@ -177,6 +177,9 @@ type Meta struct {
 	// Provisional says that the capture of a TCP connection ended early, or has fewer than
 	// 64 bytes of payload: when payload follows, it goes on, and there is another verdict.
 	Provisional bool
+	// Variant says that of a range that came twice, with different bytes, the later ones are in
+	// the sample. Nobody but the receiver knows which ones it took, so both are judged.
+	Variant bool
 	// Revision is how often the capture went on, 0 to 4. What was captured before is in
 	// the sample.
 	Revision int
@@ -214,10 +217,14 @@ const (
 	SignalSYNData
 	// SignalEarlyServerData: the responder sent data before its SYN+ACK was answered.
 	SignalEarlyServerData
+	// SignalOverlap: a range of a TCP stream came twice, with different bytes.
+	SignalOverlap
+	// SignalUrgent: a side begins with urgent data, of which programs do not get a byte.
+	SignalUrgent
 )
 
 var signalNames = []string{"decoy", "ttl", "gap", "tiny", "fragmented",
-	"slow", "reset_then_data", "fin_then_data", "syn_data", "early_server_data"}
+	"slow", "reset_then_data", "fin_then_data", "syn_data", "early_server_data", "overlap", "urgent"}
 
 // SignalNames returns the words for all signals, as policies and events have them.
 func SignalNames() []string { return slices.Clone(signalNames) }
@@ -286,8 +293,31 @@ type Sample struct {
 	// in its place.
 	Data []byte
 
+	// Repeat is TCP payload of a range that was sent before.
+	Repeat Repeat
+
 	packets [MaxPackets]Packet
 	data    [CaptureBytes]byte
+	repeat  [RepeatBytes]byte
+}
+
+// RepeatBytes bounds what is kept of payload that comes again.
+const RepeatBytes = 512
+
+// Repeat is payload behind what its side had sent by then. Usually it is the same as what
+// was captured before.
+type Repeat struct {
+	Seq           uint32 // of its first byte
+	FromInitiator bool
+	Data          []byte // at most RepeatBytes; empty: none
+}
+
+// KeepRepeat makes a copy of data, as far as there is room, the repeated range of s.
+func (s *Sample) KeepRepeat(seq uint32, fromInitiator bool, data []byte) {
+	if s.Repeat = (Repeat{}); len(data) == 0 {
+		return
+	}
+	s.Repeat = Repeat{seq, fromInitiator, append(s.repeat[:0], data[:min(len(data), RepeatBytes)]...)}
 }
 
 // Reset empties s and points Packets and Data at its own memory.
@@ -295,6 +325,7 @@ func (s *Sample) Reset() {
 	s.Meta = Meta{}
 	s.Packets = s.packets[:0]
 	s.Data = s.data[:0]
+	s.Repeat = Repeat{}
 }
 
 // CopyFrom makes s equal to o, in memory of its own.
@@ -303,6 +334,7 @@ func (s *Sample) CopyFrom(o *Sample) {
 	s.Meta = o.Meta
 	s.Packets = append(s.Packets, o.Packets...)
 	s.Data = append(s.Data, o.Data...)
+	s.KeepRepeat(o.Repeat.Seq, o.Repeat.FromInitiator, o.Repeat.Data)
 }
 
 // Complete reports whether all CaptureBytes are in.

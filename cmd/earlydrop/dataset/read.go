@@ -118,7 +118,7 @@ func (w *writer) readCapture(files []*input, counters *assembly.Counters) (errs 
 	a := assembly.New(assembly.Options{OneWay: w.config.OneWay}, func(_ *assembly.Flow, s *flow.Sample) {
 		in := of[s.Source]
 		switch {
-		case s.Revision > 0: // models are trained with a flow's first capture
+		case s.Revision > 0 || s.Variant: // models are trained with a flow's first capture
 		case s.Incomplete:
 			w.Incomplete[in.label]++
 			in.incomplete = true

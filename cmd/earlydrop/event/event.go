@@ -97,9 +97,11 @@ type Verdict struct {
 	OneWay     bool   `json:"one_way,omitempty"`    // one direction alone was seen
 	// Provisional: more is captured where payload follows, and another verdict made. Revised:
 	// the how many-th such verdict it is.
-	Provisional bool     `json:"provisional,omitempty"`
-	Revised     int      `json:"revised,omitempty"`
-	Signals     []string `json:"signals,omitempty"` // what the first packets show that ordinary ones rarely do
+	Provisional bool `json:"provisional,omitempty"`
+	Revised     int  `json:"revised,omitempty"`
+	// Variant: of a range that came twice, with different bytes, the later ones were judged.
+	Variant bool     `json:"variant,omitempty"`
+	Signals []string `json:"signals,omitempty"` // what the first packets show that ordinary ones rarely do
 
 	// Packets is how many packets the verdict was made from, and Bytes is their length on
 	// the wire, link header included: of the capture, and not of the whole flow.
@@ -157,7 +159,7 @@ func NewVerdict(s *flow.Sample, r *flow.Result, d *policy.Decision) *Verdict {
 		Decision: d.Action.String(), Rule: d.Rule, Naming: NameFlow(d), Reason: d.Reason, TTL: d.TTL.Seconds(),
 		Captured: len(s.Data), Complete: s.Complete(), HandedOver: s.Reason.String(), Cut: s.Cut, Incomplete: s.Incomplete,
 		MidStream: s.MidStream, Resumed: s.Resumed, OneWay: s.OneWay,
-		Provisional: s.Provisional, Revised: s.Revision, Signals: s.Signals.Names(),
+		Provisional: s.Provisional, Revised: s.Revision, Variant: s.Variant, Signals: s.Signals.Names(),
 		Packets: len(s.Packets), Bytes: WireBytes(s),
 	}
 }

@@ -39,6 +39,9 @@ func (v *Verdict) Text(verbose bool) string {
 	if v.Revised > 0 {
 		line += ", revised"
 	}
+	if v.Variant {
+		line += ", variant"
+	}
 	if v.Signals != nil {
 		line += ", shows " + strings.Join(v.Signals, " ")
 	}
@@ -90,6 +93,9 @@ func (v *Verdict) Note() string {
 	}
 	if v.Revised > 0 {
 		notes = append(notes, "revised")
+	}
+	if v.Variant {
+		notes = append(notes, "variant")
 	}
 	notes = append(notes, v.Signals...)
 	if notes == nil {

@@ -36,6 +36,9 @@ func Flows(file *captures.File, options assembly.Options, progress func(bytes in
 	}
 	defer f.Close()
 	a := assembly.New(options, func(f *assembly.Flow, s *flow.Sample) {
+		if s.Variant {
+			return
+		}
 		if s.Revision == 0 { // what is explained is the last one
 			numbers = append(numbers, f.Seq)
 		}

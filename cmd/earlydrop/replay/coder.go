@@ -68,7 +68,11 @@ func (c *coder) encode(b []byte, s *flow.Sample, r *flow.Result, d *policy.Decis
 	b = append(b, byte(s.Key.Proto), byte(s.Reason), byte(d.Action))
 	b = scratch.AppendFlags(b, s.Complete(), s.Cut, s.Incomplete, s.MidStream, s.Resumed, s.OneWay, d.Detected, s.Provisional)
 	b = scratch.AppendTime(b, s.Start)
-	for _, n := range [...]uint64{uint64(s.Key.VLAN), uint64(s.Key.InnerVLAN), uint64(s.Elapsed), uint64(s.Revision), uint64(s.Signals), uint64(len(s.Data)), uint64(len(s.Packets)),
+	variant := uint64(0)
+	if s.Variant {
+		variant = 1
+	}
+	for _, n := range [...]uint64{uint64(s.Key.VLAN), uint64(s.Key.InnerVLAN), uint64(s.Elapsed), uint64(s.Revision), variant, uint64(s.Signals), uint64(len(s.Data)), uint64(len(s.Packets)),
 		event.WireBytes(s), uint64(d.TTL)} {
 		b = binary.AppendUvarint(b, n)
 	}
@@ -98,7 +102,7 @@ func (c *coder) decode(b []byte, r *record) error {
 	v.Start = d.Time()
 	v.VLAN, v.InnerVLAN = uint16(d.Uvarint()), uint16(d.Uvarint())
 	v.Time = v.Start.Add(time.Duration(d.Uvarint()))
-	v.Revised = int(d.Uvarint())
+	v.Revised, v.Variant = int(d.Uvarint()), d.Uvarint() != 0
 	v.Signals = flow.Signals(d.Uvarint()).Names()
 	v.Captured, v.Packets, v.Bytes = int(d.Uvarint()), int(d.Uvarint()), d.Uvarint()
 	v.TTL = time.Duration(d.Uvarint()).Seconds()

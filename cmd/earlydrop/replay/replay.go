@@ -299,10 +299,16 @@ func (r *Replay) work() {
 }
 
 // sortKey puts the verdicts of a flow behind one another.
-func sortKey(seq uint64, s *flow.Sample) uint64 { return seq<<revisionBits | uint64(s.Revision) }
+func sortKey(seq uint64, s *flow.Sample) uint64 {
+	key := seq<<revisionBits | uint64(s.Revision)<<1
+	if s.Variant {
+		key++
+	}
+	return key
+}
 
 const (
-	revisionBits = 3
+	revisionBits = 4 // 3 and one of the variant
 	revisionMask = 1<<revisionBits - 1
 )
 
@@ -393,7 +399,7 @@ func (r *Replay) tell(t *assembly.Totals, data []byte) error {
 	// A flow is what its last verdict calls it, and dropped if one of them says so: live, it
 	// would be the last one.
 	dropped := uint64(0)
-	if last := &r.last; record.Revised > 0 && last.seq == t.Seq {
+	if last := &r.last; (record.Revised > 0 || record.Variant) && last.seq == t.Seq {
 		r.summary.Classes[last.called] -= last.counted
 		dropped = last.dropped
 	}

@@ -99,6 +99,7 @@ const (
 	SYN Flags = 0x02
 	RST Flags = 0x04
 	ACK Flags = 0x10
+	URG Flags = 0x20
 )
 
 // Opens reports whether the packet opens a connection: SYN without ACK.

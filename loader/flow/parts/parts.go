@@ -8,7 +8,6 @@ package parts
 
 import (
 	"container/list"
-	"encoding/binary"
 	"net/netip"
 	"slices"
 
@@ -40,6 +39,7 @@ type part struct {
 	meta      flow.Meta
 	packets   []flow.Packet
 	data      []byte
+	repeat    flow.Repeat
 	initiator netip.Prefix
 }
 
@@ -106,6 +106,7 @@ func (st *Store) keep(s *flow.Sample) {
 	p.meta, p.initiator = s.Meta, initiator
 	p.packets = append(p.packets[:0], s.Packets...)
 	p.data = append(p.data[:0], s.Data...)
+	p.repeat.Seq, p.repeat.FromInitiator, p.repeat.Data = s.Repeat.Seq, s.Repeat.FromInitiator, append(p.repeat.Data[:0], s.Repeat.Data...)
 	st.kept[s.Key] = st.order.PushBack(p)
 	st.initiators[initiator]++
 }
@@ -163,7 +164,12 @@ func join(before *part, s *flow.Sample) {
 	meta.Start, meta.Elapsed = before.meta.Start, meta.Elapsed+shift
 	meta.Signals |= before.meta.Signals
 	meta.Cut, meta.Incomplete = meta.Cut || before.meta.Cut, meta.Incomplete || before.meta.Incomplete
+	repeat := s.Repeat
 	s.Reset()
+	if len(repeat.Data) == 0 {
+		repeat = before.repeat
+	}
+	s.KeepRepeat(repeat.Seq, repeat.FromInitiator, repeat.Data)
 	s.Meta = meta
 	for _, f := range all {
 		if len(s.Data) == flow.CaptureBytes || len(s.Packets) == flow.MaxPackets {
@@ -222,26 +228,7 @@ func (f *frame) appends(next *frame) bool {
 	}
 	f.data = append(slices.Clip(f.data[:f.h.WireLen]), next.data[min(next.h.Payload, len(next.data)):]...)
 	f.WireLen = uint32(f.h.WireLen + next.h.PayloadLen)
-	if f.h.IP == 6 {
-		binary.BigEndian.PutUint16(f.data[f.h.L3+4:], uint16(int(f.WireLen)-f.h.L3-40))
-	} else {
-		binary.BigEndian.PutUint16(f.data[f.h.L3+2:], uint16(int(f.WireLen)-f.h.L3))
-		f.fixIPChecksum()
-	}
+	f.h.SetLength(f.data, int(f.WireLen))
 	f.ok = f.h.Walk(f.data, int(f.WireLen)) == headers.OK
 	return true
-}
-
-// fixIPChecksum makes the checksum of the IPv4 header right again.
-func (f *frame) fixIPChecksum() {
-	header := f.data[f.h.L3 : f.h.L3+int(f.data[f.h.L3]&15)*4]
-	clear(header[10:12])
-	sum := uint32(0)
-	for i := 0; i+1 < len(header); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(header[i:]))
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	binary.BigEndian.PutUint16(header[10:], ^uint16(sum))
 }

@@ -13,6 +13,7 @@
 package signals
 
 import (
+	"bytes"
 	"encoding/binary"
 	"slices"
 	"time"
@@ -59,7 +60,8 @@ type walked [flow.MaxPackets]struct {
 
 // Note adds to s.Signals what the packets of s show, and sets s.MissingStart and s.Scant. Of UDP it
 // takes the decoys out of s: datagrams with a wrong checksum, which no host accepts. (Of TCP
-// the kernel programs and the assembly have left them out, and say so in s.Signals.) It
+// the kernel programs and the assembly have left them out, and say so in s.Signals.) Of TCP
+// it takes out segments that no host accepts for their options. It
 // looks only at frames that are in the sample whole. What each side of a TCP connection
 // sent is put in order. Note does not allocate.
 func Note(s *flow.Sample, from Origin) {
@@ -67,7 +69,7 @@ func Note(s *flow.Sample, from Origin) {
 	for i, p := range s.Packets {
 		all[i].ok = all[i].Walk(s.Frame(i), int(p.WireLen)) == headers.OK
 	}
-	if decoys := findDecoys(s, &all, from); decoys != 0 {
+	if decoys := findDecoys(s, &all, from) | findRefused(s, &all); decoys != 0 {
 		s.Signals |= flow.SignalDecoy
 		takeOut(s, &all, decoys)
 	}
@@ -100,7 +102,88 @@ func Note(s *flow.Sample, from Origin) {
 		}
 		s.MissingStart = s.MissingStart || atStart
 	}
+	overlaps(s, &all, func(captured, again []byte) {
+		if !bytes.Equal(captured, again) {
+			s.Signals |= flow.SignalOverlap
+		}
+	})
 	inOrder(s, &all)
+}
+
+// Variant fills v with s, but for the range that came again with different bytes: these are
+// in v. It returns false where there is none. s has been noted.
+func Variant(s, v *flow.Sample) bool {
+	if s.Signals&flow.SignalOverlap == 0 || s.Variant {
+		return false
+	}
+	v.CopyFrom(s)
+	v.Variant = true
+	var all walked
+	for i, p := range v.Packets {
+		all[i].ok = all[i].Walk(v.Frame(i), int(p.WireLen)) == headers.OK
+	}
+	overlaps(v, &all, func(captured, again []byte) { copy(captured, again) })
+	cutFront(v, &all)
+	return true
+}
+
+// cutFront takes away what is in front of a side's first byte: a host does.
+func cutFront(s *flow.Sample, all *walked) {
+	var begun [2]bool
+	var first [2]uint32
+	end := 0 // of what stays
+	for i := range s.Packets {
+		p, h, frame := &s.Packets[i], &all[i], s.Frame(i)
+		side := which(*p)
+		if h.ok && h.Proto == flow.TCP {
+			cut := int(int32(first[side] - h.Seq))
+			switch {
+			case h.Flags&headers.SYN != 0:
+				begun[side], first[side] = true, h.Seq+1
+			case begun[side] && cut > 0 && cut <= h.PayloadLen && h.L3 < h.Payload && h.Payload <= len(frame):
+				p.WireLen = uint32(h.WireLen - cut)
+				binary.BigEndian.PutUint32(frame[h.L4+4:], first[side])
+				h.SetLength(frame, int(p.WireLen))
+				rest := frame[min(len(frame), h.Payload+cut):]
+				frame = frame[:h.Payload+copy(frame[h.Payload:], rest)]
+			}
+		}
+		// It never moves towards the end, so that the next frame is still there.
+		p.Offset = uint16(end)
+		end += copy(s.Data[end:], frame)
+	}
+	s.Data = s.Data[:end]
+}
+
+// overlaps calls f for what is in the repeated range and in a frame of s.
+func overlaps(s *flow.Sample, all *walked, f func(captured, again []byte)) {
+	r := &s.Repeat
+	if len(r.Data) == 0 {
+		return
+	}
+	for i, p := range s.Packets {
+		h := &all[i]
+		frame := s.Frame(i)
+		end := min(len(frame), h.WireLen)
+		if !h.ok || h.Proto != flow.TCP || h.PayloadLen == 0 || p.FromInitiator != r.FromInitiator || h.Payload >= end {
+			continue
+		}
+		seq := h.Seq
+		if h.Flags&headers.SYN != 0 {
+			seq++
+		}
+		captured, again := frame[h.Payload:end], r.Data
+		switch skip := int(int32(r.Seq - seq)); {
+		case skip >= len(captured) || -skip >= len(again):
+			continue
+		case skip > 0:
+			captured = captured[skip:]
+		default:
+			again = again[-skip:]
+		}
+		n := min(len(captured), len(again))
+		f(captured[:n], again[:n])
+	}
 }
 
 // takeOut takes the packets out of s and of all that have a bit in decoys.
@@ -201,6 +284,12 @@ func (sd *side) note(h *headers.Headers) (found flow.Signals) {
 			found |= flow.SignalFINThenData
 		}
 		first := int32(seq - sd.base)
+		if sd.syn && first < 0 { // a host cuts it off
+			found |= flow.SignalOverlap
+		}
+		if h.Flags&headers.URG != 0 {
+			found |= flow.SignalUrgent
+		}
 		if sd.lost {
 			// What is missing in front of this one is that packet's.
 			sd.lost = false

@@ -386,3 +386,100 @@ func TestMissingStart(t *testing.T) {
 		}
 	}
 }
+
+// TestVariantHasTheLaterBytes: those in the range, and no others.
+func TestVariantHasTheLaterBytes(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		seq   uint32
+		again string
+		want  string // of the two segments; empty: no variant
+	}{
+		{"the same", 10, "abcd", ""},
+		{"within", 11, "XY", "aXYdefgh"},
+		{"over both", 12, "XYZW", "abXYZWgh"},
+		{"before and within", 8, "..XY", "XYcdefgh"},
+		{"within and behind", 16, "XY..", "abcdefXY"},
+		{"in front", 6, "XXXX", ""},
+		{"behind", 18, "XXXX", ""},
+	} {
+		s := new(flow.Sample)
+		s.Reset()
+		for i, part := range []string{"abcd", "efgh"} {
+			frame := f.Ethernet(f.IP(client4, server4, f.TCP, f.Numbered(f.Segment(client4, server4, f.ACK, nil, []byte(part)), uint32(10+4*i), 2)))
+			s.Packets = append(s.Packets, flow.Packet{Offset: uint16(len(s.Data)), WireLen: uint32(len(frame)), FromInitiator: true})
+			s.Data = append(s.Data, frame...)
+		}
+		s.KeepRepeat(tt.seq, true, []byte(tt.again))
+		Note(s, Live)
+		v := new(flow.Sample)
+		is := Variant(s, v)
+		if is != (tt.want != "") || is != (s.Signals == flow.SignalOverlap) {
+			t.Errorf("%s: variant %v, signals %v", tt.name, is, s.Signals.Names())
+			continue
+		}
+		if is {
+			if got := string(v.Frame(0)[54:]) + string(v.Frame(1)[54:]); got != tt.want || !v.Variant || s.Variant {
+				t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
+			}
+		}
+		s.Repeat.FromInitiator = false
+		s.Signals = 0
+		if Note(s, Live); s.Signals != 0 {
+			t.Errorf("%s: of the other side: signals %v", tt.name, s.Signals.Names())
+		}
+	}
+}
+
+// TestSegmentsThatNoHostAccepts are left out of what is judged, whole or in part.
+func TestSegmentsThatNoHostAccepts(t *testing.T) {
+	stamp := func(v byte) []byte { return []byte{1, 1, 8, 10, 0, 0, 0, v, 0, 0, 0, 0} }
+	signature := append([]byte{1, 1, 19, 18}, make([]byte, 16)...)
+	type segment struct {
+		seq     uint32
+		flags   byte
+		options []byte
+		payload string
+	}
+	for _, tt := range []struct {
+		name     string
+		segments []segment
+		signals  flow.Signals
+		want     string // payload that is judged
+		variant  string
+	}{
+		{"a signature that nobody asked for", []segment{{1, f.SYN, nil, ""}, {2, f.ACK, signature, "fake"}, {2, f.ACK, nil, "true"}}, flow.SignalDecoy, "true", ""},
+		{"signatures in all", []segment{{1, f.SYN, signature, ""}, {2, f.ACK, signature, "true"}}, 0, "true", ""},
+		{"a timestamp of the past", []segment{{1, f.SYN, stamp(9), ""}, {2, f.ACK, stamp(8), "fake"}, {2, f.ACK, stamp(9), "true"}}, flow.SignalDecoy, "true", ""},
+		{"without a SYN nothing is known", []segment{{2, f.ACK, signature, "fake"}, {6, f.ACK, stamp(9), "true"}, {10, f.ACK, stamp(8), "late"}}, flow.SignalTiny, "faketruelate", ""},
+		{"bytes in front of the first", []segment{{100, f.SYN, nil, ""}, {97, f.ACK, nil, "fakerest"}, {105, f.ACK, nil, "more"}}, flow.SignalOverlap, "fakerestmore", "restmore"},
+		{"urgent data", []segment{{1, f.SYN, nil, ""}, {2, f.ACK | 0x20, nil, "u"}}, flow.SignalUrgent, "u", ""},
+		{"options that end too early", []segment{{1, f.SYN, nil, ""}, {2, f.ACK, []byte{1, 1, 19, 40}, "true"}, {6, f.ACK, []byte{19, 1, 8, 10}, "more"}}, 0, "truemore", ""},
+	} {
+		s := new(flow.Sample)
+		s.Reset()
+		for _, seg := range tt.segments {
+			frame := f.Ethernet(f.IP(client4, server4, f.TCP, f.Numbered(f.Segment(client4, server4, seg.flags, seg.options, []byte(seg.payload)), seg.seq, 2)))
+			s.Packets = append(s.Packets, flow.Packet{Offset: uint16(len(s.Data)), WireLen: uint32(len(frame)), FromInitiator: true})
+			s.Data = append(s.Data, frame...)
+		}
+		payload := func(s *flow.Sample) (all string) {
+			for i, p := range s.Packets {
+				h, verdict := headers.Parse(s.Frame(i), int(p.WireLen))
+				if verdict != headers.OK {
+					t.Errorf("%s: packet %d: %v", tt.name, i, verdict)
+				}
+				all += string(s.Frame(i)[h.Payload:])
+			}
+			return all
+		}
+		Note(s, Live)
+		if got := payload(s); got != tt.want || s.Signals != tt.signals {
+			t.Errorf("%s: %q and signals %v, want %q and %v", tt.name, got, s.Signals.Names(), tt.want, tt.signals.Names())
+		}
+		v := new(flow.Sample)
+		if is := Variant(s, v); is != (tt.variant != "") || is && payload(v) != tt.variant {
+			t.Errorf("%s: variant %v %q, want %q", tt.name, is, payload(v), tt.variant)
+		}
+	}
+}

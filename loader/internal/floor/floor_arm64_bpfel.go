@@ -279,8 +279,9 @@ type floorSlot struct {
 	PairQuota uint32
 	Payload   uint32
 	Bare      uint32
+	Repeated  uint32
 	Mark      uint8
-	Pad       [3]uint8
+	Pad       [7]uint8
 	Sample    struct {
 		_             structs.HostLayout
 		Key           floorFlowKey
@@ -308,9 +309,15 @@ type floorSlot struct {
 			FromInitiator uint8
 			Fragment      uint8
 		}
-		Data [1024]uint8
+		Data                [1024]uint8
+		Spill               [16]uint8
+		RepeatSeq           uint32
+		RepeatLen           uint16
+		RepeatFromInitiator uint8
+		Pad2                uint8
+		Repeat              [512]uint8
 	}
-	Slack [1040]uint8
+	Slack [504]uint8
 }
 
 type floorSlotCount struct {

@@ -30,7 +30,7 @@ var identified = []string{
 // survived are others, each of another kind, that HTTPS has to survive, or must not where they
 // are malformed.
 var survived = []string{
-	"tiny-8", "urgent", "mss-88", "ttl-swap", "fast-open", "decoy-checksum", "decoy-ack", "disorder", "overlap-new", "fragments-tiny",
+	"tiny-8", "urgent", "mss-88", "ttl-swap", "fast-open", "decoy-checksum", "decoy-md5", "decoy-paws", "decoy-ack", "disorder", "overlap-new", "fragments-tiny",
 	"fragments-syn-all", "mp-join", "server-window", "server-syn", "both-decoy",
 }
 

@@ -86,7 +86,7 @@ func printPage(out io.Writer, before, now []*row) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, `# Evasion
 
-What [test/evasion](signals.md) makes of each strategy: what is done to the first bytes of real Shadowsocks, VMess and HTTPS
+What [the evasion suite](signals.md) makes of each strategy: what is done to the first bytes of real Shadowsocks, VMess and HTTPS
 connections to get past a filter, and whether earlydrop, in mode monitor with the shipped model, still identifies the tunnels.
 
 This page is generated, and not edited:
@@ -104,12 +104,12 @@ Before is %s.
 `, now[0].Outcomes[https].N, origin(now), origin(before))
 
 	was, is := fates(before), fates(now)
-	fmt.Fprintf(&b, "Of %d strategies, %s identified, %s not identified but have a signal, and %s neither. ",
-		len(now)-len(is[useless]), are(is[named]), are(is[signalled]), are(is[hidden]))
+	fmt.Fprintf(&b, "With %d of %d strategies at least half of each tunnel's connections are identified; with %d they are not, but have a signal; with %d there is neither. ",
+		len(is[named]), len(now)-len(is[useless]), len(is[signalled]), len(is[hidden]))
 	fmt.Fprintf(&b, "Before, it was %d, %d and %d. ", len(was[named]), len(was[signalled]), len(was[hidden]))
 	b.WriteString(webSentence(now) + "\n\n")
 
-	b.WriteString("## What still works\n\nThe cheapest first. Tunnels that do this are not identified.\n\n| takes | and show no signal | and show a signal |\n| --- | --- | --- |\n")
+	b.WriteString("## What still works\n\nThe cheapest first: with these, fewer than half of a tunnel's connections are identified.\n\n| takes | no signal either | but a signal |\n| --- | --- | --- |\n")
 	for _, takes := range []string{network, nothing, root, server, bothEnds, outsider} {
 		of := func(f fate) string {
 			var names []string
@@ -175,13 +175,6 @@ func fates(rows []*row) map[fate][]*row {
 		all[r.fate()] = append(all[r.fate()], r)
 	}
 	return all
-}
-
-func are(rows []*row) string {
-	if len(rows) == 1 {
-		return "the tunnels of 1 are"
-	}
-	return fmt.Sprintf("the tunnels of %d are", len(rows))
 }
 
 // webSentence says what becomes of HTTPS.

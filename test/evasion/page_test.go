@@ -98,7 +98,7 @@ func TestPageSaysWhatBecameOfStrategies(t *testing.T) {
 	}
 	for _, want := range []string{
 		"Now is earlydrop v1 on Linux 6.1, 2026-11-25, 10 connections each.",
-		"Of 7 strategies, the tunnels of 3 are identified, the tunnels of 1 are not identified but have a signal, and the tunnels of 3 are neither. ",
+		"With 3 of 7 strategies at least half of each tunnel's connections are identified; with 1 they are not, but have a signal; with 3 there is neither. ",
 		"Before, it was 2, 0 and 1. ",
 		"HTTPS survives 5 of 6 strategies in mode enforce that it survives with nothing attached, not `cut`; besides these, that mode drops malformed",
 		"of tunnels and HTTPS alike: `malformed`.",

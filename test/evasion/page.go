@@ -50,10 +50,10 @@ func readRows(path string) ([]*row, error) {
 type fate int
 
 const (
-	named     fate = iota // at least half of each tunnel's connections are
-	signalled             // ... are identified or have a signal
-	hidden                // neither
-	useless               // no tunnel works with it
+	named   fate = iota // at least half of each tunnel's connections are
+	shown               // ... are identified or have a signal
+	hidden              // neither
+	useless             // no tunnel works with it
 )
 
 func (r *row) fate() (f fate) {
@@ -66,7 +66,7 @@ func (r *row) fate() (f fate) {
 		case 2*o.Neither > o.N:
 			of = hidden
 		case 2*o.Identified < o.N:
-			of = signalled
+			of = shown
 		}
 		if f == useless || of > f {
 			f = of
@@ -105,8 +105,8 @@ Before is %s.
 
 	was, is := fates(before), fates(now)
 	fmt.Fprintf(&b, "With %d of %d strategies at least half of each tunnel's connections are identified; with %d they are not, but have a signal; with %d there is neither. ",
-		len(is[named]), len(now)-len(is[useless]), len(is[signalled]), len(is[hidden]))
-	fmt.Fprintf(&b, "Before, it was %d, %d and %d. ", len(was[named]), len(was[signalled]), len(was[hidden]))
+		len(is[named]), len(now)-len(is[useless]), len(is[shown]), len(is[hidden]))
+	fmt.Fprintf(&b, "Before, it was %d, %d and %d. ", len(was[named]), len(was[shown]), len(was[hidden]))
 	b.WriteString(webSentence(now) + "\n\n")
 
 	b.WriteString("## What still works\n\nThe cheapest first: with these, fewer than half of a tunnel's connections are identified.\n\n| takes | no signal either | but a signal |\n| --- | --- | --- |\n")
@@ -120,7 +120,7 @@ Before is %s.
 			}
 			return strings.Join(names, ", ")
 		}
-		if hides, shows := of(hidden), of(signalled); hides+shows != "" {
+		if hides, shows := of(hidden), of(shown); hides+shows != "" {
 			fmt.Fprintf(&b, "| %s | %s | %s |\n", takesText[takes], hides, shows)
 		}
 	}

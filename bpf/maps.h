@@ -290,11 +290,12 @@ struct {
 	__type(value, __u32);
 } free_tcp_slots SEC(".maps");
 
-/* key: some bits of the flow's hash. value: the others, never 0; or 0. TCP flows whose
- * packets just pass: decided, or no beginning of them was seen. Each new one takes the word
- * of an older one, which is looked up in `flows` then. Written by the kernel; cleared by it
- * when a SYN of the key is acknowledged. Two flows have the same index and word with a
- * probability of 2^-32, see hash.h: then one of them is not judged.
+/* key: some bits of the flow's hash. value: the others, never 0, see settled.h; or 0. Flows
+ * whose packets just pass: decided, or TCP without a beginning that was seen. Each new one
+ * takes the word of an older one, which is looked up in `flows` then. Written by the kernel;
+ * cleared by it when a SYN of the key is acknowledged, or a UDP flow is resumed. Two flows
+ * have the same index and word with a probability of 2^-32, see hash.h: then one of them is
+ * not judged.
  * 262144 * 8 = 2 MiB. */
 #define SETTLED_WORDS 262144
 

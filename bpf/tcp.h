@@ -15,6 +15,7 @@
 
 #include "flow.h"
 #include "checksum.h"
+#include "settled.h"
 
 /* A candidate that is older has to make way for another. */
 #define CANDIDATE_NS 60000000000ULL
@@ -49,67 +50,6 @@ static __always_inline bool read_segment(const struct source *src, struct packet
 	pkt->now = bpf_ktime_get_ns();
 	pkt->side = side_of(src, pkt);
 	return true;
-}
-
-/* The word of a key's hash among those of settled flows. */
-static __always_inline __u64 *settled_word(__u64 hash)
-{
-	__u32 index = hash % SETTLED_WORDS;
-	struct settled_flow *flow = bpf_map_lookup_elem(&settled, &index);
-
-	return flow ? &flow->hash : NULL;
-}
-
-/* What that word is for this key: the rest of its hash, never 0. */
-static __always_inline __u64 settled_tag(__u64 hash)
-{
-	return hash / SETTLED_WORDS | 1ULL << 63;
-}
-
-/* Whether packets of the flow just pass; fills in its hash. The packet is on the caller's
- * stack, which has no room for the index; its buffer has. */
-static __always_inline bool is_settled(struct packet *pkt)
-{
-	struct settled_flow *flow;
-
-	pkt->hash = hash_key(&pkt->key);
-	pkt->slot = pkt->hash % SETTLED_WORDS;
-	flow = bpf_map_lookup_elem(&settled, &pkt->slot);
-	return flow && flow->hash == settled_tag(pkt->hash);
-}
-
-static __always_inline void clear_settled(const struct packet *pkt)
-{
-	__u64 *word = settled_word(pkt->hash);
-
-	if (word)
-		__sync_val_compare_and_swap(word, settled_tag(pkt->hash), 0);
-}
-
-/* A packet of a decided flow that nothing marks has passed: the next ones need no look at
- * `flows`. Where another flow has the word, one packet of sixteen takes it, so that two
- * running flows do not write it all the time. Not static, so that its stack is its own. */
-__noinline int settle(const struct packet *pkt)
-{
-	struct flow_key key;
-	__u64 *word, tag, hash;
-	struct flow *flow;
-
-	if (!pkt)
-		return 0;
-	key = pkt->key;
-	hash = hash_key(&key);
-	word = settled_word(hash);
-	tag = settled_tag(hash);
-	if (!word || *word == tag || (*word && (bpf_get_prandom_u32() & 15)))
-		return 0;
-	__sync_lock_test_and_set(word, tag);
-	/* A mark, or the end of what is known, is written first and clears the word then:
-	 * so one of the two sees what the other has written. */
-	flow = bpf_map_lookup_elem(&flows, &key);
-	if (!flow || flow->mark || flow->again)
-		__sync_val_compare_and_swap(word, tag, 0);
-	return 0;
 }
 
 static __always_inline bool is_young(const struct packet *pkt, __u64 since_ns, __u64 limit_ns)
@@ -478,7 +418,7 @@ __noinline int begin_connection(const struct packet *pkt)
 		/* Packets of keys that have none do not look whether it ended. */
 		block->candidate_ns = pkt->now;
 	}
-	clear_settled(pkt);
+	clear_settled(pkt->hash, false);
 	cnt->tcp_opened++;
 	if (candidate->flags & CANDIDATE_JOIN) {
 		cnt->mptcp_join++;
@@ -907,7 +847,7 @@ static __always_inline void mid_stream_segment(struct counts *cnt, const struct 
 		return;
 	}
 	word = settled_word(pkt->hash);
-	tag = settled_tag(pkt->hash);
+	tag = settled_tag(pkt->hash, false);
 	if (!word || *word == tag)
 		return;
 	cnt->mid_stream++;
@@ -1061,7 +1001,7 @@ static __always_inline int tcp_segment(struct counts *cnt, const struct source *
 		if (answered == ANSWER_TO_SYN)
 			mark_known(pkt);
 		if (answered != ANSWER_NONE)
-			clear_settled(pkt);
+			clear_settled(pkt->hash, false);
 		return ACTION_PASS;
 	}
 	flow = pkt->tcp_flags & PACKET_NEW ? NULL : bpf_map_lookup_elem(&flows, key);

@@ -426,6 +426,8 @@ __noinline int resume_after(const struct packet *pkt, __u64 expires_ns)
 		remember(&key, VERDICT_RESUMED, 0, 0, 0, 0);
 	else if (flow->last_ns < expires_ns)
 		flow->verdict = VERDICT_RESUMED;
+	/* It may pass no more without a look at what was written. */
+	clear_settled(hash_key(&key), true);
 	return 0;
 }
 

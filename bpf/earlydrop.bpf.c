@@ -81,7 +81,7 @@ static __always_inline bool settled_fragment(struct counts *cnt, struct packet *
 	__u64 *word;
 
 	/* Linux 6.1 knows no bound of a bucket whose ports come out of a longer register. */
-	hide(key);
+	barrier_var(key);
 	block = find_block(key);
 	if (key->proto == IPPROTO_TCP) {
 		/* What is known of its flow, tcp_segment() looks up. */

@@ -264,7 +264,7 @@ struct {
 } collecting SEC(".maps");
 
 /* key: slot number. value: the capture. Written by the kernel, never deleted.
- * 8192 * 2.5 KiB = 20 MiB. */
+ * 8192 * 2608 = 20.4 MiB. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 8192);
@@ -359,7 +359,7 @@ struct {
 	__type(value, struct device_side);
 } same_side SEC(".maps");
 
-/* Captures on their way to user space; room for 2900 full ones. */
+/* Captures on their way to user space; room for 2700 full ones. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4 * 1024 * 1024);

@@ -36,7 +36,7 @@ static __always_inline bool read_segment(const struct source *src, struct packet
 	__be32 numbers[2];
 
 	linear_part(src, &data, &data_end);
-	hide(off);
+	barrier_var(off);
 	if (off <= LINEAR_OFFSET && data + off + sizeof(numbers) <= data_end) {
 		pkt->seq = bpf_ntohl(((__be32 *)(data + off))[0]);
 		pkt->ack = bpf_ntohl(((__be32 *)(data + off))[1]);
@@ -136,7 +136,7 @@ static __always_inline int note_syn(const struct source *src, struct packet *pkt
 	syn->tcp_at = pkt->prefix_len + pkt->tcp_off - pkt->skip;
 	syn->from_lo = pkt->src_is_lo;
 	syn->bytes = 0;
-	hide(bytes);
+	barrier_var(bytes);
 	if (bytes <= HANDSHAKE_FRAME) {
 		syn->bytes = bytes;
 		if (copy_frame(src, pkt, syn->frame, bytes, HANDSHAKE_FRAME))
@@ -306,7 +306,7 @@ enum candidacy {
 	CANDIDACY_NONE = 0, /* no handshake that it could be part of */
 	CANDIDACY_ALONE,    /* a SYN+ACK stands that it does not answer */
 	CANDIDACY_ONE_WAY,  /* it goes on with a handshake of which one direction is seen */
-	CANDIDACY_ANSWERED, /* a SYN stands acknowledged, and it does not prove the connection */
+	CANDIDACY_ANSWERED, /* a SYN is acknowledged, and it does not prove the connection */
 	/* what a segment comes to */
 	CANDIDACY_WRONG_SIDE,
 	CANDIDACY_OUT,
@@ -616,7 +616,7 @@ __noinline int candidate_segment(struct packet *pkt, __u32 own)
 	return candidacy;
 }
 
-/* A segment while a SYN stands acknowledged: of the responder, if it is in place in its
+/* A segment while a SYN is acknowledged: of the responder, if it is in place in its
  * handshake. It is not captured, but must not hide the connection. Returns an enum candidacy.
  * Not static, as own_handshake(). */
 __noinline int early_segment(struct packet *pkt)
@@ -723,7 +723,7 @@ static __always_inline enum candidacy go_on(enum candidacy candidacy, const stru
 	return candidacy;
 }
 
-/* A segment of a key of which something is known, and a SYN stands acknowledged: it may prove
+/* A segment of a key of which something is known, and a SYN is acknowledged: it may prove
  * another connection. */
 static __always_inline enum candidacy marked_segment(const struct source *src, struct packet *pkt)
 {
@@ -777,7 +777,7 @@ static __always_inline enum candidacy candidates(const struct source *src, struc
 	return own == CANDIDACY_ALONE || other == CANDIDACY_ALONE ? CANDIDACY_OUT : CANDIDACY_NONE;
 }
 
-#define STANDING_ANSWERED 1 /* a SYN of the key stands acknowledged */
+#define STANDING_ANSWERED 1 /* a SYN of the key is acknowledged */
 #define STANDING_ANY 2	    /* ... or a SYN+ACK alone, or a connection without payload */
 
 /* What stands of a key's candidates. Does not own what it looks at. Not static, as

@@ -60,10 +60,10 @@ struct flow_key {
 } __attribute__((aligned(4))); /* so that it is copied and compared by words */
 
 enum verdict {
-	VERDICT_PENDING = 1,	/* handed over, no verdict yet: passes */
-	VERDICT_PASS = 2,	/* decided */
-	VERDICT_MID_STREAM = 3, /* begins in the middle of a stream: never captured, passes */
-	VERDICT_RESUMED = 4,	/* UDP: was decided, then silent or blocked; it is captured again */
+	VERDICT_PENDING = 1, /* handed over, no verdict yet: passes */
+	VERDICT_PASS = 2,    /* decided */
+	/* 3 was for connections that carry the middle of a stream */
+	VERDICT_RESUMED = 4, /* UDP: was decided, then silent or blocked; it is captured again */
 };
 
 /* What is known of a TCP connection's numbers. */
@@ -139,6 +139,11 @@ enum handover_reason {
 
 #define SAMPLE_HIDDEN 128 /* TCP: segments in place came in fragments that hide their header */
 
+/* The same, of sample.more. With the first two it is the handshake alone: SAMPLE_MID_STREAM. */
+#define MORE_JOIN 1	    /* TCP: it joins another connection (MPTCP) */
+#define MORE_UNREADABLE 2   /* TCP: it moved on, and no payload could be read */
+#define MORE_OUT_OF_PLACE 4 /* TCP: both sides sent much payload out of place */
+
 /* Record of the ring buffer `samples`: everything up to `data`, then `length` bytes of it and
  * nothing behind them; or, with a repeated range, everything up to `repeat` and `repeat_len`
  * bytes of that. */
@@ -158,7 +163,7 @@ struct sample {
 	__u32 next_lo; /* sequence number of the next byte that the side will send */
 	__u32 next_hi;
 	__u8 again; /* TCP: it goes on with the capture before, for that time; 0: it is the first */
-	__u8 pad;
+	__u8 more;  /* MORE_* */
 	__u16 before; /* bytes of it; here, the capture begins only behind so many */
 	struct packet_record packets[CAPTURE_PACKETS];
 	__u8 data[CAPTURE_BYTES] __attribute__((aligned(8)));

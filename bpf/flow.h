@@ -440,6 +440,8 @@ static __always_inline void capture_segment(struct counts *cnt, struct slot *slo
 	}
 	if (decoy && placed != PLACED_OUT)
 		slot->sample.flags |= SAMPLE_DECOY;
+	if (!decoy && placed == PLACED_OUT)
+		note_stray(&slot->stray_lo, &slot->stray_hi, &slot->sample.more, pkt);
 	if (!decoy && placed == PLACED) {
 		bare += slot->bare;
 		if (bare <= BARE_BYTES)
@@ -561,8 +563,10 @@ static __always_inline __u32 hold_slot(struct slot *slot, const struct packet *p
 	slot->handed_over = 0;
 	slot->mark = 0;
 	slot->payload = slot->bare = slot->repeated = 0;
+	slot->stray_lo = slot->stray_hi = 0;
 	slot->sample.repeat_len = 0;
 	slot->sample.again = 0;
+	slot->sample.more = 0;
 	slot->sample.before = 0;
 	slot->last_ns = pkt->now;
 	slot->sample.key = pkt->key;
@@ -618,6 +622,11 @@ __noinline int open_capture(const struct packet *pkt)
 		if (candidate->flags & CANDIDATE_DECOY)
 			slot->sample.flags |= SAMPLE_DECOY;
 		slot->sample.flags |= candidate->seen;
+		slot->sample.more = candidate->more;
+		if (candidate->more & (MORE_JOIN | MORE_UNREADABLE))
+			slot->sample.flags |= SAMPLE_MID_STREAM;
+		slot->stray_lo = candidate->stray_lo;
+		slot->stray_hi = candidate->stray_hi;
 		if (candidate->flags & CANDIDATE_EARLY)
 			slot->payload = candidate->acked - 1 -
 					(candidate->initiator_is_lo ? candidate->isn_lo
@@ -704,8 +713,7 @@ __noinline int refuse_capture(const struct packet *pkt)
 	candidate = bpf_map_lookup_elem(&syns, &id);
 	if (!candidate)
 		return 0;
-	remember(&key, candidate->flags & CANDIDATE_JOIN ? VERDICT_MID_STREAM : VERDICT_PASS,
-		 candidate->isn_lo, candidate->isn_hi, KNOWN_ISN, 0);
+	remember(&key, VERDICT_PASS, candidate->isn_lo, candidate->isn_hi, KNOWN_ISN, 0);
 	free_candidate(id);
 	return 0;
 }

@@ -45,7 +45,9 @@ struct slot {
 	__u32 payload;	  /* captured bytes of it; one that is lost in a race does no harm */
 	__u32 bare;	  /* TCP: bytes of header-only packets behind the first payload */
 	__u32 repeated;	  /* taken by exchange: a repeated range was, or is being, kept */
-	__u8 mark;	  /* a SYN of the key was acknowledged: look at its candidates */
+	__u32 stray_lo;	  /* TCP: payload that the side sent out of place, see note_stray() */
+	__u32 stray_hi;
+	__u8 mark; /* a SYN of the key was acknowledged: look at its candidates */
 	__u8 pad[7];
 	struct sample sample;
 	__u8 slack[CAPTURE_SLACK];
@@ -122,7 +124,10 @@ struct candidate {
 	__u32 acked; /* acknowledgement number of the SYN+ACK */
 	__u8 initiator_is_lo;
 	__u8 seen; /* SAMPLE_SYN_DATA, SAMPLE_EARLY, SAMPLE_HIDDEN */
-	__u8 pad[2];
+	__u8 more; /* MORE_* */
+	__u8 pad;
+	__u32 stray_lo; /* as of struct slot */
+	__u32 stray_hi;
 	struct syn first;
 	struct syn latest;
 };
@@ -203,7 +208,7 @@ struct {
 } handshake_tags SEC(".maps");
 
 /* key: bucket * 16 + way. value: the SYNs of a key, and what became of them. Written by
- * the kernel; freed by it when payload comes, else overwritten. 65536 * 568 = 35.5 MiB. */
+ * the kernel; freed by it when payload comes, else overwritten. 65536 * 576 = 36 MiB. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 65536);

@@ -15,6 +15,10 @@
 /* How far behind what the other side has sent an acknowledgement may be, where it is not known
  * what the other side has begun with. */
 #define PLACE_ACK_BEHIND (1024 * 1024)
+/* More payload out of place than this, of both sides, is no accident. */
+#define STRAY_BYTES (16 * 1024)
+/* A connection that moved on by more than this has sent payload that nobody could read. */
+#define UNREAD_BYTES 4096
 
 enum placed {
 	PLACED = 0,
@@ -95,4 +99,28 @@ static __always_inline enum placed place(struct expected *e, const struct packet
 	if (e->one_way && (pkt->tcp_flags & TCP_ACK) && (__s32)(pkt->ack - e->other) > 0)
 		e->other = pkt->ack;
 	return last || (pkt->tcp_flags & TCP_RST) ? PLACED_LAST : PLACED;
+}
+
+/* Whether a header-only segment in place shows that payload was sent which was not read. What a
+ * side sends that is not seen is not read, either. */
+static __always_inline bool is_unread(const struct expected *e, const struct packet *pkt)
+{
+	__s32 ahead = pkt->seq - e->next, acked = pkt->ack - e->other;
+
+	return ahead > UNREAD_BYTES ||
+	       ((pkt->tcp_flags & TCP_ACK) && !e->one_way && acked > UNREAD_BYTES);
+}
+
+/* Notes payload out of place. Who forges it sends from one side alone; with one hook there is
+ * no telling. */
+static __always_inline void note_stray(__u32 *lo, __u32 *hi, __u8 *more, const struct packet *pkt)
+{
+	__u32 *mine = pkt->src_is_lo ? lo : hi;
+
+	if (cfg_one_hook)
+		return;
+	if (*mine <= STRAY_BYTES)
+		*mine += pkt->payload_len;
+	if (*lo > STRAY_BYTES && *hi > STRAY_BYTES)
+		*more |= MORE_OUT_OF_PLACE;
 }

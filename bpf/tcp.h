@@ -271,7 +271,8 @@ static __always_inline int note_answer(const struct source *src, struct packet *
 	}
 	set_numbers(candidate, pkt, isn);
 	candidate->start_ns = pkt->now;
-	candidate->seen = 0;
+	candidate->seen = candidate->more = 0;
+	candidate->stray_lo = candidate->stray_hi = 0;
 	candidate->state = CANDIDATE_ALONE;
 	if (syn) {
 		candidate->state = CANDIDATE_ANSWERED;
@@ -311,10 +312,11 @@ enum candidacy {
 	CANDIDACY_WRONG_SIDE,
 	CANDIDACY_OUT,
 	CANDIDACY_BEHIND,
-	/* the next four: go on with pkt->candidate, owned */
+	/* the next five: go on with pkt->candidate, owned */
 	CANDIDACY_CONNECTED, /* it was proven before: connected_segment() */
 	CANDIDACY_PROVEN,    /* it is proven by this segment: begin_connection() */
 	CANDIDACY_OPEN,	     /* its capture begins: open_capture() */
+	CANDIDACY_SHOWN,     /* its handshake is handed over, and no more: show_handshake() */
 	CANDIDACY_REFUSED,   /* it is not to be captured: refuse_capture() */
 	CANDIDACY_DONE,	     /* the segment was counted, and kept where it has to be */
 	CANDIDACY_SAME,	     /* it proved the connection that is known already */
@@ -422,7 +424,8 @@ __noinline int begin_connection(const struct packet *pkt)
 	cnt->tcp_opened++;
 	if (candidate->flags & CANDIDATE_JOIN) {
 		cnt->mptcp_join++;
-		return CANDIDACY_REFUSED;
+		candidate->more |= MORE_JOIN;
+		return CANDIDACY_SHOWN;
 	}
 	candidate->state = CANDIDATE_PROVEN;
 	return CANDIDACY_CONNECTED;
@@ -540,6 +543,9 @@ static __always_inline int connected_segment(const struct source *src, struct pa
 	/* With payload in the SYN's frame the capture begins whatever this one is. */
 	if ((placed == PLACED_BEHIND || placed == PLACED_OUT) &&
 	    !(candidate->flags & CANDIDATE_EARLY)) {
+		if (placed == PLACED_OUT)
+			note_stray(&candidate->stray_lo, &candidate->stray_hi, &candidate->more,
+				   pkt);
 		release_candidate(id, candidate, pkt->now);
 		return placed == PLACED_BEHIND ? CANDIDACY_BEHIND : CANDIDACY_OUT;
 	}
@@ -555,6 +561,11 @@ static __always_inline int connected_segment(const struct source *src, struct pa
 	if (append_handshake(candidate, hs, src, pkt))
 		cnt->load_failed++;
 	move_on(candidate, &e, pkt);
+	if (is_unread(&e, pkt)) {
+		candidate->more |= MORE_UNREADABLE;
+		/* All of it may have been too long to keep. */
+		return hs->packet_count ? CANDIDACY_SHOWN : CANDIDACY_REFUSED;
+	}
 	if ((pkt->tcp_flags & (TCP_RST | TCP_FIN)) && !(candidate->flags & CANDIDATE_CLOSED)) {
 		candidate->flags |= CANDIDATE_CLOSED;
 		cnt->header_only++;
@@ -681,7 +692,8 @@ __noinline int one_way_segment(struct packet *pkt, __u32 own)
 		candidate->hole_lo = candidate->hole_lo_end = 0;
 		candidate->hole_hi = candidate->hole_hi_end = 0;
 		candidate->acked = syn->seq + 1;
-		candidate->seen = 0;
+		candidate->seen = candidate->more = 0;
+		candidate->stray_lo = candidate->stray_hi = 0;
 		if (joins_connection(syn))
 			candidate->flags |= CANDIDATE_JOIN;
 		begin_handshake(hs, syn, 0);
@@ -703,6 +715,30 @@ static __always_inline void keep_candidate(const struct packet *pkt)
 		__sync_fetch_and_and(word, ~WAY_BUSY);
 }
 
+/* Ends the capture of the packet's flow, which was opened for its handshake alone. Leaves the
+ * hand-over to the caller, as capture(). Not static, so that its stack is its own. */
+__noinline int show_handshake(struct packet *pkt)
+{
+	struct flow_key key;
+	struct slot *slot;
+	__u64 old;
+	__u32 id;
+
+	if (!pkt)
+		return 0;
+	key = pkt->key;
+	slot = collecting_slot(&key, &id);
+	if (!slot) /* there was no room */
+		return 0;
+	slot->sample.reason = REASON_CLOSED;
+	old = __sync_fetch_and_or(&slot->word, WORD_CLOSED);
+	if (!(old & WORD_CLOSED) && !WORD_REFS(old)) {
+		pkt->hand_over = old | WORD_CLOSED;
+		pkt->slot = id;
+	}
+	return 0;
+}
+
 /* Goes on with what a segment is to pkt->candidate. */
 static __always_inline enum candidacy go_on(enum candidacy candidacy, const struct source *src,
 					    struct packet *pkt)
@@ -711,6 +747,13 @@ static __always_inline enum candidacy go_on(enum candidacy candidacy, const stru
 		candidacy = begin_connection(pkt);
 	if (candidacy == CANDIDACY_CONNECTED)
 		candidacy = call_hook(connected_segment, src, pkt);
+	if (candidacy == CANDIDACY_SHOWN) {
+		/* It has the slot for a moment. */
+		pkt->quota = pkt->pair_quota = SLOT_UNCOUNTED;
+		open_capture(pkt);
+		show_handshake(pkt);
+		return CANDIDACY_DONE;
+	}
 	if (candidacy == CANDIDACY_OPEN || candidacy == CANDIDACY_REFUSED) {
 		pkt->mark = MARK_KEPT;
 		if (candidacy == CANDIDACY_REFUSED)

@@ -75,7 +75,10 @@ type datapathCandidate struct {
 	Acked         uint32
 	InitiatorIsLo uint8
 	Seen          uint8
-	Pad           [2]uint8
+	More          uint8
+	Pad           uint8
+	StrayLo       uint32
+	StrayHi       uint32
 	First         struct {
 		_          structs.HostLayout
 		TimeNs     uint64
@@ -260,7 +263,7 @@ type datapathSample struct {
 	NextLo              uint32
 	NextHi              uint32
 	Again               uint8
-	Pad                 uint8
+	More                uint8
 	Before              uint16
 	Packets             [32]datapathPacketRecord
 	Data                [1024]uint8
@@ -301,6 +304,8 @@ type datapathSlot struct {
 	Payload   uint32
 	Bare      uint32
 	Repeated  uint32
+	StrayLo   uint32
+	StrayHi   uint32
 	Mark      uint8
 	Pad       [7]uint8
 	Sample    datapathSample
@@ -321,10 +326,9 @@ type datapathSlotRef struct {
 type datapathVerdict uint32
 
 const (
-	datapathVerdictVERDICT_PENDING    datapathVerdict = 1
-	datapathVerdictVERDICT_PASS       datapathVerdict = 2
-	datapathVerdictVERDICT_MID_STREAM datapathVerdict = 3
-	datapathVerdictVERDICT_RESUMED    datapathVerdict = 4
+	datapathVerdictVERDICT_PENDING datapathVerdict = 1
+	datapathVerdictVERDICT_PASS    datapathVerdict = 2
+	datapathVerdictVERDICT_RESUMED datapathVerdict = 4
 )
 
 type datapathWaiting struct {

@@ -426,7 +426,7 @@ func (t *talk) on() {
 	from, size := c.below(2), pick(c, segmentSizes...)
 	seq, ack := t.next[from], t.next[1-from]
 	again := func(d uint32, n int) { t.segment(from, t.hook[from], f.ACK, seq+d, ack, nil, n) }
-	switch c.below(20) {
+	switch c.below(22) {
 	default:
 		t.send(from, f.ACK|f.PSH, size)
 	case 7:
@@ -473,6 +473,15 @@ func (t *talk) on() {
 		t.segment(from, t.hook[from], pick[byte](c, f.RST, f.RST|f.ACK, f.FIN|f.ACK, f.FIN), seq+c.near(), ack, nil, pick(c, 0, 0, 20))
 	case 19:
 		t.forge()
+	case 20: // much payload out of place, mostly of both sides
+		for end := range pick(c, 1, 2, 2) {
+			for range pick(c, 11, 12, 12) {
+				t.segment(end, t.hook[end], f.ACK, t.next[end]+1<<30, t.next[1-end], nil, pick(c, 1400, 1400, 1366))
+			}
+		}
+	case 21: // payload that nobody sees
+		t.next[from] += pick[uint32](c, 1400, 4096, 4097, 9000)
+		t.send(pick(c, from, 1-from), f.ACK, 0)
 	}
 }
 
@@ -1003,6 +1012,7 @@ func TestKernelAgainstAssemblyRandom(t *testing.T) {
 // packets.
 var sampleKinds = map[string]int{
 	"full": 200, "closed": 200, "idle": 100, "one way": 2000, "mid-stream": 2000, "of a SYN+ACK alone": 2000,
+	"out_of_place": 20_000, "unreadable": 2000, "mptcp_join": 5000,
 	"with data in the SYN": 2000, "of ten packets": 500, "of both directions": 100,
 }
 
@@ -1013,6 +1023,7 @@ func (s *seen) kinds() (kinds []string) {
 			kinds = append(kinds, kind)
 		}
 	}
+	kinds = append(kinds, s.Signals...)
 	add(true, cmp.Or(s.Reason, "idle"))
 	add(s.OneWay, "one way")
 	add(s.MidStream, "mid-stream")

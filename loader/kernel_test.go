@@ -410,6 +410,23 @@ func TestPackets(t *testing.T) {
 	for i := range uint32(9) {
 		drops = append(drops, upAt(2+i, 2, f.ACK, 1), downAt(2, 3+i, f.ACK, 0))
 	}
+	// A SYN of Multipath TCP; segments in fragments that hide their header; one behind more
+	// headers than are walked, and a header-only one of its sender.
+	joining := f.Ethernet(f.IP(client, server, f.TCP, f.Numbered(f.Segment(client, server, f.SYN, joinOptions, nil), 1, 0)))
+	var hidden [4][][]byte
+	for i := range hidden {
+		packet := f.IP(client, server, f.TCP, f.Numbered(f.Segment(client, server, f.ACK, nil, f.Payload(1400)), uint32(2+1400*i), 2))
+		for _, piece := range f.Fragments(packet, uint32(i+1), pieces(16)...) {
+			hidden[i] = append(hidden[i], f.Ethernet(piece))
+		}
+	}
+	unwalked := f.Ethernet(f.IP(peer6, host6, 60, slices.Concat(slices.Repeat(f.Extension(60, 0), 6), f.Extension(f.TCP, 0), data6)))
+	long6 := func(src, dst netip.AddrPort, segment []byte) []byte {
+		return f.Ethernet(f.IP(src, dst, 60, slices.Concat(f.Extension(f.TCP, 12), segment)))
+	}
+	own6 := func(seq uint32) []byte {
+		return f.Ethernet(f.IP(peer6, host6, f.TCP, f.Numbered(f.Segment(peer6, host6, f.ACK, nil, nil), seq, 2)))
+	}
 	const whole = "tcp 10.0.0.2:40000 <> 192.0.2.7:443"
 	tests := []row{
 		{
@@ -471,6 +488,54 @@ func TestPackets(t *testing.T) {
 				{Key: whole, InitiatorIsLo: true, Reason: "full", Revision: 1, Signals: []string{"gap", "tiny"},
 					Offsets: []uint16{0, 54, 108, 162, 224}, WireLens: []uint32{54, 54, 54, 62, 1154}, FromInitiator: []bool{true, false, true, true, true}},
 			},
+		},
+		{
+			name:   "the handshake of a connection that joins another one is handed over once",
+			frames: [][]byte{joining, down(f.SYN|f.ACK, 0), up(f.ACK, 0), up(f.ACK, 1400), down(f.ACK, 1400)},
+			counts: map[string]uint64{"syns": 1, "tcp_opened": 1, "mptcp_join": 1, "handed_closed": 1},
+			want: []seen{{Key: whole, InitiatorIsLo: true, MidStream: true, Reason: "closed", Signals: []string{"mptcp_join"},
+				Offsets: []uint16{0, 74}, WireLens: []uint32{74, 54}, FromInitiator: []bool{true, false}}},
+		},
+		{
+			name:   "payload in fragments that hide their header moves the connection on",
+			frames: slices.Concat(handshake(), hidden[0], hidden[1], [][]byte{downAt(2, 2802, f.ACK, 0)}, hidden[2], [][]byte{downAt(2, 4202, f.ACK, 0)}, hidden[3], [][]byte{downAt(2, 5602, f.ACK, 0), upAt(5602, 2, f.ACK, 1400)}),
+			counts: map[string]uint64{"syns": 1, "tcp_opened": 1, "bad_fragment": 8, "handed_closed": 1},
+			want: []seen{{Key: whole, InitiatorIsLo: true, MidStream: true, Reason: "closed", Signals: []string{"fragmented", "unreadable"},
+				Offsets: []uint16{0, 54, 108, 162, 216}, WireLens: []uint32{54, 54, 54, 54, 54}, FromInitiator: []bool{true, false, true, false, false}}},
+		},
+		{
+			name:   "payload behind headers that are not walked moves the connection on",
+			frames: [][]byte{f.Ethernet(f.IP(peer6, host6, f.TCP, syn6)), f.Ethernet(answer6), f.Ethernet(f.IP(peer6, host6, f.TCP, segment(peer6, host6, f.ACK, nil, 0))), unwalked, own6(4098), unwalked, own6(4099), own6(9000)},
+			counts: map[string]uint64{"syns": 1, "tcp_opened": 1, "unparsable": 2, "handed_closed": 1},
+			want: []seen{{Key: "tcp [2001:db8::7]:443 <> [fd00::2]:40000", MidStream: true, Reason: "closed", Signals: []string{"unreadable"},
+				Offsets: []uint16{0, 74, 148, 222, 296}, WireLens: []uint32{74, 74, 74, 74, 74}, FromInitiator: []bool{true, false, true, true, true}}},
+		},
+		{
+			name: "of a handshake that was too long to keep there is nothing to hand over",
+			frames: [][]byte{
+				long6(host6, peer6, segment(host6, peer6, f.SYN|f.ACK, nil, 0)), long6(peer6, host6, segment(peer6, host6, f.ACK, nil, 0)),
+				long6(peer6, host6, f.Numbered(f.Segment(peer6, host6, f.ACK, nil, nil), 9000, 2)), f.Ethernet(f.IP(peer6, host6, f.TCP, data6)),
+			},
+			counts: map[string]uint64{"tcp_opened": 1},
+		},
+		{
+			name:   "a connection that moved on by 4 KB is not unreadable, nor one whose numbers somebody guessed",
+			frames: after(handshake(), downAt(2, 4098, f.ACK, 0), upAt(4098, 2, f.ACK, 0), downAt(2, 16387, f.ACK, 0), downAt(16387, 2, f.ACK, 0), upAt(2, 16387, f.ACK, 0), spoiled(downAt(2, 5000, f.ACK, 0))),
+			counts: map[string]uint64{"syns": 1, "tcp_opened": 1, "out_of_place": 3, "decoys": 1},
+		},
+		{
+			name:   "payload that was read first makes no connection unreadable",
+			frames: after(handshake(), up(f.ACK, 1400), downAt(2, 9000, f.ACK, 0), upAt(9000, 2, f.ACK, 0)),
+			counts: map[string]uint64{"syns": 1, "tcp_opened": 1, "handed_full": 1},
+			want: []seen{{Key: whole, InitiatorIsLo: true, Reason: "full", Offsets: []uint16{0, 54, 108, 162}, WireLens: []uint32{54, 54, 54, 1454},
+				FromInitiator: []bool{true, false, true, true}}},
+		},
+		{
+			name:   "where sides are not known, payload out of place is only counted",
+			frames: slices.Concat(handshake(), slices.Repeat([][]byte{upAt(90_000, 2, f.ACK, 1400), downAt(90_000, 2, f.ACK, 1400)}, 13), [][]byte{up(f.ACK, 1400)}),
+			counts: map[string]uint64{"syns": 1, "tcp_opened": 1, "out_of_place": 26, "handed_full": 1},
+			want: []seen{{Key: whole, InitiatorIsLo: true, Reason: "full", Offsets: []uint16{0, 54, 108, 162}, WireLens: []uint32{54, 54, 54, 1454},
+				FromInitiator: []bool{true, false, true, true}}},
 		},
 
 		{name: "frame too short for IP", frames: [][]byte{f.Ethernet(ip)[:20]}, counts: map[string]uint64{"malformed": 1}, ingressOnly: true},

@@ -119,6 +119,11 @@ func decodeSample(raw []byte, s *flow.Sample) error {
 			s.Signals |= seen.signal
 		}
 	}
+	for _, seen := range sampleMore {
+		if raw[unsafe.Offsetof(in.More)]&seen.flag != 0 {
+			s.Signals |= seen.signal
+		}
+	}
 	before := int(le.Uint16(raw[unsafe.Offsetof(in.Before):]))
 	if before >= length {
 		return fmt.Errorf("%w: it claims %d bytes behind %d", ErrBadRecord, length, before)
@@ -185,6 +190,16 @@ var sampleSignals = [...]struct {
 	{sampleDecoy, flow.SignalDecoy},
 	{sampleSYNData, flow.SignalSYNData},
 	{sampleEarly, flow.SignalEarlyServerData},
+}
+
+// sampleMore is the same of MORE_* of bpf/earlydrop.h.
+var sampleMore = [...]struct {
+	flag   byte
+	signal flow.Signals
+}{
+	{1, flow.SignalMPTCPJoin},
+	{2, flow.SignalUnreadable},
+	{4, flow.SignalOutOfPlace},
 }
 
 func decodeNumbers(raw []byte) flow.Numbers {

@@ -21,6 +21,9 @@ type hop struct {
 	frame []byte
 }
 
+// joinOptions are the options of a SYN that joins another connection (MPTCP).
+var joinOptions = []byte{2, 4, 5, 180, 1, 1, 4, 2, 30, 12, 0x10, 1, 1, 2, 3, 4, 5, 6, 7, 8}
+
 // path is where the two ends of a connection are: the client's packets come by one hook,
 // the server's by the other.
 type path struct{ client, server entry }
@@ -48,9 +51,10 @@ func TestStrangersFromOneSide(t *testing.T) {
 		name string
 		hops func(p path) []hop
 		// captured are the sequence numbers by which each sample's connection began.
-		captured []uint32
-		counts   map[string]uint64 // without packets_*
-		oneWay   bool
+		captured  []uint32
+		counts    map[string]uint64 // without packets_*
+		oneWay    bool
+		midStream bool // that is what the samples are
 	}
 	const data = f.ACK | f.PSH
 	rows := []row{
@@ -161,10 +165,12 @@ func TestStrangersFromOneSide(t *testing.T) {
 		{
 			name: "MPTCP subflow is the middle of a stream",
 			hops: func(p path) []hop {
-				join := f.Ethernet(f.IP(client, server, f.TCP, f.Numbered(f.Segment(client, server, f.SYN, []byte{2, 4, 5, 180, 1, 1, 4, 2, 30, 12, 0x10, 1, 1, 2, 3, 4, 5, 6, 7, 8}, nil), 1, 0)))
+				join := f.Ethernet(f.IP(client, server, f.TCP, f.Numbered(f.Segment(client, server, f.SYN, joinOptions, nil), 1, 0)))
 				return []hop{{p.client, join}, p.down(1, 2, f.SYN|f.ACK, 0), p.up(2, 2, f.ACK, 0), p.up(2, 2, data, 1400)}
 			},
-			counts: map[string]uint64{"syns": 1, "tcp_opened": 1, "mptcp_join": 1},
+			captured:  []uint32{1},
+			midStream: true,
+			counts:    map[string]uint64{"syns": 1, "tcp_opened": 1, "mptcp_join": 1, "handed_closed": 1},
 		},
 		{
 			name:   "one direction alone, where it is asked for",
@@ -199,7 +205,7 @@ func TestStrangersFromOneSide(t *testing.T) {
 				var captured []uint32
 				for _, s := range k.samples() {
 					captured = append(captured, s.Numbers.InitiatorISN)
-					if !s.InitiatorIsLo || s.OneWay != tt.oneWay || s.MidStream {
+					if !s.InitiatorIsLo || s.OneWay != tt.oneWay || s.MidStream != tt.midStream {
 						t.Errorf("sample %+v", s.Meta)
 					}
 				}

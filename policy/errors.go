@@ -54,13 +54,13 @@ func cut(s string) string {
 	return s
 }
 
-// someOf lists words, at most a dozen.
+// someOf lists words, at most sixteen.
 func someOf(words []string) string {
 	if len(words) == 0 {
 		return "none"
 	}
-	if len(words) > 12 {
-		return strings.Join(words[:12], ", ") + fmt.Sprintf(" and %d more", len(words)-12)
+	if len(words) > 16 {
+		return strings.Join(words[:16], ", ") + fmt.Sprintf(" and %d more", len(words)-16)
 	}
 	return strings.Join(words, ", ")
 }

@@ -80,3 +80,35 @@ func TestSignalsAreSaidAndAskedFor(t *testing.T) {
 		t.Errorf("a line of the log: %s", line)
 	}
 }
+
+// A connection whose payload nobody could read is an event, and no rule treats it that does not
+// ask for the middle of streams.
+func TestHandshakeAloneIsShown(t *testing.T) {
+	packets := conversation(0, "10.0.0.1:2000", "10.9.0.1:443", make([]byte, 6000), nil)
+	file, at := captureBytes(t, packets...), 24
+	for i := range packets {
+		n := 16 + int(file[at+8]) + int(file[at+9])<<8
+		if packets[i].payload != nil {
+			file = slices.Delete(file, at, at+n) // its sequence numbers stay
+			continue
+		}
+		at += n
+	}
+	dir := writeFiles(t, map[string][]byte{
+		"unread.pcap": file, "any.yaml": []byte(droppingPolicy),
+		"middle.yaml": []byte(strings.ReplaceAll(droppingPolicy, "ttl: 1m", "ttl: 1m, mid_stream: true, signal: unreadable")),
+	})
+	for policy, want := range map[string]string{"any.yaml": "mid-stream", "middle.yaml": "rule"} {
+		code, stdout, stderr := runForTest("replay", "--json", "--model", tinyModel, "--policy", filepath.Join(dir, policy), filepath.Join(dir, "unread.pcap"))
+		if code != exitOK {
+			t.Fatalf("%s: exit code %d: %s", policy, code, stderr)
+		}
+		r := parseRecord(t, stdout)
+		if !r.MidStream || !slices.Equal(r.Signals, []string{"unreadable"}) || r.HandedOver != "closed" || r.Packets != 4 {
+			t.Errorf("%s: %+v", policy, r)
+		}
+		if r.Reason != want {
+			t.Errorf("%s: class %s, decision %s, reason %s, want %s", policy, r.Class, r.Decision, r.Reason, want)
+		}
+	}
+}

@@ -41,7 +41,7 @@ func newEnded() *ended {
 
 // goesOn reports whether the capture of a flow may go on after the hand-over.
 func (f *Flow) goesOn(reason flow.Reason) bool {
-	return f.stream != nil && f.hasNumbers && f.revision < againMost && reason != flow.ReasonEnd &&
+	return f.stream != nil && f.hasNumbers && f.shown == 0 && f.revision < againMost && reason != flow.ReasonEnd &&
 		(reason != flow.ReasonFull || !f.hasPayload())
 }
 
@@ -54,7 +54,7 @@ func (e *ended) add(f *Flow) {
 		delete(e.of, e.order.Remove(e.order.Front()).(*endedFlow).seq)
 	}
 	st := *f.stream
-	st.hole = [2]hole{}
+	st.hole, st.stray = [2]hole{}, [2]int{}
 	before := 0
 	if f.hasPayload() {
 		before = f.before + len(f.sample.Data)

@@ -67,7 +67,8 @@ const (
 	Opened
 	// OneWay counts TCP handshakes of which one direction alone was seen.
 	OneWay
-	// MPJoin counts subflows of Multipath TCP: they are mid-stream.
+	// MPJoin counts subflows of Multipath TCP: they are mid-stream, and their handshake alone
+	// is captured.
 	MPJoin
 	// FollowedFragment counts those later fragments that followed their first one.
 	FollowedFragment
@@ -218,12 +219,13 @@ type Flow struct {
 	marked     bool
 	silent     bool
 	hasNumbers bool
-	numbers    [2]uint32 // initial ones, of the lower endpoint and the higher one
-	stream     *stream   // while collecting
-	payload    int       // captured bytes of it
-	bare       int       // bytes of captured header-only packets behind the first payload
-	revision   int       // how often the capture went on
-	before     int       // bytes of the capture before; 0 as long as there is next to no payload
+	numbers    [2]uint32    // initial ones, of the lower endpoint and the higher one
+	stream     *stream      // while collecting
+	payload    int          // captured bytes of it
+	bare       int          // bytes of captured header-only packets behind the first payload
+	revision   int          // how often the capture went on
+	before     int          // bytes of the capture before; 0 as long as there is next to no payload
+	shown      flow.Signals // why the handshake alone is captured, else 0
 
 	captured time.Time // when the latest packet was captured
 	turn     uint64    // orders the collecting flows by their latest captured packet

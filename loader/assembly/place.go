@@ -15,6 +15,10 @@ const (
 	// ackWindow is how far an acknowledgement may be behind what the other side
 	// is expected to send next. It may be seqWindow ahead of it.
 	ackWindow = 1 << 20
+	// strayBytes of payload out of place, of both sides, are no accident if there are more.
+	strayBytes = 16 << 10
+	// unreadBytes is by how much a connection may move on while no payload could be read.
+	unreadBytes = 4096
 )
 
 // diff is the distance from b to a on the ring of sequence numbers.
@@ -61,6 +65,10 @@ type stream struct {
 	// synData: the SYN had data that was not acknowledged. serverData: the responder sent
 	// data before its SYN+ACK was answered, or seemed to.
 	synData, serverData bool
+	// stray is the payload that a side sent out of place, in bytes. outOfPlace: of both it is
+	// more than strayBytes.
+	stray      [2]int
+	outOfPlace bool
 }
 
 // isDecoy reports whether no host accepts a segment of the direction. In files, whose
@@ -124,6 +132,23 @@ func (s *stream) take(p *headers.Packet, dir int, from Side) (at place, ends boo
 		s.next[1-dir] = p.Ack
 	}
 	return inPlace, ends
+}
+
+// unread reports whether a header-only segment that is in place shows that payload was sent
+// which was not read. What a side sends that is not seen is not read, either.
+func (s *stream) unread(p *headers.Packet, dir int) bool {
+	return diff(p.Seq, s.next[dir]) > unreadBytes ||
+		p.Flags&headers.ACK != 0 && !s.oneWay && diff(p.Ack, s.next[1-dir]) > unreadBytes
+}
+
+// noteStray notes payload out of place. Who forges it sends from one side alone; where sides
+// are not known there is no telling.
+func (s *stream) noteStray(p *headers.Packet, dir int, from Side) {
+	if from == SideUnknown || s.side == SideUnknown {
+		return
+	}
+	s.stray[dir] += p.PayloadLen
+	s.outOfPlace = s.outOfPlace || s.stray[0] > strayBytes && s.stray[1] > strayBytes
 }
 
 // payload places n bytes. A FIN behind them is in place as well where mayEnd is

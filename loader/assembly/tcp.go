@@ -641,11 +641,8 @@ func (a *Assembler) begin(f *Flow, c *candidate, s *segment) {
 	a.counters[Opened]++
 	if c.mpJoin {
 		a.counters[MPJoin]++
-		f := a.start(c.key, c.initiatorIsLo, c.start, c.order)
-		f.stage, f.silent = decided, true
-		f.hasNumbers, f.numbers = true, c.numbers()
-		a.settle(f)
-		a.handshakes.drop(c)
+		c.count(s)
+		a.show(c, flow.SignalMPTCPJoin)
 		return
 	}
 	c.state = proven
@@ -663,9 +660,10 @@ func (a *Assembler) handshakeSegment(c *candidate, s *segment) {
 	if a.leaveOut(&c.stream, s, direction(&s.Packet, c.initiatorIsLo)) {
 		return
 	}
-	at, ends := c.stream.take(&s.Packet, direction(&s.Packet, c.initiatorIsLo), s.side)
+	dir := direction(&s.Packet, c.initiatorIsLo)
+	at, ends := c.stream.take(&s.Packet, dir, s.side)
 	if at != inPlace {
-		a.counters[at]++
+		a.misplaced(&c.stream, s, dir, at)
 		return
 	}
 	c.count(s)
@@ -675,12 +673,39 @@ func (a *Assembler) handshakeSegment(c *candidate, s *segment) {
 		a.capture(f, &s.Packet, s.frame, ends)
 		return
 	}
+	c.keep(a, s.SrcIsLo, c.last.Sub(c.start), s.WireLen, s.frame, lacks(&s.Packet, s.frame, flow.CaptureBytes))
+	if c.stream.unread(&s.Packet, dir) {
+		a.show(c, flow.SignalUnreadable)
+		return
+	}
 	if s.Flags.Closes() && !c.closed {
 		c.closed = true
 		a.counters[HeaderOnly]++
 	}
 	a.handshakes.touch(c)
-	c.keep(a, s.SrcIsLo, c.last.Sub(c.start), s.WireLen, s.frame, lacks(&s.Packet, s.frame, flow.CaptureBytes))
+}
+
+// misplaced counts a segment of a connection that is not captured for where it is.
+func (a *Assembler) misplaced(st *stream, s *segment, dir int, at place) {
+	a.counters[at]++
+	if at == OutOfPlace {
+		st.noteStray(&s.Packet, dir, s.side)
+	}
+}
+
+// show hands over the handshake of a connection of which nothing else is captured, for a
+// signal. Its packets may all have been too long to keep.
+func (a *Assembler) show(c *candidate, signal flow.Signals) {
+	kept := len(c.earlyRecs) > 0
+	f := a.open(c)
+	if kept {
+		f.shown = signal
+		a.handOver(f, flow.ReasonClosed)
+		return
+	}
+	a.release(f)
+	f.stage, f.stream, f.silent = decided, nil, true
+	a.settle(f)
 }
 
 // open makes a candidate the flow of its key, and begins its capture.
@@ -711,7 +736,7 @@ func (a *Assembler) flowSegment(f *Flow, s *segment) {
 	dir := direction(&s.Packet, f.InitiatorIsLo)
 	at, ends := f.stream.take(&s.Packet, dir, s.side)
 	if at != inPlace {
-		a.counters[at]++
+		a.misplaced(f.stream, s, dir, at)
 		// One byte is how some ask whether the other side is alive.
 		if at == Behind && s.PayloadLen > 1 && len(f.sample.Repeat.Data) == 0 {
 			f.sample.KeepRepeat(s.Seq, dir == 0, s.frame[min(s.Payload, len(s.frame)):])
@@ -818,11 +843,12 @@ func (f *Flow) describe(m *flow.Meta) {
 	if f.InitiatorIsLo {
 		lo = 0
 	}
-	m.OneWay, m.MidStream = f.stream.oneWay, !f.hasNumbers
+	m.OneWay, m.MidStream = f.stream.oneWay, !f.hasNumbers || f.shown != 0
+	m.Signals |= f.shown
 	for _, seen := range [...]struct {
 		it     bool
 		signal flow.Signals
-	}{{f.stream.decoy, flow.SignalDecoy}, {f.stream.synData, flow.SignalSYNData}, {f.stream.serverData, flow.SignalEarlyServerData}} {
+	}{{f.stream.decoy, flow.SignalDecoy}, {f.stream.synData, flow.SignalSYNData}, {f.stream.serverData, flow.SignalEarlyServerData}, {f.stream.outOfPlace, flow.SignalOutOfPlace}} {
 		if seen.it {
 			m.Signals |= seen.signal
 		}

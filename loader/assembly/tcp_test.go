@@ -47,8 +47,20 @@ func TestConnections(t *testing.T) {
 		},
 		{
 			name:     "the bare ACK and the first data are lost",
-			words:    ">S <SA >A,lost,seq+16384",
+			words:    ">S <SA >A,lost,seq+4096",
 			counters: "syns 1, tcp_opened 1, header_only 1",
+		},
+		{
+			name:     "so much is lost that nothing can be said but that",
+			words:    ">S <SA >A,lost,seq+16384 >A5",
+			samples:  []string{"40000 closed 162 2ms: >54@0 <54@1 >54@2"},
+			counters: "syns 1, tcp_opened 1",
+		},
+		{
+			name:     "the other side acknowledges what nobody could read, and ends it",
+			words:    ">S <SA >A <FA,lost,ack+4097 >A5,seq+4097",
+			samples:  []string{"40000 closed 216 3ms: >54@0 <54@1 >54@2 <54@3"},
+			counters: "syns 1, tcp_opened 1",
 		},
 		{
 			name:     "data far ahead proves nothing",
@@ -187,11 +199,13 @@ func TestConnections(t *testing.T) {
 		{
 			name:     "MP_JOIN is the middle of a stream",
 			words:    ">S,join <SA >A >A100 <A1000",
+			samples:  []string{"40000 closed 120 2ms: >66@0 <54@1"},
 			counters: "syns 1, tcp_opened 1, mptcp_join 1",
 		},
 		{
 			name: "MP_JOIN is the middle of a stream, when those are captured as well", options: Options{MidStream: true},
 			words:    ">S,join <SA >A >A100 <A1000",
+			samples:  []string{"40000 closed 120 2ms: >66@0 <54@1"},
 			counters: "syns 1, tcp_opened 1, mptcp_join 1",
 		},
 

@@ -106,7 +106,7 @@ type Reason uint8
 // bpf/earlydrop.h and are never reused.
 const (
 	ReasonFull   Reason = 1 // CaptureBytes are in
-	ReasonClosed Reason = 2 // FIN or RST
+	ReasonClosed Reason = 2 // FIN or RST; or it is the handshake, and no more is captured
 	ReasonIdle   Reason = 3 // no packet for the idle time
 	ReasonEnd    Reason = 4 // the capture file ended (replay only)
 )
@@ -157,7 +157,8 @@ type Meta struct {
 	// send as its initiator can forge it.
 	OneWay bool
 	// MidStream is true for a TCP flow that was open before its first captured
-	// packet: its beginning, which models know, is missing.
+	// packet: its beginning, which models know, is missing. So it is with SignalUnreadable and
+	// SignalMPTCPJoin.
 	MidStream bool
 	// Cut is true where a capture file holds fewer bytes of a captured packet
 	// than the wire had, as with a small snap length. It is never set live.
@@ -221,10 +222,19 @@ const (
 	SignalOverlap
 	// SignalUrgent: a side begins with urgent data, of which programs do not get a byte.
 	SignalUrgent
+	// SignalOutOfPlace: both sides sent more than 16 KiB of payload with numbers that the
+	// connection could not have, before the capture ended. It is not in the sample.
+	SignalOutOfPlace
+	// SignalUnreadable: the connection moved on by more than 4 KB, and no payload could be
+	// read. The sample is its handshake alone.
+	SignalUnreadable
+	// SignalMPTCPJoin: the SYN joins another connection (Multipath TCP), so that payload is
+	// the middle of a stream. The sample is the handshake alone.
+	SignalMPTCPJoin
 )
 
 var signalNames = []string{"decoy", "ttl", "gap", "tiny", "fragmented",
-	"slow", "reset_then_data", "fin_then_data", "syn_data", "early_server_data", "overlap", "urgent"}
+	"slow", "reset_then_data", "fin_then_data", "syn_data", "early_server_data", "overlap", "urgent", "out_of_place", "unreadable", "mptcp_join"}
 
 // SignalNames returns the words for all signals, as policies and events have them.
 func SignalNames() []string { return slices.Clone(signalNames) }

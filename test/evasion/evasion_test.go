@@ -34,8 +34,8 @@ var survived = []string{
 	"fragments-syn-all", "mp-join", "server-window", "server-syn", "both-decoy",
 }
 
-// inFragments begin with a segment in fragments, which a signal says.
-var inFragments = []string{"fragments", "fragments-tiny"}
+// signalled are strategies that a signal names.
+var signalled = map[string]string{"fragments": "fragmented", "fragments-tiny": "fragmented", "mp-join": "mptcp_join"}
 
 func TestStrategiesThatHideNothingAndCutNothing(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
@@ -69,9 +69,9 @@ func TestStrategiesThatHideNothingAndCutNothing(t *testing.T) {
 			}
 		}
 	}
-	for _, name := range inFragments {
+	for name, signal := range signalled {
 		for _, p := range protocols {
-			if o := byName[name].Outcomes[p]; o.Signals["fragmented"] != n {
+			if o := byName[name].Outcomes[p]; o.Signals[signal] != n {
 				t.Errorf("%s: of %d %s connections the signals are %v", name, n, p, o.Signals)
 			}
 		}

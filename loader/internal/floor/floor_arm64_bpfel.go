@@ -75,7 +75,10 @@ type floorCandidate struct {
 	Acked         uint32
 	InitiatorIsLo uint8
 	Seen          uint8
-	Pad           [2]uint8
+	More          uint8
+	Pad           uint8
+	StrayLo       uint32
+	StrayHi       uint32
 	First         struct {
 		_          structs.HostLayout
 		TimeNs     uint64
@@ -280,6 +283,8 @@ type floorSlot struct {
 	Payload   uint32
 	Bare      uint32
 	Repeated  uint32
+	StrayLo   uint32
+	StrayHi   uint32
 	Mark      uint8
 	Pad       [7]uint8
 	Sample    struct {
@@ -299,7 +304,7 @@ type floorSlot struct {
 		NextLo        uint32
 		NextHi        uint32
 		Again         uint8
-		Pad           uint8
+		More          uint8
 		Before        uint16
 		Packets       [32]struct {
 			_             structs.HostLayout

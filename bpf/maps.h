@@ -269,7 +269,7 @@ struct {
 } collecting SEC(".maps");
 
 /* key: slot number. value: the capture. Written by the kernel, never deleted.
- * 8192 * 2608 = 20.4 MiB. */
+ * 8192 * 2616 = 20.4 MiB. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 8192);

@@ -14,7 +14,8 @@
  * A packet joins with one atomic add, which gives it a number and a range of
  * bytes that is its own, and leaves with another. Whoever leaves a capture that is
  * full or closed as the last one hands it over; `handed_over`, taken by exchange,
- * makes that happen once. Late packets join and leave without writing.
+ * makes that happen once. Late packets join and leave without writing. What is kept beside
+ * the capture (keep_repeated()) holds a reference, too, while it is written.
  */
 #pragma once
 
@@ -28,10 +29,9 @@
 #define WORD_PACKETS(w) (((w) >> 24) & 0xffff)
 #define WORD_BYTES(w) ((w)&0xffffff)
 
+/* Where clang could prove a bound and fold it away, barrier_var() keeps it: the verifier can't
+ * prove it. */
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
-
-/* clang must not fold the bound that it can prove away: the verifier can't. */
-#define hide(var) asm volatile("" : "+r"(var))
 
 /* Copies the frame's first `len` bytes to `to`, which has room for PREFIX_LEN +
  * max bytes. Returns 0 or a negative error. */
@@ -58,7 +58,7 @@ static __always_inline int copy_frame(const struct source *src, const struct pac
 	 * from a comparison with 0; from one of a value that is 1 less they learn
 	 * both bounds. */
 	len--;
-	hide(len);
+	barrier_var(len);
 	if (len >= max)
 		return 0;
 	if (src->is_xdp)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Whether a TCP segment's checksum is wrong: then no host takes it, and it was sent for
+ * Whether a TCP segment's checksum is wrong: then no host accepts it, and it was sent for
  * whoever reads along.
  *
  * Contract: "wrong" is said only of what is there whole, and is no work left to a network
@@ -66,7 +66,7 @@ static __always_inline __u64 sum_linear(const struct source *src, __u32 off, __u
 	}
 	/* From offsets of its own, so that the verifier looks at it once and not after each
 	 * number of blocks. */
-	hide(tail);
+	barrier_var(tail);
 	if (tail > LINEAR_OFFSET + CHECKSUM_BYTES)
 		return 0;
 	last = left & ~3U;
@@ -79,7 +79,7 @@ static __always_inline __u64 sum_linear(const struct source *src, __u32 off, __u
 		left -= 4;
 	}
 	tail += last;
-	hide(tail);
+	barrier_var(tail);
 	if (tail > LINEAR_OFFSET + CHECKSUM_BYTES)
 		return 0;
 	/* Both targets are little-endian: a last byte is the lower half of its word. */
@@ -142,7 +142,7 @@ static __always_inline int check_segment(const struct source *src, struct packet
 	if (off > LINEAR_OFFSET)
 		return 0;
 	segment = data + off;
-	hide(segment);
+	barrier_var(segment);
 	if (segment + at + 2 <= data_end) {
 		if (segment + len <= data_end) {
 			/* As a network card would find it. */
@@ -159,12 +159,12 @@ static __always_inline int check_segment(const struct source *src, struct packet
 		long err;
 
 		n--; /* see copy_frame() */
-		hide(n);
+		barrier_var(n);
 		if (n >= CHECKSUM_CHUNK)
 			break;
 		/* What is behind the last byte counts as 0. */
 		last = n / 4;
-		hide(last);
+		barrier_var(last);
 		if (last < CHECKSUM_CHUNK / 4)
 			words[last] = 0;
 		err = src->is_xdp ? bpf_xdp_load_bytes(src->ctx, off, room->data, n + 1)
@@ -174,7 +174,7 @@ static __always_inline int check_segment(const struct source *src, struct packet
 		if (!i && *(__u16 *)(room->data + at) == fold_sum(pseudo))
 			return 0;
 		n = (n + 4) & ~3U;
-		hide(n);
+		barrier_var(n);
 		if (n > CHECKSUM_CHUNK)
 			return 0;
 		sum = bpf_csum_diff(NULL, 0, (__be32 *)room->data, n, sum);

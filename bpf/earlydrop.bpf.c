@@ -81,14 +81,14 @@ static __always_inline bool settled_fragment(struct counts *cnt, struct packet *
 	__u64 *word;
 
 	/* Linux 6.1 knows no bound of a bucket whose ports come out of a longer register. */
-	hide(key);
+	barrier_var(key);
 	block = find_block(key);
 	if (key->proto == IPPROTO_TCP) {
 		/* What is known of its flow, tcp_segment() looks up. */
 		if (block || (pkt->tcp_flags & TCP_SYN))
 			return false;
 		word = settled_word(pkt->hash);
-		return word && *word == settled_tag(pkt->hash);
+		return word && *word == settled_tag(pkt->hash, false);
 	}
 	if (block) {
 		if (time_left(block)) {
@@ -204,8 +204,8 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 		goto unsettled;
 	}
 not_blocked:
-	if (tcp && !syn) {
-		passes = is_settled(pkt);
+	if (!syn && (tcp || cfg_udp_idle_ns >= SETTLED_UDP_IDLE)) {
+		passes = tcp ? is_settled(pkt, false) : is_settled(pkt, true);
 		/* One tick of 16 looks at `flows`, too, so that the LRU map keeps what runs. */
 		if (passes && bpf_jiffies64() % 16)
 			return ACTION_PASS;
@@ -215,7 +215,7 @@ not_blocked:
 	flow = bpf_map_lookup_elem(&flows, &pkt->key);
 	if (flow) {
 		if (tcp ? !syn && !flow->mark && !flow->again : !is_resumed(flow)) {
-			if (tcp)
+			if (tcp || cfg_udp_idle_ns >= SETTLED_UDP_IDLE)
 				settle(pkt);
 			return ACTION_PASS;
 		}
@@ -224,7 +224,7 @@ not_blocked:
 	} else {
 		pkt->tcp_flags |= PACKET_NEW;
 	}
-	if (!tcp || syn)
+	if (syn || (!tcp && cfg_udp_idle_ns < SETTLED_UDP_IDLE))
 		pkt->hash = hash_key(&pkt->key);
 unsettled:
 	/* The rest of its buffer, which its functions may read. */

@@ -60,8 +60,8 @@ struct flow_key {
 } __attribute__((aligned(4))); /* so that it is copied and compared by words */
 
 enum verdict {
-	VERDICT_PENDING = 1,	/* handed over, no verdict yet: passes */
-	VERDICT_PASS = 2,	/* decided */
+	VERDICT_PENDING = 1, /* handed over, no verdict yet: passes */
+	VERDICT_PASS = 2,    /* decided */
 	/* 3 was for connections that carry the middle of a stream */
 	VERDICT_RESUMED = 4, /* UDP: was decided, then silent or blocked; it is captured again */
 };

@@ -268,7 +268,7 @@ __noinline int hand_over(__u32 id, __u64 word)
 	size = __builtin_offsetof(struct sample, data) + len;
 	if (sample->repeat_len)
 		size = __builtin_offsetof(struct sample, repeat) + sample->repeat_len;
-	hide(size);
+	barrier_var(size);
 	if (size > sizeof(*sample))
 		size = sizeof(*sample);
 	if (bpf_ringbuf_output(&samples, sample, size, 0)) {
@@ -315,8 +315,8 @@ static __always_inline void capture(struct counts *cnt, struct slot *slot, __u32
 	word = __sync_fetch_and_add(&slot->word, joined);
 	off = WORD_BYTES(word);
 	n = WORD_PACKETS(word);
-	hide(off);
-	hide(n);
+	barrier_var(off);
+	barrier_var(n);
 	if ((word & WORD_CLOSED) || off >= CAPTURE_BYTES || n >= CAPTURE_PACKETS) {
 		word = __sync_fetch_and_sub(&slot->word, joined) - joined;
 	} else {
@@ -365,7 +365,7 @@ static __always_inline void keep_repeated(struct counts *cnt, struct slot *slot,
 		sample->repeat_seq = pkt->seq;
 		sample->repeat_from_initiator = pkt->src_is_lo == !!sample->initiator_is_lo;
 		len--; /* see copy_frame() */
-		hide(len);
+		barrier_var(len);
 		if (len < REPEAT_BYTES) {
 			if (load(src, off, sample->repeat, len + 1))
 				cnt->load_failed++;
@@ -605,7 +605,7 @@ __noinline int open_capture(const struct packet *pkt)
 		candidate = bpf_map_lookup_elem(&syns, &id);
 		hs = bpf_map_lookup_elem(&handshakes, &id);
 	}
-	hide(candidate); /* clang must not take id for it: the verifier can't */
+	barrier_var(candidate); /* clang must not take id for it: the verifier can't */
 	if (!take_slot(key.proto, &ref.slot)) {
 		cnt->slots_full++;
 		goto refused;

@@ -41,7 +41,7 @@ struct place {
 
 enum ownership {
 	OWN_NONE, /* it is no more of that tag */
-	OWN_YES,
+	OWN_ACQUIRED,
 	OWN_BUSY, /* another CPU does not let go of it */
 };
 
@@ -59,7 +59,7 @@ __noinline int own_handshake(__u32 *word, __u32 tag)
 			return OWN_NONE;
 		if (!(old & WAY_BUSY) &&
 		    __sync_val_compare_and_swap(word, old, old | WAY_BUSY) == old)
-			return OWN_YES;
+			return OWN_ACQUIRED;
 	}
 	return OWN_BUSY;
 }
@@ -127,13 +127,13 @@ static __always_inline __u32 way_age(__u32 word, __u32 stamp)
 {
 	__u32 is_free = ((word - 1) & ~word) >> 31; /* a tag's top bit may be set, too */
 
-	hide(is_free);
+	barrier_var(is_free);
 	return ((stamp + STAMP_PROVEN - word) & STAMP_MASK) | is_free << 15;
 }
 
 /* Looks through a bucket. Returns the way of the tag, with bit 4 set, or, where there is
  * none, the one that has been wanted least for longest; a free one before all. Without
- * branches, since the verifier follows both sides of each: hide() keeps clang from
+ * branches, since the verifier follows both sides of each: barrier_var() keeps clang from
  * making some, and from turning a product into a mask that is all ones or none, which
  * newer verifiers take for a branch, too. */
 static __always_inline __u32 choose_way(const struct handshake_bucket *bucket, __u32 tag,
@@ -146,12 +146,12 @@ static __always_inline __u32 choose_way(const struct handshake_bucket *bucket, _
 		__u32 word = bucket->word[i], same, age, more;
 
 		same = ((WAY_TAG(word) ^ tag) - 1) >> 31; /* wraps where they are the same */
-		hide(same);
+		barrier_var(same);
 		found |= same * (HANDSHAKE_WAYS | i);
 
 		age = way_age(word, stamp) * HANDSHAKE_WAYS + i;
 		more = (oldest - age) >> 31;
-		hide(more);
+		barrier_var(more);
 		oldest += more * (age - oldest);
 	}
 	return found ? found : oldest % HANDSHAKE_WAYS;
@@ -194,7 +194,7 @@ static __always_inline struct candidate *find_candidate(const struct packet *pkt
 		return NULL;
 	own = own_handshake(at->word, make ? 0 : at->tag);
 	at->busy = own == OWN_BUSY;
-	if (own != OWN_YES)
+	if (own != OWN_ACQUIRED)
 		return NULL;
 	/* Tags are not keys, and it may have been given to another flow before it was
 	 * owned. */
@@ -226,11 +226,11 @@ static __always_inline int append_handshake(const struct candidate *candidate, s
 	__u32 len = pkt->frame_len - pkt->payload_len, off = hs->bytes, n = hs->packet_count;
 	struct packet_record *rec;
 
-	hide(len);
+	barrier_var(len);
 	if (len > HANDSHAKE_FRAME)
 		return 0;
-	hide(off);
-	hide(n);
+	barrier_var(off);
+	barrier_var(n);
 	if (off + len > HANDSHAKE_BYTES || off >= HANDSHAKE_BYTES || n >= HANDSHAKE_PACKETS)
 		return 0;
 	rec = &hs->packets[n];
@@ -273,7 +273,7 @@ static __always_inline __u32 is_same(__u32 a, __u32 b)
 {
 	__u32 same = ((a ^ b) - 1) >> 31;
 
-	hide(same);
+	barrier_var(same);
 	return same;
 }
 
@@ -295,7 +295,7 @@ __noinline int joins_connection(const struct syn *syn)
 		const __u8 *option = &syn->frame[at + i];
 		__u32 begins, nop, step, more, within = (i - len) >> 31;
 
-		hide(within);
+		barrier_var(within);
 		begins = is_same(i, next) * within;
 		nop = is_same(option[0], TCP_OPTION_NOP);
 		/* The last option, and one that is too short, end the walk. */
@@ -303,7 +303,7 @@ __noinline int joins_connection(const struct syn *syn)
 		more *= nop | (1 - ((option[1] - 2U) >> 31));
 		step = nop + (1 - nop) * option[1];
 		more *= ((i + step - 1) - len) >> 31; /* it ends within the header */
-		hide(more);
+		barrier_var(more);
 		next += begins * (more * step + (1 - more) * TCP_OPTIONS);
 		joins |= begins * more * is_same(option[0], TCP_OPTION_MPTCP) *
 			 (1 - ((option[1] - 3U) >> 31)) * is_same(option[2] >> 4, MPTCP_JOIN);

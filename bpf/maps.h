@@ -47,7 +47,7 @@ struct slot {
 	__u32 repeated;	  /* taken by exchange: a repeated range was, or is being, kept */
 	__u32 stray_lo;	  /* TCP: payload that the side sent out of place, see note_stray() */
 	__u32 stray_hi;
-	__u8 mark;	  /* a SYN of the key was acknowledged: look at its candidates */
+	__u8 mark; /* a SYN of the key was acknowledged: look at its candidates */
 	__u8 pad[7];
 	struct sample sample;
 	__u8 slack[CAPTURE_SLACK];
@@ -269,7 +269,7 @@ struct {
 } collecting SEC(".maps");
 
 /* key: slot number. value: the capture. Written by the kernel, never deleted.
- * 8192 * 2.5 KiB = 20 MiB. */
+ * 8192 * 2616 = 20.4 MiB. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 8192);
@@ -295,11 +295,12 @@ struct {
 	__type(value, __u32);
 } free_tcp_slots SEC(".maps");
 
-/* key: some bits of the flow's hash. value: the others, never 0; or 0. TCP flows whose
- * packets just pass: decided, or no beginning of them was seen. Each new one takes the word
- * of an older one, which is looked up in `flows` then. Written by the kernel; cleared by it
- * when a SYN of the key is acknowledged. Two flows have the same index and word with a
- * probability of 2^-32, see hash.h: then one of them is not judged.
+/* key: some bits of the flow's hash. value: the others, never 0, see settled.h; or 0. Flows
+ * whose packets just pass: decided, or TCP without a beginning that was seen. Each new one
+ * takes the word of an older one, which is looked up in `flows` then. Written by the kernel;
+ * cleared by it when a SYN of the key is acknowledged, or a UDP flow is resumed. Two flows
+ * have the same index and word with a probability of 2^-32, see hash.h: then one of them is
+ * not judged.
  * 262144 * 8 = 2 MiB. */
 #define SETTLED_WORDS 262144
 
@@ -363,7 +364,7 @@ struct {
 	__type(value, struct device_side);
 } same_side SEC(".maps");
 
-/* Captures on their way to user space; room for 2900 full ones. */
+/* Captures on their way to user space; room for 2700 full ones. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4 * 1024 * 1024);

@@ -324,7 +324,7 @@ static __always_inline __u64 options_sum(void *ctx, __u32 off, __u32 len, const 
 
 	/* The helpers take no empty range, see copy_frame(). */
 	len--;
-	asm volatile("" : "+r"(len));
+	barrier_var(len);
 	if (len >= IPV4_OPTIONS)
 		return 1;
 	if (is_xdp ? bpf_xdp_load_bytes(ctx, off, buf, len + 1)
@@ -389,7 +389,7 @@ static __always_inline enum parse_result parse_ipv4(struct source *src, struct p
 	}
 	if (ip->version != 4 || header_len < sizeof(*ip) || header_len > total_len)
 		return PARSE_MALFORMED;
-	/* No router passes these on, and no host takes them: what they say was never heard.
+	/* No router passes these on, and no host accepts them: what they say was never heard.
 	 * A BIG TCP packet may get its checksum only when it is cut into packets. */
 	if (!ip->ttl || (!(big && !ip->check) && !checksum_holds(src, ip, off)))
 		return PARSE_MALFORMED;

@@ -60,7 +60,7 @@ static __always_inline enum placed place(struct expected *e, const struct packet
 		if (e->begun && (__s32)(pkt->ack - e->first) < 0)
 			return PLACED_OUT;
 	} else if (!(pkt->tcp_flags & TCP_RST)) {
-		return PLACED_OUT; /* RFC 9293, 3.10.7.4: nobody takes it */
+		return PLACED_OUT; /* RFC 9293, 3.10.7.4: no host accepts it */
 	}
 	/* RFC 5961 asks for the exact number; stacks before it take the window. */
 	if ((pkt->tcp_flags & TCP_RST) && ahead &&

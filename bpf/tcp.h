@@ -15,6 +15,7 @@
 
 #include "flow.h"
 #include "checksum.h"
+#include "settled.h"
 
 /* A candidate that is older has to make way for another. */
 #define CANDIDATE_NS 60000000000ULL
@@ -35,7 +36,7 @@ static __always_inline bool read_segment(const struct source *src, struct packet
 	__be32 numbers[2];
 
 	linear_part(src, &data, &data_end);
-	hide(off);
+	barrier_var(off);
 	if (off <= LINEAR_OFFSET && data + off + sizeof(numbers) <= data_end) {
 		pkt->seq = bpf_ntohl(((__be32 *)(data + off))[0]);
 		pkt->ack = bpf_ntohl(((__be32 *)(data + off))[1]);
@@ -49,67 +50,6 @@ static __always_inline bool read_segment(const struct source *src, struct packet
 	pkt->now = bpf_ktime_get_ns();
 	pkt->side = side_of(src, pkt);
 	return true;
-}
-
-/* The word of a key's hash among those of settled flows. */
-static __always_inline __u64 *settled_word(__u64 hash)
-{
-	__u32 index = hash % SETTLED_WORDS;
-	struct settled_flow *flow = bpf_map_lookup_elem(&settled, &index);
-
-	return flow ? &flow->hash : NULL;
-}
-
-/* What that word is for this key: the rest of its hash, never 0. */
-static __always_inline __u64 settled_tag(__u64 hash)
-{
-	return hash / SETTLED_WORDS | 1ULL << 63;
-}
-
-/* Whether packets of the flow just pass; fills in its hash. The packet is on the caller's
- * stack, which has no room for the index; its buffer has. */
-static __always_inline bool is_settled(struct packet *pkt)
-{
-	struct settled_flow *flow;
-
-	pkt->hash = hash_key(&pkt->key);
-	pkt->slot = pkt->hash % SETTLED_WORDS;
-	flow = bpf_map_lookup_elem(&settled, &pkt->slot);
-	return flow && flow->hash == settled_tag(pkt->hash);
-}
-
-static __always_inline void clear_settled(const struct packet *pkt)
-{
-	__u64 *word = settled_word(pkt->hash);
-
-	if (word)
-		__sync_val_compare_and_swap(word, settled_tag(pkt->hash), 0);
-}
-
-/* A packet of a decided flow that nothing marks has passed: the next ones need no look at
- * `flows`. Where another flow has the word, one packet of sixteen takes it, so that two
- * running flows do not write it all the time. Not static, so that its stack is its own. */
-__noinline int settle(const struct packet *pkt)
-{
-	struct flow_key key;
-	__u64 *word, tag, hash;
-	struct flow *flow;
-
-	if (!pkt)
-		return 0;
-	key = pkt->key;
-	hash = hash_key(&key);
-	word = settled_word(hash);
-	tag = settled_tag(hash);
-	if (!word || *word == tag || (*word && (bpf_get_prandom_u32() & 15)))
-		return 0;
-	__sync_lock_test_and_set(word, tag);
-	/* A mark, or the end of what is known, is written first and clears the word then:
-	 * so one of the two sees what the other has written. */
-	flow = bpf_map_lookup_elem(&flows, &key);
-	if (!flow || flow->mark || flow->again)
-		__sync_val_compare_and_swap(word, tag, 0);
-	return 0;
 }
 
 static __always_inline bool is_young(const struct packet *pkt, __u64 since_ns, __u64 limit_ns)
@@ -196,7 +136,7 @@ static __always_inline int note_syn(const struct source *src, struct packet *pkt
 	syn->tcp_at = pkt->prefix_len + pkt->tcp_off - pkt->skip;
 	syn->from_lo = pkt->src_is_lo;
 	syn->bytes = 0;
-	hide(bytes);
+	barrier_var(bytes);
 	if (bytes <= HANDSHAKE_FRAME) {
 		syn->bytes = bytes;
 		if (copy_frame(src, pkt, syn->frame, bytes, HANDSHAKE_FRAME))
@@ -367,7 +307,7 @@ enum candidacy {
 	CANDIDACY_NONE = 0, /* no handshake that it could be part of */
 	CANDIDACY_ALONE,    /* a SYN+ACK stands that it does not answer */
 	CANDIDACY_ONE_WAY,  /* it goes on with a handshake of which one direction is seen */
-	CANDIDACY_ANSWERED, /* a SYN stands acknowledged, and it does not prove the connection */
+	CANDIDACY_ANSWERED, /* a SYN is acknowledged, and it does not prove the connection */
 	/* what a segment comes to */
 	CANDIDACY_WRONG_SIDE,
 	CANDIDACY_OUT,
@@ -480,7 +420,7 @@ __noinline int begin_connection(const struct packet *pkt)
 		/* Packets of keys that have none do not look whether it ended. */
 		block->candidate_ns = pkt->now;
 	}
-	clear_settled(pkt);
+	clear_settled(pkt->hash, false);
 	cnt->tcp_opened++;
 	if (candidate->flags & CANDIDATE_JOIN) {
 		cnt->mptcp_join++;
@@ -700,7 +640,7 @@ __noinline int candidate_segment(struct packet *pkt, __u32 own)
 	return candidacy;
 }
 
-/* A segment while a SYN stands acknowledged: of the responder, if it is in place in its
+/* A segment while a SYN is acknowledged: of the responder, if it is in place in its
  * handshake. It is not captured, but must not hide the connection. Returns an enum candidacy.
  * Not static, as own_handshake(). */
 __noinline int early_segment(struct packet *pkt)
@@ -864,7 +804,7 @@ static __always_inline enum candidacy go_on(enum candidacy candidacy, const stru
 	return candidacy;
 }
 
-/* A segment of a key of which something is known, and a SYN stands acknowledged: it may prove
+/* A segment of a key of which something is known, and a SYN is acknowledged: it may prove
  * another connection. */
 static __always_inline enum candidacy marked_segment(const struct source *src, struct packet *pkt)
 {
@@ -923,7 +863,7 @@ static __always_inline enum candidacy candidates(const struct source *src, struc
 	return own == CANDIDACY_ALONE || other == CANDIDACY_ALONE ? CANDIDACY_OUT : CANDIDACY_NONE;
 }
 
-#define STANDING_ANSWERED 1 /* a SYN of the key stands acknowledged */
+#define STANDING_ANSWERED 1 /* a SYN of the key is acknowledged */
 #define STANDING_ANY 2	    /* ... or a SYN+ACK alone, or a connection without payload */
 
 /* What stands of a key's candidates. Does not own what it looks at. Not static, as
@@ -993,7 +933,7 @@ static __always_inline void mid_stream_segment(struct counts *cnt, const struct 
 		return;
 	}
 	word = settled_word(pkt->hash);
-	tag = settled_tag(pkt->hash);
+	tag = settled_tag(pkt->hash, false);
 	if (!word || *word == tag)
 		return;
 	cnt->mid_stream++;
@@ -1147,7 +1087,7 @@ static __always_inline int tcp_segment(struct counts *cnt, const struct source *
 		if (answered == ANSWER_TO_SYN)
 			mark_known(pkt);
 		if (answered != ANSWER_NONE)
-			clear_settled(pkt);
+			clear_settled(pkt->hash, false);
 		return ACTION_PASS;
 	}
 	flow = pkt->tcp_flags & PACKET_NEW ? NULL : bpf_map_lookup_elem(&flows, key);

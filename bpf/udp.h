@@ -86,7 +86,7 @@ static __always_inline struct waiting *find_waiting(const struct packet *pkt, bo
 		return NULL;
 	own = own_handshake(at->word, make ? 0 : at->tag);
 	at->busy = own == OWN_BUSY;
-	if (own != OWN_YES)
+	if (own != OWN_ACQUIRED)
 		return NULL;
 	at->fresh = WAY_TAG(*at->word) != at->tag || !same_key(&waiting->key, &pkt->key);
 	if (at->fresh && !make) {
@@ -173,8 +173,8 @@ static __always_inline int add_waiting(const struct source *src, struct packet *
 		return 0;
 	off = waiting->bytes;
 	n = waiting->packet_count;
-	hide(off);
-	hide(n);
+	barrier_var(off);
+	barrier_var(n);
 	if (off >= CAPTURE_BYTES || n >= CAPTURE_PACKETS)
 		return 0;
 	len = MIN(pkt->frame_len, CAPTURE_BYTES - off);
@@ -197,12 +197,12 @@ static __always_inline int add_waiting(const struct source *src, struct packet *
 		len -= pkt->prefix_len;
 	}
 	for (int i = 0; i < CAPTURE_BYTES / WAITING_CHUNK; i++) {
-		hide(off);
+		barrier_var(off);
 		if (off >= CAPTURE_BYTES)
 			break;
 		if (len <= WAITING_CHUNK) {
 			len--; /* see copy_frame() */
-			hide(len);
+			barrier_var(len);
 			if (len >= WAITING_CHUNK)
 				break;
 			return load(src, skip, waiting->data + off, len + 1);
@@ -426,6 +426,8 @@ __noinline int resume_after(const struct packet *pkt, __u64 expires_ns)
 		remember(&key, VERDICT_RESUMED, 0, 0, 0, 0);
 	else if (flow->last_ns < expires_ns)
 		flow->verdict = VERDICT_RESUMED;
+	/* It may pass no more without a look at what was written. */
+	clear_settled(hash_key(&key), true);
 	return 0;
 }
 
@@ -452,7 +454,7 @@ static long expire_bucket(void *map, __u32 *number, struct handshake_bucket *buc
 		waiting = bpf_map_lookup_elem(&waiting_flows, &id);
 		if (!bucket->word[i] || !waiting || !waiting->waits ||
 		    still_waits(waiting, state->now) ||
-		    own_handshake(&bucket->word[i], 0) != OWN_YES)
+		    own_handshake(&bucket->word[i], 0) != OWN_ACQUIRED)
 			continue;
 		if (!still_waits(waiting, state->now)) {
 			cnt->udp_unanswered += waiting->waits;

@@ -96,7 +96,7 @@ const (
 	ReasonNoSignal      = "no signal"            // the flow shows none of the signals that the rule asks for
 	ReasonProvisional   = "provisional"          // more may be captured, and the rule waits for it
 	ReasonFinal         = "final"                // no more is captured, and the rule is for flows where it may be
-	ReasonScant         = "scant"                // a UDP flow of fewer than 64 payload bytes
+	ReasonScant         = "scant"                // fewer than 64 payload bytes of a UDP flow, or of a TCP flow without its decoys
 	ReasonIncomplete    = "incomplete"           // too little of the flow is in the capture file
 )
 
@@ -437,8 +437,8 @@ func (p *Policy) Decide(m *flow.Meta, r flow.Result) Decision {
 			why = ReasonException
 		case m.Key.Proto == flow.UDP && !rule.UDPUnproven:
 			why = ReasonUDPUnproven
-		case m.Key.Proto == flow.UDP && m.Scant:
-			why = ReasonScant
+		case m.Scant && (m.Key.Proto == flow.UDP || m.Signals&flow.SignalDecoy != 0):
+			why = ReasonScant // of a TCP flow, little but decoys was captured
 		case m.OneWay && !rule.OneWay:
 			why = ReasonOneWay
 		case (m.MidStream || m.Resumed || m.MissingStart) && !rule.MidStream:

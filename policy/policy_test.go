@@ -449,6 +449,31 @@ func TestDecideTakesFlowsThatShowASignal(t *testing.T) {
 }
 
 // A datagram does not prove who has sent it.
+// What decoys were taken out of may be no more than a handshake.
+func TestDecidePassesFlowsOfWhichLittleButDecoysWasCaptured(t *testing.T) {
+	p := mustParse(t, "rules:\n  - {name: plain, class: v2ray, min_confidence: 0.5, udp_unproven: true, action: drop, ttl: 1h}\n")
+	for _, tt := range []struct {
+		name    string
+		scant   bool
+		signals flow.Signals
+		proto   flow.Proto
+		want    string
+	}{
+		{"little but decoys", true, flow.SignalDecoy | flow.SignalTiny, flow.TCP, ReasonScant},
+		{"decoys, and enough", false, flow.SignalDecoy, flow.TCP, ReasonRule},
+		{"little, without decoys", true, flow.SignalTiny, flow.TCP, ReasonRule},
+		{"little of a UDP flow", true, 0, flow.UDP, ReasonScant},
+		{"enough of a UDP flow", false, 0, flow.UDP, ReasonRule},
+	} {
+		m := meta("100.64.0.1:50000", "100.64.0.2:443")
+		m.Key.Proto, m.Scant, m.Signals = tt.proto, tt.scant, tt.signals
+		d := p.Decide(m, flow.Result{Class: "v2ray", Confidence: 1})
+		if d.Reason != tt.want || (d.Action == flow.Drop) != (tt.want == ReasonRule) || !d.Detected {
+			t.Errorf("%s: %+v, want %q", tt.name, d, tt.want)
+		}
+	}
+}
+
 func TestDecideTreatsUDPFlowsWhereARuleSaysSo(t *testing.T) {
 	const plain = "  - {name: plain, class: v2ray, min_confidence: 0.9, action: drop, ttl: 1m, except: [{port: 53}]}\n"
 	const middle = "  - {name: middle, class: v2ray, min_confidence: 0.9, action: drop, ttl: 2m, mid_stream: true}\n"

@@ -30,7 +30,7 @@ var identified = []string{
 // survived are others, each of another kind, that HTTPS has to survive, or must not where they
 // are malformed.
 var survived = []string{
-	"tiny-8", "urgent", "mss-88", "ttl-swap", "fast-open", "decoy-checksum", "decoy-ack", "disorder", "overlap-new", "fragments-tiny",
+	"tiny-8", "urgent", "mss-88", "ttl-swap", "fast-open", "decoy-checksum", "decoy-md5", "decoy-paws", "decoy-ack", "disorder", "overlap-new", "fragments-tiny",
 	"fragments-syn-all", "mp-join", "server-window", "server-syn", "both-decoy",
 }
 
@@ -132,7 +132,8 @@ func TestStrategiesAreDescribed(t *testing.T) {
 }
 
 func TestBadArgumentsAreRefused(t *testing.T) {
-	for _, args := range []string{"-run nothing-of-the-kind", "-run (", "-n 0", "-n 1000000", "plain", "-unknown"} {
+	for _, args := range []string{"-run nothing-of-the-kind", "-run (", "-n 0", "-n 1000000", "plain", "-unknown",
+		"-page", "-page testdata/now.json", "-page testdata/none.json testdata/now.json", "-page testdata/now.json evasion_test.go"} {
 		var out bytes.Buffer
 		if code, err := run(context.Background(), &out, strings.Fields(args)); code != 2 || out.Len() > 0 || err == nil && args != "-unknown" {
 			t.Errorf("%s: code %d, %v, %q", args, code, err, &out)
@@ -192,6 +193,15 @@ func TestEventsAreCountedByConnection(t *testing.T) {
 		{"a second verdict", `{"event":"verdict","src":"192.0.2.1:3","dst":"192.0.2.2:5","decision":"pass","signals":["slow"]}
 			{"event":"verdict","src":"192.0.2.1:3","dst":"192.0.2.2:5","decision":"drop","signals":["slow","tiny"]}`,
 			outcome{Identified: 1, Signalled: 1, Signals: map[string]int{"slow": 1, "tiny": 1}}},
+		{"identified when it was revised", `{"event":"verdict","src":"192.0.2.1:3","dst":"192.0.2.2:5","decision":"pass","provisional":true}
+			{"event":"verdict","src":"192.0.2.1:3","dst":"192.0.2.2:5","decision":"pass","provisional":true,"revised":1}
+			{"event":"verdict","src":"192.0.2.1:3","dst":"192.0.2.2:5","decision":"drop","revised":2}`, outcome{Identified: 1}},
+		{"identified until it was revised", `{"event":"verdict","src":"192.0.2.1:3","dst":"192.0.2.2:5","decision":"drop","provisional":true}
+			{"event":"verdict","src":"192.0.2.1:3","dst":"192.0.2.2:5","decision":"pass","revised":1}`, outcome{Identified: 1}},
+		{"revised, and not in order", `{"event":"verdict","src":"192.0.2.1:3","dst":"192.0.2.2:5","decision":"drop","revised":1}
+			{"event":"verdict","src":"192.0.2.1:3","dst":"192.0.2.2:5","decision":"pass","provisional":true}`, outcome{Identified: 1}},
+		{"revised, never identified", `{"event":"verdict","src":"192.0.2.1:3","dst":"192.0.2.2:5","decision":"pass","provisional":true}
+			{"event":"verdict","src":"192.0.2.1:3","dst":"192.0.2.2:5","decision":"pass","revised":1}`, outcome{Passed: 1, Neither: 1}},
 	} {
 		events, err := event.DecodeAll([]byte(tt.events))
 		if err != nil {

@@ -8,6 +8,7 @@
 //	go run ./test/evasion                    # all strategies, ten connections of each
 //	go run ./test/evasion -run tiny-8 -v     # those whose name fits, each connection
 //	go run ./test/evasion -list              # what they do, what they take, who published them
+//	go run ./test/evasion -page OLD NEW      # the manual's page, of what -json printed twice
 //
 // A relay at the client's end and one at the server's change packets; what an ordinary
 // program could do is done at its socket. Each connection fetches a page of 16 KiB
@@ -54,10 +55,14 @@ func run(ctx context.Context, out io.Writer, args []string) (code int, err error
 	verbose := flags.Bool("v", false, "print each connection, too")
 	asJSON := flags.Bool("json", false, "print one JSON object per strategy")
 	list := flags.Bool("list", false, "print what the strategies do, and try none")
+	page := flags.Bool("page", false, "print the manual's page of two files that -json printed, an earlier one and a present one, and try none")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return 0, nil
 	} else if err != nil {
 		return 2, nil // the package has said why
+	}
+	if *page {
+		return pageOf(out, flags.Args())
 	}
 	chosen, err := choose(*pattern)
 	if err != nil {
@@ -95,6 +100,24 @@ func run(ctx context.Context, out io.Writer, args []string) (code int, err error
 		return check(rows)
 	})
 	if err != nil {
+		return 1, err
+	}
+	return 0, nil
+}
+
+func pageOf(out io.Writer, files []string) (code int, err error) {
+	if len(files) != 2 {
+		return 2, fmt.Errorf("-page takes two files that -json printed, not %d: name the earlier one first", len(files))
+	}
+	before, err := readRows(files[0])
+	if err != nil {
+		return 2, err
+	}
+	now, err := readRows(files[1])
+	if err != nil {
+		return 2, err
+	}
+	if err := printPage(out, before, now); err != nil {
 		return 1, err
 	}
 	return 0, nil

@@ -9,9 +9,13 @@ import (
 	"io"
 	"maps"
 	"net/netip"
+	"os/exec"
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 )
@@ -22,6 +26,13 @@ type row struct {
 	What     string `json:"what"`
 	Takes    string `json:"takes"`
 	Source   string `json:"source,omitempty"`
+
+	Malformed bool `json:"malformed,omitempty"` // mode enforce drops it
+
+	// What was tried, on what, when.
+	Program string `json:"program"`
+	Kernel  string `json:"kernel"`
+	Date    string `json:"date"`
 
 	// By protocol.
 	Outcomes map[string]*outcome `json:"outcomes"`
@@ -63,10 +74,12 @@ func try(ctx context.Context, binary string, chosen []*strategy, n int, each io.
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
 
+	program := commit(ctx)
 	rows := make([]*row, len(chosen))
 	byName := map[string]*row{}
 	for i, st := range chosen {
-		rows[i] = &row{Strategy: st.name, What: st.what, Takes: st.needs, Source: st.source, Outcomes: map[string]*outcome{}, strategy: st}
+		rows[i] = &row{Strategy: st.name, What: st.what, Takes: st.needs, Source: st.source, Malformed: st.malformed,
+			Program: program, Kernel: kernel(), Date: time.Now().UTC().Format(time.DateOnly), Outcomes: map[string]*outcome{}, strategy: st}
 		for _, p := range protocols {
 			rows[i].Outcomes[p] = &outcome{N: n}
 		}
@@ -117,6 +130,23 @@ func try(ctx context.Context, binary string, chosen []*strategy, n int, each io.
 		}
 	}
 	return rows, nil
+}
+
+// commit returns what the tree calls itself that the program was built of.
+func commit(ctx context.Context) string {
+	out, err := exec.CommandContext(ctx, "git", "describe", "--tags", "--always", "--dirty").Output()
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(out))
+}
+
+func kernel() string {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return "?"
+	}
+	return unix.ByteSliceToString(u.Release[:])
 }
 
 func came(err error) string {

@@ -79,7 +79,7 @@ var atTheSocket = []strategy{
 var decoys = []strategy{
 	{name: "decoy-checksum", what: "a ClientHello with a wrong checksum before the first bytes", needs: root, source: "zapret fake, badsum; Geneva TCB desync, load and chksum", fromClient: before(decoy(hello, wrongSum))},
 	{name: "decoy-checksum-http", what: "a request of HTTP with a wrong checksum", needs: root, source: "zapret fake, badsum", fromClient: before(decoy(request, wrongSum))},
-	{name: "decoy-checksum-short", what: "its first 120 bytes", needs: root, source: "zapret fake, badsum", fromClient: before(decoy(request[:120], wrongSum))},
+	{name: "decoy-checksum-short", what: "the first 120 bytes of a request of HTTP with a wrong checksum", needs: root, source: "zapret fake, badsum", fromClient: before(decoy(request[:120], wrongSum))},
 	{name: "decoy-checksum-x6", what: "120 bytes six times, each behind the last, with wrong checksums", needs: root, source: "zapret --dpi-desync-repeats, fake-tcp-mod seq",
 		fromClient: before(decoy(hello[:120], wrongSum), decoy(hello[120:240], wrongSum, seqBy(120)), decoy(hello[240:360], wrongSum, seqBy(240)),
 			decoy(hello[360:480], wrongSum, seqBy(360)), decoy(hello[480:600], wrongSum, seqBy(480)), decoy(hello[600:720], wrongSum, seqBy(600)))},
@@ -123,9 +123,9 @@ var endings = []strategy{
 
 var segments = []strategy{
 	{name: "multisplit", what: "segments of 2, 48 and 50 bytes, then the rest", needs: root, source: "zapret multisplit", fromClient: cutAt(false, 2, 50, 100)},
-	{name: "disorder", what: "the same, the last first", needs: root, source: "zapret multidisorder; Geneva segmentation", fromClient: cutAt(true, 2, 50, 100)},
+	{name: "disorder", what: "segments of 2, 48 and 50 bytes and the rest, the last first", needs: root, source: "zapret multidisorder; Geneva segmentation", fromClient: cutAt(true, 2, 50, 100)},
 	{name: "fakedsplit", what: "two segments, each between two decoys of its place with wrong checksums", needs: root, source: "zapret fakedsplit", fromClient: fakedSplit(false)},
-	{name: "fakeddisorder", what: "the same, the second half first", needs: root, source: "zapret fakeddisorder", fromClient: fakedSplit(true)},
+	{name: "fakeddisorder", what: "two segments, the second half first, each between two decoys of its place with wrong checksums", needs: root, source: "zapret fakeddisorder", fromClient: fakedSplit(true)},
 	{name: "overlap-left", what: "the first segment begins with 500 other bytes, of before the connection", needs: root, source: "zapret multisplit, split-seqovl", fromClient: overlapLeft},
 	{name: "overlap-new", what: "the second half first, with other bytes in the first's place, which the server takes from the first", needs: root, source: "zapret multidisorder, split-seqovl", fromClient: overlapNew},
 	{name: "overlap-old", what: "the first half, then the whole with other bytes in the first half's place", needs: root, fromClient: overlapOld},
@@ -209,9 +209,9 @@ var options = []strategy{
 
 var fragmented = []strategy{
 	{name: "fragments", what: "the first segment in fragments of 160 bytes", needs: root, source: "zapret ipfrag2", fromClient: firstInPieces(even(160)...)},
-	{name: "fragments-reverse", what: "the same, the last first", needs: root, source: "zapret ipfrag2", fromClient: firstInPieces(reversed(even(160))...)},
+	{name: "fragments-reverse", what: "the first segment in fragments of 160 bytes, the last first", needs: root, source: "zapret ipfrag2", fromClient: firstInPieces(reversed(even(160))...)},
 	{name: "fragments-tiny", what: "the first segment in fragments, of 8 bytes the first", needs: root, source: "zapret ipfrag2, ipfrag-pos-tcp 8", fromClient: firstInPieces(tinyFirst...)},
-	{name: "fragments-overlap", what: "the same, with a range that comes twice with other bytes; hosts throw it away and the client sends again", needs: root,
+	{name: "fragments-overlap", what: "the first segment in fragments, with a range that comes twice with other bytes; hosts throw it away and the client sends again", needs: root,
 		fromClient: firstInPieces(piece{from: 0, to: 48}, piece{from: 40, to: 440, data: hello}, piece{from: 48, to: 1 << 16})},
 	{name: "fragments-all", what: "each segment with payload of the client in fragments", needs: root, source: "zapret ipfrag2", fromClient: func(_ *flow, p *packet) [][]byte {
 		if len(p.payload) == 0 {
@@ -229,7 +229,7 @@ var ofIPv6 = []strategy{
 	{name: "ipv6-reordered", what: "the network swaps the first two segments with payload", needs: network, ipv6: true, fromClient: swapFirst},
 	{name: "ipv6-hop-by-hop", what: "a hop-by-hop header in each packet", needs: root, source: "zapret hopbyhop", ipv6: true, fromClient: extended(1, protoHopByHop)},
 	{name: "ipv6-destination", what: "a header of destination options in each packet", needs: root, source: "zapret destopt", ipv6: true, fromClient: extended(1, protoDestOpts)},
-	{name: "ipv6-destination-10", what: "ten of them in each packet", needs: root, ipv6: true, fromClient: extended(10, protoDestOpts)},
+	{name: "ipv6-destination-10", what: "ten headers of destination options in each packet", needs: root, ipv6: true, fromClient: extended(10, protoDestOpts)},
 	{name: "ipv6-atomic", what: "the first segment in a fragment that is all", needs: root, source: "zapret ipfrag1", ipv6: true, fromClient: firstInPieces(piece{from: 0, to: 1 << 16})},
 	{name: "ipv6-fragments", what: "the first segment in fragments of 160 bytes", needs: root, source: "zapret ipfrag2", ipv6: true, fromClient: firstInPieces(even(160)...)},
 	{name: "ipv6-fragments-tiny", what: "the first segment in fragments, of 8 bytes the first", needs: root, source: "zapret ipfrag2", ipv6: true, fromClient: firstInPieces(tinyFirst...)},
@@ -314,9 +314,9 @@ var atBothEnds = []strategy{
 var byOutsiders = []strategy{
 	{name: "outsider-decoys", what: "segments of the server and of the client with random numbers", needs: outsider, fromServer: forging(
 		bare(psh|ack, loaded, seqRandom, ackRandom), bare(psh|ack, loaded, seqRandom, ackRandom, turned))},
-	{name: "outsider-checksums", what: "the same with wrong checksums", needs: outsider, fromServer: forging(
+	{name: "outsider-checksums", what: "segments of the server and of the client with random numbers and wrong checksums", needs: outsider, fromServer: forging(
 		bare(psh|ack, loaded, seqRandom, ackRandom, wrongSum), bare(psh|ack, loaded, seqRandom, ackRandom, wrongSum, turned))},
-	{name: "outsider-ttl", what: "the same with another time to live", needs: outsider, fromServer: forging(
+	{name: "outsider-ttl", what: "segments of the server and of the client with random numbers and another time to live", needs: outsider, fromServer: forging(
 		bare(psh|ack, loaded, seqRandom, ackRandom, ttl(9)), bare(psh|ack, loaded, seqRandom, ackRandom, ttl(9), turned))},
 	{name: "outsider-endings", what: "SYN, SYN+ACK, FIN and RST of both with random numbers", needs: outsider, fromServer: forging(
 		bare(syn, seqRandom), bare(syn|ack, seqRandom, ackRandom), bare(fin|ack, seqRandom, ackRandom), bare(rst, seqRandom),

@@ -142,10 +142,9 @@ func join(before *part, s *flow.Sample) {
 		if i+1 < len(before.packets) {
 			end = int(before.packets[i+1].Offset)
 		}
-		// One that reached beyond the capture is not there whole.
-		if data := before.data[p.Offset:end]; len(data) == int(p.WireLen) || before.meta.Cut {
-			all = append(all, frame{Packet: p, data: data})
-		}
+		// The last one may reach beyond the capture, and does not come again. As much as there
+		// is of it stays, so that nobody hides what follows behind a hole.
+		all = append(all, frame{Packet: p, data: before.data[p.Offset:end]})
 	}
 	for i, p := range s.Packets {
 		p.Time += shift
@@ -200,21 +199,20 @@ func scant(all []frame) bool {
 // without playing tricks: header-only packets behind the first payload are left out, and
 // tiny segments become one with what follows them. joined is how often.
 func condense(all []frame) (out []frame, joined int) {
-	begun := false
+	begun, last := false, 0 // last: the place of the last segment that was put out
 	for _, f := range all {
 		switch {
-		case !f.ok || f.payload() == 0 && !begun:
+		case !f.ok || f.h.PayloadLen == 0 && !begun:
 			out = append(out, f)
 			continue
-		case f.payload() == 0:
+		case f.h.PayloadLen == 0:
 			continue
 		}
-		last := len(out) - 1
-		if begun && last >= 0 && out[last].appends(&f) {
+		if begun && out[last].appends(&f) {
 			joined++
 			continue
 		}
-		begun = true
+		begun, last = true, len(out)
 		out = append(out, f)
 	}
 	return out, joined
@@ -228,7 +226,7 @@ func (f *frame) appends(next *frame) bool {
 		n >= signals.TinyBytes && next.h.PayloadLen >= signals.TinyBytes {
 		return false
 	}
-	f.data = append(slices.Clip(f.data[:f.h.WireLen]), next.data[next.h.Payload:]...)
+	f.data = append(slices.Clip(f.data[:f.h.WireLen]), next.data[min(next.h.Payload, len(next.data)):]...)
 	f.WireLen = uint32(f.h.WireLen + next.h.PayloadLen)
 	f.h.SetLength(f.data, int(f.WireLen))
 	f.ok = f.h.Walk(f.data, int(f.WireLen)) == headers.OK

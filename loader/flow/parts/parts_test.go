@@ -162,6 +162,51 @@ func TestTinySegmentsBecomeOne(t *testing.T) {
 	}
 }
 
+// The packet that fills a capture, and reaches beyond it, is no hole in what goes on,
+// wherever in it the capture ends.
+func TestPacketsAcrossTheEndOfPartsLeaveNoGap(t *testing.T) {
+	const bare = 54 // bytes of a segment without payload
+	payload, tried := string(f.Payload(600)), 0
+	for there := 1; there < bare+signals.ScantBytes; there++ {
+		// Twelve tiny segments, and as many bare ones as there is room for.
+		tiny := flow.CaptureBytes - there - (3+12)*bare
+		acks := (tiny - 12) / bare
+		if tiny -= acks * bare; tiny+max(0, there-bare) >= signals.ScantBytes {
+			continue
+		}
+		tried++
+		first, next := [][]byte{up(1, f.SYN, ""), down(1, f.SYN|f.ACK, ""), up(2, f.ACK, "")}, uint32(2)
+		for i := range 12 {
+			n := (tiny + i) / 12
+			first, next = append(first, up(next, f.ACK, payload[:n])), next+uint32(n)
+		}
+		for range acks {
+			first = append(first, down(2, f.ACK, ""))
+		}
+		for name, tt := range map[string][3][]byte{
+			"client": {up(next, f.ACK, payload), up(next+600, f.ACK, payload[:200]), down(2, f.ACK, payload)},
+			"server": {down(2, f.ACK, payload), up(next, f.ACK, payload[:200]), down(602, f.ACK, payload)},
+		} {
+			st := parts.NewStore(8)
+			part := sample(0, true, append(slices.Clip(first), tt[0])...)
+			if n := len(part.Packets) - 1; !part.Complete() || len(part.Frame(n)) != there {
+				t.Fatalf("%d of %d bytes are there of the last packet", len(part.Frame(n)), there)
+			}
+			st.Join(part)
+			s := sample(1, false, tt[1], tt[2])
+			s.Start = part.Start
+			st.Join(s)
+			if signals.Note(s, signals.Live); s.Signals != flow.SignalTiny || s.MissingStart || !s.Complete() {
+				t.Errorf("%d bytes of the %s's packet are there: signals %v, missing start %v, %d bytes in %d packets",
+					there, name, s.Signals.Names(), s.MissingStart, len(s.Data), len(s.Packets))
+			}
+		}
+	}
+	if tried < 40 {
+		t.Errorf("only %d places were tried", tried)
+	}
+}
+
 // FuzzJoin: whatever the two parts hold, the capture is one that others can rely on.
 func FuzzJoin(fz *testing.F) {
 	fz.Add(bytes.Join([][]byte{up(1, f.SYN, ""), up(2, f.ACK, "a"), up(3, f.ACK, "b")}, nil), bytes.Join([][]byte{up(4, f.ACK, "c")}, nil), uint8(60))

@@ -78,6 +78,8 @@ func Note(s *flow.Sample, from Origin) {
 	for i, p := range s.Packets {
 		h := &all[i]
 		if !h.ok {
+			// An earlier part of the capture ended within its headers.
+			sides[which(p)].lost = sides[which(p)].lost || i+1 < len(s.Packets) && len(s.Frame(i)) < int(p.WireLen)
 			continue
 		}
 		captured += max(0, min(len(s.Frame(i)), h.WireLen)-h.Payload)
@@ -247,6 +249,7 @@ type side struct {
 	syn    bool
 	ranges [flow.MaxPackets][2]int32
 	n      int
+	lost   bool // a packet was seen whose numbers are not known
 }
 
 func (sd *side) note(h *headers.Headers) (found flow.Signals) {
@@ -287,6 +290,12 @@ func (sd *side) note(h *headers.Headers) (found flow.Signals) {
 		if h.Flags&headers.URG != 0 {
 			found |= flow.SignalUrgent
 		}
+		if sd.lost {
+			// What is missing in front of this one is that packet's.
+			sd.lost = false
+			sd.ranges[sd.n] = [2]int32{sd.highest(), first}
+			sd.n++
+		}
 		sd.ranges[sd.n] = [2]int32{first, first + int32(length)}
 		sd.n++
 	}
@@ -305,6 +314,14 @@ func (sd *side) note(h *headers.Headers) (found flow.Signals) {
 		sd.bigger = true
 	}
 	return found
+}
+
+// highest returns where the ranges so far end.
+func (sd *side) highest() (end int32) {
+	for _, r := range sd.ranges[:sd.n] {
+		end = max(end, r[1])
+	}
+	return end
 }
 
 // gaps reports whether bytes are missing between those that are there, or in front of

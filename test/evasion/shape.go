@@ -439,14 +439,6 @@ var tinyFirst = []piece{{from: 0, to: 8}, {from: 8, to: 1 << 16}}
 
 func allTiny(_ *flow, p *packet) [][]byte { return p.fragments(tinyFirst...) }
 
-// payloadTiny does it to segments with payload.
-func payloadTiny(f *flow, p *packet) [][]byte {
-	if len(p.payload) == 0 {
-		return send(p)
-	}
-	return allTiny(f, p)
-}
-
 // extended puts IPv6 extension headers of 8 bytes, filled up by padding, into each packet
 // that has room.
 func extended(n int, proto byte) hook {

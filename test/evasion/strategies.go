@@ -303,8 +303,6 @@ var atBothEnds = []strategy{
 		fromClient: jump(1), toServer: jump(-1), fromServer: jump(1), toClient: jump(-1)},
 	{name: "both-no-syn", what: "a handshake without the flag SYN on the wire", needs: bothEnds, fromClient: hideSYN, toServer: showSYN, fromServer: hideSYN, toClient: showSYN},
 	{name: "both-fragments", what: "every packet of both in fragments, of 8 bytes the first", needs: bothEnds, malformed: true, fromClient: allTiny, fromServer: allTiny},
-	{name: "both-fragments-data", what: "each segment with payload of both in fragments, of 8 bytes the first", needs: bothEnds, malformed: true,
-		fromClient: payloadTiny, fromServer: payloadTiny},
 	{name: "both-protocol", what: "another number of protocol in the IP header", needs: bothEnds,
 		fromClient: asProtocol(protoTest), toServer: asProtocol(protoTCP), fromServer: asProtocol(protoTest), toClient: asProtocol(protoTCP)},
 }

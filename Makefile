@@ -133,12 +133,7 @@ record: record-programs ## Record labelled captures of real programs for trainin
 FUZZTIME ?= 10s
 .PHONY: fuzz
 fuzz: build onnxruntime ## Fuzz each target for FUZZTIME (10s)
-	@grep -rlE '^func Fuzz' --include='*_test.go' . | while read -r file; do \
-		grep -oE '^func Fuzz[A-Za-z0-9_]+' "$$file" | cut -c6- | while read -r target; do \
-			echo "== $$(dirname "$$file") $$target"; \
-			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x "$$(dirname "$$file")" </dev/null; \
-		done; \
-	done
+	test/fuzz.sh $(FUZZTIME)
 
 .PHONY: bench
 bench: build onnxruntime ## Print the benchmarks: data path, user space, forwarding beside xdp-filter and nftables

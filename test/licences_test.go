@@ -17,7 +17,7 @@ import (
 	"testing"
 )
 
-const noticesFile = "../THIRD_PARTY.md"
+const noticesFile = "../LICENSES/THIRD_PARTY.md"
 
 const noticesHead = `# Third-party software
 
@@ -138,7 +138,7 @@ func notices(modules []linkedModule) string {
 	}
 	b.WriteString("| Go's standard library and runtime | BSD-3-Clause, the text of golang.org/x |\n")
 	b.WriteString("| headers of libbpf (bpf_helpers.h and what it includes) | LGPL-2.1 OR BSD-2-Clause; used under the latter |\n")
-	b.WriteString("\nThe text of Apache-2.0 is in [LICENSE](LICENSE), that of BSD-2-Clause in\n[LICENSES](LICENSES/BSD-2-Clause.txt). The others, and who holds the rights:\n")
+	b.WriteString("\nThe text of Apache-2.0 is in [LICENSE](../LICENSE), that of BSD-2-Clause in\n[LICENSES](BSD-2-Clause.txt). The others, and who holds the rights:\n")
 	var texts []string
 	users := map[string][]string{}
 	for _, m := range modules {

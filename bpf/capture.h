@@ -29,8 +29,6 @@
 #define WORD_PACKETS(w) (((w) >> 24) & 0xffff)
 #define WORD_BYTES(w) ((w)&0xffffff)
 
-/* Where clang could prove a bound and fold it away, barrier_var() keeps it: the verifier can't
- * prove it. */
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 
 /* Copies the frame's first `len` bytes to `to`, which has room for PREFIX_LEN +
@@ -56,14 +54,13 @@ static __always_inline int copy_frame(const struct source *src, const struct pac
 	}
 	/* The helpers take no empty range. Verifiers before Linux 6.8 learn nothing
 	 * from a comparison with 0; from one of a value that is 1 less they learn
-	 * both bounds. */
+	 * both bounds. barrier_var(), here and elsewhere: clang must not fold the bound
+	 * that it can prove away, since the verifier can't prove it. */
 	len--;
 	barrier_var(len);
 	if (len >= max)
 		return 0;
-	if (src->is_xdp)
-		return bpf_xdp_load_bytes(src->ctx, skip, to, len + 1);
-	return bpf_skb_load_bytes(src->ctx, skip, to, len + 1);
+	return load(src, skip, to, len + 1);
 }
 
 static __always_inline __u32 microseconds(__u64 from_ns, __u64 to_ns)

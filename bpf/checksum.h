@@ -156,7 +156,6 @@ static __always_inline int check_segment(const struct source *src, struct packet
 	words = (__u32 *)room->data;
 	for (int i = 0; left && i < CHECKSUM_BYTES / CHECKSUM_CHUNK; i++) {
 		__u32 n = left < CHECKSUM_CHUNK ? left : CHECKSUM_CHUNK, last;
-		long err;
 
 		n--; /* see copy_frame() */
 		barrier_var(n);
@@ -167,9 +166,7 @@ static __always_inline int check_segment(const struct source *src, struct packet
 		barrier_var(last);
 		if (last < CHECKSUM_CHUNK / 4)
 			words[last] = 0;
-		err = src->is_xdp ? bpf_xdp_load_bytes(src->ctx, off, room->data, n + 1)
-				  : bpf_skb_load_bytes(src->ctx, off, room->data, n + 1);
-		if (err)
+		if (load(src, off, room->data, n + 1))
 			return 0;
 		if (!i && *(__u16 *)(room->data + at) == fold_sum(pseudo))
 			return 0;

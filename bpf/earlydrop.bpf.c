@@ -135,7 +135,7 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 	struct packet packet, *pkt = &packet;
 	struct block *block;
 	struct flow *flow;
-	bool tcp, syn, passes;
+	bool tcp, syn, settles, passes = false;
 
 	if (!cnt) /* an array's only entry: never, but the verifier asks */
 		return ACTION_PASS;
@@ -204,18 +204,17 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 		goto unsettled;
 	}
 not_blocked:
-	if (!syn && (tcp || cfg_udp_idle_ns >= SETTLED_UDP_IDLE)) {
+	settles = tcp ? !syn : cfg_udp_idle_ns >= SETTLED_UDP_IDLE;
+	if (settles) {
 		passes = tcp ? is_settled(pkt, false) : is_settled(pkt, true);
 		/* One tick of 16 looks at `flows`, too, so that the LRU map keeps what runs. */
 		if (passes && bpf_jiffies64() % 16)
 			return ACTION_PASS;
-	} else {
-		passes = false;
 	}
 	flow = bpf_map_lookup_elem(&flows, &pkt->key);
 	if (flow) {
 		if (tcp ? !syn && !flow->mark && !flow->again : !is_resumed(flow)) {
-			if (tcp || cfg_udp_idle_ns >= SETTLED_UDP_IDLE)
+			if (settles)
 				settle(pkt);
 			return ACTION_PASS;
 		}
@@ -224,7 +223,7 @@ not_blocked:
 	} else {
 		pkt->tcp_flags |= PACKET_NEW;
 	}
-	if (syn || (!tcp && cfg_udp_idle_ns < SETTLED_UDP_IDLE))
+	if (!settles)
 		pkt->hash = hash_key(&pkt->key);
 unsettled:
 	/* The rest of its buffer, which its functions may read. */

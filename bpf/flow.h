@@ -20,9 +20,6 @@ enum action {
 	ACTION_DROP = 1,
 };
 
-/* What is added to a packet pointer needs a bound for the verifier; no header starts further in. */
-#define LINEAR_OFFSET 0x3fff
-
 /* Where the buffer's bytes can be read without a helper. */
 static __always_inline void linear_part(const struct source *src, void **data, void **data_end)
 {
@@ -70,12 +67,6 @@ static __always_inline __u8 side_of(const struct source *src, const struct packe
 
 #define call_hook(function, src, pkt)                                                              \
 	((src)->is_xdp ? function##_xdp((src)->ctx, pkt) : function##_skb((src)->ctx, pkt))
-
-static __always_inline int load(const struct source *src, __u32 from, void *to, __u32 len)
-{
-	return src->is_xdp ? bpf_xdp_load_bytes(src->ctx, from, to, len)
-			   : bpf_skb_load_bytes(src->ctx, from, to, len);
-}
 
 static __always_inline struct counts *get_counters(void)
 {
@@ -137,7 +128,7 @@ static __always_inline enum action drop(struct counts *cnt, struct block *block,
 }
 
 static __always_inline void remember(const struct flow_key *key, enum verdict verdict, __u32 isn_lo,
-				     __u32 isn_hi, __u8 known, __u8 mark)
+				     __u32 isn_hi, __u8 known)
 {
 	struct flow flow = {
 		.last_ns = bpf_ktime_get_coarse_ns(),
@@ -146,7 +137,6 @@ static __always_inline void remember(const struct flow_key *key, enum verdict ve
 		.isn_lo = isn_lo,
 		.isn_hi = isn_hi,
 		.known = known & KNOWN_ISN,
-		.mark = mark,
 	};
 
 	/* An LRU map refuses no entry; were one refused, the flow would be seen as
@@ -302,6 +292,19 @@ static __always_inline void discard_capture(struct counts *cnt, struct slot *slo
 	release_slot(slot, id);
 }
 
+/* Takes back what a packet has added to a capture's word. Whoever leaves a full or closed one
+ * last leaves the hand-over to its caller, see struct packet. */
+static __always_inline void leave_capture(struct slot *slot, __u32 id, struct packet *pkt,
+					  __u64 added)
+{
+	__u64 word = __sync_fetch_and_sub(&slot->word, added) - added;
+
+	if (!WORD_REFS(word) && ((word & WORD_CLOSED) || WORD_BYTES(word) >= CAPTURE_BYTES)) {
+		pkt->hand_over = word;
+		pkt->slot = id;
+	}
+}
+
 /* Adds one packet to a capture; `last` closes it. Leaves the hand-over to the caller if that
  * was the last one, see struct packet. */
 static __always_inline void capture(struct counts *cnt, struct slot *slot, __u32 id,
@@ -318,7 +321,7 @@ static __always_inline void capture(struct counts *cnt, struct slot *slot, __u32
 	barrier_var(off);
 	barrier_var(n);
 	if ((word & WORD_CLOSED) || off >= CAPTURE_BYTES || n >= CAPTURE_PACKETS) {
-		word = __sync_fetch_and_sub(&slot->word, joined) - joined;
+		leave_capture(slot, id, pkt, joined);
 	} else {
 		rec = &slot->sample.packets[n];
 		rec->wire_len = pkt->frame_len;
@@ -336,11 +339,7 @@ static __always_inline void capture(struct counts *cnt, struct slot *slot, __u32
 			slot->sample.reason = REASON_CLOSED;
 			__sync_fetch_and_or(&slot->word, WORD_CLOSED);
 		}
-		word = __sync_fetch_and_sub(&slot->word, WORD_REF) - WORD_REF;
-	}
-	if (!WORD_REFS(word) && ((word & WORD_CLOSED) || WORD_BYTES(word) >= CAPTURE_BYTES)) {
-		pkt->hand_over = word;
-		pkt->slot = id;
+		leave_capture(slot, id, pkt, WORD_REF);
 	}
 }
 
@@ -373,11 +372,7 @@ static __always_inline void keep_repeated(struct counts *cnt, struct slot *slot,
 				sample->repeat_len = len + 1;
 		}
 	}
-	word = __sync_fetch_and_sub(&slot->word, WORD_REF) - WORD_REF;
-	if (!WORD_REFS(word) && ((word & WORD_CLOSED) || WORD_BYTES(word) >= CAPTURE_BYTES)) {
-		pkt->hand_over = word;
-		pkt->slot = id;
-	}
+	leave_capture(slot, id, pkt, WORD_REF);
 }
 
 /* The side that a packet of a connection must come from. */
@@ -688,11 +683,11 @@ __noinline int open_capture(const struct packet *pkt)
 	cnt->collecting_full++;
 refused:
 	if (candidate)
-		remember(&key, VERDICT_PASS, candidate->isn_lo, candidate->isn_hi, KNOWN_ISN, 0);
+		remember(&key, VERDICT_PASS, candidate->isn_lo, candidate->isn_hi, KNOWN_ISN);
 	else if (before)
 		before->again = 0;
 	else
-		remember(&key, VERDICT_PASS, 0, 0, 0, 0);
+		remember(&key, VERDICT_PASS, 0, 0, 0);
 out:
 	if (candidate)
 		free_candidate(id);
@@ -714,7 +709,7 @@ __noinline int refuse_capture(const struct packet *pkt)
 	candidate = bpf_map_lookup_elem(&syns, &id);
 	if (!candidate)
 		return 0;
-	remember(&key, VERDICT_PASS, candidate->isn_lo, candidate->isn_hi, KNOWN_ISN, 0);
+	remember(&key, VERDICT_PASS, candidate->isn_lo, candidate->isn_hi, KNOWN_ISN);
 	free_candidate(id);
 	return 0;
 }

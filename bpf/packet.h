@@ -141,6 +141,16 @@ struct ports {
 	__be16 dest;
 };
 
+static __always_inline int load(const struct source *src, __u32 from, void *to, __u32 len)
+{
+	return src->is_xdp ? bpf_xdp_load_bytes(src->ctx, from, to, len)
+			   : bpf_skb_load_bytes(src->ctx, from, to, len);
+}
+
+/* The verifier wants a bound below 64 KiB on what is added to a packet pointer. No header
+ * starts that far in. */
+#define LINEAR_OFFSET 0x3fff
+
 /* Replaces the length of the linear part by that of the whole buffer: a helper
  * call that a packet which is linear as far as it is read does not need. */
 static __always_inline void measure(struct source *src)
@@ -157,9 +167,7 @@ static __always_inline void *header(struct source *src, struct packet *pkt, __u3
 {
 	void *at;
 
-	/* The verifier wants a bound below 64 KiB on what is added to a packet
-	 * pointer. No header starts that far in. */
-	if (off > 0x3fff)
+	if (off > LINEAR_OFFSET)
 		return NULL;
 	at = src->data + off;
 	if (at + len <= src->data_end)
@@ -167,8 +175,7 @@ static __always_inline void *header(struct source *src, struct packet *pkt, __u3
 	measure(src);
 	if (off + len > src->len)
 		return NULL;
-	if (src->is_xdp ? bpf_xdp_load_bytes(src->ctx, off, pkt->buf, len)
-			: bpf_skb_load_bytes(src->ctx, off, pkt->buf, len))
+	if (load(src, off, pkt->buf, len))
 		return NULL;
 	return pkt->buf;
 }

@@ -41,8 +41,7 @@ static __always_inline bool read_segment(const struct source *src, struct packet
 		pkt->seq = bpf_ntohl(((__be32 *)(data + off))[0]);
 		pkt->ack = bpf_ntohl(((__be32 *)(data + off))[1]);
 	} else {
-		if (src->is_xdp ? bpf_xdp_load_bytes(src->ctx, off, numbers, sizeof(numbers))
-				: bpf_skb_load_bytes(src->ctx, off, numbers, sizeof(numbers)))
+		if (load(src, off, numbers, sizeof(numbers)))
 			return false;
 		pkt->seq = bpf_ntohl(numbers[0]);
 		pkt->ack = bpf_ntohl(numbers[1]);

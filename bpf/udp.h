@@ -323,7 +323,7 @@ __noinline int refuse_answered(const struct packet *pkt)
 		return 0;
 	key = pkt->key;
 	id = pkt->candidate;
-	remember(&key, VERDICT_PASS, 0, 0, 0, 0);
+	remember(&key, VERDICT_PASS, 0, 0, 0);
 	waiting = bpf_map_lookup_elem(&waiting_flows, &id);
 	if (waiting)
 		end_wait(waiting);
@@ -423,7 +423,7 @@ __noinline int resume_after(const struct packet *pkt, __u64 expires_ns)
 	key = pkt->key;
 	flow = bpf_map_lookup_elem(&flows, &key);
 	if (!flow)
-		remember(&key, VERDICT_RESUMED, 0, 0, 0, 0);
+		remember(&key, VERDICT_RESUMED, 0, 0, 0);
 	else if (flow->last_ns < expires_ns)
 		flow->verdict = VERDICT_RESUMED;
 	/* It may pass no more without a look at what was written. */

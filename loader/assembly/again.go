@@ -62,39 +62,34 @@ func (e *ended) add(f *Flow) {
 	e.of[f.Seq] = e.order.PushBack(&endedFlow{f.Seq, f.Start, st, f.revision, before})
 }
 
-// take returns the flow and holds it no more; nil if it is not held.
-func (e *ended) take(seq uint64) *endedFlow {
-	at := e.of[seq]
-	if at == nil {
-		return nil
+// forget holds a flow no more, if it is held.
+func (e *ended) forget(seq uint64) {
+	if at := e.of[seq]; at != nil {
+		e.order.Remove(at)
+		delete(e.of, seq)
 	}
-	delete(e.of, seq)
-	return e.order.Remove(at).(*endedFlow)
 }
 
-// again takes a segment with payload of a flow that is decided: if its capture ended
-// early, and the segment is in place, the capture goes on with it.
-func (a *Assembler) again(f *Flow, s *segment) {
+// again takes a segment with payload of a flow that is decided. It reports whether its
+// capture, which ended early, goes on with it.
+func (a *Assembler) again(f *Flow, s *segment) bool {
 	at := a.ended.of[f.Seq]
 	if at == nil || s.PayloadLen == 0 {
-		a.settle(f)
-		return
+		return false
 	}
 	e := at.Value.(*endedFlow)
 	dir := direction(&s.Packet, f.InitiatorIsLo)
 	if e.stream.isDecoy(s, dir) {
 		a.counters[Decoys]++
-		a.settle(f)
-		return
+		return false
 	}
 	st := e.stream
 	place, ends := st.take(&s.Packet, dir, s.side)
 	if place != inPlace {
 		a.counters[place]++
-		a.settle(f)
-		return
+		return false
 	}
-	a.ended.take(f.Seq)
+	a.ended.forget(f.Seq)
 	a.counters[Again]++
 	on := *f // that of a decided flow is used again
 	on.Start, on.captured, on.stage, on.revision = e.start, on.Last, collecting, e.revision+1
@@ -103,4 +98,5 @@ func (a *Assembler) again(f *Flow, s *segment) {
 	a.flows[f.Seq] = &on
 	a.collect(&on, nil, nil)
 	a.capture(&on, &s.Packet, s.frame, ends)
+	return true
 }

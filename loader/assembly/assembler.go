@@ -412,7 +412,7 @@ func (a *Assembler) restart(f *Flow) {
 		delete(a.flows, f.Seq)
 		return
 	}
-	a.ended.take(f.Seq)
+	a.ended.forget(f.Seq)
 	*a.ledger.state(f.Seq) |= over
 }
 

@@ -753,7 +753,9 @@ func (a *Assembler) open(c *candidate) *Flow {
 func (a *Assembler) flowSegment(f *Flow, s *segment) {
 	f.count(&s.Packet, s.ts)
 	if f.stage != collecting {
-		a.again(f, s)
+		if !a.again(f, s) {
+			a.settle(f)
+		}
 		return
 	}
 	if a.leaveOut(f.stream, s, direction(&s.Packet, f.InitiatorIsLo)) {

@@ -27,20 +27,8 @@ func (v *Verdict) Text(verbose bool) string {
 	}
 	line := fmt.Sprintf("%s  %-11s  %s %s > %s%s  %s  %.1f ms, %d packets", Clock(v.Time), what, v.Proto, v.Src, v.Dst, vlan,
 		v.Line(v.Class, v.Confidence), v.VerdictMS, v.Packets)
-	if v.MidStream {
-		line += ", mid-stream"
-	}
-	if v.Resumed {
-		line += ", resumed"
-	}
-	if v.OneWay {
-		line += ", one-way"
-	}
-	if v.Revised > 0 {
-		line += ", revised"
-	}
-	if v.Variant {
-		line += ", variant"
+	for _, note := range v.notes() {
+		line += ", " + note
 	}
 	if v.Signals != nil {
 		line += ", shows " + strings.Join(v.Signals, " ")
@@ -73,6 +61,20 @@ const StartFormat = "2006-01-02 15:04:05.000"
 // where no rule was asked.
 func (v *Verdict) Called() string { return v.Name(v.Class) }
 
+// notes are words for how the capture came about, live and in files; MidStream is of TCP and
+// Resumed of UDP.
+func (v *Verdict) notes() (notes []string) {
+	for _, n := range [...]struct {
+		is   bool
+		word string
+	}{{v.MidStream, "mid-stream"}, {v.Resumed, "resumed"}, {v.OneWay, "one-way"}, {v.Revised > 0, "revised"}, {v.Variant, "variant"}} {
+		if n.is {
+			notes = append(notes, n.word)
+		}
+	}
+	return notes
+}
+
 // Note says in a word what is special about the capture of a flow, "-" if nothing is.
 func (v *Verdict) Note() string {
 	var notes []string
@@ -82,22 +84,7 @@ func (v *Verdict) Note() string {
 	case v.Cut:
 		notes = append(notes, "cut")
 	}
-	if v.Resumed {
-		notes = append(notes, "resumed")
-	}
-	if v.MidStream {
-		notes = append(notes, "mid-stream")
-	}
-	if v.OneWay {
-		notes = append(notes, "one-way")
-	}
-	if v.Revised > 0 {
-		notes = append(notes, "revised")
-	}
-	if v.Variant {
-		notes = append(notes, "variant")
-	}
-	notes = append(notes, v.Signals...)
+	notes = append(append(notes, v.notes()...), v.Signals...)
 	if notes == nil {
 		return "-"
 	}

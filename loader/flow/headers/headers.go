@@ -315,7 +315,10 @@ func (h *Headers) short() {
 
 // sumsUp reports whether an IPv4 header, options included, sums up to 0xffff
 // (RFC 791).
-func sumsUp(header []byte) bool {
+func sumsUp(header []byte) bool { return wordSum(header) == 0xffff }
+
+// wordSum is the ones' complement sum of an IPv4 header's 16-bit words.
+func wordSum(header []byte) uint16 {
 	// The words of a ones' complement sum may be added two at a time (RFC 1071).
 	var sum uint64
 	for ; len(header) >= 4; header = header[4:] {
@@ -325,7 +328,7 @@ func sumsUp(header []byte) bool {
 	sum = sum>>16 + sum&0xffff
 	sum = sum>>16 + sum&0xffff
 	sum = sum>>16 + sum&0xffff
-	return sum == 0xffff
+	return uint16(sum)
 }
 
 func (h *Headers) ipv6(frame []byte, off int) Verdict {

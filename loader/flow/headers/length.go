@@ -16,12 +16,5 @@ func (h *Headers) SetLength(frame []byte, wireLen int) {
 	ip = ip[:int(ip[0]&15)*4]
 	binary.BigEndian.PutUint16(ip[2:], uint16(wireLen-h.L3))
 	clear(ip[10:12])
-	sum := uint32(0)
-	for i := 0; i+1 < len(ip); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(ip[i:]))
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	binary.BigEndian.PutUint16(ip[10:], ^uint16(sum))
+	binary.BigEndian.PutUint16(ip[10:], ^wordSum(ip))
 }

@@ -181,6 +181,7 @@ type Ended struct {
 	Classes   map[string]uint64 `json:"classes,omitempty"`  // flows by class
 	Counters  map[string]uint64 `json:"counters,omitempty"` // those that are not 0
 	Persisted bool              `json:"persisted"`          // the data path stays attached
+	Error     string            `json:"error,omitempty"`    // why, although nobody asked for it
 }
 
 // NewVerdict returns what live traffic and files say alike of a sample.

@@ -93,7 +93,7 @@ func every() map[string]event.Event {
 			Blocks: 3, Error: "it was detached"},
 		"audit, few":        &event.Audit{Time: at, Action: "reload", Outcome: event.Done},
 		"lost":              &event.Lost{Time: at, EventsLost: 3},
-		"ended":             &event.Ended{Time: at, Interface: "eth0", Mode: "enforce", Classes: map[string]uint64{"v2ray": 1}, Counters: map[string]uint64{"syns": 5}, Persisted: true},
+		"ended":             &event.Ended{Time: at, Interface: "eth0", Mode: "enforce", Classes: map[string]uint64{"v2ray": 1}, Counters: map[string]uint64{"syns": 5}, Persisted: true, Error: "interface eth0 was removed"},
 		"ended, of nothing": &event.Ended{Time: at, Interface: "eth0", Mode: "monitor"},
 	}
 }

@@ -300,6 +300,8 @@ func (l *Log) print(w *bufio.Writer, e event.Event) {
 		}
 	case *event.BlockEnded:
 		line = e.Text()
+	case *event.Waiting:
+		line = e.Text()
 	case *event.LeftOut:
 		if !l.config.Quiet {
 			line = e.Text()

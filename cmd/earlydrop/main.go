@@ -51,6 +51,8 @@ func commands() []*cli.Command {
 		modelCommand(),
 		policyCommand(),
 		datasetCommand(),
+		completionCommand(),
+		manCommand(),
 		versionCommand(),
 	}
 }

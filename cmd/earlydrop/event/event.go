@@ -18,7 +18,7 @@ import (
 	"github.com/earlydrop/earlydrop/policy"
 )
 
-// Event is one of *Attached, *Verdict, *BlockEnded, *LeftOut, *Audit, *Lost and *Ended.
+// Event is one of *Attached, *Waiting, *Verdict, *BlockEnded, *LeftOut, *Audit, *Lost and *Ended.
 type Event interface {
 	// Kind is what the event is called in its field "event".
 	Kind() string
@@ -27,6 +27,7 @@ type Event interface {
 // The kinds of events.
 const (
 	KindAttached   = "attached"
+	KindWaiting    = "waiting"
 	KindVerdict    = "verdict"
 	KindBlockEnded = "block_ended"
 	KindLeftOut    = "left_out"
@@ -37,6 +38,7 @@ const (
 
 // Kind implements Event.
 func (*Attached) Kind() string   { return KindAttached }
+func (*Waiting) Kind() string    { return KindWaiting }
 func (*Verdict) Kind() string    { return KindVerdict }
 func (*BlockEnded) Kind() string { return KindBlockEnded }
 func (*LeftOut) Kind() string    { return KindLeftOut }
@@ -55,6 +57,14 @@ type Attached struct {
 	Adopted   bool           `json:"adopted"` // what was pinned was taken over
 	Policy    string         `json:"policy"`  // file, or built-in
 	Model     string         `json:"model"`   // name and version
+}
+
+// Waiting says that an interface is not watched, and will be as soon as it can be.
+type Waiting struct {
+	Time      time.Time     `json:"time"`
+	Event     word[waiting] `json:"event"`
+	Interface string        `json:"interface"`
+	Error     string        `json:"error,omitempty"` // why not, where it is there
 }
 
 // Endpoints are the two ends of a flow. Of a verdict, Src is the initiator. Of the end of
@@ -213,6 +223,7 @@ type word[K interface{ kind() string }] struct{}
 
 type (
 	attached   struct{}
+	waiting    struct{}
 	verdict    struct{}
 	blockEnded struct{}
 	leftOut    struct{}
@@ -222,6 +233,7 @@ type (
 )
 
 func (attached) kind() string   { return KindAttached }
+func (waiting) kind() string    { return KindWaiting }
 func (verdict) kind() string    { return KindVerdict }
 func (blockEnded) kind() string { return KindBlockEnded }
 func (leftOut) kind() string    { return KindLeftOut }
@@ -260,6 +272,8 @@ func Decode(line []byte) (Event, error) {
 	switch head.Event {
 	case KindAttached:
 		e = new(Attached)
+	case KindWaiting:
+		e = new(Waiting)
 	case KindVerdict:
 		e = new(Verdict)
 	case KindBlockEnded:

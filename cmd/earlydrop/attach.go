@@ -299,18 +299,46 @@ func detachCommand() *cli.Command {
 		Description: `Ends the process that holds the interface, if there is one, and leaves nothing
 behind: no program, no map, no pin. Blocked flows pass again.
 
-Example:
-   earlydrop detach -i eth0`,
-		Flags: []cli.Flag{interfaceFlag()},
+Examples:
+   earlydrop detach -i eth0
+   earlydrop detach --all`,
+		Flags: []cli.Flag{interfaceFlag(), &cli.BoolFlag{Name: "all", Usage: "from every interface that is attached"}},
 		Action: func(c *cli.Context) error {
-			if err := errors.Join(requireFlags(c, "interface"), requireArgs(c, 0, 0, "")); err != nil {
+			if err := requireArgs(c, 0, 0, ""); err != nil {
 				return err
 			}
-			if err := loader.Detach(c.String("interface"), true); err != nil {
-				return fromLoader(err)
+			names := []string{c.String("interface")}
+			switch {
+			case c.Bool("all") && c.IsSet("interface"):
+				return badInput("--all and --interface exclude each other")
+			case c.Bool("all"):
+				all, err := loader.OpenAll()
+				if err != nil {
+					return fromLoader(err)
+				}
+				names = names[:0]
+				for _, t := range all {
+					names = append(names, t.Interface())
+				}
+				closeAll(all)
+			default:
+				if err := requireFlags(c, "interface"); err != nil {
+					return err
+				}
 			}
-			fmt.Fprintf(c.App.Writer, "detached from %s\n", c.String("interface"))
-			return nil
+			var failed []error
+			for _, name := range names {
+				if err := loader.Detach(name, true); err == nil {
+					fmt.Fprintf(c.App.Writer, "detached from %s\n", name)
+				} else if !c.Bool("all") || !errors.Is(err, loader.ErrNotAttached) {
+					// Of one process's interfaces the first takes the others along.
+					failed = append(failed, fromLoader(err))
+				}
+			}
+			if len(names) == 0 {
+				fmt.Fprintln(c.App.Writer, "nothing is attached"+seenFromHere())
+			}
+			return errors.Join(failed...)
 		},
 	}
 }

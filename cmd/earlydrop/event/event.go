@@ -18,7 +18,7 @@ import (
 	"github.com/earlydrop/earlydrop/policy"
 )
 
-// Event is one of *Attached, *Verdict, *BlockEnded, *LeftOut and *Ended.
+// Event is one of *Attached, *Verdict, *BlockEnded, *LeftOut, *Audit, *Lost and *Ended.
 type Event interface {
 	// Kind is what the event is called in its field "event".
 	Kind() string
@@ -30,6 +30,8 @@ const (
 	KindVerdict    = "verdict"
 	KindBlockEnded = "block_ended"
 	KindLeftOut    = "left_out"
+	KindAudit      = "audit"
+	KindLost       = "lost"
 	KindEnded      = "ended"
 )
 
@@ -38,6 +40,8 @@ func (*Attached) Kind() string   { return KindAttached }
 func (*Verdict) Kind() string    { return KindVerdict }
 func (*BlockEnded) Kind() string { return KindBlockEnded }
 func (*LeftOut) Kind() string    { return KindLeftOut }
+func (*Audit) Kind() string      { return KindAudit }
+func (*Lost) Kind() string       { return KindLost }
 func (*Ended) Kind() string      { return KindEnded }
 
 // Attached says that an interface is watched from now on.
@@ -137,6 +141,37 @@ type LeftOut struct {
 	PassesLeftOut uint64        `json:"passes_left_out"`
 }
 
+// Audit says who asked for a change over the control socket, and what became of it.
+type Audit struct {
+	Time  time.Time   `json:"time"`
+	Event word[audit] `json:"event"`
+	// UID, GID and PID are the kernel's word on who connected, at the time of that.
+	UID       uint32 `json:"uid"`
+	GID       uint32 `json:"gid"`
+	PID       int32  `json:"pid"`
+	Action    string `json:"action"`              // blocked_add, blocked_del, reload, mode or model
+	Outcome   string `json:"outcome"`             // done, refused (nothing was changed) or failed (something may be)
+	Interface string `json:"interface,omitempty"` // the one that was named
+	Asked     string `json:"asked,omitempty"`     // what for, in words
+	Blocks    int    `json:"blocks,omitempty"`    // that were made or removed
+	Error     string `json:"error,omitempty"`     // why it was refused, or failed
+}
+
+// Outcomes of what was asked for.
+const (
+	Done    = "done"
+	Refused = "refused"
+	Failed  = "failed"
+)
+
+// Lost says, in the stream of a reader that was too slow, how many events that reader
+// did not get since the last event of this kind. It is in no file.
+type Lost struct {
+	Time       time.Time  `json:"time"`
+	Event      word[lost] `json:"event"`
+	EventsLost uint64     `json:"events_lost"`
+}
+
 // Ended says that an interface is not watched any more, and what it came to.
 type Ended struct {
 	Time      time.Time         `json:"time"`
@@ -181,6 +216,8 @@ type (
 	verdict    struct{}
 	blockEnded struct{}
 	leftOut    struct{}
+	audit      struct{}
+	lost       struct{}
 	ended      struct{}
 )
 
@@ -188,6 +225,8 @@ func (attached) kind() string   { return KindAttached }
 func (verdict) kind() string    { return KindVerdict }
 func (blockEnded) kind() string { return KindBlockEnded }
 func (leftOut) kind() string    { return KindLeftOut }
+func (audit) kind() string      { return KindAudit }
+func (lost) kind() string       { return KindLost }
 func (ended) kind() string      { return KindEnded }
 
 // String returns the word.
@@ -227,6 +266,10 @@ func Decode(line []byte) (Event, error) {
 		e = new(BlockEnded)
 	case KindLeftOut:
 		e = new(LeftOut)
+	case KindAudit:
+		e = new(Audit)
+	case KindLost:
+		e = new(Lost)
 	case KindEnded:
 		e = new(Ended)
 	default:

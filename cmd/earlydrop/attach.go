@@ -169,6 +169,9 @@ func attach(c *cli.Context) error {
 		return fromLoader(err)
 	}
 	config.Events.Say(beginText(config))
+	told := make(chan struct{})
+	go func() { defer close(told); tellSystemd(ctx, g) }()
+	defer func() { stop(); <-told }()
 	sums, err := g.Run(ctx)
 	if len(sums) > 1 {
 		config.Events.Say(totalText(sums))

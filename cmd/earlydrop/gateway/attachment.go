@@ -43,6 +43,7 @@ type attachment struct {
 	leftOut atomic.Uint64  // verdicts that no event has told of as left out
 	classes sync.Map       // class -> *atomic.Uint64
 	pending sync.WaitGroup // captures that the classifier has
+	tidied  pulse
 
 	// Of each kind one warning per second.
 	warnClassify, warnBlock, warnRead, warnTidy rate.Sometimes
@@ -50,6 +51,7 @@ type attachment struct {
 
 func newAttachment(g *Gateway, dp *loader.DataPath, iface func() string) *attachment {
 	a := &attachment{gateway: g, dp: dp, iface: iface, started: time.Now()}
+	a.tidied.beat()
 	for _, kind := range []*rate.Sometimes{&a.warnClassify, &a.warnBlock, &a.warnRead, &a.warnTidy} {
 		kind.Interval = time.Second
 	}
@@ -147,6 +149,7 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	defer a.pending.Done()
 	g := a.gateway
+	g.classified.beat()
 	if err != nil {
 		a.counts[countNotClassified].Add(1)
 		if !errors.Is(err, classifier.ErrClosed) {
@@ -246,6 +249,7 @@ func (a *attachment) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 		case <-slow.C:
 			err, trouble = errors.Join(a.expire(), a.dp.Report(a.counts.list())), &noTidying
 			advised = advised || a.advise()
+			a.tidied.beat()
 		}
 		switch {
 		case err == nil:

@@ -54,6 +54,8 @@ type Gateway struct {
 	config Config
 	model  string // name and version
 
+	classified pulse
+
 	mu       sync.Mutex    // of what follows, and of the end of each
 	attached []*attachment // those that are there, in the order of Config.Attach
 }

@@ -252,12 +252,9 @@ func chooseMode(c *cli.Context, p *policy.Policy, o *loader.Options) (mode polic
 			return mode, asBadInput(err)
 		}
 	}
-	switch {
-	case mode != policy.Enforce:
-	case o.MidStream && !p.TreatsMidStream():
-		return mode, badInput("--mid-stream capture in mode enforce needs a rule with \"mid_stream: true\", and the policy has none: models know the beginnings of flows, and mistake many ordinary ones for tunnels from their middle on; add the key to a rule, or leave --mid-stream out")
-	case o.OneHook && !p.OneHook:
-		return mode, badInput("--one-hook in mode enforce needs \"one_hook: true\" in the policy: where both directions come through one hook, whoever can send both can have a flow of others dropped")
+	o.MonitorOnly = gateway.MonitorOnly(o, p)
+	if mode == policy.Enforce && o.MonitorOnly != "" {
+		return mode, badInput("%s", o.MonitorOnly)
 	}
 	return mode, nil
 }
@@ -315,11 +312,14 @@ func attachedText(g *gateway.Gateway, c *gateway.Config) string {
 	if info.BlocksLost != nil {
 		say("not all blocks fit into the new tables: %v", info.BlocksLost)
 	}
-	if info.BlocksAdopted > 0 {
-		say("%d flows stay blocked", info.BlocksAdopted)
+	if stay := info.BlocksAdopted - info.BlocksHeld; stay > 0 {
+		say("%d flows stay blocked", stay)
 	}
 	if info.BlocksRemoved > 0 {
 		say("%d blocks removed: mode monitor drops nothing", info.BlocksRemoved)
+	}
+	if info.BlocksHeld > 0 {
+		say("%d blocks by hand are suspended until mode enforce", info.BlocksHeld)
 	}
 	if info.HiddenVLANs {
 		say("%s strips VLAN tags on receive, so the two directions of tagged flows don't match: ethtool -K %s rxvlan off rx-vlan-stag-hw-parse off", iface, iface)

@@ -70,12 +70,13 @@ type Block struct {
 	Expires   time.Time      `json:"expires"`
 	Packets   uint64         `json:"packets"` // dropped so far
 	Bytes     uint64         `json:"bytes"`
+	Suspended bool           `json:"suspended"` // the mode is monitor: its packets pass
 }
 
-// NewBlock tells of a block of an interface.
-func NewBlock(iface string, b *loader.Block) Block {
+// NewBlock tells of a block of an interface, which is suspended in mode monitor.
+func NewBlock(iface string, b *loader.Block, suspended bool) Block {
 	return Block{
 		Interface: iface, Lo: b.Key.Lo, Hi: b.Key.Hi, Proto: b.Key.Proto.String(), VLAN: b.Key.VLAN, InnerVLAN: b.Key.InnerVLAN,
-		Class: b.Class, Rule: b.Rule, Since: b.Since, Expires: b.Expires, Packets: b.Packets, Bytes: b.Bytes,
+		Class: b.Class, Rule: b.Rule, Since: b.Since, Expires: b.Expires, Packets: b.Packets, Bytes: b.Bytes, Suspended: suspended,
 	}
 }

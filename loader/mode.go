@@ -3,6 +3,7 @@
 package loader
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/cilium/ebpf"
@@ -28,18 +29,48 @@ func (t *Tables) Enforces() (bool, error) {
 // attachment is for mode monitor only ([Options.MonitorOnly]).
 func (t *Tables) SetMode(enforce bool) (was bool, err error) {
 	if enforce {
-		var a datapathAttached
-		if err := t.att.Lookup(uint32(0), &a); err != nil {
-			return false, fmt.Errorf("read map attachment: %w", err)
-		}
-		if why := fromFixed(a.MonitorOnly[:]); why != "" {
-			return false, &MonitorOnlyError{Interface: t.Interface(), Why: why}
+		if err := t.mayEnforce(); err != nil {
+			return false, err
 		}
 	}
 	if was, err = t.Enforces(); err != nil {
 		return false, err
 	}
 	return was, t.writeMode(enforce)
+}
+
+// SetModes is [Tables.SetMode] for several interfaces: where one of them refuses, none is
+// changed, and the error has all that do. It returns those that had the other mode.
+func SetModes(all []*Tables, enforce bool) (changed []*Tables, err error) {
+	if enforce {
+		errs := make([]error, len(all))
+		for i, t := range all {
+			errs[i] = t.mayEnforce()
+		}
+		if err := errors.Join(errs...); err != nil {
+			return nil, err
+		}
+	}
+	for _, t := range all {
+		was, e := t.SetMode(enforce)
+		err = errors.Join(err, e)
+		if e == nil && was != enforce {
+			changed = append(changed, t)
+		}
+	}
+	return changed, err
+}
+
+// mayEnforce returns a [*MonitorOnlyError] where the attachment is for mode monitor only.
+func (t *Tables) mayEnforce() error {
+	var a datapathAttached
+	if err := t.att.Lookup(uint32(0), &a); err != nil {
+		return fmt.Errorf("read map attachment: %w", err)
+	}
+	if why := fromFixed(a.MonitorOnly[:]); why != "" {
+		return &MonitorOnlyError{Interface: t.Interface(), Why: why}
+	}
+	return nil
 }
 
 func (t *Tables) writeMode(enforce bool) error {

@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
@@ -47,33 +48,20 @@ func runMode(c *cli.Context) error {
 	if len(all) == 0 && openErr == nil {
 		return badInput("earlydrop is attached to no interface%s", seenFromHere())
 	}
-	// Where one is refused, none is changed.
-	var refused []error
-	for _, t := range all {
-		a, err := t.Attachment()
-		if err != nil {
-			return err
-		}
-		if mode == policy.Enforce && a.MonitorOnly != "" {
-			refused = append(refused, &loader.MonitorOnlyError{Interface: a.Interface, Why: a.MonitorOnly})
-		}
-	}
-	if err := errors.Join(refused...); err != nil {
+	changed, err := loader.SetModes(all, mode == policy.Enforce)
+	var only *loader.MonitorOnlyError
+	if errors.As(err, &only) {
 		return asBadInput(err)
 	}
+	if err != nil {
+		return err
+	}
 	for _, t := range all {
-		was, err := t.SetMode(mode == policy.Enforce)
-		var only *loader.MonitorOnlyError
-		switch {
-		case errors.As(err, &only):
-			return asBadInput(err)
-		case err != nil:
-			return err
-		case was == (mode == policy.Enforce):
-			fmt.Fprintf(c.App.Writer, "%s is in mode %s already\n", t.Interface(), mode)
-		default:
-			fmt.Fprintf(c.App.Writer, "%s is in mode %s now\n", t.Interface(), mode)
+		when := "already"
+		if slices.Contains(changed, t) {
+			when = "now"
 		}
+		fmt.Fprintf(c.App.Writer, "%s is in mode %s %s\n", t.Interface(), mode, when)
 	}
 	return openErr
 }

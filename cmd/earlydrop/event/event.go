@@ -18,7 +18,7 @@ import (
 	"github.com/earlydrop/earlydrop/policy"
 )
 
-// Event is one of *Attached, *Verdict, *BlockEnded, *LeftOut and *Ended.
+// Event is one of *Attached, *Verdict, *BlockEnded, *LeftOut, *ModeChanged and *Ended.
 type Event interface {
 	// Kind is what the event is called in its field "event".
 	Kind() string
@@ -26,19 +26,21 @@ type Event interface {
 
 // The kinds of events.
 const (
-	KindAttached   = "attached"
-	KindVerdict    = "verdict"
-	KindBlockEnded = "block_ended"
-	KindLeftOut    = "left_out"
-	KindEnded      = "ended"
+	KindAttached    = "attached"
+	KindVerdict     = "verdict"
+	KindBlockEnded  = "block_ended"
+	KindLeftOut     = "left_out"
+	KindModeChanged = "mode_changed"
+	KindEnded       = "ended"
 )
 
 // Kind implements Event.
-func (*Attached) Kind() string   { return KindAttached }
-func (*Verdict) Kind() string    { return KindVerdict }
-func (*BlockEnded) Kind() string { return KindBlockEnded }
-func (*LeftOut) Kind() string    { return KindLeftOut }
-func (*Ended) Kind() string      { return KindEnded }
+func (*Attached) Kind() string    { return KindAttached }
+func (*Verdict) Kind() string     { return KindVerdict }
+func (*BlockEnded) Kind() string  { return KindBlockEnded }
+func (*LeftOut) Kind() string     { return KindLeftOut }
+func (*ModeChanged) Kind() string { return KindModeChanged }
+func (*Ended) Kind() string       { return KindEnded }
 
 // Attached says that an interface is watched from now on.
 type Attached struct {
@@ -137,6 +139,15 @@ type LeftOut struct {
 	PassesLeftOut uint64        `json:"passes_left_out"`
 }
 
+// ModeChanged says that somebody changed the mode of an interface. Monitor suspends its
+// blocks, enforce takes them up again.
+type ModeChanged struct {
+	Time      time.Time         `json:"time"`
+	Event     word[modeChanged] `json:"event"`
+	Interface string            `json:"interface"`
+	Mode      string            `json:"mode"` // since then
+}
+
 // Ended says that an interface is not watched any more, and what it came to.
 type Ended struct {
 	Time      time.Time         `json:"time"`
@@ -146,6 +157,7 @@ type Ended struct {
 	Classes   map[string]uint64 `json:"classes,omitempty"`  // flows by class
 	Counters  map[string]uint64 `json:"counters,omitempty"` // those that are not 0
 	Persisted bool              `json:"persisted"`          // the data path stays attached
+	Error     string            `json:"error,omitempty"`    // why, although nobody asked for it
 }
 
 // NewVerdict returns what live traffic and files say alike of a sample.
@@ -176,18 +188,20 @@ func WireBytes(s *flow.Sample) (n uint64) {
 type word[K interface{ kind() string }] struct{}
 
 type (
-	attached   struct{}
-	verdict    struct{}
-	blockEnded struct{}
-	leftOut    struct{}
-	ended      struct{}
+	attached    struct{}
+	verdict     struct{}
+	blockEnded  struct{}
+	leftOut     struct{}
+	modeChanged struct{}
+	ended       struct{}
 )
 
-func (attached) kind() string   { return KindAttached }
-func (verdict) kind() string    { return KindVerdict }
-func (blockEnded) kind() string { return KindBlockEnded }
-func (leftOut) kind() string    { return KindLeftOut }
-func (ended) kind() string      { return KindEnded }
+func (attached) kind() string    { return KindAttached }
+func (verdict) kind() string     { return KindVerdict }
+func (blockEnded) kind() string  { return KindBlockEnded }
+func (leftOut) kind() string     { return KindLeftOut }
+func (modeChanged) kind() string { return KindModeChanged }
+func (ended) kind() string       { return KindEnded }
 
 // String returns the word.
 func (word[K]) String() string {
@@ -224,6 +238,8 @@ func Decode(line []byte) (Event, error) {
 		e = new(Verdict)
 	case KindBlockEnded:
 		e = new(BlockEnded)
+	case KindModeChanged:
+		e = new(ModeChanged)
 	case KindLeftOut:
 		e = new(LeftOut)
 	case KindEnded:

@@ -89,7 +89,8 @@ func every() map[string]event.Event {
 		"block ended":         &event.BlockEnded{Time: at, Interface: "eth0", Endpoints: ends, Class: "v2ray", Rule: "tunnels", Reason: "expired", DroppedPackets: 1, DroppedBytes: 2},
 		"block ended by hand": &event.BlockEnded{Time: at, Interface: "eth0", Endpoints: event.Endpoints{Src: ends.Src, Dst: ends.Dst, Proto: "tcp"}, Reason: "expired"},
 		"left out":            &event.LeftOut{Time: at, Interface: "eth0", PassesLeftOut: 3},
-		"ended":               &event.Ended{Time: at, Interface: "eth0", Mode: "enforce", Classes: map[string]uint64{"v2ray": 1}, Counters: map[string]uint64{"syns": 5}, Persisted: true},
+		"mode changed":        &event.ModeChanged{Time: at, Interface: "eth0", Mode: "enforce"},
+		"ended":               &event.Ended{Time: at, Interface: "eth0", Mode: "enforce", Classes: map[string]uint64{"v2ray": 1}, Counters: map[string]uint64{"syns": 5}, Persisted: true, Error: "interface eth0 was removed"},
 		"ended, of nothing":   &event.Ended{Time: at, Interface: "eth0", Mode: "monitor"},
 	}
 }

@@ -102,6 +102,11 @@ func (l *LeftOut) Text() string {
 	return fmt.Sprintf("%s  left out  %d verdicts that pass", Clock(l.Time), l.PassesLeftOut)
 }
 
+// Text returns the event as a line for people, without its end.
+func (m *ModeChanged) Text() string {
+	return fmt.Sprintf("%s  mode %s  on %s", Clock(m.Time), m.Mode, m.Interface)
+}
+
 // Clock prints a time for people, local, so that logs of several days and machines can be
 // distinguished.
 func Clock(t time.Time) string { return t.Format("2006-01-02T15:04:05.000Z07:00") }

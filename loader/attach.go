@@ -346,6 +346,7 @@ func configuredSpec(opts Options, ifc *iface) (*ebpf.CollectionSpec, error) {
 		datapathVarCfgIdleNs:        uint64(opts.Idle),
 		datapathVarCfgUdpIdleNs:     uint64(opts.UDPIdle),
 		datapathVarCfgRawIp:         ifc.rawIP(),
+		datapathVarCfgPartialSums:   uint8(ifc.partialSums()),
 		datapathVarCfgHashSecret:    newSecret(),
 		datapathVarCfgFirstAttachNs: monotonic(),
 		datapathVarCfgUdpWarmupNs:   uint64(opts.UDPWarmup),

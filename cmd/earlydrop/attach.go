@@ -36,14 +36,16 @@ stay blocked and new flows pass; the next attach adopts what is there.
 
 -i may be repeated: one process, one policy and one stream of events serve all
 interfaces, each with tables of its own. It attaches to all of them or to none. Where
-one is removed while it runs, the others go on.
+one is removed while it runs, the others go on. With --wait it is attached to again
+when it returns, by the name that was given, and those that are not there at the start
+are waited for as well.
 
 SIGHUP opens the event file again, so that logrotate can rename it, and does nothing
 else: a terminal that is closed does not end the program.
 
-An event is one JSON object on a line: attached, verdict, block_ended, left_out (in
-passes_left_out what --events-pass left out since the last one, every 10 s),
-mode_changed or ended.
+An event is one JSON object on a line: attached, waiting (--wait), verdict,
+block_ended, left_out (in passes_left_out what --events-pass left out since the last
+one, every 10 s), mode_changed or ended.
 A verdict says
 
    class            what the model calls the flow; unknown if no label is likely enough
@@ -75,8 +77,8 @@ Examples:
    earlydrop attach -i eth0 --json | jq 'select(.decision == "drop")'`,
 		Flags: []cli.Flag{
 			listFlag{&cli.StringSliceFlag{Name: "interface", Aliases: []string{"i"}, Usage: "network `INTERFACE`; may be repeated"}},
-			&cli.StringFlag{Name: "policy", Usage: "read the policy from `FILE` instead of the built-in one (earlydrop policy default)"},
-			&cli.StringFlag{Name: "model", Usage: "use the model `FILE`, or the shipped \"paper\", instead of the default"},
+			&cli.StringFlag{Name: "policy", Usage: "read the policy from `FILE` instead of the built-in one (earlydrop policy default)", TakesFile: true},
+			&cli.StringFlag{Name: "model", Usage: "use the model `FILE`, or the shipped \"paper\", instead of the default", TakesFile: true},
 			&cli.StringFlag{Name: "mode", Usage: "`monitor` or enforce; overrides the policy's"},
 			&cli.StringFlag{Name: "xdp", Value: string(loader.XDPAuto), Usage: "attach in the driver (native), in the stack (generic), or whichever works (`auto`)"},
 			midStreamFlag(),
@@ -85,13 +87,14 @@ Examples:
 			&cli.BoolFlag{Name: "one-hook", Usage: "expect both directions at one hook, as at a mirror port or a one-armed router; to enforce, the policy has to say one_hook: true"},
 			oneWayFlag(),
 			&cli.StringFlag{Name: "device", Value: "cpu", Usage: "classify on `cpu` or cuda:N"},
-			&cli.StringFlag{Name: "events", Usage: "append one JSON object per event to `FILE`; - is standard output, instead of the text"},
+			&cli.StringFlag{Name: "events", Usage: "append one JSON object per event to `FILE`; - is standard output, instead of the text", TakesFile: true},
 			&cli.StringFlag{Name: "events-pass", Value: "all", Usage: "of the verdicts on undetected flows write `all`, none, so many per second (100/s) or a share (1/100)"},
 			numberFlag("max-flows", "remember the verdicts of `N` flows; the least recently used make room", "262144, or as adopted", uint64(least.Flows), uint64(most.Flows)),
 			numberFlag("max-blocked", "drop `N` flows at a time at most", "65536, or as adopted", uint64(least.Blocked), uint64(most.Blocked)),
 			numberFlag("max-collecting", "capture `N` flows at a time; more pass unseen", "8192, or as adopted", uint64(least.Collecting), uint64(most.Collecting)),
 			numberFlag("max-handshakes", "keep `N` TCP handshakes, rounded up to a power of two; old ones make room", "65536, or as adopted", uint64(least.Handshakes), uint64(most.Handshakes)),
 			&cli.BoolFlag{Name: "persist", Usage: "leave the data path attached at the end: blocked flows stay blocked"},
+			&cli.BoolFlag{Name: "wait", Usage: "wait for interfaces that are not there, or that are removed while it runs, and attach to each as soon as it appears"},
 			&cli.BoolFlag{Name: "json", Usage: "the same as --events -"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print no verdicts that pass"},
 			&cli.BoolFlag{Name: "verbose", Usage: "print more of each verdict: scores, reason, model, latency"},
@@ -206,7 +209,7 @@ func logConfig(c *cli.Context) (*eventlog.Config, error) {
 // gatewayConfig reads all other flags, opens the model and reads the policy.
 func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
 	config := &gateway.Config{
-		PolicyName: cmp.Or(c.String("policy"), "built-in"), Persist: c.Bool("persist"),
+		PolicyName: cmp.Or(c.String("policy"), "built-in"), Persist: c.Bool("persist"), Wait: c.Bool("wait"),
 		Advise: func(iface string, counters map[string]uint64) []string {
 			return sidesAdvice(iface, counters, c.Bool("one-hook"), c.Bool("one-way"))
 		},

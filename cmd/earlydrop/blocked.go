@@ -101,8 +101,9 @@ func blockedList(c *cli.Context) error {
 		slices.SortFunc(blocks, func(a, b loader.Block) int { return a.Since.Compare(b.Since) })
 		for _, b := range blocks {
 			if c.Bool("json") {
-				err := json.NewEncoder(c.App.Writer).Encode(status.NewBlock(name, &b, !enforces))
-				if err != nil {
+				told := status.NewBlock(name, &b)
+				told.Suspended = !enforces
+				if err := json.NewEncoder(c.App.Writer).Encode(told); err != nil {
 					return err
 				}
 				continue

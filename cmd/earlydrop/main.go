@@ -52,6 +52,8 @@ func commands() []*cli.Command {
 		modelCommand(),
 		policyCommand(),
 		datasetCommand(),
+		completionCommand(),
+		manCommand(),
 		versionCommand(),
 	}
 }

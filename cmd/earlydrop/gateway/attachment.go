@@ -38,6 +38,7 @@ type attachment struct {
 	dp      *loader.DataPath
 	iface   func() string // what the interface is called now
 	started time.Time
+	asked   loader.Options // what it was attached as
 
 	counts  counts
 	leftOut atomic.Uint64  // verdicts that no event has told of as left out

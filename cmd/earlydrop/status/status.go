@@ -73,10 +73,16 @@ type Block struct {
 	Suspended bool           `json:"suspended"` // the mode is monitor: its packets pass
 }
 
-// NewBlock tells of a block of an interface, which is suspended in mode monitor.
-func NewBlock(iface string, b *loader.Block, suspended bool) Block {
+// NewBlock tells of a block of an interface. Suspended is the caller's to set.
+func NewBlock(iface string, b *loader.Block) Block {
 	return Block{
 		Interface: iface, Lo: b.Key.Lo, Hi: b.Key.Hi, Proto: b.Key.Proto.String(), VLAN: b.Key.VLAN, InnerVLAN: b.Key.InnerVLAN,
-		Class: b.Class, Rule: b.Rule, Since: b.Since, Expires: b.Expires, Packets: b.Packets, Bytes: b.Bytes, Suspended: suspended,
+		Class: b.Class, Rule: b.Rule, Since: b.Since, Expires: b.Expires, Packets: b.Packets, Bytes: b.Bytes,
 	}
+}
+
+// Report tells of a gateway.
+type Report struct {
+	PID        int       `json:"pid"`
+	Interfaces []*Status `json:"interfaces"`
 }

@@ -18,7 +18,8 @@ func TestBlockAsJSON(t *testing.T) {
 	since := time.Date(2026, 11, 25, 1, 2, 3, 0, time.UTC)
 	b := NewBlock("eth0", &loader.Block{
 		Key: key, Since: since, Expires: since.Add(time.Minute), Packets: 3, Bytes: 300, Class: "shadowsocks", Rule: "tunnels", Renewed: 2,
-	}, true)
+	})
+	b.Suspended = true
 	text, err := json.Marshal(b)
 	if err != nil {
 		t.Fatal(err)

@@ -56,6 +56,9 @@ type Log struct {
 	queue chan item
 	done  chan struct{} // closed when all is written
 	lost  atomic.Uint64
+
+	following sync.Mutex // of changes of followers
+	followers atomic.Pointer[[]*Follower]
 }
 
 // item is what waits to be written: one of the three.
@@ -99,6 +102,7 @@ func (l *Log) Lost() uint64 { return l.lost.Load() }
 // queue is full the event is lost, and it returns false. Verdicts on flows that pass
 // undetected are lost first.
 func (l *Log) Add(e event.Event) bool {
+	l.publish(e)
 	v, ok := e.(*event.Verdict)
 	if ok && !v.Detected && len(l.queue) >= queueLen*3/4 {
 		l.lost.Add(1)
@@ -115,7 +119,10 @@ func (l *Log) Add(e event.Event) bool {
 
 // Put queues an event that must not be lost. It waits for room in the queue, but not for
 // an output that accepts nothing: then it returns false.
-func (l *Log) Put(e event.Event) bool { return l.put(item{event: e}) }
+func (l *Log) Put(e event.Event) bool {
+	l.publish(e)
+	return l.put(item{event: e})
+}
 
 // Say queues text for people, whose lines it has the ends of: for Text or, without that,
 // for Notes.
@@ -174,6 +181,7 @@ func (l *Log) Uncreate() {
 // Close writes what is queued and closes the file. What could not be written is said in a
 // warning.
 func (l *Log) Close() {
+	l.endFollowers()
 	close(l.queue)
 	if !l.drained() {
 		slog.Warn("the output accepts no more events: those that still wait are lost", "lost", uint64(len(l.queue))+l.lost.Load())
@@ -300,7 +308,11 @@ func (l *Log) print(w *bufio.Writer, e event.Event) {
 		}
 	case *event.BlockEnded:
 		line = e.Text()
+	case *event.Waiting:
+		line = e.Text()
 	case *event.ModeChanged:
+		line = e.Text()
+	case *event.Audit:
 		line = e.Text()
 	case *event.LeftOut:
 		if !l.config.Quiet {

@@ -36,13 +36,16 @@ stay blocked and new flows pass; the next attach adopts what is there.
 
 -i may be repeated: one process, one policy and one stream of events serve all
 interfaces, each with tables of its own. It attaches to all of them or to none. Where
-one is removed while it runs, the others go on.
+one is removed while it runs, the others go on. With --wait it is attached to again
+when it returns, by the name that was given, and those that are not there at the start
+are waited for as well.
 
 SIGHUP opens the event file again, so that logrotate can rename it, and does nothing
 else: a terminal that is closed does not end the program.
 
-An event is one JSON object on a line: attached, verdict, block_ended, left_out (in
-passes_left_out what --events-pass left out since the last one, every 10 s) or ended.
+An event is one JSON object on a line: attached, waiting (--wait), verdict,
+block_ended, left_out (in passes_left_out what --events-pass left out since the last
+one, every 10 s), mode_changed or ended.
 A verdict says
 
    class            what the model calls the flow; unknown if no label is likely enough
@@ -91,6 +94,7 @@ Examples:
 			numberFlag("max-collecting", "capture `N` flows at a time; more pass unseen", "8192, or as adopted", uint64(least.Collecting), uint64(most.Collecting)),
 			numberFlag("max-handshakes", "keep `N` TCP handshakes, rounded up to a power of two; old ones make room", "65536, or as adopted", uint64(least.Handshakes), uint64(most.Handshakes)),
 			&cli.BoolFlag{Name: "persist", Usage: "leave the data path attached at the end: blocked flows stay blocked"},
+			&cli.BoolFlag{Name: "wait", Usage: "wait for interfaces that are not there, or that are removed while it runs, and attach to each as soon as it appears"},
 			&cli.BoolFlag{Name: "json", Usage: "the same as --events -"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print no verdicts that pass"},
 			&cli.BoolFlag{Name: "verbose", Usage: "print more of each verdict: scores, reason, model, latency"},
@@ -208,7 +212,7 @@ func logConfig(c *cli.Context) (*eventlog.Config, error) {
 // gatewayConfig reads all other flags, opens the model and reads the policy.
 func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
 	config := &gateway.Config{
-		PolicyName: cmp.Or(c.String("policy"), "built-in"), Persist: c.Bool("persist"),
+		PolicyName: cmp.Or(c.String("policy"), "built-in"), Persist: c.Bool("persist"), Wait: c.Bool("wait"),
 		Advise: func(iface string, counters map[string]uint64) []string {
 			return sidesAdvice(iface, counters, c.Bool("one-hook"), c.Bool("one-way"))
 		},
@@ -226,7 +230,7 @@ func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
 	}
 	config.Policy, err = loadPolicy(c.String("policy"), policyModel(config.Engine.Manifest()))
 	if err == nil {
-		config.Mode, err = chooseMode(c, config.Policy)
+		config.Mode, err = chooseMode(c, config.Policy, config.Attach)
 	}
 	if err != nil {
 		return nil, errors.Join(err, config.Engine.Close())
@@ -268,19 +272,17 @@ func attachOptions(c *cli.Context) ([]loader.Options, error) {
 
 // chooseMode returns the mode of --mode or of the policy, and refuses to enforce a policy
 // that does not say what is to become of flows that prove little.
-func chooseMode(c *cli.Context, p *policy.Policy) (mode policy.Mode, err error) {
+func chooseMode(c *cli.Context, p *policy.Policy, attach []loader.Options) (mode policy.Mode, err error) {
 	mode = p.Mode
 	if c.IsSet("mode") {
 		if mode, err = policy.ParseMode(c.String("mode")); err != nil {
 			return mode, asBadInput(err)
 		}
 	}
-	switch {
-	case mode != policy.Enforce:
-	case c.String("mid-stream") == "capture" && !p.TreatsMidStream():
-		return mode, badInput("--mid-stream capture in mode enforce needs a rule with \"mid_stream: true\", and the policy has none: models know the beginnings of flows, and mistake many ordinary ones for tunnels from their middle on; add the key to a rule, or leave --mid-stream out")
-	case c.Bool("one-hook") && !p.OneHook:
-		return mode, badInput("--one-hook in mode enforce needs \"one_hook: true\" in the policy: where both directions come through one hook, whoever can send both can have a flow of others dropped")
+	for i := range attach {
+		if why := gateway.MonitorOnly(&attach[i], p); mode == policy.Enforce && why != "" {
+			return mode, badInput("%s", why)
+		}
 	}
 	return mode, nil
 }
@@ -380,11 +382,14 @@ func attachedText(iface string, info loader.Info, c *gateway.Config) string {
 	if info.BlocksLost != nil {
 		say("not all blocks fit into the new tables: %v", info.BlocksLost)
 	}
-	if info.BlocksAdopted > 0 {
-		say("%d flows stay blocked", info.BlocksAdopted)
+	if stay := info.BlocksAdopted - info.BlocksHeld; stay > 0 {
+		say("%d flows stay blocked", stay)
 	}
 	if info.BlocksRemoved > 0 {
 		say("%d blocks removed: mode monitor drops nothing", info.BlocksRemoved)
+	}
+	if info.BlocksHeld > 0 {
+		say("%d blocks by hand are suspended until mode enforce", info.BlocksHeld)
 	}
 	if info.HiddenVLANs {
 		say("%s strips VLAN tags on receive, so the two directions of tagged flows don't match: ethtool -K %s rxvlan off rx-vlan-stag-hw-parse off", iface, iface)

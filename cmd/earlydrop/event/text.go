@@ -92,6 +92,15 @@ func (v *Verdict) Note() string {
 }
 
 // Text returns the event as a line for people, without its end.
+func (w *Waiting) Text() string {
+	line := fmt.Sprintf("%s  waiting for %s", Clock(w.Time), w.Interface)
+	if w.Error != "" {
+		line += ": " + w.Error
+	}
+	return line
+}
+
+// Text returns the event as a line for people, without its end.
 func (b *BlockEnded) Text() string {
 	return fmt.Sprintf("%s  block ended  %s %s > %s  %s, dropped %d packets, %s", Clock(b.Time), b.Proto, b.Src, b.Dst, b.Class,
 		b.DroppedPackets, ByteCount(b.DroppedBytes))
@@ -100,6 +109,11 @@ func (b *BlockEnded) Text() string {
 // Text returns the event as a line for people, without its end.
 func (l *LeftOut) Text() string {
 	return fmt.Sprintf("%s  left out  %d verdicts that pass", Clock(l.Time), l.PassesLeftOut)
+}
+
+// Text returns the event as a line for people, without its end.
+func (m *ModeChanged) Text() string {
+	return fmt.Sprintf("%s  mode %s  on %s", Clock(m.Time), m.Mode, m.Interface)
 }
 
 // Text returns the event as a line for people, without its end.

@@ -5,6 +5,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -22,7 +23,7 @@ import (
 // Config says what a gateway works with.
 type Config struct {
 	// Attach says what the data paths are attached to, and how: one for each interface. Their
-	// Monitor, Model and Policy are set by New.
+	// Monitor, MonitorOnly, Model and Policy are set by New.
 	Attach []loader.Options
 	// Engine classifies. It is the gateway's when New succeeds, and closed by Run.
 	Engine *classifier.Engine
@@ -30,12 +31,16 @@ type Config struct {
 	Policy     *policy.Policy
 	PolicyName string
 	// Mode says whether the kernel drops what the policy says. It counts instead of the
-	// policy's own.
+	// policy's own. From then on the mode is what the data path says, which anybody with the
+	// rights may change.
 	Mode policy.Mode
 	// Events gets the events. It stays open.
 	Events *eventlog.Log
 	// Persist leaves the data paths attached at the end: blocked flows stay blocked.
 	Persist bool
+	// Wait has Run wait for interfaces that are not there, or that are removed: it attaches to
+	// each as soon as there is one of its name.
+	Wait bool
 	// Attached (optional) is told by Run of each interface that is watched from now on, and
 	// Ended of each that is not any more. They are called one at a time.
 	Attached func(iface string, info loader.Info)
@@ -57,24 +62,46 @@ type Gateway struct {
 	classified pulse
 
 	mu       sync.Mutex    // of what follows, and of the end of each
-	attached []*attachment // those that are there, in the order of Config.Attach
+	attached []*attachment // in the order in which they were attached to
+
+	waiting []*waiting // of New, and then of Run
 }
 
-// New attaches to all interfaces or, after an error, to none: nothing is attached then that
-// was not before. The error is the loader's: a *loader.RefusedError says that nothing was
-// changed. Run has to follow, or Close.
+// New attaches to all interfaces (with Config.Wait, to those that are there) or, after an
+// error, to none: nothing is attached then that was not before. The error is the loader's: a
+// *loader.RefusedError says that nothing was changed. Run has to follow, or Close.
 func New(c Config) (*Gateway, error) {
 	c.setDefaults()
 	m := c.Engine.Manifest()
 	g := &Gateway{config: c, model: m.Name + " " + m.Version}
-	paths, err := loader.AttachAll(g.options(c.Attach...))
+	there, away := c.Attach, []loader.Options(nil)
+	if c.Wait {
+		var err error
+		if there, away, err = split(c.Attach); err != nil {
+			return nil, err
+		}
+	}
+	paths, err := loader.AttachAll(g.options(there...))
 	if err != nil {
 		return nil, err
 	}
-	for _, dp := range paths {
-		g.attached = append(g.attached, newAttachment(g, dp, dp.Interface))
+	for i, dp := range paths {
+		g.add(there[i], dp)
+	}
+	for _, o := range away {
+		g.waiting = append(g.waiting, &waiting{asked: o})
 	}
 	return g, nil
+}
+
+// add takes a data path over that was attached as asked.
+func (g *Gateway) add(asked loader.Options, dp *loader.DataPath) *attachment {
+	a := newAttachment(g, dp, dp.Interface)
+	a.asked = asked
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.attached = append(g.attached, a)
+	return a
 }
 
 func (c *Config) setDefaults() {
@@ -97,6 +124,7 @@ func (g *Gateway) options(asked ...loader.Options) []loader.Options {
 	all := slices.Clone(asked)
 	for i := range all {
 		all[i].Monitor, all[i].Model, all[i].Policy = g.config.Mode == policy.Monitor, g.model, g.config.PolicyName
+		all[i].MonitorOnly = MonitorOnly(&all[i], g.config.Policy)
 	}
 	return all
 }
@@ -170,42 +198,63 @@ type runEnd struct {
 // once.
 func (g *Gateway) Run(ctx context.Context) ([]Summary, error) {
 	ends := make(chan runEnd)
-	all := slices.Clone(g.attached)
-	for _, a := range all {
-		a.tellAttached()
+	running := 0
+	start := func(all []*attachment) {
+		for _, a := range all {
+			a.tellAttached()
+		}
+		for _, a := range all {
+			running++
+			go func() {
+				err := a.run(ctx)
+				a.drain(ctx)
+				ends <- runEnd{a, err}
+			}()
+		}
 	}
-	for _, a := range all {
-		go func() {
-			err := a.run(ctx)
-			a.drain(ctx)
-			ends <- runEnd{a, err}
-		}()
+	start(slices.Clone(g.attached))
+	over := ctx.Done()
+	var links <-chan struct{}
+	if g.config.Wait {
+		g.tellWaiting()
+		links = watchLinks(ctx)
 	}
 	var sums []Summary
 	var errs []error
-	asked := make(map[*attachment]error) // ended because ctx did
-	for running := len(all); running > 0; {
-		e := <-ends
-		running--
-		if ctx.Err() != nil {
-			asked[e.a] = e.err
-			continue
+	var asked []runEnd // because ctx ended
+	for running > 0 || len(g.waiting) > 0 {
+		select {
+		case <-over: // what runs ends by itself
+			over, links, g.waiting = nil, nil, nil
+		case <-links:
+			start(g.attachWaiting())
+		case <-g.nextTry():
+			start(g.attachWaiting())
+		case e := <-ends:
+			running--
+			if ctx.Err() != nil {
+				asked = append(asked, e)
+				continue
+			}
+			sum, err := g.end(e)
+			sums, errs = append(sums, sum), append(errs, err)
+			if g.waitAgain(e) {
+				start(g.attachWaiting()) // it may have returned by now
+			} else if running > 0 || len(g.waiting) > 0 {
+				slog.Warn("the interface is not watched any more, the others are", "interface", sum.Interface, "error", g.config.Explain(err))
+			}
 		}
-		sum, err := g.end(e.a, e.err)
-		if running > 0 {
-			slog.Warn("the interface is not watched any more, the others are", "interface", sum.Interface, "error", err)
-		}
-		sums, errs = append(sums, sum), append(errs, err)
 	}
 	_ = g.config.Engine.Close() // who waits for a verdict gets none
-	if len(asked) > 0 {
-		errs = nil // those that ended before were told of
+	if ctx.Err() != nil {
+		errs = nil // of those that ended before, it was told
 	}
-	for _, a := range all {
-		if runErr, ok := asked[a]; ok {
-			sum, err := g.end(a, runErr)
-			sums, errs = append(sums, sum), append(errs, err)
-		}
+	slices.SortStableFunc(asked, func(x, y runEnd) int {
+		return cmp.Compare(slices.Index(g.attached, x.a), slices.Index(g.attached, y.a))
+	})
+	for _, e := range asked {
+		sum, err := g.end(e)
+		sums, errs = append(sums, sum), append(errs, err)
 	}
 	return sums, errors.Join(errs...)
 }
@@ -223,23 +272,24 @@ func (g *Gateway) Close() error {
 	return errors.Join(errs...)
 }
 
-// end lets go of an attachment whose run returned err, and tells what became of it. The error
-// is that one, and what went wrong with the end.
-func (g *Gateway) end(a *attachment, err error) (Summary, error) {
+// end lets go of an attachment whose run has ended, and tells what became of it. The error is
+// that of the run, and what went wrong with the end.
+func (g *Gateway) end(e runEnd) (Summary, error) {
+	a, err := e.a, e.err
 	a.sayLeftOut(time.Now())
 	sum := a.summary() // it needs the maps, so it comes before they go
 	var broken *BrokenError
 	persist := g.config.Persist || errors.As(err, &broken)
 	letGo := g.letGo(a, persist)
 	sum.Persisted, sum.Err = persist && letGo == nil, err
-	e := &event.Ended{
+	told := &event.Ended{
 		Time: time.Now(), Interface: sum.Interface, Mode: sum.Mode.String(), Classes: sum.Classes,
 		Counters: sum.Counters.Values(), Persisted: sum.Persisted,
 	}
 	if err != nil {
-		e.Error = err.Error()
+		told.Error = err.Error()
 	}
-	a.put(e)
+	a.put(told)
 	g.config.Ended(sum)
 	return sum, errors.Join(err, letGo)
 }

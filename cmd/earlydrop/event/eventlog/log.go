@@ -308,6 +308,10 @@ func (l *Log) print(w *bufio.Writer, e event.Event) {
 		}
 	case *event.BlockEnded:
 		line = e.Text()
+	case *event.Waiting:
+		line = e.Text()
+	case *event.ModeChanged:
+		line = e.Text()
 	case *event.Audit:
 		line = e.Text()
 	case *event.LeftOut:

@@ -44,6 +44,7 @@ type attachment struct {
 	leftOut atomic.Uint64  // verdicts that no event has told of as left out
 	classes sync.Map       // class -> *atomic.Uint64
 	pending sync.WaitGroup // captures that the classifier has
+	sent    sent           // of the capture that is read
 	tidied  pulse
 	told    toldMode
 
@@ -138,12 +139,23 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 		}
 		trouble.over()
 		stale := engine.Waiting() >= staleWaiting && time.Since(s.Start.Add(s.Elapsed)) > staleAfter
+		var c *crossing
+		if !stale {
+			var recognised bool
+			if c, recognised = a.recognise(s); recognised {
+				engine.Put(s)
+				continue
+			}
+		}
 		a.pending.Add(1)
 		if stale || !engine.Submit(s, decide) {
 			// Fail open: the flow passes, as it does already.
 			a.pending.Done()
 			a.counts[countQueueFull].Add(1)
 			engine.Put(s)
+			if c != nil {
+				a.gateway.crossings.forget(c, a)
+			}
 		}
 	}
 }

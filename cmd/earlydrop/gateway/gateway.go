@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/earlydrop/earlydrop/classifier"
@@ -65,6 +66,10 @@ type Gateway struct {
 	attached []*attachment // in the order in which they were attached to
 
 	waiting []*waiting // of New, and then of Run
+
+	several   atomic.Int32 // as many as are attached
+	crossings *crossings
+	natSaid   sync.Map // pairs of interfaces
 }
 
 // New attaches to all interfaces (with Config.Wait, to those that are there) or, after an
@@ -73,7 +78,7 @@ type Gateway struct {
 func New(c Config) (*Gateway, error) {
 	c.setDefaults()
 	m := c.Engine.Manifest()
-	g := &Gateway{config: c, model: m.Name + " " + m.Version}
+	g := &Gateway{config: c, model: m.Name + " " + m.Version, crossings: newCrossings()}
 	there, away := c.Attach, []loader.Options(nil)
 	if c.Wait {
 		var err error
@@ -101,6 +106,7 @@ func (g *Gateway) add(asked loader.Options, dp *loader.DataPath) *attachment {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.attached = append(g.attached, a)
+	g.several.Add(1)
 	return a
 }
 
@@ -298,6 +304,7 @@ func (g *Gateway) end(e runEnd) (Summary, error) {
 func (g *Gateway) letGo(a *attachment, persist bool) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.several.Add(-1)
 	g.attached = slices.DeleteFunc(g.attached, func(other *attachment) bool { return other == a })
 	if persist {
 		return a.dp.Release()

@@ -17,10 +17,11 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 PYTHON := /usr/bin/python3
 
 PKG_BUILD := gcc libc6-dev ca-certificates
+PKG_CROSS := $(if $(filter aarch64,$(shell uname -m)),gcc-x86-64-linux-gnu libc6-dev-amd64-cross,gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
 PKG_FETCH := ca-certificates curl
 PKG_GENERATE := clang llvm libbpf-dev linux-libc-dev libc6-dev
 PKG_LAB := curl dnsmasq-base nginx-light openssh-client openssh-server openssl shadowsocks-libev v2ray
-PKG_TEST := $(PKG_LAB) bpftool ethtool iproute2 util-linux wireguard-go
+PKG_TEST := $(PKG_LAB) bpftool ethtool fish iproute2 man-db util-linux wireguard-go zsh
 PKG_BENCH := iperf3 nftables xdp-tools
 PKG_KERNELS := qemu-system-x86 xz-utils
 PKG_TRAIN := libopenblas0-pthread python3 python3-matplotlib python3-numpy python3-onnx python3-torch
@@ -53,6 +54,19 @@ build: ## Build bin/earlydrop
 onnxruntime: ## Put ONNX Runtime's shared library into bin/lib (pinned, out of an npm package)
 	$(call fetch,$(ORT),bin/lib)
 	$(own)
+
+DESTDIR ?=
+PREFIX ?= /usr/local
+.PHONY: install
+install: build onnxruntime ## Install program, library, unit, manual, configuration: make install [DESTDIR= PREFIX=/usr/local]
+	cmd/earlydrop/package/install.sh "$(DESTDIR)" "$(PREFIX)" $(BIN) $(ORT)
+
+DIST ?= dist
+ARCHS ?= amd64 arm64
+.PHONY: release
+release: build onnxruntime ## Build deb and rpm packages, tarballs and their sums: make release [DIST=dist ARCHS="amd64 arm64"]
+	$(call install,$(if $(filter-out $(shell go env GOHOSTARCH),$(ARCHS)),$(PKG_CROSS)))
+	cmd/earlydrop/package/packages.sh "$(VERSION)" "$(DIST)" $(ARCHS)
 
 IFACE ?=
 MODE ?= monitor

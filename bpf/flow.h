@@ -328,7 +328,7 @@ static __always_inline void capture(struct counts *cnt, struct slot *slot, __u32
 		rec->time_us = microseconds(slot->sample.start_ns, pkt->now);
 		rec->offset = off;
 		rec->from_initiator = pkt->src_is_lo == !!slot->sample.initiator_is_lo;
-		rec->fragment = !!(pkt->tcp_flags & PACKET_FIRST);
+		rec->marks = record_marks(src, pkt);
 		slot->last_ns = pkt->now;
 		len = MIN(len, CAPTURE_BYTES - off);
 		if (len > header_len)

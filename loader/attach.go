@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -128,63 +129,148 @@ func (o *Options) setDefaults() error {
 // Attach loads the programs and attaches them to the interface, or adopts what an
 // earlier process left there. It returns a [*RefusedError], and has changed
 // nothing, when the interface, the rights or the kernel do not allow it.
-func Attach(opts Options) (_ *DataPath, err error) {
-	if err := opts.setDefaults(); err != nil {
-		return nil, err
-	}
-	ifc, err := findInterface(opts.Interface)
+func Attach(opts Options) (*DataPath, error) {
+	all, err := AttachAll([]Options{opts})
 	if err != nil {
 		return nil, err
 	}
-	if err := Preflight(); err != nil {
-		return nil, err
-	}
-	dir, lock, err := ifc.takeFolder()
-	if err != nil {
-		return nil, err
-	}
-	d := &DataPath{lock: lock, sweepIn: make([]byte, 64)}
-	d.index.Store(int32(ifc.index()))
-	d.Info.look(ifc)
+	return all[0], nil
+}
+
+// AttachAll is Attach for several interfaces, each with programs and tables of its own. It
+// attaches to all of them or to none: after an error nothing is attached that was not
+// before, and what was pinned goes on.
+func AttachAll(opts []Options) (_ []*DataPath, err error) {
+	begun := make([]*attaching, 0, len(opts))
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, d.abandon(ifc))
+		if err == nil {
+			return
+		}
+		for _, a := range slices.Backward(begun) {
+			err = errors.Join(err, a.undo())
 		}
 	}()
+	// What can be wrong with one of them is found before anything of another is changed.
+	found := make([]*iface, len(opts))
+	opts = slices.Clone(opts)
+	for i := range opts {
+		if found[i], err = opts[i].check(); err != nil {
+			return nil, err
+		}
+		for _, other := range found[:i] {
+			if other.index() == found[i].index() {
+				return nil, refused(nil, "%s and %s are the same interface: name it once", other.name, found[i].name)
+			}
+		}
+	}
+	for i := range opts {
+		a, err := begin(opts[i], found[i])
+		if a != nil {
+			begun = append(begun, a)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	// What is adopted comes last: what is new can be taken away again without a trace.
+	order := slices.Clone(begun)
+	slices.SortStableFunc(order, func(a, b *attaching) int { return cmp.Compare(bit(a.d.foreign), bit(b.d.foreign)) })
+	for _, a := range order {
+		if err := a.finish(); err != nil {
+			return nil, err
+		}
+	}
+	all := make([]*DataPath, len(begun))
+	for i, a := range begun {
+		all[i] = a.d
+	}
+	return all, nil
+}
 
-	spec, carried, err := d.load(opts, ifc)
+// check finds out what can be found without changing anything.
+func (o *Options) check() (*iface, error) {
+	if err := o.setDefaults(); err != nil {
+		return nil, err
+	}
+	ifc, err := findInterface(o.Interface)
 	if err != nil {
 		return nil, err
 	}
+	return ifc, Preflight()
+}
+
+// attaching is a data path on its way.
+type attaching struct {
+	opts     Options
+	ifc      *iface
+	dir      string // of the pins
+	d        *DataPath
+	spec     *ebpf.CollectionSpec
+	carried  []carriedBlock
+	existed  bool // something is pinned that goes on without this process
+	finished bool
+}
+
+// begin takes the folder of the pins, and loads the programs. Nothing that runs has
+// changed then. After an error, what is returned beside it has to be undone.
+func begin(opts Options, ifc *iface) (_ *attaching, err error) {
+	a := &attaching{opts: opts, ifc: ifc}
+	var lock *os.File
+	if a.dir, lock, err = ifc.takeFolder(); err != nil {
+		return nil, err
+	}
+	a.d = &DataPath{lock: lock, sweepIn: make([]byte, 64)}
+	a.d.index.Store(int32(ifc.index()))
+	a.d.Info.look(ifc)
+	a.spec, a.carried, err = a.d.load(opts, ifc)
+	a.existed = a.d.foreign
+	return a, err
+}
+
+// finish attaches the programs, or swaps those that run.
+func (a *attaching) finish() (err error) {
+	d := a.d
 	// Under the interface's present name, if it had another one when it was pinned.
-	d.Info.PinDir = renameFolder(dir, opts.Interface)
-	d.at.Store(&place{opts.Interface, d.Info.PinDir})
+	d.Info.PinDir = renameFolder(a.dir, a.opts.Interface)
+	d.at.Store(&place{a.opts.Interface, d.Info.PinDir})
 	if d.Info.Adopted {
-		err = d.adoptBlocks(opts.Monitor)
+		err = d.adoptBlocks(a.opts.Monitor)
 	} else {
-		err = d.replaceMaps(carried, opts.Monitor)
+		err = d.replaceMaps(a.carried, a.opts.Monitor)
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if d.sides, err = watchSides(d.index.Load, d.coll.Maps[datapathMapSameSide]); err != nil {
-		return nil, err
+		return err
 	}
 	d.own = d.sides.addresses
 	// Maps first: from the first packet on, everything must be in place.
-	if err := d.attachIngress(ifc, opts, inFolder(lock, pinXDP)); err != nil {
-		return nil, err
+	if err := d.attachIngress(a.ifc, a.opts, inFolder(d.lock, pinXDP)); err != nil {
+		return err
 	}
-	if err := d.attachEgress(ifc, opts, inFolder(lock, pinTCX)); err != nil {
-		return nil, err
+	if err := d.attachEgress(a.ifc, a.opts, inFolder(d.lock, pinTCX)); err != nil {
+		return err
 	}
-	if err := d.setMode(opts.Monitor); err != nil {
-		return nil, err
+	if err := d.setMode(a.opts.Monitor); err != nil {
+		return err
 	}
-	if err := d.describe(opts, spec); err != nil {
-		return nil, err
+	if err := d.describe(a.opts, a.spec); err != nil {
+		return err
 	}
-	return d, nil
+	a.finished = true
+	return nil
+}
+
+// undo takes away what was attached. What there was before keeps running.
+func (a *attaching) undo() error {
+	switch {
+	case !a.finished:
+		return a.d.abandon(a.ifc)
+	case a.existed:
+		return a.d.Release()
+	}
+	return a.d.Detach()
 }
 
 // takeFolder makes the folder of an interface's pins, or finds it, and locks it.
@@ -254,6 +340,7 @@ func configuredSpec(opts Options, ifc *iface) (*ebpf.CollectionSpec, error) {
 		datapathVarCfgIdleNs:        uint64(opts.Idle),
 		datapathVarCfgUdpIdleNs:     uint64(opts.UDPIdle),
 		datapathVarCfgRawIp:         ifc.rawIP(),
+		datapathVarCfgPartialSums:   uint8(ifc.partialSums()),
 		datapathVarCfgHashSecret:    newSecret(),
 		datapathVarCfgFirstAttachNs: monotonic(),
 		datapathVarCfgUdpWarmupNs:   uint64(opts.UDPWarmup),

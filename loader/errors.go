@@ -50,6 +50,12 @@ func (errFull) Unwrap() error { return unix.E2BIG }
 // ErrNoInterface means that this network namespace has no interface of that name.
 var ErrNoInterface = errors.New("no such interface")
 
+// A RemovedError says that an interface is not there any more that was attached to.
+type RemovedError struct{ Interface string }
+
+// Error returns one lower-case line.
+func (e *RemovedError) Error() string { return "interface " + e.Interface + " was removed" }
+
 // ErrNoBPFFS means that the BPF file system is not mounted and can't be: that takes
 // CAP_SYS_ADMIN.
 var ErrNoBPFFS = errors.New("no BPF file system")

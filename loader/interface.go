@@ -26,6 +26,13 @@ func findInterface(name string) (*iface, error) {
 	return &iface{name: name, link: l}, nil
 }
 
+// HasInterface reports whether this network namespace has an interface of that name. A name
+// that no interface can have is refused.
+func HasInterface(name string) (bool, error) {
+	l, err := interfaceNamed(name)
+	return l != nil, err
+}
+
 func (i *iface) index() int { return i.link.Attrs().Index }
 
 // rawIP reports whether frames begin with the IP header (tun, wg, ipip).

@@ -35,6 +35,37 @@ type Change struct {
 	PinsErr error
 }
 
+// WatchLinks calls changed at once, and then whenever the kernel tells of a change of some
+// interface in the network namespace of the caller, until ctx ends. Several changes may be one
+// call. Where the kernel tells nothing, it is called every second.
+func WatchLinks(ctx context.Context, changed func()) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		updates, done := make(chan netlink.LinkUpdate, 16), make(chan struct{})
+		if err := subscribeLinks(updates, done); err != nil {
+			changed()
+			select {
+			case <-ctx.Done():
+			case <-tick.C:
+			}
+			continue
+		}
+		changed() // after the subscription, so that nothing falls in between
+		for open := true; open; {
+			select {
+			case <-ctx.Done():
+				open = false
+			case _, ok := <-updates:
+				if open = ok; ok { // else overrun: what was told is lost
+					changed()
+				}
+			}
+		}
+		unsubscribe(updates, done)
+	}
+}
+
 // Watch looks after the data path until ctx ends: at once when the kernel tells of a
 // change of the interface, else every second. It calls report for each change, and
 // returns an error when the data path works no more.
@@ -151,7 +182,7 @@ func (d *DataPath) lost(iface string, ingress, egress bool) error {
 	case ingress && (egress || d.egress == nil):
 		// Both go with the interface. A filter does not tell.
 		if _, err := netlink.LinkByIndex(int(d.index.Load())); err != nil {
-			return fmt.Errorf("interface %s was removed", iface)
+			return &RemovedError{iface}
 		}
 		if d.egress == nil {
 			what = "ingress program was"

@@ -3,7 +3,8 @@
 #
 # Puts ONNX Runtime's shared library into DESTDIR as libonnxruntime.so.1. With
 # --cuda it is the one that fits the CUDA provider, and the provider lies beside
-# it (x86_64 only; about 300 MB are fetched, nothing of CUDA itself).
+# it (x86_64 only; about 300 MB are fetched, nothing of CUDA itself). With --machine it is
+# the one for another machine than this.
 #
 # The libraries are taken out of npm packages. A package is pinned by version and by
 # the integrity hash of its archive, each library by its own hash; nothing of a
@@ -15,7 +16,7 @@
 # where npm is installed, else npm's public one. Proxies: http_proxy, https_proxy,
 # all_proxy and no_proxy, in either case.
 #
-# usage: fetch-onnxruntime.sh [--cuda] DESTDIR
+# usage: fetch-onnxruntime.sh [--cuda] [--machine x86_64|aarch64] DESTDIR
 #
 # Exit codes: 0 all is there, 1 failed, 3 the registry has refused curl and npm,
 # which might get it, is not installed.
@@ -28,19 +29,27 @@ fail() {
 	exit 1
 }
 
+usage() { fail "usage: fetch-onnxruntime.sh [--cuda] [--machine x86_64|aarch64] DESTDIR"; }
 cuda=
-if [ "${1-}" = --cuda ]; then
-	cuda=yes
+machine=$(uname -m)
+while :; do
+	case ${1-} in
+	--cuda) cuda=yes ;;
+	--machine)
+		[ $# -ge 2 ] || usage
+		machine=$2
+		shift
+		;;
+	*) break ;;
+	esac
 	shift
-fi
-usage() { fail "usage: fetch-onnxruntime.sh [--cuda] DESTDIR"; }
+done
 [ $# -eq 1 ] || usage
 case $1 in
 "" | -*) usage ;;
 esac
 dest=$1
 
-machine=$(uname -m)
 case $machine in
 x86_64 | amd64) arch=x64 ;;
 aarch64 | arm64) arch=arm64 ;;

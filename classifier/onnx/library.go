@@ -23,7 +23,8 @@ const maxLinks = 40
 
 // findLibrary returns the path that was asked for or found, and the words that
 // tell where it comes from. The order is: the path asked for, the environment
-// variable, lib/ beside the executable, and the folders of the system's loader.
+// variable, lib/ beside the executable or ../lib/earlydrop from there, and the folders
+// of the system's loader.
 // The working directory is not among them: whoever can write there would choose
 // the code that runs with this program's rights.
 func findLibrary(library string) (path, how string, err error) {
@@ -41,10 +42,14 @@ func findLibrary(library string) (path, how string, err error) {
 		return "", "", fmt.Errorf("%w: %s is %q, but no folder of the system's loader has such a file",
 			ErrLibrary, LibraryEnv, path)
 	}
-	beside := "lib"
+	var own []string
 	if exe, err := os.Readlink("/proc/self/exe"); err == nil {
-		beside = filepath.Join(filepath.Dir(exe), "lib")
-		if path := filepath.Join(beside, libraryName); isFile(path) {
+		// Built in a clone, and installed below a prefix.
+		dir := filepath.Dir(exe)
+		own = []string{filepath.Join(dir, "lib"), filepath.Join(filepath.Dir(dir), "lib", "earlydrop")}
+	}
+	for _, dir := range own {
+		if path := filepath.Join(dir, libraryName); isFile(path) {
 			return path, "beside the program", nil
 		}
 	}
@@ -52,7 +57,7 @@ func findLibrary(library string) (path, how string, err error) {
 		return path, "in a folder of the system's loader", nil
 	}
 	return "", "", fmt.Errorf("%w: %s is neither in %s nor in a folder of the system's loader",
-		ErrLibrary, libraryName, beside)
+		ErrLibrary, libraryName, strings.Join(own, " or "))
 }
 
 func isFile(path string) bool {

@@ -34,11 +34,18 @@ mode monitor, the default, it drops nothing; in mode enforce the kernel drops
 the flows that the policy's rules name. When the program dies, blocked flows
 stay blocked and new flows pass; the next attach adopts what is there.
 
+-i may be repeated: one process, one policy and one stream of events serve all
+interfaces, each with tables of its own. It attaches to all of them or to none. Where
+one is removed while it runs, the others go on. With --wait it is attached to again
+when it returns, by the name that was given, and those that are not there at the start
+are waited for as well.
+
 SIGHUP opens the event file again, so that logrotate can rename it, and does nothing
 else: a terminal that is closed does not end the program.
 
-An event is one JSON object on a line: attached, verdict, block_ended, left_out (in
-passes_left_out what --events-pass left out since the last one, every 10 s) or ended.
+An event is one JSON object on a line: attached, waiting (--wait), verdict,
+block_ended, left_out (in passes_left_out what --events-pass left out since the last
+one, every 10 s) or ended.
 A verdict says
 
    class            what the model calls the flow; unknown if no label is likely enough
@@ -65,12 +72,13 @@ have mid_stream: true.
 Examples:
    earlydrop attach -i eth0
    earlydrop attach -i eth0 --policy /etc/earlydrop/policy.yaml --mode enforce --quiet
+   earlydrop attach -i eth0 -i eth1
    earlydrop attach -i eth0 --events /var/log/earlydrop.jsonl --persist
    earlydrop attach -i eth0 --json | jq 'select(.decision == "drop")'`,
 		Flags: []cli.Flag{
-			interfaceFlag(),
-			&cli.StringFlag{Name: "policy", Usage: "read the policy from `FILE` instead of the built-in one (earlydrop policy default)"},
-			&cli.StringFlag{Name: "model", Usage: "use the model `FILE`, or the shipped \"paper\", instead of the default"},
+			listFlag{&cli.StringSliceFlag{Name: "interface", Aliases: []string{"i"}, Usage: "network `INTERFACE`; may be repeated"}},
+			&cli.StringFlag{Name: "policy", Usage: "read the policy from `FILE` instead of the built-in one (earlydrop policy default)", TakesFile: true},
+			&cli.StringFlag{Name: "model", Usage: "use the model `FILE`, or the shipped \"paper\", instead of the default", TakesFile: true},
 			&cli.StringFlag{Name: "mode", Usage: "`monitor` or enforce; overrides the policy's"},
 			&cli.StringFlag{Name: "xdp", Value: string(loader.XDPAuto), Usage: "attach in the driver (native), in the stack (generic), or whichever works (`auto`)"},
 			midStreamFlag(),
@@ -79,13 +87,14 @@ Examples:
 			&cli.BoolFlag{Name: "one-hook", Usage: "expect both directions at one hook, as at a mirror port or a one-armed router; to enforce, the policy has to say one_hook: true"},
 			oneWayFlag(),
 			&cli.StringFlag{Name: "device", Value: "cpu", Usage: "classify on `cpu` or cuda:N"},
-			&cli.StringFlag{Name: "events", Usage: "append one JSON object per event to `FILE`; - is standard output, instead of the text"},
+			&cli.StringFlag{Name: "events", Usage: "append one JSON object per event to `FILE`; - is standard output, instead of the text", TakesFile: true},
 			&cli.StringFlag{Name: "events-pass", Value: "all", Usage: "of the verdicts on undetected flows write `all`, none, so many per second (100/s) or a share (1/100)"},
 			numberFlag("max-flows", "remember the verdicts of `N` flows; the least recently used make room", "262144, or as adopted", uint64(least.Flows), uint64(most.Flows)),
 			numberFlag("max-blocked", "drop `N` flows at a time at most", "65536, or as adopted", uint64(least.Blocked), uint64(most.Blocked)),
 			numberFlag("max-collecting", "capture `N` flows at a time; more pass unseen", "8192, or as adopted", uint64(least.Collecting), uint64(most.Collecting)),
 			numberFlag("max-handshakes", "keep `N` TCP handshakes, rounded up to a power of two; old ones make room", "65536, or as adopted", uint64(least.Handshakes), uint64(most.Handshakes)),
 			&cli.BoolFlag{Name: "persist", Usage: "leave the data path attached at the end: blocked flows stay blocked"},
+			&cli.BoolFlag{Name: "wait", Usage: "wait for interfaces that are not there, or that are removed while it runs, and attach to each as soon as it appears"},
 			&cli.BoolFlag{Name: "json", Usage: "the same as --events -"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print no verdicts that pass"},
 			&cli.BoolFlag{Name: "verbose", Usage: "print more of each verdict: scores, reason, model, latency"},
@@ -156,14 +165,18 @@ func attach(c *cli.Context) error {
 	signal.Ignore(unix.SIGPIPE)
 	ctx, stop := signal.NotifyContext(c.Context, unix.SIGINT, unix.SIGTERM)
 	defer stop()
+	config.Attached = func(iface string, info loader.Info) { config.Events.Say(attachedText(iface, info, config)) }
+	config.Ended = func(sum gateway.Summary) { config.Events.Say(endedText(sum)) }
 	g, err := gateway.New(*config)
 	if err != nil {
 		config.Events.Uncreate()
 		return fromLoader(err)
 	}
-	config.Events.Say(attachedText(g, config))
-	sum, err := g.Run(ctx)
-	config.Events.Say(endedText(sum))
+	config.Events.Say(beginText(config))
+	sums, err := g.Run(ctx)
+	if len(sums) > 1 {
+		config.Events.Say(totalText(sums))
+	}
 	var broken *gateway.BrokenError
 	if errors.As(err, &broken) {
 		return fmt.Errorf("%w (attach adopts it)", err)
@@ -196,7 +209,7 @@ func logConfig(c *cli.Context) (*eventlog.Config, error) {
 // gatewayConfig reads all other flags, opens the model and reads the policy.
 func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
 	config := &gateway.Config{
-		PolicyName: cmp.Or(c.String("policy"), "built-in"), Persist: c.Bool("persist"),
+		PolicyName: cmp.Or(c.String("policy"), "built-in"), Persist: c.Bool("persist"), Wait: c.Bool("wait"),
 		Advise: func(iface string, counters map[string]uint64) []string {
 			return sidesAdvice(iface, counters, c.Bool("one-hook"), c.Bool("one-way"))
 		},
@@ -214,7 +227,7 @@ func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
 	}
 	config.Policy, err = loadPolicy(c.String("policy"), policyModel(config.Engine.Manifest()))
 	if err == nil {
-		config.Mode, err = chooseMode(c, config.Policy, &config.Attach)
+		config.Mode, err = chooseMode(c, config.Policy)
 	}
 	if err != nil {
 		return nil, errors.Join(err, config.Engine.Close())
@@ -222,10 +235,9 @@ func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
 	return config, nil
 }
 
-// attachOptions reads the flags about the interface and its tables.
-func attachOptions(c *cli.Context) (o loader.Options, err error) {
-	o = loader.Options{
-		Interface: c.String("interface"),
+// attachOptions reads the flags about the interfaces and their tables.
+func attachOptions(c *cli.Context) ([]loader.Options, error) {
+	o := loader.Options{
 		UDPIdle:   spanOf(c, "udp-idle"),
 		UDPWarmup: spanOf(c, "udp-warmup"),
 		OneHook:   c.Bool("one-hook"),
@@ -236,16 +248,28 @@ func attachOptions(c *cli.Context) (o loader.Options, err error) {
 	if o.UDPWarmup == 0 {
 		o.UDPWarmup = -1 // to the loader, 0 is the default
 	}
+	var err error
 	if o.XDPMode, err = loader.ParseXDPMode(c.String("xdp")); err != nil {
-		return o, asBadInput(err)
+		return nil, asBadInput(err)
 	}
-	o.MidStream, err = parseMidStream(c.String("mid-stream"))
-	return o, err
+	if o.MidStream, err = parseMidStream(c.String("mid-stream")); err != nil {
+		return nil, err
+	}
+	var all []loader.Options
+	names := c.StringSlice("interface")
+	for i, name := range names {
+		if slices.Contains(names[:i], name) {
+			return nil, badInput("--interface %q is given twice: keep one of them", name)
+		}
+		o.Interface = name
+		all = append(all, o)
+	}
+	return all, nil
 }
 
 // chooseMode returns the mode of --mode or of the policy, and refuses to enforce a policy
 // that does not say what is to become of flows that prove little.
-func chooseMode(c *cli.Context, p *policy.Policy, o *loader.Options) (mode policy.Mode, err error) {
+func chooseMode(c *cli.Context, p *policy.Policy) (mode policy.Mode, err error) {
 	mode = p.Mode
 	if c.IsSet("mode") {
 		if mode, err = policy.ParseMode(c.String("mode")); err != nil {
@@ -254,9 +278,9 @@ func chooseMode(c *cli.Context, p *policy.Policy, o *loader.Options) (mode polic
 	}
 	switch {
 	case mode != policy.Enforce:
-	case o.MidStream && !p.TreatsMidStream():
+	case c.String("mid-stream") == "capture" && !p.TreatsMidStream():
 		return mode, badInput("--mid-stream capture in mode enforce needs a rule with \"mid_stream: true\", and the policy has none: models know the beginnings of flows, and mistake many ordinary ones for tunnels from their middle on; add the key to a rule, or leave --mid-stream out")
-	case o.OneHook && !p.OneHook:
+	case c.Bool("one-hook") && !p.OneHook:
 		return mode, badInput("--one-hook in mode enforce needs \"one_hook: true\" in the policy: where both directions come through one hook, whoever can send both can have a flow of others dropped")
 	}
 	return mode, nil
@@ -295,9 +319,23 @@ Example:
 	}
 }
 
-// attachedText tells how the data path was attached.
-func attachedText(g *gateway.Gateway, c *gateway.Config) string {
-	info, iface, m := g.Info(), g.Interface(), c.Engine.Manifest()
+// beginText tells what holds for every interface.
+func beginText(c *gateway.Config) string {
+	var text strings.Builder
+	if c.Attach[0].OneHook {
+		fmt.Fprintln(&text, oneHookProof)
+	}
+	if !c.Policy.TreatsUDP() {
+		fmt.Fprintln(&text, policy.UDPNotTreated)
+	} else {
+		fmt.Fprintln(&text, "UDP flows are treated as rules say udp_unproven: true; who forges datagrams can have flows of others dropped")
+	}
+	return text.String()
+}
+
+// attachedText tells how the data path of an interface was attached.
+func attachedText(iface string, info loader.Info, c *gateway.Config) string {
+	m := c.Engine.Manifest()
 	var text strings.Builder
 	say := func(format string, args ...any) { fmt.Fprintf(&text, format+"\n", args...) }
 	how, now := "attached", time.Now()
@@ -324,14 +362,6 @@ func attachedText(g *gateway.Gateway, c *gateway.Config) string {
 	if info.HiddenVLANs {
 		say("%s strips VLAN tags on receive, so the two directions of tagged flows don't match: ethtool -K %s rxvlan off rx-vlan-stag-hw-parse off", iface, iface)
 	}
-	if c.Attach.OneHook {
-		say("%s", oneHookProof)
-	}
-	if !c.Policy.TreatsUDP() {
-		say("%s", policy.UDPNotTreated)
-	} else {
-		say("UDP flows are treated as rules say udp_unproven: true; who forges datagrams can have flows of others dropped")
-	}
 	say("tables: %s; %s of kernel memory", info.Sizes, event.ByteCount(info.Memory))
 	say("maps: bpftool map dump pinned %s/blocked", info.PinDir)
 	for _, warning := range warnings(iface, info) {
@@ -340,20 +370,33 @@ func attachedText(g *gateway.Gateway, c *gateway.Config) string {
 	return text.String()
 }
 
-// endedText says what a run came to.
+// endedText says what became of an interface.
 func endedText(sum gateway.Summary) string {
 	var text strings.Builder
 	fmt.Fprintf(&text, "\n%s  %s after %s, mode %s\n", event.Clock(time.Now()), sum.Interface, sum.Took.Round(time.Millisecond), sum.Mode)
-	for _, class := range slices.Sorted(maps.Keys(sum.Classes)) {
-		fmt.Fprintf(&text, "  %-20s %10d flows\n", class, sum.Classes[class])
-	}
-	for _, c := range sum.Counters {
-		fmt.Fprintf(&text, "  %-20s %10d\n", c.Name, c.Value)
-	}
+	sayCounted(&text, sum)
 	if sum.Persisted {
 		fmt.Fprintf(&text, "the data path stays attached to %s (earlydrop detach -i %s removes it)\n", sum.Interface, sum.Interface)
 	} else {
 		fmt.Fprintf(&text, "detached from %s\n", sum.Interface)
 	}
 	return text.String()
+}
+
+// totalText says what several interfaces come to together.
+func totalText(sums []gateway.Summary) string {
+	total := gateway.Total(sums)
+	var text strings.Builder
+	fmt.Fprintf(&text, "\n%s  all interfaces together after %s, mode %s\n", event.Clock(time.Now()), total.Took.Round(time.Millisecond), total.Mode)
+	sayCounted(&text, total)
+	return text.String()
+}
+
+func sayCounted(text *strings.Builder, sum gateway.Summary) {
+	for _, class := range slices.Sorted(maps.Keys(sum.Classes)) {
+		fmt.Fprintf(text, "  %-20s %10d flows\n", class, sum.Classes[class])
+	}
+	for _, c := range sum.Counters {
+		fmt.Fprintf(text, "  %-20s %10d\n", c.Name, c.Value)
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -72,6 +73,16 @@ func spanOf(c *cli.Context, name string) time.Duration {
 		return 0
 	}
 	return d.value
+}
+
+// listFlag is a flag that may be repeated. The help names it once.
+type listFlag struct{ *cli.StringSliceFlag }
+
+// String returns its row of the help.
+func (f listFlag) String() string {
+	names, usage, _ := strings.Cut(f.StringSliceFlag.String(), "\t")
+	names, _, _ = strings.Cut(names, " [ ")
+	return names + "\t" + usage
 }
 
 // ttl is the value of a flag that says how long a block lasts.

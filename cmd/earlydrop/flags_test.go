@@ -57,7 +57,7 @@ func TestFlagsSayWhatTheyTake(t *testing.T) {
 		for _, c := range commands {
 			for _, f := range c.Flags {
 				switch f.(type) {
-				case *cli.BoolFlag, *cli.StringFlag, *cli.StringSliceFlag, *cli.GenericFlag:
+				case *cli.BoolFlag, *cli.StringFlag, *cli.StringSliceFlag, listFlag, *cli.GenericFlag:
 				default:
 					t.Errorf("%s --%s is a %T: use numberFlag or the like, whose errors say what is allowed", c.Name, f.Names()[0], f)
 				}
@@ -71,9 +71,8 @@ func TestFlagsSayWhatTheyTake(t *testing.T) {
 func TestRepeatedFlagsAreRefused(t *testing.T) {
 	const twice = "is given twice, as"
 	for _, tt := range []struct{ args, want string }{
-		{"attach -i v0 -i v1", `--interface is given twice, as "v0" and as "v1": keep one of them`},
-		{"attach -i v0 -i v0", `--interface is given twice, as "v0" and as "v0": keep one of them`},
-		{"attach -i v0 --interface=v1", `--interface is given twice, as "v0" and as "v1": keep one of them`},
+		{"attach -i v0 -i v1 -i v0", `--interface "v0" is given twice: keep one of them`},
+		{"attach -i v0 --interface=v0", `--interface "v0" is given twice: keep one of them`},
 		{"attach --policy a -i v0 --policy b", `--policy is given twice, as "a" and as "b": keep one of them`},
 		{"attach -i v0 --mode enforce --mode=monitor", `--mode is given twice, as "enforce" and as "monitor": keep one of them`},
 		{"attach -i v0 --max-flows 2000 --max-flows 3000", `--max-flows is given twice, as "2000" and as "3000": keep one of them`},
@@ -96,6 +95,7 @@ func TestRepeatedFlagsAreRefused(t *testing.T) {
 	// follows -- is no flag.
 	for _, args := range []string{
 		"dataset --manifest a --manifest b", "attach -q -q", "model info --json --json=true", "replay --model a -- --model b", "attach -i v0 --policy -i",
+		"attach -i v0 -i v1 --interface v2",
 	} {
 		if _, _, stderr := runForTest(strings.Fields(args)...); strings.Contains(stderr, twice) {
 			t.Errorf("%s: %s", args, stderr)

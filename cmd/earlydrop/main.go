@@ -51,6 +51,8 @@ func commands() []*cli.Command {
 		modelCommand(),
 		policyCommand(),
 		datasetCommand(),
+		completionCommand(),
+		manCommand(),
 		versionCommand(),
 	}
 }
@@ -277,10 +279,14 @@ func flagsFirst(cmd *cli.Command, args []string) ([]string, error) {
 			break
 		}
 		if len(arg) > 1 && arg[0] == '-' {
-			flags = append(flags, arg)
 			name, value, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
 			help = help || name == "help" || name == "h"
 			f := flagNamed(cmd, name)
+			if f != nil && mayRepeat(f) {
+				// The parser refuses a mixture of short and long names.
+				arg = dashed(f.Names()[0]) + strings.TrimPrefix(strings.TrimLeft(arg, "-"), name)
+			}
+			flags = append(flags, arg)
 			foreign = foreign || f == nil && len(plain) == 0
 			switch {
 			case hasValue:

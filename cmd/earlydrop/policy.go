@@ -36,7 +36,7 @@ Examples:
    earlydrop policy check policy.yaml --model paper
    earlydrop policy default > policy.yaml && earlydrop policy check policy.yaml`,
 				Flags: []cli.Flag{
-					&cli.StringFlag{Name: "model", Usage: "check the classes against the labels of the model `FILE`, or of the shipped \"paper\", instead of the default"},
+					&cli.StringFlag{Name: "model", Usage: "check the classes against the labels of the model `FILE`, or of the shipped \"paper\", instead of the default", TakesFile: true},
 				},
 				Action: checkPolicy,
 			},

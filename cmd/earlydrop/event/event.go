@@ -18,7 +18,7 @@ import (
 	"github.com/earlydrop/earlydrop/policy"
 )
 
-// Event is one of *Attached, *Verdict, *BlockEnded, *LeftOut, *LimitReached and *Ended.
+// Event is one of *Attached, *Waiting, *Verdict, *BlockEnded, *LeftOut, *Audit, *Lost, *LimitReached and *Ended.
 type Event interface {
 	// Kind is what the event is called in its field "event".
 	Kind() string
@@ -27,18 +27,24 @@ type Event interface {
 // The kinds of events.
 const (
 	KindAttached   = "attached"
+	KindWaiting    = "waiting"
 	KindVerdict    = "verdict"
 	KindBlockEnded = "block_ended"
 	KindLeftOut    = "left_out"
+	KindAudit      = "audit"
+	KindLost       = "lost"
 	KindLimit      = "limit_reached"
 	KindEnded      = "ended"
 )
 
 // Kind implements Event.
 func (*Attached) Kind() string     { return KindAttached }
+func (*Waiting) Kind() string      { return KindWaiting }
 func (*Verdict) Kind() string      { return KindVerdict }
 func (*BlockEnded) Kind() string   { return KindBlockEnded }
 func (*LeftOut) Kind() string      { return KindLeftOut }
+func (*Audit) Kind() string        { return KindAudit }
+func (*Lost) Kind() string         { return KindLost }
 func (*LimitReached) Kind() string { return KindLimit }
 func (*Ended) Kind() string        { return KindEnded }
 
@@ -53,6 +59,14 @@ type Attached struct {
 	Adopted   bool           `json:"adopted"` // what was pinned was taken over
 	Policy    string         `json:"policy"`  // file, or built-in
 	Model     string         `json:"model"`   // name and version
+}
+
+// Waiting says that an interface is not watched, and will be as soon as it can be.
+type Waiting struct {
+	Time      time.Time     `json:"time"`
+	Event     word[waiting] `json:"event"`
+	Interface string        `json:"interface"`
+	Error     string        `json:"error,omitempty"` // why not, where it is there
 }
 
 // Endpoints are the two ends of a flow. Of a verdict, Src is the initiator. Of the end of
@@ -160,6 +174,37 @@ type LimitReached struct {
 	Until      time.Time `json:"until"`      // the end of the pause
 }
 
+// Audit says who asked for a change over the control socket, and what became of it.
+type Audit struct {
+	Time  time.Time   `json:"time"`
+	Event word[audit] `json:"event"`
+	// UID, GID and PID are the kernel's word on who connected, at the time of that.
+	UID       uint32 `json:"uid"`
+	GID       uint32 `json:"gid"`
+	PID       int32  `json:"pid"`
+	Action    string `json:"action"`              // blocked_add, blocked_del, reload, mode or model
+	Outcome   string `json:"outcome"`             // done, refused (nothing was changed) or failed (something may be)
+	Interface string `json:"interface,omitempty"` // the one that was named
+	Asked     string `json:"asked,omitempty"`     // what for, in words
+	Blocks    int    `json:"blocks,omitempty"`    // that were made or removed
+	Error     string `json:"error,omitempty"`     // why it was refused, or failed
+}
+
+// Outcomes of what was asked for.
+const (
+	Done    = "done"
+	Refused = "refused"
+	Failed  = "failed"
+)
+
+// Lost says, in the stream of a reader that was too slow, how many events that reader
+// did not get since the last event of this kind. It is in no file.
+type Lost struct {
+	Time       time.Time  `json:"time"`
+	Event      word[lost] `json:"event"`
+	EventsLost uint64     `json:"events_lost"`
+}
+
 // Ended says that an interface is not watched any more, and what it came to.
 type Ended struct {
 	Time      time.Time         `json:"time"`
@@ -169,6 +214,7 @@ type Ended struct {
 	Classes   map[string]uint64 `json:"classes,omitempty"`  // flows by class
 	Counters  map[string]uint64 `json:"counters,omitempty"` // those that are not 0
 	Persisted bool              `json:"persisted"`          // the data path stays attached
+	Error     string            `json:"error,omitempty"`    // why, although nobody asked for it
 }
 
 // NewVerdict returns what live traffic and files say alike of a sample.
@@ -209,17 +255,23 @@ type word[K interface{ kind() string }] struct{}
 
 type (
 	attached     struct{}
+	waiting      struct{}
 	verdict      struct{}
 	blockEnded   struct{}
 	leftOut      struct{}
+	audit        struct{}
+	lost         struct{}
 	limitReached struct{}
 	ended        struct{}
 )
 
 func (attached) kind() string     { return KindAttached }
+func (waiting) kind() string      { return KindWaiting }
 func (verdict) kind() string      { return KindVerdict }
 func (blockEnded) kind() string   { return KindBlockEnded }
 func (leftOut) kind() string      { return KindLeftOut }
+func (audit) kind() string        { return KindAudit }
+func (lost) kind() string         { return KindLost }
 func (limitReached) kind() string { return KindLimit }
 func (ended) kind() string        { return KindEnded }
 
@@ -254,6 +306,8 @@ func Decode(line []byte) (Event, error) {
 	switch head.Event {
 	case KindAttached:
 		e = new(Attached)
+	case KindWaiting:
+		e = new(Waiting)
 	case KindVerdict:
 		e = new(Verdict)
 	case KindBlockEnded:
@@ -262,6 +316,10 @@ func Decode(line []byte) (Event, error) {
 		e = new(LeftOut)
 	case KindLimit:
 		e = new(LimitReached)
+	case KindAudit:
+		e = new(Audit)
+	case KindLost:
+		e = new(Lost)
 	case KindEnded:
 		e = new(Ended)
 	default:

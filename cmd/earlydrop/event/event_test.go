@@ -82,6 +82,8 @@ func every() map[string]event.Event {
 	leastReplayed.File, leastReplayed.FlowPackets, leastReplayed.FlowBytes = "a.pcap", 1, 60
 	return map[string]event.Event{
 		"attached":            &event.Attached{Time: at, Interface: "eth0", Mode: "monitor", XDP: "native", Egress: "tcx", Adopted: true, Policy: "built-in", Model: "compact 1"},
+		"waiting":             &event.Waiting{Time: at, Interface: "eth0"},
+		"waiting, refused":    &event.Waiting{Time: at, Interface: "eth0", Error: "another XDP program is attached to eth0"},
 		"verdict, live":       live(),
 		"verdict, live, few":  &leastLive,
 		"verdict, replay":     replayed(),
@@ -89,8 +91,12 @@ func every() map[string]event.Event {
 		"block ended":         &event.BlockEnded{Time: at, Interface: "eth0", Endpoints: ends, Class: "v2ray", Rule: "tunnels", Reason: "expired", DroppedPackets: 1, DroppedBytes: 2},
 		"block ended by hand": &event.BlockEnded{Time: at, Interface: "eth0", Endpoints: event.Endpoints{Src: ends.Src, Dst: ends.Dst, Proto: "tcp"}, Reason: "expired"},
 		"left out":            &event.LeftOut{Time: at, Interface: "eth0", PassesLeftOut: 3},
-		"ended":               &event.Ended{Time: at, Interface: "eth0", Mode: "enforce", Classes: map[string]uint64{"v2ray": 1}, Counters: map[string]uint64{"syns": 5}, Persisted: true},
-		"ended, of nothing":   &event.Ended{Time: at, Interface: "eth0", Mode: "monitor"},
+		"audit": &event.Audit{Time: at, UID: 1000, GID: 100, PID: 4242, Action: "blocked_del", Outcome: event.Failed, Interface: "eth0", Asked: "cidr 10.0.0.0/8",
+			Blocks: 3, Error: "it was detached"},
+		"audit, few":        &event.Audit{Time: at, Action: "reload", Outcome: event.Done},
+		"lost":              &event.Lost{Time: at, EventsLost: 3},
+		"ended":             &event.Ended{Time: at, Interface: "eth0", Mode: "enforce", Classes: map[string]uint64{"v2ray": 1}, Counters: map[string]uint64{"syns": 5}, Persisted: true, Error: "interface eth0 was removed"},
+		"ended, of nothing": &event.Ended{Time: at, Interface: "eth0", Mode: "monitor"},
 	}
 }
 

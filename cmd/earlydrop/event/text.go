@@ -95,6 +95,15 @@ func (v *Verdict) Note() string {
 }
 
 // Text returns the event as a line for people, without its end.
+func (w *Waiting) Text() string {
+	line := fmt.Sprintf("%s  waiting for %s", Clock(w.Time), w.Interface)
+	if w.Error != "" {
+		line += ": " + w.Error
+	}
+	return line
+}
+
+// Text returns the event as a line for people, without its end.
 func (b *BlockEnded) Text() string {
 	return fmt.Sprintf("%s  block ended  %s %s > %s  %s, dropped %d packets, %s", Clock(b.Time), b.Proto, b.Src, b.Dst, b.Class,
 		b.DroppedPackets, ByteCount(b.DroppedBytes))
@@ -113,6 +122,47 @@ func (l *LimitReached) Text() string {
 // Text returns the event as a line for people, without its end.
 func (l *LeftOut) Text() string {
 	return fmt.Sprintf("%s  left out  %d verdicts that pass", Clock(l.Time), l.PassesLeftOut)
+}
+
+// Text returns the event as a line for people, without its end.
+func (a *Audit) Text() string {
+	line := fmt.Sprintf("%s  %s %s by uid %d, gid %d, pid %d", Clock(a.Time), strings.ReplaceAll(a.Action, "_", " "), a.Outcome, a.UID, a.GID, a.PID)
+	if a.Interface != "" {
+		line += "  " + a.Interface
+	}
+	if a.Asked != "" {
+		line += "  " + a.Asked
+	}
+	if a.Blocks != 0 {
+		line += fmt.Sprintf("  %d blocks", a.Blocks)
+	}
+	if a.Error != "" {
+		line += ": " + a.Error
+	}
+	return line
+}
+
+// Text returns the event as a line for people, without its end.
+func (l *Lost) Text() string {
+	return fmt.Sprintf("%s  lost  %d events: this reader was too slow", Clock(l.Time), l.EventsLost)
+}
+
+// Text returns the event as a line for people, without its end.
+func (a *Attached) Text() string {
+	how := "attached"
+	if a.Adopted {
+		how = "adopted"
+	}
+	return fmt.Sprintf("%s  %s  %s: xdp %s, egress %s, mode %s, policy %s, model %s", Clock(a.Time), how, a.Interface, a.XDP, a.Egress, a.Mode, a.Policy, a.Model)
+}
+
+// Text returns the event as a line for people, without its end.
+func (e *Ended) Text() string {
+	what := "detached"
+	if e.Persisted {
+		what = "the data path stays attached"
+	}
+	return fmt.Sprintf("%s  ended  %s: %s", Clock(e.Time), e.Interface, what)
 }
 
 // Clock prints a time for people, local, so that logs of several days and machines can be

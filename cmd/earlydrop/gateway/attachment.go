@@ -37,14 +37,20 @@ type attachment struct {
 	gateway *Gateway
 	dp      *loader.DataPath
 	iface   func() string // what the interface is called now
-	ended   bool          // the data path was let go
+	started time.Time
+	asked   loader.Options // what it was attached as
+
+	counts  counts
+	leftOut atomic.Uint64  // verdicts that no event has told of as left out
+	classes sync.Map       // class -> *atomic.Uint64
+	pending sync.WaitGroup // captures that the classifier has
 
 	// Of each kind one warning per second.
 	warnClassify, warnBlock, warnRead, warnTidy rate.Sometimes
 }
 
 func newAttachment(g *Gateway, dp *loader.DataPath, iface func() string) *attachment {
-	a := &attachment{gateway: g, dp: dp, iface: iface}
+	a := &attachment{gateway: g, dp: dp, iface: iface, started: time.Now()}
 	for _, kind := range []*rate.Sometimes{&a.warnClassify, &a.warnBlock, &a.warnRead, &a.warnTidy} {
 		kind.Interval = time.Second
 	}
@@ -80,6 +86,20 @@ func (a *attachment) run(ctx context.Context) error {
 	return err
 }
 
+// drain waits until the classifier has none of the captures any more, or ctx ends: its engine
+// works for others, too.
+func (a *attachment) drain(ctx context.Context) {
+	empty := make(chan struct{})
+	go func() {
+		a.pending.Wait()
+		close(empty)
+	}()
+	select {
+	case <-empty:
+	case <-ctx.Done():
+	}
+}
+
 // sampleSource is where captures come from, a *loader.Reader.
 type sampleSource interface {
 	Read(*flow.Sample) error
@@ -100,7 +120,7 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 		case errors.Is(err, loader.ErrBadRecord):
 			trouble.over()
 			engine.Put(s)
-			a.gateway.counts[countNotClassified].Add(1)
+			a.counts[countNotClassified].Add(1)
 			a.warnRead.Do(func() { slog.Warn("capture lost", "interface", a.iface(), "error", err) })
 			continue
 		case err != nil:
@@ -114,9 +134,11 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 		}
 		trouble.over()
 		stale := engine.Waiting() >= staleWaiting && time.Since(s.Start.Add(s.Elapsed)) > staleAfter
+		a.pending.Add(1)
 		if stale || !engine.Submit(s, decide) {
 			// Fail open: the flow passes, as it does already.
-			a.gateway.counts[countQueueFull].Add(1)
+			a.pending.Done()
+			a.counts[countQueueFull].Add(1)
 			engine.Put(s)
 		}
 	}
@@ -124,9 +146,10 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 
 // decide is called by the classifier's workers, several at once.
 func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
+	defer a.pending.Done()
 	g := a.gateway
 	if err != nil {
-		g.counts[countNotClassified].Add(1)
+		a.counts[countNotClassified].Add(1)
 		if !errors.Is(err, classifier.ErrClosed) {
 			a.warnClassify.Do(func() {
 				slog.Warn("flow not classified, it passes", "interface", a.iface(), "flow", s.Key, "error", err)
@@ -145,27 +168,44 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	enforced := block && err == nil
 	var failed error // to block
 	if err != nil {
-		g.counts[countNotBlocked].Add(1)
+		a.counts[countNotBlocked].Add(1)
 		message := "verdict not written, the flow passes"
 		if block {
 			failed, message = err, "flow not blocked, it passes"
 		}
 		if errors.Is(err, loader.ErrFull) {
-			g.counts[countBlockedFull].Add(1)
+			a.counts[countBlockedFull].Add(1)
 		}
 		a.warnBlock.Do(func() { slog.Warn(message, "interface", a.iface(), "flow", s.Key, "error", err) })
 	}
-	g.counts[countClassified].Add(1)
+	a.counts[countClassified].Add(1)
 	if decision.Action == flow.Drop {
-		g.counts[countToDrop].Add(1)
+		a.counts[countToDrop].Add(1)
 	}
 	if enforced {
-		g.counts[countBlocked].Add(1)
+		a.counts[countBlocked].Add(1)
 	}
-	n, _ := g.classes.LoadOrStore(decision.Class, new(atomic.Uint64))
+	n, _ := a.classes.LoadOrStore(decision.Class, new(atomic.Uint64))
 	n.(*atomic.Uint64).Add(1)
 	if g.config.Events.Wants(decision.Detected, decided) {
-		g.config.Events.Add(a.verdict(s, &r, &decision, enforced, failed, decided))
+		a.add(a.verdict(s, &r, &decision, enforced, failed, decided))
+	} else {
+		a.counts[countPassesLeftOut].Add(1)
+		a.leftOut.Add(1)
+	}
+}
+
+// add queues an event, and put one that must not be lost.
+func (a *attachment) add(e event.Event) {
+	if !a.gateway.config.Events.Add(e) {
+		a.counts[countEventsLost].Add(1)
+	}
+}
+
+// put is explained at add.
+func (a *attachment) put(e event.Event) {
+	if !a.gateway.config.Events.Put(e) {
+		a.counts[countEventsLost].Add(1)
 	}
 }
 
@@ -197,7 +237,7 @@ func (a *attachment) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 		select {
 		case <-ctx.Done():
 			// The last word of a daemon that persists.
-			_ = a.dp.Report(a.gateway.counters())
+			_ = a.dp.Report(a.counts.list())
 			return
 		case now := <-tell.C:
 			a.sayLeftOut(now)
@@ -205,7 +245,7 @@ func (a *attachment) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 		case <-sweep.C:
 			_, err = a.dp.Sweep()
 		case <-slow.C:
-			err, trouble = errors.Join(a.expire(), a.dp.Report(a.gateway.counters())), &noTidying
+			err, trouble = errors.Join(a.expire(), a.dp.Report(a.counts.list())), &noTidying
 			advised = advised || a.advise()
 		}
 		switch {
@@ -244,7 +284,7 @@ func (a *attachment) expire() error {
 
 // blockEnded tells that a block is over, and why.
 func (a *attachment) blockEnded(b loader.Block) {
-	a.gateway.config.Events.Add(&event.BlockEnded{
+	a.add(&event.BlockEnded{
 		Time: time.Now(), Interface: a.iface(),
 		Endpoints: event.Endpoints{Src: b.Key.Lo, Dst: b.Key.Hi, Proto: b.Key.Proto.String(), VLAN: b.Key.VLAN, InnerVLAN: b.Key.InnerVLAN},
 		Class:     b.Class, Rule: b.Rule, Reason: string(b.Ended), DroppedPackets: b.Packets, DroppedBytes: b.Bytes,
@@ -253,10 +293,35 @@ func (a *attachment) blockEnded(b loader.Block) {
 
 // sayLeftOut tells how many verdicts were left out since the last time, if any.
 func (a *attachment) sayLeftOut(now time.Time) {
-	events := a.gateway.config.Events
-	if n := events.TakeLeftOut(); n > 0 {
-		events.Put(&event.LeftOut{Time: now, Interface: a.iface(), PassesLeftOut: n})
+	if n := a.leftOut.Swap(0); n > 0 {
+		a.put(&event.LeftOut{Time: now, Interface: a.iface(), PassesLeftOut: n})
 	}
+}
+
+// tellAttached tells that the interface is watched from now on.
+func (a *attachment) tellAttached() {
+	c, info := &a.gateway.config, a.dp.Info
+	a.put(&event.Attached{
+		Time: time.Now(), Interface: a.iface(), Mode: c.Mode.String(), XDP: string(info.XDPMode),
+		Egress: info.Egress, Adopted: info.Adopted, Policy: c.PolicyName, Model: a.gateway.model,
+	})
+	c.Attached(a.iface(), info)
+}
+
+// summary returns what the run has come to so far.
+func (a *attachment) summary() Summary {
+	s := Summary{Interface: a.iface(), Took: time.Since(a.started), Mode: a.gateway.config.Mode, Classes: map[string]uint64{}}
+	a.classes.Range(func(k, v any) bool {
+		s.Classes[k.(string)] = v.(*atomic.Uint64).Load()
+		return true
+	})
+	all, _ := a.dp.Counters() // without them it says the rest
+	for _, c := range append(all, a.counts.list()...) {
+		if c.Value != 0 {
+			s.Counters = append(s.Counters, c)
+		}
+	}
+	return s
 }
 
 // changed tells what became of the interface and the pins while it ran.
@@ -268,7 +333,7 @@ func (a *attachment) changed(c loader.Change) {
 		slog.Warn("the interface was moved to another network namespace, the work goes on", "interface", a.iface())
 	}
 	if c.Restored > 0 {
-		a.gateway.counts[countPinsRestored].Add(uint64(c.Restored))
+		a.counts[countPinsRestored].Add(uint64(c.Restored))
 		slog.Warn("pins had been removed and are there again", "interface", a.iface(), "pins", a.dp.PinDir(), "count", c.Restored)
 	}
 	if c.PinsErr != nil {

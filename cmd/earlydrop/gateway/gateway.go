@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package gateway joins data path, classifier and policy: it carries captures from the
+// Package gateway joins data paths, classifier and policy: it carries captures from the
 // kernel to the classifier, and verdicts back, until it is told to end.
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"log/slog"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/earlydrop/earlydrop/classifier"
@@ -20,9 +22,9 @@ import (
 
 // Config says what a gateway works with.
 type Config struct {
-	// Attach says what the data path is attached to, and how. Its Monitor, Model and
-	// Policy are set by New.
-	Attach loader.Options
+	// Attach says what the data paths are attached to, and how: one for each interface. Their
+	// Monitor, Model and Policy are set by New.
+	Attach []loader.Options
 	// Engine classifies. It is the gateway's when New succeeds, and closed by Run.
 	Engine *classifier.Engine
 	// Policy decides, and PolicyName says in events and status where it is from.
@@ -33,58 +35,107 @@ type Config struct {
 	Mode policy.Mode
 	// Events gets the events. It stays open.
 	Events *eventlog.Log
-	// Persist leaves the data path attached at the end: blocked flows stay blocked.
+	// Persist leaves the data paths attached at the end: blocked flows stay blocked.
 	Persist bool
+	// Wait has Run wait for interfaces that are not there, or that are removed: it attaches to
+	// each as soon as there is one of its name.
+	Wait bool
+	// Attached (optional) is told by Run of each interface that is watched from now on, and
+	// Ended of each that is not any more. They are called one at a time.
+	Attached func(iface string, info loader.Info)
+	Ended    func(Summary)
 	// Advise (optional) is asked once a second, until it says something, what the counters
-	// of an interface say about what is seen there. It is logged as warnings.
+	// of an interface say about what is seen there. It is logged as warnings. It may be
+	// called for several interfaces at once.
 	Advise func(iface string, counters map[string]uint64) []string
 	// Explain (optional) adds to an error that is logged what can be done about it.
 	Explain func(error) error
 }
 
-// Gateway is a data path with a classifier and a policy behind it. One engine, one policy
-// and one log of events serve whatever is attached.
+// Gateway is any number of data paths, each with tables of its own, with one classifier,
+// one policy and one log of events behind them.
 type Gateway struct {
-	config  Config
-	model   string // name and version
-	started time.Time
+	config Config
+	model  string // name and version
 
-	attachment *attachment
+	mu       sync.Mutex    // of what follows, and of the end of each
+	attached []*attachment // in the order in which they were attached to
 
-	counts  counts
-	classes sync.Map // class -> *atomic.Uint64
+	waiting []*waiting // of New, and then of Run
 }
 
-// New attaches. After an error nothing is attached that was not before, and the error is
-// the loader's: a *loader.RefusedError says that nothing was changed. Run has to follow,
-// or Close.
+// New attaches to all interfaces (with Config.Wait, to those that are there) or, after an
+// error, to none: nothing is attached then that was not before. The error is the loader's: a
+// *loader.RefusedError says that nothing was changed. Run has to follow, or Close.
 func New(c Config) (*Gateway, error) {
+	c.setDefaults()
+	m := c.Engine.Manifest()
+	g := &Gateway{config: c, model: m.Name + " " + m.Version}
+	there, away := c.Attach, []loader.Options(nil)
+	if c.Wait {
+		var err error
+		if there, away, err = split(c.Attach); err != nil {
+			return nil, err
+		}
+	}
+	paths, err := loader.AttachAll(g.options(there...))
+	if err != nil {
+		return nil, err
+	}
+	for i, dp := range paths {
+		g.add(there[i], dp)
+	}
+	for _, o := range away {
+		g.waiting = append(g.waiting, &waiting{asked: o})
+	}
+	return g, nil
+}
+
+// add takes a data path over that was attached as asked.
+func (g *Gateway) add(asked loader.Options, dp *loader.DataPath) *attachment {
+	a := newAttachment(g, dp, dp.Interface)
+	a.asked = asked
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.attached = append(g.attached, a)
+	return a
+}
+
+func (c *Config) setDefaults() {
+	if c.Attached == nil {
+		c.Attached = func(string, loader.Info) {}
+	}
+	if c.Ended == nil {
+		c.Ended = func(Summary) {}
+	}
 	if c.Advise == nil {
 		c.Advise = func(string, map[string]uint64) []string { return nil }
 	}
 	if c.Explain == nil {
 		c.Explain = func(err error) error { return err }
 	}
-	m := c.Engine.Manifest()
-	g := &Gateway{config: c, model: m.Name + " " + m.Version}
-	options := c.Attach
-	options.Monitor, options.Model, options.Policy = c.Mode == policy.Monitor, g.model, c.PolicyName
-	dp, err := loader.Attach(options)
-	if err != nil {
-		return nil, err
-	}
-	g.started = time.Now()
-	g.attachment = newAttachment(g, dp, dp.Interface)
-	return g, nil
 }
 
-// Interface returns what the interface is called now.
-func (g *Gateway) Interface() string { return g.attachment.iface() }
+// options returns what was asked for, with what the gateway adds to it.
+func (g *Gateway) options(asked ...loader.Options) []loader.Options {
+	all := slices.Clone(asked)
+	for i := range all {
+		all[i].Monitor, all[i].Model, all[i].Policy = g.config.Mode == policy.Monitor, g.model, g.config.PolicyName
+	}
+	return all
+}
 
-// Info tells how the data path was attached.
-func (g *Gateway) Info() loader.Info { return g.attachment.dp.Info }
+// Each calls f for every data path that is attached now, one after another. None is let go
+// of before Each returns.
+func (g *Gateway) Each(f func(*loader.DataPath)) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, a := range g.attached {
+		f(a.dp)
+	}
+}
 
-// Summary is what a run comes to.
+// Summary is what became of an interface.
 type Summary struct {
 	Interface string
 	Took      time.Duration
@@ -92,9 +143,33 @@ type Summary struct {
 	Classes   map[string]uint64 // flows by class
 	Counters  loader.Counters   // those that are not zero: the kernel's, then the gateway's
 	Persisted bool              // the data path stays attached
+	Err       error             // why it ended although nobody asked for it; else nil
 }
 
-// BrokenError ends a gateway that can't do its work any more, although its interface
+// Total adds up what is counted for several interfaces; Took is the longest time. Interface,
+// Persisted and Err are left out.
+func Total(all []Summary) Summary {
+	total := Summary{Classes: map[string]uint64{}}
+	at := map[string]int{} // of a counter
+	for _, s := range all {
+		total.Took, total.Mode = max(total.Took, s.Took), s.Mode
+		for class, n := range s.Classes {
+			total.Classes[class] += n
+		}
+		for _, c := range s.Counters {
+			i, ok := at[c.Name]
+			if !ok {
+				at[c.Name] = len(total.Counters)
+				total.Counters = append(total.Counters, c)
+				continue
+			}
+			total.Counters[i].Value += c.Value
+		}
+	}
+	return total
+}
+
+// BrokenError ends an attachment that can't do its work any more, although its interface
 // is there and nobody asked it to end. What the kernel does goes on without it.
 type BrokenError struct{ err error }
 
@@ -105,67 +180,123 @@ func (e *BrokenError) Error() string {
 // Unwrap returns what broke.
 func (e *BrokenError) Unwrap() error { return e.err }
 
-// Run works until ctx ends, which is no error, the interface vanishes, or, with a
-// *BrokenError, captures can't be had any more. Then it ends the data path, or leaves it
-// attached, and closes the engine. It writes the events of its beginning and its end, and
-// those between. It is called once.
-func (g *Gateway) Run(ctx context.Context) (Summary, error) {
-	a, info := g.attachment, g.Info()
-	g.config.Events.Put(&event.Attached{
-		Time: time.Now(), Interface: a.iface(), Mode: g.config.Mode.String(), XDP: string(info.XDPMode),
-		Egress: info.Egress, Adopted: info.Adopted, Policy: g.config.PolicyName, Model: g.model,
+// runEnd is the end of an attachment's work.
+type runEnd struct {
+	a   *attachment
+	err error
+}
+
+// Run works until ctx ends, which is no error, or until there is no interface left: one that
+// vanishes, or whose captures can't be had any more (a *BrokenError), ends for itself, and
+// the others go on. The data path of what ends is detached, or left attached. At the end the
+// engine is closed. Run writes the events of the beginning and the end of each interface, and
+// those between. It returns what became of each, in the order of their ends. It is called
+// once.
+func (g *Gateway) Run(ctx context.Context) ([]Summary, error) {
+	ends := make(chan runEnd)
+	running := 0
+	start := func(all []*attachment) {
+		for _, a := range all {
+			a.tellAttached()
+		}
+		for _, a := range all {
+			running++
+			go func() {
+				err := a.run(ctx)
+				a.drain(ctx)
+				ends <- runEnd{a, err}
+			}()
+		}
+	}
+	start(slices.Clone(g.attached))
+	over := ctx.Done()
+	var links <-chan struct{}
+	if g.config.Wait {
+		g.tellWaiting()
+		links = watchLinks(ctx)
+	}
+	var sums []Summary
+	var errs []error
+	var asked []runEnd // because ctx ended
+	for running > 0 || len(g.waiting) > 0 {
+		select {
+		case <-over: // what runs ends by itself
+			over, links, g.waiting = nil, nil, nil
+		case <-links:
+			start(g.attachWaiting())
+		case <-g.nextTry():
+			start(g.attachWaiting())
+		case e := <-ends:
+			running--
+			if ctx.Err() != nil {
+				asked = append(asked, e)
+				continue
+			}
+			sum, err := g.end(e)
+			sums, errs = append(sums, sum), append(errs, err)
+			if g.waitAgain(e) {
+				start(g.attachWaiting()) // it may have returned by now
+			} else if running > 0 || len(g.waiting) > 0 {
+				slog.Warn("the interface is not watched any more, the others are", "interface", sum.Interface, "error", g.config.Explain(err))
+			}
+		}
+	}
+	_ = g.config.Engine.Close() // who waits for a verdict gets none
+	if ctx.Err() != nil {
+		errs = nil // of those that ended before, it was told
+	}
+	slices.SortStableFunc(asked, func(x, y runEnd) int {
+		return cmp.Compare(slices.Index(g.attached, x.a), slices.Index(g.attached, y.a))
 	})
-	runErr := a.run(ctx)
-	_ = g.config.Engine.Close() // what was queued is decided then
-	a.sayLeftOut(time.Now())
-	sum := g.summary() // it needs the maps, so it comes before they go
-	var broken *BrokenError
-	persist := g.config.Persist || errors.As(runErr, &broken)
-	err := g.end(persist)
-	sum.Persisted = persist && err == nil
-	g.config.Events.Put(&event.Ended{
-		Time: time.Now(), Interface: sum.Interface, Mode: sum.Mode.String(), Classes: sum.Classes,
-		Counters: sum.Counters.Values(), Persisted: sum.Persisted,
-	})
-	return sum, errors.Join(runErr, err)
+	for _, e := range asked {
+		sum, err := g.end(e)
+		sums, errs = append(sums, sum), append(errs, err)
+	}
+	return sums, errors.Join(errs...)
 }
 
 // Close ends a gateway whose Run was not called: it detaches. It does nothing after Run.
 func (g *Gateway) Close() error {
-	if g.attachment.ended {
-		return nil
+	g.mu.Lock()
+	all := g.attached
+	g.attached = nil
+	g.mu.Unlock()
+	errs := []error{g.config.Engine.Close()}
+	for _, a := range all {
+		errs = append(errs, a.dp.Detach())
 	}
-	return errors.Join(g.config.Engine.Close(), g.end(false))
+	return errors.Join(errs...)
 }
 
-// end lets go of the data path.
-func (g *Gateway) end(persist bool) error {
-	g.attachment.ended = true
+// end lets go of an attachment whose run has ended, and tells what became of it. The error is
+// that of the run, and what went wrong with the end.
+func (g *Gateway) end(e runEnd) (Summary, error) {
+	a, err := e.a, e.err
+	a.sayLeftOut(time.Now())
+	sum := a.summary() // it needs the maps, so it comes before they go
+	var broken *BrokenError
+	persist := g.config.Persist || errors.As(err, &broken)
+	letGo := g.letGo(a, persist)
+	sum.Persisted, sum.Err = persist && letGo == nil, err
+	told := &event.Ended{
+		Time: time.Now(), Interface: sum.Interface, Mode: sum.Mode.String(), Classes: sum.Classes,
+		Counters: sum.Counters.Values(), Persisted: sum.Persisted,
+	}
+	if err != nil {
+		told.Error = err.Error()
+	}
+	a.put(told)
+	g.config.Ended(sum)
+	return sum, errors.Join(err, letGo)
+}
+
+// letGo ends a data path, or leaves it attached.
+func (g *Gateway) letGo(a *attachment, persist bool) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.attached = slices.DeleteFunc(g.attached, func(other *attachment) bool { return other == a })
 	if persist {
-		return g.attachment.dp.Release()
+		return a.dp.Release()
 	}
-	return g.attachment.dp.Detach()
-}
-
-// summary returns what the run has come to so far.
-func (g *Gateway) summary() Summary {
-	s := Summary{Interface: g.Interface(), Took: time.Since(g.started), Mode: g.config.Mode, Classes: map[string]uint64{}}
-	g.classes.Range(func(k, v any) bool {
-		s.Classes[k.(string)] = v.(*atomic.Uint64).Load()
-		return true
-	})
-	all, _ := g.attachment.dp.Counters() // without them it says the rest
-	for _, c := range append(all, g.counters()...) {
-		if c.Value != 0 {
-			s.Counters = append(s.Counters, c)
-		}
-	}
-	return s
-}
-
-// counters returns what the gateway has counted so far.
-func (g *Gateway) counters() loader.Counters {
-	g.counts[countPassesLeftOut].Store(g.config.Events.LeftOut())
-	g.counts[countEventsLost].Store(g.config.Events.Lost())
-	return g.counts.list()
+	return a.dp.Detach()
 }

@@ -79,3 +79,9 @@ func NewBlock(iface string, b *loader.Block) Block {
 		Class: b.Class, Rule: b.Rule, Since: b.Since, Expires: b.Expires, Packets: b.Packets, Bytes: b.Bytes,
 	}
 }
+
+// Report tells of a gateway.
+type Report struct {
+	PID        int       `json:"pid"`
+	Interfaces []*Status `json:"interfaces"`
+}

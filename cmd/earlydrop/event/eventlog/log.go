@@ -56,6 +56,9 @@ type Log struct {
 	queue chan item
 	done  chan struct{} // closed when all is written
 	lost  atomic.Uint64
+
+	following sync.Mutex // of changes of followers
+	followers atomic.Pointer[[]*Follower]
 }
 
 // item is what waits to be written: one of the three.
@@ -88,50 +91,52 @@ func open(c Config) (l *Log, err error) {
 	return l, nil
 }
 
-// Wants reports whether the verdict about a flow is to be given to Verdict. One that is
-// not is counted as left out.
+// Wants reports whether the verdict about a flow is to be given to Add. One that is not is
+// left out.
 func (l *Log) Wants(detected bool, at time.Time) bool { return detected || l.config.Passes.Allow(at) }
-
-// LeftOut returns how many verdicts Wants has refused, and TakeLeftOut how many since it
-// was called last.
-func (l *Log) LeftOut() uint64 { return l.config.Passes.LeftOut() }
-
-// TakeLeftOut is explained at LeftOut.
-func (l *Log) TakeLeftOut() uint64 { return l.config.Passes.TakeLeftOut() }
 
 // Lost returns how many events were lost as the output was too slow.
 func (l *Log) Lost() uint64 { return l.lost.Load() }
 
 // Add queues an event, whose owner is the log from now on, and does not wait: where the
-// queue is full the event is lost. Verdicts on flows that pass undetected are lost first.
-func (l *Log) Add(e event.Event) {
+// queue is full the event is lost, and it returns false. Verdicts on flows that pass
+// undetected are lost first.
+func (l *Log) Add(e event.Event) bool {
+	l.publish(e)
 	v, ok := e.(*event.Verdict)
 	if ok && !v.Detected && len(l.queue) >= queueLen*3/4 {
 		l.lost.Add(1)
-		return
+		return false
 	}
 	select {
 	case l.queue <- item{event: e}:
+		return true
 	default:
 		l.lost.Add(1)
+		return false
 	}
 }
 
 // Put queues an event that must not be lost. It waits for room in the queue, but not for
-// an output that accepts nothing.
-func (l *Log) Put(e event.Event) { l.put(item{event: e}) }
+// an output that accepts nothing: then it returns false.
+func (l *Log) Put(e event.Event) bool {
+	l.publish(e)
+	return l.put(item{event: e})
+}
 
 // Say queues text for people, whose lines it has the ends of: for Text or, without that,
 // for Notes.
 func (l *Log) Say(text string) { l.put(item{text: text}) }
 
-func (l *Log) put(i item) {
+func (l *Log) put(i item) bool {
 	t := time.NewTimer(stuckAfter)
 	defer t.Stop()
 	select {
 	case l.queue <- i:
+		return true
 	case <-t.C:
 		l.lost.Add(1)
+		return false
 	}
 }
 
@@ -176,6 +181,7 @@ func (l *Log) Uncreate() {
 // Close writes what is queued and closes the file. What could not be written is said in a
 // warning.
 func (l *Log) Close() {
+	l.endFollowers()
 	close(l.queue)
 	if !l.drained() {
 		slog.Warn("the output accepts no more events: those that still wait are lost", "lost", uint64(len(l.queue))+l.lost.Load())
@@ -301,6 +307,10 @@ func (l *Log) print(w *bufio.Writer, e event.Event) {
 			line = e.Text(l.config.Verbose)
 		}
 	case *event.BlockEnded:
+		line = e.Text()
+	case *event.Waiting:
+		line = e.Text()
+	case *event.Audit:
 		line = e.Text()
 	case *event.LeftOut:
 		if !l.config.Quiet {

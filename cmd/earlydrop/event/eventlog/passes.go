@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -22,9 +21,6 @@ type Passes struct {
 	mu     sync.Mutex
 	second int64  // the one that n is about
 	n      uint64 // in this second, or since the last that was written
-
-	leftOut atomic.Uint64 // in all
-	unsaid  atomic.Uint64 // of them, those that TakeLeftOut has not told of
 }
 
 // AllPasses writes them all.
@@ -55,12 +51,13 @@ func ParsePasses(s string) (*Passes, error) {
 	return l, nil
 }
 
-// Allow reports whether the verdict of now is to be written, and counts it if not.
+// Allow reports whether the verdict of now is to be written.
 func (l *Passes) Allow(now time.Time) bool {
 	if l.all {
 		return true
 	}
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	ok := false
 	switch {
 	case l.perSecond > 0:
@@ -73,16 +70,5 @@ func (l *Passes) Allow(now time.Time) bool {
 		ok = l.n%l.oneIn == 0
 		l.n++
 	}
-	l.mu.Unlock()
-	if !ok {
-		l.leftOut.Add(1)
-		l.unsaid.Add(1)
-	}
 	return ok
 }
-
-// LeftOut returns how many Allow has refused.
-func (l *Passes) LeftOut() uint64 { return l.leftOut.Load() }
-
-// TakeLeftOut returns how many Allow has refused since the last call.
-func (l *Passes) TakeLeftOut() uint64 { return l.unsaid.Swap(0) }

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package control
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventtest"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
+	"github.com/earlydrop/earlydrop/loader"
+	"github.com/earlydrop/earlydrop/loader/flow"
+)
+
+// fake is a gateway without a kernel. Its interfaces are eth0 and eth1, with room for
+// blocks on each.
+type fake struct {
+	room int
+	log  *eventlog.Log
+	text bytes.Buffer // of the log
+
+	mu     sync.Mutex
+	blocks map[string]map[flow.Key]loader.Block
+}
+
+func newFake(t *testing.T) *fake {
+	t.Helper()
+	f := &fake{room: 100, blocks: map[string]map[flow.Key]loader.Block{"eth0": {}, "eth1": {}}}
+	var err error
+	if f.log, err = eventlog.Open(eventlog.Config{JSON: &f.text}); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func (f *fake) Report() (*status.Report, error) {
+	return &status.Report{PID: 7, Interfaces: []*status.Status{{Interface: "eth0"}, {Interface: "eth1"}}}, nil
+}
+
+func (f *fake) Blocks() (all []status.Block, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for name, blocks := range f.blocks {
+		for _, b := range blocks {
+			all = append(all, status.NewBlock(name, &b))
+		}
+	}
+	return all, nil
+}
+
+func (f *fake) of(iface string) (map[flow.Key]loader.Block, error) {
+	blocks, ok := f.blocks[iface]
+	if !ok {
+		return nil, fmt.Errorf("%w to %s", loader.ErrNotAttached, iface)
+	}
+	return blocks, nil
+}
+
+func (f *fake) Block(iface string, key flow.Key, ttl time.Duration) error {
+	return f.put(iface, loader.Block{Key: key, Since: time.Now(), Expires: time.Now().Add(ttl), Rule: "by hand"})
+}
+
+func (f *fake) put(iface string, b loader.Block) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	blocks, err := f.of(iface)
+	if err != nil {
+		return err
+	}
+	if len(blocks) == f.room {
+		return fmt.Errorf("block %s: %w", b.Key, loader.ErrFull)
+	}
+	blocks[b.Key] = b
+	return nil
+}
+
+func (f *fake) Unblock(iface string, key flow.Key) (status.Block, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	blocks, err := f.of(iface)
+	if err != nil {
+		return status.Block{}, err
+	}
+	b, ok := blocks[key]
+	if !ok {
+		return status.Block{}, fmt.Errorf("unblock %s: %w", key, ebpf.ErrKeyNotExist)
+	}
+	delete(blocks, key)
+	return status.NewBlock(iface, &b), nil
+}
+
+func (f *fake) Follow(waiting int) *eventlog.Follower { return f.log.Follow(waiting) }
+func (f *fake) Audit(a *event.Audit)                  { f.log.Add(a) }
+
+// audits closes the log and returns what was audited.
+func (f *fake) audits(t *testing.T) (audits []*event.Audit) {
+	t.Helper()
+	f.log.Close()
+	for line := range bytes.Lines(f.text.Bytes()) {
+		e, err := eventtest.Decode(line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a, ok := e.(*event.Audit); ok {
+			audits = append(audits, a)
+		}
+	}
+	return audits
+}
+
+func key(a, b string, proto flow.Proto) flow.Key {
+	k, _ := flow.NewKey(netip.MustParseAddrPort(a), netip.MustParseAddrPort(b), proto, 0, 0)
+	return k
+}
+
+// serve returns a server of a gateway and a client of it. The group is one that nobody
+// is in, unless a test makes a process of it.
+const testGroup = 54321
+
+func serve(t *testing.T, f *fake) (*Server, *Client) {
+	t.Helper()
+	s, err := Serve(Config{Gateway: f, Path: filepath.Join(t.TempDir(), "run", "control.sock"), Group: testGroup})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	c := NewClient(s.Path())
+	t.Cleanup(c.Close)
+	return s, c
+}
+
+func within(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}

@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package control
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
+	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/policy/nearest"
+)
+
+// mapName is how many bytes of a class or a rule the kernel's table of blocks keeps.
+const mapName = 15
+
+// BlockFilter says which blocks are meant: those that all its fields fit. Its zero value
+// fits all.
+type BlockFilter struct {
+	Interface string
+	Class     string
+	Rule      string
+	Proto     string       // tcp or udp
+	CIDR      netip.Prefix // one of the ends is in it
+	// Flow is the one flow that is meant. As parameters it is proto, ends (two, with a
+	// comma between), vlan and inner_vlan; a flow without tags if these are left out.
+	Flow *flow.Key
+}
+
+// blockFilterKeys are the parameters that a BlockFilter is written in.
+var blockFilterKeys = []string{"interface", "class", "rule", "proto", "cidr", "ends", "vlan", "inner_vlan"}
+
+// ParseBlockFilter reads the parameters of a BlockFilter.
+func ParseBlockFilter(v url.Values) (f BlockFilter, err error) {
+	if err := onlyKeys(v, blockFilterKeys); err != nil {
+		return f, err
+	}
+	f = BlockFilter{Interface: v.Get("interface"), Class: v.Get("class"), Rule: v.Get("rule"), Proto: v.Get("proto")}
+	if f.Proto != "" {
+		if _, err := parseProto(f.Proto); err != nil {
+			return f, err
+		}
+	}
+	if v.Has("cidr") {
+		if f.CIDR, err = parseCIDR(v.Get("cidr")); err != nil {
+			return f, err
+		}
+	}
+	if !v.Has("ends") {
+		if v.Has("vlan") || v.Has("inner_vlan") {
+			return f, errors.New("vlan and inner_vlan belong to a flow: give its ends as well")
+		}
+		return f, nil
+	}
+	one := Flow{Proto: f.Proto}
+	a, b, both := strings.Cut(v.Get("ends"), ",")
+	if !both {
+		return f, fmt.Errorf("ends %q: use two endpoints with a comma between, such as 10.0.0.2:40000,192.0.2.7:8388", v.Get("ends"))
+	}
+	for i, text := range []string{a, b} {
+		if one.Ends[i], err = netip.ParseAddrPort(text); err != nil {
+			return f, fmt.Errorf("ends: %q is no endpoint: write ADDRESS:PORT, IPv6 as [ADDRESS]:PORT", text)
+		}
+	}
+	for name, tag := range map[string]*uint16{"vlan": &one.VLAN, "inner_vlan": &one.InnerVLAN} {
+		if v.Has(name) {
+			n, err := strconv.ParseUint(v.Get(name), 10, 12)
+			if err != nil {
+				return f, fmt.Errorf("%s %q: use a whole number from 0 to 4095", name, v.Get(name))
+			}
+			*tag = uint16(n)
+		}
+	}
+	key, err := one.Key()
+	f.Flow = &key
+	return f, err
+}
+
+// Values returns the filter as parameters.
+func (f *BlockFilter) Values() url.Values {
+	v := url.Values{}
+	set := func(key, value string) {
+		if value != "" {
+			v.Set(key, value)
+		}
+	}
+	set("interface", f.Interface)
+	set("class", f.Class)
+	set("rule", f.Rule)
+	set("proto", f.Proto)
+	if f.CIDR.IsValid() {
+		v.Set("cidr", f.CIDR.String())
+	}
+	if k := f.Flow; k != nil {
+		v.Set("proto", k.Proto.String())
+		v.Set("ends", k.Lo.String()+","+k.Hi.String())
+		if k.VLAN != 0 {
+			v.Set("vlan", strconv.Itoa(int(k.VLAN)))
+		}
+		if k.InnerVLAN != 0 {
+			v.Set("inner_vlan", strconv.Itoa(int(k.InnerVLAN)))
+		}
+	}
+	return v
+}
+
+// String returns the filter in words.
+func (f *BlockFilter) String() string { return inWords(f.Values()) }
+
+// everything reports whether the filter leaves out nothing, or nothing but other
+// interfaces.
+func (f *BlockFilter) everything() bool {
+	without := *f
+	without.Interface = ""
+	return without == BlockFilter{}
+}
+
+// Match reports whether a block is meant.
+func (f *BlockFilter) Match(b *status.Block) bool {
+	return (f.Interface == "" || b.Interface == f.Interface) &&
+		(f.Class == "" || b.Class == cut(f.Class)) &&
+		(f.Rule == "" || b.Rule == cut(f.Rule)) &&
+		(f.Proto == "" || b.Proto == f.Proto) &&
+		(!f.CIDR.IsValid() || f.CIDR.Contains(b.Lo.Addr()) || f.CIDR.Contains(b.Hi.Addr())) &&
+		(f.Flow == nil || KeyOf(b) == *f.Flow)
+}
+
+func cut(name string) string { return name[:min(len(name), mapName)] }
+
+// KeyOf returns the key of the flow that a block is of.
+func KeyOf(b *status.Block) flow.Key {
+	k := flow.Key{Lo: b.Lo, Hi: b.Hi, VLAN: b.VLAN, InnerVLAN: b.InnerVLAN}
+	k.Proto, _ = parseProto(b.Proto)
+	return k
+}
+
+// SortKeys are what a list of blocks can be sorted by; a minus in front turns it round.
+var SortKeys = []string{"since", "expires", "packets", "bytes", "class", "rule", "interface", "flow"}
+
+// SortBlocks sorts blocks by a key of SortKeys, and where that is the same by interface
+// and flow.
+func SortBlocks(blocks []status.Block, by string) error {
+	name, turned := strings.CutPrefix(by, "-")
+	byFlow := func(a, b *status.Block) int {
+		return cmp.Or(a.Lo.Compare(b.Lo), a.Hi.Compare(b.Hi), cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.VLAN, b.VLAN), cmp.Compare(a.InnerVLAN, b.InnerVLAN))
+	}
+	var first func(a, b *status.Block) int
+	switch name {
+	case "since":
+		first = func(a, b *status.Block) int { return a.Since.Compare(b.Since) }
+	case "expires":
+		first = func(a, b *status.Block) int { return a.Expires.Compare(b.Expires) }
+	case "packets":
+		first = func(a, b *status.Block) int { return cmp.Compare(a.Packets, b.Packets) }
+	case "bytes":
+		first = func(a, b *status.Block) int { return cmp.Compare(a.Bytes, b.Bytes) }
+	case "class":
+		first = func(a, b *status.Block) int { return cmp.Compare(a.Class, b.Class) }
+	case "rule":
+		first = func(a, b *status.Block) int { return cmp.Compare(a.Rule, b.Rule) }
+	case "interface":
+		first = func(a, b *status.Block) int { return cmp.Compare(a.Interface, b.Interface) }
+	case "flow":
+		first = byFlow
+	default:
+		return fmt.Errorf("can't sort by %q: use one of %s, with a minus in front for the other direction", by, strings.Join(SortKeys, ", "))
+	}
+	slices.SortFunc(blocks, func(a, b status.Block) int {
+		c := first(&a, &b)
+		if turned {
+			c = -c
+		}
+		return cmp.Or(c, cmp.Compare(a.Interface, b.Interface), byFlow(&a, &b))
+	})
+	return nil
+}
+
+// EventFilter says which events are meant: those that all its fields fit. A field with
+// several values fits where one of them does; one with none fits always. An event that
+// has no such property does not fit a field that asks for it.
+type EventFilter struct {
+	Event     []string       // kinds of events
+	Interface []string       //
+	Class     []string       // of a verdict: its class, or one of those that decided
+	Rule      []string       //
+	Decision  []string       // pass or drop
+	Detected  []string       // true or false
+	Proto     []string       // tcp or udp
+	CIDR      []netip.Prefix // one of the ends is in it
+	Src, Dst  []netip.Prefix // of a verdict: the initiator's address, the other one's
+}
+
+// EventFilterKeys are the parameters of an EventFilter. Values have commas between them.
+var EventFilterKeys = []string{"event", "interface", "class", "rule", "decision", "detected", "proto", "cidr", "src", "dst"}
+
+// words returns the fields that are words, with what they may be; nil: anything.
+func (f *EventFilter) words() map[string]struct {
+	values  *[]string
+	allowed []string
+} {
+	type field = struct {
+		values  *[]string
+		allowed []string
+	}
+	return map[string]field{
+		"event":     {&f.Event, []string{event.KindAttached, event.KindVerdict, event.KindBlockEnded, event.KindLeftOut, event.KindAudit, event.KindLost, event.KindEnded}},
+		"interface": {&f.Interface, nil}, "class": {&f.Class, nil}, "rule": {&f.Rule, nil},
+		"decision": {&f.Decision, []string{"pass", "drop"}}, "detected": {&f.Detected, []string{"true", "false"}},
+		"proto": {&f.Proto, []string{"tcp", "udp"}},
+	}
+}
+
+func (f *EventFilter) prefixes() map[string]*[]netip.Prefix {
+	return map[string]*[]netip.Prefix{"cidr": &f.CIDR, "src": &f.Src, "dst": &f.Dst}
+}
+
+// ParseEventFilter reads the parameters of an EventFilter.
+func ParseEventFilter(v url.Values) (*EventFilter, error) {
+	if err := onlyKeys(v, EventFilterKeys); err != nil {
+		return nil, err
+	}
+	f := &EventFilter{}
+	for key, field := range f.words() {
+		if !v.Has(key) {
+			continue
+		}
+		for value := range strings.SplitSeq(v.Get(key), ",") {
+			if value == "" || field.allowed != nil && !slices.Contains(field.allowed, value) {
+				return nil, fmt.Errorf("%s can't be %q%s", key, value, oneOf(value, field.allowed))
+			}
+			*field.values = append(*field.values, value)
+		}
+	}
+	for key, field := range f.prefixes() {
+		if !v.Has(key) {
+			continue
+		}
+		for value := range strings.SplitSeq(v.Get(key), ",") {
+			p, err := parseCIDR(value)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", key, err)
+			}
+			*field = append(*field, p)
+		}
+	}
+	return f, nil
+}
+
+// Values returns the filter as parameters.
+func (f *EventFilter) Values() url.Values {
+	v := url.Values{}
+	for key, field := range f.words() {
+		if len(*field.values) > 0 {
+			v.Set(key, strings.Join(*field.values, ","))
+		}
+	}
+	for key, field := range f.prefixes() {
+		if len(*field) > 0 {
+			var texts []string
+			for _, p := range *field {
+				texts = append(texts, p.String())
+			}
+			v.Set(key, strings.Join(texts, ","))
+		}
+	}
+	return v
+}
+
+// Match reports whether an event is meant.
+func (f *EventFilter) Match(e event.Event) bool {
+	var is struct {
+		iface, rule, decision, detected, proto string
+		classes                                []string
+		ends                                   *event.Endpoints
+		directed                               bool // the initiator is known
+	}
+	switch e := e.(type) {
+	case *event.Verdict:
+		is.iface, is.rule, is.decision, is.detected = e.Interface, e.Rule, e.Decision, strconv.FormatBool(e.Detected)
+		is.classes, is.ends, is.directed = append([]string{e.Class}, e.RuleClasses...), &e.Endpoints, true
+	case *event.BlockEnded:
+		is.iface, is.rule, is.classes, is.ends = e.Interface, e.Rule, []string{e.Class}, &e.Endpoints
+	case *event.Attached:
+		is.iface = e.Interface
+	case *event.LeftOut:
+		is.iface = e.Interface
+	case *event.Audit:
+		is.iface = e.Interface
+	case *event.Ended:
+		is.iface = e.Interface
+	}
+	in := func(list []netip.Prefix, known bool, addrs ...netip.AddrPort) bool {
+		return len(list) == 0 || known && slices.ContainsFunc(list, func(p netip.Prefix) bool {
+			return slices.ContainsFunc(addrs, func(a netip.AddrPort) bool { return p.Contains(a.Addr()) })
+		})
+	}
+	one := func(list []string, values ...string) bool {
+		return len(list) == 0 || slices.ContainsFunc(values, func(v string) bool { return v != "" && slices.Contains(list, v) })
+	}
+	var src, dst netip.AddrPort
+	if is.ends != nil {
+		src, dst, is.proto = is.ends.Src, is.ends.Dst, is.ends.Proto
+	}
+	return one(f.Event, e.Kind()) && one(f.Interface, is.iface) && one(f.Class, is.classes...) && one(f.Rule, is.rule) &&
+		one(f.Decision, is.decision) && one(f.Detected, is.detected) && one(f.Proto, is.proto) &&
+		in(f.CIDR, is.ends != nil, src, dst) && in(f.Src, is.directed, src) && in(f.Dst, is.directed, dst)
+}
+
+// parseCIDR reads a prefix, or an address, which is the prefix of itself.
+func parseCIDR(text string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(text)
+	if err != nil {
+		var addr netip.Addr
+		if addr, err = netip.ParseAddr(text); err == nil && addr.Zone() == "" {
+			p = netip.PrefixFrom(addr, addr.BitLen())
+		} else {
+			return netip.Prefix{}, fmt.Errorf("%q is no network: write it as 192.0.2.0/24 or 2001:db8::/32, or one address", text)
+		}
+	}
+	if p.Addr().Is4In6() {
+		if p.Bits() < 96 {
+			return netip.Prefix{}, fmt.Errorf("%q mixes IPv4 and IPv6: write two networks", text)
+		}
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+	}
+	if p != p.Masked() {
+		return netip.Prefix{}, fmt.Errorf("%q has bits set beyond its length: is %s meant?", text, p.Masked())
+	}
+	return p, nil
+}
+
+// onlyKeys refuses parameters that nobody reads, that are repeated, or that say nothing.
+func onlyKeys(v url.Values, known []string) error {
+	for _, key := range slices.Sorted(maps.Keys(v)) {
+		switch {
+		case !slices.Contains(known, key):
+			return fmt.Errorf("unknown parameter %q%s", key, oneOf(key, known))
+		case len(v[key]) != 1:
+			return fmt.Errorf("parameter %s is given %d times", key, len(v[key]))
+		case v[key][0] == "":
+			return fmt.Errorf("parameter %s says nothing", key)
+		case strings.ContainsFunc(v[key][0], func(r rune) bool { return !unicode.IsPrint(r) }):
+			return fmt.Errorf("parameter %s can't be %q", key, v[key][0])
+		}
+	}
+	return nil
+}
+
+// oneOf says what could be meant.
+func oneOf(word string, allowed []string) string {
+	switch guess := nearest.Word(word, allowed); {
+	case guess != "":
+		return ", did you mean " + guess + "?"
+	case len(allowed) > 0:
+		return ": use one of " + strings.Join(allowed, ", ")
+	}
+	return ""
+}
+
+// inWords returns parameters as text for people.
+func inWords(v url.Values) string {
+	var words []string
+	for _, key := range slices.Sorted(maps.Keys(v)) {
+		words = append(words, key+" "+v.Get(key))
+	}
+	return strings.Join(words, ", ")
+}

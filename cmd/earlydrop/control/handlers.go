@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package control
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
+	"github.com/earlydrop/earlydrop/loader"
+	"github.com/earlydrop/earlydrop/policy"
+)
+
+// actions are what changes of the paths are called in audit events, by method and path.
+var actions = map[string]string{
+	"POST /v1/blocks":   "blocked_add",
+	"DELETE /v1/blocks": "blocked_del",
+}
+
+// audit tells who has asked for what, and what became of it.
+func (s *Server) audit(r *request, a event.Audit, err error) {
+	a.Time, a.UID, a.GID, a.PID = time.Now(), r.peer.uid, r.peer.gid, r.peer.pid
+	a.Action = actions[r.Method+" "+r.URL.Path]
+	switch {
+	case err == nil:
+		a.Outcome = event.Done
+	case a.Outcome == "":
+		a.Outcome = event.Failed
+	}
+	if err != nil {
+		a.Error = err.Error()
+	}
+	if a.Outcome == event.Refused && !s.refusals.Allow() {
+		return // who asks again and again shall not fill the log
+	}
+	s.config.Gateway.Audit(&a)
+}
+
+// auditRefusal tells of a change that was refused as a whole.
+func (s *Server) auditRefusal(r *request, err error) {
+	if actions[r.Method+" "+r.URL.Path] != "" {
+		s.audit(r, event.Audit{Outcome: event.Refused}, err)
+	}
+}
+
+func (r *request) query(known ...string) (url.Values, error) {
+	v, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, badRequest("the query can't be read: %v", err)
+	}
+	if err := onlyKeys(v, known); err != nil {
+		return nil, badRequest("%v", err)
+	}
+	return v, nil
+}
+
+func (s *Server) getStatus(r *request) error {
+	if _, err := r.query(); err != nil {
+		return err
+	}
+	s.walking.Lock()
+	report, err := s.config.Gateway.Report()
+	s.walking.Unlock()
+	if err != nil {
+		return err
+	}
+	r.reply(http.StatusOK, report)
+	return nil
+}
+
+// chosen returns the blocks that a filter fits.
+func (s *Server) chosen(f *BlockFilter) ([]status.Block, error) {
+	s.walking.Lock()
+	defer s.walking.Unlock()
+	all, err := s.config.Gateway.Blocks()
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(all, func(b status.Block) bool { return !f.Match(&b) }), nil
+}
+
+func (s *Server) listBlocks(r *request) error {
+	v, err := r.query(append([]string{"sort", "limit"}, blockFilterKeys...)...)
+	if err != nil {
+		return err
+	}
+	by, limit := "since", uint64(0)
+	if v.Has("sort") {
+		by = v.Get("sort")
+	}
+	if v.Has("limit") {
+		if limit, err = strconv.ParseUint(v.Get("limit"), 10, 31); err != nil || limit == 0 {
+			return badRequest("limit %q: use a whole number from 1 on", v.Get("limit"))
+		}
+	}
+	if err := SortBlocks(nil, by); err != nil {
+		return badRequest("%v", err)
+	}
+	v.Del("sort")
+	v.Del("limit")
+	filter, err := ParseBlockFilter(v)
+	if err != nil {
+		return badRequest("%v", err)
+	}
+	blocks, err := s.chosen(&filter)
+	if err != nil {
+		return err
+	}
+	_ = SortBlocks(blocks, by)
+	matched := len(blocks)
+	if limit > 0 {
+		blocks = blocks[:min(uint64(matched), limit)]
+	}
+	r.beginAnswer(http.StatusOK, "application/json")
+	writeBlocks(r.w, matched, blocks)
+	return nil
+}
+
+// writeBlocks writes a Blocks without having all of its text at once: there may be many.
+func writeBlocks(w http.ResponseWriter, matched int, blocks []status.Block) {
+	deadline := http.NewResponseController(w)
+	out := bufio.NewWriter(w)
+	fmt.Fprintf(out, `{"matched":%d,"blocks":[`, matched)
+	for i := range blocks {
+		if i > 0 {
+			_ = out.WriteByte(',')
+		}
+		if i%256 == 0 {
+			_ = deadline.SetWriteDeadline(time.Now().Add(answerWithin))
+		}
+		text, _ := json.Marshal(&blocks[i])
+		if _, err := out.Write(text); err != nil {
+			return // nobody reads it
+		}
+	}
+	_, _ = out.WriteString("]}\n")
+	_ = out.Flush()
+}
+
+func (s *Server) addBlock(r *request) (err error) {
+	if _, err := r.query(); err != nil {
+		return err
+	}
+	var add AddBlock
+	if err := r.body(&add); err != nil {
+		return err
+	}
+	key, err := add.Key()
+	if err == nil {
+		err = key.Possible()
+	}
+	if err == nil && add.TTL == 0 {
+		err = errors.New("ttl is missing: say how long the block lasts, such as 10m")
+	}
+	if err == nil {
+		err = onlyKeys(url.Values{"interface": {add.Interface}}, []string{"interface"})
+		if add.Interface == "" {
+			add.Interface, err = s.onlyInterface()
+		}
+	}
+	if err != nil {
+		return badRequest("%v", err)
+	}
+	ttl := time.Duration(add.TTL)
+	tell := event.Audit{Interface: add.Interface, Asked: fmt.Sprintf("%s for %s", key, policy.FormatTTL(ttl))}
+	if err = s.config.Gateway.Block(add.Interface, key, ttl); err != nil {
+		err = told(err)
+		tell.Outcome = event.Refused
+	} else {
+		tell.Blocks = 1
+	}
+	s.audit(r, tell, err)
+	if err != nil {
+		return err
+	}
+	r.reply(http.StatusOK, &add)
+	return nil
+}
+
+// onlyInterface returns the interface of a gateway that has one.
+func (s *Server) onlyInterface() (string, error) {
+	s.walking.Lock()
+	defer s.walking.Unlock()
+	report, err := s.config.Gateway.Report()
+	if err != nil {
+		return "", err
+	}
+	if n := len(report.Interfaces); n != 1 {
+		return "", fmt.Errorf("interface is missing: the gateway has %d", n)
+	}
+	return report.Interfaces[0].Interface, nil
+}
+
+func (s *Server) liftBlocks(r *request) error {
+	v, err := r.query(append([]string{"all"}, blockFilterKeys...)...)
+	if err != nil {
+		return err
+	}
+	all := v.Get("all")
+	v.Del("all")
+	filter, err := ParseBlockFilter(v)
+	switch {
+	case err != nil:
+		return badRequest("%v", err)
+	case all != "" && all != "true":
+		return badRequest("all can't be %q: use true, or leave it out", all)
+	case all == "" && filter.everything():
+		return badRequest("this would lift every block: say which, or all=true")
+	case all != "" && !filter.everything():
+		return badRequest("all=true and %s exclude each other", &filter)
+	}
+	tell := event.Audit{Interface: filter.Interface, Asked: inWords(v)}
+	if all != "" {
+		tell.Asked = "all"
+	}
+	lifted, err := s.lift(&filter)
+	switch {
+	case err == nil && lifted.Blocks == 0 && filter.Flow != nil:
+		err = &Error{http.StatusNotFound, fmt.Sprintf("not blocked: %s", filter.Flow)}
+		tell.Outcome = event.Refused
+	case err != nil && lifted.Blocks == 0:
+		tell.Outcome = event.Refused
+	}
+	tell.Blocks = lifted.Blocks
+	s.audit(r, tell, err)
+	if err != nil {
+		return err
+	}
+	r.reply(http.StatusOK, &lifted)
+	return nil
+}
+
+// lift lifts the blocks that a filter fits.
+func (s *Server) lift(f *BlockFilter) (sum Lifted, err error) {
+	one := func(iface string, key *status.Block) error {
+		b, err := s.config.Gateway.Unblock(iface, KeyOf(key))
+		switch {
+		case errors.Is(err, ebpf.ErrKeyNotExist): // somebody else was faster
+			return nil
+		case err != nil:
+			return told(err)
+		}
+		sum.Blocks++
+		sum.Packets += b.Packets
+		sum.Bytes += b.Bytes
+		return nil
+	}
+	if f.Interface != "" && f.Flow != nil && f.Class == "" && f.Rule == "" && !f.CIDR.IsValid() {
+		b := status.NewBlock(f.Interface, &loader.Block{Key: *f.Flow})
+		err = one(f.Interface, &b)
+		return sum, err
+	}
+	blocks, err := s.chosen(f)
+	if err != nil {
+		return sum, err
+	}
+	for i := range blocks {
+		if err := one(blocks[i].Interface, &blocks[i]); err != nil {
+			return sum, err
+		}
+	}
+	return sum, nil
+}
+
+// told returns a gateway's error as the one that the client is told.
+func told(err error) error {
+	switch {
+	case errors.Is(err, loader.ErrNotAttached):
+		return &Error{http.StatusNotFound, err.Error()}
+	case errors.Is(err, loader.ErrFull):
+		return &Error{http.StatusConflict, err.Error() + ": lift some blocks, or attach with a larger table"}
+	}
+	return err
+}

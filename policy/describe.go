@@ -146,7 +146,7 @@ func (p *Policy) uses(s *Set) bool {
 func (l *Limits) inWords() string {
 	var limits []string
 	if l.Flows > 0 {
-		limits = append(limits, fmt.Sprintf("%d flows in %s, of an initiator one in an hour", l.Flows, FormatTTL(l.Per)))
+		limits = append(limits, fmt.Sprintf("%d flows in %s (an initiator counts once an hour)", l.Flows, FormatTTL(l.Per)))
 	}
 	if l.Share > 0 {
 		limits = append(limits, percent(l.Share)+" of the initiators of an hour")

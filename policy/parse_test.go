@@ -473,7 +473,8 @@ func TestDefault(t *testing.T) {
 	}
 	// What the comments offer has to be right as well.
 	text := DefaultYAML(labels)
-	for _, comment := range []string{"min_confidence: 0.9", "- cidr: 192.0.2.0/24", "  side: initiator", "  port: 22", "mid_stream: true", "udp_unproven: true", "one_way: true", "signal: [decoy]", "except:", "  - cidr: 10.0.0.0/8", "  - port: 8388"} {
+	for _, comment := range []string{"limits: {flows: 200/min, share: 0.25}", "protect: [192.0.2.0/24]", "proto: tcp", "from: [10.0.0.0/8, 192.0.2.7]", "to: [{cidr: 198.51.100.0/24, port: 443}, {port: 8000-8100}]",
+		"interface: [lan0]", "vlan: [0, 100-199]", "complete: true", "min_confidence: 0.9", "- cidr: 192.0.2.0/24", "  side: initiator", "  port: 22", "mid_stream: true", "udp_unproven: true", "one_way: true", "signal: [decoy]", "except:", "  - cidr: 10.0.0.0/8", "  - port: 8388"} {
 		if !strings.Contains(text, "# "+comment+"\n") {
 			t.Fatalf("default.yaml has no comment %q", comment)
 		}
@@ -482,6 +483,10 @@ func TestDefault(t *testing.T) {
 	p, err = Parse(DefaultName, []byte(text), nil)
 	if err != nil {
 		t.Fatal(err)
+	}
+	evident, err := Parse(DefaultName, []byte(strings.NewReplacer("# evidence: {", "evidence: {", "# meanwhile: log", "meanwhile: log").Replace(DefaultYAML(labels))), model)
+	if err != nil || evident.Rules[0].Evidence == nil || evident.Rules[0].Meanwhile != flow.Log {
+		t.Errorf("with the commented evidence: %v", err)
 	}
 	if n, except := len(p.Allow), p.Rules[0].Except; n != 8 || len(except) != 2 || !p.TreatsMidStream() || !p.TreatsUDP() {
 		t.Errorf("with the commented examples: %d allowed, exceptions %v", n, except)

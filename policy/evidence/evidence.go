@@ -70,7 +70,8 @@ type State struct {
 	slots  [64]string             // names of rules, by bit of judged.rules
 	limits [2]breaker             // of flows that prove nothing about their initiator, and of others
 	counts Counts
-	saved  bool // nothing has changed since
+	untold uint64 // of counts.Forgotten, what TakeForgotten has not told of
+	saved  bool   // nothing has changed since
 }
 
 // kind is how much is known about a pair; each kind has room of its own.
@@ -145,6 +146,15 @@ func (s *State) Counts() Counts {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.counts
+}
+
+// TakeForgotten returns how many pairs others have pushed out since the last call.
+func (s *State) TakeForgotten() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.untold
+	s.untold = 0
+	return n
 }
 
 // Decide returns what becomes of a flow, as p.Decide does, with what is known of others.
@@ -253,6 +263,7 @@ func (s *State) put(e *list.Element, to kind) {
 		delete(s.pairs, last.Value.(*pair).Pair)
 		s.kinds[to].Remove(last)
 		s.counts.Forgotten++
+		s.untold++
 	}
 }
 

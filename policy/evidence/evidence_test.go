@@ -102,7 +102,9 @@ func TestPairsAreTreatedOnEvidence(t *testing.T) {
 		{"another port", "", with(flows(0.6, 0.6, 0.6, 0), 3, func(f *oneFlow) { f.to = "192.0.2.1:444" }), "..E."},
 		{"another initiator", "", with(flows(0.6, 0.6, 0.6, 0.6), 3, func(f *oneFlow) { f.from = "10.0.0.2:40000" }), "..E."},
 		{"the same address in another VLAN", "", with(flows(0.6, 0.6, 0.6, 0.6), 3, func(f *oneFlow) { f.change = func(m *flow.Meta) { m.Key.VLAN = 7 } }), "..E."},
-		{"flows of one IPv6 network of 64 bits", "", of(flows(0.6, 0.6, 0.6), func(i int, f *oneFlow) { f.from, f.to = fmt.Sprintf("[2001:db8::%d]:40000", i+1), "[2001:db8:1::1]:443" }), "..E"},
+		{"flows of one IPv6 network of 64 bits", "", of(flows(0.6, 0.6, 0.6), func(i int, f *oneFlow) {
+			f.from, f.to = fmt.Sprintf("[2001:db8::%d]:40000", i+1), "[2001:db8:1::1]:443"
+		}), "..E"},
 		{"flows of several", "", of(flows(0.6, 0.6, 0.6), func(i int, f *oneFlow) {
 			f.from, f.to = fmt.Sprintf("[2001:db8:0:%d::1]:40000", i+1), "[2001:db8:1::1]:443"
 		}), "..."},

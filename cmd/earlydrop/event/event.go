@@ -104,7 +104,7 @@ type Verdict struct {
 	// Scope is pair where Decision is what becomes of the flow's pair; else it is empty.
 	Scope string `json:"scope,omitempty"`
 	// EvidenceFlows and EvidenceJudged say, of a rule that asks for evidence, how many flows of
-	// the pair it has detected, this one included, of how many that were judged.
+	// the pair it has detected, of how many that were judged.
 	EvidenceFlows  int    `json:"evidence_flows,omitempty"`
 	EvidenceJudged int    `json:"evidence_judged,omitempty"`
 	Model          string `json:"model"` // name and version

@@ -57,6 +57,9 @@ func (v *Verdict) Text(verbose bool) string {
 // Drop reports whether the policy says to drop the flow.
 func (v *Verdict) Drop() bool { return v.Decision == flow.Drop.String() }
 
+// Logged reports whether a rule says to do no more to the flow than to log it.
+func (v *Verdict) Logged() bool { return v.Decision == flow.Log.String() }
+
 // StartFormat is how the start of a flow is printed for people, in UTC.
 const StartFormat = "2006-01-02 15:04:05.000"
 

@@ -23,6 +23,10 @@ const (
 	countPassesLeftOut
 	countEventsLost
 	countPinsRestored
+	countPairs
+	countPairFlows
+	countForgotten
+	countPaused
 
 	numCounts
 )
@@ -37,6 +41,10 @@ var countNames = [numCounts]struct{ name, help string }{
 	countBlockedFull:   {"blocked_full", "blocks that could not be written because the table was full"},
 	countPassesLeftOut: {"passes_left_out", "verdicts on undetected flows that the events left out as asked"},
 	countEventsLost:    {"events_lost", "events that were not written because the output was too slow"},
+	countPairs:         {"pairs_treated", "pairs of initiator and server that there was enough evidence for, in mode monitor as well"},
+	countPairFlows:     {"pair_flows", "verdicts on flows that began while their pair was treated"},
+	countForgotten:     {"evidence_forgotten", "pairs that others pushed out, so that what was known of them is lost"},
+	countPaused:        {"paused", "verdicts that pass since a limit of the policy was reached"},
 	countPinsRestored:  {"pins_restored", "pins that others had removed and that were put back"},
 }
 

@@ -152,7 +152,9 @@ func TestReplayPausesAboveALimit(t *testing.T) {
 	if got, warnings := fates(t, "limits: none\n"+policy, hosts); strings.Contains(strings.Join(got, ","), "paused") || strings.Contains(warnings, "limit") {
 		t.Errorf("no limits: %v\n%s", got, warnings)
 	}
-	one := copies(t, 40, func(i int, client net.IP) (net.IP, time.Duration) { return client, time.Duration(i) * 60 * time.Millisecond })
+	one := copies(t, 40, func(i int, client net.IP) (net.IP, time.Duration) {
+		return client, time.Duration(i) * 60 * time.Millisecond
+	})
 	if got, warnings := fates(t, policy, one); strings.Join(got, ",") != strings.Repeat("drop rule,", 39)+"drop rule" {
 		t.Errorf("one host with a thousand tunnels a minute: %v\n%s", got, warnings)
 	}

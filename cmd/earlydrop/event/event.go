@@ -18,7 +18,8 @@ import (
 	"github.com/earlydrop/earlydrop/policy"
 )
 
-// Event is one of *Attached, *Waiting, *Verdict, *BlockEnded, *LeftOut, *Audit, *Lost, *LimitReached and *Ended.
+// Event is one of *Attached, *Waiting, *Verdict, *BlockEnded, *LeftOut,
+// *ModeChanged, *Audit, *Lost, *LimitReached and *Ended.
 type Event interface {
 	// Kind is what the event is called in its field "event".
 	Kind() string
@@ -26,15 +27,16 @@ type Event interface {
 
 // The kinds of events.
 const (
-	KindAttached   = "attached"
-	KindWaiting    = "waiting"
-	KindVerdict    = "verdict"
-	KindBlockEnded = "block_ended"
-	KindLeftOut    = "left_out"
-	KindAudit      = "audit"
-	KindLost       = "lost"
-	KindLimit      = "limit_reached"
-	KindEnded      = "ended"
+	KindAttached    = "attached"
+	KindWaiting     = "waiting"
+	KindVerdict     = "verdict"
+	KindBlockEnded  = "block_ended"
+	KindLeftOut     = "left_out"
+	KindModeChanged = "mode_changed"
+	KindAudit       = "audit"
+	KindLost        = "lost"
+	KindLimit       = "limit_reached"
+	KindEnded       = "ended"
 )
 
 // Kind implements Event.
@@ -43,6 +45,7 @@ func (*Waiting) Kind() string      { return KindWaiting }
 func (*Verdict) Kind() string      { return KindVerdict }
 func (*BlockEnded) Kind() string   { return KindBlockEnded }
 func (*LeftOut) Kind() string      { return KindLeftOut }
+func (*ModeChanged) Kind() string  { return KindModeChanged }
 func (*Audit) Kind() string        { return KindAudit }
 func (*Lost) Kind() string         { return KindLost }
 func (*LimitReached) Kind() string { return KindLimit }
@@ -174,6 +177,15 @@ type LimitReached struct {
 	Until      time.Time `json:"until"`      // the end of the pause
 }
 
+// ModeChanged says that somebody changed the mode of an interface. Monitor suspends its
+// blocks, enforce takes them up again.
+type ModeChanged struct {
+	Time      time.Time         `json:"time"`
+	Event     word[modeChanged] `json:"event"`
+	Interface string            `json:"interface"`
+	Mode      string            `json:"mode"` // since then
+}
+
 // Audit says who asked for a change over the control socket, and what became of it.
 type Audit struct {
 	Time  time.Time   `json:"time"`
@@ -259,6 +271,7 @@ type (
 	verdict      struct{}
 	blockEnded   struct{}
 	leftOut      struct{}
+	modeChanged  struct{}
 	audit        struct{}
 	lost         struct{}
 	limitReached struct{}
@@ -270,6 +283,7 @@ func (waiting) kind() string      { return KindWaiting }
 func (verdict) kind() string      { return KindVerdict }
 func (blockEnded) kind() string   { return KindBlockEnded }
 func (leftOut) kind() string      { return KindLeftOut }
+func (modeChanged) kind() string  { return KindModeChanged }
 func (audit) kind() string        { return KindAudit }
 func (lost) kind() string         { return KindLost }
 func (limitReached) kind() string { return KindLimit }
@@ -312,6 +326,8 @@ func Decode(line []byte) (Event, error) {
 		e = new(Verdict)
 	case KindBlockEnded:
 		e = new(BlockEnded)
+	case KindModeChanged:
+		e = new(ModeChanged)
 	case KindLeftOut:
 		e = new(LeftOut)
 	case KindLimit:

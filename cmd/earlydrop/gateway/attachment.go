@@ -174,7 +174,7 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 		}
 		return
 	}
-	decision := g.config.Policy.Decide(&s.Meta, r)
+	decision := g.config.Evidence.Decide(g.config.Policy, &s.Meta, r)
 	treatment, mode := decision.Treatment(), a.mode()
 	if mode != policy.Enforce {
 		treatment = flow.Treatment{}
@@ -201,6 +201,15 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	}
 	if enforced {
 		a.counts[countBlocked].Add(1)
+	}
+	a.counts[countForgotten].Add(g.config.Evidence.TakeForgotten())
+	switch decision.Reason {
+	case policy.ReasonEvidence:
+		a.counts[countPairs].Add(1)
+	case policy.ReasonPair:
+		a.counts[countPairFlows].Add(1)
+	case policy.ReasonPaused:
+		a.counts[countPaused].Add(1)
 	}
 	n, _ := a.classes.LoadOrStore(decision.Class, new(atomic.Uint64))
 	n.(*atomic.Uint64).Add(1)

@@ -25,6 +25,10 @@ const (
 	countPinsRestored
 	countCrossed
 	countCrossingsForgotten
+	countPairs
+	countPairFlows
+	countForgotten
+	countPaused
 
 	numCounts
 )
@@ -42,6 +46,10 @@ var countNames = [numCounts]struct{ name, help string }{
 	countCrossed:            {"crossed", "flows that another attached interface handed over first: they were judged there"},
 	countCrossingsForgotten: {"crossings_forgotten", "flows that were forgotten so early that another attached interface may have had them judged again"},
 	countPinsRestored:       {"pins_restored", "pins that others had removed and that were put back"},
+	countPairs:              {"pairs_treated", "pairs of initiator and server that there was enough evidence for, in mode monitor as well"},
+	countPairFlows:          {"pair_flows", "verdicts on flows that began while their pair was treated"},
+	countForgotten:          {"evidence_forgotten", "pairs that others pushed out, so that what was known of them is lost"},
+	countPaused:             {"paused", "verdicts that pass since a limit of the policy was reached"},
 }
 
 // counts are the daemon's counters; safe for concurrent use.

@@ -19,6 +19,7 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/policy"
+	"github.com/earlydrop/earlydrop/policy/evidence"
 )
 
 // Config says what a gateway works with.
@@ -31,6 +32,9 @@ type Config struct {
 	// Policy decides, and PolicyName says in events and status where it is from.
 	Policy     *policy.Policy
 	PolicyName string
+	// Evidence (optional) is what is known of pairs and limits. New makes one that knows
+	// nothing. It is not closed or saved.
+	Evidence *evidence.State
 	// Mode says whether the kernel drops what the policy says. It counts instead of the
 	// policy's own. From then on the mode is what the data path says, which anybody with the
 	// rights may change.
@@ -111,6 +115,9 @@ func (g *Gateway) add(asked loader.Options, dp *loader.DataPath) *attachment {
 }
 
 func (c *Config) setDefaults() {
+	if c.Evidence == nil {
+		c.Evidence = evidence.New(evidence.Options{})
+	}
 	if c.Attached == nil {
 		c.Attached = func(string, loader.Info) {}
 	}

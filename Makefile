@@ -21,7 +21,7 @@ PKG_CROSS := $(if $(filter aarch64,$(shell uname -m)),gcc-x86-64-linux-gnu libc6
 PKG_FETCH := ca-certificates curl
 PKG_GENERATE := clang llvm libbpf-dev linux-libc-dev libc6-dev
 PKG_LAB := curl dnsmasq-base nginx-light openssh-client openssh-server openssl shadowsocks-libev v2ray
-PKG_TEST := $(PKG_LAB) bpftool ethtool fish iproute2 man-db util-linux wireguard-go zsh
+PKG_TEST := $(PKG_LAB) bpftool ethtool fish iproute2 man-db nftables util-linux wireguard-go zsh
 PKG_BENCH := iperf3 nftables xdp-tools
 PKG_KERNELS := qemu-system-x86 xz-utils
 PKG_TRAIN := libopenblas0-pthread python3 python3-matplotlib python3-numpy python3-onnx python3-torch
@@ -98,6 +98,13 @@ test: build onnxruntime ## Run every Go test, the end-to-end ones in network nam
 test-kernels: ## Run the loader's tests on Debian's other kernels, in software-emulated machines (minutes; RUN=pattern for some)
 	$(call install,$(PKG_BUILD) $(PKG_KERNELS))
 	go run ./test/kernels $(if $(RUN),-run '$(RUN)')
+
+.PHONY: test-system
+test-system: build onnxruntime ## Install, upgrade, kill and purge the package in an emulated Debian with systemd
+	$(call install,$(PKG_KERNELS) debootstrap e2fsprogs)
+	KINDS=deb cmd/earlydrop/package/packages.sh v0.0.1 .cache/system/older amd64
+	KINDS=deb cmd/earlydrop/package/packages.sh v0.0.2 .cache/system/newer amd64
+	go run ./test/kernels -system .cache/system
 
 .PHONY: test-race
 test-race: build onnxruntime ## Run the tests of the concurrent packages with the race detector

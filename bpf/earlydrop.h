@@ -12,7 +12,7 @@
  */
 #pragma once
 
-#define LAYOUT_VERSION 4
+#define LAYOUT_VERSION 5
 #define BLOCK_LAYOUT 3
 
 /* The first bytes of a flow that are captured: a 32x32 image. */
@@ -270,10 +270,10 @@ struct attached {
 	__u32 hash_secret[HASH_WORDS]; /* cfg_hash_secret, by which handshakes are found */
 	char xdp_mode[NAME_LEN];       /* native, generic */
 	char egress[NAME_LEN];	       /* tcx, clsact */
-	char mode[NAME_LEN];	       /* monitor, enforce */
 	char version[32];
 	char model[64];
 	char policy[128];
+	char monitor_only[320]; /* why mode enforce is refused; empty: it is not */
 	__u64 first_ns; /* CLOCK_MONOTONIC of the first attach; an adoption keeps it */
 };
 

@@ -117,9 +117,22 @@ static __always_inline bool time_left(struct block *block)
 	return true;
 }
 
+/* Whether packets may be dropped at all. */
+static __always_inline bool is_enforced(void)
+{
+	__u32 zero = 0;
+	struct mode *is = bpf_map_lookup_elem(&mode, &zero);
+
+	return is && is->enforce;
+}
+
+/* Drops a packet of a blocked flow. In mode monitor the block is suspended: it passes, is not
+ * counted, and is to go the way of a packet that no block is about. */
 static __always_inline enum action drop(struct counts *cnt, struct block *block,
 					const struct packet *pkt)
 {
+	if (!is_enforced())
+		return ACTION_PASS;
 	__sync_fetch_and_add(&block->packets, 1);
 	__sync_fetch_and_add(&block->bytes, pkt->frame_len);
 	cnt->dropped_packets++;

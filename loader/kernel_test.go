@@ -102,7 +102,9 @@ func loadKernel(t testing.TB, c config) *kernel {
 			t.Error(err)
 		}
 	})
-	return &kernel{t: t, coll: coll, ring: ring, Tables: tables, parts: parts.NewStore(parts.DefaultKept)}
+	k := &kernel{t: t, coll: coll, ring: ring, Tables: tables, parts: parts.NewStore(parts.DefaultKept)}
+	k.enforce(true)
+	return k
 }
 
 const (
@@ -142,7 +144,7 @@ func (k *kernel) emptied(t testing.TB) *kernel {
 		must(tags.Update(i, &datapathHandshakeBucket{}, ebpf.UpdateAny))
 	}
 	k.forgetFragments()
-	must(k.coll.Maps[datapathMapMode].Update(uint32(0), uint32(0), ebpf.UpdateAny))
+	k.enforce(true)
 	must(zero[uint64](k.coll.Maps[datapathMapSettled]))
 	must(zero[uint64](k.coll.Maps[datapathMapSeenInside]))
 	must(zero[datapathHandshakeBucket](k.coll.Maps[datapathMapWaitingTags]))
@@ -958,6 +960,7 @@ func TestPackets(t *testing.T) {
 			}
 			t.Run(tt.name+"/"+string(e), func(t *testing.T) {
 				k := kernels[tt.midStream].emptied(t)
+				k.enforce(false)
 				for _, frame := range tt.frames {
 					if k.run(e, frame) {
 						t.Error("a packet was dropped")

@@ -4,6 +4,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -11,6 +12,7 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -45,7 +47,7 @@ else: a terminal that is closed does not end the program.
 
 An event is one JSON object on a line: attached, waiting (--wait), verdict,
 block_ended, left_out (in passes_left_out what --events-pass left out since the last
-one, every 10 s) or ended.
+one, every 10 s), mode_changed or ended.
 A verdict says
 
    class            what the model calls the flow; unknown if no label is likely enough
@@ -55,7 +57,8 @@ A verdict says
    rule_confidence  the probability that it is of one of the rule's classes
    rule_classes     those of the rule's classes that this comes from
    detected         it was enough for a rule, even if the flow passes by an exception
-   decision         pass or drop; enforced if the kernel drops it, error if it can't
+   decision         pass, drop or log; enforced if the kernel drops it, error if it can't
+   scope            pair if it is about all flows of the initiator to this server and port
    start            the time of the flow's first packet, in UTC
    packets, bytes   what the verdict was made from: the captured packets, and their
                     length on the wire
@@ -73,9 +76,11 @@ Examples:
    earlydrop attach -i eth0
    earlydrop attach -i eth0 --policy /etc/earlydrop/policy.yaml --mode enforce --quiet
    earlydrop attach -i eth0 -i eth1
+   earlydrop attach --config /etc/earlydrop/attach.yaml
    earlydrop attach -i eth0 --events /var/log/earlydrop.jsonl --persist
    earlydrop attach -i eth0 --json | jq 'select(.decision == "drop")'`,
 		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "config", Usage: "read settings from `FILE`: YAML, with the long names of these flags as keys; flags override them"},
 			listFlag{&cli.StringSliceFlag{Name: "interface", Aliases: []string{"i"}, Usage: "network `INTERFACE`; may be repeated"}},
 			&cli.StringFlag{Name: "policy", Usage: "read the policy from `FILE` instead of the built-in one (earlydrop policy default)", TakesFile: true},
 			&cli.StringFlag{Name: "model", Usage: "use the model `FILE`, or the shipped \"paper\", instead of the default", TakesFile: true},
@@ -93,6 +98,7 @@ Examples:
 			numberFlag("max-blocked", "drop `N` flows at a time at most", "65536, or as adopted", uint64(least.Blocked), uint64(most.Blocked)),
 			numberFlag("max-collecting", "capture `N` flows at a time; more pass unseen", "8192, or as adopted", uint64(least.Collecting), uint64(most.Collecting)),
 			numberFlag("max-handshakes", "keep `N` TCP handshakes, rounded up to a power of two; old ones make room", "65536, or as adopted", uint64(least.Handshakes), uint64(most.Handshakes)),
+			evidenceFlag(),
 			&cli.BoolFlag{Name: "persist", Usage: "leave the data path attached at the end: blocked flows stay blocked"},
 			&cli.BoolFlag{Name: "wait", Usage: "wait for interfaces that are not there, or that are removed while it runs, and attach to each as soon as it appears"},
 			&cli.BoolFlag{Name: "json", Usage: "the same as --events -"},
@@ -136,7 +142,10 @@ func oneWayFlag() cli.Flag {
 }
 
 func attach(c *cli.Context) error {
-	if err := errors.Join(requireFlags(c, "interface"), requireArgs(c, 0, 0, "")); err != nil {
+	if err := errors.Join(requireArgs(c, 0, 0, ""), readSettings(c)); err != nil {
+		return err
+	}
+	if err := requireFlags(c, "interface"); err != nil {
 		return err
 	}
 	// Neither a terminal that is closed nor logrotate may end it, from the start.
@@ -167,12 +176,22 @@ func attach(c *cli.Context) error {
 	defer stop()
 	config.Attached = func(iface string, info loader.Info) { config.Events.Say(attachedText(iface, info, config)) }
 	config.Ended = func(sum gateway.Summary) { config.Events.Say(endedText(sum)) }
+	var keep func(context.Context)
+	config.Evidence, keep = openEvidence(c, config.Policy, config.Events)
 	g, err := gateway.New(*config)
 	if err != nil {
 		config.Events.Uncreate()
 		return fromLoader(err)
 	}
+	kept := sync.WaitGroup{}
+	defer kept.Wait()
+	keepCtx, stopKeeping := context.WithCancel(context.Background())
+	defer stopKeeping()
+	kept.Go(func() { keep(keepCtx) })
 	config.Events.Say(beginText(config))
+	told := make(chan struct{})
+	go func() { defer close(told); tellSystemd(ctx, g) }()
+	defer func() { stop(); <-told }()
 	sums, err := g.Run(ctx)
 	if len(sums) > 1 {
 		config.Events.Say(totalText(sums))
@@ -227,7 +246,10 @@ func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
 	}
 	config.Policy, err = loadPolicy(c.String("policy"), policyModel(config.Engine.Manifest()))
 	if err == nil {
-		config.Mode, err = chooseMode(c, config.Policy)
+		config.Mode, err = chooseMode(c, config.Policy, config.Attach)
+	}
+	if err == nil {
+		err = checkPairs(config.Policy, c.StringSlice("interface"))
 	}
 	if err != nil {
 		return nil, errors.Join(err, config.Engine.Close())
@@ -269,19 +291,17 @@ func attachOptions(c *cli.Context) ([]loader.Options, error) {
 
 // chooseMode returns the mode of --mode or of the policy, and refuses to enforce a policy
 // that does not say what is to become of flows that prove little.
-func chooseMode(c *cli.Context, p *policy.Policy) (mode policy.Mode, err error) {
+func chooseMode(c *cli.Context, p *policy.Policy, attach []loader.Options) (mode policy.Mode, err error) {
 	mode = p.Mode
 	if c.IsSet("mode") {
 		if mode, err = policy.ParseMode(c.String("mode")); err != nil {
 			return mode, asBadInput(err)
 		}
 	}
-	switch {
-	case mode != policy.Enforce:
-	case c.String("mid-stream") == "capture" && !p.TreatsMidStream():
-		return mode, badInput("--mid-stream capture in mode enforce needs a rule with \"mid_stream: true\", and the policy has none: models know the beginnings of flows, and mistake many ordinary ones for tunnels from their middle on; add the key to a rule, or leave --mid-stream out")
-	case c.Bool("one-hook") && !p.OneHook:
-		return mode, badInput("--one-hook in mode enforce needs \"one_hook: true\" in the policy: where both directions come through one hook, whoever can send both can have a flow of others dropped")
+	for i := range attach {
+		if why := gateway.MonitorOnly(&attach[i], p); mode == policy.Enforce && why != "" {
+			return mode, badInput("%s", why)
+		}
 	}
 	return mode, nil
 }
@@ -303,18 +323,46 @@ func detachCommand() *cli.Command {
 		Description: `Ends the process that holds the interface, if there is one, and leaves nothing
 behind: no program, no map, no pin. Blocked flows pass again.
 
-Example:
-   earlydrop detach -i eth0`,
-		Flags: []cli.Flag{interfaceFlag()},
+Examples:
+   earlydrop detach -i eth0
+   earlydrop detach --all`,
+		Flags: []cli.Flag{interfaceFlag(), &cli.BoolFlag{Name: "all", Usage: "from every interface that is attached"}},
 		Action: func(c *cli.Context) error {
-			if err := errors.Join(requireFlags(c, "interface"), requireArgs(c, 0, 0, "")); err != nil {
+			if err := requireArgs(c, 0, 0, ""); err != nil {
 				return err
 			}
-			if err := loader.Detach(c.String("interface"), true); err != nil {
-				return fromLoader(err)
+			names := []string{c.String("interface")}
+			switch {
+			case c.Bool("all") && c.IsSet("interface"):
+				return badInput("--all and --interface exclude each other")
+			case c.Bool("all"):
+				all, err := loader.OpenAll()
+				if err != nil {
+					return fromLoader(err)
+				}
+				names = names[:0]
+				for _, t := range all {
+					names = append(names, t.Interface())
+				}
+				closeAll(all)
+			default:
+				if err := requireFlags(c, "interface"); err != nil {
+					return err
+				}
 			}
-			fmt.Fprintf(c.App.Writer, "detached from %s\n", c.String("interface"))
-			return nil
+			var failed []error
+			for _, name := range names {
+				if err := loader.Detach(name, true); err == nil {
+					fmt.Fprintf(c.App.Writer, "detached from %s\n", name)
+				} else if !c.Bool("all") || !errors.Is(err, loader.ErrNotAttached) {
+					// Of one process's interfaces the first takes the others along.
+					failed = append(failed, fromLoader(err))
+				}
+			}
+			if len(names) == 0 {
+				fmt.Fprintln(c.App.Writer, "nothing is attached"+seenFromHere())
+			}
+			return errors.Join(failed...)
 		},
 	}
 }
@@ -353,11 +401,14 @@ func attachedText(iface string, info loader.Info, c *gateway.Config) string {
 	if info.BlocksLost != nil {
 		say("not all blocks fit into the new tables: %v", info.BlocksLost)
 	}
-	if info.BlocksAdopted > 0 {
-		say("%d flows stay blocked", info.BlocksAdopted)
+	if stay := info.BlocksAdopted - info.BlocksHeld; stay > 0 {
+		say("%d flows stay blocked", stay)
 	}
 	if info.BlocksRemoved > 0 {
 		say("%d blocks removed: mode monitor drops nothing", info.BlocksRemoved)
+	}
+	if info.BlocksHeld > 0 {
+		say("%d blocks by hand are suspended until mode enforce", info.BlocksHeld)
 	}
 	if info.HiddenVLANs {
 		say("%s strips VLAN tags on receive, so the two directions of tagged flows don't match: ethtool -K %s rxvlan off rx-vlan-stag-hw-parse off", iface, iface)

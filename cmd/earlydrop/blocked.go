@@ -35,7 +35,8 @@ func blockedCommand() *cli.Command {
 			{
 				Name:  "list",
 				Usage: "list the flows that the kernel drops, with what it has dropped",
-				Description: `Without -i it lists those of every interface. The same, for machines:
+				Description: `Without -i it lists those of every interface. In mode monitor they are suspended:
+their packets pass. The same, for machines:
 bpftool map dump pinned /sys/fs/bpf/earlydrop/INTERFACE/blocked
 (with %2e for each dot in the interface's name; status prints the folder).
 
@@ -49,8 +50,8 @@ Examples:
 				Name:      "add",
 				Usage:     "drop a flow from now on",
 				ArgsUsage: "tcp|udp ADDRESS:PORT ADDRESS:PORT",
-				Description: `Works in every mode, since it is asked for by hand. The order of the endpoints
-does not matter.
+				Description: `In mode monitor the block is suspended: it begins to drop when the mode is enforce.
+The order of the endpoints does not matter.
 
 Example:
    earlydrop blocked add -i eth0 --ttl 1d tcp 10.0.0.2:40000 192.0.2.7:8388`,
@@ -82,23 +83,32 @@ func blockedList(c *cli.Context) error {
 	tw := table.NewWriter()
 	tw.SetOutputMirror(c.App.Writer)
 	tw.SetStyle(table.StyleLight)
-	tw.AppendHeader(table.Row{"interface", "flow", "class", "rule", "packets", "dropped", "ends in"})
+	tw.AppendHeader(table.Row{"interface", "flow", "class", "rule", "packets", "dropped", "state", "ends in"})
 	for _, t := range all {
 		name := t.Interface()
 		blocks, err := t.Blocked()
 		if err != nil {
 			return err
 		}
+		enforces, err := t.Enforces()
+		if err != nil {
+			return err
+		}
+		state := "drops"
+		if !enforces {
+			state = "suspended"
+		}
 		slices.SortFunc(blocks, func(a, b loader.Block) int { return a.Since.Compare(b.Since) })
 		for _, b := range blocks {
 			if c.Bool("json") {
-				err := json.NewEncoder(c.App.Writer).Encode(status.NewBlock(name, &b))
-				if err != nil {
+				told := status.NewBlock(name, &b)
+				told.Suspended = !enforces
+				if err := json.NewEncoder(c.App.Writer).Encode(told); err != nil {
 					return err
 				}
 				continue
 			}
-			tw.AppendRow(table.Row{name, b.Key, b.Class, b.Rule, b.Packets, event.ByteCount(b.Bytes), time.Until(b.Expires).Round(time.Second)})
+			tw.AppendRow(table.Row{name, b.Key, b.Class, b.Rule, b.Packets, event.ByteCount(b.Bytes), state, time.Until(b.Expires).Round(time.Second)})
 		}
 	}
 	switch {
@@ -134,7 +144,7 @@ func blockedAdd(c *cli.Context) error {
 	}
 	defer t.Close()
 	lasts := ttlOf(c)
-	err = t.Apply(key, flow.Treatment{Action: flow.Drop, TTL: lasts, Rule: "by hand"})
+	err = t.Apply(key, flow.Treatment{Action: flow.Drop, TTL: lasts, Rule: flow.ByHand})
 	if errors.Is(err, loader.ErrFull) {
 		return fmt.Errorf("%w (remove some with earlydrop blocked del, or attach with a larger --max-blocked)", err)
 	}
@@ -142,6 +152,11 @@ func blockedAdd(c *cli.Context) error {
 		return err
 	}
 	fmt.Fprintf(c.App.Writer, "blocked for %s: %s\n", policy.FormatTTL(lasts), key)
+	if enforces, err := t.Enforces(); err != nil {
+		return err
+	} else if !enforces {
+		fmt.Fprintf(c.App.Writer, "suspended: %s is in mode monitor, which drops nothing (earlydrop mode enforce -i %[1]s)\n", t.Interface())
+	}
 	return nil
 }
 

@@ -44,8 +44,10 @@ func commands() []*cli.Command {
 	return []*cli.Command{
 		replayCommand(),
 		explainCommand(),
+		checkCommand(),
 		attachCommand(),
 		detachCommand(),
+		modeCommand(),
 		statusCommand(),
 		blockedCommand(),
 		modelCommand(),

@@ -13,6 +13,7 @@ import (
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/loader"
+	"github.com/earlydrop/earlydrop/policy"
 )
 
 func statusCommand() *cli.Command {
@@ -113,7 +114,11 @@ func printStatus(out io.Writer, s *status.Status) error {
 	row("policy", "%s", s.Policy)
 	row("model", "%s", s.Model)
 	row("version", "%s", s.Version)
-	row("flows", "%d known, %d collecting, %d blocked", s.Flows.Flows, s.Flows.Collecting, s.Flows.Blocked)
+	suspended := ""
+	if s.Mode == policy.Monitor.String() && s.Flows.Blocked > 0 {
+		suspended = " (suspended: mode monitor drops nothing)"
+	}
+	row("flows", "%d known, %d collecting, %d blocked%s", s.Flows.Flows, s.Flows.Collecting, s.Flows.Blocked, suspended)
 	for _, c := range s.Rows {
 		row(c.Name, "%d", c.Value)
 	}

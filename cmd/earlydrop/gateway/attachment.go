@@ -44,6 +44,9 @@ type attachment struct {
 	leftOut atomic.Uint64  // verdicts that no event has told of as left out
 	classes sync.Map       // class -> *atomic.Uint64
 	pending sync.WaitGroup // captures that the classifier has
+	sent    sent           // of the capture that is read
+	tidied  pulse
+	told    toldMode
 
 	// Of each kind one warning per second.
 	warnClassify, warnBlock, warnRead, warnTidy rate.Sometimes
@@ -51,6 +54,8 @@ type attachment struct {
 
 func newAttachment(g *Gateway, dp *loader.DataPath, iface func() string) *attachment {
 	a := &attachment{gateway: g, dp: dp, iface: iface, started: time.Now()}
+	a.tidied.beat()
+	a.told.mode.Store(uint32(g.config.Mode))
 	for _, kind := range []*rate.Sometimes{&a.warnClassify, &a.warnBlock, &a.warnRead, &a.warnTidy} {
 		kind.Interval = time.Second
 	}
@@ -134,12 +139,23 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 		}
 		trouble.over()
 		stale := engine.Waiting() >= staleWaiting && time.Since(s.Start.Add(s.Elapsed)) > staleAfter
+		var c *crossing
+		if !stale {
+			var recognised bool
+			if c, recognised = a.recognise(s); recognised {
+				engine.Put(s)
+				continue
+			}
+		}
 		a.pending.Add(1)
 		if stale || !engine.Submit(s, decide) {
 			// Fail open: the flow passes, as it does already.
 			a.pending.Done()
 			a.counts[countQueueFull].Add(1)
 			engine.Put(s)
+			if c != nil {
+				a.gateway.crossings.forget(c, a)
+			}
 		}
 	}
 }
@@ -148,6 +164,7 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	defer a.pending.Done()
 	g := a.gateway
+	g.classified.beat()
 	if err != nil {
 		a.counts[countNotClassified].Add(1)
 		if !errors.Is(err, classifier.ErrClosed) {
@@ -157,9 +174,9 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 		}
 		return
 	}
-	decision := g.config.Policy.Decide(&s.Meta, r)
-	treatment := decision.Treatment()
-	if g.config.Mode != policy.Enforce {
+	decision := g.config.Evidence.Decide(g.config.Policy, &s.Meta, r)
+	treatment, mode := decision.Treatment(), a.mode()
+	if mode != policy.Enforce {
 		treatment = flow.Treatment{}
 	}
 	block := treatment.Action == flow.Drop
@@ -185,10 +202,19 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	if enforced {
 		a.counts[countBlocked].Add(1)
 	}
+	a.counts[countForgotten].Add(g.config.Evidence.TakeForgotten())
+	switch decision.Reason {
+	case policy.ReasonEvidence:
+		a.counts[countPairs].Add(1)
+	case policy.ReasonPair:
+		a.counts[countPairFlows].Add(1)
+	case policy.ReasonPaused:
+		a.counts[countPaused].Add(1)
+	}
 	n, _ := a.classes.LoadOrStore(decision.Class, new(atomic.Uint64))
 	n.(*atomic.Uint64).Add(1)
 	if g.config.Events.Wants(decision.Detected, decided) {
-		a.add(a.verdict(s, &r, &decision, enforced, failed, decided))
+		a.add(a.verdict(s, &r, &decision, mode, enforced, failed, decided))
 	} else {
 		a.counts[countPassesLeftOut].Add(1)
 		a.leftOut.Add(1)
@@ -211,10 +237,10 @@ func (a *attachment) put(e event.Event) {
 
 // verdict returns the event of a verdict. failed says why a drop was not enforced,
 // although it should have been.
-func (a *attachment) verdict(s *flow.Sample, r *flow.Result, dec *policy.Decision, enforced bool, failed error, at time.Time) *event.Verdict {
+func (a *attachment) verdict(s *flow.Sample, r *flow.Result, dec *policy.Decision, mode policy.Mode, enforced bool, failed error, at time.Time) *event.Verdict {
 	v := event.NewVerdict(s, r, dec)
 	handedOver := v.Time
-	v.Time, v.Mode, v.Model, v.Enforced = at, a.gateway.config.Mode.String(), a.gateway.model, &enforced
+	v.Time, v.Mode, v.Model, v.Enforced = at, mode.String(), a.gateway.model, &enforced
 	v.VerdictMS = float64(at.Sub(s.Start).Microseconds()) / 1e3
 	v.LatencyUS = float64(max(0, at.Sub(handedOver)).Nanoseconds()) / 1e3
 	if failed != nil {
@@ -247,6 +273,8 @@ func (a *attachment) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 		case <-slow.C:
 			err, trouble = errors.Join(a.expire(), a.dp.Report(a.counts.list())), &noTidying
 			advised = advised || a.advise()
+			a.tidied.beat()
+			a.mode() // tells if it was changed
 		}
 		switch {
 		case err == nil:
@@ -310,7 +338,7 @@ func (a *attachment) tellAttached() {
 
 // summary returns what the run has come to so far.
 func (a *attachment) summary() Summary {
-	s := Summary{Interface: a.iface(), Took: time.Since(a.started), Mode: a.gateway.config.Mode, Classes: map[string]uint64{}}
+	s := Summary{Interface: a.iface(), Took: time.Since(a.started), Mode: a.mode(), Classes: map[string]uint64{}}
 	a.classes.Range(func(k, v any) bool {
 		s.Classes[k.(string)] = v.(*atomic.Uint64).Load()
 		return true

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/earlydrop/earlydrop/classifier"
@@ -18,20 +19,25 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/policy"
+	"github.com/earlydrop/earlydrop/policy/evidence"
 )
 
 // Config says what a gateway works with.
 type Config struct {
 	// Attach says what the data paths are attached to, and how: one for each interface. Their
-	// Monitor, Model and Policy are set by New.
+	// Monitor, MonitorOnly, Model and Policy are set by New.
 	Attach []loader.Options
 	// Engine classifies. It is the gateway's when New succeeds, and closed by Run.
 	Engine *classifier.Engine
 	// Policy decides, and PolicyName says in events and status where it is from.
 	Policy     *policy.Policy
 	PolicyName string
+	// Evidence (optional) is what is known of pairs and limits. New makes one that knows
+	// nothing. It is not closed or saved.
+	Evidence *evidence.State
 	// Mode says whether the kernel drops what the policy says. It counts instead of the
-	// policy's own.
+	// policy's own. From then on the mode is what the data path says, which anybody with the
+	// rights may change.
 	Mode policy.Mode
 	// Events gets the events. It stays open.
 	Events *eventlog.Log
@@ -58,10 +64,16 @@ type Gateway struct {
 	config Config
 	model  string // name and version
 
+	classified pulse
+
 	mu       sync.Mutex    // of what follows, and of the end of each
 	attached []*attachment // in the order in which they were attached to
 
 	waiting []*waiting // of New, and then of Run
+
+	several   atomic.Int32 // as many as are attached
+	crossings *crossings
+	natSaid   sync.Map // pairs of interfaces
 }
 
 // New attaches to all interfaces (with Config.Wait, to those that are there) or, after an
@@ -70,7 +82,7 @@ type Gateway struct {
 func New(c Config) (*Gateway, error) {
 	c.setDefaults()
 	m := c.Engine.Manifest()
-	g := &Gateway{config: c, model: m.Name + " " + m.Version}
+	g := &Gateway{config: c, model: m.Name + " " + m.Version, crossings: newCrossings()}
 	there, away := c.Attach, []loader.Options(nil)
 	if c.Wait {
 		var err error
@@ -98,10 +110,14 @@ func (g *Gateway) add(asked loader.Options, dp *loader.DataPath) *attachment {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.attached = append(g.attached, a)
+	g.several.Add(1)
 	return a
 }
 
 func (c *Config) setDefaults() {
+	if c.Evidence == nil {
+		c.Evidence = evidence.New(evidence.Options{})
+	}
 	if c.Attached == nil {
 		c.Attached = func(string, loader.Info) {}
 	}
@@ -121,6 +137,7 @@ func (g *Gateway) options(asked ...loader.Options) []loader.Options {
 	all := slices.Clone(asked)
 	for i := range all {
 		all[i].Monitor, all[i].Model, all[i].Policy = g.config.Mode == policy.Monitor, g.model, g.config.PolicyName
+		all[i].MonitorOnly = MonitorOnly(&all[i], g.config.Policy)
 	}
 	return all
 }
@@ -294,6 +311,7 @@ func (g *Gateway) end(e runEnd) (Summary, error) {
 func (g *Gateway) letGo(a *attachment, persist bool) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.several.Add(-1)
 	g.attached = slices.DeleteFunc(g.attached, func(other *attachment) bool { return other == a })
 	if persist {
 		return a.dp.Release()

@@ -25,10 +25,10 @@ type floorAttached struct {
 	HashSecret    [12]uint32
 	XdpMode       [16]int8
 	Egress        [16]int8
-	Mode          [16]int8
 	Version       [32]int8
 	Model         [64]int8
 	Policy        [128]int8
+	MonitorOnly   [320]int8
 	FirstNs       uint64
 }
 

@@ -303,14 +303,18 @@ func (l *Log) print(w *bufio.Writer, e event.Event) {
 	line := ""
 	switch e := e.(type) {
 	case *event.Verdict:
-		if !l.config.Quiet || e.Drop() {
+		if !l.config.Quiet || e.Drop() || e.Logged() {
 			line = e.Text(l.config.Verbose)
 		}
 	case *event.BlockEnded:
 		line = e.Text()
 	case *event.Waiting:
 		line = e.Text()
+	case *event.ModeChanged:
+		line = e.Text()
 	case *event.Audit:
+		line = e.Text()
+	case *event.LimitReached:
 		line = e.Text()
 	case *event.LeftOut:
 		if !l.config.Quiet {

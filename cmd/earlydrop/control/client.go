@@ -106,6 +106,12 @@ func (c *Client) call(ctx context.Context, method, path string, query url.Values
 	return nil
 }
 
+// About says which daemon it is.
+func (c *Client) About(ctx context.Context) (*About, error) {
+	a := new(About)
+	return a, c.call(ctx, "GET", "/v1/about", nil, nil, a)
+}
+
 // Status tells of the gateway and its interfaces.
 func (c *Client) Status(ctx context.Context) (*status.Report, error) {
 	r := new(status.Report)

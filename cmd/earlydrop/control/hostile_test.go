@@ -271,10 +271,7 @@ func TestOnlyWhoHasTheRightIsServed(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			f := newFake(t)
 			path := filepath.Join(dir, strconv.Itoa(i)+".sock")
-			s, err := Serve(Config{Gateway: f, Path: path, Group: tt.group})
-			if err != nil {
-				t.Fatal(err)
-			}
+			s := listenFor(t, f, Config{Path: path, Group: tt.group})
 			defer s.Close()
 			if tt.mode != 0 {
 				if err := os.Chmod(path, tt.mode); err != nil {

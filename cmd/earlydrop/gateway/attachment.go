@@ -41,8 +41,12 @@ type attachment struct {
 	asked   loader.Options // what it was attached as
 
 	counts  counts
-	leftOut atomic.Uint64  // verdicts that no event has told of as left out
-	classes sync.Map       // class -> *atomic.Uint64
+	leftOut atomic.Uint64 // verdicts that no event has told of as left out
+	classes sync.Map      // class -> *atomic.Uint64
+	rules   sync.Map      // rule -> *ruleCounts
+	latency latencies     // from the hand-over to the verdict
+	recent  recent        // what has passed unseen lately
+	unread  atomic.Pointer[string]
 	pending sync.WaitGroup // captures that the classifier has
 
 	// Of each kind one warning per second.
@@ -128,11 +132,14 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 			if trouble.lasts() {
 				return &BrokenError{err}
 			}
+			text := err.Error()
+			a.unread.Store(&text)
 			a.warnRead.Do(func() { slog.Warn("captures can't be read, trying again", "interface", a.iface(), "error", err) })
 			pause(ctx, tryAgainAfter)
 			continue
 		}
 		trouble.over()
+		a.unread.Store(nil)
 		stale := engine.Waiting() >= staleWaiting && time.Since(s.Start.Add(s.Elapsed)) > staleAfter
 		a.pending.Add(1)
 		if stale || !engine.Submit(s, decide) {
@@ -187,6 +194,8 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	}
 	n, _ := a.classes.LoadOrStore(decision.Class, new(atomic.Uint64))
 	n.(*atomic.Uint64).Add(1)
+	a.countRule(&decision, enforced)
+	a.latency.add(decided, decided.Sub(s.Start.Add(s.Elapsed)))
 	if g.config.Events.Wants(decision.Detected, decided) {
 		a.add(a.verdict(s, &r, &decision, enforced, failed, decided))
 	} else {
@@ -247,6 +256,7 @@ func (a *attachment) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 		case <-slow.C:
 			err, trouble = errors.Join(a.expire(), a.dp.Report(a.counts.list())), &noTidying
 			advised = advised || a.advise()
+			a.noteRecent()
 		}
 		switch {
 		case err == nil:
@@ -310,11 +320,7 @@ func (a *attachment) tellAttached() {
 
 // summary returns what the run has come to so far.
 func (a *attachment) summary() Summary {
-	s := Summary{Interface: a.iface(), Took: time.Since(a.started), Mode: a.gateway.config.Mode, Classes: map[string]uint64{}}
-	a.classes.Range(func(k, v any) bool {
-		s.Classes[k.(string)] = v.(*atomic.Uint64).Load()
-		return true
-	})
+	s := Summary{Interface: a.iface(), Took: time.Since(a.started), Mode: a.gateway.config.Mode, Classes: a.countsOfClasses()}
 	all, _ := a.dp.Counters() // without them it says the rest
 	for _, c := range append(all, a.counts.list()...) {
 		if c.Value != 0 {

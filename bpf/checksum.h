@@ -5,9 +5,11 @@
  *
  * Contract: "wrong" is said only of what is there whole, and is no work left to a network
  * card: a socket buffer that is to be cut up or finished by one has the sum of the
- * pseudo-header in the checksum's place. Segments of more than CHECKSUM_BYTES, behind
- * IPv6 extension headers (which may name another destination) and first fragments are not
- * looked at. loader/flow/signals has the same rules.
+ * pseudo-header in the checksum's place. That is work of this host's, so it is right on
+ * egress, and on ingress where the peer is this host (cfg_partial_sums); off a cable no
+ * host accepts it. Segments of more than CHECKSUM_BYTES, behind IPv6 extension headers
+ * (which may name another destination) and first fragments are not looked at.
+ * loader/flow/signals has the same rules.
  */
 #pragma once
 
@@ -108,6 +110,13 @@ __noinline __u64 sum_linear_skb(struct __sk_buff *ctx, __u32 off, __u32 len)
 	return sum_linear(&src, off, len);
 }
 
+/* Whether what stands in the checksum's place, the sum of the pseudo-header alone, is known to
+ * be work that is left to a network card. */
+static __always_inline bool is_left_to_card(const struct source *src)
+{
+	return !src->is_xdp || cfg_partial_sums == PARTIAL_RIGHT;
+}
+
 /* Marks the packet as a decoy if its checksum is wrong. */
 static __always_inline int check_segment(const struct source *src, struct packet *pkt)
 {
@@ -117,8 +126,8 @@ static __always_inline int check_segment(const struct source *src, struct packet
 	void *data, *data_end, *segment;
 	const __u32 *lo, *hi;
 	__u64 pseudo = 0;
+	bool v4, partial = false;
 	__wsum sum = 0;
-	bool v4;
 
 	if (!pkt)
 		return 0;
@@ -145,8 +154,8 @@ static __always_inline int check_segment(const struct source *src, struct packet
 	barrier_var(segment);
 	if (segment + at + 2 <= data_end) {
 		if (segment + len <= data_end) {
-			/* As a network card would find it. */
-			if (*(__u16 *)(segment + at) == fold_sum(pseudo))
+			partial = *(__u16 *)(segment + at) == fold_sum(pseudo);
+			if (partial && is_left_to_card(src))
 				return 0;
 			pseudo += src->is_xdp ? sum_linear_xdp(src->ctx, off, len)
 					      : sum_linear_skb(src->ctx, off, len);
@@ -168,7 +177,9 @@ static __always_inline int check_segment(const struct source *src, struct packet
 			words[last] = 0;
 		if (load(src, off, room->data, n + 1))
 			return 0;
-		if (!i && *(__u16 *)(room->data + at) == fold_sum(pseudo))
+		if (!i)
+			partial = *(__u16 *)(room->data + at) == fold_sum(pseudo);
+		if (partial && is_left_to_card(src))
 			return 0;
 		n = (n + 4) & ~3U;
 		barrier_var(n);
@@ -180,8 +191,16 @@ static __always_inline int check_segment(const struct source *src, struct packet
 		left -= CHECKSUM_CHUNK;
 		off += CHECKSUM_CHUNK;
 	}
-	if (fold_sum(pseudo + (__u32)sum) != 0xffff)
-		pkt->tcp_flags |= PACKET_DECOY;
+	if (fold_sum(pseudo + (__u32)sum) == 0xffff)
+		return 0;
+	if (partial && cfg_partial_sums == PARTIAL_UNSURE) {
+		struct counts *cnt = get_counters();
+
+		if (cnt)
+			cnt->partial_sums++;
+		return 0;
+	}
+	pkt->tcp_flags |= PACKET_DECOY;
 	return 0;
 }
 

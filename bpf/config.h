@@ -8,6 +8,16 @@
 /* The interface has no Ethernet header (tun, wg): frames start with IP. */
 volatile const bool cfg_raw_ip = false;
 
+/* What it says of a packet that came in when there is no more in its checksum's place than the
+ * sum of the pseudo-header, as an offload leaves it. */
+enum partial_sums {
+	PARTIAL_UNSURE = 0, /* counted, and believed */
+	PARTIAL_RIGHT = 1,  /* the peer is this host: the packet was never on a cable */
+	PARTIAL_WRONG = 2,
+};
+
+volatile const __u8 cfg_partial_sums = PARTIAL_UNSURE;
+
 /* A collecting flow without a packet for this long is handed over as it is. */
 volatile const __u64 cfg_idle_ns = 2000000000ULL;
 

@@ -3,8 +3,8 @@
  * The data path: XDP on ingress, TCX (or clsact) on egress, one process_packet()
  * for both, so that a flow is bidirectional on one interface.
  *
- * Contract: a packet passes unless its flow stands in `blocked` with time left.
- * Whatever goes wrong passes, too, and adds to the counter of its cause. A packet
+ * Contract: a packet passes unless its flow stands in `blocked` with time left, and the
+ * mode is enforce. Whatever goes wrong passes, too, and adds to the counter of its cause. A packet
  * of a TCP flow that is decided costs the parser, a hash and one word of memory.
  */
 #include <linux/bpf.h>
@@ -91,11 +91,12 @@ static __always_inline bool settled_fragment(struct counts *cnt, struct packet *
 		return word && *word == settled_tag(pkt->hash, false);
 	}
 	if (block) {
-		if (time_left(block)) {
-			*action = drop(cnt, block, pkt);
+		if (!time_left(block)) {
+			resume_after(pkt, block->expires_ns);
+		} else if (drop(cnt, block, pkt) == ACTION_DROP) {
+			*action = ACTION_DROP;
 			return true;
 		}
-		resume_after(pkt, block->expires_ns);
 	}
 	flow = bpf_map_lookup_elem(&flows, key);
 	return flow && !is_resumed(flow);
@@ -193,8 +194,11 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 	block = find_block(&pkt->key);
 	if (block) {
 		if (!tcp || (!syn && !block->candidate_ns)) {
-			if (time_left(block))
-				return drop(cnt, block, pkt);
+			if (time_left(block)) {
+				if (drop(cnt, block, pkt) == ACTION_DROP)
+					return ACTION_DROP;
+				goto not_blocked;
+			}
 			if (!tcp)
 				resume_after(pkt, block->expires_ns);
 			if (!tcp || !block->ttl_ns)

@@ -12,7 +12,7 @@
  */
 #pragma once
 
-#define LAYOUT_VERSION 4
+#define LAYOUT_VERSION 5
 #define BLOCK_LAYOUT 3
 
 /* The first bytes of a flow that are captured: a 32x32 image. */
@@ -115,12 +115,16 @@ struct block {
 	char rule[NAME_LEN];
 };
 
+/* What more there is to say of a packet. */
+#define RECORD_FRAGMENT 1  /* it is the first one of a greater packet */
+#define RECORD_OFF_CABLE 2 /* no network card was yet to complete its checksum */
+
 struct packet_record {
 	__u32 wire_len; /* L2 header included, Ethernet padding left out */
 	__u32 time_us;	/* since the flow's first packet; saturates */
 	__u16 offset;	/* first byte in the capture */
 	__u8 from_initiator;
-	__u8 fragment; /* the first one of a greater packet */
+	__u8 marks; /* RECORD_* */
 };
 
 enum handover_reason {
@@ -214,6 +218,7 @@ struct counts {
 	__u64 out_of_place; /* segments whose numbers the connection can't have now */
 	__u64 behind;	    /* payload that was captured before: retransmissions */
 	__u64 decoys;	    /* segments with a wrong checksum, of flows that are not decided */
+	__u64 partial_sums; /* ... with none but the pseudo-header's, where it may be right */
 	__u64 bare;	    /* header-only segments beyond those that a capture keeps */
 	__u64 again;	    /* captures that went on, as payload followed an early end */
 	__u64 mptcp_join;   /* connections that carry the middle of a stream */
@@ -242,10 +247,10 @@ struct attached {
 	__u32 hash_secret[HASH_WORDS]; /* cfg_hash_secret, by which handshakes are found */
 	char xdp_mode[NAME_LEN];       /* native, generic */
 	char egress[NAME_LEN];	       /* tcx, clsact */
-	char mode[NAME_LEN];	       /* monitor, enforce */
 	char version[32];
 	char model[64];
 	char policy[128];
+	char monitor_only[320]; /* why mode enforce is refused; empty: it is not */
 	__u64 first_ns; /* CLOCK_MONOTONIC of the first attach; an adoption keeps it */
 };
 

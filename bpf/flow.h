@@ -117,9 +117,22 @@ static __always_inline bool time_left(struct block *block)
 	return true;
 }
 
+/* Whether packets may be dropped at all. */
+static __always_inline bool is_enforced(void)
+{
+	__u32 zero = 0;
+	struct mode *is = bpf_map_lookup_elem(&mode, &zero);
+
+	return is && is->enforce;
+}
+
+/* Drops a packet of a blocked flow. In mode monitor the block is suspended: it passes, is not
+ * counted, and is to go the way of a packet that no block is about. */
 static __always_inline enum action drop(struct counts *cnt, struct block *block,
 					const struct packet *pkt)
 {
+	if (!is_enforced())
+		return ACTION_PASS;
 	__sync_fetch_and_add(&block->packets, 1);
 	__sync_fetch_and_add(&block->bytes, pkt->frame_len);
 	cnt->dropped_packets++;
@@ -328,7 +341,7 @@ static __always_inline void capture(struct counts *cnt, struct slot *slot, __u32
 		rec->time_us = microseconds(slot->sample.start_ns, pkt->now);
 		rec->offset = off;
 		rec->from_initiator = pkt->src_is_lo == !!slot->sample.initiator_is_lo;
-		rec->fragment = !!(pkt->tcp_flags & PACKET_FIRST);
+		rec->marks = record_marks(src, pkt);
 		slot->last_ns = pkt->now;
 		len = MIN(len, CAPTURE_BYTES - off);
 		if (len > header_len)

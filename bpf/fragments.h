@@ -53,30 +53,16 @@ struct {
 	__type(value, struct fragment);
 } fragments SEC(".maps");
 
-struct mode {
-	__u32 enforce; /* 0: monitor, 1: enforce */
-};
-
-/* key: 0. value: the mode. Written by the loader; read for malformed fragments alone. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct mode);
-} mode SEC(".maps");
-
 /* Counts a malformed fragment. Returns an enum action. Not static, so that its stack is its
  * own. */
 __noinline int bad_fragment(void)
 {
 	struct counts *cnt = get_counters();
-	__u32 zero = 0;
-	struct mode *is = bpf_map_lookup_elem(&mode, &zero);
 
 	if (!cnt)
 		return ACTION_PASS;
 	cnt->bad_fragment++;
-	if (!is || !is->enforce)
+	if (!is_enforced())
 		return ACTION_PASS;
 	cnt->bad_fragment_dropped++;
 	return ACTION_DROP;
@@ -103,10 +89,8 @@ __noinline int note_hidden(const struct packet *pkt)
 		return HIDDEN_COUNTED;
 	key = pkt->key;
 	block = get_block(&key);
-	if (block && time_left(block)) {
-		drop(cnt, block, pkt);
+	if (block && time_left(block) && drop(cnt, block, pkt) == ACTION_DROP)
 		return HIDDEN_DROPPED;
-	}
 	slot = collecting_slot(&key, &id);
 	if (!slot)
 		return HIDDEN_UNKNOWN;
@@ -166,9 +150,8 @@ static __always_inline enum parse_result follow(struct counts *cnt, const struct
 	struct flow_key key = pkt->key;
 	struct block *block = get_block(&key);
 
-	if (!block || !time_left(block))
+	if (!block || !time_left(block) || drop(cnt, block, pkt) == ACTION_PASS)
 		return PARSE_PASS;
-	drop(cnt, block, pkt);
 	return PARSE_DROP;
 }
 

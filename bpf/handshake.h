@@ -238,7 +238,7 @@ static __always_inline int append_handshake(const struct candidate *candidate, s
 	rec->time_us = microseconds(candidate->start_ns, pkt->now);
 	rec->offset = off;
 	rec->from_initiator = pkt->src_is_lo == !!candidate->initiator_is_lo;
-	rec->fragment = !!(pkt->tcp_flags & PACKET_FIRST);
+	rec->marks = record_marks(src, pkt);
 	hs->bytes = off + len;
 	hs->packet_count = n + 1;
 	return copy_frame(src, pkt, hs->data + off, len, HANDSHAKE_FRAME);

@@ -183,6 +183,19 @@ struct {
 	__type(value, struct block);
 } blocked SEC(".maps");
 
+struct mode {
+	__u32 enforce; /* 0: monitor, 1: enforce */
+};
+
+/* key: 0. value: the mode. Written by user space alone, at any time; read only for packets
+ * that a block or a malformed fragment would have dropped. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct mode);
+} mode SEC(".maps");
+
 /* How many blocked flows fall into each bucket of flow_bucket(): a packet whose
  * bucket is empty belongs to no blocked flow, and `blocked` is not looked up for it.
  * Counted by user space alone, up before a block is added and down after it was

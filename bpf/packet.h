@@ -131,6 +131,16 @@ static __always_inline bool has_payload(const struct packet *pkt)
 	return pkt->payload_len || (pkt->tcp_flags & PACKET_FIRST);
 }
 
+/* The RECORD_* of a packet. */
+static __always_inline __u8 record_marks(const struct source *src, const struct packet *pkt)
+{
+	__u8 marks = pkt->tcp_flags & PACKET_FIRST ? RECORD_FRAGMENT : 0;
+
+	if (src->is_xdp && cfg_partial_sums == PARTIAL_WRONG)
+		marks |= RECORD_OFF_CABLE;
+	return marks;
+}
+
 struct vlan_header {
 	__be16 tci;
 	__be16 proto;

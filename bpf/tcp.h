@@ -987,7 +987,7 @@ __noinline int goes_on_with(struct packet *pkt)
 	return 0;
 }
 
-/* Beside an enum action: the block has no say, or its time is over. */
+/* Beside an enum action: the block has no say, is suspended, or its time is over. */
 #define NOT_BLOCKED -1
 
 /* Whether the block's connection goes on, so that the block does, too. */
@@ -1019,8 +1019,8 @@ static __always_inline int blocked_segment(struct counts *cnt, struct block *blo
 	__u64 since;
 
 	if ((pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) {
-		if (live && has_payload(pkt))
-			return drop(cnt, block, pkt);
+		if (live && has_payload(pkt) && drop(cnt, block, pkt) == ACTION_DROP)
+			return ACTION_DROP;
 		block->candidate_ns = pkt->now;
 		return NOT_BLOCKED;
 	}
@@ -1032,8 +1032,9 @@ static __always_inline int blocked_segment(struct counts *cnt, struct block *blo
 		block->mark = 0;
 	}
 	if (pkt->tcp_flags & TCP_SYN) {
-		if (live && (!stands || has_payload(pkt)))
-			return drop(cnt, block, pkt);
+		if (live && (!stands || has_payload(pkt)) &&
+		    drop(cnt, block, pkt) == ACTION_DROP)
+			return ACTION_DROP;
 		return NOT_BLOCKED;
 	}
 	if (stands && block->mark) {
@@ -1050,8 +1051,8 @@ static __always_inline int blocked_segment(struct counts *cnt, struct block *blo
 	/* Or the new handshake could never be made. */
 	if (stands && !has_payload(pkt))
 		return ACTION_PASS;
-	if (live || renew(cnt, block, pkt))
-		return drop(cnt, block, pkt);
+	if ((live || renew(cnt, block, pkt)) && drop(cnt, block, pkt) == ACTION_DROP)
+		return ACTION_DROP;
 	return NOT_BLOCKED;
 }
 

@@ -183,7 +183,7 @@ static __always_inline int add_waiting(const struct source *src, struct packet *
 	rec->time_us = microseconds(waiting->start_ns, pkt->now);
 	rec->offset = off;
 	rec->from_initiator = 1;
-	rec->fragment = !!(pkt->tcp_flags & PACKET_FIRST);
+	rec->marks = record_marks(src, pkt);
 	waiting->bytes = off + len;
 	waiting->packet_count = n + 1;
 	if (!off)

@@ -22,13 +22,13 @@ func checkImage(n int, image []uint8) {
 const checkTolerance = 0.01
 
 // selfCheck computes the manifest's check images and compares the logits.
-func (e *Engine) selfCheck() error {
-	b := <-e.buffers
-	defer func() { e.buffers <- b }()
-	image := b.images[:e.manifest.imageBytes()]
-	for n, want := range e.manifest.Check {
-		checkImage(n, image)
-		if err := e.backend.Run(image, 1, b.logits); err != nil {
+func (n *Network) selfCheck() error {
+	b := <-n.buffers
+	defer func() { n.buffers <- b }()
+	image := b.images[:n.manifest.imageBytes()]
+	for i, want := range n.manifest.Check {
+		checkImage(i, image)
+		if err := n.backend.Run(image, 1, b.logits); err != nil {
 			return err
 		}
 		scale := 1.0
@@ -38,7 +38,7 @@ func (e *Engine) selfCheck() error {
 		for k, got := range b.logits[:len(want)] {
 			if d := math.Abs(float64(got) - want[k]); !(d <= checkTolerance*scale) {
 				return fmt.Errorf("self-check failed: logit %q of check image %d is %v, the training code computed %v",
-					e.manifest.Labels[k], n, got, want[k])
+					n.manifest.Labels[k], i, got, want[k])
 			}
 		}
 	}

@@ -19,8 +19,8 @@ func (e *Engine) Classify(samples []*flow.Sample, results []flow.Result) error {
 	if len(samples) != len(results) {
 		return fmt.Errorf("classifier: %d samples, but room for %d results", len(samples), len(results))
 	}
-	return e.inBatches(results, func(from, to int, b *buffer) []uint8 {
-		return e.render(samples[from:to], b)
+	return e.inBatches(results, func(n *Network, from, to int, b *buffer) ([]uint8, error) {
+		return n.render(samples[from:to], b), nil
 	})
 }
 
@@ -28,29 +28,42 @@ func (e *Engine) Classify(samples []*flow.Sample, results []flow.Result) error {
 // does for the model's mask and channels: one after another, one for each of
 // results.
 func (e *Engine) ClassifyImages(images []uint8, results []flow.Result) error {
-	size := e.manifest.imageBytes()
-	if len(images) != len(results)*size {
-		return fmt.Errorf("classifier: %d bytes of images, expected %d of %d bytes", len(images), len(results), size)
-	}
-	return e.inBatches(results, func(from, to int, _ *buffer) []uint8 {
-		return images[from*size : to*size]
+	return e.inBatches(results, func(n *Network, from, to int, _ *buffer) ([]uint8, error) {
+		size := n.manifest.imageBytes()
+		if len(images) != len(results)*size {
+			return nil, fmt.Errorf("classifier: %d bytes of images, expected %d of %d bytes", len(images), len(results), size)
+		}
+		return images[from*size : to*size], nil
 	})
 }
 
-// inBatches fills results, as many at a time as the backend takes. images returns
-// the images of the results from one index to another, and may use the buffer.
-func (e *Engine) inBatches(results []flow.Result, images func(from, to int, b *buffer) []uint8) error {
+// inBatches fills results. images returns the images of the results from one index to another,
+// and may use the buffer. All are computed with one network.
+func (e *Engine) inBatches(results []flow.Result, images func(n *Network, from, to int, b *buffer) ([]uint8, error)) error {
 	// Holding the lock keeps Close from freeing what is computed with.
 	e.mu.RLock()
 	defer e.mu.RUnlock()
 	if e.closed {
 		return ErrClosed
 	}
-	for from := 0; from < len(results); from += e.limits.Batch {
-		to := min(from+e.limits.Batch, len(results))
-		b := <-e.buffers
-		err := e.infer(images(from, to, b), b, results[from:to])
-		e.buffers <- b
+	e.computing.RLock()
+	defer e.computing.RUnlock()
+	return e.network.Load().inBatches(results, images)
+}
+
+// inBatches is Engine.inBatches, as many at a time as the backend takes.
+func (n *Network) inBatches(results []flow.Result, images func(n *Network, from, to int, b *buffer) ([]uint8, error)) error {
+	for from := 0; from < len(results); from += n.limits.Batch {
+		to := min(from+n.limits.Batch, len(results))
+		err := func() error {
+			b := <-n.buffers
+			defer func() { n.buffers <- b }()
+			batch, err := images(n, from, to, b)
+			if err != nil {
+				return err
+			}
+			return n.infer(batch, b, results[from:to])
+		}()
 		if err != nil {
 			return err
 		}
@@ -59,24 +72,24 @@ func (e *Engine) inBatches(results []flow.Result, images func(from, to int, b *b
 }
 
 // render writes the images of samples, at most Limits.Batch, to b.
-func (e *Engine) render(samples []*flow.Sample, b *buffer) []uint8 {
-	size := e.manifest.imageBytes()
+func (n *Network) render(samples []*flow.Sample, b *buffer) []uint8 {
+	size := n.manifest.imageBytes()
 	for i, s := range samples {
-		Render(s, e.manifest.Mask, e.manifest.Channels, b.images[i*size:(i+1)*size])
+		Render(s, n.manifest.Mask, n.manifest.Channels, b.images[i*size:(i+1)*size])
 	}
 	return b.images[:len(samples)*size]
 }
 
 // infer fills results, at most Limits.Batch, with the answers for images. It uses
 // the logits of b.
-func (e *Engine) infer(images []uint8, b *buffer, results []flow.Result) error {
-	labels := len(e.manifest.Labels)
-	if err := e.backend.Run(images, len(results), b.logits); err != nil {
-		return e.wrap(err)
+func (n *Network) infer(images []uint8, b *buffer, results []flow.Result) error {
+	labels := len(n.manifest.Labels)
+	if err := n.backend.Run(images, len(results), b.logits); err != nil {
+		return n.wrap(err)
 	}
 	for i := range results {
-		if err := e.manifest.answer(b.logits[i*labels:][:labels], &results[i]); err != nil {
-			return e.wrap(err)
+		if err := n.manifest.answer(b.logits[i*labels:][:labels], &results[i]); err != nil {
+			return n.wrap(err)
 		}
 	}
 	return nil

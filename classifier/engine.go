@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
 )
@@ -17,87 +18,65 @@ const DefaultQueue = 4096
 // when the Engine is closed.
 var ErrClosed = errors.New("classifier is closed")
 
-// Engine classifies captures with one model.
+// Engine classifies captures with one model at a time.
 //
 // There are two ways to use it: Classify and ClassifyImages return when all is
 // done, and Submit hands each result to a Handler. Both may go on at the same
 // time. All methods are safe for concurrent use.
 type Engine struct {
-	manifest *Manifest
-	name     string
-	backend  Backend
-	limits   Limits
-
-	// buffers has one for each run at a time. Who computes takes one out and puts
-	// it back.
-	buffers chan *buffer
+	network atomic.Pointer[Network]
+	// computing is held for reading by whoever computes with the network or hands its
+	// results over, so that Swap can come between. It is taken after mu.
+	computing sync.RWMutex
 
 	queue   chan task
 	free    chan *flow.Sample
 	workers sync.WaitGroup
 
-	mu     sync.RWMutex // guards closed, and sending to queue
-	closed bool
-	stop   chan struct{}
-}
-
-// buffer is the memory of one run.
-type buffer struct {
-	images []uint8   // [Limits.Batch][C][32][32]
-	logits []float32 // [Limits.Batch][K]
+	mu      sync.RWMutex // guards closed, working, and sending to queue
+	closed  bool
+	working int // workers
+	stop    chan struct{}
 }
 
 // NewEngine returns an engine for the model with manifest m, whose network backend
-// computes. name is what errors call the model; it is the file's path, or another
-// word for where the model comes from. queue is how many samples may wait, at least
-// 1; 0 is DefaultQueue. When so many wait, Submit refuses more.
+// computes, as NewNetwork has it. queue is how many samples may wait, at least 1; 0 is
+// DefaultQueue. When so many wait, Submit refuses more.
 //
 // The backend belongs to the engine, which closes it in Close, or here on an error.
-// An error comes from a queue out of range, or from a backend that fails or does not
-// compute what the training code did (see Manifest.Check).
+// An error comes from a queue out of range, or is NewNetwork's.
 func NewEngine(name string, m *Manifest, backend Backend, queue int) (*Engine, error) {
+	n, err := NewNetwork(name, m, backend)
+	if err != nil {
+		return nil, err
+	}
+	return n.Engine(queue)
+}
+
+// Engine returns an engine that computes with the network, which belongs to it from then on.
+// queue is as of NewEngine; where it is out of range, the network is closed.
+func (n *Network) Engine(queue int) (*Engine, error) {
 	if queue == 0 {
 		queue = DefaultQueue
 	}
 	if queue < 1 {
-		return nil, errors.Join(fmt.Errorf("classifier: queue is %d, expected at least 1", queue), backend.Close())
+		return nil, errors.Join(fmt.Errorf("classifier: queue is %d, expected at least 1", queue), n.Close())
 	}
-	limits := backend.Limits()
 	e := &Engine{
-		manifest: m,
-		name:     name,
-		backend:  backend,
-		limits:   limits,
-		buffers:  make(chan *buffer, limits.Runs),
-		queue:    make(chan task, queue),
-		free:     make(chan *flow.Sample, queue+2*limits.Runs*limits.Batch),
-		stop:     make(chan struct{}),
+		queue: make(chan task, queue),
+		free:  make(chan *flow.Sample, queue+2*n.limits.Runs*n.limits.Batch),
+		stop:  make(chan struct{}),
 	}
-	for range limits.Runs {
-		e.buffers <- &buffer{
-			images: make([]uint8, limits.Batch*m.imageBytes()),
-			logits: make([]float32, limits.Batch*len(m.Labels)),
-		}
-	}
-	if err := e.selfCheck(); err != nil {
-		return nil, errors.Join(e.wrap(err), backend.Close())
-	}
-	for range limits.Runs {
-		e.workers.Go(e.work)
-	}
-	return e, nil
+	e.network.Store(n)
+	return e, e.grow(n.limits.Runs)
 }
 
-// wrap says of an error which model it is about, and where that is computed.
-func (e *Engine) wrap(err error) error {
-	return fmt.Errorf("model %s on %s: %w", e.name, e.backend.Device(), err)
-}
-
-// Manifest returns the model's manifest. It is shared and read-only.
-func (e *Engine) Manifest() *Manifest { return e.manifest }
+// Manifest returns the model's manifest. It is shared and read-only. After a Swap it is
+// another one.
+func (e *Engine) Manifest() *Manifest { return e.network.Load().manifest }
 
 // Device returns where the model is computed: "cpu" or "cuda:N".
-func (e *Engine) Device() string { return e.backend.Device() }
+func (e *Engine) Device() string { return e.network.Load().backend.Device() }
 
 // Close ends the engine: what is being computed is finished, samples that still
 // wait go to their handlers with ErrClosed, and when it returns no handler is called
@@ -116,5 +95,7 @@ func (e *Engine) Close() error {
 	// From here on nobody new comes in, and Classify, which holds the lock
 	// while it computes, is out.
 	e.workers.Wait()
-	return e.backend.Close()
+	e.computing.Lock() // a Swap that was before ends
+	defer e.computing.Unlock()
+	return e.network.Load().Close()
 }

@@ -2,31 +2,58 @@
 
 package classifier
 
-import "github.com/earlydrop/earlydrop/loader/flow"
+import (
+	"slices"
+
+	"github.com/earlydrop/earlydrop/loader/flow"
+)
 
 // work computes what is submitted, and hands it over, until the engine is closed.
 func (e *Engine) work() {
-	batch := make([]task, 0, e.limits.Batch)
-	samples := make([]*flow.Sample, e.limits.Batch)
-	results := make([]flow.Result, e.limits.Batch)
+	var w workspace
 	for {
-		batch = e.nextBatch(batch)
-		if len(batch) == 0 {
+		n := e.network.Load() // the batch may be computed with the next one
+		w.batch = e.nextBatch(slices.Grow(w.batch[:0], n.limits.Batch)[:0:n.limits.Batch])
+		if len(w.batch) == 0 {
 			return
 		}
-		for i, t := range batch {
-			samples[i] = t.sample
-		}
-		err := ErrClosed
-		select {
-		case <-e.stop:
-			// What waited when the engine was closed passes unclassified.
-		default:
-			b := <-e.buffers
-			err = e.infer(e.render(samples[:len(batch)], b), b, results[:len(batch)])
-			e.buffers <- b
-		}
-		e.handOver(batch, results, err)
+		e.compute(&w)
+	}
+}
+
+// workspace is the memory of a worker.
+type workspace struct {
+	batch   []task
+	samples []*flow.Sample
+	results []flow.Result
+}
+
+// compute computes a batch, and hands it over, with one network.
+func (e *Engine) compute(w *workspace) {
+	e.computing.RLock()
+	defer e.computing.RUnlock()
+	w.samples = w.samples[:0]
+	for _, t := range w.batch {
+		w.samples = append(w.samples, t.sample)
+	}
+	for len(w.results) < len(w.batch) {
+		w.results = append(w.results, flow.Result{})
+	}
+	n, results := e.network.Load(), w.results[:len(w.batch)]
+	select {
+	case <-e.stop:
+		// What waited when the engine was closed passes unclassified.
+		e.handOver(w.batch, results, ErrClosed)
+		return
+	default:
+	}
+	// More than one run only where a network was swapped for one of smaller batches.
+	for from := 0; from < len(w.batch); from += n.limits.Batch {
+		to := min(from+n.limits.Batch, len(w.batch))
+		b := <-n.buffers
+		err := n.infer(n.render(w.samples[from:to], b), b, results[from:to])
+		n.buffers <- b
+		e.handOver(w.batch[from:to], results[from:to], err)
 	}
 }
 

@@ -7,13 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 )
 
 // layoutVersion is LAYOUT_VERSION of bpf/earlydrop.h.
-const layoutVersion = 4
+const layoutVersion = 5
 
 // blockLayout is BLOCK_LAYOUT of bpf/earlydrop.h.
 const blockLayout = 3
@@ -75,14 +76,21 @@ func closeMaps(maps map[string]*ebpf.Map) {
 	}
 }
 
+// adoptBlocks looks through the blocks of an adopted set. Mode monitor removes those by a
+// rule.
 func (d *DataPath) adoptBlocks(monitor bool) error {
 	if monitor {
-		n, err := d.UnblockAll()
-		d.Info.BlocksRemoved = n
-		return err
+		removed, err := d.UnblockWhere(func(b *Block) bool { return !b.ByHand() })
+		d.Info.BlocksRemoved = len(removed)
+		if err != nil {
+			return err
+		}
 	}
 	blocks, err := d.Blocked()
 	d.Info.BlocksAdopted = len(blocks)
+	if monitor {
+		d.Info.BlocksHeld = len(blocks)
+	}
 	return err
 }
 
@@ -93,9 +101,20 @@ func (d *DataPath) replaceMaps(carried []carriedBlock, monitor bool) error {
 		return err
 	}
 	if monitor {
-		d.Info.BlocksRemoved = len(carried)
-	} else {
-		d.Info.BlocksAdopted, d.Info.BlocksLost = d.carryBlocks(carried)
+		all := len(carried)
+		carried = slices.DeleteFunc(carried, func(c carriedBlock) bool {
+			b := fromKernelBlock(&c.key, &c.block)
+			return !b.ByHand()
+		})
+		d.Info.BlocksRemoved = all - len(carried)
+	}
+	d.Info.BlocksAdopted, d.Info.BlocksLost = d.carryBlocks(carried)
+	if monitor {
+		d.Info.BlocksHeld = d.Info.BlocksAdopted
+	}
+	// From the first packet on.
+	if err := d.writeMode(!monitor); err != nil {
+		return err
 	}
 	d.foreign = false
 	if err := errors.Join(renameOldLinks(d.lock), unpinMaps(d.lock)); err != nil {

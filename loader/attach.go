@@ -56,8 +56,9 @@ type Options struct {
 	// asymmetric routing. Their samples say so, since whoever can send in that direction
 	// can forge them. By default they are counted and left alone. (optional)
 	OneWay bool
-	// Monitor says that no flow may be dropped: blocks that an earlier daemon
-	// left are removed before the programs run.
+	// Monitor says that no packet may be dropped: blocks by a rule that an earlier daemon
+	// left are removed before the programs run, and those by hand are suspended.
+	// [Tables.SetMode] changes the mode later.
 	Monitor bool
 	// Sizes of the tables; 0 is the default, or what is pinned when it is adopted.
 	// Out of bounds they are refused; Handshakes and RingBytes are rounded up to
@@ -67,6 +68,9 @@ type Options struct {
 
 	// What [Tables.Attachment] tells. (optional)
 	Version, Model, Policy string
+	// MonitorOnly says, in one line of at most 319 bytes, why [Tables.SetMode] is to refuse
+	// mode enforce; empty: it is not. (optional)
+	MonitorOnly string
 
 	// forceClsact attaches the way that kernels before 6.6 need, failLoad has the kernel
 	// refuse a program; for tests.
@@ -82,7 +86,8 @@ type Info struct {
 	Replaced      string   // why what was pinned could not be adopted and was replaced, else empty
 	BlocksAdopted int      // blocks that go on, taken over or carried into the new tables
 	BlocksLost    error    // which blocks could not be carried into the new tables, and why
-	BlocksRemoved int      // blocks removed because of Options.Monitor
+	BlocksRemoved int      // blocks by a rule that were removed because of Options.Monitor
+	BlocksHeld    int      // of BlocksAdopted, those by hand that it suspends
 	Bypasses      Bypasses // ways past the programs
 	HiddenVLANs   bool     // the driver takes VLAN tags out before the ingress program sees the frame
 	Loopback      bool     // the interface shows each packet twice: sent, then received
@@ -111,10 +116,11 @@ type DataPath struct {
 	sides   *sides
 	foreign bool // what is pinned is another process's, and goes on if Attach fails
 
-	mu         sync.Mutex // of what Check changes
-	lock       *os.File   // the folder of the pins
-	away       bool       // the interface is in another network namespace
-	pinsFailed bool       // Check could not put back a pin the last time
+	mu         sync.Mutex // of what follows, which Check and Describe change
+	about      datapathAttached
+	lock       *os.File // the folder of the pins
+	away       bool     // the interface is in another network namespace
+	pinsFailed bool     // Check could not put back a pin the last time
 }
 
 // setDefaults fills in what was left out, and rounds what has to be.
@@ -252,7 +258,7 @@ func (a *attaching) finish() (err error) {
 	if err := d.attachEgress(a.ifc, a.opts, inFolder(d.lock, pinTCX)); err != nil {
 		return err
 	}
-	if err := d.setMode(a.opts.Monitor); err != nil {
+	if err := d.writeMode(!a.opts.Monitor); err != nil {
 		return err
 	}
 	if err := d.describe(a.opts, a.spec); err != nil {
@@ -340,6 +346,7 @@ func configuredSpec(opts Options, ifc *iface) (*ebpf.CollectionSpec, error) {
 		datapathVarCfgIdleNs:        uint64(opts.Idle),
 		datapathVarCfgUdpIdleNs:     uint64(opts.UDPIdle),
 		datapathVarCfgRawIp:         ifc.rawIP(),
+		datapathVarCfgPartialSums:   uint8(ifc.partialSums()),
 		datapathVarCfgHashSecret:    newSecret(),
 		datapathVarCfgFirstAttachNs: monotonic(),
 		datapathVarCfgUdpWarmupNs:   uint64(opts.UDPWarmup),
@@ -386,11 +393,7 @@ func bit(set bool) uint8 {
 }
 
 func (d *DataPath) describe(opts Options, spec *ebpf.CollectionSpec) error {
-	mode := "enforce"
-	if opts.Monitor {
-		mode = "monitor"
-	}
-	a := datapathAttached{
+	d.about = datapathAttached{
 		LayoutVersion: layoutVersion,
 		Pid:           uint32(os.Getpid()),
 		AttachedNs:    uint64(time.Now().UnixNano()),
@@ -398,32 +401,31 @@ func (d *DataPath) describe(opts Options, spec *ebpf.CollectionSpec) error {
 		OneHook:       bit(opts.OneHook),
 		OneWay:        bit(opts.OneWay),
 	}
-	if err := spec.Variables[datapathVarCfgHashSecret].Get(&a.HashSecret); err != nil {
+	if err := spec.Variables[datapathVarCfgHashSecret].Get(&d.about.HashSecret); err != nil {
 		return fmt.Errorf("read %s: %w", datapathVarCfgHashSecret, err)
 	}
-	if err := spec.Variables[datapathVarCfgFirstAttachNs].Get(&a.FirstNs); err != nil {
+	if err := spec.Variables[datapathVarCfgFirstAttachNs].Get(&d.about.FirstNs); err != nil {
 		return fmt.Errorf("read %s: %w", datapathVarCfgFirstAttachNs, err)
 	}
-	fixed(a.XdpMode[:], string(d.Info.XDPMode))
-	fixed(a.Egress[:], d.Info.Egress)
-	fixed(a.Mode[:], mode)
-	fixed(a.Version[:], opts.Version)
-	fixed(a.Model[:], opts.Model)
-	fixed(a.Policy[:], opts.Policy)
-	if err := d.att.Update(uint32(0), &a, ebpf.UpdateAny); err != nil {
-		return fmt.Errorf("write map attachment: %w", err)
+	fixed(d.about.XdpMode[:], string(d.Info.XDPMode))
+	fixed(d.about.Egress[:], d.Info.Egress)
+	fixed(d.about.Version[:], opts.Version)
+	if err := d.Describe(opts.Model, opts.Policy, opts.MonitorOnly); err != nil {
+		return err
 	}
 	return d.Report(nil)
 }
 
-// setMode tells the programs the mode, which stays when this process is gone.
-func (d *DataPath) setMode(monitor bool) error {
-	is := datapathMode{Enforce: 1}
-	if monitor {
-		is.Enforce = 0
-	}
-	if err := d.coll.Maps[datapathMapMode].Update(uint32(0), &is, ebpf.UpdateAny); err != nil {
-		return fmt.Errorf("write map mode: %w", err)
+// Describe changes what [Tables.Attachment] tells of the model, the policy, and why mode
+// enforce is refused; see [Options].
+func (d *DataPath) Describe(model, policy, monitorOnly string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	fixed(d.about.Model[:], model)
+	fixed(d.about.Policy[:], policy)
+	fixed(d.about.MonitorOnly[:], monitorOnly)
+	if err := d.att.Update(uint32(0), &d.about, ebpf.UpdateAny); err != nil {
+		return fmt.Errorf("write map attachment: %w", err)
 	}
 	return nil
 }

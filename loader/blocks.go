@@ -26,7 +26,13 @@ type Block struct {
 	Rule    string // cut to 15 bytes
 	Renewed int    // how often its connection outlived its time
 	Ended   BlockEnd
+	// InitiatorIsLo says which endpoint opened the flow; false for a block by hand, which
+	// does not know.
+	InitiatorIsLo bool
 }
+
+// ByHand reports whether a person asked for the block, and no rule.
+func (b *Block) ByHand() bool { return b.Rule == flow.ByHand }
 
 // BlockEnd says why a block ended.
 type BlockEnd string
@@ -73,6 +79,8 @@ func fromKernelBlock(k *datapathFlowKey, b *datapathBlock) Block {
 		Class:   fromFixed(b.Class[:]),
 		Rule:    fromFixed(b.Rule[:]),
 		Renewed: int(b.Renewed),
+
+		InitiatorIsLo: b.InitiatorIsLo != 0,
 	}
 }
 
@@ -146,18 +154,46 @@ func (t *Tables) ExpireBlocks() ([]Block, error) {
 
 // UnblockAll removes every block and returns how many there were.
 func (t *Tables) UnblockAll() (int, error) {
+	removed, err := t.UnblockWhere(func(*Block) bool { return true })
+	return len(removed), err
+}
+
+// UnblockWhere removes the blocks for which gone returns true, those without time left
+// included, and returns them with their final counters. Nobody else in this process can
+// write a block meanwhile, so gone must not, either. It may be asked about a block twice.
+func (t *Tables) UnblockWhere(gone func(*Block) bool) ([]Block, error) {
 	t.blocking.Lock()
 	defer t.blocking.Unlock()
 	var keys []datapathFlowKey
-	if err := walk(t.blocked, func(k *datapathFlowKey, _ *datapathBlock) { keys = append(keys, *k) }); err != nil {
-		return 0, err
-	}
-	for i := range keys {
-		if _, err := t.unblock(&keys[i]); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return i, fmt.Errorf("remove block: %w", err)
+	err := walk(t.blocked, func(k *datapathFlowKey, b *datapathBlock) {
+		block := fromKernelBlock(k, b)
+		if gone(&block) {
+			keys = append(keys, *k)
 		}
+	})
+	if err != nil {
+		return nil, err
 	}
-	return len(keys), nil
+	removed := make([]Block, 0, len(keys))
+	for i := range keys {
+		var b datapathBlock
+		// Once more, singly: another process may have written another block.
+		err := t.blocked.Lookup(&keys[i], &b)
+		if err == nil {
+			if block := fromKernelBlock(&keys[i], &b); !gone(&block) {
+				continue
+			}
+			b, err = t.unblock(&keys[i])
+		}
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			continue
+		}
+		if err != nil {
+			return removed, fmt.Errorf("remove block: %w", err)
+		}
+		removed = append(removed, fromKernelBlock(&keys[i], &b))
+	}
+	return removed, nil
 }
 
 // resume has the next datagram of a UDP flow captured again, as a resumed flow, whose

@@ -88,6 +88,7 @@ var countsHelp = map[string]string{
 	"out_of_place":         "TCP segments with numbers that their connection can't have",
 	"behind":               "TCP segments whose payload was captured before",
 	"decoys":               "TCP segments with a wrong checksum, of flows that are not decided",
+	"partial_sums":         "TCP segments that came in with a checksum of the pseudo-header alone, where it can't be told whether an offload left it: believed",
 	"bare":                 "header-only TCP segments beyond those that a capture keeps",
 	"again":                "captures that went on, as payload followed an early end",
 	"mptcp_join":           "TCP connections that carry the middle of a Multipath TCP stream",

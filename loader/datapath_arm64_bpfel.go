@@ -25,10 +25,10 @@ type datapathAttached struct {
 	HashSecret    [12]uint32
 	XdpMode       [16]int8
 	Egress        [16]int8
-	Mode          [16]int8
 	Version       [32]int8
 	Model         [64]int8
 	Policy        [128]int8
+	MonitorOnly   [320]int8
 	FirstNs       uint64
 }
 
@@ -142,6 +142,7 @@ type datapathCounts struct {
 	OutOfPlace         uint64
 	Behind             uint64
 	Decoys             uint64
+	PartialSums        uint64
 	Bare               uint64
 	Again              uint64
 	MptcpJoin          uint64
@@ -243,7 +244,7 @@ type datapathPacketRecord struct {
 	TimeUs        uint32
 	Offset        uint16
 	FromInitiator uint8
-	Fragment      uint8
+	Marks         uint8
 }
 
 type datapathSample struct {
@@ -390,6 +391,7 @@ const (
 	datapathVarCfgMidStream     = "cfg_mid_stream"
 	datapathVarCfgOneHook       = "cfg_one_hook"
 	datapathVarCfgOneWay        = "cfg_one_way"
+	datapathVarCfgPartialSums   = "cfg_partial_sums"
 	datapathVarCfgRawIp         = "cfg_raw_ip"
 	datapathVarCfgSlots         = "cfg_slots"
 	datapathVarCfgTcpSlots      = "cfg_tcp_slots"
@@ -485,6 +487,7 @@ type datapathVariableSpecs struct {
 	CfgMidStream     *ebpf.VariableSpec `ebpf:"cfg_mid_stream"`
 	CfgOneHook       *ebpf.VariableSpec `ebpf:"cfg_one_hook"`
 	CfgOneWay        *ebpf.VariableSpec `ebpf:"cfg_one_way"`
+	CfgPartialSums   *ebpf.VariableSpec `ebpf:"cfg_partial_sums"`
 	CfgRawIp         *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
 	CfgSlots         *ebpf.VariableSpec `ebpf:"cfg_slots"`
 	CfgTcpSlots      *ebpf.VariableSpec `ebpf:"cfg_tcp_slots"`
@@ -577,6 +580,7 @@ type datapathVariables struct {
 	CfgMidStream     *ebpf.Variable `ebpf:"cfg_mid_stream"`
 	CfgOneHook       *ebpf.Variable `ebpf:"cfg_one_hook"`
 	CfgOneWay        *ebpf.Variable `ebpf:"cfg_one_way"`
+	CfgPartialSums   *ebpf.Variable `ebpf:"cfg_partial_sums"`
 	CfgRawIp         *ebpf.Variable `ebpf:"cfg_raw_ip"`
 	CfgSlots         *ebpf.Variable `ebpf:"cfg_slots"`
 	CfgTcpSlots      *ebpf.Variable `ebpf:"cfg_tcp_slots"`

@@ -137,7 +137,7 @@ func ExampleOpen() {
 	}
 	defer tables.Close()
 	key, _ := flow.NewKey(client, server, flow.TCP, 0, 0)
-	if err := tables.Apply(key, flow.Treatment{Action: flow.Drop, TTL: time.Hour, Rule: "by hand"}); err != nil {
+	if err := tables.Apply(key, flow.Treatment{Action: flow.Drop, TTL: time.Hour, Rule: flow.ByHand}); err != nil {
 		fmt.Println(err)
 		return
 	}

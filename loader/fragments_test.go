@@ -42,8 +42,7 @@ func (k *kernel) ageFragments(d time.Duration) {
 // enforce sets the mode.
 func (k *kernel) enforce(on bool) {
 	k.t.Helper()
-	d := &DataPath{coll: k.coll}
-	if err := d.setMode(!on); err != nil {
+	if err := k.writeMode(on); err != nil {
 		k.t.Fatal(err)
 	}
 }
@@ -89,8 +88,10 @@ func (s *fragmentScene) key(proto flow.Proto) flow.Key {
 	return key
 }
 
+// block blocks its flow, in mode enforce.
 func (s *fragmentScene) block(proto flow.Proto) {
 	s.t.Helper()
+	s.enforce(true)
 	if err := s.Apply(s.key(proto), drop(time.Hour, "v2ray", "tunnels")); err != nil {
 		s.t.Fatal(err)
 	}
@@ -232,7 +233,14 @@ func TestFragments(t *testing.T) {
 		{"with the ports alone, of a blocked flow", func(s *fragmentScene) string {
 			s.block(flow.TCP)
 			return s.send(f.Fragments(s.tcp(nil, 400), 7, pieces(8)...)...) + s.send(f.Fragments(s.tcp(timestamps, 400), 8, pieces(24)...)...)
-		}, "dpdp", counts{"bad_fragment": 1, "later_fragment": 1, "dropped_packets": 2}},
+		}, "dddp", counts{"bad_fragment": 1, "bad_fragment_dropped": 1, "later_fragment": 1, "dropped_packets": 2}},
+		{"of a flow whose block is suspended", func(s *fragmentScene) string {
+			s.block(flow.TCP)
+			s.block(flow.UDP)
+			s.enforce(false)
+			return s.send(f.Fragments(s.tcp(nil, 400), 7, pieces(104)...)...) + s.send(f.Fragments(s.tcp(nil, 400), 8, pieces(8)...)...) +
+				s.send(f.Fragments(s.udp(400), 9, pieces(104)...)...)
+		}, "pppppp", counts{"bad_fragment": 2, "later_fragment": 2, "followed_fragment": 2}},
 		{"with the ports alone are dropped in enforce", func(s *fragmentScene) string {
 			s.enforce(true)
 			return s.send(f.Fragments(s.tcp(nil, 400), 7, pieces(8)...)...)
@@ -328,6 +336,7 @@ func TestBlocksCountLaterFragments(t *testing.T) {
 // Two IPv6 fragment headers in one packet, and headers that a first fragment lacks.
 func TestIPv6HeadersAreInTheFirstFragment(t *testing.T) {
 	k := loadKernel(t, config{})
+	k.enforce(false)
 	tcp := segment(peer6, host6, f.ACK, nil, 100)
 	ip6 := func(next byte, parts ...[]byte) []byte {
 		return f.Ethernet(f.IP(peer6, host6, next, slices.Concat(parts...)))
@@ -407,7 +416,6 @@ func TestForgedFragmentsChangeNothing(t *testing.T) {
 		for _, hook := range []entry{ingress, egress} {
 			t.Run(fmt.Sprintf("IPv%d/%s", version, hook), func(t *testing.T) {
 				k := loadKernel(t, config{})
-				k.enforce(true)
 				forge := func() {
 					for i, pair := range [][2]netip.AddrPort{of, {of[1], of[0]}} {
 						s := &fragmentScene{kernel: k, hook: hook, src: pair[0], dst: pair[1]}
@@ -575,6 +583,7 @@ func TestHiddenHeadersInPlaceAreSignalled(t *testing.T) {
 		for version, of := range ends {
 			t.Run(fmt.Sprintf("%s/IPv%d", tt.name, version), func(t *testing.T) {
 				k := k.emptied(t)
+				k.enforce(false)
 				var steps []step
 				for _, p := range slices.Concat(handshake, tt.before, end[:1], tt.behind, end[1:]) {
 					ack := uint32(2)

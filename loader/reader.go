@@ -142,7 +142,8 @@ func decodeSample(raw []byte, s *flow.Sample) error {
 			FromInitiator: p[unsafe.Offsetof(rec.FromInitiator)] != 0,
 			Time:          time.Duration(le.Uint32(p[unsafe.Offsetof(rec.TimeUs):])) * time.Microsecond,
 		}
-		if p[unsafe.Offsetof(rec.Fragment)] != 0 {
+		s.Packets[i].OffCable = p[unsafe.Offsetof(rec.Marks)]&recordOffCable != 0
+		if p[unsafe.Offsetof(rec.Marks)]&recordFragment != 0 {
 			s.Signals |= flow.SignalFragmented
 		}
 		off := int(s.Packets[i].Offset) - before
@@ -164,7 +165,7 @@ func decodeSample(raw []byte, s *flow.Sample) error {
 	return nil
 }
 
-// SAMPLE_* and KNOWN_* of bpf/earlydrop.h.
+// SAMPLE_*, RECORD_* and KNOWN_* of bpf/earlydrop.h.
 const (
 	sampleOneWay    = 1
 	sampleMidStream = 2
@@ -175,6 +176,9 @@ const (
 
 	sampleProvisional = 64
 	sampleHidden      = 128
+
+	recordFragment = 1
+	recordOffCable = 2
 
 	knownISN    = 1
 	knownNextLo = 2

@@ -57,6 +57,8 @@ type Attachment struct {
 	Version   string // of the program that attached
 	Model     string // cut to 63 bytes
 	Policy    string // path, cut to 127 bytes
+
+	MonitorOnly string // why SetMode refuses mode enforce; empty: it does not
 }
 
 // Open opens the pinned maps of an interface, by its present name. It returns an error
@@ -204,27 +206,19 @@ func (t *Tables) Occupancy() (Occupancy, error) {
 	return o, err
 }
 
-// readMode returns what the programs go by.
-func (t *Tables) readMode() (string, error) {
-	var is datapathMode
-	if err := t.mode.Lookup(uint32(0), &is); err != nil {
-		return "", fmt.Errorf("read map mode: %w", err)
-	}
-	if is.Enforce != 0 {
-		return "enforce", nil
-	}
-	return "monitor", nil
-}
-
 // Attachment returns how the interface is attached.
 func (t *Tables) Attachment() (Attachment, error) {
 	var a datapathAttached
 	if err := t.att.Lookup(uint32(0), &a); err != nil {
 		return Attachment{}, fmt.Errorf("read map attachment: %w", err)
 	}
-	mode, err := t.readMode()
+	enforces, err := t.Enforces()
 	if err != nil {
 		return Attachment{}, err
+	}
+	mode := "monitor"
+	if enforces {
+		mode = "enforce"
 	}
 	pid, alive := int(a.Pid), false
 	if folder, err := openFolder(t.PinDir()); err == nil {
@@ -248,5 +242,7 @@ func (t *Tables) Attachment() (Attachment, error) {
 		Version:   fromFixed(a.Version[:]),
 		Model:     fromFixed(a.Model[:]),
 		Policy:    fromFixed(a.Policy[:]),
+
+		MonitorOnly: fromFixed(a.MonitorOnly[:]),
 	}, nil
 }

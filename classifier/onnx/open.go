@@ -78,6 +78,16 @@ var ErrNoCgo = errors.New("this program was built without cgo, so it can't compu
 //
 // Open may be called concurrently.
 func Open(name string, data []byte, opts Options) (*classifier.Engine, error) {
+	n, err := Load(name, data, opts)
+	if err != nil {
+		return nil, err
+	}
+	return n.Engine(opts.Queue)
+}
+
+// Load is Open without an engine: for one that has a model already, see
+// classifier.Engine.Swap. opts.Queue is not used.
+func Load(name string, data []byte, opts Options) (*classifier.Network, error) {
 	manifest, err := classifier.ReadManifest(name, data)
 	if err != nil {
 		return nil, err
@@ -93,7 +103,7 @@ func Open(name string, data []byte, opts Options) (*classifier.Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("model %s on %s: %w", name, opts.Device, err)
 	}
-	return classifier.NewEngine(name, manifest, backend, opts.Queue)
+	return classifier.NewNetwork(name, manifest, backend)
 }
 
 // OpenFile is Open on the model file at path.

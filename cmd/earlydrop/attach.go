@@ -45,7 +45,7 @@ else: a terminal that is closed does not end the program.
 
 An event is one JSON object on a line: attached, waiting (--wait), verdict,
 block_ended, left_out (in passes_left_out what --events-pass left out since the last
-one, every 10 s) or ended.
+one, every 10 s), mode_changed or ended.
 A verdict says
 
    class            what the model calls the flow; unknown if no label is likely enough
@@ -185,6 +185,9 @@ func attach(c *cli.Context) error {
 	if door != nil {
 		door.Serve(g)
 	}
+	told := make(chan struct{})
+	go func() { defer close(told); tellSystemd(ctx, g) }()
+	defer func() { stop(); <-told }()
 	sums, err := g.Run(ctx)
 	if len(sums) > 1 {
 		config.Events.Say(totalText(sums))
@@ -239,7 +242,7 @@ func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
 	}
 	config.Policy, err = loadPolicy(c.String("policy"), policyModel(config.Engine.Manifest()))
 	if err == nil {
-		config.Mode, err = chooseMode(c, config.Policy)
+		config.Mode, err = chooseMode(c, config.Policy, config.Attach)
 	}
 	if err != nil {
 		return nil, errors.Join(err, config.Engine.Close())
@@ -281,19 +284,17 @@ func attachOptions(c *cli.Context) ([]loader.Options, error) {
 
 // chooseMode returns the mode of --mode or of the policy, and refuses to enforce a policy
 // that does not say what is to become of flows that prove little.
-func chooseMode(c *cli.Context, p *policy.Policy) (mode policy.Mode, err error) {
+func chooseMode(c *cli.Context, p *policy.Policy, attach []loader.Options) (mode policy.Mode, err error) {
 	mode = p.Mode
 	if c.IsSet("mode") {
 		if mode, err = policy.ParseMode(c.String("mode")); err != nil {
 			return mode, asBadInput(err)
 		}
 	}
-	switch {
-	case mode != policy.Enforce:
-	case c.String("mid-stream") == "capture" && !p.TreatsMidStream():
-		return mode, badInput("--mid-stream capture in mode enforce needs a rule with \"mid_stream: true\", and the policy has none: models know the beginnings of flows, and mistake many ordinary ones for tunnels from their middle on; add the key to a rule, or leave --mid-stream out")
-	case c.Bool("one-hook") && !p.OneHook:
-		return mode, badInput("--one-hook in mode enforce needs \"one_hook: true\" in the policy: where both directions come through one hook, whoever can send both can have a flow of others dropped")
+	for i := range attach {
+		if why := gateway.MonitorOnly(&attach[i], p); mode == policy.Enforce && why != "" {
+			return mode, badInput("%s", why)
+		}
 	}
 	return mode, nil
 }
@@ -315,18 +316,46 @@ func detachCommand() *cli.Command {
 		Description: `Ends the process that holds the interface, if there is one, and leaves nothing
 behind: no program, no map, no pin. Blocked flows pass again.
 
-Example:
-   earlydrop detach -i eth0`,
-		Flags: []cli.Flag{interfaceFlag()},
+Examples:
+   earlydrop detach -i eth0
+   earlydrop detach --all`,
+		Flags: []cli.Flag{interfaceFlag(), &cli.BoolFlag{Name: "all", Usage: "from every interface that is attached"}},
 		Action: func(c *cli.Context) error {
-			if err := errors.Join(requireFlags(c, "interface"), requireArgs(c, 0, 0, "")); err != nil {
+			if err := requireArgs(c, 0, 0, ""); err != nil {
 				return err
 			}
-			if err := loader.Detach(c.String("interface"), true); err != nil {
-				return fromLoader(err)
+			names := []string{c.String("interface")}
+			switch {
+			case c.Bool("all") && c.IsSet("interface"):
+				return badInput("--all and --interface exclude each other")
+			case c.Bool("all"):
+				all, err := loader.OpenAll()
+				if err != nil {
+					return fromLoader(err)
+				}
+				names = names[:0]
+				for _, t := range all {
+					names = append(names, t.Interface())
+				}
+				closeAll(all)
+			default:
+				if err := requireFlags(c, "interface"); err != nil {
+					return err
+				}
 			}
-			fmt.Fprintf(c.App.Writer, "detached from %s\n", c.String("interface"))
-			return nil
+			var failed []error
+			for _, name := range names {
+				if err := loader.Detach(name, true); err == nil {
+					fmt.Fprintf(c.App.Writer, "detached from %s\n", name)
+				} else if !c.Bool("all") || !errors.Is(err, loader.ErrNotAttached) {
+					// Of one process's interfaces the first takes the others along.
+					failed = append(failed, fromLoader(err))
+				}
+			}
+			if len(names) == 0 {
+				fmt.Fprintln(c.App.Writer, "nothing is attached"+seenFromHere())
+			}
+			return errors.Join(failed...)
 		},
 	}
 }
@@ -365,11 +394,14 @@ func attachedText(iface string, info loader.Info, c *gateway.Config) string {
 	if info.BlocksLost != nil {
 		say("not all blocks fit into the new tables: %v", info.BlocksLost)
 	}
-	if info.BlocksAdopted > 0 {
-		say("%d flows stay blocked", info.BlocksAdopted)
+	if stay := info.BlocksAdopted - info.BlocksHeld; stay > 0 {
+		say("%d flows stay blocked", stay)
 	}
 	if info.BlocksRemoved > 0 {
 		say("%d blocks removed: mode monitor drops nothing", info.BlocksRemoved)
+	}
+	if info.BlocksHeld > 0 {
+		say("%d blocks by hand are suspended until mode enforce", info.BlocksHeld)
 	}
 	if info.HiddenVLANs {
 		say("%s strips VLAN tags on receive, so the two directions of tagged flows don't match: ethtool -K %s rxvlan off rx-vlan-stag-hw-parse off", iface, iface)

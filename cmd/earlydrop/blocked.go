@@ -18,7 +18,6 @@ import (
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/control"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
-	"github.com/earlydrop/earlydrop/cmd/earlydrop/gateway"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/loader/flow"
@@ -45,7 +44,8 @@ func blockedCommand() *cli.Command {
 			{
 				Name:  "list",
 				Usage: "list the flows that the kernel drops, with what it has dropped",
-				Description: `Without -i it lists those of every interface. The same, for machines:
+				Description: `Without -i it lists those of every interface. In mode monitor they are suspended:
+their packets pass. The same, for machines:
 bpftool map dump pinned /sys/fs/bpf/earlydrop/INTERFACE/blocked
 (with %2e for each dot in the interface's name; status prints the folder).
 
@@ -69,8 +69,8 @@ Examples:
 				Name:      "add",
 				Usage:     "drop a flow from now on",
 				ArgsUsage: "tcp|udp ADDRESS:PORT ADDRESS:PORT",
-				Description: `Works in every mode, since it is asked for by hand. The order of the endpoints
-does not matter.
+				Description: `In mode monitor the block is suspended: it begins to drop when the mode is enforce.
+The order of the endpoints does not matter.
 
 Example:
    earlydrop blocked add -i eth0 --ttl 1d tcp 10.0.0.2:40000 192.0.2.7:8388`,
@@ -151,10 +151,13 @@ func blockedList(c *cli.Context) error {
 	tw := table.NewWriter()
 	tw.SetOutputMirror(c.App.Writer)
 	tw.SetStyle(table.StyleLight)
-	tw.AppendHeader(table.Row{"interface", "flow", "class", "rule", "packets", "dropped", "ends in"})
+	tw.AppendHeader(table.Row{"interface", "flow", "class", "rule", "packets", "dropped", "state", "ends in"})
 	for i := range blocks {
-		b := &blocks[i]
-		tw.AppendRow(table.Row{b.Interface, control.KeyOf(b), b.Class, b.Rule, b.Packets, event.ByteCount(b.Bytes), time.Until(b.Expires).Round(time.Second)})
+		b, state := &blocks[i], "drops"
+		if b.Suspended {
+			state = "suspended"
+		}
+		tw.AppendRow(table.Row{b.Interface, control.KeyOf(b), b.Class, b.Rule, b.Packets, event.ByteCount(b.Bytes), state, time.Until(b.Expires).Round(time.Second)})
 	}
 	tw.Render()
 	if n := matched - len(blocks); n > 0 {
@@ -188,8 +191,13 @@ func findBlocks(c *cli.Context, filter *control.BlockFilter) (blocks []status.Bl
 		if err != nil {
 			return blocks, err
 		}
+		enforces, err := t.Enforces()
+		if err != nil {
+			return blocks, err
+		}
 		for i := range pinned {
-			if b := status.NewBlock(name, &pinned[i]); filter.Match(&b) {
+			b := status.NewBlock(name, &pinned[i])
+			if b.Suspended = !enforces; filter.Match(&b) {
 				blocks = append(blocks, b)
 			}
 		}
@@ -199,7 +207,7 @@ func findBlocks(c *cli.Context, filter *control.BlockFilter) (blocks []status.Bl
 
 // withoutAccess leaves out the error of who may not read what is pinned, if a daemon
 // has answered in its place.
-func withoutAccess(d *daemon, err error) error {
+func withoutAccess(d *asked, err error) error {
 	if d != nil && errors.Is(err, loader.ErrNoAccess) {
 		return nil
 	}
@@ -226,31 +234,39 @@ func blockedAdd(c *cli.Context) error {
 	if err := requireFlags(c, "interface"); err != nil {
 		return err
 	}
-	lasts := ttlOf(c)
-	if d := preferDaemon(c); d.has(c.String("interface")) {
-		err = fromDaemon(d.Block(c.Context, c.String("interface"), key, lasts))
+	lasts, iface, suspended := ttlOf(c), c.String("interface"), false
+	if d := preferDaemon(c); d.has(iface) {
+		suspended, err = d.Block(c.Context, iface, key, lasts)
+		err = fromDaemon(err)
 	} else {
-		err = blockPinned(c, key, lasts)
+		suspended, err = blockPinned(c, key, lasts)
 	}
 	if err != nil {
 		return err
 	}
 	fmt.Fprintf(c.App.Writer, "blocked for %s: %s\n", policy.FormatTTL(lasts), key)
+	if suspended {
+		fmt.Fprintf(c.App.Writer, "suspended: %s is in mode monitor, which drops nothing (earlydrop mode enforce -i %[1]s)\n", iface)
+	}
 	return nil
 }
 
 // blockPinned is blockedAdd where no daemon is asked.
-func blockPinned(c *cli.Context, key flow.Key, lasts time.Duration) error {
+func blockPinned(c *cli.Context, key flow.Key, lasts time.Duration) (suspended bool, err error) {
 	t, err := openFor(c)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer t.Close()
-	err = t.Apply(key, flow.Treatment{Action: flow.Drop, TTL: lasts, Rule: gateway.ByHand})
+	err = t.Apply(key, flow.Treatment{Action: flow.Drop, TTL: lasts, Rule: flow.ByHand})
 	if errors.Is(err, loader.ErrFull) {
-		return fmt.Errorf("%w (remove some with earlydrop blocked del, or attach with a larger --max-blocked)", err)
+		return false, fmt.Errorf("%w (remove some with earlydrop blocked del, or attach with a larger --max-blocked)", err)
 	}
-	return err
+	if err != nil {
+		return false, err
+	}
+	enforces, err := t.Enforces()
+	return !enforces, err
 }
 
 func blockedDel(c *cli.Context) error {

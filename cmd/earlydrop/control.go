@@ -64,14 +64,14 @@ func listenControl(c *cli.Context) (s *control.Server, said string, err error) {
 // askWithin is how long a daemon may take to answer.
 const askWithin = 10 * time.Second
 
-// daemon is one that answers.
-type daemon struct {
+// asked is a daemon that answers.
+type asked struct {
 	*control.Client
 	about *control.About
 }
 
 // has reports whether the interface is one of the daemon's.
-func (d *daemon) has(iface string) bool {
+func (d *asked) has(iface string) bool {
 	return d != nil && slices.Contains(d.about.Interfaces, iface)
 }
 
@@ -79,7 +79,7 @@ func (d *daemon) has(iface string) bool {
 // what is pinned says the rest. The daemon at the default path counts only if it is of the
 // same network namespace, as other daemons may be in others. The error says why one that
 // is there can't be asked.
-func askDaemon(c *cli.Context) (*daemon, error) {
+func askDaemon(c *cli.Context) (*asked, error) {
 	path := c.String("control")
 	if path == noControl {
 		return nil, nil
@@ -97,12 +97,12 @@ func askDaemon(c *cli.Context) (*daemon, error) {
 	if netns, err := os.Readlink("/proc/self/ns/net"); path == control.DefaultPath && (err != nil || netns != about.Namespace) {
 		return nil, nil
 	}
-	return &daemon{client, about}, nil
+	return &asked{client, about}, nil
 }
 
 // preferDaemon is askDaemon for commands that can do without: a daemon that does not
 // answer as it should is told of, and done without.
-func preferDaemon(c *cli.Context) *daemon {
+func preferDaemon(c *cli.Context) *asked {
 	d, err := askDaemon(c)
 	if err != nil && !errors.Is(err, control.ErrForbidden) {
 		slog.Warn("the daemon can't be asked; this is from what is pinned", "error", err)
@@ -111,7 +111,7 @@ func preferDaemon(c *cli.Context) *daemon {
 }
 
 // requireDaemon is askDaemon for commands that can't do without.
-func requireDaemon(c *cli.Context) (*daemon, error) {
+func requireDaemon(c *cli.Context) (*asked, error) {
 	d, err := askDaemon(c)
 	if err == nil && d == nil {
 		err = badInput("no daemon answers at %s: attach serves it, and --control names another path", c.String("control"))

@@ -46,6 +46,7 @@ func commands() []*cli.Command {
 		explainCommand(),
 		attachCommand(),
 		detachCommand(),
+		modeCommand(),
 		statusCommand(),
 		blockedCommand(),
 		eventsCommand(),

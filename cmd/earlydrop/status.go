@@ -17,6 +17,7 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/gateway"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/loader"
+	"github.com/earlydrop/earlydrop/policy"
 )
 
 func statusCommand() *cli.Command {
@@ -161,7 +162,11 @@ func printStatus(out io.Writer, s *status.Status) error {
 	row("policy", "%s", s.Policy)
 	row("model", "%s", s.Model)
 	row("version", "%s", s.Version)
-	row("flows", "%d known, %d collecting, %d blocked", s.Flows.Flows, s.Flows.Collecting, s.Flows.Blocked)
+	suspended := ""
+	if s.Mode == policy.Monitor.String() && s.Flows.Blocked > 0 {
+		suspended = " (suspended: mode monitor drops nothing)"
+	}
+	row("flows", "%d known, %d collecting, %d blocked%s", s.Flows.Flows, s.Flows.Collecting, s.Flows.Blocked, suspended)
 	full := func(used, size int) string {
 		return fmt.Sprintf("%d of %d (%.0f %%)", used, size, 100*float64(used)/float64(max(1, size)))
 	}

@@ -40,6 +40,9 @@ type Options struct {
 	// checksums may have been left to the network card, and addresses changed
 	// (optional).
 	StrictChecksums bool
+	// OffCable says, with StrictChecksums, that what is inbound came off a cable, so that
+	// no checksum of it is yet to be completed. It is for TCP (optional).
+	OffCable bool
 	// MaxOpen bounds the captures in progress that are held in memory, at least 2
 	// (optional, DefaultMaxOpen). Those beyond that have been silent longest wait
 	// in a temporary file; nothing else changes for them.
@@ -344,6 +347,9 @@ func (a *Assembler) PacketFrom(side Side, ts time.Time, frame []byte, wireLen in
 		a.expire()
 	}
 	parse, s := headers.ParseCaptured, segment{ts: ts, side: side, origin: a.origin()}
+	if a.opts.OffCable && a.opts.StrictChecksums && side == SideInbound {
+		s.origin = signals.Cable
+	}
 	if a.opts.StrictChecksums {
 		parse = headers.Parse
 	}

@@ -74,7 +74,7 @@ type stream struct {
 // isDecoy reports whether no host accepts a segment of the direction. In files, whose
 // addresses somebody may have changed, only if its first one was right.
 func (s *stream) isDecoy(seg *segment, dir int) bool {
-	return (seg.origin == signals.Live || s.right[dir]) && seg.wrongChecksum()
+	return (seg.origin != signals.File || s.right[dir]) && seg.wrongChecksum()
 }
 
 // hole is what a sender has left out: from lo up to hi; the same: nothing.

@@ -796,7 +796,7 @@ func (a *Assembler) leaveOut(st *stream, s *segment, dir int) bool {
 // goesOn returns the candidate, if there is one, of a connection of which one direction
 // alone is seen: by the segment that follows the SYN, then won is that, or the SYN+ACK.
 func (pair *candidates) goesOn(s *segment) (c *candidate, won *syn) {
-	if s.Flags&(headers.ACK|headers.RST) != headers.ACK || s.origin == signals.Live && s.wrongChecksum() {
+	if s.Flags&(headers.ACK|headers.RST) != headers.ACK || s.origin != signals.File && s.wrongChecksum() {
 		return nil, nil
 	}
 	if c = pair[s.sender()]; c != nil && c.state == begun {
@@ -840,7 +840,7 @@ func (a *Assembler) oneWay(c *candidate, won *syn, s *segment) {
 
 // midStreamSegment takes a segment of a connection of which no beginning was seen.
 func (a *Assembler) midStreamSegment(s *segment) {
-	if s.origin == signals.Live && s.wrongChecksum() {
+	if s.origin != signals.File && s.wrongChecksum() {
 		a.counters[Decoys]++
 		return
 	}

@@ -137,6 +137,9 @@ type Packet struct {
 	WireLen uint32
 	// FromInitiator is true for packets sent by the side that opened the flow.
 	FromInitiator bool
+	// OffCable says that the packet came off a cable: no network card was yet to complete
+	// its checksum. False where that isn't known.
+	OffCable bool
 	// Time is the time since the flow's first packet.
 	Time time.Duration
 }

@@ -49,5 +49,8 @@ type Treatment struct {
 	TTL    time.Duration // how long; 0 for Pass
 	Rate   uint64        // bytes per second that may still pass; 0 for Pass and Drop
 	Class  string        // what the flow was named
-	Rule   string        // who says so: a rule of the policy, or a person
+	Rule   string        // who says so: a rule of the policy, or ByHand
 }
+
+// ByHand is the Rule of a treatment that a person asked for. No rule can be called so.
+const ByHand = "by hand"

@@ -19,7 +19,7 @@ import (
 )
 
 // What an operator blocks and unblocks by hand takes effect on connections that
-// are going on, in monitor mode too.
+// are going on: in mode monitor as soon as the mode is enforce, and until it is monitor again.
 func TestBlockingByHand(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, lab.Config{ServerLink: slow})
@@ -49,12 +49,34 @@ func TestBlockingByHand(t *testing.T) {
 	if v.Decision != "pass" {
 		t.Errorf("an ordinary download: %+v", v)
 	}
-	must(s.Earlydrop(s.ctx, "blocked", "add", "-i", rig.Device, "--ttl", "1h", "tcp", v.Src.String(), v.Dst.String()))(t)
-	s.risen(v, 2)
+	out = must(s.Earlydrop(s.ctx, "blocked", "add", "-i", rig.Device, "--ttl", "1h", "tcp", v.Src.String(), v.Dst.String()))(t)
+	if !strings.HasPrefix(out, "blocked for 1h: ") || !strings.Contains(out, "suspended: "+rig.Device+" is in mode monitor") {
+		t.Errorf("blocked add in mode monitor printed %q", out)
+	}
 	before := plain.bytes.Load()
+	if err := rig.Until(s.ctx, func() (bool, error) { return plain.bytes.Load() > before, nil }); err != nil {
+		t.Errorf("the download does not go on in mode monitor: %v", err)
+	}
+	if list := must(s.Earlydrop(s.ctx, "blocked", "list"))(t); !strings.Contains(list, "suspended") || !strings.Contains(list, "by hand") {
+		t.Errorf("blocked list in mode monitor:\n%s", list)
+	}
+	if status := must(s.Earlydrop(s.ctx, "status"))(t); !strings.Contains(status, "1 blocked (suspended") {
+		t.Errorf("status in mode monitor:\n%s", status)
+	}
+	if out := must(s.Earlydrop(s.ctx, "mode", "enforce", "-i", rig.Device))(t); out != rig.Device+" is in mode enforce now\n" {
+		t.Errorf("mode enforce printed %q", out)
+	}
+	s.risen(v, 2)
+	before = plain.bytes.Load()
 	s.risen(v, 2)
 	if now := plain.bytes.Load(); now != before || now >= s.web.LargeBytes {
 		t.Errorf("blocked by hand, but %d bytes, then %d of %d", before, now, s.web.LargeBytes)
+	}
+	if out := must(s.Earlydrop(s.ctx, "mode", "monitor"))(t); out != rig.Device+" is in mode monitor now\n" {
+		t.Errorf("mode monitor printed %q", out)
+	}
+	if err := rig.Until(s.ctx, func() (bool, error) { return plain.bytes.Load() > before, nil }); err != nil {
+		t.Errorf("the download does not go on in mode monitor again: %v", err)
 	}
 	if out := must(s.Earlydrop(s.ctx, "blocked", "del", "-i", rig.Device, "--all"))(t); !strings.HasPrefix(out, "1 flows pass again, dropped ") {
 		t.Errorf("del --all printed %q", out)
@@ -80,7 +102,7 @@ func TestAttachPrintsForPeople(t *testing.T) {
 				args = append(args, tt.flag)
 			}
 			d := s.attachText(args...)
-			d.waits(`^` + timestamp + `  attached gw-c: xdp native, egress tcx, mode enforce, policy \S+, model .+, device cpu\nUDP .+\ntables: .+ MiB of kernel memory\nmaps: bpftool map dump pinned /sys/fs/bpf/earlydrop/gw-c/blocked\n`)
+			d.waits(`^UDP .+\ncontrol socket: .+\n` + timestamp + `  attached gw-c: xdp native, egress tcx, mode enforce, policy \S+, model .+, device cpu\ntables: .+ MiB of kernel memory\nmaps: bpftool map dump pinned /sys/fs/bpf/earlydrop/gw-c/blocked\n`)
 			if r := s.Curl(s.ctx, nil, s.URL("https", 4, s.web.HTTPSPort, "/64k")); r.Err != nil {
 				t.Fatal(r.Err)
 			}

@@ -339,7 +339,7 @@ func TestDeviceWithoutEthernetHeader(t *testing.T) {
 			}
 			s.tunnelDevices("tun0", addrs[0], addrs[1])
 			s.refused(t, []string{s.Binary(), "attach", "-i", "tun0", "--xdp", "native"}, nil, []string{"tun0", "native", "generic"})
-			s.daemon = s.attach("-i", "tun0", "--xdp", mode)
+			s.daemon = s.attach("-i", "tun0", "--xdp", mode, "--mode", "enforce")
 			if a := s.daemon.Attached; a.XDP != "generic" || a.Egress != "tcx" {
 				t.Errorf("xdp %s, egress %s", a.XDP, a.Egress)
 			}

@@ -375,6 +375,9 @@ func (g *gateway) blockEnds(ctx context.Context) (early int, late time.Duration,
 	}
 	defer c.Close()
 	src, dst := c.LocalAddr().(*net.UDPAddr).AddrPort(), server.LocalAddr().(*net.UDPAddr).AddrPort()
+	if _, err := g.Earlydrop(ctx, "mode", "enforce", "-i", rig.Device); err != nil {
+		return 0, 0, err
+	}
 	if _, err := g.Earlydrop(ctx, "blocked", "add", "-i", rig.Device, "--ttl", "3s", "udp", src.String(), dst.String()); err != nil {
 		return 0, 0, err
 	}

@@ -48,9 +48,10 @@ type Gateway interface {
 	Report() (*status.Report, error)
 	// Blocks returns the blocks of all interfaces.
 	Blocks() ([]status.Block, error)
-	// Block drops a flow from now on, until its time to live is over. The error wraps
+	// Block drops a flow from now on, until its time to live is over, and reports whether
+	// that is suspended, as the interface is in mode monitor. The error wraps
 	// loader.ErrNotAttached where the gateway has no such interface, and loader.ErrFull.
-	Block(iface string, key flow.Key, ttl time.Duration) error
+	Block(iface string, key flow.Key, ttl time.Duration) (suspended bool, err error)
 	// Unblock lifts a block and tells of it as it was. The error wraps
 	// loader.ErrNotAttached where the gateway has no such interface, and
 	// ebpf.ErrKeyNotExist where the flow is not blocked there.
@@ -111,6 +112,12 @@ type AddBlock struct {
 	Interface string `json:"interface,omitempty"`
 	Flow
 	TTL TTL `json:"ttl"`
+}
+
+// Added is the answer to AddBlock.
+type Added struct {
+	AddBlock
+	Suspended bool `json:"suspended"` // the mode is monitor: its packets pass
 }
 
 // TTL is how long a block lasts. Its JSON is a text such as "10m" or "7d".

@@ -34,8 +34,8 @@ func TestBlocksAreAddedListedAndLifted(t *testing.T) {
 		iface string
 		key   flow.Key
 	}{{"eth0", a}, {"eth1", a}, {"eth1", b}, {"eth0", tagged}} {
-		if err := c.Block(ctx, add.iface, add.key, 10*time.Minute); err != nil {
-			t.Fatal(err)
+		if suspended, err := c.Block(ctx, add.iface, add.key, 10*time.Minute); err != nil || suspended != (add.iface == "eth1") {
+			t.Fatal(suspended, err)
 		}
 	}
 	now := time.Now()
@@ -139,7 +139,7 @@ func TestFullTableIsSaid(t *testing.T) {
 	f := newFake(t)
 	f.room = 0
 	_, c := serve(t, f)
-	err := c.Block(within(t), "eth0", key("10.0.0.1:1", "10.0.0.2:2", flow.TCP), time.Minute)
+	_, err := c.Block(within(t), "eth0", key("10.0.0.1:1", "10.0.0.2:2", flow.TCP), time.Minute)
 	var told *Error
 	if !errors.As(err, &told) || told.Status != http.StatusConflict {
 		t.Errorf("%v", err)

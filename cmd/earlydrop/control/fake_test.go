@@ -72,8 +72,9 @@ func (f *fake) of(iface string) (map[flow.Key]loader.Block, error) {
 	return blocks, nil
 }
 
-func (f *fake) Block(iface string, key flow.Key, ttl time.Duration) error {
-	return f.put(iface, loader.Block{Key: key, Since: time.Now(), Expires: time.Now().Add(ttl), Rule: "by hand"})
+// Block says that blocks of eth1 are suspended.
+func (f *fake) Block(iface string, key flow.Key, ttl time.Duration) (suspended bool, err error) {
+	return iface == "eth1", f.put(iface, loader.Block{Key: key, Since: time.Now(), Expires: time.Now().Add(ttl), Rule: "by hand"})
 }
 
 func (f *fake) put(iface string, b loader.Block) error {

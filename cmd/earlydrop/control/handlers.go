@@ -182,7 +182,8 @@ func (s *Server) addBlock(r *request) (err error) {
 	}
 	ttl := time.Duration(add.TTL)
 	tell := event.Audit{Interface: add.Interface, Asked: fmt.Sprintf("%s for %s", key, policy.FormatTTL(ttl))}
-	if err = s.gateway.Block(add.Interface, key, ttl); err != nil {
+	suspended, err := s.gateway.Block(add.Interface, key, ttl)
+	if err != nil {
 		err = told(err)
 		tell.Outcome = event.Refused
 	} else {
@@ -192,7 +193,7 @@ func (s *Server) addBlock(r *request) (err error) {
 	if err != nil {
 		return err
 	}
-	r.reply(http.StatusOK, &add)
+	r.reply(http.StatusOK, &Added{add, suspended})
 	return nil
 }
 

@@ -47,7 +47,7 @@ func TestHostileRequests(t *testing.T) {
 	f := newFake(t)
 	s, c := serve(t, f)
 	kept := key("10.0.0.1:1", "10.0.0.2:2", flow.TCP)
-	if err := c.Block(within(t), "eth0", kept, time.Hour); err != nil {
+	if _, err := c.Block(within(t), "eth0", kept, time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	get := func(path string) string { return "GET " + path + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" }

@@ -18,7 +18,8 @@ import (
 	"github.com/earlydrop/earlydrop/policy"
 )
 
-// Event is one of *Attached, *Waiting, *Verdict, *BlockEnded, *LeftOut, *Audit, *Lost and *Ended.
+// Event is one of *Attached, *Waiting, *Verdict, *BlockEnded, *LeftOut,
+// *ModeChanged, *Audit, *Lost and *Ended.
 type Event interface {
 	// Kind is what the event is called in its field "event".
 	Kind() string
@@ -26,25 +27,27 @@ type Event interface {
 
 // The kinds of events.
 const (
-	KindAttached   = "attached"
-	KindWaiting    = "waiting"
-	KindVerdict    = "verdict"
-	KindBlockEnded = "block_ended"
-	KindLeftOut    = "left_out"
-	KindAudit      = "audit"
-	KindLost       = "lost"
-	KindEnded      = "ended"
+	KindAttached    = "attached"
+	KindWaiting     = "waiting"
+	KindVerdict     = "verdict"
+	KindBlockEnded  = "block_ended"
+	KindLeftOut     = "left_out"
+	KindModeChanged = "mode_changed"
+	KindAudit       = "audit"
+	KindLost        = "lost"
+	KindEnded       = "ended"
 )
 
 // Kind implements Event.
-func (*Attached) Kind() string   { return KindAttached }
-func (*Waiting) Kind() string    { return KindWaiting }
-func (*Verdict) Kind() string    { return KindVerdict }
-func (*BlockEnded) Kind() string { return KindBlockEnded }
-func (*LeftOut) Kind() string    { return KindLeftOut }
-func (*Audit) Kind() string      { return KindAudit }
-func (*Lost) Kind() string       { return KindLost }
-func (*Ended) Kind() string      { return KindEnded }
+func (*Attached) Kind() string    { return KindAttached }
+func (*Waiting) Kind() string     { return KindWaiting }
+func (*Verdict) Kind() string     { return KindVerdict }
+func (*BlockEnded) Kind() string  { return KindBlockEnded }
+func (*LeftOut) Kind() string     { return KindLeftOut }
+func (*ModeChanged) Kind() string { return KindModeChanged }
+func (*Audit) Kind() string       { return KindAudit }
+func (*Lost) Kind() string        { return KindLost }
+func (*Ended) Kind() string       { return KindEnded }
 
 // Attached says that an interface is watched from now on.
 type Attached struct {
@@ -151,6 +154,15 @@ type LeftOut struct {
 	PassesLeftOut uint64        `json:"passes_left_out"`
 }
 
+// ModeChanged says that somebody changed the mode of an interface. Monitor suspends its
+// blocks, enforce takes them up again.
+type ModeChanged struct {
+	Time      time.Time         `json:"time"`
+	Event     word[modeChanged] `json:"event"`
+	Interface string            `json:"interface"`
+	Mode      string            `json:"mode"` // since then
+}
+
 // Audit says who asked for a change over the control socket, and what became of it.
 type Audit struct {
 	Time  time.Time   `json:"time"`
@@ -222,24 +234,26 @@ func WireBytes(s *flow.Sample) (n uint64) {
 type word[K interface{ kind() string }] struct{}
 
 type (
-	attached   struct{}
-	waiting    struct{}
-	verdict    struct{}
-	blockEnded struct{}
-	leftOut    struct{}
-	audit      struct{}
-	lost       struct{}
-	ended      struct{}
+	attached    struct{}
+	waiting     struct{}
+	verdict     struct{}
+	blockEnded  struct{}
+	leftOut     struct{}
+	modeChanged struct{}
+	audit       struct{}
+	lost        struct{}
+	ended       struct{}
 )
 
-func (attached) kind() string   { return KindAttached }
-func (waiting) kind() string    { return KindWaiting }
-func (verdict) kind() string    { return KindVerdict }
-func (blockEnded) kind() string { return KindBlockEnded }
-func (leftOut) kind() string    { return KindLeftOut }
-func (audit) kind() string      { return KindAudit }
-func (lost) kind() string       { return KindLost }
-func (ended) kind() string      { return KindEnded }
+func (attached) kind() string    { return KindAttached }
+func (waiting) kind() string     { return KindWaiting }
+func (verdict) kind() string     { return KindVerdict }
+func (blockEnded) kind() string  { return KindBlockEnded }
+func (leftOut) kind() string     { return KindLeftOut }
+func (modeChanged) kind() string { return KindModeChanged }
+func (audit) kind() string       { return KindAudit }
+func (lost) kind() string        { return KindLost }
+func (ended) kind() string       { return KindEnded }
 
 // String returns the word.
 func (word[K]) String() string {
@@ -278,6 +292,8 @@ func Decode(line []byte) (Event, error) {
 		e = new(Verdict)
 	case KindBlockEnded:
 		e = new(BlockEnded)
+	case KindModeChanged:
+		e = new(ModeChanged)
 	case KindLeftOut:
 		e = new(LeftOut)
 	case KindAudit:

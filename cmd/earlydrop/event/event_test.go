@@ -91,6 +91,7 @@ func every() map[string]event.Event {
 		"block ended":         &event.BlockEnded{Time: at, Interface: "eth0", Endpoints: ends, Class: "v2ray", Rule: "tunnels", Reason: "expired", DroppedPackets: 1, DroppedBytes: 2},
 		"block ended by hand": &event.BlockEnded{Time: at, Interface: "eth0", Endpoints: event.Endpoints{Src: ends.Src, Dst: ends.Dst, Proto: "tcp"}, Reason: "expired"},
 		"left out":            &event.LeftOut{Time: at, Interface: "eth0", PassesLeftOut: 3},
+		"mode changed":        &event.ModeChanged{Time: at, Interface: "eth0", Mode: "enforce"},
 		"audit": &event.Audit{Time: at, UID: 1000, GID: 100, PID: 4242, Action: "blocked_del", Outcome: event.Failed, Interface: "eth0", Asked: "cidr 10.0.0.0/8",
 			Blocks: 3, Error: "it was detached"},
 		"audit, few":        &event.Audit{Time: at, Action: "reload", Outcome: event.Done},

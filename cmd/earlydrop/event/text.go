@@ -112,6 +112,11 @@ func (l *LeftOut) Text() string {
 }
 
 // Text returns the event as a line for people, without its end.
+func (m *ModeChanged) Text() string {
+	return fmt.Sprintf("%s  mode %s  on %s", Clock(m.Time), m.Mode, m.Interface)
+}
+
+// Text returns the event as a line for people, without its end.
 func (a *Audit) Text() string {
 	line := fmt.Sprintf("%s  %s %s by uid %d, gid %d, pid %d", Clock(a.Time), strings.ReplaceAll(a.Action, "_", " "), a.Outcome, a.UID, a.GID, a.PID)
 	if a.Interface != "" {

@@ -48,6 +48,8 @@ type attachment struct {
 	recent  recent        // what has passed unseen lately
 	unread  atomic.Pointer[string]
 	pending sync.WaitGroup // captures that the classifier has
+	tidied  pulse
+	told    toldMode
 
 	// Of each kind one warning per second.
 	warnClassify, warnBlock, warnRead, warnTidy rate.Sometimes
@@ -55,6 +57,8 @@ type attachment struct {
 
 func newAttachment(g *Gateway, dp *loader.DataPath, iface func() string) *attachment {
 	a := &attachment{gateway: g, dp: dp, iface: iface, started: time.Now()}
+	a.tidied.beat()
+	a.told.mode.Store(uint32(g.config.Mode))
 	for _, kind := range []*rate.Sometimes{&a.warnClassify, &a.warnBlock, &a.warnRead, &a.warnTidy} {
 		kind.Interval = time.Second
 	}
@@ -155,6 +159,7 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	defer a.pending.Done()
 	g := a.gateway
+	g.classified.beat()
 	if err != nil {
 		a.counts[countNotClassified].Add(1)
 		if !errors.Is(err, classifier.ErrClosed) {
@@ -165,8 +170,8 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 		return
 	}
 	decision := g.config.Policy.Decide(&s.Meta, r)
-	treatment := decision.Treatment()
-	if g.config.Mode != policy.Enforce {
+	treatment, mode := decision.Treatment(), a.mode()
+	if mode != policy.Enforce {
 		treatment = flow.Treatment{}
 	}
 	block := treatment.Action == flow.Drop
@@ -197,7 +202,7 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	a.countRule(&decision, enforced)
 	a.latency.add(decided, decided.Sub(s.Start.Add(s.Elapsed)))
 	if g.config.Events.Wants(decision.Detected, decided) {
-		a.add(a.verdict(s, &r, &decision, enforced, failed, decided))
+		a.add(a.verdict(s, &r, &decision, mode, enforced, failed, decided))
 	} else {
 		a.counts[countPassesLeftOut].Add(1)
 		a.leftOut.Add(1)
@@ -220,10 +225,10 @@ func (a *attachment) put(e event.Event) {
 
 // verdict returns the event of a verdict. failed says why a drop was not enforced,
 // although it should have been.
-func (a *attachment) verdict(s *flow.Sample, r *flow.Result, dec *policy.Decision, enforced bool, failed error, at time.Time) *event.Verdict {
+func (a *attachment) verdict(s *flow.Sample, r *flow.Result, dec *policy.Decision, mode policy.Mode, enforced bool, failed error, at time.Time) *event.Verdict {
 	v := event.NewVerdict(s, r, dec)
 	handedOver := v.Time
-	v.Time, v.Mode, v.Model, v.Enforced = at, a.gateway.config.Mode.String(), a.gateway.model, &enforced
+	v.Time, v.Mode, v.Model, v.Enforced = at, mode.String(), a.gateway.model, &enforced
 	v.VerdictMS = float64(at.Sub(s.Start).Microseconds()) / 1e3
 	v.LatencyUS = float64(max(0, at.Sub(handedOver)).Nanoseconds()) / 1e3
 	if failed != nil {
@@ -257,6 +262,8 @@ func (a *attachment) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 			err, trouble = errors.Join(a.expire(), a.dp.Report(a.counts.list())), &noTidying
 			advised = advised || a.advise()
 			a.noteRecent()
+			a.tidied.beat()
+			a.mode() // tells if it was changed
 		}
 		switch {
 		case err == nil:
@@ -320,7 +327,7 @@ func (a *attachment) tellAttached() {
 
 // summary returns what the run has come to so far.
 func (a *attachment) summary() Summary {
-	s := Summary{Interface: a.iface(), Took: time.Since(a.started), Mode: a.gateway.config.Mode, Classes: a.countsOfClasses()}
+	s := Summary{Interface: a.iface(), Took: time.Since(a.started), Mode: a.mode(), Classes: a.countsOfClasses()}
 	all, _ := a.dp.Counters() // without them it says the rest
 	for _, c := range append(all, a.counts.list()...) {
 		if c.Value != 0 {

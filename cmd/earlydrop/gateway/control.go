@@ -18,12 +18,8 @@ import (
 	"github.com/earlydrop/earlydrop/policy"
 )
 
-// ByHand is the rule of blocks that were asked for by hand, and EndByHand the reason of
-// the end of blocks that somebody lifted.
-const (
-	ByHand                    = "by hand"
-	EndByHand loader.BlockEnd = "by_hand"
-)
+// EndByHand is why a block ended that somebody lifted.
+const EndByHand loader.BlockEnd = "by_hand"
 
 // each calls f for every attachment that is there now. None is let go of before each
 // returns.
@@ -150,21 +146,34 @@ func (a *attachment) countsOfClasses() map[string]uint64 {
 func (g *Gateway) Blocks() (all []status.Block, err error) {
 	err = g.each(func(a *attachment) error {
 		blocks, err := a.dp.Blocked()
+		if err != nil {
+			return err
+		}
+		enforces, err := a.dp.Enforces()
 		all = slices.Grow(all, len(blocks))
 		for i := range blocks {
-			all = append(all, status.NewBlock(a.iface(), &blocks[i]))
+			b := status.NewBlock(a.iface(), &blocks[i])
+			b.Suspended = !enforces
+			all = append(all, b)
 		}
 		return err
 	})
 	return all, err
 }
 
-// Block drops a flow from now on, in every mode, since it is asked for by hand. The error
-// wraps loader.ErrNotAttached where there is no such interface, and loader.ErrFull.
-func (g *Gateway) Block(iface string, key flow.Key, ttl time.Duration) error {
-	return g.with(iface, func(a *attachment) error {
-		return a.dp.Apply(key, flow.Treatment{Action: flow.Drop, TTL: ttl, Rule: ByHand})
+// Block drops a flow from now on, and reports whether that is suspended, as the interface
+// is in mode monitor. The error wraps loader.ErrNotAttached where there is no such
+// interface, and loader.ErrFull.
+func (g *Gateway) Block(iface string, key flow.Key, ttl time.Duration) (suspended bool, err error) {
+	err = g.with(iface, func(a *attachment) error {
+		if err := a.dp.Apply(key, flow.Treatment{Action: flow.Drop, TTL: ttl, Rule: flow.ByHand}); err != nil {
+			return err
+		}
+		enforces, err := a.dp.Enforces()
+		suspended = !enforces
+		return err
 	})
+	return suspended, err
 }
 
 // Unblock lifts a block, writes the event of its end, and returns it as it was. The error

@@ -23,7 +23,7 @@ import (
 // Config says what a gateway works with.
 type Config struct {
 	// Attach says what the data paths are attached to, and how: one for each interface. Their
-	// Monitor, Model and Policy are set by New.
+	// Monitor, MonitorOnly, Model and Policy are set by New.
 	Attach []loader.Options
 	// Engine classifies. It is the gateway's when New succeeds, and closed by Run.
 	Engine *classifier.Engine
@@ -31,7 +31,8 @@ type Config struct {
 	Policy     *policy.Policy
 	PolicyName string
 	// Mode says whether the kernel drops what the policy says. It counts instead of the
-	// policy's own.
+	// policy's own. From then on the mode is what the data path says, which anybody with the
+	// rights may change.
 	Mode policy.Mode
 	// Events gets the events. It stays open.
 	Events *eventlog.Log
@@ -57,6 +58,8 @@ type Config struct {
 type Gateway struct {
 	config Config
 	model  string // name and version
+
+	classified pulse
 
 	mu       sync.Mutex    // of what follows, and of the end of each
 	attached []*attachment // in the order in which they were attached to
@@ -121,6 +124,7 @@ func (g *Gateway) options(asked ...loader.Options) []loader.Options {
 	all := slices.Clone(asked)
 	for i := range all {
 		all[i].Monitor, all[i].Model, all[i].Policy = g.config.Mode == policy.Monitor, g.model, g.config.PolicyName
+		all[i].MonitorOnly = MonitorOnly(&all[i], g.config.Policy)
 	}
 	return all
 }

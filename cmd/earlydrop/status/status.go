@@ -109,9 +109,10 @@ type Block struct {
 	Expires   time.Time      `json:"expires"`
 	Packets   uint64         `json:"packets"` // dropped so far
 	Bytes     uint64         `json:"bytes"`
+	Suspended bool           `json:"suspended"` // the mode is monitor: its packets pass
 }
 
-// NewBlock tells of a block of an interface.
+// NewBlock tells of a block of an interface. Suspended is the caller's to set.
 func NewBlock(iface string, b *loader.Block) Block {
 	return Block{
 		Interface: iface, Lo: b.Key.Lo, Hi: b.Key.Hi, Proto: b.Key.Proto.String(), VLAN: b.Key.VLAN, InnerVLAN: b.Key.InnerVLAN,

@@ -40,14 +40,15 @@ const (
 )
 
 // Origin says what is known of the frames of a sample.
-type Origin bool
+type Origin uint8
 
 // A host that captures what it sends sees frames whose checksum the network card is yet
 // to fill in. What is there until then is the sum of the pseudo-header (Linux, live)
-// or, in files of other systems, nothing.
+// or, in files of other systems, nothing. Off a cable neither is right.
 const (
-	Live Origin = false
-	File Origin = true
+	Live Origin = iota
+	File
+	Cable
 )
 
 // walked are the headers of a sample's packets.
@@ -220,7 +221,7 @@ func findDecoys(s *flow.Sample, all *walked, from Origin) (decoys uint32) {
 		h := &all[i].Headers
 		switch {
 		case h.Proto != flow.UDP:
-		case !WrongChecksum(h, s.Frame(i), from):
+		case !WrongChecksum(h, s.Frame(i), originOf(p, from)):
 			right[which(p)] = true
 		default:
 			wrong[which(p)] |= 1 << i
@@ -232,6 +233,14 @@ func findDecoys(s *flow.Sample, all *walked, from Origin) (decoys uint32) {
 		}
 	}
 	return decoys
+}
+
+// originOf is what is known of a packet of a sample.
+func originOf(p flow.Packet, from Origin) Origin {
+	if p.OffCable {
+		return Cable
+	}
+	return from
 }
 
 // side is what one endpoint has sent so far.
@@ -391,7 +400,7 @@ func WrongChecksum(h *headers.Headers, frame []byte, from Origin) bool {
 	}
 	// The network card is yet to do the rest; of segments that it is to divide as well,
 	// the length.
-	return stored != fold(pseudo+uint32(len(segment))) && (from == Live || stored != fold(pseudo))
+	return from == Cable || stored != fold(pseudo+uint32(len(segment))) && (from == Live || stored != fold(pseudo))
 }
 
 func sum(b []byte) (s uint32) {

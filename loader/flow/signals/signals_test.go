@@ -316,7 +316,7 @@ func TestNoteTakesWhatever(t *testing.T) {
 			frame = append(frame, make([]byte, 200)...)
 			s.Data = append(s.Data, frame[:n]...)
 		}
-		Note(s, Origin(random.IntN(2) > 0))
+		Note(s, Origin(random.IntN(3)))
 		first, data := slices.Clone(s.Packets), bytes.Clone(s.Data)
 		end := 0
 		for i := range s.Packets {

@@ -25,10 +25,10 @@ type floorAttached struct {
 	HashSecret    [12]uint32
 	XdpMode       [16]int8
 	Egress        [16]int8
-	Mode          [16]int8
 	Version       [32]int8
 	Model         [64]int8
 	Policy        [128]int8
+	MonitorOnly   [320]int8
 	FirstNs       uint64
 }
 
@@ -142,6 +142,7 @@ type floorCounts struct {
 	OutOfPlace         uint64
 	Behind             uint64
 	Decoys             uint64
+	PartialSums        uint64
 	Bare               uint64
 	Again              uint64
 	MptcpJoin          uint64
@@ -238,7 +239,7 @@ type floorHandshake struct {
 		TimeUs        uint32
 		Offset        uint16
 		FromInitiator uint8
-		Fragment      uint8
+		Marks         uint8
 	}
 	_    [4]byte
 	Data [560]uint8
@@ -312,7 +313,7 @@ type floorSlot struct {
 			TimeUs        uint32
 			Offset        uint16
 			FromInitiator uint8
-			Fragment      uint8
+			Marks         uint8
 		}
 		Data                [1024]uint8
 		Spill               [16]uint8
@@ -354,7 +355,7 @@ type floorWaiting struct {
 		TimeUs        uint32
 		Offset        uint16
 		FromInitiator uint8
-		Fragment      uint8
+		Marks         uint8
 	}
 	Data [1104]uint8
 }
@@ -412,6 +413,7 @@ const (
 	floorVarCfgMidStream     = "cfg_mid_stream"
 	floorVarCfgOneHook       = "cfg_one_hook"
 	floorVarCfgOneWay        = "cfg_one_way"
+	floorVarCfgPartialSums   = "cfg_partial_sums"
 	floorVarCfgRawIp         = "cfg_raw_ip"
 	floorVarCfgSlots         = "cfg_slots"
 	floorVarCfgTcpSlots      = "cfg_tcp_slots"
@@ -517,6 +519,7 @@ type floorVariableSpecs struct {
 	CfgMidStream     *ebpf.VariableSpec `ebpf:"cfg_mid_stream"`
 	CfgOneHook       *ebpf.VariableSpec `ebpf:"cfg_one_hook"`
 	CfgOneWay        *ebpf.VariableSpec `ebpf:"cfg_one_way"`
+	CfgPartialSums   *ebpf.VariableSpec `ebpf:"cfg_partial_sums"`
 	CfgRawIp         *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
 	CfgSlots         *ebpf.VariableSpec `ebpf:"cfg_slots"`
 	CfgTcpSlots      *ebpf.VariableSpec `ebpf:"cfg_tcp_slots"`
@@ -614,6 +617,7 @@ type floorVariables struct {
 	CfgMidStream     *ebpf.Variable `ebpf:"cfg_mid_stream"`
 	CfgOneHook       *ebpf.Variable `ebpf:"cfg_one_hook"`
 	CfgOneWay        *ebpf.Variable `ebpf:"cfg_one_way"`
+	CfgPartialSums   *ebpf.Variable `ebpf:"cfg_partial_sums"`
 	CfgRawIp         *ebpf.Variable `ebpf:"cfg_raw_ip"`
 	CfgSlots         *ebpf.Variable `ebpf:"cfg_slots"`
 	CfgTcpSlots      *ebpf.Variable `ebpf:"cfg_tcp_slots"`

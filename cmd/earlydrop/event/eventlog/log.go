@@ -310,6 +310,8 @@ func (l *Log) print(w *bufio.Writer, e event.Event) {
 		line = e.Text()
 	case *event.Waiting:
 		line = e.Text()
+	case *event.ModeChanged:
+		line = e.Text()
 	case *event.Audit:
 		line = e.Text()
 	case *event.LeftOut:

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/earlydrop/earlydrop/loader"
+	"github.com/earlydrop/earlydrop/policy"
+)
+
+func modeCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "mode",
+		Usage:     "let what is attached drop, or stop it at once from dropping",
+		ArgsUsage: "monitor|enforce",
+		Description: `Changes the mode from the next packet on, whether a daemon runs or not. In mode
+monitor nothing is dropped: all blocks are suspended, those by hand as well. They stay,
+their time goes on, and mode enforce takes them up again. Without -i it is about every
+interface.
+
+The mode is refused where attach refuses it: with --mid-stream capture or --one-hook and
+a policy that does not allow these. Then no interface is changed. The next attach sets the
+mode as its policy or --mode says.
+
+Examples:
+   earlydrop mode monitor
+   earlydrop mode enforce -i eth0`,
+		Flags:  []cli.Flag{interfaceFlag()},
+		Action: runMode,
+	}
+}
+
+func runMode(c *cli.Context) error {
+	if err := requireArgs(c, 1, 1, "monitor or enforce"); err != nil {
+		return err
+	}
+	mode, err := policy.ParseMode(c.Args().First())
+	if err != nil {
+		return asBadInput(err)
+	}
+	all, openErr := openChosen(c)
+	defer closeAll(all)
+	if len(all) == 0 && openErr == nil {
+		return badInput("earlydrop is attached to no interface%s", seenFromHere())
+	}
+	changed, err := loader.SetModes(all, mode == policy.Enforce)
+	var only *loader.MonitorOnlyError
+	if errors.As(err, &only) {
+		return asBadInput(err)
+	}
+	if err != nil {
+		return err
+	}
+	for _, t := range all {
+		when := "already"
+		if slices.Contains(changed, t) {
+			when = "now"
+		}
+		fmt.Fprintf(c.App.Writer, "%s is in mode %s %s\n", t.Interface(), mode, when)
+	}
+	return openErr
+}

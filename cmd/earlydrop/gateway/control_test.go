@@ -24,7 +24,7 @@ func TestGatewayIsAsked(t *testing.T) {
 	if !inOwnNamespace(t) {
 		return
 	}
-	config, text := newConfig(t)
+	config, text := newConfig(t, 1)
 	g, err := New(config)
 	if err != nil {
 		t.Fatal(err)

@@ -4,6 +4,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -11,6 +12,7 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -55,7 +57,8 @@ A verdict says
    rule_confidence  the probability that it is of one of the rule's classes
    rule_classes     those of the rule's classes that this comes from
    detected         it was enough for a rule, even if the flow passes by an exception
-   decision         pass or drop; enforced if the kernel drops it, error if it can't
+   decision         pass, drop or log; enforced if the kernel drops it, error if it can't
+   scope            pair if it is about all flows of the initiator to this server and port
    start            the time of the flow's first packet, in UTC
    packets, bytes   what the verdict was made from: the captured packets, and their
                     length on the wire
@@ -93,6 +96,7 @@ Examples:
 			numberFlag("max-blocked", "drop `N` flows at a time at most", "65536, or as adopted", uint64(least.Blocked), uint64(most.Blocked)),
 			numberFlag("max-collecting", "capture `N` flows at a time; more pass unseen", "8192, or as adopted", uint64(least.Collecting), uint64(most.Collecting)),
 			numberFlag("max-handshakes", "keep `N` TCP handshakes, rounded up to a power of two; old ones make room", "65536, or as adopted", uint64(least.Handshakes), uint64(most.Handshakes)),
+			evidenceFlag(),
 			&cli.BoolFlag{Name: "persist", Usage: "leave the data path attached at the end: blocked flows stay blocked"},
 			&cli.BoolFlag{Name: "wait", Usage: "wait for interfaces that are not there, or that are removed while it runs, and attach to each as soon as it appears"},
 			controlFlag("answer status, blocked and events at the unix socket `PATH`; none: nowhere"),
@@ -168,7 +172,7 @@ func attach(c *cli.Context) error {
 	defer stop()
 	config.Attached = func(iface string, info loader.Info) { config.Events.Say(attachedText(iface, info, config)) }
 	config.Ended = func(sum gateway.Summary) { config.Events.Say(endedText(sum)) }
-	door, forWhom, err := listenControl(c)
+	door, said, err := listenControl(c)
 	if err != nil {
 		config.Events.Uncreate()
 		return err
@@ -176,12 +180,20 @@ func attach(c *cli.Context) error {
 	if door != nil {
 		defer door.Close()
 	}
+	var keep func(context.Context)
+	config.Evidence, keep = openEvidence(c, config.Policy, config.Events)
 	g, err := gateway.New(*config)
 	if err != nil {
 		config.Events.Uncreate()
 		return fromLoader(err)
 	}
-	config.Events.Say(beginText(config) + forWhom)
+	kept := sync.WaitGroup{}
+	defer kept.Wait()
+	keepCtx, stopKeeping := context.WithCancel(context.Background())
+	defer stopKeeping()
+	kept.Go(func() { keep(keepCtx) })
+	config.Events.Say(beginText(config))
+	said(config.Events)
 	if door != nil {
 		door.Serve(g)
 	}
@@ -243,6 +255,9 @@ func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
 	config.Policy, err = loadPolicy(c.String("policy"), policyModel(config.Engine.Manifest()))
 	if err == nil {
 		config.Mode, err = chooseMode(c, config.Policy, config.Attach)
+	}
+	if err == nil {
+		err = checkPairs(config.Policy, c.StringSlice("interface"))
 	}
 	if err != nil {
 		return nil, errors.Join(err, config.Engine.Close())

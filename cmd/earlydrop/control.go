@@ -18,6 +18,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/control"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
 )
 
 // noControl is the value of --control for no socket.
@@ -37,12 +38,13 @@ func askFlag() cli.Flag {
 	return controlFlag("ask the daemon at the unix socket `PATH`; none: read what is pinned instead")
 }
 
-// listenControl makes the socket of attach, if it is to have one, and says for whom it is.
-// The default path is a convenience: where it can't be had, a warning says so.
-func listenControl(c *cli.Context) (s *control.Server, said string, err error) {
+// listenControl makes the socket of attach, if it is to have one. What said tells, once it is
+// attached, is for whom it is, or why there is none: the default path is a convenience, and
+// where it can't be had the work goes on.
+func listenControl(c *cli.Context) (s *control.Server, said func(*eventlog.Log), err error) {
 	config := control.Config{Path: c.String("control"), Group: -1}
 	if config.Path == noControl {
-		return nil, "", nil
+		return nil, func(*eventlog.Log) {}, nil
 	}
 	forWhom := fmt.Sprintf("root alone, as there is no group %s", control.GroupName)
 	if g, err := user.LookupGroup(control.GroupName); err == nil {
@@ -53,12 +55,13 @@ func listenControl(c *cli.Context) (s *control.Server, said string, err error) {
 	s, err = control.Listen(config)
 	switch {
 	case err == nil:
-		return s, fmt.Sprintf("control socket: %s, for %s\n", config.Path, forWhom), nil
+		return s, func(l *eventlog.Log) { l.Say(fmt.Sprintf("control socket: %s, for %s\n", config.Path, forWhom)) }, nil
 	case c.IsSet("control"):
-		return nil, "", badInput("--control %s: %w", config.Path, err)
+		return nil, nil, badInput("--control %s: %w", config.Path, err)
 	}
-	slog.Warn("there is no control socket; the work goes on (--control names another path, or none)", "error", err)
-	return nil, "", nil
+	return nil, func(*eventlog.Log) {
+		slog.Warn("there is no control socket; the work goes on (--control names another path, or none)", "error", err)
+	}, nil
 }
 
 // askWithin is how long a daemon may take to answer.

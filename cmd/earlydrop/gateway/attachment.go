@@ -48,6 +48,7 @@ type attachment struct {
 	recent  recent        // what has passed unseen lately
 	unread  atomic.Pointer[string]
 	pending sync.WaitGroup // captures that the classifier has
+	sent    sent           // of the capture that is read
 	tidied  pulse
 	told    toldMode
 
@@ -145,12 +146,23 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 		trouble.over()
 		a.unread.Store(nil)
 		stale := engine.Waiting() >= staleWaiting && time.Since(s.Start.Add(s.Elapsed)) > staleAfter
+		var c *crossing
+		if !stale {
+			var recognised bool
+			if c, recognised = a.recognise(s); recognised {
+				engine.Put(s)
+				continue
+			}
+		}
 		a.pending.Add(1)
 		if stale || !engine.Submit(s, decide) {
 			// Fail open: the flow passes, as it does already.
 			a.pending.Done()
 			a.counts[countQueueFull].Add(1)
 			engine.Put(s)
+			if c != nil {
+				a.gateway.crossings.forget(c, a)
+			}
 		}
 	}
 }
@@ -169,7 +181,7 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 		}
 		return
 	}
-	decision := g.config.Policy.Decide(&s.Meta, r)
+	decision := g.config.Evidence.Decide(g.config.Policy, &s.Meta, r)
 	treatment, mode := decision.Treatment(), a.mode()
 	if mode != policy.Enforce {
 		treatment = flow.Treatment{}
@@ -196,6 +208,15 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	}
 	if enforced {
 		a.counts[countBlocked].Add(1)
+	}
+	a.counts[countForgotten].Add(g.config.Evidence.TakeForgotten())
+	switch decision.Reason {
+	case policy.ReasonEvidence:
+		a.counts[countPairs].Add(1)
+	case policy.ReasonPair:
+		a.counts[countPairFlows].Add(1)
+	case policy.ReasonPaused:
+		a.counts[countPaused].Add(1)
 	}
 	n, _ := a.classes.LoadOrStore(decision.Class, new(atomic.Uint64))
 	n.(*atomic.Uint64).Add(1)

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/earlydrop/earlydrop/classifier"
@@ -18,6 +19,7 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/policy"
+	"github.com/earlydrop/earlydrop/policy/evidence"
 )
 
 // Config says what a gateway works with.
@@ -30,6 +32,9 @@ type Config struct {
 	// Policy decides, and PolicyName says in events and status where it is from.
 	Policy     *policy.Policy
 	PolicyName string
+	// Evidence (optional) is what is known of pairs and limits. New makes one that knows
+	// nothing. It is not closed or saved.
+	Evidence *evidence.State
 	// Mode says whether the kernel drops what the policy says. It counts instead of the
 	// policy's own. From then on the mode is what the data path says, which anybody with the
 	// rights may change.
@@ -65,6 +70,10 @@ type Gateway struct {
 	attached []*attachment // in the order in which they were attached to
 
 	waiting []*waiting // of New, and then of Run
+
+	several   atomic.Int32 // as many as are attached
+	crossings *crossings
+	natSaid   sync.Map // pairs of interfaces
 }
 
 // New attaches to all interfaces (with Config.Wait, to those that are there) or, after an
@@ -73,7 +82,7 @@ type Gateway struct {
 func New(c Config) (*Gateway, error) {
 	c.setDefaults()
 	m := c.Engine.Manifest()
-	g := &Gateway{config: c, model: m.Name + " " + m.Version}
+	g := &Gateway{config: c, model: m.Name + " " + m.Version, crossings: newCrossings()}
 	there, away := c.Attach, []loader.Options(nil)
 	if c.Wait {
 		var err error
@@ -101,10 +110,14 @@ func (g *Gateway) add(asked loader.Options, dp *loader.DataPath) *attachment {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.attached = append(g.attached, a)
+	g.several.Add(1)
 	return a
 }
 
 func (c *Config) setDefaults() {
+	if c.Evidence == nil {
+		c.Evidence = evidence.New(evidence.Options{})
+	}
 	if c.Attached == nil {
 		c.Attached = func(string, loader.Info) {}
 	}
@@ -298,6 +311,7 @@ func (g *Gateway) end(e runEnd) (Summary, error) {
 func (g *Gateway) letGo(a *attachment, persist bool) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.several.Add(-1)
 	g.attached = slices.DeleteFunc(g.attached, func(other *attachment) bool { return other == a })
 	if persist {
 		return a.dp.Release()

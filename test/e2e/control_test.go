@@ -69,8 +69,14 @@ func TestCommandsAskTheDaemon(t *testing.T) {
 	}
 
 	// All is well, and the daemon says more than the maps.
-	if code, st := s.statusCode(t); code != 0 || st.State != status.Well || st.Classes == nil && st.RecentSeconds == 0 || !st.Running {
-		t.Errorf("exit code %d, %+v", code, st)
+	if err := rig.Until(s.ctx, func() (bool, error) {
+		code, st := s.statusCode(t)
+		if code != 0 || st.State != status.Well || !st.Running {
+			t.Errorf("exit code %d, %+v", code, st)
+		}
+		return st.RecentSeconds > 0, nil
+	}); err != nil {
+		t.Errorf("the daemon does not tell of lately: %v", err)
 	}
 	edit(append([]string{"add", "-i", rig.Device}, flow...)...)
 	list := func() string { return must(s.Earlydrop(s.ctx, "blocked", "list", "--cidr", "192.0.2.0/24"))(t) }

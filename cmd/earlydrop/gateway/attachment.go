@@ -266,6 +266,7 @@ func (a *attachment) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 	defer tell.Stop()
 	var noSweep, noTidying patience
 	advised := false
+	a.noteRecent()
 	for {
 		var err error
 		trouble := &noSweep

@@ -55,7 +55,7 @@ const nearlyFull = 90
 // about the traffic itself is not in them.
 var passing = []string{
 	"slots_full", "initiator_slots", "initiator_waiting", "collecting_full", "handshake_busy", "ring_full", "load_failed", // the kernel's
-	"queue_full", "not_classified", "not_blocked", "blocked_full", "events_lost", "pins_restored", // the daemon's
+	"queue_full", "not_classified", "not_blocked", "blocked_full", "paused", "events_lost", "pins_restored", // the daemon's
 }
 
 // Passing returns of the counters those that Recent is about.

@@ -76,9 +76,11 @@ Examples:
    earlydrop attach -i eth0
    earlydrop attach -i eth0 --policy /etc/earlydrop/policy.yaml --mode enforce --quiet
    earlydrop attach -i eth0 -i eth1
+   earlydrop attach --config /etc/earlydrop/attach.yaml
    earlydrop attach -i eth0 --events /var/log/earlydrop.jsonl --persist
    earlydrop attach -i eth0 --json | jq 'select(.decision == "drop")'`,
 		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "config", Usage: "read settings from `FILE`: YAML, with the long names of these flags as keys; flags override them"},
 			listFlag{&cli.StringSliceFlag{Name: "interface", Aliases: []string{"i"}, Usage: "network `INTERFACE`; may be repeated"}},
 			&cli.StringFlag{Name: "policy", Usage: "read the policy from `FILE` instead of the built-in one (earlydrop policy default)", TakesFile: true},
 			&cli.StringFlag{Name: "model", Usage: "use the model `FILE`, or the shipped \"paper\", instead of the default", TakesFile: true},
@@ -141,7 +143,10 @@ func oneWayFlag() cli.Flag {
 }
 
 func attach(c *cli.Context) error {
-	if err := errors.Join(requireFlags(c, "interface"), requireArgs(c, 0, 0, "")); err != nil {
+	if err := errors.Join(requireArgs(c, 0, 0, ""), readSettings(c)); err != nil {
+		return err
+	}
+	if err := requireFlags(c, "interface"); err != nil {
 		return err
 	}
 	// Neither a terminal that is closed nor logrotate may end it, from the start.

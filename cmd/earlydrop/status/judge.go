@@ -91,8 +91,8 @@ func (s *Status) Judge() {
 		used, size int
 		then       string
 	}{
-		{"blocked", s.Flows.Blocked, s.Capacity.Blocked, "blocks that do not fit are not written, and the flows pass (--max-blocked)"},
-		{"collecting", s.Flows.Collecting, s.Capacity.Collecting, "flows that do not fit pass unseen (--max-collecting)"},
+		{"blocked", s.Flows.Blocked, s.Capacity.Blocked, "blocks that do not fit are not written, and the flows pass"},
+		{"collecting", s.Flows.Collecting, s.Capacity.Collecting, "flows that do not fit pass unseen"},
 	} {
 		if table.size > 0 && table.used*100 >= table.size*nearlyFull {
 			worry(Degraded, WorryTableFull, table.name, "the table %s is %d %% full, %d of %d: %s",

@@ -44,6 +44,7 @@ func commands() []*cli.Command {
 	return []*cli.Command{
 		replayCommand(),
 		explainCommand(),
+		checkCommand(),
 		attachCommand(),
 		detachCommand(),
 		modeCommand(),

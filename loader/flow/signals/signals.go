@@ -102,7 +102,7 @@ func Note(s *flow.Sample, from Origin) {
 	s.Scant, s.Full = captured < ScantBytes, s.Complete()
 	for i := range sides {
 		gap, atStart := sides[i].gaps()
-		if gap || sides[i].unseen() && !s.OneWay {
+		if gap || sides[i].unseen() && !s.OneWay && s.Signals&(flow.SignalFragmented|flow.SignalUnreadable) == 0 {
 			s.Signals |= flow.SignalGap
 		}
 		s.MissingStart = s.MissingStart || atStart

@@ -101,6 +101,7 @@ Examples:
 			evidenceFlag(),
 			&cli.BoolFlag{Name: "persist", Usage: "leave the data path attached at the end: blocked flows stay blocked"},
 			&cli.BoolFlag{Name: "wait", Usage: "wait for interfaces that are not there, or that are removed while it runs, and attach to each as soon as it appears"},
+			controlFlag("answer status, blocked and events at the unix socket `PATH`; none: nowhere"),
 			&cli.BoolFlag{Name: "json", Usage: "the same as --events -"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print no verdicts that pass"},
 			&cli.BoolFlag{Name: "verbose", Usage: "print more of each verdict: scores, reason, model, latency"},
@@ -176,6 +177,14 @@ func attach(c *cli.Context) error {
 	defer stop()
 	config.Attached = func(iface string, info loader.Info) { config.Events.Say(attachedText(iface, info, config)) }
 	config.Ended = func(sum gateway.Summary) { config.Events.Say(endedText(sum)) }
+	door, said, err := listenControl(c)
+	if err != nil {
+		config.Events.Uncreate()
+		return err
+	}
+	if door != nil {
+		defer door.Close()
+	}
 	var keep func(context.Context)
 	config.Evidence, keep = openEvidence(c, config.Policy, config.Events)
 	g, err := gateway.New(*config)
@@ -189,6 +198,10 @@ func attach(c *cli.Context) error {
 	defer stopKeeping()
 	kept.Go(func() { keep(keepCtx) })
 	config.Events.Say(beginText(config))
+	said(config.Events)
+	if door != nil {
+		door.Serve(g)
+	}
 	told := make(chan struct{})
 	go func() { defer close(told); tellSystemd(ctx, g) }()
 	defer func() { stop(); <-told }()

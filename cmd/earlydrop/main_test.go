@@ -72,11 +72,11 @@ func TestHelpGoesToStdout(t *testing.T) {
 		{"--help", "COMMANDS:"},
 		{"-h", "COMMANDS:"},
 		{"help", "COMMANDS:"},
-		{"policy --help", "check policy files"},
+		{"policy --help", "check and compare policy files"},
 		{"policy check --help", "policy check [command options] FILE"},
 		{"policy check some-file -h", "policy check [command options] FILE"},
 		{"help policy check", "policy check [command options] FILE"},
-		{"help policy", "check policy files"},
+		{"help policy", "check and compare policy files"},
 	}
 	for _, tt := range tests {
 		code, stdout, stderr := runForTest(strings.Fields(tt.args)...)

@@ -6,16 +6,19 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"os/signal"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/classifier/onnx"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
@@ -40,12 +43,13 @@ one is removed while it runs, the others go on. With --wait it is attached to ag
 when it returns, by the name that was given, and those that are not there at the start
 are waited for as well.
 
-SIGHUP opens the event file again, so that logrotate can rename it, and does nothing
-else: a terminal that is closed does not end the program.
+SIGHUP opens the event file again, so that logrotate can rename it, and reloads the
+policy (earlydrop reload --help says what that does). A terminal that is closed does not
+end the program.
 
 An event is one JSON object on a line: attached, waiting (--wait), verdict,
 block_ended, left_out (in passes_left_out what --events-pass left out since the last
-one, every 10 s), mode_changed or ended.
+one, every 10 s), mode_changed, reloaded or ended.
 A verdict says
 
    class            what the model calls the flow; unknown if no label is likely enough
@@ -158,6 +162,9 @@ func attach(c *cli.Context) error {
 	}
 	defer config.Events.Close()
 	defer config.Events.ReopenOn(hangUp)()
+	reload := make(chan os.Signal, 1)
+	signal.Notify(reload, unix.SIGHUP)
+	defer signal.Stop(reload)
 
 	// From here on a signal ends the program in order, not at once. A reader of
 	// standard output that ends (attach --json | head) must not end it either: that
@@ -173,6 +180,7 @@ func attach(c *cli.Context) error {
 		return fromLoader(err)
 	}
 	config.Events.Say(beginText(config))
+	defer reloadOn(reload, g, c.App.ErrWriter)()
 	sums, err := g.Run(ctx)
 	if len(sums) > 1 {
 		config.Events.Say(totalText(sums))
@@ -182,6 +190,29 @@ func attach(c *cli.Context) error {
 		return fmt.Errorf("%w (attach adopts it)", err)
 	}
 	return err
+}
+
+// reloadOn has the policy loaded again at each signal. What is wrong with it is said as policy
+// check says it. The returned function ends this.
+func reloadOn(signals <-chan os.Signal, g *gateway.Gateway, errors io.Writer) (stop func()) {
+	quit := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-quit:
+				return
+			case <-signals:
+				if _, err := g.Reload(); err != nil {
+					report(errors, err)
+				}
+			}
+		}
+	})
+	return func() {
+		close(quit)
+		wg.Wait()
+	}
 }
 
 // logConfig reads the flags about events: --events, --json, --quiet and so on.
@@ -213,7 +244,13 @@ func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
 		Advise: func(iface string, counters map[string]uint64) []string {
 			return sidesAdvice(iface, counters, c.Bool("one-hook"), c.Bool("one-way"))
 		},
-		Explain: fromLoader,
+		Explain: fromLoader, ModeFixed: c.IsSet("mode"),
+		LoadPolicy: func(m *classifier.Manifest) (*policy.Policy, error) {
+			return loadPolicy(c.String("policy"), policyModel(m))
+		},
+		LoadModel: func(name string) (*classifier.Network, error) {
+			return loadNetwork(name, onnx.Options{Device: c.String("device")})
+		},
 	}
 	if config.Attach, err = attachOptions(c); err != nil {
 		return nil, err
@@ -225,7 +262,7 @@ func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
 	if config.Engine, err = openEngine(name, data, onnx.Options{Device: c.String("device")}); err != nil {
 		return nil, err
 	}
-	config.Policy, err = loadPolicy(c.String("policy"), policyModel(config.Engine.Manifest()))
+	config.Policy, err = config.LoadPolicy(config.Engine.Manifest())
 	if err == nil {
 		config.Mode, err = chooseMode(c, config.Policy, config.Attach)
 	}

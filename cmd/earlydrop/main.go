@@ -47,6 +47,7 @@ func commands() []*cli.Command {
 		attachCommand(),
 		detachCommand(),
 		modeCommand(),
+		reloadCommand(),
 		statusCommand(),
 		blockedCommand(),
 		modelCommand(),

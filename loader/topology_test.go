@@ -16,6 +16,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/google/go-cmp/cmp"
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
@@ -338,8 +339,23 @@ func TestTopologyMasquerade(t *testing.T) {
 		}
 		table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "nat"})
 		chain := c.AddChain(&nftables.Chain{Name: "post", Table: table, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource})
-		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{&expr.Masq{}}})
+		name := append([]byte("wan"), make([]byte, 13)...)
+		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+			&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name}, &expr.Masq{}}})
 		return c.Flush()
+	})
+	n.in("gateway", func() error {
+		for _, tt := range []struct {
+			iface string
+			found bool
+			want  Masquerade
+		}{{"wan", true, Masquerade{Table: "ip nat", Inside: []string{"lan"}}}, {"lan", false, Masquerade{}}, {"none", false, Masquerade{}}} {
+			m, found := FindMasquerade(tt.iface)
+			if found != tt.found || !cmp.Equal(m, tt.want) {
+				t.Errorf("%s: %+v, %v, want %+v", tt.iface, m, found, tt.want)
+			}
+		}
+		return nil
 	})
 	d := n.attach("gateway", "wan", Options{Idle: 200 * time.Millisecond})
 	_, to := n.talk("client", "server", topologyServer)

@@ -13,12 +13,13 @@ type Changes struct {
 	Mode         string   `json:"mode,omitempty"` // the new one, if it is another
 	RulesAdded   []string `json:"rules_added,omitempty"`
 	RulesRemoved []string `json:"rules_removed,omitempty"`
-	RulesChanged []string `json:"rules_changed,omitempty"` // another text under the same name
+	RulesChanged []string `json:"rules_changed,omitempty"` // other keys under the same name
 	// Reordered: rules that both have are in another order.
 	Reordered    bool     `json:"rules_reordered,omitempty"`
 	AllowAdded   []string `json:"allow_added,omitempty"` // entries, as Match.String prints them
 	AllowRemoved []string `json:"allow_removed,omitempty"`
-	// Other: something else is different.
+	SetsChanged  []string `json:"sets_changed,omitempty"` // other networks under the same name
+	// Other: another key of the policy is different, such as limits.
 	Other bool `json:"other,omitempty"`
 }
 
@@ -33,14 +34,20 @@ func (p *Policy) ChangesFrom(before *Policy) *Changes {
 	common, commonWas := without(is, c.RulesAdded), without(was, c.RulesRemoved)
 	c.Reordered = !slices.Equal(common, commonWas)
 	for _, name := range common {
-		a, b := before.rule(name), p.rule(name)
-		if !reflect.DeepEqual(a, b) {
+		if !reflect.DeepEqual(before.rule(name).comparable(), p.rule(name).comparable()) {
 			c.RulesChanged = append(c.RulesChanged, name)
 		}
 	}
 	was, is = allowNames(before), allowNames(p)
 	c.AllowAdded, c.AllowRemoved = without(is, was), without(was, is)
-	c.Other = p.OneHook != before.OneHook
+	for _, set := range p.Sets {
+		i := slices.IndexFunc(before.Sets, func(s *Set) bool { return s.Name == set.Name })
+		if i >= 0 && !before.Sets[i].tree.Equal(&set.tree) {
+			c.SetsChanged = append(c.SetsChanged, set.Name)
+		}
+	}
+	c.Other = p.OneHook != before.OneHook || p.Limits != before.Limits ||
+		!reflect.DeepEqual(comparableEnds(p.Protect), comparableEnds(before.Protect))
 	return c
 }
 
@@ -66,6 +73,7 @@ func (c *Changes) String() string {
 	}
 	say("allowed now", c.AllowAdded)
 	say("allowed no longer", c.AllowRemoved)
+	say("sets changed", c.SetsChanged)
 	if c.Other {
 		parts = append(parts, "other keys changed")
 	}
@@ -81,6 +89,33 @@ func (p *Policy) rule(name string) *Rule {
 		return nil
 	}
 	return &p.Rules[i]
+}
+
+// comparable returns the rule without what is worked out from it, and with the names of sets
+// instead of their networks.
+func (rule *Rule) comparable() *Rule {
+	r := *rule
+	r.from, r.to, r.except, r.counts = nil, nil, nil, 0
+	r.From, r.To, r.Except = comparableEnds(r.From), comparableEnds(r.To), slices.Clone(r.Except)
+	for i := range r.Except {
+		r.Except[i].Set = nameOnly(r.Except[i].Set)
+	}
+	return &r
+}
+
+func comparableEnds(list []Endpoint) []Endpoint {
+	list = slices.Clone(list)
+	for i := range list {
+		list[i].Set = nameOnly(list[i].Set)
+	}
+	return list
+}
+
+func nameOnly(s *Set) *Set {
+	if s == nil {
+		return nil
+	}
+	return &Set{Name: s.Name}
 }
 
 func ruleNames(p *Policy) []string {

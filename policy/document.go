@@ -30,17 +30,20 @@ const (
 
 // decoder turns the syntax tree of a file into a Policy. It works on the tree and not
 // on structs, because every mistake, missing keys included, is to be shown with its
-// place. What it reads is in four files: document.go the text, tree.go mappings, lists
-// and plain values, matches.go the allow-list and exceptions, rules.go the rules.
+// place. What it reads is in these files: document.go the text, tree.go mappings, lists
+// and plain values, matches.go the allow-list and exceptions, sets.go
+// the files of sets, rules.go and evidence.go the rules.
 type decoder struct {
 	file  string
 	model *Model // nil: not known
+	sets  map[string]*Set
+	with  int // rules with evidence so far
 }
 
 // read returns the only document of data.
 func (d *decoder) read(data []byte) (ast.Node, error) {
 	if len(data) > MaxFileBytes {
-		return nil, d.errorAt(1, 1, "file is larger than %d KiB; split the policy or name networks instead of single addresses", MaxFileBytes>>10)
+		return nil, d.errorAt(1, 1, "file is larger than %d KiB; put long lists of networks into files of their own (sets)", MaxFileBytes>>10)
 	}
 	text := strings.TrimPrefix(string(data), "\ufeff")
 	// The library takes a lone carriage return for a line break at some
@@ -131,7 +134,7 @@ func (d *decoder) checkTokens(tokens token.Tokens) error {
 			keys++
 		}
 		if keys > maxKeys {
-			return d.errorOn(t, "too many keys in a row; a policy has the keys mode, one_hook, allow and rules, and a rule at most ten")
+			return d.errorOn(t, "too many keys in a row; a policy has seven keys, and a rule some twenty")
 		}
 		if flowDepth > maxDepth || entries > maxDepth {
 			return d.errorOn(t, "nested too deep; a policy file nests no deeper than %d", maxDepth)

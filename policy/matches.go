@@ -30,28 +30,15 @@ func (d *decoder) matches(e entry, what string) ([]Match, error) {
 // match reads an entry of the list.
 func (d *decoder) match(n ast.Node, list string) (m Match, err error) {
 	what := "an entry of " + list
-	keys, err := d.mapping(n, what, "cidr", "port", "side")
+	keys, err := d.mapping(n, what, "cidr", "set", "port", "side")
 	if err != nil {
 		return m, err
 	}
-	cidr, hasCIDR := keys["cidr"]
-	port, hasPort := keys["port"]
-	side, hasSide := keys["side"]
-	if !hasCIDR && !hasPort {
-		return m, d.errorIn(n, "%s needs a cidr or a port", what)
+	if m.Prefix, m.Set, m.Ports, err = d.place(n, what, keys); err != nil {
+		return m, err
 	}
-	if hasCIDR {
-		if m.Prefix, err = d.cidr(cidr); err != nil {
-			return m, err
-		}
-	}
-	if hasPort {
-		if m.Ports, err = d.ports(port); err != nil {
-			return m, err
-		}
-	}
-	if hasSide {
-		if !hasCIDR {
+	if side, ok := keys["side"]; ok {
+		if !m.Prefix.IsValid() && m.Set == nil {
 			return m, d.errorOn(side.key, "side says which address the cidr is compared with, but there is no cidr; add one or remove side")
 		}
 		word, err := d.text(side.place(), side.value, "side", "responder")
@@ -71,6 +58,75 @@ func (d *decoder) match(n ast.Node, list string) (m Match, err error) {
 	}
 	m.text = m.String()
 	return m, nil
+}
+
+// place reads the keys cidr, set and port of an entry.
+func (d *decoder) place(n ast.Node, what string, keys map[string]entry) (prefix netip.Prefix, set *Set, ports []PortRange, err error) {
+	cidr, hasCIDR := keys["cidr"]
+	name, hasSet := keys["set"]
+	port, hasPort := keys["port"]
+	switch {
+	case !hasCIDR && !hasSet && !hasPort:
+		err = d.errorIn(n, "%s needs a cidr, a set or a port", what)
+	case hasCIDR && hasSet:
+		err = d.errorOn(name.key, "%s has a cidr and a set; make two entries of it", what)
+	case hasCIDR:
+		prefix, err = d.cidr(cidr)
+	case hasSet:
+		var text string
+		if text, err = d.text(name.place(), name.value, "set", "cloud"); err == nil {
+			set, err = d.set(name, text)
+		}
+	}
+	if err == nil && hasPort {
+		ports, err = d.ports(port)
+	}
+	return prefix, set, ports, err
+}
+
+// endpoints reads where a rule's flows are from or go to, or which networks are protected:
+// networks, addresses, sets, or mappings of these, which may have ports where withPorts is
+// set.
+func (d *decoder) endpoints(e entry, what string, withPorts bool) (ends []Endpoint, err error) {
+	nodes, err := d.oneOrMore(e, what)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range nodes {
+		var end Endpoint
+		switch n.(type) {
+		case *ast.StringNode:
+			at := entry{value: n, key: e.key}
+			text, err := d.text(at.place(), n, what, "192.0.2.0/24")
+			if err != nil {
+				return nil, err
+			}
+			if name, ok := strings.CutPrefix(text, "set:"); ok {
+				end.Set, err = d.set(at, name)
+			} else if end.Prefix, err = parseNetwork(text); err != nil {
+				err = d.errorOn(at.place(), "%s: %v, or set:NAME", what, err)
+			}
+			if err != nil {
+				return nil, err
+			}
+		case *ast.MappingNode, *ast.MappingValueNode:
+			known := []string{"cidr", "set", "port"}
+			if !withPorts {
+				known = known[:2]
+			}
+			keys, err := d.mapping(n, "an entry of "+what, known...)
+			if err != nil {
+				return nil, err
+			}
+			if end.Prefix, end.Set, end.Ports, err = d.place(n, "an entry of "+what, keys); err != nil {
+				return nil, err
+			}
+		default:
+			return nil, d.errorOn(e.placeOf(n), "%s has to be a network, an address, set:NAME or a mapping with cidr, set and port, but is %s", what, typeName(n))
+		}
+		ends = append(ends, end)
+	}
+	return ends, nil
 }
 
 // cidr reads a network, which is unmapped and has no host bits.
@@ -96,13 +152,28 @@ func (d *decoder) cidr(e entry) (netip.Prefix, error) {
 	return p, nil
 }
 
+// numbers is what a list of numbers and ranges may have.
+type numbers struct {
+	what, article string // port, a port
+	least, most   uint64
+	example       string // of a range
+}
+
+var (
+	portNumbers = numbers{"port", "a port", 1, 65535, "8000-8100"}
+	vlanNumbers = numbers{"vlan", "a VLAN ID", 0, 4095, "100-199"}
+)
+
 // ports reads a port, a range, or a list of them.
-func (d *decoder) ports(e entry) ([]PortRange, error) {
-	nodes, err := d.oneOrMore(e, "port")
+func (d *decoder) ports(e entry) ([]PortRange, error) { return d.ranges(e, &portNumbers) }
+
+// ranges reads a number, a range, or a list of them.
+func (d *decoder) ranges(e entry, of *numbers) ([]PortRange, error) {
+	nodes, err := d.oneOrMore(e, of.what)
 	if err != nil {
 		return nil, err
 	}
-	var ports []PortRange
+	var list []PortRange
 	for _, n := range nodes {
 		at := e.placeOf(n)
 		var r PortRange
@@ -115,28 +186,28 @@ func (d *decoder) ports(e entry) ([]PortRange, error) {
 				last = first
 			}
 			var okFirst, okLast bool
-			r.First, okFirst = parsePort(first)
-			r.Last, okLast = parsePort(last)
+			r.First, okFirst = of.parse(first)
+			r.Last, okLast = of.parse(last)
 			if !okFirst || !okLast {
-				return nil, d.errorOn(at, "port %s is not a port; write 1 to 65535, or a range such as 8000-8100", quote(text))
+				return nil, d.errorOn(at, "%s %s is not %s; write %d to %d, or a range such as %s", of.what, quote(text), of.article, of.least, of.most, of.example)
 			}
 			if r.First > r.Last {
-				return nil, d.errorOn(at, "port range %s is backwards; write %d-%d", quote(text), r.Last, r.First)
+				return nil, d.errorOn(at, "%s range %s is backwards; write %d-%d", of.what, quote(text), r.Last, r.First)
 			}
 		default:
-			return nil, d.errorOn(at, "port has to be a number, a range such as 8000-8100 or a list of them, but is %s", typeName(n))
+			return nil, d.errorOn(at, "%s has to be a number, a range such as %s or a list of them, but is %s", of.what, of.example, typeName(n))
 		}
-		ports = append(ports, r)
+		list = append(list, r)
 	}
-	return ports, nil
+	return list, nil
 }
 
-// parsePort reads a decimal port without sign, underscores or leading zeros.
-func parsePort(s string) (uint16, bool) {
+// parse reads a decimal number without sign, underscores or leading zeros.
+func (of *numbers) parse(s string) (uint16, bool) {
 	s = strings.TrimSpace(s)
-	if s == "" || s[0] < '1' || s[0] > '9' {
+	if s == "" || s[0] < '0' || s[0] > '9' || s[0] == '0' && s != "0" {
 		return 0, false
 	}
 	n, err := strconv.ParseUint(s, 10, 16)
-	return uint16(n), err == nil
+	return uint16(n), err == nil && of.least <= n && n <= of.most
 }

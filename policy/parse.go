@@ -5,8 +5,10 @@ package policy
 import (
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/goccy/go-yaml/ast"
@@ -25,6 +27,13 @@ const (
 	// MaxTTL is the longest block, a year: a mistyped unit should not block a
 	// server for ever.
 	MaxTTL = 365 * 24 * time.Hour
+	// MaxEvidenceFlows is the most flows that a rule can wait for. So many of the latest ones
+	// of a pair are remembered.
+	MaxEvidenceFlows = 32
+	// MaxWithin is the longest time within which they may come.
+	MaxWithin = 7 * 24 * time.Hour
+	// maxEvidenceRules is how many rules may have evidence.
+	maxEvidenceRules = 32
 )
 
 // Model is what a policy has to know of the model that decides beside it.
@@ -56,7 +65,7 @@ func (m *Model) classes() []string {
 	return slices.DeleteFunc(slices.Clone(m.Labels), func(s string) bool { return s == flow.Background })
 }
 
-// Load reads the policy file at path and parses it as Parse does. The error is an
+// Load reads the policy file at path, and the files of its sets, and parses it as Parse does. The error is an
 // *Error where the text is wrong, and else wraps the one of the file system.
 func Load(path string, model *Model) (*Policy, error) {
 	file, err := os.Open(path)
@@ -71,13 +80,15 @@ func Load(path string, model *Model) (*Policy, error) {
 	return Parse(path, data, model)
 }
 
-// Parse parses the text of a policy file. Name is the file's in errors.
+// Parse parses the text of a policy file. Name is the file's in errors, and the files of
+// sets are looked for in its folder.
 // The rules may name the classes of model, and take from it the min_confidence
 // that they lack; with nil they may name any class, but need a min_confidence. model
-// is not kept. Every error is an *Error, with the place and what to do. Parse may be
+// is not kept. Every error is an *Error, with the place, which may be in the file of a set,
+// and what to do. Parse may be
 // called concurrently.
 func Parse(name string, data []byte, model *Model) (*Policy, error) {
-	d := &decoder{file: oneLine(name), model: model}
+	d := &decoder{file: oneLine(name), model: model, sets: map[string]*Set{}}
 	body, err := d.read(data)
 	if err != nil {
 		return nil, err
@@ -87,11 +98,27 @@ func Parse(name string, data []byte, model *Model) (*Policy, error) {
 
 // policy reads the whole file.
 func (d *decoder) policy(n ast.Node) (*Policy, error) {
-	keys, err := d.mapping(n, "the policy", "mode", "one_hook", "allow", "rules")
+	keys, err := d.mapping(n, "the policy", "mode", "one_hook", "limits", "protect", "sets", "allow", "rules")
 	if err != nil {
 		return nil, err
 	}
-	p := &Policy{}
+	p := &Policy{Limits: DefaultLimits}
+	if e, ok := keys["sets"]; ok { // the others may name them
+		if err := d.readSets(e); err != nil {
+			return nil, err
+		}
+		p.Sets = slices.SortedFunc(maps.Values(d.sets), func(a, b *Set) int { return strings.Compare(a.Name, b.Name) })
+	}
+	if e, ok := keys["limits"]; ok {
+		if p.Limits, err = d.limits(e); err != nil {
+			return nil, err
+		}
+	}
+	if e, ok := keys["protect"]; ok {
+		if p.Protect, err = d.endpoints(e, "protect", false); err != nil {
+			return nil, err
+		}
+	}
 	if e, ok := keys["one_hook"]; ok {
 		if p.OneHook, err = d.boolean(e, "one_hook"); err != nil {
 			return nil, err
@@ -116,5 +143,6 @@ func (d *decoder) policy(n ast.Node) (*Policy, error) {
 			return nil, err
 		}
 	}
+	p.prepare()
 	return p, nil
 }

@@ -22,7 +22,7 @@ import (
 
 var comparePolicies = cmp.Options{
 	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
-	cmpopts.IgnoreUnexported(Match{}),
+	cmpopts.IgnoreUnexported(Match{}, Rule{}, Policy{}, Set{}),
 	cmpopts.EquateEmpty(),
 }
 
@@ -96,6 +96,9 @@ func TestParse(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if tt.want.Limits == (Limits{}) && !strings.Contains(tt.text, "limits") {
+				tt.want.Limits = DefaultLimits
+			}
 			if diff := cmp.Diff(tt.want, got, comparePolicies); diff != "" {
 				t.Errorf("policy (-want +got):\n%s", diff)
 			}
@@ -112,7 +115,7 @@ func TestParseErrors(t *testing.T) {
 		}
 		return strings.Replace(text, old, new, 1)
 	}
-	const known = "known are name, class, min_confidence, action, ttl, mid_stream, udp_unproven, one_way, provisional, signal, except"
+	const known = "known are name, class, min_confidence, proto, from, to, interface, vlan, action, ttl, scope, evidence, meanwhile, mid_stream, udp_unproven, one_way, provisional, complete, signal, except"
 	const confidence = "write a number above 0 and at most 1, such as 0.9"
 	const port = "write 1 to 65535, or a range such as 8000-8100"
 	tests := []struct {
@@ -122,10 +125,10 @@ func TestParseErrors(t *testing.T) {
 		{"empty", "", `1:1: file holds no policy; write at least "mode: monitor"`},
 		{"comment only", "# nothing\n\n", `1:1: file holds no policy; write at least "mode: monitor"`},
 		{"markers only", "---\n---\n", `1:1: file holds no policy; write at least "mode: monitor"`},
-		{"too large", strings.Repeat("# comment\n", 30000), "1:1: file is larger than 256 KiB; split the policy or name networks instead of single addresses"},
+		{"too large", strings.Repeat("# comment\n", 30000), "1:1: file is larger than 256 KiB; put long lists of networks into files of their own (sets)"},
 		{"two documents", "mode: monitor\n---\nmode: enforce\n", `3:1: a second document begins here; a policy file holds one, remove the "---"`},
-		{"text", "monitor", "1:1: the policy has to be a mapping with the keys mode, one_hook, allow, rules, but is text"},
-		{"list", "- mode: monitor", "1:1: the policy has to be a mapping with the keys mode, one_hook, allow, rules, but is a list"},
+		{"text", "monitor", "1:1: the policy has to be a mapping with the keys mode, one_hook, limits, protect, sets, allow, rules, but is text"},
+		{"list", "- mode: monitor", "1:1: the policy has to be a mapping with the keys mode, one_hook, limits, protect, sets, allow, rules, but is a list"},
 		{"not UTF-8", "mode: monitor\n# caf\xe9\n", "2:6: byte 0xe9 is not UTF-8; save the file as UTF-8"},
 		{"NUL byte", "mode: mon\x00itor", "1:10: control character U+0000; remove it"},
 		{"escape sequence", "mode: \x1b[31m", "1:7: control character U+001B; remove it"},
@@ -150,25 +153,25 @@ func TestParseErrors(t *testing.T) {
 		{"deep brackets", "mode: " + strings.Repeat("[", 100000), "1:23: nested too deep; a policy file nests no deeper than 16"},
 		{"deep braces", strings.Repeat("{a: ", 60000), "1:65: nested too deep; a policy file nests no deeper than 16"},
 		{"deep dashes", strings.Repeat("- ", 60000), "1:33: nested too deep; a policy file nests no deeper than 16"},
-		{"many keys", strings.Repeat("a:\n", 80000), "65:2: too many keys in a row; a policy has the keys mode, one_hook, allow and rules, and a rule at most ten"},
-		{"many keys in braces", "{" + strings.Repeat("a: 1,", 50000), "1:323: too many keys in a row; a policy has the keys mode, one_hook, allow and rules, and a rule at most ten"},
+		{"many keys", strings.Repeat("a:\n", 80000), "65:2: too many keys in a row; a policy has seven keys, and a rule some twenty"},
+		{"many keys in braces", "{" + strings.Repeat("a: 1,", 50000), "1:323: too many keys in a row; a policy has seven keys, and a rule some twenty"},
 
 		// Keys.
-		{"unknown key", "mode: monitor\nlog: true\n", `2:1: unknown key "log" in the policy; known are mode, one_hook, allow, rules`},
-		{"mistyped key", "mode: monitor\nrule: []\n", `2:1: unknown key "rule" in the policy, did you mean rules?; known are mode, one_hook, allow, rules`},
-		{"key in the wrong case", "Mode: monitor\n", `1:1: unknown key "Mode" in the policy, did you mean mode?; known are mode, one_hook, allow, rules`},
+		{"unknown key", "mode: monitor\nlog: true\n", `2:1: unknown key "log" in the policy; known are mode, one_hook, limits, protect, sets, allow, rules`},
+		{"mistyped key", "mode: monitor\nrule: []\n", `2:1: unknown key "rule" in the policy, did you mean rules?; known are mode, one_hook, limits, protect, sets, allow, rules`},
+		{"key in the wrong case", "Mode: monitor\n", `1:1: unknown key "Mode" in the policy, did you mean mode?; known are mode, one_hook, limits, protect, sets, allow, rules`},
 		{"mistyped key of a rule", rule("min_confidence", "min-confidence"), `4:5: unknown key "min-confidence" in rule 1, did you mean min_confidence?; ` + known},
 		{"mistyped key behind others", rule("ttl", "tll"), `6:5: unknown key "tll" in rule 1, did you mean ttl?; ` + known},
-		{"mistyped key of an entry", "allow:\n  - cdir: 10.0.0.0/8\n", `2:5: unknown key "cdir" in an entry of allow, did you mean cidr?; known are cidr, port, side`},
-		{"mistyped key of an exception", rule("ttl: 10m", "ttl: 10m\n    except:\n      - ports: 1"), `8:9: unknown key "ports" in an entry of except, did you mean port?; known are cidr, port, side`},
+		{"mistyped key of an entry", "allow:\n  - cdir: 10.0.0.0/8\n", `2:5: unknown key "cdir" in an entry of allow, did you mean cidr?; known are cidr, set, port, side`},
+		{"mistyped key of an exception", rule("ttl: 10m", "ttl: 10m\n    except:\n      - ports: 1"), `8:9: unknown key "ports" in an entry of except, did you mean port?; known are cidr, set, port, side`},
 		{"duplicate key", "mode: monitor\nrules: []\nmode: enforce\n", `3:1: key "mode" is given twice in the policy, first in line 1; keep one of them`},
 		{"duplicate key, quoted", "mode: monitor\n'mode': enforce\n", `2:1: key "mode" is given twice in the policy, first in line 1; keep one of them`},
 		{"duplicate key of a rule", rule("ttl: 10m", "ttl: 10m\n    class: tor"), `7:5: key "class" is given twice in rule 1, first in line 3; keep one of them`},
 		{"duplicate key of an entry", "allow: [{port: 1, port: 2}]", `1:19: key "port" is given twice in an entry of allow, first in line 1; keep one of them`},
-		{"true as key", "true: monitor", `1:1: key "true" in the policy has to be one of mode, one_hook, allow, rules`},
-		{"number as key", "1: monitor", `1:1: key "1" in the policy has to be one of mode, one_hook, allow, rules`},
-		{"long key", strings.Repeat("k", 100) + ": 1", `1:1: unknown key "` + strings.Repeat("k", 48) + `..." in the policy; known are mode, one_hook, allow, rules`},
-		{"columns count characters", "{\"ééé\": 1}", `1:2: unknown key "ééé" in the policy; known are mode, one_hook, allow, rules`},
+		{"true as key", "true: monitor", `1:1: key "true" in the policy has to be one of mode, one_hook, limits, protect, sets, allow, rules`},
+		{"number as key", "1: monitor", `1:1: key "1" in the policy has to be one of mode, one_hook, limits, protect, sets, allow, rules`},
+		{"long key", strings.Repeat("k", 100) + ": 1", `1:1: unknown key "` + strings.Repeat("k", 48) + `..." in the policy; known are mode, one_hook, limits, protect, sets, allow, rules`},
+		{"columns count characters", "{\"ééé\": 1}", `1:2: unknown key "ééé" in the policy; known are mode, one_hook, limits, protect, sets, allow, rules`},
 		{"columns count characters before", "allow: [{cidr: \"é\"}, 1]", `1:16: cidr "é" is not a network; write one such as 192.0.2.0/24 or 2001:db8::/32`},
 
 		// Mode.
@@ -185,9 +188,9 @@ func TestParseErrors(t *testing.T) {
 		{"allow is text", "allow: 10.0.0.0/8", `1:8: allow has to be a list, but is text; begin each of its entries with "- "`},
 		{"allow is a mapping", "allow:\n  cidr: 10.0.0.0/8", `2:3: allow has to be a list, but is a mapping; begin each of its entries with "- "`},
 		{"allow is empty", "allow:\nmode: monitor", `1:1: allow has to be a list, but is nothing; begin each of its entries with "- "`},
-		{"entry is text", "allow:\n  - 10.0.0.0/8", "2:5: an entry of allow has to be a mapping with the keys cidr, port, side, but is text"},
-		{"entry is empty", "allow: [{}]", "1:9: an entry of allow needs a cidr or a port"},
-		{"side alone", "allow: [{side: any}]", "1:9: an entry of allow needs a cidr or a port"},
+		{"entry is text", "allow:\n  - 10.0.0.0/8", "2:5: an entry of allow has to be a mapping with the keys cidr, set, port, side, but is text"},
+		{"entry is empty", "allow: [{}]", "1:9: an entry of allow needs a cidr, a set or a port"},
+		{"side alone", "allow: [{side: any}]", "1:9: an entry of allow needs a cidr, a set or a port"},
 		{"side without cidr", "allow: [{port: 1, side: any}]", "1:19: side says which address the cidr is compared with, but there is no cidr; add one or remove side"},
 		{"unknown side", "allow: [{cidr: 10.0.0.0/8, side: server}]", `1:34: unknown side "server"; write initiator, responder or any`},
 		{"mistyped side", "allow: [{cidr: 10.0.0.0/8, side: responser}]", `1:34: unknown side "responser", did you mean responder?; write initiator, responder or any`},
@@ -223,8 +226,8 @@ func TestParseErrors(t *testing.T) {
 
 		// Rules.
 		{"rules are a mapping", "rules:\n  class: v2ray", `2:3: rules has to be a list, but is a mapping; begin each of its entries with "- "`},
-		{"rule is text", "rules:\n  - drop v2ray", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, mid_stream, udp_unproven, one_way, provisional, signal, except, but is text"},
-		{"rule is nothing", "rules:\n  -\n", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, action, ttl, mid_stream, udp_unproven, one_way, provisional, signal, except, but is nothing"},
+		{"rule is text", "rules:\n  - drop v2ray", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, proto, from, to, interface, vlan, action, ttl, scope, evidence, meanwhile, mid_stream, udp_unproven, one_way, provisional, complete, signal, except, but is text"},
+		{"rule is nothing", "rules:\n  -\n", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, proto, from, to, interface, vlan, action, ttl, scope, evidence, meanwhile, mid_stream, udp_unproven, one_way, provisional, complete, signal, except, but is nothing"},
 		{"no class", rule("    class: v2ray\n", ""), `2:5: rule a has no class; add one, for example "class: shadowsocks"`},
 		{"no action", rule("    action: drop\n", ""), `2:5: rule a has no action; add one, for example "action: drop"`},
 		{"no ttl", rule("    ttl: 10m\n", ""), `2:5: rule a has no ttl; add one, for example "ttl: 10m"`},
@@ -262,9 +265,9 @@ func TestParseErrors(t *testing.T) {
 		{"hexadecimal confidence", rule("0.9", "0x1"), `4:21: min_confidence "0x1" is out of range; ` + confidence},
 		{"quoted confidence", rule("0.9", "'0.9'"), "4:21: min_confidence has to be a number such as 0.9, but is text"},
 		{"no value of confidence", rule("0.9", ""), "4:5: min_confidence has to be a number such as 0.9, but is nothing"},
-		{"unknown action", rule("drop", "reject"), `5:13: unknown action "reject"; write drop (what no rule treats passes)`},
-		{"mistyped action", rule("drop", "dorp"), `5:13: unknown action "dorp", did you mean drop?; write drop (what no rule treats passes)`},
-		{"action pass", rule("drop", "pass"), `5:13: unknown action "pass"; write drop (what no rule treats passes)`},
+		{"unknown action", rule("drop", "reject"), `5:13: unknown action "reject"; write drop or log (what no rule treats passes)`},
+		{"mistyped action", rule("drop", "dorp"), `5:13: unknown action "dorp", did you mean drop?; write drop or log (what no rule treats passes)`},
+		{"action pass", rule("drop", "pass"), `5:13: unknown action "pass"; write drop or log (what no rule treats passes)`},
 		{"action true", rule("drop", "true"), "5:13: action has to be text such as drop, but is true or false"},
 		{"ttl without unit", rule("10m", "600"), `6:10: ttl "600" has no unit; write 600s, 600m, 600h or 600d`},
 		{"ttl in quotes without unit", rule("10m", `"600"`), `6:10: ttl "600" has no unit; write 600s, 600m, 600h or 600d`},
@@ -283,7 +286,7 @@ func TestParseErrors(t *testing.T) {
 		{"no value of mid_stream", rule("ttl: 10m", "ttl: 10m\n    mid_stream:"), "7:5: mid_stream has to be true or false, but is nothing"},
 		{"mid_stream list", rule("ttl: 10m", "ttl: 10m\n    mid_stream: [true]"), "7:17: mid_stream has to be true or false, but is a list"},
 		{"mistyped mid_stream", rule("ttl: 10m", "ttl: 10m\n    midstream: true"), `7:5: unknown key "midstream" in rule 1, did you mean mid_stream?; ` + known},
-		{"mid_stream beside the rules", "mid_stream: true\nmode: monitor\n", `1:1: unknown key "mid_stream" in the policy; known are mode, one_hook, allow, rules`},
+		{"mid_stream beside the rules", "mid_stream: true\nmode: monitor\n", `1:1: unknown key "mid_stream" in the policy; known are mode, one_hook, limits, protect, sets, allow, rules`},
 		{"mistyped signal", rule("ttl: 10m", "ttl: 10m\n    signal: decoi"), `7:13: there is no signal "decoi", did you mean decoy?; there are decoy, ttl, gap, tiny, fragmented, slow, reset_then_data, fin_then_data, syn_data, early_server_data, overlap, urgent, out_of_place, unreadable, mptcp_join`},
 		{"unknown signal in a list", rule("ttl: 10m", "ttl: 10m\n    signal: [gap, quack]"), `7:19: there is no signal "quack"; there are decoy, ttl, gap, tiny, fragmented, slow, reset_then_data, fin_then_data, syn_data, early_server_data, overlap, urgent, out_of_place, unreadable, mptcp_join`},
 		{"signal twice", rule("ttl: 10m", "ttl: 10m\n    signal: [gap, gap]"), `7:19: signal "gap" is named twice; keep one of them`},
@@ -470,7 +473,8 @@ func TestDefault(t *testing.T) {
 	}
 	// What the comments offer has to be right as well.
 	text := DefaultYAML(labels)
-	for _, comment := range []string{"min_confidence: 0.9", "- cidr: 192.0.2.0/24", "  side: initiator", "  port: 22", "mid_stream: true", "udp_unproven: true", "one_way: true", "signal: [decoy]", "except:", "  - cidr: 10.0.0.0/8", "  - port: 8388"} {
+	for _, comment := range []string{"limits: {flows: 200/min, share: 0.25}", "protect: [192.0.2.0/24]", "proto: tcp", "from: [10.0.0.0/8, 192.0.2.7]", "to: [{cidr: 198.51.100.0/24, port: 443}, {port: 8000-8100}]",
+		"interface: [lan0]", "vlan: [0, 100-199]", "complete: true", "min_confidence: 0.9", "- cidr: 192.0.2.0/24", "  side: initiator", "  port: 22", "mid_stream: true", "udp_unproven: true", "one_way: true", "signal: [decoy]", "except:", "  - cidr: 10.0.0.0/8", "  - port: 8388"} {
 		if !strings.Contains(text, "# "+comment+"\n") {
 			t.Fatalf("default.yaml has no comment %q", comment)
 		}
@@ -479,6 +483,10 @@ func TestDefault(t *testing.T) {
 	p, err = Parse(DefaultName, []byte(text), nil)
 	if err != nil {
 		t.Fatal(err)
+	}
+	evident, err := Parse(DefaultName, []byte(strings.NewReplacer("# evidence: {", "evidence: {", "# meanwhile: log", "meanwhile: log").Replace(DefaultYAML(labels))), model)
+	if err != nil || evident.Rules[0].Evidence == nil || evident.Rules[0].Meanwhile != flow.Log {
+		t.Errorf("with the commented evidence: %v", err)
 	}
 	if n, except := len(p.Allow), p.Rules[0].Except; n != 8 || len(except) != 2 || !p.TreatsMidStream() || !p.TreatsUDP() {
 		t.Errorf("with the commented examples: %d allowed, exceptions %v", n, except)

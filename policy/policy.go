@@ -7,7 +7,8 @@
 //
 //  1. The allow-list. A flow that matches one of its entries passes, whatever
 //     the rules say.
-//  2. The rules, from top to bottom. A rule treats a flow when the predicted
+//  2. The rules, from top to bottom. A rule treats a flow when the flow is one of
+//     those that the rule is for (proto, from, to, interface, vlan), the predicted
 //     class is one of its classes, the probabilities of its classes add up to
 //     at least the rule's min_confidence, and none of its exceptions matches.
 //     The first rule that treats the flow decides.
@@ -30,6 +31,10 @@
 // handed over with fewer than 64 bytes of payload: its verdict is final. That of a TCP flow
 // of which more may be captured is provisional, and revised then; with provisional, a rule
 // treats these flows alone, or none of them.
+//
+// A rule with evidence treats more than flows: see Evidence. What a flow is evidence for is
+// part of the decision. To count it, and to know what it has come to, is for package
+// evidence.
 //
 // A rule that names the class but does not treat the flow (confidence too low,
 // an exception, mid-stream, UDP) is stepped over: a later rule may still treat it. If none
@@ -87,7 +92,7 @@ func ParseMode(s string) (Mode, error) {
 const (
 	ReasonRule          = "rule"                 // a rule treats the flow (Drop)
 	ReasonAllowList     = "allow-list"           // an entry of the allow-list matched
-	ReasonNoRule        = "no rule"              // no rule names the class
+	ReasonNoRule        = "no rule"              // no rule names the class, for such a flow
 	ReasonLowConfidence = "below min_confidence" // the rule wants more confidence
 	ReasonException     = "exception"            // an exception of the rule matched
 	ReasonUDPUnproven   = "udp not treated"      // a UDP flow, and the rule has no udp_unproven
@@ -96,6 +101,12 @@ const (
 	ReasonNoSignal      = "no signal"            // the flow shows none of the signals that the rule asks for
 	ReasonProvisional   = "provisional"          // more may be captured, and the rule waits for it
 	ReasonFinal         = "final"                // no more is captured, and the rule is for flows where it may be
+	ReasonPartial       = "not complete"         // fewer than 1024 bytes are in, and the rule is for complete captures
+	ReasonComplete      = "complete"             // all 1024 bytes are in, and the rule is for captures that are not complete
+	ReasonMeanwhile     = "meanwhile"            // the rule waits for evidence, to which the flow was added
+	ReasonEvidence      = "evidence"             // there is enough evidence for the rule to treat the pair
+	ReasonPair          = "pair"                 // the flow began while its pair was treated
+	ReasonPaused        = "paused"               // the rule would treat the flow, but a limit was reached
 	ReasonScant         = "scant"                // fewer than 64 payload bytes of a UDP flow, or of a TCP flow without its decoys
 	ReasonIncomplete    = "incomplete"           // too little of the flow is in the capture file
 )
@@ -132,11 +143,20 @@ type Decision struct {
 	Detected bool
 	TTL      time.Duration // how long the block is to last; 0 for Pass
 	Reason   string        // one of the Reason constants
+	// Scope is flow.ScopePair where Action is what becomes of the flow's pair.
+	Scope flow.Scope
+	// Counts says which rules with evidence the flow is evidence for: bit i is for
+	// EvidenceRule(i).
+	Counts uint64
+	// Seen and Judged say what there is of evidence with this flow, where the rule has
+	// evidence and package evidence has counted it: flows of the pair that the rule
+	// detected, and all that were judged.
+	Seen, Judged int
 }
 
 // Treatment returns what the decision asks for.
 func (d *Decision) Treatment() flow.Treatment {
-	if d.Action == flow.Pass {
+	if d.Action == flow.Pass || d.Action == flow.Log {
 		return flow.Treatment{}
 	}
 	return flow.Treatment{Action: d.Action, TTL: d.TTL, Class: d.Class, Rule: d.Rule}
@@ -175,12 +195,13 @@ func (r PortRange) String() string {
 }
 
 // Match is an entry of the allow-list or an exception of a rule. It has a
-// prefix, or ports, or both; then both have to fit.
+// prefix or a set, or ports, or both; then both have to fit.
 type Match struct {
 	// Prefix is compared with the endpoints that Side names. It is masked
 	// (no host bits) and never v4-mapped: an IPv4 prefix also matches
 	// v4-mapped IPv6 addresses. The zero Prefix fits every flow.
 	Prefix netip.Prefix
+	Set    *Set // instead of Prefix
 	Side   Side
 	// Ports are compared with the responder's port. None fit every flow.
 	Ports []PortRange
@@ -194,8 +215,12 @@ func (m *Match) String() string {
 		return m.text
 	}
 	var parts []string
-	if m.Prefix.IsValid() {
-		parts = append(parts, "cidr "+m.Prefix.String())
+	if m.Prefix.IsValid() || m.Set != nil {
+		if m.Set != nil {
+			parts = append(parts, "set "+m.Set.Name)
+		} else {
+			parts = append(parts, "cidr "+m.Prefix.String())
+		}
 		if m.Side != AnySide {
 			parts = append(parts, "side "+m.Side.String())
 		}
@@ -210,36 +235,16 @@ func (m *Match) String() string {
 	return strings.Join(parts, " ")
 }
 
-// matches reports whether m fits a flow between the two endpoints, whose
-// addresses are not v4-mapped.
-func (m *Match) matches(initiator netip.Addr, responder netip.AddrPort) bool {
-	if m.Prefix.IsValid() {
-		in := m.Side != ResponderSide && m.Prefix.Contains(initiator) ||
-			m.Side != InitiatorSide && m.Prefix.Contains(responder.Addr())
-		if !in {
-			return false
-		}
-	}
-	if len(m.Ports) == 0 {
-		return true
-	}
-	port := responder.Port()
-	for _, r := range m.Ports {
-		if r.First <= port && port <= r.Last {
-			return true
-		}
-	}
-	return false
+// Endpoint is one of the ends that a rule is for: a prefix, as of a Match, or a set, and
+// the ports of that end, or ports alone.
+type Endpoint struct {
+	Prefix netip.Prefix
+	Set    *Set
+	Ports  []PortRange
 }
 
-func matchesAny(list []Match, initiator netip.Addr, responder netip.AddrPort) int {
-	for i := range list {
-		if list[i].matches(initiator, responder) {
-			return i
-		}
-	}
-	return -1
-}
+// VLANRange is a range of 802.1Q IDs, both ends included. 0 is a flow without a tag.
+type VLANRange struct{ First, Last uint16 }
 
 // Rule is one rule of a policy.
 type Rule struct {
@@ -251,8 +256,24 @@ type Rule struct {
 	// ModelThreshold is true where MinConfidence is the model's threshold, as
 	// the rule has none of its own.
 	ModelThreshold bool
-	Action         flow.Action // always Drop: what no rule treats passes anyway
+	Action         flow.Action // Drop, or Log: only events say that the rule fits
 	TTL            time.Duration
+	// Proto, From, To, Interfaces and VLANs say which flows the rule is for, where they are
+	// not zero: only flows of this protocol, from such an initiator, to such a responder,
+	// captured on such an interface (flows of files are of none), and with such an outer
+	// VLAN ID.
+	Proto      flow.Proto
+	From, To   []Endpoint
+	Interfaces []string
+	VLANs      []VLANRange
+	// Complete says whether the rule takes only captures of all 1024 bytes (true), or only
+	// others (false). With nil it takes both.
+	Complete *bool
+	// Evidence (optional) has the rule treat pairs, and not only flows.
+	Evidence *Evidence
+	// Meanwhile is what a rule with evidence does to a flow that is enough for MinConfidence
+	// as long as the pair is not treated: Drop, or Log for nothing.
+	Meanwhile flow.Action
 	// MidStream is true for a rule that also treats flows that were captured from
 	// their middle, UDP flows that are resumed, and TCP flows of which the first bytes
 	// of a side are missing.
@@ -269,7 +290,44 @@ type Rule struct {
 	// Signals, if there are any, make it a rule for flows that show one of them.
 	Signals flow.Signals
 	Except  []Match
+
+	from, to *table   // nil: any
+	except   *matcher // nil: none
+	counts   uint64   // its bit in Decision.Counts; 0 without evidence
 }
+
+// Evidence is what a rule waits for before it treats a pair: the flows of an initiator (one
+// IPv4 address, or an IPv6 network of 64 bits) to one server address and TCP port. It treats
+// the pair once Flows of its flows were detected within Within, and these are at least Share
+// of those of its flows that were judged in this time.
+//
+// Only connections whose handshake both ends have made are evidence, or are judged: nobody
+// can make those for another. So UDP flows, and TCP flows of which one direction or no
+// beginning was seen, are evidence for nothing.
+type Evidence struct {
+	Flows  int           // 2 to MaxEvidenceFlows
+	Share  float64       // above 0, at most 1
+	Within time.Duration // MinTTL to MaxWithin
+	// MinConfidence is what a flow needs to be counted as detected, 0 to 1.
+	MinConfidence float64
+}
+
+// Limits bound what rules do without evidence. The zero value sets none.
+type Limits struct {
+	// Flows is how many flows may be treated within Per, where an initiator (one IPv4
+	// address, or an IPv6 network of 64 bits) counts once an hour; 0: any number.
+	Flows int
+	Per   time.Duration
+	// Share, above 0 and at most 1, is how many of the initiators of an hour may have flows
+	// treated, from eight initiators on; 0: all.
+	Share float64
+}
+
+// PauseTime is how long rules without evidence pause once a limit is reached.
+const PauseTime = 10 * time.Minute
+
+// DefaultLimits are those of a policy that says nothing of limits.
+var DefaultLimits = Limits{Flows: 200, Per: time.Minute, Share: 0.25}
 
 // Policy is a checked policy. It is made by Load, Parse or Default and must
 // not be changed afterwards; then all its methods are safe for concurrent use.
@@ -277,9 +335,66 @@ type Policy struct {
 	Mode  Mode
 	Allow []Match
 	Rules []Rule
+	// Limits bound what rules without evidence do. Where one is reached, such rules pause.
+	Limits Limits
+	// Protect has the operator's own networks, of which no server is ever that of a treated
+	// pair.
+	Protect []Endpoint
+	// Sets are those of the policy, in order of their names.
+	Sets []*Set
 	// OneHook is true where flows may be dropped although both directions come through
 	// one hook, so that their numbers alone prove connections.
 	OneHook bool
+
+	allow    *matcher
+	protect  *table
+	evidence []int // the rules that have it
+}
+
+// prepare makes what Decide works with.
+func (p *Policy) prepare() {
+	p.allow, p.protect, p.evidence = newMatcher(p.Allow), newEndpoints(p.Protect), nil
+	for i := range p.Rules {
+		r := &p.Rules[i]
+		r.from, r.to, r.except = newEndpoints(r.From), newEndpoints(r.To), newMatcher(r.Except)
+		if r.counts = 0; r.Evidence != nil {
+			r.counts = 1 << len(p.evidence)
+			p.evidence = append(p.evidence, i)
+		}
+	}
+}
+
+// EvidenceRule returns the rule with evidence number i, from 0, or nil if there are not so many.
+func (p *Policy) EvidenceRule(i int) *Rule {
+	if i >= len(p.evidence) {
+		return nil
+	}
+	return &p.Rules[p.evidence[i]]
+}
+
+// PairRule returns the rule with evidence of that name, or nil if there is none, or if it is
+// not for flows such as m.
+func (p *Policy) PairRule(name string, m *flow.Meta) *Rule {
+	for _, i := range p.evidence {
+		rule, initiator, responder := &p.Rules[i], unmapped(m.Initiator()), unmapped(m.Responder())
+		if rule.Name == name && rule.isFor(m, initiator, responder) && rule.except.first(initiator.Addr(), responder) < 0 {
+			return rule
+		}
+	}
+	return nil
+}
+
+// TreatsPairs reports whether a rule has evidence, so that pairs are treated.
+func (p *Policy) TreatsPairs() bool { return len(p.evidence) > 0 }
+
+// Protects reports whether a pair with this server is never treated.
+func (p *Policy) Protects(server netip.Addr) bool {
+	return p.protect != nil && p.protect.first(server.Unmap(), 0) >= 0
+}
+
+// Allows reports whether the allow-list has a flow between the two.
+func (p *Policy) Allows(initiator netip.Addr, responder netip.AddrPort) bool {
+	return p.allow.first(initiator.Unmap(), netip.AddrPortFrom(responder.Addr().Unmap(), responder.Port())) >= 0
 }
 
 // TreatsMidStream reports whether a rule treats flows that were captured from their
@@ -311,6 +426,14 @@ func likeliest(r *flow.Result) string {
 
 // scored reports whether r has a probability for each label.
 func scored(r *flow.Result) bool { return len(r.Scores) > 0 && len(r.Scores) == len(r.Labels) }
+
+// isFor reports whether the rule is for flows such as m between the two endpoints, whose
+// addresses are not v4-mapped.
+func (rule *Rule) isFor(m *flow.Meta, initiator, responder netip.AddrPort) bool {
+	return (rule.Proto == 0 || rule.Proto == m.Key.Proto) && rule.from.has(initiator) && rule.to.has(responder) &&
+		(rule.Interfaces == nil || slices.Contains(rule.Interfaces, m.Source.Interface)) &&
+		(rule.VLANs == nil || slices.ContainsFunc(rule.VLANs, func(v VLANRange) bool { return v.First <= m.Key.VLAN && m.Key.VLAN <= v.Last }))
+}
 
 // asks reports whether the rule is about flows with this result, whose likeliest
 // label is given.
@@ -382,11 +505,17 @@ func (rule *Rule) named(r *flow.Result) (class, classes string) {
 	return class, strings.Join(names, "|")
 }
 
-// detects reports whether a rule of p would detect a flow with this result, no
-// matter where it comes from and goes to.
-func (p *Policy) detects(r *flow.Result, likeliest string) bool {
+// counted reports whether confidence suffices for the rule's evidence.
+func (rule *Rule) counted(confidence float64) bool {
+	return rule.Evidence != nil && confidence >= rule.Evidence.MinConfidence
+}
+
+// detects reports whether a rule of p would detect a flow with this result, if it were not
+// on the allow-list.
+func (p *Policy) detects(m *flow.Meta, initiator, responder netip.AddrPort, r *flow.Result, likeliest string) bool {
 	for i := range p.Rules {
-		if rule := &p.Rules[i]; rule.asks(r, likeliest) && rule.enough(rule.confidence(r)) {
+		rule := &p.Rules[i]
+		if confidence := rule.confidence(r); rule.asks(r, likeliest) && rule.isFor(m, initiator, responder) && (rule.enough(confidence) || rule.counted(confidence)) {
 			return true
 		}
 	}
@@ -413,11 +542,10 @@ func (p *Policy) RuleOf(d *Decision) *Rule {
 func (p *Policy) Decide(m *flow.Meta, r flow.Result) Decision {
 	likeliest := likeliest(&r)
 	d := Decision{Class: r.Class, Likeliest: likeliest, Confidence: r.Confidence, Reason: ReasonNoRule}
-	initiator, responder := m.Initiator().Addr().Unmap(), m.Responder()
-	responder = netip.AddrPortFrom(responder.Addr().Unmap(), responder.Port())
+	initiator, responder := unmapped(m.Initiator()), unmapped(m.Responder())
 
-	if i := matchesAny(p.Allow, initiator, responder); i >= 0 {
-		d.Rule, d.Reason, d.Detected = p.Allow[i].String(), ReasonAllowList, p.detects(&r, likeliest)
+	if i := p.allow.first(initiator.Addr(), responder); i >= 0 {
+		d.Rule, d.Reason, d.Detected = p.Allow[i].String(), ReasonAllowList, p.detects(m, initiator, responder, &r, likeliest)
 		return d
 	}
 	if m.Incomplete {
@@ -426,14 +554,15 @@ func (p *Policy) Decide(m *flow.Meta, r flow.Result) Decision {
 	}
 	for i := range p.Rules {
 		rule := &p.Rules[i]
-		if !rule.asks(&r, likeliest) {
+		if !rule.asks(&r, likeliest) || !rule.isFor(m, initiator, responder) {
 			continue
 		}
 		confidence, why := rule.confidence(&r), ReasonRule
+		enough, counted := rule.enough(confidence), rule.counted(confidence)
 		switch {
-		case !rule.enough(confidence):
+		case !enough && !counted:
 			why = ReasonLowConfidence
-		case matchesAny(rule.Except, initiator, responder) >= 0:
+		case rule.except.first(initiator.Addr(), responder) >= 0:
 			why = ReasonException
 		case m.Key.Proto == flow.UDP && !rule.UDPUnproven:
 			why = ReasonUDPUnproven
@@ -447,20 +576,60 @@ func (p *Policy) Decide(m *flow.Meta, r flow.Result) Decision {
 			why = ReasonProvisional
 		case rule.Provisional != nil && !m.Provisional && *rule.Provisional:
 			why = ReasonFinal
+		case rule.Complete != nil && !m.Full && *rule.Complete:
+			why = ReasonPartial
+		case rule.Complete != nil && m.Full && !*rule.Complete:
+			why = ReasonComplete
 		case rule.Signals != 0 && m.Signals&rule.Signals == 0:
 			why = ReasonNoSignal
+		default:
+			if counted && m.Proven() {
+				d.Counts |= rule.counts
+			}
+			switch {
+			case !enough && d.Counts&rule.counts == 0:
+				why = ReasonLowConfidence // and it is no evidence
+			case !enough:
+				why = ReasonMeanwhile
+			}
 		}
 		if why != ReasonRule && d.RuleClasses != "" {
 			d.Detected = d.Detected || why != ReasonLowConfidence
 			continue // the first one that was stepped over is named already
 		}
-		class, classes := rule.named(&r)
-		d.Rule, d.RuleClasses, d.Confidence, d.Reason = rule.Name, classes, confidence, why
+		class := d.named(rule, &r, why)
 		d.Detected = d.Detected || why != ReasonLowConfidence
-		if why == ReasonRule {
-			d.Class, d.Action, d.TTL = class, rule.Action, rule.TTL
-			return d
+		if why != ReasonRule {
+			continue
 		}
+		if d.Class = class; rule.Evidence == nil || rule.Meanwhile == rule.Action {
+			d.Action, d.TTL = rule.Action, rule.TTL
+		} else {
+			d.Action, d.Reason = rule.Meanwhile, ReasonMeanwhile
+		}
+		if d.Action == flow.Log {
+			d.TTL = 0
+		}
+		return d
 	}
 	return d
+}
+
+// named has the decision name the rule, and returns the likeliest of its classes.
+func (d *Decision) named(rule *Rule, r *flow.Result, why string) (class string) {
+	d.Rule, d.Confidence, d.Reason = rule.Name, rule.confidence(r), why
+	class, d.RuleClasses = rule.named(r)
+	return class
+}
+
+// OnPair returns the decision to treat the pair of a flow for which d was made, as there is
+// enough evidence for the rule.
+func (rule *Rule) OnPair(d Decision, r *flow.Result) Decision {
+	d.Class = d.named(rule, r, ReasonEvidence)
+	d.Action, d.TTL, d.Scope, d.Detected = rule.Action, rule.TTL, flow.ScopePair, true
+	return d
+}
+
+func unmapped(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }

@@ -3,6 +3,7 @@
 package policy
 
 import (
+	"fmt"
 	"math"
 	"net/netip"
 	"slices"
@@ -628,10 +629,11 @@ func BenchmarkDecide(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	big := mustParse(b, decideYAML)
+	long := "allow:\n"
 	for i := range 1000 {
-		big.Allow = append(big.Allow, Match{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{11, byte(i >> 8), byte(i), 0}), 24)})
+		long += fmt.Sprintf("  - cidr: 11.%d.%d.0/24\n", i>>8, i&255)
 	}
+	big := mustParse(b, strings.Replace(decideYAML, "allow:\n", long, 1))
 	m := meta("100.64.0.1:50000", "100.64.0.2:9000")
 	for _, bb := range []struct {
 		name   string

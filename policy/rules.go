@@ -42,10 +42,14 @@ func (d *decoder) rules(e entry) ([]Rule, error) {
 // ruleName keeps names to what needs no quoting in logs, JSON and shells.
 var ruleName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
+// ruleKeys are the keys of a rule.
+var ruleKeys = []string{"name", "class", "min_confidence", "proto", "from", "to", "interface", "vlan", "action", "ttl", "scope", "evidence", "meanwhile",
+	"mid_stream", "udp_unproven", "one_way", "provisional", "complete", "signal", "except"}
+
 // rule returns the rule number i (from 1) and the place of its name.
 func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 	what := "rule " + strconv.Itoa(i)
-	keys, err := d.mapping(n, what, "name", "class", "min_confidence", "action", "ttl", "mid_stream", "udp_unproven", "one_way", "provisional", "signal", "except")
+	keys, err := d.mapping(n, what, ruleKeys...)
 	if err != nil {
 		return r, nil, err
 	}
@@ -60,10 +64,19 @@ func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 		}
 		what = "rule " + r.Name
 	}
+	_, hasEvidence := keys["evidence"]
+	if e, ok := keys["action"]; ok {
+		if r.Action, err = d.action(e); err != nil {
+			return r, at, err
+		}
+	}
 	for _, required := range []struct{ key, example string }{
 		{"class", "shadowsocks"}, {"action", "drop"}, {"ttl", "10m"},
 	} {
 		if _, ok := keys[required.key]; !ok {
+			if required.key == "ttl" && r.Action == flow.Log && !hasEvidence {
+				continue
+			}
 			return r, at, d.errorIn(n, "%s has no %s; add one, for example \"%s: %s\"", what, required.key, required.key, required.example)
 		}
 	}
@@ -85,11 +98,13 @@ func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 	if err != nil {
 		return r, at, err
 	}
-	if r.Action, err = d.action(keys["action"]); err != nil {
-		return r, at, err
-	}
-	if r.TTL, err = d.ttl(keys["ttl"]); err != nil {
-		return r, at, err
+	if e, ok := keys["ttl"]; ok {
+		if r.Action == flow.Log && !hasEvidence {
+			return r, at, d.errorOn(e.key, "%s treats no flow, as its action is log, so that there is nothing that could last; remove ttl", what)
+		}
+		if r.TTL, err = d.ttl(e); err != nil {
+			return r, at, err
+		}
 	}
 	for _, flag := range []struct {
 		key string
@@ -101,12 +116,17 @@ func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 			}
 		}
 	}
-	if e, ok := keys["provisional"]; ok {
-		provisional, err := d.boolean(e, "provisional")
-		if err != nil {
-			return r, at, err
+	for _, choice := range []struct {
+		key string
+		dst **bool
+	}{{"provisional", &r.Provisional}, {"complete", &r.Complete}} {
+		if e, ok := keys[choice.key]; ok {
+			is, err := d.boolean(e, choice.key)
+			if err != nil {
+				return r, at, err
+			}
+			*choice.dst = &is
 		}
-		r.Provisional = &provisional
 	}
 	if e, ok := keys["signal"]; ok {
 		if r.Signals, err = d.signals(e); err != nil {
@@ -118,7 +138,67 @@ func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 			return r, at, err
 		}
 	}
-	return r, at, nil
+	if err := d.scope(&r, what, keys); err != nil {
+		return r, at, err
+	}
+	return r, at, d.evidence(&r, what, n, keys)
+}
+
+// scope reads which flows a rule is for.
+func (d *decoder) scope(r *Rule, what string, keys map[string]entry) (err error) {
+	if e, ok := keys["proto"]; ok {
+		word, err := d.text(e.place(), e.value, "proto", "tcp")
+		if err != nil {
+			return err
+		}
+		switch word {
+		case "tcp":
+			r.Proto = flow.TCP
+		case "udp":
+			r.Proto = flow.UDP
+		default:
+			return d.errorOn(e.place(), "unknown proto %s%s; write tcp or udp", quote(word), didYouMean(word, []string{"tcp", "udp"}))
+		}
+	}
+	if e, ok := keys["from"]; ok {
+		if r.From, err = d.endpoints(e, "from", true); err != nil {
+			return err
+		}
+	}
+	if e, ok := keys["to"]; ok {
+		if r.To, err = d.endpoints(e, "to", true); err != nil {
+			return err
+		}
+	}
+	if e, ok := keys["interface"]; ok {
+		nodes, err := d.oneOrMore(e, "interface")
+		if err != nil {
+			return err
+		}
+		for _, n := range nodes {
+			at := e.placeOf(n)
+			name, err := d.text(at, n, "interface", "eth0")
+			switch {
+			case err != nil:
+				return err
+			case name == "" || len(name) > 15 || strings.ContainsAny(name, "/: \t\n"):
+				return d.errorOn(at, "interface %s can't be the name of one: it has 1 to 15 characters, no space, \"/\" or \":\"", quote(name))
+			case slices.Contains(r.Interfaces, name):
+				return d.errorOn(at, "interface %s is named twice; keep one of them", quote(name))
+			}
+			r.Interfaces = append(r.Interfaces, name)
+		}
+	}
+	if e, ok := keys["vlan"]; ok {
+		ids, err := d.ranges(e, &vlanNumbers)
+		if err != nil {
+			return err
+		}
+		for _, id := range ids {
+			r.VLANs = append(r.VLANs, VLANRange(id))
+		}
+	}
+	return nil
 }
 
 // classes reads the classes of a rule.
@@ -183,50 +263,59 @@ func (d *decoder) signals(e entry) (all flow.Signals, err error) {
 }
 
 // confidence reads a min_confidence.
-func (d *decoder) confidence(e entry) (float64, error) {
+func (d *decoder) confidence(e entry) (float64, error) { return d.fraction(e, "min_confidence", "0.9") }
+
+// fraction reads a number above 0 and at most 1.
+func (d *decoder) fraction(e entry, what, example string) (float64, error) {
 	at := e.place()
 	switch e.value.(type) {
 	case *ast.IntegerNode, *ast.FloatNode, *ast.InfinityNode, *ast.NanNode:
 	default:
-		return 0, d.errorOn(at, "min_confidence has to be a number such as 0.9, but is %s", typeName(e.value))
+		return 0, d.errorOn(at, "%s has to be a number such as %s, but is %s", what, example, typeName(e.value))
 	}
-	const rule = "write a number above 0 and at most 1, such as 0.9"
+	rule := "write a number above 0 and at most 1, such as " + example
 	// ParseFloat knows hexadecimal, underscores and words; a policy does not.
 	if strings.Trim(at.Value, "0123456789.eE+-") != "" {
-		return 0, d.errorOn(at, "min_confidence %s is out of range; %s", quote(at.Value), rule)
+		return 0, d.errorOn(at, "%s %s is out of range; %s", what, quote(at.Value), rule)
 	}
 	f, err := strconv.ParseFloat(at.Value, 64)
 	if err != nil || math.IsNaN(f) || f <= 0 || f > 1 {
-		return 0, d.errorOn(at, "min_confidence %s is out of range; %s", quote(at.Value), rule)
+		return 0, d.errorOn(at, "%s %s is out of range; %s", what, quote(at.Value), rule)
 	}
 	return f, nil
 }
 
-// action reads an action, of which there is one.
+// action reads an action.
 func (d *decoder) action(e entry) (flow.Action, error) {
 	word, err := d.text(e.place(), e.value, "action", "drop")
 	if err != nil {
 		return flow.Pass, err
 	}
-	if word != "drop" {
-		return flow.Pass, d.errorOn(e.place(), "unknown action %s%s; write drop (what no rule treats passes)", quote(word), didYouMean(word, []string{"drop"}))
+	switch word {
+	case "drop":
+		return flow.Drop, nil
+	case "log":
+		return flow.Log, nil
 	}
-	return flow.Drop, nil
+	return flow.Pass, d.errorOn(e.place(), "unknown action %s%s; write drop or log (what no rule treats passes)", quote(word), didYouMean(word, []string{"drop", "log"}))
 }
 
 // ttl reads how long a block lasts.
-func (d *decoder) ttl(e entry) (time.Duration, error) {
+func (d *decoder) ttl(e entry) (time.Duration, error) { return d.duration(e, "ttl") }
+
+// duration reads a time to live, or another time within its bounds.
+func (d *decoder) duration(e entry, what string) (time.Duration, error) {
 	at := e.place()
 	text := at.Value // of a bare number, as it was written
 	if _, bare := e.value.(*ast.IntegerNode); !bare {
 		var err error
-		if text, err = d.text(at, e.value, "ttl", "10m"); err != nil {
+		if text, err = d.text(at, e.value, what, "10m"); err != nil {
 			return 0, err
 		}
 	}
 	ttl, err := ParseTTL(text)
 	if err != nil {
-		return 0, d.errorOn(at, "ttl %v", err)
+		return 0, d.errorOn(at, "%s %v", what, err)
 	}
 	return ttl, nil
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -59,7 +60,8 @@ A verdict says
    rule_confidence  the probability that it is of one of the rule's classes
    rule_classes     those of the rule's classes that this comes from
    detected         it was enough for a rule, even if the flow passes by an exception
-   decision         pass or drop; enforced if the kernel drops it, error if it can't
+   decision         pass, drop or log; enforced if the kernel drops it, error if it can't
+   scope            pair if it is about all flows of the initiator to this server and port
    start            the time of the flow's first packet, in UTC
    packets, bytes   what the verdict was made from: the captured packets, and their
                     length on the wire
@@ -97,6 +99,7 @@ Examples:
 			numberFlag("max-blocked", "drop `N` flows at a time at most", "65536, or as adopted", uint64(least.Blocked), uint64(most.Blocked)),
 			numberFlag("max-collecting", "capture `N` flows at a time; more pass unseen", "8192, or as adopted", uint64(least.Collecting), uint64(most.Collecting)),
 			numberFlag("max-handshakes", "keep `N` TCP handshakes, rounded up to a power of two; old ones make room", "65536, or as adopted", uint64(least.Handshakes), uint64(most.Handshakes)),
+			evidenceFlag(),
 			&cli.BoolFlag{Name: "persist", Usage: "leave the data path attached at the end: blocked flows stay blocked"},
 			&cli.BoolFlag{Name: "wait", Usage: "wait for interfaces that are not there, or that are removed while it runs, and attach to each as soon as it appears"},
 			&cli.BoolFlag{Name: "json", Usage: "the same as --events -"},
@@ -174,13 +177,23 @@ func attach(c *cli.Context) error {
 	defer stop()
 	config.Attached = func(iface string, info loader.Info) { config.Events.Say(attachedText(iface, info, config)) }
 	config.Ended = func(sum gateway.Summary) { config.Events.Say(endedText(sum)) }
+	var keep func(context.Context)
+	config.Evidence, keep = openEvidence(c, config.Policy, config.Events)
 	g, err := gateway.New(*config)
 	if err != nil {
 		config.Events.Uncreate()
 		return fromLoader(err)
 	}
+	kept := sync.WaitGroup{}
+	defer kept.Wait()
+	keepCtx, stopKeeping := context.WithCancel(context.Background())
+	defer stopKeeping()
+	kept.Go(func() { keep(keepCtx) })
 	config.Events.Say(beginText(config))
 	defer reloadOn(reload, g, c.App.ErrWriter)()
+	told := make(chan struct{})
+	go func() { defer close(told); tellSystemd(ctx, g) }()
+	defer func() { stop(); <-told }()
 	sums, err := g.Run(ctx)
 	if len(sums) > 1 {
 		config.Events.Say(totalText(sums))
@@ -266,6 +279,9 @@ func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
 	if err == nil {
 		config.Mode, err = chooseMode(c, config.Policy, config.Attach)
 	}
+	if err == nil {
+		err = checkPairs(config.Policy, c.StringSlice("interface"))
+	}
 	if err != nil {
 		return nil, errors.Join(err, config.Engine.Close())
 	}
@@ -338,18 +354,46 @@ func detachCommand() *cli.Command {
 		Description: `Ends the process that holds the interface, if there is one, and leaves nothing
 behind: no program, no map, no pin. Blocked flows pass again.
 
-Example:
-   earlydrop detach -i eth0`,
-		Flags: []cli.Flag{interfaceFlag()},
+Examples:
+   earlydrop detach -i eth0
+   earlydrop detach --all`,
+		Flags: []cli.Flag{interfaceFlag(), &cli.BoolFlag{Name: "all", Usage: "from every interface that is attached"}},
 		Action: func(c *cli.Context) error {
-			if err := errors.Join(requireFlags(c, "interface"), requireArgs(c, 0, 0, "")); err != nil {
+			if err := requireArgs(c, 0, 0, ""); err != nil {
 				return err
 			}
-			if err := loader.Detach(c.String("interface"), true); err != nil {
-				return fromLoader(err)
+			names := []string{c.String("interface")}
+			switch {
+			case c.Bool("all") && c.IsSet("interface"):
+				return badInput("--all and --interface exclude each other")
+			case c.Bool("all"):
+				all, err := loader.OpenAll()
+				if err != nil {
+					return fromLoader(err)
+				}
+				names = names[:0]
+				for _, t := range all {
+					names = append(names, t.Interface())
+				}
+				closeAll(all)
+			default:
+				if err := requireFlags(c, "interface"); err != nil {
+					return err
+				}
 			}
-			fmt.Fprintf(c.App.Writer, "detached from %s\n", c.String("interface"))
-			return nil
+			var failed []error
+			for _, name := range names {
+				if err := loader.Detach(name, true); err == nil {
+					fmt.Fprintf(c.App.Writer, "detached from %s\n", name)
+				} else if !c.Bool("all") || !errors.Is(err, loader.ErrNotAttached) {
+					// Of one process's interfaces the first takes the others along.
+					failed = append(failed, fromLoader(err))
+				}
+			}
+			if len(names) == 0 {
+				fmt.Fprintln(c.App.Writer, "nothing is attached"+seenFromHere())
+			}
+			return errors.Join(failed...)
 		},
 	}
 }

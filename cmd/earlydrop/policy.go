@@ -29,7 +29,8 @@ the any_threshold, which is about the sum of their probabilities. A rule may
 name the class unknown, alone, for flows of which no class is likely enough.
 TCP flows that were captured from their middle (attach --mid-stream capture) are
 treated only by rules that say mid_stream: true. UDP flows are treated only by rules that
-say udp_unproven: true.
+say udp_unproven: true. The files of sets are read as well, and each rule that can never
+act is named, with the reason.
 
 Examples:
    earlydrop policy check /etc/earlydrop/policy.yaml

@@ -93,6 +93,8 @@ otherwise rule rule-4: drop v2ray or shadowsocks for 1m when the confidence is a
 otherwise rule rule-5: drop unknown for 1m whatever is the likeliest class
 everything else passes
 UDP flows, tunnels as well, are identified and logged, not treated: no rule says udp_unproven: true
+limits: above 200 flows in 1m (an initiator counts once an hour) or 25 % of the initiators of an hour, what is done without evidence pauses for 10m
+each rule can act
 `},
 		{"a rule behind one that takes all", `
 rules:
@@ -107,7 +109,9 @@ otherwise rule lower: drop v2ray for 1h when the confidence is at least 0.4
 otherwise rule other: drop v2ray or shadowsocks for 1h when the confidence is at least 0.9
 everything else passes
 UDP flows, tunnels as well, are identified and logged, not treated: no rule says udp_unproven: true
-note: rule late never decides: a rule above it treats all of its flows
+limits: above 200 flows in 1m (an initiator counts once an hour) or 25 % of the initiators of an hour, what is done without evidence pauses for 10m
+note: rule late never acts: a rule above it treats all of its flows
+each other rule can act
 `},
 		{"flows captured from their middle", `
 rules:
@@ -129,9 +133,39 @@ otherwise rule udp: drop v2ray for 1h when the confidence is at least 0.9, UDP f
 otherwise rule both: drop v2ray for 1h when the confidence is at least 0.9, flows captured from their middle as well, UDP flows as well
 otherwise rule udp-again: drop v2ray for 1h when the confidence is at least 0.9, UDP flows as well
 everything else passes
-note: rule again never decides: a rule above it treats all of its flows
-note: rule late never decides: a rule above it treats all of its flows
-note: rule udp-again never decides: a rule above it treats all of its flows
+limits: above 200 flows in 1m (an initiator counts once an hour) or 25 % of the initiators of an hour, what is done without evidence pauses for 10m
+note: rule again never acts: a rule above it treats all of its flows
+note: rule late never acts: a rule above it treats all of its flows
+note: rule udp-again never acts: a rule above it treats all of its flows
+each other rule can act
+`},
+		{"all that the language has", `
+mode: enforce
+limits: {flows: 5/s}
+protect: [192.0.2.0/24, '2001:db8::1']
+rules:
+  - name: tunnels
+    class: v2ray
+    min_confidence: 0.9
+    proto: tcp
+    from: [10.0.0.0/8, 192.0.2.7]
+    to: [{port: [443, 8000-8100]}, {cidr: 198.51.100.0/24, port: 22}]
+    interface: [lan, dmz]
+    vlan: [0, 10-19]
+    complete: true
+    action: drop
+    ttl: 7d
+    meanwhile: log
+    evidence: {flows: 3, share: 0.6, within: 1h, min_confidence: 0.5}
+  - {name: seen, class: shadowsocks, min_confidence: 0.5, action: log}
+`, `mode enforce: drops what the rules say
+no pair is treated whose server is in 192.0.2.0/24 or 2001:db8::1
+rule tunnels: drop v2ray over TCP from 10.0.0.0/8 or 192.0.2.7 to port 443,8000-8100 or 198.51.100.0/24 port 22 on lan or dmz with VLAN ID none or 10-19 when the confidence is at least 0.9, and all 1024 bytes are in
+  drop the pair (initiator and server) for 7d when 3 of its flows within 1h are detected with a confidence of at least 0.5, and at least 60 % of those judged; meanwhile log
+otherwise rule seen: log shadowsocks when the confidence is at least 0.5
+everything else passes
+UDP flows, tunnels as well, are identified and logged, not treated: no rule says udp_unproven: true
+each rule can act
 `},
 	}
 	model := writeFile(t, "m.onnx", boundedModel(t))
@@ -151,7 +185,7 @@ note: rule udp-again never decides: a rule above it treats all of its flows
 func TestPolicyCheckShowsThePlaceOfAMistake(t *testing.T) {
 	path := writeFile(t, "p.yaml", "mode: monitor\nrules:\n  - clas: v2ray\n")
 	code, stdout, stderr := runForTest("policy", "check", path)
-	want := "earlydrop: " + path + `:3:5: unknown key "clas" in rule 1, did you mean class?; known are name, class, min_confidence, action, ttl, mid_stream, udp_unproven, one_way, provisional, signal, except` + "\n"
+	want := "earlydrop: " + path + `:3:5: unknown key "clas" in rule 1, did you mean class?; known are name, class, min_confidence, proto, from, to, interface, vlan, action, ttl, scope, evidence, meanwhile, mid_stream, udp_unproven, one_way, provisional, complete, signal, except` + "\n"
 	if code != exitBadInput || stdout != "" || stderr != want {
 		t.Errorf("code %d, stdout %q, stderr\n%swant\n%s", code, stdout, stderr, want)
 	}

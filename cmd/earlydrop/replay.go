@@ -258,6 +258,10 @@ func warningText(w replay.Warning) string {
 		return fmt.Sprintf("%s: of %.0f %% of the TCP connections (%d of %d) only one direction is there, so they are not judged; where routing was asymmetric, --one-way captures them",
 			w.Title, 100*float64(w.N)/float64(w.All), w.N, w.All)
 	}
+	if w.Cause == replay.LimitReached {
+		return fmt.Sprintf("%s: at %s the limit %s of the policy was reached: of %s in an hour, flows of %d were treated; what rules do without evidence paused until %s",
+			w.Title, w.Alert.Time.UTC().Format(event.StartFormat), w.Alert.Limit, count(w.All, "initiator"), w.N, w.Alert.Until.UTC().Format(event.StartFormat))
+	}
 	have, are := "have", "are"
 	if w.N == 1 {
 		have, are = "has", "is"

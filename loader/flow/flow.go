@@ -178,6 +178,8 @@ type Meta struct {
 	Signals Signals
 	// Scant is true where fewer than 64 bytes of payload were captured.
 	Scant bool
+	// Full is true where all CaptureBytes are in.
+	Full bool
 	// Provisional says that the capture of a TCP connection ended early, or has fewer than
 	// 64 bytes of payload: when payload follows, it goes on, and there is another verdict.
 	Provisional bool
@@ -292,6 +294,12 @@ func (m *Meta) Responder() netip.AddrPort {
 		return m.Key.Hi
 	}
 	return m.Key.Lo
+}
+
+// Proven reports whether m is a TCP connection whose handshake both ends were seen to make.
+// Nobody makes one with the address of another that he can't receive packets for.
+func (m *Meta) Proven() bool {
+	return m.Key.Proto == TCP && !m.OneWay && !m.MidStream && !m.Resumed
 }
 
 // Sample is the capture of one flow. It owns its memory, so that one Sample

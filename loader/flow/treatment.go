@@ -14,15 +14,19 @@ type Action uint8
 const (
 	Pass Action = iota
 	Drop
+	// Log lets the flow pass. Only events say that a rule was about it; no data path knows it.
+	Log
 )
 
-// String returns "pass", "drop" or the number.
+// String returns "pass", "drop", "log" or the number.
 func (a Action) String() string {
 	switch a {
 	case Pass:
 		return "pass"
 	case Drop:
 		return "drop"
+	case Log:
+		return "log"
 	}
 	return fmt.Sprintf("action-%d", uint8(a))
 }
@@ -30,13 +34,22 @@ func (a Action) String() string {
 // Scope is which packets a treatment is of.
 type Scope uint8
 
-// ScopeFlow is one flow, both directions; of TCP one connection.
-const ScopeFlow Scope = 0
+// The scopes.
+const (
+	// ScopeFlow is one flow, both directions; of TCP one connection.
+	ScopeFlow Scope = iota
+	// ScopePair is all TCP flows of an initiator, or of an IPv6 network of 64 bits, to one
+	// server address and port.
+	ScopePair
+)
 
-// String returns "flow" or the number.
+// String returns "flow", "pair" or the number.
 func (s Scope) String() string {
-	if s == ScopeFlow {
+	switch s {
+	case ScopeFlow:
 		return "flow"
+	case ScopePair:
+		return "pair"
 	}
 	return fmt.Sprintf("scope-%d", uint8(s))
 }

@@ -27,8 +27,9 @@ import (
 )
 
 // attackPolicy drops whatever looks a little like a tunnel: what an attack has judged
-// that is not the beginning of a connection is cut by it.
+// that is not the beginning of a connection is cut by it. No limit spares it.
 const attackPolicy = `mode: enforce
+limits: none
 rules:
   - name: tunnels
     class: [shadowsocks, v2ray, vless, obfs4]

@@ -10,6 +10,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"flag"
 	"fmt"
@@ -34,6 +35,7 @@ type options struct {
 	timeout   time.Duration
 	cache     string
 	list      bool
+	system    string // folder of packages; empty: the loader's tests
 }
 
 // unsuitable are the tests that don't suit these machines: bpftool is no part of
@@ -50,6 +52,7 @@ func main() {
 	flag.DurationVar(&o.timeout, "timeout", 15*time.Minute, "how long the tests of one kernel may take")
 	flag.StringVar(&o.cache, "cache", ".cache/kernels", "`folder` for packages and console logs")
 	flag.BoolVar(&o.list, "list", false, "only print the packages that would be used")
+	flag.StringVar(&o.system, "system", "", "instead boot a Debian with systemd and run the tests of test/system, with the packages older/*.deb and newer/*.deb in this `folder`")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "kernels: unexpected argument %q\n", flag.Arg(0))
@@ -88,7 +91,21 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
-	if err := build(ctx, work); err != nil {
+	if err := build(ctx, filepath.Join(work, "init"), "build", "./test/kernels/init", ""); err != nil {
+		return err
+	}
+	if o.system != "" {
+		r, err := testSystem(ctx, o, work, o.system, out)
+		if err == nil {
+			err = r.err()
+		}
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "PASS system: %d tests with %d subtests\n", len(r.passed), r.subtests)
+		return nil
+	}
+	if err := build(ctx, filepath.Join(work, "test"), "test", "./loader", "emulated"); err != nil {
 		return err
 	}
 	var failures []error
@@ -112,35 +129,52 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 	return errors.Join(failures...)
 }
 
-// build links the two programs of a machine, statically.
-func build(ctx context.Context, dir string) error {
-	for _, args := range [][]string{
-		{"test", "-c", "-tags", "emulated", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dir, "test"), "github.com/earlydrop/earlydrop/loader"},
-		{"build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dir, "init"), "github.com/earlydrop/earlydrop/test/kernels/init"},
-	} {
-		cmd := exec.CommandContext(ctx, "go", args...)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("%s: %w: %s", cmd, err, bytes.TrimSpace(out))
-		}
+// build links a program of a machine, statically: a command's, or a package's tests.
+func build(ctx context.Context, program, kind, pkg, tags string) error {
+	args := []string{"build"}
+	if kind == "test" {
+		args = []string{"test", "-c"}
+	}
+	args = append(args, "-tags", tags, "-trimpath", "-ldflags", "-s -w", "-o", program, "github.com/earlydrop/earlydrop"+strings.TrimPrefix(pkg, "."))
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", cmd, err, bytes.TrimSpace(out))
 	}
 	return nil
 }
 
+// testArguments are those of a test program.
+func testArguments(o options) []string {
+	args := []string{"-test.v", "-test.timeout=" + o.timeout.String(), "-test.count=" + strconv.Itoa(o.count), "-test.run=" + o.run}
+	if o.skip != "" {
+		args = append(args, "-test.skip="+o.skip)
+	}
+	return args
+}
+
+// digest returns a short name for what something is made by.
+func digest(parts []string) string {
+	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
+	return fmt.Sprintf("%x", sum[:6])
+}
+
 // testKernel boots one kernel and returns what its console told.
-func testKernel(ctx context.Context, o options, work, name string, out io.Writer) (_ *result, err error) {
+func testKernel(ctx context.Context, o options, work, name string, out io.Writer) (*result, error) {
 	k, err := openKernel(ctx, o.cache, name)
 	if err != nil {
 		return nil, err
 	}
 	root := filepath.Join(work, "root.gz")
-	args := []string{"-test.v", "-test.timeout=" + o.timeout.String(), "-test.count=" + strconv.Itoa(o.count), "-test.run=" + o.run}
-	if o.skip != "" {
-		args = append(args, "-test.skip="+o.skip)
-	}
-	if err := packRoot(ctx, k, work, root, args); err != nil {
+	if err := packRoot(ctx, k, modules, work, root, testArguments(o)); err != nil {
 		return nil, err
 	}
+	return bootMachine(ctx, o, k, name, root, out)
+}
+
+// bootMachine boots a kernel with an initial file system, and more that the emulator is
+// told, and returns what its console told. All of that is in the log of this name.
+func bootMachine(ctx context.Context, o options, k *kernel, name, root string, out io.Writer, more ...string) (_ *result, err error) {
 	log, err := os.Create(filepath.Join(o.cache, name+".log"))
 	if err != nil {
 		return nil, err
@@ -150,7 +184,7 @@ func testKernel(ctx context.Context, o options, work, name string, out io.Writer
 	// The test program's own time limit tells more: it gets the chance.
 	ctx, cancel := context.WithTimeout(ctx, o.timeout+time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", append([]string{
 		// CPUs in turn: emulated at the same time by QEMU 7.2, they now and then die of
 		// code that the kernel patches (int3), at boot or when programs are attached.
 		"-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", "1G",
@@ -158,7 +192,7 @@ func testKernel(ctx context.Context, o options, work, name string, out io.Writer
 		"-kernel", k.image, "-initrd", root,
 		// Where the emulator gets little of the host's time, its timer seems not to tick when
 		// the kernel looks whether it does.
-		"-append", "console=ttyS0 panic=-1 loglevel=4 mitigations=off no_timer_check rdinit=/init")
+		"-append", "console=ttyS0 panic=-1 loglevel=4 mitigations=off no_timer_check rdinit=/init"}, more...)...)
 	console, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
@@ -182,8 +216,9 @@ func testKernel(ctx context.Context, o options, work, name string, out io.Writer
 	return r, nil
 }
 
-// packRoot writes the machine's file system to the file root.
-func packRoot(ctx context.Context, k *kernel, work, root string, args []string) (err error) {
+// packRoot writes the machine's file system to the file root. Without arguments there is
+// no test program in it, and init goes on to the system on the first disk.
+func packRoot(ctx context.Context, k *kernel, modules []string, work, root string, args []string) (err error) {
 	needed, err := k.load(ctx, modules)
 	if err != nil {
 		return err
@@ -201,14 +236,18 @@ func packRoot(ctx context.Context, k *kernel, work, root string, args []string) 
 	c.dir("/dev")
 	// The kernel opens it for init before anything is mounted.
 	c.char("/dev/console", 5, 1)
-	for from, to := range map[string]string{"init": "/init", "test": machine.Program} {
+	programs := map[string]string{"init": "/init"}
+	if len(args) > 0 {
+		programs["test"] = machine.Program
+		c.file(machine.ArgumentList, []byte(strings.Join(args, "\n")))
+	}
+	for from, to := range programs {
 		data, err := os.ReadFile(filepath.Join(work, from))
 		if err != nil {
 			return err
 		}
 		c.file(to, data)
 	}
-	c.file(machine.ArgumentList, []byte(strings.Join(args, "\n")))
 	c.dir(machine.ModuleDir)
 	var order []string
 	for _, m := range needed {

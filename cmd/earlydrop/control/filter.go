@@ -212,9 +212,9 @@ func (f *EventFilter) words() map[string]struct {
 		allowed []string
 	}
 	return map[string]field{
-		"event":     {&f.Event, []string{event.KindAttached, event.KindVerdict, event.KindBlockEnded, event.KindLeftOut, event.KindAudit, event.KindLost, event.KindEnded}},
+		"event":     {&f.Event, []string{event.KindAttached, event.KindVerdict, event.KindBlockEnded, event.KindLeftOut, event.KindLimit, event.KindAudit, event.KindLost, event.KindEnded}},
 		"interface": {&f.Interface, nil}, "class": {&f.Class, nil}, "rule": {&f.Rule, nil},
-		"decision": {&f.Decision, []string{"pass", "drop"}}, "detected": {&f.Detected, []string{"true", "false"}},
+		"decision": {&f.Decision, []string{"pass", "drop", "log"}}, "detected": {&f.Detected, []string{"true", "false"}},
 		"proto": {&f.Proto, []string{"tcp", "udp"}},
 	}
 }
@@ -292,6 +292,8 @@ func (f *EventFilter) Match(e event.Event) bool {
 	case *event.Attached:
 		is.iface = e.Interface
 	case *event.LeftOut:
+		is.iface = e.Interface
+	case *event.LimitReached:
 		is.iface = e.Interface
 	case *event.Audit:
 		is.iface = e.Interface

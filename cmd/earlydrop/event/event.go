@@ -19,7 +19,7 @@ import (
 )
 
 // Event is one of *Attached, *Waiting, *Verdict, *BlockEnded, *LeftOut,
-// *ModeChanged, *Reloaded, *Audit, *Lost and *Ended.
+// *ModeChanged, *Reloaded, *Audit, *Lost, *LimitReached and *Ended.
 type Event interface {
 	// Kind is what the event is called in its field "event".
 	Kind() string
@@ -36,20 +36,22 @@ const (
 	KindReloaded    = "reloaded"
 	KindAudit       = "audit"
 	KindLost        = "lost"
+	KindLimit       = "limit_reached"
 	KindEnded       = "ended"
 )
 
 // Kind implements Event.
-func (*Attached) Kind() string    { return KindAttached }
-func (*Waiting) Kind() string     { return KindWaiting }
-func (*Verdict) Kind() string     { return KindVerdict }
-func (*BlockEnded) Kind() string  { return KindBlockEnded }
-func (*LeftOut) Kind() string     { return KindLeftOut }
-func (*ModeChanged) Kind() string { return KindModeChanged }
-func (*Reloaded) Kind() string    { return KindReloaded }
-func (*Audit) Kind() string       { return KindAudit }
-func (*Lost) Kind() string        { return KindLost }
-func (*Ended) Kind() string       { return KindEnded }
+func (*Attached) Kind() string     { return KindAttached }
+func (*Waiting) Kind() string      { return KindWaiting }
+func (*Verdict) Kind() string      { return KindVerdict }
+func (*BlockEnded) Kind() string   { return KindBlockEnded }
+func (*LeftOut) Kind() string      { return KindLeftOut }
+func (*ModeChanged) Kind() string  { return KindModeChanged }
+func (*Reloaded) Kind() string     { return KindReloaded }
+func (*Audit) Kind() string        { return KindAudit }
+func (*Lost) Kind() string         { return KindLost }
+func (*LimitReached) Kind() string { return KindLimit }
+func (*Ended) Kind() string        { return KindEnded }
 
 // Attached says that an interface is watched from now on.
 type Attached struct {
@@ -97,14 +99,20 @@ type Verdict struct {
 	Class      string  `json:"class"`              // the model's outcome; Naming says what decided
 	Confidence float64 `json:"confidence"`         // of the likeliest label
 	Scores     Scores  `json:"scores"`             // the probability of each label
-	Decision   string  `json:"decision"`           // pass or drop, as the policy says
+	Decision   string  `json:"decision"`           // pass, drop or log, as the policy says
 	Enforced   *bool   `json:"enforced,omitempty"` // live: the kernel drops it
 	Error      string  `json:"error,omitempty"`    // why a drop could not be enforced
 	Rule       string  `json:"rule,omitempty"`     // the one that was asked
 	Naming
 	Reason string  `json:"reason"`
 	TTL    float64 `json:"ttl_seconds,omitempty"` // of the block
-	Model  string  `json:"model"`                 // name and version
+	// Scope is pair where Decision is what becomes of the flow's pair; else it is empty.
+	Scope string `json:"scope,omitempty"`
+	// EvidenceFlows and EvidenceJudged say, of a rule that asks for evidence, how many flows of
+	// the pair it has detected, of how many that were judged.
+	EvidenceFlows  int    `json:"evidence_flows,omitempty"`
+	EvidenceJudged int    `json:"evidence_judged,omitempty"`
+	Model          string `json:"model"` // name and version
 
 	Captured   int    `json:"captured"`             // bytes that the model saw
 	Complete   bool   `json:"complete"`             // all 1024 of them
@@ -154,6 +162,21 @@ type LeftOut struct {
 	Event         word[leftOut] `json:"event"`
 	Interface     string        `json:"interface"`
 	PassesLeftOut uint64        `json:"passes_left_out"`
+}
+
+// LimitReached is an alert: rules treated flows of so many initiators that what they do
+// without evidence pauses.
+type LimitReached struct {
+	Time      time.Time          `json:"time"`
+	Event     word[limitReached] `json:"event"`
+	Interface string             `json:"interface"` // of the flow that was one too many
+	Limit     string             `json:"limit"`     // flows or share
+	// Proven is true where it is about connections whose handshake both ends have made, and
+	// false where about others, whose initiators may be forged. Each kind pauses by itself.
+	Proven     bool      `json:"proven"`
+	Initiators int       `json:"initiators"` // that had flows judged within the last hour
+	Treated    int       `json:"treated"`    // of them, that had flows treated
+	Until      time.Time `json:"until"`      // the end of the pause
 }
 
 // ModeChanged says that somebody changed the mode of an interface. Monitor suspends its
@@ -230,11 +253,20 @@ func NewVerdict(s *flow.Sample, r *flow.Result, d *policy.Decision) *Verdict {
 		Start: s.Start.UTC(),
 		Class: r.Class, Confidence: r.Confidence, Scores: Scores{r.Labels, append([]float64(nil), r.Scores...)},
 		Decision: d.Action.String(), Rule: d.Rule, Naming: NameFlow(d), Reason: d.Reason, TTL: d.TTL.Seconds(),
+		Scope: ScopeOf(d.Scope), EvidenceFlows: d.Seen, EvidenceJudged: d.Judged,
 		Captured: len(s.Data), Complete: s.Complete(), HandedOver: s.Reason.String(), Cut: s.Cut, Incomplete: s.Incomplete,
 		MidStream: s.MidStream, Resumed: s.Resumed, OneWay: s.OneWay,
 		Provisional: s.Provisional, Revised: s.Revision, Variant: s.Variant, Signals: s.Signals.Names(),
 		Packets: len(s.Packets), Bytes: WireBytes(s),
 	}
+}
+
+// ScopeOf returns the word for a scope, empty for that of flows.
+func ScopeOf(s flow.Scope) string {
+	if s == flow.ScopeFlow {
+		return ""
+	}
+	return s.String()
 }
 
 // WireBytes returns how long the captured packets of a sample are on the wire together.
@@ -249,28 +281,30 @@ func WireBytes(s *flow.Sample) (n uint64) {
 type word[K interface{ kind() string }] struct{}
 
 type (
-	attached    struct{}
-	waiting     struct{}
-	verdict     struct{}
-	blockEnded  struct{}
-	leftOut     struct{}
-	modeChanged struct{}
-	reloaded    struct{}
-	audit       struct{}
-	lost        struct{}
-	ended       struct{}
+	attached     struct{}
+	waiting      struct{}
+	verdict      struct{}
+	blockEnded   struct{}
+	leftOut      struct{}
+	modeChanged  struct{}
+	reloaded     struct{}
+	audit        struct{}
+	lost         struct{}
+	limitReached struct{}
+	ended        struct{}
 )
 
-func (attached) kind() string    { return KindAttached }
-func (waiting) kind() string     { return KindWaiting }
-func (verdict) kind() string     { return KindVerdict }
-func (blockEnded) kind() string  { return KindBlockEnded }
-func (leftOut) kind() string     { return KindLeftOut }
-func (modeChanged) kind() string { return KindModeChanged }
-func (reloaded) kind() string    { return KindReloaded }
-func (audit) kind() string       { return KindAudit }
-func (lost) kind() string        { return KindLost }
-func (ended) kind() string       { return KindEnded }
+func (attached) kind() string     { return KindAttached }
+func (waiting) kind() string      { return KindWaiting }
+func (verdict) kind() string      { return KindVerdict }
+func (blockEnded) kind() string   { return KindBlockEnded }
+func (leftOut) kind() string      { return KindLeftOut }
+func (modeChanged) kind() string  { return KindModeChanged }
+func (reloaded) kind() string     { return KindReloaded }
+func (audit) kind() string        { return KindAudit }
+func (lost) kind() string         { return KindLost }
+func (limitReached) kind() string { return KindLimit }
+func (ended) kind() string        { return KindEnded }
 
 // String returns the word.
 func (word[K]) String() string {
@@ -315,6 +349,8 @@ func Decode(line []byte) (Event, error) {
 		e = new(LeftOut)
 	case KindReloaded:
 		e = new(Reloaded)
+	case KindLimit:
+		e = new(LimitReached)
 	case KindAudit:
 		e = new(Audit)
 	case KindLost:

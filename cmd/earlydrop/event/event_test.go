@@ -55,6 +55,7 @@ func live() *event.Verdict {
 	v, enforced := event.NewVerdict(s, result(), decision()), true
 	v.Mode, v.Enforced, v.Error, v.Model = "enforce", &enforced, "the table is full", "compact 1"
 	v.VerdictMS, v.LatencyUS = 5.25, 60.5
+	v.Scope, v.EvidenceFlows, v.EvidenceJudged = "pair", 3, 4
 	return v
 }
 
@@ -92,13 +93,14 @@ func every() map[string]event.Event {
 		"block ended by hand": &event.BlockEnded{Time: at, Interface: "eth0", Endpoints: event.Endpoints{Src: ends.Src, Dst: ends.Dst, Proto: "tcp"}, Reason: "expired"},
 		"left out":            &event.LeftOut{Time: at, Interface: "eth0", PassesLeftOut: 3},
 		"reloaded": &event.Reloaded{Time: at, Policy: "p.yaml", Model: "compact 2", Was: "compact 1", BlocksLifted: 3, Error: "p.yaml:1:1: no", Changes: &policy.Changes{
-			Mode: "enforce", RulesAdded: []string{"a"}, RulesRemoved: []string{"b"}, RulesChanged: []string{"c"}, Reordered: true,
+			Mode: "enforce", RulesAdded: []string{"a"}, RulesRemoved: []string{"b"}, RulesChanged: []string{"c"}, Reordered: true, SetsChanged: []string{"own"},
 			AllowAdded: []string{"port 1"}, AllowRemoved: []string{"port 2"}, Other: true}},
 		"reloaded, few": &event.Reloaded{Time: at, Policy: "built-in", Model: "compact 1"},
 		"mode changed":  &event.ModeChanged{Time: at, Interface: "eth0", Mode: "enforce"},
 		"audit": &event.Audit{Time: at, UID: 1000, GID: 100, PID: 4242, Action: "blocked_del", Outcome: event.Failed, Interface: "eth0", Asked: "cidr 10.0.0.0/8",
 			Blocks: 3, Error: "it was detached"},
 		"audit, few":        &event.Audit{Time: at, Action: "reload", Outcome: event.Done},
+		"limit reached":     &event.LimitReached{Time: at, Interface: "eth0", Limit: "share", Proven: true, Initiators: 12, Treated: 4, Until: at.Add(10 * time.Minute)},
 		"lost":              &event.Lost{Time: at, EventsLost: 3},
 		"ended":             &event.Ended{Time: at, Interface: "eth0", Mode: "enforce", Classes: map[string]uint64{"v2ray": 1}, Counters: map[string]uint64{"syns": 5}, Persisted: true, Error: "interface eth0 was removed"},
 		"ended, of nothing": &event.Ended{Time: at, Interface: "eth0", Mode: "monitor"},

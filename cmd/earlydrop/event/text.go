@@ -36,6 +36,9 @@ func (v *Verdict) Text(verbose bool) string {
 	if v.Rule != "" {
 		line += "  " + v.Reason + " " + v.Rule
 	}
+	if v.EvidenceJudged > 0 {
+		line += fmt.Sprintf(" (%d of %d flows of the pair)", v.EvidenceFlows, v.EvidenceJudged)
+	}
 	if v.Error != "" {
 		line += "  it passes: " + v.Error
 	}
@@ -53,6 +56,9 @@ func (v *Verdict) Text(verbose bool) string {
 
 // Drop reports whether the policy says to drop the flow.
 func (v *Verdict) Drop() bool { return v.Decision == flow.Drop.String() }
+
+// Logged reports whether a rule says to do no more to the flow than to log it.
+func (v *Verdict) Logged() bool { return v.Decision == flow.Log.String() }
 
 // StartFormat is how the start of a flow is printed for people, in UTC.
 const StartFormat = "2006-01-02 15:04:05.000"
@@ -104,6 +110,16 @@ func (w *Waiting) Text() string {
 func (b *BlockEnded) Text() string {
 	return fmt.Sprintf("%s  block ended  %s %s > %s  %s, dropped %d packets, %s", Clock(b.Time), b.Proto, b.Src, b.Dst, b.Class,
 		b.DroppedPackets, ByteCount(b.DroppedBytes))
+}
+
+// Text returns the event as a line for people, without its end.
+func (l *LimitReached) Text() string {
+	kind := "proven connections"
+	if !l.Proven {
+		kind = "flows that prove nothing about their initiator"
+	}
+	return fmt.Sprintf("%s  ALERT: limit %s reached: of %d initiators of an hour, flows of %d treated; of %s, what rules do without evidence pauses until %s",
+		Clock(l.Time), l.Limit, l.Initiators, l.Treated, kind, Clock(l.Until))
 }
 
 // Text returns the event as a line for people, without its end.

@@ -44,6 +44,8 @@ type attachment struct {
 	leftOut atomic.Uint64  // verdicts that no event has told of as left out
 	classes sync.Map       // class -> *atomic.Uint64
 	pending sync.WaitGroup // captures that the classifier has
+	sent    sent           // of the capture that is read
+	tidied  pulse
 	told    toldMode
 	known   knownFlows // that are blocked
 
@@ -53,6 +55,7 @@ type attachment struct {
 
 func newAttachment(g *Gateway, dp *loader.DataPath, iface func() string) *attachment {
 	a := &attachment{gateway: g, dp: dp, iface: iface, started: time.Now()}
+	a.tidied.beat()
 	for _, kind := range []*rate.Sometimes{&a.warnClassify, &a.warnBlock, &a.warnRead, &a.warnTidy} {
 		kind.Interval = time.Second
 	}
@@ -136,12 +139,23 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 		}
 		trouble.over()
 		stale := engine.Waiting() >= staleWaiting && time.Since(s.Start.Add(s.Elapsed)) > staleAfter
+		var c *crossing
+		if !stale {
+			var recognised bool
+			if c, recognised = a.recognise(s); recognised {
+				engine.Put(s)
+				continue
+			}
+		}
 		a.pending.Add(1)
 		if stale || !engine.Submit(s, decide) {
 			// Fail open: the flow passes, as it does already.
 			a.pending.Done()
 			a.counts[countQueueFull].Add(1)
 			engine.Put(s)
+			if c != nil {
+				a.gateway.crossings.forget(c, a)
+			}
 		}
 	}
 }
@@ -150,6 +164,7 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	defer a.pending.Done()
 	g := a.gateway
+	g.classified.beat()
 	if err != nil {
 		a.counts[countNotClassified].Add(1)
 		if !errors.Is(err, classifier.ErrClosed) {
@@ -165,7 +180,7 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	var block, enforced bool // to be, and is
 	for {
 		j = g.judge.Load()
-		decision = j.policy.Decide(&s.Meta, r)
+		decision = g.config.Evidence.Decide(j.policy, &s.Meta, r)
 		var treatment flow.Treatment
 		if mode = a.mode(); mode == policy.Enforce {
 			treatment = decision.Treatment()
@@ -175,7 +190,7 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 		if enforced = block && err == nil; !enforced {
 			break
 		}
-		a.known.add(&s.Meta, &r, decision.Rule)
+		a.known.add(&s.Meta, &r, &decision)
 		if g.judge.Load() == j {
 			break // a reload that comes now sees the block
 		}
@@ -203,6 +218,15 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	}
 	if enforced {
 		a.counts[countBlocked].Add(1)
+	}
+	a.counts[countForgotten].Add(g.config.Evidence.TakeForgotten())
+	switch decision.Reason {
+	case policy.ReasonEvidence:
+		a.counts[countPairs].Add(1)
+	case policy.ReasonPair:
+		a.counts[countPairFlows].Add(1)
+	case policy.ReasonPaused:
+		a.counts[countPaused].Add(1)
 	}
 	n, _ := a.classes.LoadOrStore(decision.Class, new(atomic.Uint64))
 	n.(*atomic.Uint64).Add(1)
@@ -272,6 +296,7 @@ func (a *attachment) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 		case <-slow.C:
 			err, trouble = errors.Join(a.expire(), a.dp.Report(a.counts.list())), &noTidying
 			advised = advised || a.advise()
+			a.tidied.beat()
 			a.mode() // tells if it was changed
 		}
 		switch {

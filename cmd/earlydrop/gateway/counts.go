@@ -23,21 +23,33 @@ const (
 	countPassesLeftOut
 	countEventsLost
 	countPinsRestored
+	countCrossed
+	countCrossingsForgotten
+	countPairs
+	countPairFlows
+	countForgotten
+	countPaused
 
 	numCounts
 )
 
 var countNames = [numCounts]struct{ name, help string }{
-	countClassified:    {"classified", "flows that got a verdict"},
-	countToDrop:        {"to_drop", "verdicts that a rule wants dropped, in mode monitor as well"},
-	countBlocked:       {"blocked", "blocks that were written"},
-	countQueueFull:     {"queue_full", "flows that pass because the classifier was behind"},
-	countNotClassified: {"not_classified", "flows that pass because their capture or the model failed"},
-	countNotBlocked:    {"not_blocked", "verdicts that could not be written: the flow passes"},
-	countBlockedFull:   {"blocked_full", "blocks that could not be written because the table was full"},
-	countPassesLeftOut: {"passes_left_out", "verdicts on undetected flows that the events left out as asked"},
-	countEventsLost:    {"events_lost", "events that were not written because the output was too slow"},
-	countPinsRestored:  {"pins_restored", "pins that others had removed and that were put back"},
+	countClassified:         {"classified", "flows that got a verdict"},
+	countToDrop:             {"to_drop", "verdicts that a rule wants dropped, in mode monitor as well"},
+	countBlocked:            {"blocked", "blocks that were written"},
+	countQueueFull:          {"queue_full", "flows that pass because the classifier was behind"},
+	countNotClassified:      {"not_classified", "flows that pass because their capture or the model failed"},
+	countNotBlocked:         {"not_blocked", "verdicts that could not be written: the flow passes"},
+	countBlockedFull:        {"blocked_full", "blocks that could not be written because the table was full"},
+	countPassesLeftOut:      {"passes_left_out", "verdicts on undetected flows that the events left out as asked"},
+	countEventsLost:         {"events_lost", "events that were not written because the output was too slow"},
+	countCrossed:            {"crossed", "flows that another attached interface handed over first: they were judged there"},
+	countCrossingsForgotten: {"crossings_forgotten", "flows that were forgotten so early that another attached interface may have had them judged again"},
+	countPinsRestored:       {"pins_restored", "pins that others had removed and that were put back"},
+	countPairs:              {"pairs_treated", "pairs of initiator and server that there was enough evidence for, in mode monitor as well"},
+	countPairFlows:          {"pair_flows", "verdicts on flows that began while their pair was treated"},
+	countForgotten:          {"evidence_forgotten", "pairs that others pushed out, so that what was known of them is lost"},
+	countPaused:             {"paused", "verdicts that pass since a limit of the policy was reached"},
 }
 
 // counts are the daemon's counters; safe for concurrent use.

@@ -19,6 +19,7 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/policy"
+	"github.com/earlydrop/earlydrop/policy/evidence"
 )
 
 // Config says what a gateway works with.
@@ -35,6 +36,9 @@ type Config struct {
 	// such a manifest, and LoadModel for UseModel a model.
 	LoadPolicy func(*classifier.Manifest) (*policy.Policy, error)
 	LoadModel  func(name string) (*classifier.Network, error)
+	// Evidence (optional) is what is known of pairs and limits. New makes one that knows
+	// nothing. It is not closed or saved.
+	Evidence *evidence.State
 	// Mode says whether the kernel drops what the policy says. It counts instead of the
 	// policy's own. From then on the mode is what the data path says, which anybody with the
 	// rights may change.
@@ -70,10 +74,16 @@ type Gateway struct {
 	// taken before mu.
 	changing sync.Mutex
 
+	classified pulse
+
 	mu       sync.Mutex    // of what follows, and of the end of each
 	attached []*attachment // in the order in which they were attached to
 
 	waiting []*waiting // of New, and then of Run
+
+	several   atomic.Int32 // as many as are attached
+	crossings *crossings
+	natSaid   sync.Map // pairs of interfaces
 }
 
 // New attaches to all interfaces (with Config.Wait, to those that are there) or, after an
@@ -85,7 +95,7 @@ func New(c Config) (*Gateway, error) {
 	for i := range c.Attach {
 		c.Attach[i].Monitor = c.Mode == policy.Monitor
 	}
-	g := &Gateway{config: c}
+	g := &Gateway{config: c, crossings: newCrossings()}
 	g.judge.Store(&judge{c.Policy, modelName(c.Engine.Manifest())})
 	there, away := c.Attach, []loader.Options(nil)
 	if c.Wait {
@@ -117,10 +127,14 @@ func (g *Gateway) add(asked loader.Options, dp *loader.DataPath) *attachment {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.attached = append(g.attached, a)
+	g.several.Add(1)
 	return a
 }
 
 func (c *Config) setDefaults() {
+	if c.Evidence == nil {
+		c.Evidence = evidence.New(evidence.Options{})
+	}
 	if c.Attached == nil {
 		c.Attached = func(string, loader.Info) {}
 	}
@@ -314,6 +328,7 @@ func (g *Gateway) end(e runEnd) (Summary, error) {
 func (g *Gateway) letGo(a *attachment, persist bool) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.several.Add(-1)
 	g.attached = slices.DeleteFunc(g.attached, func(other *attachment) bool { return other == a })
 	if persist {
 		return a.dp.Release()

@@ -21,6 +21,7 @@ type blockedFlow struct {
 	meta   flow.Meta
 	result flow.Result
 	rule   string // that blocked it
+	pair   bool   // ... as one of a pair, on evidence
 	since  time.Time
 }
 
@@ -32,8 +33,8 @@ type knownFlows struct {
 }
 
 // add notes a flow that is blocked.
-func (k *knownFlows) add(m *flow.Meta, r *flow.Result, rule string) {
-	f := &blockedFlow{meta: *m, result: *r, rule: rule, since: time.Now()}
+func (k *knownFlows) add(m *flow.Meta, r *flow.Result, d *policy.Decision) {
+	f := &blockedFlow{meta: *m, result: *r, rule: d.Rule, pair: d.Scope == flow.ScopePair, since: time.Now()}
 	f.result.Scores = slices.Clone(r.Scores)
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -82,11 +83,17 @@ func (k *knownFlows) drops(p *policy.Policy, b *loader.Block) bool {
 	f := k.flows[b.Key]
 	k.mu.Unlock()
 	if f != nil && cut(f.rule) == b.Rule {
+		if f.pair && dropsPair(p, f.rule, &f.meta) {
+			return true
+		}
 		d := p.Decide(&f.meta, f.result)
 		return d.Action == flow.Drop
 	}
 	m := flow.Meta{Key: b.Key, InitiatorIsLo: b.InitiatorIsLo}
 	for i := range p.Rules {
+		if cut(p.Rules[i].Name) == b.Rule && dropsPair(p, p.Rules[i].Name, &m) {
+			return true
+		}
 		for _, class := range p.Rules[i].Classes {
 			if cut(class) != b.Class {
 				continue
@@ -97,6 +104,13 @@ func (k *knownFlows) drops(p *policy.Policy, b *loader.Block) bool {
 		}
 	}
 	return false
+}
+
+// dropsPair reports whether a rule of that name still drops the flows of a pair that it treats
+// on evidence.
+func dropsPair(p *policy.Policy, rule string, m *flow.Meta) bool {
+	r, server := p.PairRule(rule, m), m.Responder()
+	return r != nil && r.Action == flow.Drop && !p.Allows(m.Initiator().Addr(), server) && !p.Protects(server.Addr())
 }
 
 // cut cuts a name as blocks have it.

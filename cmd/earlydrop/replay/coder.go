@@ -73,7 +73,7 @@ func (c *coder) encode(b []byte, s *flow.Sample, r *flow.Result, d *policy.Decis
 		variant = 1
 	}
 	for _, n := range [...]uint64{uint64(s.Key.VLAN), uint64(s.Key.InnerVLAN), uint64(s.Elapsed), uint64(s.Revision), variant, uint64(s.Signals), uint64(len(s.Data)), uint64(len(s.Packets)),
-		event.WireBytes(s), uint64(d.TTL)} {
+		event.WireBytes(s), uint64(d.TTL), uint64(d.Scope), uint64(d.Seen), uint64(d.Judged)} {
 		b = binary.AppendUvarint(b, n)
 	}
 	for _, word := range [...]string{s.Source.File, r.Class, d.Rule, d.Reason, d.Class, d.Likeliest, d.RuleClasses} {
@@ -106,6 +106,8 @@ func (c *coder) decode(b []byte, r *record) error {
 	v.Signals = flow.Signals(d.Uvarint()).Names()
 	v.Captured, v.Packets, v.Bytes = int(d.Uvarint()), int(d.Uvarint()), d.Uvarint()
 	v.TTL = time.Duration(d.Uvarint()).Seconds()
+	v.Scope = event.ScopeOf(flow.Scope(d.Uvarint()))
+	v.EvidenceFlows, v.EvidenceJudged = int(d.Uvarint()), int(d.Uvarint())
 	known := true
 	for _, word := range [...]*string{&v.File, &v.Class, &v.Rule, &v.Reason, &r.called, &decision.Likeliest, &decision.RuleClasses} {
 		var ok bool

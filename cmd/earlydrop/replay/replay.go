@@ -20,6 +20,7 @@ import (
 	"github.com/earlydrop/earlydrop/loader/assembly/scratch"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/policy"
+	"github.com/earlydrop/earlydrop/policy/evidence"
 )
 
 // Batch is how many flows are classified at once: what the engine's MaxBatch should be.
@@ -53,8 +54,10 @@ type Warning struct {
 	Cause Cause
 	// Title names the file, or the first file of several and how many more there are.
 	Title string
-	// N of All are concerned: flows, TCP connections or IPv4 packets.
+	// N of All are concerned: flows, TCP connections, IPv4 packets or initiators.
 	N, All uint64
+	// Alert says more of LimitReached.
+	Alert evidence.Alert
 }
 
 // Cause is what a Warning is about.
@@ -70,6 +73,9 @@ const (
 	OneWay
 	// BadChecksum is IPv4 packets with a wrong header checksum, which are part of no flow.
 	BadChecksum
+	// LimitReached says that flows of so many initiators were treated that what rules do
+	// without evidence pauses.
+	LimitReached
 )
 
 // Summary counts what was in all captures.
@@ -91,14 +97,17 @@ type Replay struct {
 	workers sync.WaitGroup // running workers
 	pending sync.WaitGroup // jobs not done yet
 	coder   *coder
+	last    chan struct{} // closed once the latest job is decided; nil before the first one
+	state   *evidence.State
 	mu      sync.Mutex
+	alerts  []evidence.Alert
 	sorter  *scratch.Sorter // the flows that were classified and not told of, by seq
 	err     error           // the first error of a worker
 
 	record  record     // the same for all flows, to spare memory
 	ahead   sortedFlow // the next one of sorter, once the capture has ended
 	early   int        // flows that were told of live
-	last    lastVerdict
+	latest  lastVerdict
 	job     *job  // being filled
 	liveErr error // the first error of telling live
 	done    int64 // bytes of the regular files that were read
@@ -116,6 +125,10 @@ type lastVerdict struct {
 type job struct {
 	samples []*flow.Sample // the first len(seqs) are in use
 	seqs    []uint64
+	// Jobs are decided one after another, as flows were handed over: decisions depend on
+	// earlier ones.
+	before <-chan struct{} // closed when it is its turn; nil for the first one
+	done   chan struct{}   // it closes this then
 }
 
 // sortedFlow is a flow that comes out of a sorter.
@@ -160,7 +173,13 @@ func (r *Replay) Summary() Summary { return r.summary }
 // pipe ends the capture.
 func (r *Replay) Read(files []*captures.File) (err error) {
 	r.sorter = scratch.NewSorter("", 0)
-	r.ahead, r.early = sortedFlow{}, 0
+	r.ahead, r.early, r.alerts = sortedFlow{}, 0, nil
+	// Each capture is of a time and a place of its own.
+	r.state = evidence.New(evidence.Options{Alert: func(a evidence.Alert) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.alerts = append(r.alerts, a)
+	}})
 	defer func() {
 		r.pending.Wait()
 		err = errors.Join(err, r.sorter.Close())
@@ -188,7 +207,7 @@ func (r *Replay) Read(files []*captures.File) (err error) {
 		}
 		after := a.Counters()
 		if bad := after[assembly.BadChecksum] - before[assembly.BadChecksum]; bad > 0 {
-			r.config.Warn(Warning{BadChecksum, file.Title(), bad, after[assembly.IPv4] - before[assembly.IPv4]})
+			r.config.Warn(Warning{Cause: BadChecksum, Title: file.Title(), N: bad, All: after[assembly.IPv4] - before[assembly.IPv4]})
 		}
 		readErr = errors.Join(readErr, file.End(err))
 		if file.Interrupted {
@@ -216,11 +235,14 @@ func (r *Replay) count(counters assembly.Counters, files []*captures.File) {
 		title += fmt.Sprintf(" and %d more", len(files)-1)
 	}
 	if n := counters[assembly.Incomplete]; n > 0 {
-		r.config.Warn(Warning{Incomplete, title, n, counters.Samples()})
+		r.config.Warn(Warning{Cause: Incomplete, Title: title, N: n, All: counters.Samples()})
+	}
+	for _, a := range r.alerts {
+		r.config.Warn(Warning{Cause: LimitReached, Title: title, N: uint64(a.Treated), All: uint64(a.Initiators), Alert: a})
 	}
 	n := counters[assembly.OneWay]
 	if all := n + counters[assembly.Opened]; !r.config.Options.OneWay && float64(n) > oneWayShare*float64(all) {
-		r.config.Warn(Warning{OneWay, title, n, all})
+		r.config.Warn(Warning{Cause: OneWay, Title: title, N: n, All: all})
 	}
 }
 
@@ -267,6 +289,8 @@ func (r *Replay) add(f *assembly.Flow, s *flow.Sample) {
 func (r *Replay) submit() {
 	if r.job != nil {
 		r.pending.Add(1)
+		r.job.before, r.job.done = r.last, make(chan struct{})
+		r.last = r.job.done
 		r.jobs <- r.job
 		r.job = nil
 	}
@@ -274,15 +298,21 @@ func (r *Replay) submit() {
 
 // work classifies and decides batches.
 func (r *Replay) work() {
-	results := make([]flow.Result, Batch)
+	results, decisions := make([]flow.Result, Batch), make([]policy.Decision, Batch)
 	var encoded []byte
 	for j := range r.jobs {
 		n := len(j.seqs)
 		err := r.config.Engine.Classify(j.samples[:n], results[:n])
+		if j.before != nil {
+			<-j.before
+		}
+		for i := 0; i < n && err == nil; i++ {
+			decisions[i] = r.state.Decide(r.config.Policy, &j.samples[i].Meta, results[i])
+		}
+		close(j.done)
 		for i := 0; i < n && err == nil; i++ {
 			s := j.samples[i]
-			d := r.config.Policy.Decide(&s.Meta, results[i])
-			encoded = r.coder.encode(encoded[:0], s, &results[i], &d)
+			encoded = r.coder.encode(encoded[:0], s, &results[i], &decisions[i])
 			r.mu.Lock()
 			err = r.sorter.Add(sortKey(j.seqs[i], s), encoded)
 			r.mu.Unlock()
@@ -399,18 +429,18 @@ func (r *Replay) tell(t *assembly.Totals, data []byte) error {
 	// A flow is what its last verdict calls it, and dropped if one of them says so: live, it
 	// would be the last one.
 	dropped := uint64(0)
-	if last := &r.last; (record.Revised > 0 || record.Variant) && last.seq == t.Seq {
+	if last := &r.latest; (record.Revised > 0 || record.Variant) && last.seq == t.Seq {
 		r.summary.Classes[last.called] -= last.counted
 		dropped = last.dropped
 	}
-	r.last = lastVerdict{seq: t.Seq, called: record.called, dropped: dropped}
+	r.latest = lastVerdict{seq: t.Seq, called: record.called, dropped: dropped}
 	if !record.Incomplete {
-		r.last.counted = 1
+		r.latest.counted = 1
 	}
 	if record.Drop() {
-		r.last.dropped = 1
+		r.latest.dropped = 1
 	}
-	r.summary.Classes[record.called] += r.last.counted
-	r.summary.Drops += r.last.dropped - dropped
+	r.summary.Classes[record.called] += r.latest.counted
+	r.summary.Drops += r.latest.dropped - dropped
 	return r.config.Verdict(&record.Verdict)
 }

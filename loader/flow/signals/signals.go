@@ -59,8 +59,8 @@ type walked [flow.MaxPackets]struct {
 	ok bool
 }
 
-// Note adds to s.Signals what the packets of s show, and sets s.MissingStart and s.Scant. Of UDP it
-// takes the decoys out of s: datagrams with a wrong checksum, which no host accepts. (Of TCP
+// Note adds to s.Signals what the packets of s show, and sets s.MissingStart, s.Scant and s.Full. Of
+// UDP it takes the decoys out of s: datagrams with a wrong checksum, which no host accepts. (Of TCP
 // the kernel programs and the assembly have left them out, and say so in s.Signals.) Of TCP
 // it takes out segments that no host accepts for their options. It
 // looks only at frames that are in the sample whole. What each side of a TCP connection
@@ -95,7 +95,7 @@ func Note(s *flow.Sample, from Origin) {
 			s.Signals |= flow.SignalSlow
 		}
 	}
-	s.Scant = captured < ScantBytes
+	s.Scant, s.Full = captured < ScantBytes, s.Complete()
 	for i := range sides {
 		gap, atStart := sides[i].gaps()
 		if gap {

@@ -9,10 +9,12 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -61,6 +63,9 @@ func run() error {
 		}
 	}
 	args, err := lines(machine.ArgumentList)
+	if errors.Is(err, fs.ErrNotExist) {
+		return system()
+	}
 	if err != nil {
 		return err
 	}
@@ -69,6 +74,53 @@ func run() error {
 	cmd.Env = []string{"HOME=/", "TMPDIR=/tmp", "PATH=/bin"}
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stdout
 	return cmd.Run()
+}
+
+// system goes on to the init of the system on the first disk, with the second one at /mnt
+// there. It returns only when that fails.
+func system() error {
+	const root = "/root"
+	for _, m := range []struct {
+		disk, at string
+		flags    uintptr
+	}{{"/dev/vda", root, 0}, {"/dev/vdb", root + "/mnt", unix.MS_RDONLY}} {
+		if err := os.MkdirAll(m.at, 0o755); err != nil {
+			return err
+		}
+		// Its driver may still be looking for it.
+		for try := 0; ; try++ {
+			err := unix.Mount(m.disk, m.at, "ext4", m.flags, "")
+			if err == nil {
+				break
+			}
+			if try == 100 || !errors.Is(err, unix.ENOENT) {
+				return fmt.Errorf("mount %s: %w", m.disk, err)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+	}
+	// systemd mounts its own; what is left here would lie below.
+	for _, at := range []string{"/sys/fs/bpf", "/tmp", "/sys", "/proc"} {
+		if err := unix.Unmount(at, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmount %s: %w", at, err)
+		}
+	}
+	if err := unix.Mount("/dev", root+"/dev", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("move /dev: %w", err)
+	}
+	if err := unix.Chdir(root); err != nil {
+		return err
+	}
+	if err := unix.Mount(root, "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("move the root: %w", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return err
+	}
+	if err := unix.Chdir("/"); err != nil {
+		return err
+	}
+	return unix.Exec("/sbin/init", []string{"/sbin/init"}, []string{"HOME=/", "TERM=linux", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"})
 }
 
 func insert(path string) error {

@@ -302,7 +302,7 @@ func (l *Log) print(w *bufio.Writer, e event.Event) {
 	line := ""
 	switch e := e.(type) {
 	case *event.Verdict:
-		if !l.config.Quiet || e.Drop() {
+		if !l.config.Quiet || e.Drop() || e.Logged() {
 			line = e.Text(l.config.Verbose)
 		}
 	case *event.BlockEnded:
@@ -314,6 +314,8 @@ func (l *Log) print(w *bufio.Writer, e event.Event) {
 	case *event.ModeChanged:
 		line = e.Text()
 	case *event.Audit:
+		line = e.Text()
+	case *event.LimitReached:
 		line = e.Text()
 	case *event.LeftOut:
 		if !l.config.Quiet {

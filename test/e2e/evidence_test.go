@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/earlydrop/earlydrop/policy"
+	"github.com/earlydrop/earlydrop/test/e2e/rig"
+	"github.com/earlydrop/earlydrop/test/lab"
+)
+
+// A rule with evidence acts at the third flow of a pair that is detected, not at the second,
+// and then on each flow of the pair; and the program that comes next goes on with it.
+func TestEvidenceActsAtTheThirdFlow(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, lab.Config{ServerLink: slow})
+	tun := must(s.StartShadowsocks(s.ctx, lab.ShadowsocksConfig{}))(t)
+	text := fmt.Sprintf(`mode: enforce
+rules:
+  - name: pairs
+    class: [%s]
+    proto: tcp
+    meanwhile: log
+    action: drop
+    ttl: 10m
+    evidence: {flows: 3, share: 0.1, within: 1h}
+`, strings.Join(tunnelClasses, ", "))
+	args := []string{"--policy", s.file("pairs.yaml", text), "--evidence", filepath.Join(s.Dir(), "state", "pairs.json")}
+	d := s.attach(args...)
+	detected, n := 0, 0
+	for ; detected < 3; n++ {
+		if n == 3*tries {
+			t.Fatalf("%d of %d connections were detected", detected, n)
+		}
+		tr := s.download(tun)
+		v := must(d.Verdict(s.ctx, tun.Server, n))(t)
+		if v.Detected {
+			detected++
+		}
+		switch {
+		case !v.Detected && v.Decision != "pass", detected < 3 && v.Detected && (v.Decision != "log" || v.Reason != policy.ReasonMeanwhile || *v.Enforced || v.EvidenceFlows != detected):
+			t.Errorf("connection %d, %d detected: %s", n, detected, v.Text(true))
+		case detected == 3:
+			if v.Decision != "drop" || v.Reason != policy.ReasonEvidence || v.Scope != "pair" || !*v.Enforced || v.EvidenceJudged != n+1 {
+				t.Errorf("the third one that was detected: %s", v.Text(true))
+			}
+			s.stalled(tr, v)
+		}
+		tr.stop()
+	}
+	s.pairDropped(d, tun, n)
+	last := s.stop(d)
+	if last.Counters["pairs_treated"] != 1 || last.Counters["pair_flows"] != 1 {
+		t.Errorf("counters %v", last.Counters)
+	}
+	// The first connection that the next one sees is of a treated pair.
+	d = s.attach(args...)
+	s.pairDropped(d, tun, 0)
+	s.passed(d, s.ordinary())
+	s.stop(d)
+}
+
+// pairDropped makes sure that connection n to the tunnel is dropped as its pair is treated.
+func (s *scene) pairDropped(d *rig.Daemon, tun *lab.Tunnel, n int) {
+	s.t.Helper()
+	tr := s.download(tun)
+	defer tr.stop()
+	v := must(d.Verdict(s.ctx, tun.Server, n))(s.t)
+	if v.Decision != "drop" || v.Reason != policy.ReasonPair || v.Scope != "pair" || !*v.Enforced {
+		s.t.Errorf("connection %d of a treated pair: %s", n, v.Text(true))
+		return
+	}
+	s.stalled(tr, v)
+}

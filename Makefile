@@ -99,6 +99,13 @@ test-kernels: ## Run the loader's tests on Debian's other kernels, in software-e
 	$(call install,$(PKG_BUILD) $(PKG_KERNELS))
 	go run ./test/kernels $(if $(RUN),-run '$(RUN)')
 
+.PHONY: test-system
+test-system: build onnxruntime ## Install, upgrade, kill and purge the package in an emulated Debian with systemd
+	$(call install,$(PKG_KERNELS) debootstrap e2fsprogs)
+	KINDS=deb cmd/earlydrop/package/packages.sh v0.0.1 .cache/system/older amd64
+	KINDS=deb cmd/earlydrop/package/packages.sh v0.0.2 .cache/system/newer amd64
+	go run ./test/kernels -system .cache/system
+
 .PHONY: test-race
 test-race: build onnxruntime ## Run the tests of the concurrent packages with the race detector
 	$(call install,$(PKG_TEST))

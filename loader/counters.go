@@ -4,7 +4,9 @@ package loader
 
 import (
 	"fmt"
+	"maps"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -152,4 +154,33 @@ func (t *Tables) DaemonCounters() (Counters, error) {
 		list = append(list, Counter{Name: name, Value: c.Value})
 	}
 	return list, nil
+}
+
+// KnownCounters returns what the programs count, in the order of struct counts in
+// bpf/earlydrop.h, each with value 0.
+func KnownCounters() (known Counters) {
+	for field := range reflect.TypeFor[datapathCounts]().Fields() {
+		if field.Name != "_" {
+			name := snakeCase(field.Name)
+			known = append(known, Counter{Name: name, Help: countsHelp[name]})
+		}
+	}
+	return known
+}
+
+// Ordered returns values by name in the order of c, with its help, and after them, by name,
+// those that c does not have.
+func (c Counters) Ordered(values map[string]uint64) (list Counters) {
+	rest := maps.Clone(values)
+	for _, one := range c {
+		if n, ok := rest[one.Name]; ok {
+			one.Value = n
+			list = append(list, one)
+			delete(rest, one.Name)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(rest)) {
+		list = append(list, Counter{Name: name, Value: rest[name]})
+	}
+	return list
 }

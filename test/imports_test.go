@@ -52,6 +52,7 @@ var layers = []struct {
 	{"cmd/earlydrop/control", []string{"=cmd/earlydrop/event", "=cmd/earlydrop/event/eventlog", "=cmd/earlydrop/status", "=loader", "=loader/flow", "=policy", "policy/nearest"}},
 	{"cmd/earlydrop/gateway", []string{"=cmd/earlydrop/event", "=cmd/earlydrop/event/eventlog", "=cmd/earlydrop/status", "=loader", "loader/flow", "=classifier", "policy"}},
 	{"cmd/earlydrop/explanation", []string{"=cmd/earlydrop/event", "=cmd/earlydrop/captures", "=classifier", "=classifier/explain", "=policy", "=loader/flow", "=loader/assembly"}},
+	{"cmd/earlydrop/settings", []string{"policy/nearest"}},
 	{"cmd/earlydrop/term", nil},
 	{"cmd/earlydrop", []string{"models", "policy", "loader/flow", "loader/assembly", "=loader", "classifier", "cmd/earlydrop"}},
 	{"test", []string{"models", "policy", "loader", "classifier", "cmd/earlydrop", "test"}},

@@ -79,9 +79,11 @@ Examples:
    earlydrop attach -i eth0
    earlydrop attach -i eth0 --policy /etc/earlydrop/policy.yaml --mode enforce --quiet
    earlydrop attach -i eth0 -i eth1
+   earlydrop attach --config /etc/earlydrop/attach.yaml
    earlydrop attach -i eth0 --events /var/log/earlydrop.jsonl --persist
    earlydrop attach -i eth0 --json | jq 'select(.decision == "drop")'`,
 		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "config", Usage: "read settings from `FILE`: YAML, with the long names of these flags as keys; flags override them"},
 			listFlag{&cli.StringSliceFlag{Name: "interface", Aliases: []string{"i"}, Usage: "network `INTERFACE`; may be repeated"}},
 			&cli.StringFlag{Name: "policy", Usage: "read the policy from `FILE` instead of the built-in one (earlydrop policy default)", TakesFile: true},
 			&cli.StringFlag{Name: "model", Usage: "use the model `FILE`, or the shipped \"paper\", instead of the default", TakesFile: true},
@@ -102,6 +104,7 @@ Examples:
 			evidenceFlag(),
 			&cli.BoolFlag{Name: "persist", Usage: "leave the data path attached at the end: blocked flows stay blocked"},
 			&cli.BoolFlag{Name: "wait", Usage: "wait for interfaces that are not there, or that are removed while it runs, and attach to each as soon as it appears"},
+			controlFlag("answer status, blocked and events at the unix socket `PATH`; none: nowhere"),
 			&cli.BoolFlag{Name: "json", Usage: "the same as --events -"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print no verdicts that pass"},
 			&cli.BoolFlag{Name: "verbose", Usage: "print more of each verdict: scores, reason, model, latency"},
@@ -143,7 +146,10 @@ func oneWayFlag() cli.Flag {
 }
 
 func attach(c *cli.Context) error {
-	if err := errors.Join(requireFlags(c, "interface"), requireArgs(c, 0, 0, "")); err != nil {
+	if err := errors.Join(requireArgs(c, 0, 0, ""), readSettings(c)); err != nil {
+		return err
+	}
+	if err := requireFlags(c, "interface"); err != nil {
 		return err
 	}
 	// Neither a terminal that is closed nor logrotate may end it, from the start.
@@ -177,8 +183,16 @@ func attach(c *cli.Context) error {
 	defer stop()
 	config.Attached = func(iface string, info loader.Info) { config.Events.Say(attachedText(iface, info, config)) }
 	config.Ended = func(sum gateway.Summary) { config.Events.Say(endedText(sum)) }
+	door, said, err := listenControl(c)
+	if err != nil {
+		config.Events.Uncreate()
+		return err
+	}
+	if door != nil {
+		defer door.Close()
+	}
 	var keep func(context.Context)
-	config.Evidence, keep = openEvidence(c, config.Policy, config.Events)
+	config.Evidence, keep = openEvidence(c, config.Events)
 	g, err := gateway.New(*config)
 	if err != nil {
 		config.Events.Uncreate()
@@ -191,6 +205,10 @@ func attach(c *cli.Context) error {
 	kept.Go(func() { keep(keepCtx) })
 	config.Events.Say(beginText(config))
 	defer reloadOn(reload, g, c.App.ErrWriter)()
+	said(config.Events)
+	if door != nil {
+		door.Serve(g)
+	}
 	told := make(chan struct{})
 	go func() { defer close(told); tellSystemd(ctx, g) }()
 	defer func() { stop(); <-told }()
@@ -259,7 +277,11 @@ func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
 		},
 		Explain: fromLoader, ModeFixed: c.IsSet("mode"),
 		LoadPolicy: func(m *classifier.Manifest) (*policy.Policy, error) {
-			return loadPolicy(c.String("policy"), policyModel(m))
+			p, err := loadPolicy(c.String("policy"), policyModel(m))
+			if err != nil {
+				return nil, err
+			}
+			return p, checkPairs(p, c.StringSlice("interface"))
 		},
 		LoadModel: func(name string) (*classifier.Network, error) {
 			return loadNetwork(name, onnx.Options{Device: c.String("device")})
@@ -278,9 +300,6 @@ func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
 	config.Policy, err = config.LoadPolicy(config.Engine.Manifest())
 	if err == nil {
 		config.Mode, err = chooseMode(c, config.Policy, config.Attach)
-	}
-	if err == nil {
-		err = checkPairs(config.Policy, c.StringSlice("interface"))
 	}
 	if err != nil {
 		return nil, errors.Join(err, config.Engine.Close())

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/urfave/cli/v2"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/control"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/loader"
@@ -27,6 +29,13 @@ func blockedCommand() *cli.Command {
 		interfaceFlag(),
 		numberFlag("vlan", "the flow's 802.1Q `ID`", "untagged", 0, 4095),
 		numberFlag("inner-vlan", "the `ID` of its second tag (QinQ)", "none", 0, 4095),
+		askFlag(),
+	}
+	filterFlags := []cli.Flag{
+		&cli.StringFlag{Name: "cidr", Usage: "only flows with an end in `NETWORK`, such as 10.0.0.0/8, or with this address"},
+		&cli.StringFlag{Name: "class", Usage: "only blocks of `CLASS`"},
+		&cli.StringFlag{Name: "rule", Usage: "only blocks by `RULE`; \"by hand\" are those of blocked add"},
+		&cli.StringFlag{Name: "proto", Usage: "only `PROTOCOL` tcp or udp"},
 	}
 	return &cli.Command{
 		Name:  "blocked",
@@ -40,10 +49,20 @@ their packets pass. The same, for machines:
 bpftool map dump pinned /sys/fs/bpf/earlydrop/INTERFACE/blocked
 (with %2e for each dot in the interface's name; status prints the folder).
 
+Sorted by since, expires, packets, bytes, class, rule, interface or flow; with a minus
+in front, as in -bytes, from the largest on.
+
 Examples:
    earlydrop blocked list -i eth0
-   earlydrop blocked list --json`,
-				Flags:  []cli.Flag{interfaceFlag(), &cli.BoolFlag{Name: "json", Usage: "print one JSON object per flow"}},
+   earlydrop blocked list --rule tunnels --sort=-bytes --limit 10
+   earlydrop blocked list --cidr 10.0.0.0/8 --json`,
+				Flags: append([]cli.Flag{
+					interfaceFlag(),
+					&cli.BoolFlag{Name: "json", Usage: "print one JSON object per flow"},
+					&cli.StringFlag{Name: "sort", Value: "since", Usage: "sort by `KEY`"},
+					numberFlag("limit", "print the first `N`", "all", 1, 1<<31-1),
+					askFlag(),
+				}, filterFlags...),
 				Action: blockedList,
 			},
 			{
@@ -60,65 +79,139 @@ Example:
 			},
 			{
 				Name:      "del",
-				Usage:     "let a blocked flow pass again",
-				ArgsUsage: "tcp|udp ADDRESS:PORT ADDRESS:PORT",
-				Description: `Prints what was dropped of it.
+				Usage:     "let blocked flows pass again",
+				ArgsUsage: "[tcp|udp ADDRESS:PORT ADDRESS:PORT]",
+				Description: `One flow, those that --cidr, --class, --rule and --proto choose, or --all. Prints
+what was dropped of them.
 
 Examples:
    earlydrop blocked del -i eth0 tcp 10.0.0.2:40000 192.0.2.7:8388
+   earlydrop blocked del -i eth0 --cidr 10.1.2.0/24
+   earlydrop blocked del -i eth0 --rule tunnels
    earlydrop blocked del -i eth0 --all`,
-				Flags:  append([]cli.Flag{&cli.BoolFlag{Name: "all", Usage: "all flows of the interface"}}, flowFlags...),
+				Flags:  slices.Concat([]cli.Flag{&cli.BoolFlag{Name: "all", Usage: "all flows of the interface"}}, filterFlags, flowFlags),
 				Action: blockedDel,
 			},
 		},
 	}
 }
 
+// blockFilter reads the flags that choose blocks.
+func blockFilter(c *cli.Context) (control.BlockFilter, error) {
+	values := url.Values{}
+	for _, name := range []string{"cidr", "class", "rule", "proto"} {
+		if c.IsSet(name) {
+			values.Set(name, c.String(name))
+		}
+	}
+	f, err := control.ParseBlockFilter(values)
+	if err != nil {
+		return f, badInput("%w (see %s --help)", err, fullName(c))
+	}
+	f.Interface = c.String("interface")
+	return f, nil
+}
+
 func blockedList(c *cli.Context) error {
 	if err := requireArgs(c, 0, 0, ""); err != nil {
 		return err
 	}
-	all, openErr := openChosen(c)
-	defer closeAll(all)
+	filter, err := blockFilter(c)
+	if err != nil {
+		return err
+	}
+	if err := control.SortBlocks(nil, c.String("sort")); err != nil {
+		return badInput("--sort: %w", err)
+	}
+	blocks, openErr := findBlocks(c, &filter)
+	_ = control.SortBlocks(blocks, c.String("sort"))
+	matched := len(blocks)
+	if limit := numberOf(c, "limit"); limit > 0 {
+		blocks = blocks[:min(uint64(matched), limit)]
+	}
+	if c.Bool("json") {
+		enc := json.NewEncoder(c.App.Writer)
+		for i := range blocks {
+			if err := enc.Encode(&blocks[i]); err != nil {
+				return err
+			}
+		}
+		return openErr
+	}
+	if matched == 0 {
+		switch {
+		case openErr != nil:
+		case filter != control.BlockFilter{Interface: filter.Interface}:
+			fmt.Fprintln(c.App.Writer, "no blocked flow is chosen by this")
+		default:
+			fmt.Fprintln(c.App.Writer, "no flow is blocked"+seenFromHere())
+		}
+		return openErr
+	}
 	tw := table.NewWriter()
 	tw.SetOutputMirror(c.App.Writer)
 	tw.SetStyle(table.StyleLight)
 	tw.AppendHeader(table.Row{"interface", "flow", "class", "rule", "packets", "dropped", "state", "ends in"})
+	for i := range blocks {
+		b, state := &blocks[i], "drops"
+		if b.Suspended {
+			state = "suspended"
+		}
+		tw.AppendRow(table.Row{b.Interface, control.KeyOf(b), b.Class, b.Rule, b.Packets, event.ByteCount(b.Bytes), state, time.Until(b.Expires).Round(time.Second)})
+	}
+	tw.Render()
+	if n := matched - len(blocks); n > 0 {
+		fmt.Fprintf(c.App.Writer, "%d more\n", n)
+	}
+	return openErr
+}
+
+// findBlocks returns the blocks that a filter fits: the daemon's, and of what it does not
+// have those that are pinned. With an error it returns those that could be read.
+func findBlocks(c *cli.Context, filter *control.BlockFilter) (blocks []status.Block, err error) {
+	d := preferDaemon(c)
+	if d != nil && (filter.Interface == "" || d.has(filter.Interface)) {
+		found, err := d.Blocks(c.Context, *filter, "", 0)
+		if err != nil {
+			return nil, fromDaemon(err)
+		}
+		blocks = found.Blocks
+		if filter.Interface != "" {
+			return blocks, nil
+		}
+	}
+	all, openErr := openChosen(c)
+	defer closeAll(all)
 	for _, t := range all {
 		name := t.Interface()
-		blocks, err := t.Blocked()
+		if d.has(name) {
+			continue
+		}
+		pinned, err := t.Blocked()
 		if err != nil {
-			return err
+			return blocks, err
 		}
 		enforces, err := t.Enforces()
 		if err != nil {
-			return err
+			return blocks, err
 		}
-		state := "drops"
-		if !enforces {
-			state = "suspended"
-		}
-		slices.SortFunc(blocks, func(a, b loader.Block) int { return a.Since.Compare(b.Since) })
-		for _, b := range blocks {
-			if c.Bool("json") {
-				told := status.NewBlock(name, &b)
-				told.Suspended = !enforces
-				if err := json.NewEncoder(c.App.Writer).Encode(told); err != nil {
-					return err
-				}
-				continue
+		for i := range pinned {
+			b := status.NewBlock(name, &pinned[i])
+			if b.Suspended = !enforces; filter.Match(&b) {
+				blocks = append(blocks, b)
 			}
-			tw.AppendRow(table.Row{name, b.Key, b.Class, b.Rule, b.Packets, event.ByteCount(b.Bytes), state, time.Until(b.Expires).Round(time.Second)})
 		}
 	}
-	switch {
-	case c.Bool("json"):
-	case tw.Length() > 0:
-		tw.Render()
-	case openErr == nil:
-		fmt.Fprintln(c.App.Writer, "no flow is blocked"+seenFromHere())
+	return blocks, withoutAccess(d, openErr)
+}
+
+// withoutAccess leaves out the error of who may not read what is pinned, if a daemon
+// has answered in its place.
+func withoutAccess(d *asked, err error) error {
+	if d != nil && errors.Is(err, loader.ErrNoAccess) {
+		return nil
 	}
-	return openErr
+	return err
 }
 
 // openFor opens the tables of the interface that -i names.
@@ -138,67 +231,121 @@ func blockedAdd(c *cli.Context) error {
 	if err := key.Possible(); err != nil {
 		return asBadInput(err)
 	}
-	t, err := openFor(c)
-	if err != nil {
+	if err := requireFlags(c, "interface"); err != nil {
 		return err
 	}
-	defer t.Close()
-	lasts := ttlOf(c)
-	err = t.Apply(key, flow.Treatment{Action: flow.Drop, TTL: lasts, Rule: flow.ByHand})
-	if errors.Is(err, loader.ErrFull) {
-		return fmt.Errorf("%w (remove some with earlydrop blocked del, or attach with a larger --max-blocked)", err)
+	lasts, iface, suspended := ttlOf(c), c.String("interface"), false
+	if d := preferDaemon(c); d.has(iface) {
+		suspended, err = d.Block(c.Context, iface, key, lasts)
+		err = fromDaemon(err)
+	} else {
+		suspended, err = blockPinned(c, key, lasts)
 	}
 	if err != nil {
 		return err
 	}
 	fmt.Fprintf(c.App.Writer, "blocked for %s: %s\n", policy.FormatTTL(lasts), key)
-	if enforces, err := t.Enforces(); err != nil {
-		return err
-	} else if !enforces {
-		fmt.Fprintf(c.App.Writer, "suspended: %s is in mode monitor, which drops nothing (earlydrop mode enforce -i %[1]s)\n", t.Interface())
+	if suspended {
+		fmt.Fprintf(c.App.Writer, "suspended: %s is in mode monitor, which drops nothing (earlydrop mode enforce -i %[1]s)\n", iface)
 	}
 	return nil
+}
+
+// blockPinned is blockedAdd where no daemon is asked.
+func blockPinned(c *cli.Context, key flow.Key, lasts time.Duration) (suspended bool, err error) {
+	t, err := openFor(c)
+	if err != nil {
+		return false, err
+	}
+	defer t.Close()
+	err = t.Apply(key, flow.Treatment{Action: flow.Drop, TTL: lasts, Rule: flow.ByHand})
+	if errors.Is(err, loader.ErrFull) {
+		return false, fmt.Errorf("%w (remove some with earlydrop blocked del, or attach with a larger --max-blocked)", err)
+	}
+	if err != nil {
+		return false, err
+	}
+	enforces, err := t.Enforces()
+	return !enforces, err
 }
 
 func blockedDel(c *cli.Context) error {
-	if c.Bool("all") {
-		return blockedDelAll(c)
-	}
-	key, err := flowFromArgs(c)
+	filter, err := blockFilter(c)
 	if err != nil {
 		return err
 	}
-	t, err := openFor(c)
-	if err != nil {
+	all, some := c.Bool("all"), filter != control.BlockFilter{Interface: filter.Interface}
+	if all || some {
+		if all && some {
+			return badInput("--all and a choice of blocks exclude each other: keep one of them")
+		}
+		if err := requireArgs(c, 0, 0, ""); err != nil {
+			return err
+		}
+	} else {
+		key, err := flowFromArgs(c)
+		if err != nil {
+			return err
+		}
+		filter.Flow = &key
+	}
+	if err := requireFlags(c, "interface"); err != nil {
 		return err
 	}
-	defer t.Close()
-	b, err := t.Unblock(key)
-	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		return badInput("not blocked on %s: %s (earlydrop blocked list shows what is)", c.String("interface"), key)
+	var lifted control.Lifted
+	if d := preferDaemon(c); d.has(filter.Interface) {
+		if all {
+			lifted, err = d.LiftAll(c.Context, filter.Interface)
+		} else {
+			lifted, err = d.Lift(c.Context, filter)
+		}
+		err = fromDaemon(err)
+	} else {
+		lifted, err = liftPinned(c, &filter)
 	}
-	if err != nil {
+	switch {
+	case filter.Flow != nil && errors.Is(err, control.ErrNotFound), filter.Flow != nil && err == nil && lifted.Blocks == 0:
+		return badInput("not blocked on %s: %s (earlydrop blocked list shows what is)", filter.Interface, filter.Flow)
+	case err != nil:
 		return err
+	case filter.Flow != nil:
+		fmt.Fprintf(c.App.Writer, "passes again: %s, dropped %d packets, %s\n", filter.Flow, lifted.Packets, event.ByteCount(lifted.Bytes))
+	default:
+		fmt.Fprintf(c.App.Writer, "%d flows pass again, dropped %d packets, %s\n", lifted.Blocks, lifted.Packets, event.ByteCount(lifted.Bytes))
 	}
-	fmt.Fprintf(c.App.Writer, "passes again: %s, dropped %d packets, %s\n", key, b.Packets, event.ByteCount(b.Bytes))
 	return nil
 }
 
-func blockedDelAll(c *cli.Context) error {
-	if err := requireArgs(c, 0, 0, ""); err != nil {
-		return err
-	}
+// liftPinned lifts the blocks that a filter fits where no daemon is asked.
+func liftPinned(c *cli.Context, filter *control.BlockFilter) (sum control.Lifted, err error) {
 	t, err := openFor(c)
 	if err != nil {
-		return err
+		return sum, err
 	}
 	defer t.Close()
-	n, err := t.UnblockAll()
+	blocks, err := t.Blocked()
 	if err != nil {
-		return err
+		return sum, err
 	}
-	fmt.Fprintf(c.App.Writer, "%d flows pass again\n", n)
-	return nil
+	for i := range blocks {
+		if b := status.NewBlock(filter.Interface, &blocks[i]); !filter.Match(&b) {
+			continue
+		}
+		b, err := t.Unblock(blocks[i].Key)
+		switch {
+		case errors.Is(err, ebpf.ErrKeyNotExist): // somebody else was faster
+			continue
+		case err != nil:
+			return sum, err
+		}
+		sum.Blocks++
+		sum.Packets += b.Packets
+		sum.Bytes += b.Bytes
+	}
+	if *filter == (control.BlockFilter{Interface: filter.Interface}) {
+		_, err = t.UnblockAll() // those as well whose time was over
+	}
+	return sum, err
 }
 
 // flowFromArgs reads "tcp ADDRESS:PORT ADDRESS:PORT" and the VLAN flags.

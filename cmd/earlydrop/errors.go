@@ -14,7 +14,11 @@ const (
 	exitOK       = 0
 	exitFailure  = 1 // something went wrong while it ran
 	exitBadInput = 2 // nothing was changed: a wrong flag, file, interface, a missing capability...
+	exitNotWell  = 3 // status: not all is well
 )
+
+// errNotWell ends the program with exitNotWell; what is not well was said already.
+var errNotWell = errors.New("")
 
 // inputError marks an error as one that the caller can mend by asking
 // differently; run turns it into exitBadInput.
@@ -44,6 +48,8 @@ func exitCode(err error) int {
 	switch {
 	case err == nil:
 		return exitOK
+	case errors.Is(err, errNotWell):
+		return exitNotWell
 	case errors.As(err, &input):
 		return exitBadInput
 	}
@@ -52,7 +58,7 @@ func exitCode(err error) int {
 
 // report prints err as one line and returns its exit code.
 func report(w io.Writer, err error) int {
-	if err != nil {
+	if err != nil && err != errNotWell {
 		fmt.Fprintf(w, "earlydrop: %s\n", oneLine(err.Error()))
 	}
 	return exitCode(err)

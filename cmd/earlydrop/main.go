@@ -44,12 +44,14 @@ func commands() []*cli.Command {
 	return []*cli.Command{
 		replayCommand(),
 		explainCommand(),
+		checkCommand(),
 		attachCommand(),
 		detachCommand(),
 		modeCommand(),
 		reloadCommand(),
 		statusCommand(),
 		blockedCommand(),
+		eventsCommand(),
 		modelCommand(),
 		policyCommand(),
 		datasetCommand(),
@@ -81,7 +83,8 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		Name:  "earlydrop",
 		Usage: "identify connections from their first 1024 bytes and drop the unwanted ones in the kernel",
 		Description: `Exit codes: 0 all went well, 1 failed while running, 2 bad input (wrong flag or
-file, no such interface, missing capability...); then nothing was changed.`,
+file, no such interface, missing capability...); then nothing was changed. 3 is of
+status alone: not all is well.`,
 		Commands:    append(commands(), helpCommand()),
 		Flags:       []cli.Flag{helpFlag(), &cli.BoolFlag{Name: "version", Usage: "print the version"}},
 		Writer:      stdout,

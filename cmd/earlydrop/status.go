@@ -6,11 +6,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/gateway"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/policy"
@@ -19,9 +23,17 @@ import (
 func statusCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "status",
-		Usage: "show what is attached where, and what it has counted",
+		Usage: "show what is attached where, how it is, and what it has counted",
 		Description: `Without -i it is about every interface that something is pinned for, whether or
-not the process that attached it still runs.
+not the process that attached it still runs. What is worrying comes first. A running
+attach is asked over its control socket; without one, what is pinned says less.
+
+Exit code 3: not all is well. The state is then one of
+   degraded     a daemon works, but a table whose entries make no room is 90 % full or
+                more, captures can't be read, or in the last minute a counter grew that
+                says that something passed unseen (worries and recent in --json)
+   unattended   no daemon: blocked flows stay blocked, new flows pass
+   gone         nothing is attached any more
 
 Examples:
    earlydrop status
@@ -29,6 +41,7 @@ Examples:
 		Flags: []cli.Flag{
 			interfaceFlag(),
 			&cli.BoolFlag{Name: "json", Usage: "print one JSON object per interface"},
+			askFlag(),
 		},
 		Action: runStatus,
 	}
@@ -38,16 +51,14 @@ func runStatus(c *cli.Context) error {
 	if err := requireArgs(c, 0, 0, ""); err != nil {
 		return err
 	}
-	all, openErr := openChosen(c)
-	defer closeAll(all)
+	all, openErr := findStatus(c)
 	if len(all) == 0 && openErr == nil && !c.Bool("json") {
 		fmt.Fprintln(c.App.Writer, "earlydrop is attached to no interface"+seenFromHere())
 	}
-	for i, t := range all {
-		s, err := status.Read(t)
-		if err != nil {
-			return fromLoader(err)
-		}
+	state := status.Well
+	for i, s := range all {
+		state = status.Worse(state, s.State)
+		var err error
 		if c.Bool("json") {
 			err = json.NewEncoder(c.App.Writer).Encode(s)
 		} else {
@@ -60,7 +71,44 @@ func runStatus(c *cli.Context) error {
 			return err
 		}
 	}
+	if openErr == nil && state != status.Well {
+		return errNotWell
+	}
 	return openErr
+}
+
+// findStatus returns what there is to tell: what the daemon says, and of what it does not
+// have what is pinned, in the order of the interfaces' names. With an error it returns what
+// could be read.
+func findStatus(c *cli.Context) (list []*status.Status, err error) {
+	d, iface := preferDaemon(c), c.String("interface")
+	if d != nil && (iface == "" || d.has(iface)) {
+		report, err := d.Status(c.Context)
+		if err != nil {
+			return nil, fromDaemon(err)
+		}
+		list = slices.DeleteFunc(report.Interfaces, func(s *status.Status) bool { return iface != "" && s.Interface != iface })
+		for _, s := range list {
+			s.Rows = slices.Concat(gateway.KnownCounters().Ordered(s.Daemon), loader.KnownCounters().Ordered(s.Counters))
+		}
+		if iface != "" && len(list) > 0 {
+			return list, nil
+		}
+	}
+	all, openErr := openChosen(c)
+	defer closeAll(all)
+	for _, t := range all {
+		if slices.ContainsFunc(list, func(s *status.Status) bool { return s.Pins == t.PinDir() }) {
+			continue
+		}
+		s, err := status.Read(t)
+		if err != nil {
+			return list, fromLoader(err)
+		}
+		list = append(list, s)
+	}
+	slices.SortFunc(list, func(a, b *status.Status) int { return strings.Compare(a.Interface, b.Interface) })
+	return list, withoutAccess(d, openErr)
 }
 
 // openChosen opens the tables of the interface that -i names, else of all that something
@@ -89,17 +137,20 @@ func printStatus(out io.Writer, s *status.Status) error {
 	row := func(name string, format string, args ...any) {
 		fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
 	}
-	daemon := fmt.Sprintf("running, pid %d", s.PID)
-	switch {
-	case s.Running:
-	case s.Gone:
-		daemon = "not running, and nothing is attached: the interface was removed, or its programs were detached by force"
-	default:
-		daemon = "not running: blocked flows stay blocked, new flows pass"
-	}
 	row("interface", "%s", s.Interface)
+	row("state", "%s", s.State)
+	for _, worry := range s.Worries {
+		row("worry", "%s", worry.Text)
+	}
+	for _, advice := range sidesAdvice(s.Interface, s.Counters, s.OneHook, s.OneWay) {
+		row("warning", "%s", advice)
+	}
 	row("pins", "%s", s.Pins)
-	row("daemon", "%s", daemon)
+	if s.Running {
+		row("daemon", "running, pid %d", s.PID)
+	} else {
+		row("daemon", "not running")
+	}
 	row("attached", "%s, xdp %s, egress %s", s.Since.Format(time.DateTime), s.XDP, s.Egress)
 	row("mode", "%s", s.Mode)
 	if s.OneHook {
@@ -107,9 +158,6 @@ func printStatus(out io.Writer, s *status.Status) error {
 	}
 	if s.OneWay {
 		row("one way", "TCP connections of which one direction is seen are captured as well")
-	}
-	for _, advice := range sidesAdvice(s.Interface, s.Counters, s.OneHook, s.OneWay) {
-		row("warning", "%s", advice)
 	}
 	row("policy", "%s", s.Policy)
 	row("model", "%s", s.Model)
@@ -119,6 +167,20 @@ func printStatus(out io.Writer, s *status.Status) error {
 		suspended = " (suspended: mode monitor drops nothing)"
 	}
 	row("flows", "%d known, %d collecting, %d blocked%s", s.Flows.Flows, s.Flows.Collecting, s.Flows.Blocked, suspended)
+	full := func(used, size int) string {
+		return fmt.Sprintf("%d of %d (%.0f %%)", used, size, 100*float64(used)/float64(max(1, size)))
+	}
+	row("tables", "flows %s, collecting %s, blocked %s", full(s.Flows.Flows, s.Capacity.Flows),
+		full(s.Flows.Collecting, s.Capacity.Collecting), full(s.Flows.Blocked, s.Capacity.Blocked))
+	if l := s.Latency; l != nil {
+		row("latency", "half of %d verdicts within %.0f us, 90 %% within %.0f us, 99 %% within %.0f us, all within %.0f us", l.Verdicts, l.P50, l.P90, l.P99, l.Max)
+	}
+	for _, class := range slices.Sorted(maps.Keys(s.Classes)) {
+		row("class "+class, "%d flows", s.Classes[class])
+	}
+	for _, rule := range slices.Sorted(maps.Keys(s.Rules)) {
+		row("rule "+rule, "%d flows detected, %d blocked", s.Rules[rule].Detected, s.Rules[rule].Blocked)
+	}
 	for _, c := range s.Rows {
 		row(c.Name, "%d", c.Value)
 	}

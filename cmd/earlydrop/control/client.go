@@ -106,6 +106,12 @@ func (c *Client) call(ctx context.Context, method, path string, query url.Values
 	return nil
 }
 
+// About says which daemon it is.
+func (c *Client) About(ctx context.Context) (*About, error) {
+	a := new(About)
+	return a, c.call(ctx, "GET", "/v1/about", nil, nil, a)
+}
+
 // Status tells of the gateway and its interfaces.
 func (c *Client) Status(ctx context.Context) (*status.Report, error) {
 	r := new(status.Report)
@@ -127,9 +133,12 @@ func (c *Client) Blocks(ctx context.Context, f BlockFilter, sortBy string, limit
 }
 
 // Block drops a flow from now on, for a time of at least a second. The interface may be
-// "" where the gateway has one only.
-func (c *Client) Block(ctx context.Context, iface string, key flow.Key, ttl time.Duration) error {
-	return c.call(ctx, "POST", "/v1/blocks", nil, &AddBlock{Interface: iface, Flow: FlowOf(key), TTL: TTL(ttl)}, new(AddBlock))
+// "" where the gateway has one only. It reports whether the block is suspended, as the
+// interface is in mode monitor.
+func (c *Client) Block(ctx context.Context, iface string, key flow.Key, ttl time.Duration) (suspended bool, err error) {
+	var added Added
+	err = c.call(ctx, "POST", "/v1/blocks", nil, &AddBlock{Interface: iface, Flow: FlowOf(key), TTL: TTL(ttl)}, &added)
+	return added.Suspended, err
 }
 
 // Lift lifts blocks. A filter that fits every block is refused. One with a Flow that is

@@ -11,6 +11,7 @@
 // changes its meaning or its type, or goes, there is a new one. Every answer but the
 // stream of events is one JSON object, also where it is an error:
 //
+//	GET    /v1/about    which daemon this is, and what its interfaces are called
 //	GET    /v1/status   what is attached, what was counted, what is worrying
 //	GET    /v1/blocks   blocks: the keys of BlockFilter, sort, limit
 //	POST   /v1/blocks   AddBlock: a flow is dropped from now on
@@ -40,13 +41,17 @@ const GroupName = "earlydrop"
 
 // Gateway is what a Server is the door to. Its methods are called concurrently.
 type Gateway interface {
+	// About returns a report without interfaces, and Interfaces the names of those.
+	About() *status.Report
+	Interfaces() []string
 	// Report tells of the gateway and its interfaces.
 	Report() (*status.Report, error)
 	// Blocks returns the blocks of all interfaces.
 	Blocks() ([]status.Block, error)
-	// Block drops a flow from now on, until its time to live is over. The error wraps
+	// Block drops a flow from now on, until its time to live is over, and reports whether
+	// that is suspended, as the interface is in mode monitor. The error wraps
 	// loader.ErrNotAttached where the gateway has no such interface, and loader.ErrFull.
-	Block(iface string, key flow.Key, ttl time.Duration) error
+	Block(iface string, key flow.Key, ttl time.Duration) (suspended bool, err error)
 	// Unblock lifts a block and tells of it as it was. The error wraps
 	// loader.ErrNotAttached where the gateway has no such interface, and
 	// ebpf.ErrKeyNotExist where the flow is not blocked there.
@@ -109,6 +114,12 @@ type AddBlock struct {
 	TTL TTL `json:"ttl"`
 }
 
+// Added is the answer to AddBlock.
+type Added struct {
+	AddBlock
+	Suspended bool `json:"suspended"` // the mode is monitor: its packets pass
+}
+
 // TTL is how long a block lasts. Its JSON is a text such as "10m" or "7d".
 type TTL time.Duration
 
@@ -120,6 +131,14 @@ func (t *TTL) UnmarshalText(text []byte) error {
 	d, err := policy.ParseTTL(string(text))
 	*t = TTL(d)
 	return err
+}
+
+// About says which daemon it is.
+type About struct {
+	PID        int      `json:"pid"`
+	Version    string   `json:"version"` // of the program
+	Namespace  string   `json:"netns"`   // the network namespace, as /proc/PID/ns/net names it
+	Interfaces []string `json:"interfaces"`
 }
 
 // Blocks are those that a list was asked for.

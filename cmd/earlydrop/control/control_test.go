@@ -34,8 +34,8 @@ func TestBlocksAreAddedListedAndLifted(t *testing.T) {
 		iface string
 		key   flow.Key
 	}{{"eth0", a}, {"eth1", a}, {"eth1", b}, {"eth0", tagged}} {
-		if err := c.Block(ctx, add.iface, add.key, 10*time.Minute); err != nil {
-			t.Fatal(err)
+		if suspended, err := c.Block(ctx, add.iface, add.key, 10*time.Minute); err != nil || suspended != (add.iface == "eth1") {
+			t.Fatal(suspended, err)
 		}
 	}
 	now := time.Now()
@@ -139,7 +139,7 @@ func TestFullTableIsSaid(t *testing.T) {
 	f := newFake(t)
 	f.room = 0
 	_, c := serve(t, f)
-	err := c.Block(within(t), "eth0", key("10.0.0.1:1", "10.0.0.2:2", flow.TCP), time.Minute)
+	_, err := c.Block(within(t), "eth0", key("10.0.0.1:1", "10.0.0.2:2", flow.TCP), time.Minute)
 	var told *Error
 	if !errors.As(err, &told) || told.Status != http.StatusConflict {
 		t.Errorf("%v", err)
@@ -311,12 +311,9 @@ func TestStreamsAreFew(t *testing.T) {
 // server, if it is still that server's.
 func TestSocketOfADeadDaemonIsReplaced(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "control.sock")
-	config := Config{Gateway: newFake(t), Path: path, Group: -1}
-	first, err := Serve(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Serve(config); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), path) {
+	config, f := Config{Path: path, Group: -1}, newFake(t)
+	first := listenFor(t, f, config)
+	if _, err := Listen(config); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), path) {
 		t.Errorf("beside a living one: %v", err)
 	}
 	if _, err := NewClient(path).Status(within(t)); err != nil {
@@ -343,23 +340,26 @@ func TestSocketOfADeadDaemonIsReplaced(t *testing.T) {
 	if _, err := NewClient(path).Status(within(t)); !errors.Is(err, ErrNoDaemon) {
 		t.Errorf("a dead daemon: %v", err)
 	}
-	second, err := Serve(config)
-	if err != nil {
-		t.Fatalf("beside a dead one: %v", err)
-	}
+	second := listenFor(t, f, config)
 	// Somebody takes the socket away and puts their own there: it stays.
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	third, err := Serve(config)
-	if err != nil {
-		t.Fatal(err)
-	}
+	third := listenFor(t, f, config)
 	second.Close()
 	if _, err := NewClient(path).Status(within(t)); err != nil {
 		t.Errorf("the third one's socket is gone with the second: %v", err)
 	}
 	third.Close()
+	// One that never served takes its socket away as well.
+	if never, err := Listen(config); err != nil {
+		t.Error(err)
+	} else {
+		never.Close()
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket stays behind: %v", err)
+	}
 }
 
 func TestSocketThatCanNotBeMade(t *testing.T) {
@@ -383,7 +383,7 @@ func TestSocketThatCanNotBeMade(t *testing.T) {
 		filepath.Join(dir, "no", "no", "s"): "folder",
 		filepath.Join(file, "s"):            "not a directory",
 	} {
-		if s, err := Serve(Config{Gateway: newFake(t), Path: path, Group: -1}); err == nil || !strings.Contains(err.Error(), want) {
+		if s, err := Listen(Config{Path: path, Group: -1}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, %v", path, s, err)
 		}
 	}

@@ -20,7 +20,7 @@ func Example() {
 	c := control.NewClient(control.DefaultPath)
 	defer c.Close()
 	key, _ := flow.NewKey(netip.MustParseAddrPort("10.0.0.2:40000"), netip.MustParseAddrPort("192.0.2.7:8388"), flow.TCP, 0, 0)
-	if err := c.Block(ctx, "eth0", key, 10*time.Minute); err != nil {
+	if _, err := c.Block(ctx, "eth0", key, 10*time.Minute); err != nil {
 		fmt.Println(err)
 		return
 	}

@@ -43,6 +43,12 @@ func newFake(t *testing.T) *fake {
 	return f
 }
 
+func (f *fake) Interfaces() []string { return []string{"eth0", "eth1"} }
+
+func (f *fake) About() *status.Report {
+	return &status.Report{PID: 7, Version: "1", Namespace: "net:[1]"}
+}
+
 func (f *fake) Report() (*status.Report, error) {
 	return &status.Report{PID: 7, Interfaces: []*status.Status{{Interface: "eth0"}, {Interface: "eth1"}}}, nil
 }
@@ -66,8 +72,9 @@ func (f *fake) of(iface string) (map[flow.Key]loader.Block, error) {
 	return blocks, nil
 }
 
-func (f *fake) Block(iface string, key flow.Key, ttl time.Duration) error {
-	return f.put(iface, loader.Block{Key: key, Since: time.Now(), Expires: time.Now().Add(ttl), Rule: "by hand"})
+// Block says that blocks of eth1 are suspended.
+func (f *fake) Block(iface string, key flow.Key, ttl time.Duration) (suspended bool, err error) {
+	return iface == "eth1", f.put(iface, loader.Block{Key: key, Since: time.Now(), Expires: time.Now().Add(ttl), Rule: "by hand"})
 }
 
 func (f *fake) put(iface string, b loader.Block) error {
@@ -123,16 +130,24 @@ func key(a, b string, proto flow.Proto) flow.Key {
 	return k
 }
 
+// listenFor returns a server that serves a gateway.
+func listenFor(t *testing.T, f *fake, c Config) *Server {
+	t.Helper()
+	s, err := Listen(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Serve(f)
+	return s
+}
+
 // serve returns a server of a gateway and a client of it. The group is one that nobody
 // is in, unless a test makes a process of it.
 const testGroup = 54321
 
 func serve(t *testing.T, f *fake) (*Server, *Client) {
 	t.Helper()
-	s, err := Serve(Config{Gateway: f, Path: filepath.Join(t.TempDir(), "run", "control.sock"), Group: testGroup})
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := listenFor(t, f, Config{Path: filepath.Join(t.TempDir(), "run", "control.sock"), Group: testGroup})
 	t.Cleanup(s.Close)
 	c := NewClient(s.Path())
 	t.Cleanup(c.Close)

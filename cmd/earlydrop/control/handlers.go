@@ -43,7 +43,7 @@ func (s *Server) audit(r *request, a event.Audit, err error) {
 	if a.Outcome == event.Refused && !s.refusals.Allow() {
 		return // who asks again and again shall not fill the log
 	}
-	s.config.Gateway.Audit(&a)
+	s.gateway.Audit(&a)
 }
 
 // auditRefusal tells of a change that was refused as a whole.
@@ -64,12 +64,21 @@ func (r *request) query(known ...string) (url.Values, error) {
 	return v, nil
 }
 
+func (s *Server) getAbout(r *request) error {
+	if _, err := r.query(); err != nil {
+		return err
+	}
+	about := s.gateway.About()
+	r.reply(http.StatusOK, &About{about.PID, about.Version, about.Namespace, s.gateway.Interfaces()})
+	return nil
+}
+
 func (s *Server) getStatus(r *request) error {
 	if _, err := r.query(); err != nil {
 		return err
 	}
 	s.walking.Lock()
-	report, err := s.config.Gateway.Report()
+	report, err := s.gateway.Report()
 	s.walking.Unlock()
 	if err != nil {
 		return err
@@ -82,7 +91,7 @@ func (s *Server) getStatus(r *request) error {
 func (s *Server) chosen(f *BlockFilter) ([]status.Block, error) {
 	s.walking.Lock()
 	defer s.walking.Unlock()
-	all, err := s.config.Gateway.Blocks()
+	all, err := s.gateway.Blocks()
 	if err != nil {
 		return nil, err
 	}
@@ -173,7 +182,8 @@ func (s *Server) addBlock(r *request) (err error) {
 	}
 	ttl := time.Duration(add.TTL)
 	tell := event.Audit{Interface: add.Interface, Asked: fmt.Sprintf("%s for %s", key, policy.FormatTTL(ttl))}
-	if err = s.config.Gateway.Block(add.Interface, key, ttl); err != nil {
+	suspended, err := s.gateway.Block(add.Interface, key, ttl)
+	if err != nil {
 		err = told(err)
 		tell.Outcome = event.Refused
 	} else {
@@ -183,22 +193,17 @@ func (s *Server) addBlock(r *request) (err error) {
 	if err != nil {
 		return err
 	}
-	r.reply(http.StatusOK, &add)
+	r.reply(http.StatusOK, &Added{add, suspended})
 	return nil
 }
 
 // onlyInterface returns the interface of a gateway that has one.
 func (s *Server) onlyInterface() (string, error) {
-	s.walking.Lock()
-	defer s.walking.Unlock()
-	report, err := s.config.Gateway.Report()
-	if err != nil {
-		return "", err
+	names := s.gateway.Interfaces()
+	if len(names) != 1 {
+		return "", fmt.Errorf("interface is missing: the gateway has %d", len(names))
 	}
-	if n := len(report.Interfaces); n != 1 {
-		return "", fmt.Errorf("interface is missing: the gateway has %d", n)
-	}
-	return report.Interfaces[0].Interface, nil
+	return names[0], nil
 }
 
 func (s *Server) liftBlocks(r *request) error {
@@ -243,7 +248,7 @@ func (s *Server) liftBlocks(r *request) error {
 // lift lifts the blocks that a filter fits.
 func (s *Server) lift(f *BlockFilter) (sum Lifted, err error) {
 	one := func(iface string, key *status.Block) error {
-		b, err := s.config.Gateway.Unblock(iface, KeyOf(key))
+		b, err := s.gateway.Unblock(iface, KeyOf(key))
 		switch {
 		case errors.Is(err, ebpf.ErrKeyNotExist): // somebody else was faster
 			return nil

@@ -47,7 +47,7 @@ func TestHostileRequests(t *testing.T) {
 	f := newFake(t)
 	s, c := serve(t, f)
 	kept := key("10.0.0.1:1", "10.0.0.2:2", flow.TCP)
-	if err := c.Block(within(t), "eth0", kept, time.Hour); err != nil {
+	if _, err := c.Block(within(t), "eth0", kept, time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	get := func(path string) string { return "GET " + path + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" }
@@ -271,10 +271,7 @@ func TestOnlyWhoHasTheRightIsServed(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			f := newFake(t)
 			path := filepath.Join(dir, strconv.Itoa(i)+".sock")
-			s, err := Serve(Config{Gateway: f, Path: path, Group: tt.group})
-			if err != nil {
-				t.Fatal(err)
-			}
+			s := listenFor(t, f, Config{Path: path, Group: tt.group})
 			defer s.Close()
 			if tt.mode != 0 {
 				if err := os.Chmod(path, tt.mode); err != nil {

@@ -31,21 +31,21 @@ const (
 	closeWithin  = 2 * time.Second
 )
 
-// Config says what a server is the door to, and where it is.
+// Config says where a server is.
 type Config struct {
-	Gateway Gateway
 	// Path of the socket. Its folder is made if it is not there.
 	Path string
 	// Group (gid) may read, and edit blocks; negative: root alone may.
 	Group int
 }
 
-// Server answers at a socket. Its methods are safe for concurrent use.
+// Server answers at a socket, once there is a gateway to serve.
 type Server struct {
-	config Config
-	socket *socket
-	http   *http.Server
-	served chan struct{} // closed when no connection is accepted any more
+	config  Config
+	gateway Gateway
+	socket  *socket
+	http    *http.Server
+	served  chan struct{} // closed when no connection is accepted any more; nil: not begun
 
 	conns, streams quota
 	tooMany        quota         // connections that are refused
@@ -55,16 +55,16 @@ type Server struct {
 	ending context.CancelFunc // ends the streams
 }
 
-// Serve makes the socket and answers from now on. The error wraps ErrInUse where another
-// daemon listens there.
-func Serve(c Config) (*Server, error) {
+// Listen makes the socket. Who connects waits until Serve. The error wraps ErrInUse where
+// another daemon listens there.
+func Listen(c Config) (*Server, error) {
 	l, err := listen(c.Path, c.Group)
 	if err != nil {
 		return nil, err
 	}
 	ctx, ending := context.WithCancel(context.Background())
 	s := &Server{
-		config: c, socket: l, served: make(chan struct{}), ending: ending,
+		config: c, socket: l, ending: ending,
 		conns: quota{most: maxConns}, tooMany: quota{most: maxConns}, streams: quota{most: maxStreams},
 		refusals: rate.NewLimiter(5, 20),
 	}
@@ -78,13 +78,19 @@ func Serve(c Config) (*Server, error) {
 		},
 		ErrorLog: slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
 	}
+	return s, nil
+}
+
+// Serve answers for a gateway from now on, until Close. It returns at once, and is called
+// once.
+func (s *Server) Serve(g Gateway) {
+	s.gateway, s.served = g, make(chan struct{})
 	go func() {
 		defer close(s.served)
 		if err := s.http.Serve(&listener{s.socket, s}); !errors.Is(err, http.ErrServerClosed) {
-			slog.Warn("the control socket answers no more; the work goes on", "socket", c.Path, "error", err)
+			slog.Warn("the control socket answers no more; the work goes on", "socket", s.config.Path, "error", err)
 		}
 	}()
-	return s, nil
 }
 
 // Path returns the socket's.
@@ -94,6 +100,10 @@ func (s *Server) Path() string { return s.config.Path }
 func (s *Server) Close() {
 	s.ending()
 	s.socket.remove()
+	if s.served == nil {
+		_ = s.socket.Close()
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), closeWithin)
 	defer cancel()
 	if s.http.Shutdown(ctx) != nil {
@@ -238,6 +248,7 @@ type endpoint struct {
 
 func (s *Server) endpoints() map[string]map[string]endpoint {
 	return map[string]map[string]endpoint{
+		"/v1/about":  {"GET": {rightEdit, s.getAbout}},
 		"/v1/status": {"GET": {rightEdit, s.getStatus}},
 		"/v1/blocks": {"GET": {rightEdit, s.listBlocks}, "POST": {rightEdit, s.addBlock}, "DELETE": {rightEdit, s.liftBlocks}},
 		"/v1/events": {"GET": {rightEdit, s.streamEvents}},

@@ -34,7 +34,7 @@ func (s *Server) streamEvents(r *request) error {
 		return &Error{http.StatusServiceUnavailable, fmt.Sprintf("too many streams: at most %d at a time", maxStreams)}
 	}
 	defer giveBack()
-	follower := s.config.Gateway.Follow(streamWaiting)
+	follower := s.gateway.Follow(streamWaiting)
 	defer follower.Close()
 
 	// It has no end: no time is set for it.

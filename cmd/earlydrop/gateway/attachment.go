@@ -41,8 +41,12 @@ type attachment struct {
 	asked   loader.Options // what it was attached as
 
 	counts  counts
-	leftOut atomic.Uint64  // verdicts that no event has told of as left out
-	classes sync.Map       // class -> *atomic.Uint64
+	leftOut atomic.Uint64 // verdicts that no event has told of as left out
+	classes sync.Map      // class -> *atomic.Uint64
+	rules   sync.Map      // rule -> *ruleCounts
+	latency latencies     // from the hand-over to the verdict
+	recent  recent        // what has passed unseen lately
+	unread  atomic.Pointer[string]
 	pending sync.WaitGroup // captures that the classifier has
 	sent    sent           // of the capture that is read
 	tidied  pulse
@@ -133,11 +137,14 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 			if trouble.lasts() {
 				return &BrokenError{err}
 			}
+			text := err.Error()
+			a.unread.Store(&text)
 			a.warnRead.Do(func() { slog.Warn("captures can't be read, trying again", "interface", a.iface(), "error", err) })
 			pause(ctx, tryAgainAfter)
 			continue
 		}
 		trouble.over()
+		a.unread.Store(nil)
 		stale := engine.Waiting() >= staleWaiting && time.Since(s.Start.Add(s.Elapsed)) > staleAfter
 		var c *crossing
 		if !stale {
@@ -230,6 +237,8 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	}
 	n, _ := a.classes.LoadOrStore(decision.Class, new(atomic.Uint64))
 	n.(*atomic.Uint64).Add(1)
+	a.countRule(&decision, enforced)
+	a.latency.add(decided, decided.Sub(s.Start.Add(s.Elapsed)))
 	if g.config.Events.Wants(decision.Detected, decided) {
 		a.add(a.verdict(s, &r, &decision, j, mode, enforced, failed, decided))
 	} else {
@@ -274,6 +283,7 @@ func (a *attachment) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 	defer tell.Stop()
 	var noSweep, noTidying patience
 	advised := false
+	a.noteRecent()
 	for {
 		var err error
 		trouble := &noSweep
@@ -296,6 +306,7 @@ func (a *attachment) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 		case <-slow.C:
 			err, trouble = errors.Join(a.expire(), a.dp.Report(a.counts.list())), &noTidying
 			advised = advised || a.advise()
+			a.noteRecent()
 			a.tidied.beat()
 			a.mode() // tells if it was changed
 		}
@@ -363,11 +374,7 @@ func (a *attachment) tellAttached() {
 
 // summary returns what the run has come to so far.
 func (a *attachment) summary() Summary {
-	s := Summary{Interface: a.iface(), Took: time.Since(a.started), Mode: a.mode(), Classes: map[string]uint64{}}
-	a.classes.Range(func(k, v any) bool {
-		s.Classes[k.(string)] = v.(*atomic.Uint64).Load()
-		return true
-	})
+	s := Summary{Interface: a.iface(), Took: time.Since(a.started), Mode: a.mode(), Classes: a.countsOfClasses()}
 	all, _ := a.dp.Counters() // without them it says the rest
 	for _, c := range append(all, a.counts.list()...) {
 		if c.Value != 0 {

@@ -8,10 +8,12 @@
 # usage: packages.sh VERSION DIST [ARCHITECTURE...]
 #
 # VERSION is what "git describe" says; ARCHITECTURE as Go has it, by default amd64 and arm64.
+# The variable KINDS names those that are wanted, of "deb rpm tar.gz".
 set -euo pipefail
 
 describe=$1 dist=$2
 shift 2
+kinds=${KINDS:-deb rpm tar.gz}
 [ $# -gt 0 ] || set -- amd64 arm64
 here=$(dirname "$0")
 cd "$here/../../.."
@@ -40,6 +42,7 @@ compiler() {
 }
 machine() { if [ "$1" = amd64 ]; then echo x86_64; else echo aarch64; fi; }
 
+rm -f "$dist"/earlydrop[-_]* "$dist/SHA256SUMS"
 mkdir -p "$dist"
 stages=$(mktemp -d)
 trap 'rm -rf "$stages"' EXIT
@@ -50,12 +53,14 @@ for ARCH; do
 	CC=$cc CGO_ENABLED=1 GOARCH=$ARCH go build -trimpath -ldflags "-s -w -X main.version=$describe" -o "$program" ./cmd/earlydrop
 	classifier/onnx/fetch-onnxruntime.sh --machine "$(machine "$ARCH")" "$library"
 	"$here/install.sh" "$STAGE" /usr "$program" "$library/libonnxruntime.so.1" bin/earlydrop
-	for kind in deb rpm; do
-		go tool -modfile="$here/nfpm.mod" nfpm package --config "$here/nfpm.yaml" --packager "$kind" --target "$dist"
+	for kind in $kinds; do
+		[ "$kind" = tar.gz ] ||
+			go tool -modfile="$here/nfpm.mod" nfpm package --config "$here/nfpm.yaml" --packager "$kind" --target "$dist"
 	done
+	[[ $kinds = *tar.gz* ]] || continue
 	name=earlydrop-$VERSION-linux-$ARCH
 	"$here/install.sh" "$stages/$name" /usr/local "$program" "$library/libonnxruntime.so.1" bin/earlydrop
 	tar -C "$stages" --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$SOURCE_DATE_EPOCH" -c "$name" | gzip -9n >"$dist/$name.tar.gz"
 done
 cd "$dist"
-sha256sum ./*.deb ./*.rpm ./*.tar.gz >SHA256SUMS
+sha256sum -- earlydrop* >SHA256SUMS

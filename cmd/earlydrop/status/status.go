@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package status has what is told of an interface that something is pinned for: how it is
-// attached, what was counted, and which flows are blocked. The JSON of its types is what
-// `status --json` and `blocked list --json` print, one object on a line.
+// attached, what was counted, what is worrying, and which flows are blocked. The JSON of
+// its types is what `status --json` and `blocked list --json` print, one object on a line,
+// and what the control socket answers. schema/v1.json describes it.
 package status
 
 import (
+	_ "embed"
 	"errors"
 	"net/netip"
 	"slices"
@@ -14,9 +16,18 @@ import (
 	"github.com/earlydrop/earlydrop/loader"
 )
 
+// Schema is the JSON Schema (draft 2020-12) of Status, Report and Block. Its file is named
+// after its version. Fields may be added to a version. Where one changes its meaning or
+// its type, or goes, there is a new one.
+//
+//go:embed schema/v1.json
+var Schema []byte
+
 // Status tells of one interface.
 type Status struct {
 	Interface string            `json:"interface"`
+	State     State             `json:"state"`
+	Worries   []Worry           `json:"worries"` // the worst first
 	Pins      string            `json:"pins"`    // folder
 	Running   bool              `json:"running"` // the daemon exists
 	PID       int               `json:"pid"`     // of the daemon, or of the last one
@@ -30,11 +41,21 @@ type Status struct {
 	Model     string            `json:"model"`
 	Version   string            `json:"version"`
 	Flows     loader.Occupancy  `json:"occupancy"`
+	Capacity  loader.Occupancy  `json:"capacity"` // the most that Flows can be
 	Daemon    map[string]uint64 `json:"daemon"`   // what the daemon has counted
 	Counters  map[string]uint64 `json:"counters"` // what the kernel has counted
 
+	// What follows is known to the daemon alone, which tells of it over its socket.
+
+	Classes map[string]uint64 `json:"classes,omitempty"` // flows by class
+	Rules   map[string]Rule   `json:"rules,omitempty"`   // by name; those that detected something
+	Latency *Latency          `json:"latency,omitempty"`
+	// Recent is by how much counters grew lately that say that something passes unseen.
+	Recent        map[string]uint64 `json:"recent,omitempty"`
+	RecentSeconds float64           `json:"recent_seconds,omitempty"` // how long lately is
+
 	// Gone: nothing is attached any more.
-	Gone bool `json:"-"`
+	Gone bool `json:"gone"`
 	// Rows are Daemon and Counters in the order in which people are told of them.
 	Rows loader.Counters `json:"-"`
 }
@@ -49,11 +70,29 @@ func Read(t *loader.Tables) (*Status, error) {
 	if err := errors.Join(errA, errO, errC, errD); err != nil {
 		return nil, err
 	}
-	return &Status{
+	s := &Status{
 		Interface: a.Interface, Pins: t.PinDir(), Gone: a.Gone, Running: a.Alive, PID: a.PID, Since: a.Since, XDP: string(a.XDPMode), Egress: a.Egress,
-		Mode: a.Mode, OneHook: a.OneHook, OneWay: a.OneWay, Policy: a.Policy, Model: a.Model, Version: a.Version, Flows: o,
+		Mode: a.Mode, OneHook: a.OneHook, OneWay: a.OneWay, Policy: a.Policy, Model: a.Model, Version: a.Version, Flows: o, Capacity: t.Capacity(),
 		Daemon: daemon.Values(), Counters: counters.Values(), Rows: slices.Concat(daemon, counters),
-	}, nil
+	}
+	s.Judge()
+	return s, nil
+}
+
+// Rule is what came of a rule.
+type Rule struct {
+	Detected uint64 `json:"detected"` // flows
+	Blocked  uint64 `json:"blocked"`  // of them
+}
+
+// Latency is how long verdicts took lately, from the hand-over of a flow until the verdict
+// was in the kernel's map.
+type Latency struct {
+	Verdicts uint64  `json:"verdicts"` // that the rest is about
+	P50      float64 `json:"p50_us"`   // microseconds; half of the verdicts took at most so long
+	P90      float64 `json:"p90_us"`
+	P99      float64 `json:"p99_us"`
+	Max      float64 `json:"max_us"`
 }
 
 // Block tells of one blocked flow.
@@ -84,5 +123,8 @@ func NewBlock(iface string, b *loader.Block) Block {
 // Report tells of a gateway.
 type Report struct {
 	PID        int       `json:"pid"`
+	Version    string    `json:"version"`
+	Device     string    `json:"device"` // that classifies
+	Namespace  string    `json:"netns"`  // the network namespace, as /proc/PID/ns/net names it
 	Interfaces []*Status `json:"interfaces"`
 }

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
+	"github.com/earlydrop/earlydrop/loader"
+	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/policy"
+)
+
+// What a gateway tells and does for the control socket, while it runs and when it has ended.
+func TestGatewayIsAsked(t *testing.T) {
+	if !inOwnNamespace(t) {
+		return
+	}
+	config, text := newConfig(t, 1)
+	g, err := New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	iface := config.Attach[0].Interface
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	done := make(chan error)
+	go func() {
+		_, err := g.Run(ctx)
+		done <- err
+	}()
+
+	key, _ := flow.NewKey(netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("10.0.0.2:2"), flow.TCP, 0, 0)
+	if suspended, err := g.Block(iface, key, time.Hour); err != nil || suspended {
+		t.Errorf("block: %v, %v", suspended, err)
+	}
+	if _, err := g.Block("nosuch0", key, time.Hour); !errors.Is(err, loader.ErrNotAttached) {
+		t.Errorf("block elsewhere: %v", err)
+	}
+	blocks, err := g.Blocks()
+	if err != nil || len(blocks) != 1 || blocks[0].Interface != iface || blocks[0].Lo != key.Lo || blocks[0].Rule != flow.ByHand || blocks[0].Suspended {
+		t.Errorf("blocks: %+v, %v", blocks, err)
+	}
+
+	r, err := g.Report()
+	if err != nil || len(r.Interfaces) != 1 || r.PID != os.Getpid() || r.Namespace == "" {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	s := r.Interfaces[0]
+	if s.Interface != iface || !s.Running || s.PID != os.Getpid() || s.State != status.Well || s.Flows.Blocked != 1 || s.Capacity.Blocked == 0 || s.Latency != nil || len(s.Rules) != 0 {
+		t.Errorf("%+v", s)
+	}
+	// A verdict is in the counts.
+	a := g.attached[0]
+	a.countRule(&policy.Decision{Rule: "all", Detected: true}, true)
+	a.countRule(&policy.Decision{Rule: "all", Detected: true}, false)
+	a.countRule(&policy.Decision{Rule: "other"}, false)
+	a.latency.add(time.Now(), time.Millisecond)
+	broken := "no more"
+	a.unread.Store(&broken)
+	if r, err = g.Report(); err != nil {
+		t.Fatal(err)
+	}
+	if s = r.Interfaces[0]; len(s.Rules) != 1 || s.Rules["all"] != (status.Rule{Detected: 2, Blocked: 1}) || s.Latency.Verdicts != 1 || s.State != status.Degraded || s.Worries[0].Kind != status.WorryUnreadable {
+		t.Errorf("%+v", s)
+	}
+
+	if b, err := g.Unblock(iface, key); err != nil || b.Lo != key.Lo {
+		t.Errorf("unblock: %+v, %v", b, err)
+	}
+	if _, err := g.Unblock(iface, key); !errors.Is(err, ebpf.ErrKeyNotExist) {
+		t.Errorf("unblock again: %v", err)
+	}
+	if _, err := g.Unblock("nosuch0", key); !errors.Is(err, loader.ErrNotAttached) {
+		t.Errorf("unblock elsewhere: %v", err)
+	}
+	g.Audit(&event.Audit{Time: time.Now(), Action: "blocked_del", Outcome: event.Done})
+
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if r, err := g.Report(); err != nil || len(r.Interfaces) != 0 || len(g.Interfaces()) != 0 {
+		t.Errorf("at the end: %+v, %v", r, err)
+	}
+	if _, err := g.Block(iface, key, time.Hour); !errors.Is(err, loader.ErrNotAttached) {
+		t.Errorf("block at the end: %v", err)
+	}
+	config.Events.Close()
+	var told []string
+	for _, e := range kinds(t, text) {
+		told = append(told, e.Kind())
+		if e, ok := e.(*event.BlockEnded); ok && (e.Reason != string(EndByHand) || e.Rule != flow.ByHand) {
+			t.Errorf("%+v", e)
+		}
+	}
+	if len(told) != 4 || told[1] != event.KindBlockEnded || told[2] != event.KindAudit {
+		t.Errorf("events %v", told)
+	}
+}

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventtest"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
+	"github.com/earlydrop/earlydrop/test/e2e/rig"
+	"github.com/earlydrop/earlydrop/test/lab"
+)
+
+// The commands ask the daemon while there is one, and the pinned maps when there is none.
+func TestCommandsAskTheDaemon(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, lab.Config{})
+	d := s.attach("--mode", "enforce")
+	follow := must(s.Command(s.ctx, s.Binary(), "events", "--follow", "--json", "--filter", "event=audit,block_ended"))(t)
+	stream := must(follow.StdoutPipe())(t)
+	if err := s.Start(follow); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = follow.Process.Kill() })
+	flow := []string{"tcp", "192.0.2.1:1000", "192.0.2.2:2000"}
+	edit := func(args ...string) { must(s.Earlydrop(s.ctx, append([]string{"blocked"}, args...)...))(t) }
+	lines := bufio.NewScanner(stream)
+	next := func() event.Event {
+		t.Helper()
+		if !lines.Scan() {
+			t.Fatalf("the stream ended: %v", lines.Err())
+		}
+		return must(eventtest.Decode(lines.Bytes()))(t)
+	}
+	// The stream has begun when one of many blocks is in it.
+	begun := make(chan event.Event)
+	go func() { begun <- next() }()
+	for waiting := true; waiting; {
+		edit(append([]string{"add", "-i", rig.Device}, flow...)...)
+		select {
+		case e := <-begun:
+			if a, ok := e.(*event.Audit); !ok || a.Action != "blocked_add" || a.Outcome != event.Done || a.UID != 0 || a.PID == 0 || a.Interface != rig.Device {
+				t.Errorf("%+v", e)
+			}
+			waiting = false
+		default:
+		}
+	}
+	edit("del", "-i", rig.Device, "--rule", "by hand")
+	for {
+		e := next()
+		if a, ok := e.(*event.Audit); ok && a.Action == "blocked_add" {
+			continue // of those before
+		}
+		if b, ok := e.(*event.BlockEnded); !ok || b.Reason != "by_hand" || b.Src.String() != "192.0.2.1:1000" {
+			t.Errorf("%+v", e)
+		}
+		break
+	}
+	if a, ok := next().(*event.Audit); !ok || a.Action != "blocked_del" || a.Blocks != 1 {
+		t.Errorf("%+v", a)
+	}
+
+	// All is well, and the daemon says more than the maps.
+	if err := rig.Until(s.ctx, func() (bool, error) {
+		code, st := s.statusCode(t)
+		if code != 0 || st.State != status.Well || !st.Running {
+			t.Errorf("exit code %d, %+v", code, st)
+		}
+		return st.RecentSeconds > 0, nil
+	}); err != nil {
+		t.Errorf("the daemon does not tell of lately: %v", err)
+	}
+	edit(append([]string{"add", "-i", rig.Device}, flow...)...)
+	list := func() string { return must(s.Earlydrop(s.ctx, "blocked", "list", "--cidr", "192.0.2.0/24"))(t) }
+	if out := list(); !strings.Contains(out, "192.0.2.2:2000") {
+		t.Errorf("blocked list: %s", out)
+	}
+
+	d.Kill()
+	if err := follow.Wait(); err == nil {
+		t.Error("the stream of a daemon that is killed ends as if nothing was")
+	}
+	if code, st := s.statusCode(t); code != 3 || st.State != status.Unattended || st.Running || len(st.Worries) != 1 || st.Worries[0].Kind != status.WorryNoDaemon {
+		t.Errorf("exit code %d, %+v", code, st)
+	}
+	if out := list(); !strings.Contains(out, "192.0.2.2:2000") {
+		t.Errorf("blocked list without a daemon: %s", out)
+	}
+	if _, err := os.Lstat(s.Control()); err != nil {
+		t.Errorf("a daemon that was killed has removed its socket: %v", err)
+	}
+	edit("del", "-i", rig.Device, "--cidr", "192.0.2.1")
+	if out := list(); !strings.Contains(out, "no blocked flow is chosen") {
+		t.Errorf("blocked list after all were lifted: %s", out)
+	}
+	if out := must(s.Run(s.ctx, s.Binary(), "events", "--follow"))(t); out.Code != 2 || !strings.Contains(out.Stderr, "no daemon answers") {
+		t.Errorf("%+v", out)
+	}
+
+	// The next one replaces the socket, and takes it away at its end.
+	d = s.attach("--mode", "enforce")
+	if code, st := s.statusCode(t); code != 0 || st.PID != d.PID() {
+		t.Errorf("exit code %d, %+v", code, st)
+	}
+	s.stop(d)
+	if _, err := os.Lstat(s.Control()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket stays behind: %v", err)
+	}
+}
+
+// statusCode runs status and returns what it says of the one interface.
+func (s *scene) statusCode(t *testing.T) (code int, st status.Status) {
+	t.Helper()
+	out := must(s.Run(s.ctx, s.Binary(), "status", "--json"))(t)
+	if err := json.Unmarshal([]byte(out.Stdout), &st); err != nil {
+		t.Fatalf("%+v: %v", out, err)
+	}
+	return out.Code, st
+}
+
+// A socket that is asked for and can't be had is refused before anything is attached; one
+// that is only the default is warned of.
+func TestSocketThatCanNotBeHad(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, lab.Config{})
+	path := filepath.Join(s.Dir(), "taken")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.refused(t, []string{s.Binary(), "attach", "-i", rig.Device, "--control", path}, nil, []string{"--control", path, "no socket"})
+	if err := os.WriteFile(s.Control(), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := s.attach()
+	if !strings.Contains(d.Stderr(), "there is no control socket") {
+		t.Errorf("standard error: %s", d.Stderr())
+	}
+	if code, st := s.statusCode(t); code != 0 || !st.Running {
+		t.Errorf("exit code %d, %+v", code, st)
+	}
+	s.stop(d)
+}

@@ -160,12 +160,16 @@ func decodeSample(raw []byte, s *flow.Sample) error {
 		if at+repeated > n {
 			return fmt.Errorf("%w: it claims %d repeated bytes, but has %d", ErrBadRecord, repeated, n-at)
 		}
+		if raw[unsafe.Offsetof(in.More)]&moreRest != 0 {
+			s.KeepRest(raw[at : at+repeated])
+			return nil
+		}
 		s.KeepRepeat(le.Uint32(raw[unsafe.Offsetof(in.RepeatSeq):]), raw[unsafe.Offsetof(in.RepeatFromInitiator):][0] != 0, raw[at:at+repeated])
 	}
 	return nil
 }
 
-// SAMPLE_*, RECORD_* and KNOWN_* of bpf/earlydrop.h.
+// SAMPLE_*, MORE_*, RECORD_* and KNOWN_* of bpf/earlydrop.h.
 const (
 	sampleOneWay    = 1
 	sampleMidStream = 2
@@ -176,6 +180,8 @@ const (
 
 	sampleProvisional = 64
 	sampleHidden      = 128
+
+	moreRest = 16
 
 	recordFragment = 1
 	recordOffCable = 2

@@ -36,11 +36,17 @@ func FuzzParse(f *testing.F) {
 		"rules: [{class: v2ray, action: drop, ttl: 1m, udp_unproven: true}, {class: v2ray, action: drop, ttl: 1m, mid_stream: true, udp_unproven: false}]",
 		"one_hook: true\nrules: [{class: v2ray, action: drop, ttl: 1m, one_way: true}]",
 		"rules: [{class: v2ray, action: drop, ttl: 1m, signal: [tiny, fragmented]}, {class: v2ray, action: drop, ttl: 1m, signal: ttl}]",
+		"limits: {flows: 3/min, share: .5}\nprotect: [10.0.0.0/8, {cidr: '::/0'}]\nrules: [{class: v2ray, proto: tcp, from: [10.0.0.0/8, {port: 1-3}], to: '2001:db8::1', interface: [a, b], vlan: [0, 7-9], complete: false, action: log}]",
+		"limits: none\nrules: [{class: [v2ray, tor], meanwhile: log, scope: pair, action: drop, ttl: 7d, evidence: {flows: 3, share: 0.6, within: 1h, min_confidence: .2}}]",
+		"sets: {a: {}}\nallow: [{set: a}]", "rules: [{class: tor, action: log, evidence: {flows: 2, share: 1, within: 1s}, ttl: 1s}]",
 		"!!map {}", "# only\n", "mode: monitor # x\n...\n", "rules:\n- name: é\n", "\ufeffmode: x", "a: >-\n x\n\n y\nmode:", "allow:\n - cidr: ::/0\n   port:\n",
 	} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
+		if bytes.Contains(data, []byte("file")) {
+			return // of a set: FuzzReadSet is about those
+		}
 		begin := time.Now()
 		p, err := Parse("f.yaml", data, model)
 		if took := time.Since(begin); took > 5*time.Second {
@@ -110,8 +116,13 @@ func checkPolicy(t *testing.T, p *Policy) {
 		if !r.ModelThreshold && r.Classes[0] != flow.Unknown {
 			least = math.SmallestNonzeroFloat64
 		}
-		if !(r.MinConfidence >= least && r.MinConfidence <= 1) || r.Action != flow.Drop || r.TTL < MinTTL || r.TTL > MaxTTL {
+		lasts := r.Action == flow.Drop || r.Evidence != nil
+		if !(r.MinConfidence >= least && r.MinConfidence <= 1) || r.Action != flow.Drop && r.Action != flow.Log || lasts && (r.TTL < MinTTL || r.TTL > MaxTTL) || !lasts && r.TTL != 0 {
 			t.Fatalf("rule %+v", r)
+		}
+		if e := r.Evidence; e != nil && (e.Flows < 2 || e.Flows > MaxEvidenceFlows || !(e.Share > 0 && e.Share <= 1) || e.Within < MinTTL || e.Within > MaxWithin ||
+			r.Meanwhile != flow.Log && r.Meanwhile != r.Action || r.UDPUnproven || r.OneWay || r.Proto == flow.UDP) {
+			t.Fatalf("rule %+v, evidence %+v", r, e)
 		}
 		checkMatches(t, r.Except)
 	}
@@ -136,7 +147,25 @@ func checkMatches(t *testing.T, matches []Match) {
 // checkDecision holds what every decision keeps to.
 func checkDecision(t *testing.T, p *Policy, m *flow.Meta, d Decision) {
 	at := slices.IndexFunc(p.Rules, func(r Rule) bool { return r.Name == d.Rule })
+	if d.Action == flow.Log {
+		if at < 0 || d.TTL != 0 || d.Reason != ReasonRule && d.Reason != ReasonMeanwhile || d.Confidence < p.Rules[at].MinConfidence {
+			t.Fatalf("decision %+v", d)
+		}
+		return
+	}
 	switch d.Reason {
+	case ReasonMeanwhile:
+		if at < 0 || p.Rules[at].Evidence == nil || d.Counts == 0 || d.Confidence >= p.Rules[at].MinConfidence {
+			t.Fatalf("decision %+v", d)
+		}
+	case ReasonPartial, ReasonComplete:
+		if at < 0 || p.Rules[at].Complete == nil {
+			t.Fatalf("decision %+v", d)
+		}
+	case ReasonProvisional, ReasonFinal:
+		if at < 0 || p.Rules[at].Provisional == nil {
+			t.Fatalf("decision %+v", d)
+		}
 	case ReasonRule:
 		if at < 0 || d.Action != flow.Drop || d.TTL != p.Rules[at].TTL || d.Confidence < p.Rules[at].MinConfidence || !slices.Contains(p.Rules[at].Classes, d.Class) ||
 			m.Incomplete || m.MidStream && !p.Rules[at].MidStream || m.Key.Proto == flow.UDP && !p.Rules[at].UDPUnproven || m.OneWay && !p.Rules[at].OneWay ||
@@ -223,6 +252,44 @@ func probes(p *Policy) []*flow.Meta {
 func writeYAML(p *Policy) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "mode: %s\none_hook: %t\n", p.Mode, p.OneHook)
+	switch l := p.Limits; {
+	case l == Limits{}:
+		b.WriteString("limits: none\n")
+	default:
+		var keys []string
+		if l.Flows > 0 {
+			keys = append(keys, fmt.Sprintf("flows: %d/%s", l.Flows, map[time.Duration]string{time.Second: "s", time.Minute: "min", time.Hour: "h"}[l.Per]))
+		}
+		if l.Share > 0 {
+			keys = append(keys, "share: "+strconv.FormatFloat(l.Share, 'f', -1, 64))
+		}
+		fmt.Fprintf(&b, "limits: {%s}\n", strings.Join(keys, ", "))
+	}
+	portList := func(ranges []PortRange) string {
+		var ports []string
+		for _, r := range ranges {
+			ports = append(ports, r.String())
+		}
+		return "[" + strings.Join(ports, ", ") + "]"
+	}
+	endpoints := func(indent, key string, list []Endpoint) {
+		if len(list) == 0 {
+			return
+		}
+		var ends []string
+		for _, e := range list {
+			var fields []string
+			if e.Prefix.IsValid() {
+				fields = append(fields, fmt.Sprintf("cidr: %q", e.Prefix))
+			}
+			if len(e.Ports) > 0 {
+				fields = append(fields, "port: "+portList(e.Ports))
+			}
+			ends = append(ends, "{"+strings.Join(fields, ", ")+"}")
+		}
+		fmt.Fprintf(&b, "%s%s: [%s]\n", indent, key, strings.Join(ends, ", "))
+	}
+	endpoints("", "protect", p.Protect)
 	matches := func(indent, key string, list []Match) {
 		if len(list) == 0 {
 			fmt.Fprintf(&b, "%s%s: []\n", indent, key)
@@ -251,7 +318,41 @@ func writeYAML(p *Policy) string {
 	for _, r := range p.Rules {
 		// A quoted name, for it may look like a number; a plain fraction, for
 		// YAML wants a point before an exponent.
-		fmt.Fprintf(&b, "  - name: %q\n    class: [%s]\n    action: %s\n    ttl: %s\n", r.Name, strings.Join(r.Classes, ", "), r.Action, r.TTL)
+		fmt.Fprintf(&b, "  - name: %q\n    class: [%s]\n    action: %s\n", r.Name, strings.Join(r.Classes, ", "), r.Action)
+		if r.TTL > 0 {
+			fmt.Fprintf(&b, "    ttl: %s\n", r.TTL)
+		}
+		if r.Proto != 0 {
+			fmt.Fprintf(&b, "    proto: %s\n", r.Proto)
+		}
+		endpoints("    ", "from", r.From)
+		endpoints("    ", "to", r.To)
+		if r.Interfaces != nil {
+			fmt.Fprintf(&b, "    interface: [%q", r.Interfaces[0])
+			for _, name := range r.Interfaces[1:] {
+				fmt.Fprintf(&b, ", %q", name)
+			}
+			b.WriteString("]\n")
+		}
+		if r.VLANs != nil {
+			var ids []PortRange
+			for _, v := range r.VLANs {
+				ids = append(ids, PortRange(v))
+			}
+			fmt.Fprintf(&b, "    vlan: %s\n", portList(ids))
+		}
+		for key, choice := range map[string]*bool{"complete": r.Complete, "provisional": r.Provisional} {
+			if choice != nil {
+				fmt.Fprintf(&b, "    %s: %t\n", key, *choice)
+			}
+		}
+		if e := r.Evidence; e != nil {
+			fmt.Fprintf(&b, "    meanwhile: %s\n    evidence: {flows: %d, share: %s, within: %s", r.Meanwhile, e.Flows, strconv.FormatFloat(e.Share, 'f', -1, 64), e.Within)
+			if e.MinConfidence != r.MinConfidence {
+				fmt.Fprintf(&b, ", min_confidence: %s", strconv.FormatFloat(e.MinConfidence, 'f', -1, 64))
+			}
+			b.WriteString("}\n")
+		}
 		if !r.ModelThreshold && r.Classes[0] != flow.Unknown {
 			fmt.Fprintf(&b, "    min_confidence: %s\n", strconv.FormatFloat(r.MinConfidence, 'f', -1, 64))
 		}

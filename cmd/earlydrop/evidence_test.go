@@ -105,11 +105,15 @@ func fates(t *testing.T, policy, capture string) (fates []string, warnings strin
 	if err != nil {
 		t.Fatal(err)
 	}
+	return fatesOf(events), stderr
+}
+
+func fatesOf(events []event.Event) (fates []string) {
 	for _, e := range events {
 		v := e.(*event.Verdict)
 		fates = append(fates, strings.TrimSpace(v.Decision+" "+v.Reason+" "+v.Scope))
 	}
-	return fates, stderr
+	return fates
 }
 
 func TestReplayActsOnEvidenceAtTheThirdFlow(t *testing.T) {

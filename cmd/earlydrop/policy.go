@@ -15,7 +15,7 @@ import (
 func policyCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "policy",
-		Usage: "check policy files",
+		Usage: "check and compare policy files",
 		Subcommands: []*cli.Command{
 			{
 				Name:      "check",
@@ -41,6 +41,7 @@ Examples:
 				},
 				Action: checkPolicy,
 			},
+			policyDiffCommand(),
 			{
 				Name:  "default",
 				Usage: "print the policy that is used when none is given",

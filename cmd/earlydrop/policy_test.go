@@ -4,14 +4,17 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/models"
 	"github.com/earlydrop/earlydrop/policy"
 )
@@ -268,6 +271,42 @@ func TestLoadPolicy(t *testing.T) {
 		p, err := loadPolicy(path, &policy.Model{Labels: []string{"background"}})
 		if err == nil || exitCode(err) != exitBadInput || p != nil {
 			t.Errorf("loadPolicy(%q) = %v, %v; want bad input", path, p, err)
+		}
+	}
+}
+
+// The examples are what an operator begins with: they are valid, each of their rules can act,
+// none of them drops anything as it is, and they do what they say.
+func TestExamplesOfPolicies(t *testing.T) {
+	examples, err := filepath.Glob("../../policy/examples/*.yaml")
+	if err != nil || len(examples) != 3 {
+		t.Fatalf("%v, %v", examples, err)
+	}
+	tunnels := func(network byte) string {
+		return copies(t, 4, func(i int, _ net.IP) (net.IP, time.Duration) {
+			return net.IPv4(10, network, 30, 1), time.Duration(i) * time.Minute
+		})
+	}
+	clients, lab := tunnels(1), tunnels(20)
+	for _, tt := range []struct{ example, clients, lab string }{
+		{"campus", "log meanwhile, log meanwhile, drop evidence pair, drop pair pair", "pass allow-list, pass allow-list, pass allow-list, pass allow-list"},
+		{"company", "pass meanwhile, drop evidence pair, drop pair pair, drop pair pair", "pass meanwhile, drop evidence pair, drop pair pair, drop pair pair"},
+		{"research", "log rule, log rule, log rule, log rule", "log rule, log rule, log rule, log rule"},
+	} {
+		path := "../../policy/examples/" + tt.example + ".yaml"
+		code, stdout, stderr := runForTest("policy", "check", path)
+		if code != exitOK || stderr != "" || !strings.HasPrefix(stdout, "mode monitor: ") || !strings.HasSuffix(stdout, "each rule can act\nok\n") {
+			t.Errorf("%s: code %d, %s\n%s", tt.example, code, stderr, stdout)
+		}
+		for capture, want := range map[string]string{clients: tt.clients, lab: tt.lab} {
+			code, stdout, stderr := runForTest("replay", "--json", "--policy", path, capture)
+			events, err := event.DecodeAll([]byte(stdout))
+			if code != exitOK || err != nil {
+				t.Fatal(code, stderr, err)
+			}
+			if got := strings.Join(fatesOf(events), ", "); got != want {
+				t.Errorf("%s: %s\nwant %s", tt.example, got, want)
+			}
 		}
 	}
 }

@@ -165,7 +165,7 @@ func TestReplayJSONOfEachFlow(t *testing.T) {
 	// The TCP flow's last packet comes when all is captured.
 	want := []map[string]any{
 		{"event": "verdict", "file": path, "src": "10.0.0.1:53001", "dst": "10.9.0.3:53", "proto": "udp", "start": "2026-05-04T03:02:01.234567Z",
-			"time": "2026-05-04T03:02:01.254567Z", "handed_over": "end", "ttl_seconds": 60.0, "model": "test 0.1.0",
+			"time": "2026-05-04T03:02:01.254567Z", "handed_over": "end", "scant": true, "ttl_seconds": 60.0, "model": "test 0.1.0",
 			"packets": 2.0, "bytes": 98.0, "flow_packets": 2.0, "flow_bytes": 98.0, "captured": 98.0, "complete": false},
 		{"event": "verdict", "file": path, "src": "10.9.0.200:1001", "dst": "10.9.0.1:443", "proto": "tcp", "start": "2026-05-04T03:02:01.244567Z",
 			"time": "2026-05-04T03:02:01.248567Z", "handed_over": "full", "ttl_seconds": 60.0, "model": "test 0.1.0",

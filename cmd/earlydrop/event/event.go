@@ -122,6 +122,10 @@ type Verdict struct {
 	MidStream  bool   `json:"mid_stream,omitempty"` // captured from its middle
 	Resumed    bool   `json:"resumed,omitempty"`    // UDP that may have been there before
 	OneWay     bool   `json:"one_way,omitempty"`    // one direction alone was seen
+	// Scant: fewer than 64 bytes of payload were captured. MissingStart: the first bytes of a
+	// side are missing.
+	Scant        bool `json:"scant,omitempty"`
+	MissingStart bool `json:"missing_start,omitempty"`
 	// Provisional: more is captured where payload follows, and another verdict made. Revised:
 	// the how many-th such verdict it is.
 	Provisional bool `json:"provisional,omitempty"`
@@ -255,7 +259,7 @@ func NewVerdict(s *flow.Sample, r *flow.Result, d *policy.Decision) *Verdict {
 		Decision: d.Action.String(), Rule: d.Rule, Naming: NameFlow(d), Reason: d.Reason, TTL: d.TTL.Seconds(),
 		Scope: ScopeOf(d.Scope), EvidenceFlows: d.Seen, EvidenceJudged: d.Judged,
 		Captured: len(s.Data), Complete: s.Complete(), HandedOver: s.Reason.String(), Cut: s.Cut, Incomplete: s.Incomplete,
-		MidStream: s.MidStream, Resumed: s.Resumed, OneWay: s.OneWay,
+		MidStream: s.MidStream, Resumed: s.Resumed, OneWay: s.OneWay, Scant: s.Scant, MissingStart: s.MissingStart,
 		Provisional: s.Provisional, Revised: s.Revision, Variant: s.Variant, Signals: s.Signals.Names(),
 		Packets: len(s.Packets), Bytes: WireBytes(s),
 	}

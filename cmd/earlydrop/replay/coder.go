@@ -67,12 +67,9 @@ func (c *coder) encode(b []byte, s *flow.Sample, r *flow.Result, d *policy.Decis
 	b = scratch.AppendAddrPort(b, s.Responder())
 	b = append(b, byte(s.Key.Proto), byte(s.Reason), byte(d.Action))
 	b = scratch.AppendFlags(b, s.Complete(), s.Cut, s.Incomplete, s.MidStream, s.Resumed, s.OneWay, d.Detected, s.Provisional)
+	b = scratch.AppendFlags(b, s.Variant, s.Scant, s.MissingStart)
 	b = scratch.AppendTime(b, s.Start)
-	variant := uint64(0)
-	if s.Variant {
-		variant = 1
-	}
-	for _, n := range [...]uint64{uint64(s.Key.VLAN), uint64(s.Key.InnerVLAN), uint64(s.Elapsed), uint64(s.Revision), variant, uint64(s.Signals), uint64(len(s.Data)), uint64(len(s.Packets)),
+	for _, n := range [...]uint64{uint64(s.Key.VLAN), uint64(s.Key.InnerVLAN), uint64(s.Elapsed), uint64(s.Revision), uint64(s.Signals), uint64(len(s.Data)), uint64(len(s.Packets)),
 		event.WireBytes(s), uint64(d.TTL), uint64(d.Scope), uint64(d.Seen), uint64(d.Judged)} {
 		b = binary.AppendUvarint(b, n)
 	}
@@ -99,10 +96,11 @@ func (c *coder) decode(b []byte, r *record) error {
 	v.Proto, v.HandedOver, v.Decision = flow.Proto(d.Byte()).String(), flow.Reason(d.Byte()).String(), flow.Action(d.Byte()).String()
 	var decision policy.Decision
 	d.Flags(&v.Complete, &v.Cut, &v.Incomplete, &v.MidStream, &v.Resumed, &v.OneWay, &decision.Detected, &v.Provisional)
+	d.Flags(&v.Variant, &v.Scant, &v.MissingStart)
 	v.Start = d.Time()
 	v.VLAN, v.InnerVLAN = uint16(d.Uvarint()), uint16(d.Uvarint())
 	v.Time = v.Start.Add(time.Duration(d.Uvarint()))
-	v.Revised, v.Variant = int(d.Uvarint()), d.Uvarint() != 0
+	v.Revised = int(d.Uvarint())
 	v.Signals = flow.Signals(d.Uvarint()).Names()
 	v.Captured, v.Packets, v.Bytes = int(d.Uvarint()), int(d.Uvarint()), d.Uvarint()
 	v.TTL = time.Duration(d.Uvarint()).Seconds()

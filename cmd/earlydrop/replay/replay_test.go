@@ -74,12 +74,14 @@ func TestCoderKeepsTheVerdict(t *testing.T) {
 	s.Key, s.InitiatorIsLo = flow.NewKey(netip.MustParseAddrPort("[2001:db8::2]:40000"), netip.MustParseAddrPort("[2001:db8::1]:443"), flow.TCP, 4095, 1)
 	s.Start, s.Elapsed, s.Reason = time.Date(2026, 11, 25, 23, 59, 59, 995_000_001, time.UTC), 2*time.Second+1, flow.ReasonIdle
 	s.Cut, s.Incomplete, s.MidStream, s.OneWay, s.Resumed, s.Signals = true, true, true, true, true, flow.SignalFragmented
+	s.Variant, s.Scant, s.MissingStart, s.Revision = true, true, true, 3
 	s.Data = append(s.Data, make([]byte, 70)...)
 	s.Packets = append(s.Packets, flow.Packet{WireLen: 70_000}, flow.Packet{Offset: 60, WireLen: 60})
 	result := &flow.Result{Class: "v2ray", Confidence: 0.75, Labels: m.Labels, Scores: []float64{0.25, 0.75}}
 	for _, d := range []policy.Decision{
 		{Action: flow.Drop, Rule: "tunnels", RuleClasses: "v2ray", Class: "v2ray", Likeliest: "v2ray", Confidence: 0.75, Detected: true, TTL: time.Hour, Reason: policy.ReasonRule},
 		{Class: "background", Likeliest: "v2ray", Reason: policy.ReasonNoRule},
+		{Action: flow.Log, Class: "v2ray", Likeliest: "v2ray", Rule: "pairs", Reason: policy.ReasonPair, Scope: flow.ScopePair, TTL: 7 * 24 * time.Hour, Seen: 3, Judged: 4},
 	} {
 		want := event.NewVerdict(s, result, &d)
 		want.Model = "tiny 1"

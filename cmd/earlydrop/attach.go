@@ -205,6 +205,7 @@ func attach(c *cli.Context) error {
 	told := make(chan struct{})
 	go func() { defer close(told); tellSystemd(ctx, g) }()
 	defer func() { stop(); <-told }()
+	giveUpRights(config.Engine.Device())
 	sums, err := g.Run(ctx)
 	if len(sums) > 1 {
 		config.Events.Say(totalText(sums))

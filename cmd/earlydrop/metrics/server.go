@@ -39,7 +39,7 @@ func Handler(s Source) http.Handler {
 	})
 }
 
-// Server serves metrics at a TCP address, under /metrics.
+// Server serves metrics at a TCP address, under /metrics. A nil one does nothing.
 type Server struct {
 	listener net.Listener
 	http     *http.Server
@@ -66,6 +66,9 @@ func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
 // Serve answers from now on, until Close. It returns at once, and is called once.
 func (s *Server) Serve(source Source) {
+	if s == nil {
+		return
+	}
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", Handler(source))
 	s.http.Handler = mux
@@ -78,6 +81,9 @@ func (s *Server) Serve(source Source) {
 
 // Close ends it.
 func (s *Server) Close() {
+	if s == nil {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), closeWithin)
 	defer cancel()
 	if s.http.Shutdown(ctx) != nil {

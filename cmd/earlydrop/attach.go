@@ -104,6 +104,7 @@ Examples:
 			numberFlag("max-collecting", "capture `N` flows at a time; more pass unseen", "8192, or as adopted", uint64(least.Collecting), uint64(most.Collecting)),
 			numberFlag("max-handshakes", "keep `N` TCP handshakes, rounded up to a power of two; old ones make room", "65536, or as adopted", uint64(least.Handshakes), uint64(most.Handshakes)),
 			evidenceFlag(),
+			metricsFlag(),
 			&cli.BoolFlag{Name: "persist", Usage: "leave the data path attached at the end: blocked flows stay blocked"},
 			&cli.BoolFlag{Name: "wait", Usage: "wait for interfaces that are not there, or that are removed while it runs, and attach to each as soon as it appears"},
 			controlFlag("answer status, blocked and events at the unix socket `PATH`; none: nowhere"),
@@ -193,6 +194,12 @@ func attach(c *cli.Context) error {
 	if door != nil {
 		defer door.Close()
 	}
+	scraped, err := listenMetrics(c)
+	if err != nil {
+		config.Events.Uncreate()
+		return err
+	}
+	defer scraped.Close()
 	var keep func(context.Context)
 	config.Evidence, keep = openEvidence(c, config.Attach[0].Interface, config.Events)
 	g, err := gateway.New(*config)
@@ -211,6 +218,7 @@ func attach(c *cli.Context) error {
 	if door != nil {
 		door.Serve(g)
 	}
+	scraped.Serve(g)
 	told := make(chan struct{})
 	go func() { defer close(told); tellSystemd(ctx, g) }()
 	defer func() { stop(); <-told }()

@@ -170,3 +170,31 @@ func TestOneOfThreeInterfacesComesAndGoes(t *testing.T) {
 		t.Errorf("%d verdicts were counted and %d told", counted, n)
 	}
 }
+
+// detach takes one interface away from a process that has two, and the last one ends it.
+func TestDetachOfOneOfTwoInterfaces(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, lab.Config{})
+	for _, args := range [][]string{nil, {"--persist"}} {
+		d := s.both(args...)
+		must(s.Earlydrop(s.ctx, "detach", "-i", lab.GatewayServerDev))(t)
+		ended := must(rig.Wait(s.ctx, d, "the end of the first", func(*event.Ended) bool { return true }))(t)
+		if ended.Interface != lab.GatewayServerDev || !strings.Contains(ended.Error, "detached") {
+			t.Errorf("%q: ended: %+v", args, ended)
+		}
+		if all := s.statuses(); len(all) != 1 || !all[lab.GatewayClientDev].Running || all[lab.GatewayClientDev].PID != d.PID() {
+			t.Errorf("%q: status %+v", args, all)
+		}
+		if r := s.Curl(s.ctx, nil, s.URL("https", 4, s.web.HTTPSPort, "/1m")); r.Err != nil {
+			t.Fatal(r.Err)
+		}
+		if v := must(d.Verdict(s.ctx, netip.AddrPortFrom(s.ServerAddr(4), s.web.HTTPSPort), 0))(t); v.Interface != lab.GatewayClientDev {
+			t.Errorf("%q: verdict %+v", args, v)
+		}
+		must(s.Earlydrop(s.ctx, "detach", "-i", lab.GatewayClientDev))(t)
+		if code, err := d.Exited(s.ctx); err != nil || code != 0 {
+			t.Errorf("%q: exit code %d, %v: %s", args, code, err, d.Stderr())
+		}
+		s.clean()
+	}
+}

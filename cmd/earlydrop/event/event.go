@@ -43,7 +43,7 @@ const (
 
 // Kinds are all of them.
 var Kinds = []string{
-	KindAttached, KindWaiting, KindVerdict, KindBlockEnded, KindLeftOut, KindModeChanged, KindAudit, KindLost, KindLimit, KindEnded,
+	KindAttached, KindWaiting, KindVerdict, KindBlockEnded, KindLeftOut, KindModeChanged, KindReloaded, KindDisagreed, KindAudit, KindLost, KindLimit, KindEnded,
 }
 
 // Kind implements Event.

@@ -10,6 +10,7 @@
 package parts
 
 import (
+	"bytes"
 	"container/list"
 	"net/netip"
 	"slices"
@@ -323,17 +324,22 @@ func condense(all []frame, was [2]run, runs *[2]run) (out []frame) {
 	return out
 }
 
-// appends makes the next segment a part of f if it follows at once, and a host takes it just
-// as it takes f.
+// appends makes the next segment a part of f if it follows at once, after what f ends with if
+// that was sent again, and a host takes it just as it takes f.
 func (f *frame) appends(next *frame) bool {
 	n := f.payload()
 	if !f.ok || n == 0 || len(f.data) < f.h.WireLen || f.FromInitiator != next.FromInitiator ||
-		f.h.Seq+uint32(n) != next.h.Seq || f.h.WireLen+next.h.PayloadLen > 0xffff ||
 		!signals.Continues(&f.h, f.data, &next.h, next.data) {
 		return false
 	}
-	f.data = append(slices.Clip(f.data[:f.h.WireLen]), next.data[min(next.h.Payload, len(next.data)):]...)
-	f.WireLen = uint32(f.h.WireLen + next.h.PayloadLen)
+	again := int(int32(f.h.Seq + uint32(n) - next.h.Seq))
+	rest := next.data[min(next.h.Payload, len(next.data)):]
+	if again < 0 || again >= next.h.PayloadLen || again > min(n, len(rest)) || f.h.WireLen+next.h.PayloadLen > 0xffff ||
+		!bytes.Equal(f.data[f.h.WireLen-again:f.h.WireLen], rest[:again]) {
+		return false
+	}
+	f.data = append(slices.Clip(f.data[:f.h.WireLen]), rest[again:]...)
+	f.WireLen = uint32(f.h.WireLen + next.h.PayloadLen - again)
 	f.data[f.h.L4+13] |= byte(next.h.Flags)
 	f.h.SetLength(f.data, int(f.WireLen))
 	f.ok = f.h.Walk(f.data, int(f.WireLen)) == headers.OK

@@ -195,6 +195,8 @@ func TestOnlyLikeSegmentsBecomeOne(t *testing.T) {
 		{"a RST", made(3, push|f.RST, stamp(9), "b"), false},
 		{"a first fragment", f.Ethernet(f.Fragments(f.IP(client, server, f.TCP, f.Numbered(f.Segment(client, server, push, stamp(9), f.Payload(9)), 3, 2)), 7, f.Piece{From: 0, To: 40}, f.Piece{From: 40, To: 41})[0]), false},
 		{"behind a hole", plain(4, "b"), false},
+		{"sent again with the one before", plain(2, "ab"), true},
+		{"sent again with another byte", plain(2, "xb"), false},
 		{"of the other side", down(2, push, "b"), false},
 	} {
 		st := parts.NewStore(8)

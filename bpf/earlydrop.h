@@ -35,8 +35,17 @@
 #define PAYLOAD_LEAST 64
 #define AGAIN_MOST 4
 
-/* What is kept, once, of payload that was captured and comes again. */
+/* A side begins in tiny pieces with so many segments, one behind the other, of less payload
+ * each. */
+#define TINY_SEGMENTS 3
+#define TINY_BYTES 16
+/* A beginning is slow when PAYLOAD_LEAST bytes take longer. */
+#define SLOW_US 2000000
+
+/* What is kept, once, of payload that was captured and comes again; or of a frame what did not
+ * fit any more. */
 #define REPEAT_BYTES 512
+#define REST_BYTES (CAPTURE_BYTES - 8)
 /* Where a copy of a frame may write behind the data: of its prefix, see copy_frame(). */
 #define CAPTURE_SPILL 16
 
@@ -72,6 +81,19 @@ enum verdict {
 #define KNOWN_NEXT_HI 4
 #define KNOWN_ALL (KNOWN_ISN | KNOWN_NEXT_LO | KNOWN_NEXT_HI)
 
+/* What a capture that goes on is to know: SAMPLE_ONE_WAY; how far each side's tiny pieces go, an
+ * enum pieces; whether PAYLOAD_LEAST bytes have come. */
+#define FLOW_PIECES_LO_SHIFT 1
+#define FLOW_PIECES_HI_SHIFT 4
+#define FLOW_PIECES_MASK 7
+#define FLOW_BEGUN 128
+
+enum pieces {
+	/* up to here, so many tiny segments and no other */
+	PIECES_TINY = TINY_SEGMENTS, /* so many or more */
+	PIECES_OVER,		     /* a greater one came */
+};
+
 /* Value of `flows`. Blocked flows are not in here but in `blocked`. */
 struct flow {
 	__u64 last_ns;	 /* CLOCK_MONOTONIC of the last packet, to a tick; UDP only */
@@ -85,8 +107,8 @@ struct flow {
 	__u8 again; /* for that time, at most AGAIN_MOST; 0: it does not */
 	__u8 initiator_is_lo;
 	__u8 side;     /* the initiator's */
-	__u8 one_way;  /* SAMPLE_ONE_WAY or 0 */
-	__u16 before;  /* bytes so far; 0 as long as there is next to no payload */
+	__u8 state;    /* FLOW_* */
+	__u16 before;  /* bytes so far; 0 where another CAPTURE_BYTES are to be captured */
 	__u32 next_lo; /* as of struct sample */
 	__u32 next_hi;
 };
@@ -149,6 +171,7 @@ enum handover_reason {
 #define MORE_UNREADABLE 2   /* TCP: it moved on, and no payload could be read */
 #define MORE_OUT_OF_PLACE 4 /* TCP: both sides sent much payload out of place */
 #define MORE_GOES_ON 8	    /* TCP: ... and none in place so far */
+#define MORE_REST 16	    /* TCP: `repeat` is what of the last frame did not fit */
 
 /* Record of the ring buffer `samples`: everything up to `data`, then `length` bytes of it and
  * nothing behind them; or, with a repeated range, everything up to `repeat` and `repeat_len`
@@ -179,7 +202,7 @@ struct sample {
 	__u16 repeat_len; /* 0: none */
 	__u8 repeat_from_initiator;
 	__u8 pad2;
-	__u8 repeat[REPEAT_BYTES];
+	__u8 repeat[REST_BYTES];
 };
 
 /* Value of the only entry of `counters`, one per CPU. Packets are counted on

@@ -179,8 +179,11 @@ static __always_inline void remember_capture(const struct slot *slot, enum verdi
 		.again = again,
 		.initiator_is_lo = sample->initiator_is_lo,
 		.side = sample->side,
-		.one_way = sample->flags & SAMPLE_ONE_WAY,
-		.before = again && enough_payload(slot) ? sample->length : 0,
+		.state = (sample->flags & SAMPLE_ONE_WAY) |
+			 slot->pieces_lo << FLOW_PIECES_LO_SHIFT |
+			 slot->pieces_hi << FLOW_PIECES_HI_SHIFT |
+			 (slot->begun || enough_payload(slot) ? FLOW_BEGUN : 0),
+		.before = again && enough_payload(slot) && !slot->unsure ? sample->length : 0,
 		.next_lo = sample->next_lo,
 		.next_hi = sample->next_hi,
 	};
@@ -198,7 +201,7 @@ static __always_inline __u8 goes_on(const struct slot *slot)
 		return 0;
 	if ((sample->flags & SAMPLE_MID_STREAM) && !(sample->more & MORE_GOES_ON))
 		return 0;
-	if (sample->reason == REASON_FULL && enough_payload(slot))
+	if (sample->reason == REASON_FULL && enough_payload(slot) && !slot->unsure)
 		return 0;
 	return sample->again + 1;
 }
@@ -318,6 +321,42 @@ static __always_inline void leave_capture(struct slot *slot, __u32 id, struct pa
 	}
 }
 
+/* Adds to the payload that was captured, and notes a slow beginning. */
+static __always_inline void add_payload(struct slot *slot, __u32 bytes, __u32 time_us)
+{
+	__u32 payload = slot->payload;
+
+	if (!payload)
+		slot->first_us = time_us;
+	slot->payload = payload + bytes;
+	if (payload < PAYLOAD_LEAST && payload + bytes >= PAYLOAD_LEAST && !slot->begun &&
+	    (__s32)(time_us - slot->first_us) > SLOW_US)
+		slot->unsure = 1;
+}
+
+/* Keeps what of the frame is behind its first `len` bytes: with what follows, it becomes
+ * one beginning. The caller holds the capture. */
+static __always_inline void keep_rest(struct counts *cnt, struct slot *slot,
+				      const struct source *src, const struct packet *pkt, __u32 len)
+{
+	__u32 off = len - pkt->prefix_len + pkt->skip;
+	struct sample *sample = &slot->sample;
+
+	if (len < PREFIX_LEN || __sync_lock_test_and_set(&slot->repeated, 1))
+		return;
+	len = MIN(pkt->frame_len - len, REST_BYTES);
+	len--; /* see copy_frame() */
+	barrier_var(len);
+	if (len >= REST_BYTES)
+		return;
+	if (load(src, off, sample->repeat, len + 1)) {
+		cnt->load_failed++;
+		return;
+	}
+	sample->more |= MORE_REST;
+	sample->repeat_len = len + 1;
+}
+
 /* Adds one packet to a capture; `last` closes it. Leaves the hand-over to the caller if that
  * was the last one, see struct packet. */
 static __always_inline void capture(struct counts *cnt, struct slot *slot, __u32 id,
@@ -345,7 +384,9 @@ static __always_inline void capture(struct counts *cnt, struct slot *slot, __u32
 		slot->last_ns = pkt->now;
 		len = MIN(len, CAPTURE_BYTES - off);
 		if (len > header_len)
-			slot->payload += len - header_len;
+			add_payload(slot, len - header_len, rec->time_us);
+		if (slot->unsure && len < pkt->frame_len)
+			keep_rest(cnt, slot, src, pkt, len);
 		if (copy_frame(src, pkt, slot->sample.data + off, len, CAPTURE_BYTES))
 			cnt->load_failed++;
 		if (last) {
@@ -404,6 +445,24 @@ static __always_inline void count_misplaced(struct counts *cnt, enum placed plac
 		cnt->out_of_place++;
 }
 
+/* Notes a segment with payload by which a side begins, and is captured. Called under the
+ * lock. */
+static __always_inline void note_piece(struct slot *slot, const struct packet *pkt)
+{
+	__u8 *pieces = pkt->src_is_lo ? &slot->pieces_lo : &slot->pieces_hi;
+
+	if (*pieces == PIECES_OVER)
+		return;
+	if (pkt->payload_len >= TINY_BYTES) {
+		*pieces = PIECES_OVER;
+		return;
+	}
+	if (*pieces < PIECES_TINY)
+		++*pieces;
+	if (*pieces == PIECES_TINY)
+		slot->unsure = 1;
+}
+
 /* Captures a segment of a connection that is collecting, if it is in place. */
 static __always_inline void capture_segment(struct counts *cnt, struct slot *slot, __u32 id,
 					    const struct source *src, struct packet *pkt)
@@ -456,6 +515,8 @@ static __always_inline void capture_segment(struct counts *cnt, struct slot *slo
 		if (bare <= BARE_BYTES)
 			slot->bare = bare;
 	}
+	if (!decoy && pkt->payload_len && (placed == PLACED || placed == PLACED_LAST))
+		note_piece(slot, pkt);
 	bpf_spin_unlock(&slot->lock);
 	if (decoy)
 		cnt->decoys++;
@@ -571,7 +632,8 @@ static __always_inline __u32 hold_slot(struct slot *slot, const struct packet *p
 	slot->generation++;
 	slot->handed_over = 0;
 	slot->mark = 0;
-	slot->payload = slot->bare = slot->repeated = 0;
+	slot->pieces_lo = slot->pieces_hi = slot->unsure = slot->begun = 0;
+	slot->payload = slot->bare = slot->repeated = slot->first_us = 0;
 	slot->stray_lo = slot->stray_hi = 0;
 	slot->sample.repeat_len = 0;
 	slot->sample.again = 0;
@@ -656,7 +718,10 @@ __noinline int open_capture(const struct packet *pkt)
 		slot->sample.start_ns = pkt->now;
 		slot->sample.initiator_is_lo = before->initiator_is_lo;
 		slot->sample.side = before->side;
-		slot->sample.flags = before->one_way;
+		slot->sample.flags = before->state & SAMPLE_ONE_WAY;
+		slot->pieces_lo = before->state >> FLOW_PIECES_LO_SHIFT & FLOW_PIECES_MASK;
+		slot->pieces_hi = before->state >> FLOW_PIECES_HI_SHIFT & FLOW_PIECES_MASK;
+		slot->begun = before->state & FLOW_BEGUN;
 		slot->mark = before->mark;
 		slot->sample.again = before->again;
 		slot->sample.before = before->before;

@@ -22,11 +22,6 @@
 
 #include "earlydrop.h"
 
-/* Bytes behind data[1023] that a copy may touch: the verifier tracks offset and
- * length apart, so that it takes an offset below 1024 (plus a 16 byte prefix)
- * and a length of up to 1024 to reach this far. They are never submitted. */
-#define CAPTURE_SLACK (CAPTURE_BYTES - 8 - REPEAT_BYTES)
-
 /* One capture that is being filled. Only user space and open_capture() write
  * `sample` as a whole; packets of the flow write disjoint parts of it (see
  * capture.h). */
@@ -47,11 +42,23 @@ struct slot {
 	__u32 repeated;	  /* taken by exchange: a repeated range was, or is being, kept */
 	__u32 stray_lo;	  /* TCP: payload that the side sent out of place, see note_stray() */
 	__u32 stray_hi;
-	__u8 mark; /* a SYN of the key was acknowledged: look at its candidates */
+	__u32 first_us; /* time_us of the first payload */
+	__u8 mark;	/* a SYN of the key was acknowledged: look at its candidates */
+	__u8 pieces_lo; /* TCP: how far the side's tiny pieces go, enum pieces */
+	__u8 pieces_hi;
+	/* TCP: its bytes are next to no beginning, of tiny pieces or slow: it goes on though it
+	 * is full */
+	__u8 unsure;
+	__u8 begun; /* PAYLOAD_LEAST bytes had come before */
 	__u8 pad[7];
 	struct sample sample;
-	__u8 slack[CAPTURE_SLACK];
 };
+
+/* The verifier tracks offset and length of a copy apart: it takes an offset below 1024 (plus
+ * a prefix of 16 bytes) and a length of up to 1024 to reach this far behind the data. */
+_Static_assert(sizeof(struct sample) - __builtin_offsetof(struct sample, data) >=
+		       2 * CAPTURE_BYTES + CAPTURE_SPILL,
+	       "room behind the data");
 
 struct slot_ref {
 	__u32 slot;

@@ -969,7 +969,7 @@ __noinline int goes_on_with(struct packet *pkt)
 		cnt->wrong_side++;
 		return 0;
 	}
-	e.one_way = flow->one_way;
+	e.one_way = flow->state & SAMPLE_ONE_WAY;
 	e.next = pkt->src_is_lo ? flow->next_lo : flow->next_hi;
 	e.other = pkt->src_is_lo ? flow->next_hi : flow->next_lo;
 	e.first = (pkt->src_is_lo ? flow->isn_hi : flow->isn_lo) + 1;

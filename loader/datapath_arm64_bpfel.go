@@ -179,7 +179,7 @@ type datapathFlow struct {
 	Again         uint8
 	InitiatorIsLo uint8
 	Side          uint8
-	OneWay        uint8
+	State         uint8
 	Before        uint16
 	NextLo        uint32
 	NextHi        uint32
@@ -273,7 +273,7 @@ type datapathSample struct {
 	RepeatLen           uint16
 	RepeatFromInitiator uint8
 	Pad2                uint8
-	Repeat              [512]uint8
+	Repeat              [1016]uint8
 }
 
 type datapathSeenPacket struct {
@@ -307,10 +307,14 @@ type datapathSlot struct {
 	Repeated  uint32
 	StrayLo   uint32
 	StrayHi   uint32
+	FirstUs   uint32
 	Mark      uint8
+	PiecesLo  uint8
+	PiecesHi  uint8
+	Unsure    uint8
+	Begun     uint8
 	Pad       [7]uint8
 	Sample    datapathSample
-	Slack     [504]uint8
 }
 
 type datapathSlotCount struct {

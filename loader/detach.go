@@ -62,6 +62,7 @@ func (d *DataPath) close() error {
 	if d.sides != nil {
 		d.sides.close()
 	}
+	d.group.leave(d)
 	if d.Tables != nil {
 		err = d.filter.close() // its maps are the collection's
 	}

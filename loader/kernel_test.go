@@ -482,9 +482,9 @@ func TestPackets(t *testing.T) {
 					Offsets:       []uint16{0, 54, 108, 162, 217, 271, 326, 380, 435, 489, 544, 598, 653, 707, 762, 816, 871, 925, 980},
 					WireLens:      []uint32{54, 54, 54, 55, 54, 55, 54, 55, 54, 55, 54, 55, 54, 55, 54, 55, 54, 55, 55},
 					FromInitiator: []bool{true, false, true, true, false, true, false, true, false, true, false, true, false, true, false, true, false, true, true}},
-				// The ninth byte was cut off at the end of the first part: its headers are there.
+				// The ninth byte did not fit into the first part, and was kept beside.
 				{Key: whole, InitiatorIsLo: true, Reason: "full", Revision: 1, Signals: []string{"tiny"},
-					Offsets: []uint16{0, 54, 108, 162, 224, 268}, WireLens: []uint32{54, 54, 54, 62, 55, 1154}, FromInitiator: []bool{true, false, true, true, true, true}},
+					Offsets: []uint16{0, 54, 108, 162}, WireLens: []uint32{54, 54, 54, 1163}, FromInitiator: []bool{true, false, true, true}},
 			},
 		},
 		{

@@ -101,6 +101,10 @@ func ensureBPFFS() error {
 	return nil
 }
 
+// MountPins mounts the BPF file system where pins are, if it is not mounted, as Attach does:
+// for a process that gives up the right to (CAP_SYS_ADMIN) before it attaches.
+func MountPins() error { return ensureBPFFS() }
+
 // openFolder opens a folder of pins, but no symbolic link to one.
 func openFolder(dir string) (*os.File, error) {
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)

@@ -30,7 +30,7 @@ var ErrBadRecord = errors.New("bad ring buffer record")
 type Reader struct {
 	ring   *ringbuf.Reader
 	record ringbuf.Record
-	parts  *parts.Store
+	parts  joiner
 	// A variant of the latest capture, if it has one.
 	variant bool
 	next    flow.Sample
@@ -43,7 +43,13 @@ func (d *DataPath) NewReader() (*Reader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the ring buffer: %w", err)
 	}
-	return &Reader{ring: ring, parts: parts.NewStore(parts.DefaultKept), source: d.source}, nil
+	r := &Reader{ring: ring, source: d.source}
+	if d.group != nil {
+		r.parts = &d.group.parts
+	} else {
+		r.parts = parts.NewStore(parts.DefaultKept)
+	}
+	return r, nil
 }
 
 // source is where what is captured now is from.
@@ -160,12 +166,16 @@ func decodeSample(raw []byte, s *flow.Sample) error {
 		if at+repeated > n {
 			return fmt.Errorf("%w: it claims %d repeated bytes, but has %d", ErrBadRecord, repeated, n-at)
 		}
+		if raw[unsafe.Offsetof(in.More)]&moreRest != 0 {
+			s.KeepRest(raw[at : at+repeated])
+			return nil
+		}
 		s.KeepRepeat(le.Uint32(raw[unsafe.Offsetof(in.RepeatSeq):]), raw[unsafe.Offsetof(in.RepeatFromInitiator):][0] != 0, raw[at:at+repeated])
 	}
 	return nil
 }
 
-// SAMPLE_*, RECORD_* and KNOWN_* of bpf/earlydrop.h.
+// SAMPLE_*, MORE_*, RECORD_* and KNOWN_* of bpf/earlydrop.h.
 const (
 	sampleOneWay    = 1
 	sampleMidStream = 2
@@ -176,6 +186,8 @@ const (
 
 	sampleProvisional = 64
 	sampleHidden      = 128
+
+	moreRest = 16
 
 	recordFragment = 1
 	recordOffCable = 2

@@ -76,12 +76,14 @@ Examples:
    earlydrop attach -i eth0
    earlydrop attach -i eth0 --policy /etc/earlydrop/policy.yaml --mode enforce --quiet
    earlydrop attach -i eth0 -i eth1
+   earlydrop attach -i lan0 --group wan0,wan1
    earlydrop attach --config /etc/earlydrop/attach.yaml
    earlydrop attach -i eth0 --events /var/log/earlydrop.jsonl --persist
    earlydrop attach -i eth0 --json | jq 'select(.decision == "drop")'`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "config", Usage: "read settings from `FILE`: YAML, with the long names of these flags as keys; flags override them"},
 			listFlag{&cli.StringSliceFlag{Name: "interface", Aliases: []string{"i"}, Usage: "network `INTERFACE`; may be repeated"}},
+			listFlag{&cli.StringSliceFlag{Name: "group", Usage: "`INTERFACES` between which flows move, such as uplinks (wan0,wan1): they share tables; may be repeated"}},
 			&cli.StringFlag{Name: "policy", Usage: "read the policy from `FILE` instead of the built-in one (earlydrop policy default)", TakesFile: true},
 			&cli.StringFlag{Name: "model", Usage: "use the model `FILE`, or the shipped \"paper\", instead of the default", TakesFile: true},
 			&cli.StringFlag{Name: "mode", Usage: "`monitor` or enforce; overrides the policy's"},
@@ -146,8 +148,8 @@ func attach(c *cli.Context) error {
 	if err := errors.Join(requireArgs(c, 0, 0, ""), readSettings(c)); err != nil {
 		return err
 	}
-	if err := requireFlags(c, "interface"); err != nil {
-		return err
+	if !c.IsSet("interface") && !c.IsSet("group") {
+		return requireFlags(c, "interface")
 	}
 	// Neither a terminal that is closed nor logrotate may end it, from the start.
 	hangUp := make(chan os.Signal, 1)
@@ -186,7 +188,7 @@ func attach(c *cli.Context) error {
 		defer door.Close()
 	}
 	var keep func(context.Context)
-	config.Evidence, keep = openEvidence(c, config.Policy, config.Events)
+	config.Evidence, keep = openEvidence(c, config.Attach[0].Interface, config.Policy, config.Events)
 	g, err := gateway.New(*config)
 	if err != nil {
 		config.Events.Uncreate()
@@ -205,6 +207,7 @@ func attach(c *cli.Context) error {
 	told := make(chan struct{})
 	go func() { defer close(told); tellSystemd(ctx, g) }()
 	defer func() { stop(); <-told }()
+	giveUpRights(config.Engine.Device())
 	sums, err := g.Run(ctx)
 	if len(sums) > 1 {
 		config.Events.Say(totalText(sums))
@@ -262,7 +265,7 @@ func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
 		config.Mode, err = chooseMode(c, config.Policy, config.Attach)
 	}
 	if err == nil {
-		err = checkPairs(config.Policy, c.StringSlice("interface"))
+		err = checkPairs(config.Policy, namesOf(config.Attach))
 	}
 	if err != nil {
 		return nil, errors.Join(err, config.Engine.Close())
@@ -291,15 +294,51 @@ func attachOptions(c *cli.Context) ([]loader.Options, error) {
 		return nil, err
 	}
 	var all []loader.Options
-	names := c.StringSlice("interface")
-	for i, name := range names {
-		if slices.Contains(names[:i], name) {
-			return nil, badInput("--interface %q is given twice: keep one of them", name)
+	given := map[string]bool{}
+	add := func(flag, name string, group *loader.Group) error {
+		if given[name] {
+			return badInput("--%s %q is given twice: keep one of them", flag, name)
 		}
-		o.Interface = name
+		given[name] = true
+		o.Interface, o.Group = name, group
 		all = append(all, o)
+		return nil
+	}
+	for _, name := range c.StringSlice("interface") {
+		if err := add("interface", name, nil); err != nil {
+			return nil, err
+		}
+	}
+	for _, names := range c.StringSlice("group") {
+		members, err := parseGroup(names)
+		if err != nil {
+			return nil, badInput("--group %q: %w", names, err)
+		}
+		group := loader.NewGroup(members...)
+		for _, name := range members {
+			if err := add("group", name, group); err != nil {
+				return nil, err
+			}
+		}
 	}
 	return all, nil
+}
+
+// namesOf returns the names of the interfaces.
+func namesOf(all []loader.Options) (names []string) {
+	for _, o := range all {
+		names = append(names, o.Interface)
+	}
+	return names
+}
+
+// parseGroup reads the names of interfaces that share flows.
+func parseGroup(s string) ([]string, error) {
+	names := strings.Split(s, ",")
+	if len(names) < 2 || slices.Contains(names, "") {
+		return nil, errors.New("name at least two interfaces, with commas between them, such as wan0,wan1")
+	}
+	return names, nil
 }
 
 // chooseMode returns the mode of --mode or of the policy, and refuses to enforce a policy
@@ -425,6 +464,9 @@ func attachedText(iface string, info loader.Info, c *gateway.Config) string {
 	}
 	if info.HiddenVLANs {
 		say("%s strips VLAN tags on receive, so the two directions of tagged flows don't match: ethtool -K %s rxvlan off rx-vlan-stag-hw-parse off", iface, iface)
+	}
+	if info.SharesWith != "" {
+		say("flows and blocks are shared with %s", info.SharesWith)
 	}
 	say("tables: %s; %s of kernel memory", info.Sizes, event.ByteCount(info.Memory))
 	say("maps: bpftool map dump pinned %s/blocked", info.PinDir)

@@ -35,7 +35,7 @@ func TestBadCommandLinesAreOneLineAndCode2(t *testing.T) {
 		{"version --hlep", "unknown flag --hlep, did you mean --help? (see earlydrop version --help)"},
 		{"version now", `version takes no argument, got "now" (see earlydrop version --help)`},
 		{"version -z", "unknown flag -z (see earlydrop version --help)"},
-		{"policy", "policy needs a command: check, default (see earlydrop policy --help)"},
+		{"policy", "policy needs a command: check, diff, default (see earlydrop policy --help)"},
 		{"policy chekc", `unknown command "chekc", did you mean check? (see earlydrop policy --help)`},
 		{"policy check", "policy check needs FILE (see earlydrop policy check --help)"},
 		{"policy check a b", `unexpected argument "b" (see earlydrop policy check --help)`},

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/loader/flow/headers"
 	"github.com/earlydrop/earlydrop/loader/flow/parts"
 	"github.com/earlydrop/earlydrop/loader/flow/signals"
 )
@@ -17,6 +18,8 @@ const (
 	bareBytes = 384
 	// againMost is how often a capture goes on.
 	againMost = 4
+	// restFrom is how much of a packet is captured at least where its rest is kept beside.
+	restFrom = 16
 )
 
 // ended holds what is needed of flows whose capture ended early, for it to go on: those
@@ -33,6 +36,45 @@ type endedFlow struct {
 	stream   stream
 	revision int // of the capture that ended
 	before   int // as Flow.before, with that capture
+	pieces   [2]tinyRun
+	begun    bool // ScantBytes of payload have come
+}
+
+// tinyRun says how far the tiny segments go by which a side begins: up to
+// signals.TinySegments, so many and no other. Those are so many or more.
+type tinyRun uint8
+
+// tinyOver: a greater one came.
+const tinyOver tinyRun = signals.TinySegments + 1
+
+// notePiece notes a segment with payload by which a side begins.
+func (f *Flow) notePiece(p *headers.Packet) {
+	mine := &f.pieces[direction(p, f.InitiatorIsLo)]
+	switch {
+	case p.PayloadLen == 0 || *mine == tinyOver:
+		return
+	case p.PayloadLen >= signals.TinyBytes:
+		*mine = tinyOver
+		return
+	case *mine < signals.TinySegments:
+		*mine++
+	}
+	f.unsure = f.unsure || *mine == signals.TinySegments
+}
+
+// addPayload adds to the payload that was captured, and notes a slow beginning.
+func (f *Flow) addPayload(n int) {
+	if n == 0 {
+		return
+	}
+	was, since := f.payload, f.Last.Sub(f.Start).Truncate(time.Microsecond)
+	if was == 0 {
+		f.first = since
+	}
+	f.payload += n
+	if f.stream != nil && was < signals.ScantBytes && f.payload >= signals.ScantBytes && !f.begun && since-f.first > signals.SlowTime {
+		f.unsure = true
+	}
 }
 
 func newEnded() *ended {
@@ -42,7 +84,7 @@ func newEnded() *ended {
 // goesOn reports whether the capture of a flow may go on after the hand-over.
 func (f *Flow) goesOn(reason flow.Reason) bool {
 	return f.stream != nil && f.hasNumbers && f.shown&^flow.SignalOutOfPlace == 0 && f.revision < againMost && reason != flow.ReasonEnd &&
-		(reason != flow.ReasonFull || !f.hasPayload())
+		(reason != flow.ReasonFull || !f.hasPayload() || f.unsure)
 }
 
 // hasPayload reports whether there is more than next to no payload, with what was captured
@@ -56,10 +98,10 @@ func (e *ended) add(f *Flow) {
 	st := *f.stream
 	st.hole, st.stray = [2]hole{}, [2]int{}
 	before := 0
-	if f.hasPayload() {
+	if f.hasPayload() && !f.unsure {
 		before = f.before + len(f.sample.Data)
 	}
-	e.of[f.Seq] = e.order.PushBack(&endedFlow{f.Seq, f.Start, st, f.revision, before})
+	e.of[f.Seq] = e.order.PushBack(&endedFlow{f.Seq, f.Start, st, f.revision, before, f.pieces, f.begun || f.hasPayload()})
 }
 
 // forget holds a flow no more, if it is held.
@@ -93,7 +135,7 @@ func (a *Assembler) again(f *Flow, s *segment) bool {
 	a.counters[Again]++
 	on := *f // that of a decided flow is used again
 	on.Start, on.captured, on.stage, on.revision = e.start, on.Last, collecting, e.revision+1
-	on.stream, on.before = &st, e.before
+	on.stream, on.before, on.pieces, on.begun = &st, e.before, e.pieces, e.begun
 	*a.ledger.state(f.Seq) = open
 	a.flows[f.Seq] = &on
 	a.collect(&on, nil, nil)

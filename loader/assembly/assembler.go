@@ -222,13 +222,17 @@ type Flow struct {
 	marked     bool
 	silent     bool
 	hasNumbers bool
-	numbers    [2]uint32    // initial ones, of the lower endpoint and the higher one
-	stream     *stream      // while collecting
-	payload    int          // captured bytes of it
-	bare       int          // bytes of captured header-only packets behind the first payload
-	revision   int          // how often the capture went on
-	before     int          // bytes of the capture before; 0 as long as there is next to no payload
-	shown      flow.Signals // why the handshake alone is captured, else 0
+	numbers    [2]uint32     // initial ones, of the lower endpoint and the higher one
+	stream     *stream       // while collecting
+	payload    int           // captured bytes of it
+	bare       int           // bytes of captured header-only packets behind the first payload
+	revision   int           // how often the capture went on
+	before     int           // bytes of the capture before; 0 where another CaptureBytes are to be captured
+	pieces     [2]tinyRun    // of the initiator and the responder
+	unsure     bool          // next to no beginning, tiny or slow: it goes on though it is full
+	begun      bool          // ScantBytes of payload had come before
+	first      time.Duration // from Start to the first payload
+	shown      flow.Signals  // why the handshake alone is captured, else 0
 
 	captured time.Time // when the latest packet was captured
 	turn     uint64    // orders the collecting flows by their latest captured packet
@@ -473,11 +477,17 @@ func (a *Assembler) capture(f *Flow, p *headers.Packet, frame []byte, ends bool)
 		f.bare += p.WireLen
 	}
 	room := flow.CaptureBytes - f.before - len(s.Data)
-	f.payload += max(0, min(p.WireLen, room)-(p.WireLen-p.PayloadLen))
+	if f.stream != nil {
+		f.notePiece(p)
+	}
+	f.addPayload(max(0, min(p.WireLen, room)-(p.WireLen-p.PayloadLen)))
 	f.captured = f.Last
 	f.fragmented = f.fragmented || p.MoreFragments
 	f.lack.add(lacks(p, frame, room))
 	appendPacket(s, p, frame[:min(len(frame), room)], p.SrcIsLo == f.InitiatorIsLo, f.Last.Sub(f.Start))
+	if f.unsure && room >= restFrom && room < len(frame) && len(s.Repeat.Data) == 0 {
+		s.KeepRest(frame[room:])
+	}
 	switch {
 	case f.before+len(s.Data) == flow.CaptureBytes:
 		a.handOver(f, flow.ReasonFull)

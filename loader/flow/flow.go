@@ -180,8 +180,9 @@ type Meta struct {
 	Scant bool
 	// Full is true where all CaptureBytes are in.
 	Full bool
-	// Provisional says that the capture of a TCP connection ended early, or has fewer than
-	// 64 bytes of payload: when payload follows, it goes on, and there is another verdict.
+	// Provisional says that the capture of a TCP connection ended early, has fewer than
+	// 64 bytes of payload, or is of a slow beginning or of tiny segments: when payload
+	// follows, it goes on, and there is another verdict.
 	Provisional bool
 	// Variant says that of a range that came twice, with different bytes, the later ones are in
 	// the sample. Nobody but the receiver knows which ones it took, so both are judged.
@@ -207,7 +208,8 @@ const (
 	SignalTTL
 	// SignalGap: bytes are missing between those that were captured.
 	SignalGap
-	// SignalTiny: a side begins with several segments of a few bytes each.
+	// SignalTiny: a side begins with several segments of a few bytes each. In a revision
+	// they are one segment with what followed them.
 	SignalTiny
 	// SignalFragmented: a packet came in IP fragments, of which the first one was captured.
 	// Its payload may have come in others. Or, of TCP, the first fragment of what a side was
@@ -317,14 +319,21 @@ type Sample struct {
 
 	// Repeat is TCP payload of a range that was sent before.
 	Repeat Repeat
+	// Rest is what follows the captured bytes of the last packet, at most RestBytes: of
+	// connections that begin in tiny segments or slowly, if there is no Repeat.
+	Rest []byte
 
 	packets [MaxPackets]Packet
 	data    [CaptureBytes]byte
-	repeat  [RepeatBytes]byte
+	repeat  [RestBytes]byte
 }
 
-// RepeatBytes bounds what is kept of payload that comes again.
-const RepeatBytes = 512
+const (
+	// RepeatBytes bounds what is kept of payload that comes again.
+	RepeatBytes = 512
+	// RestBytes bounds what is kept of a packet beyond what was captured.
+	RestBytes = CaptureBytes - 8
+)
 
 // Repeat is payload behind what its side had sent by then. Usually it is the same as what
 // was captured before.
@@ -342,12 +351,21 @@ func (s *Sample) KeepRepeat(seq uint32, fromInitiator bool, data []byte) {
 	s.Repeat = Repeat{seq, fromInitiator, append(s.repeat[:0], data[:min(len(data), RepeatBytes)]...)}
 }
 
+// KeepRest makes a copy of data, as far as there is room, the rest of the last packet. There
+// is no repeated range then.
+func (s *Sample) KeepRest(data []byte) {
+	if s.Rest = nil; len(data) > 0 {
+		s.Repeat = Repeat{}
+		s.Rest = append(s.repeat[:0], data[:min(len(data), RestBytes)]...)
+	}
+}
+
 // Reset empties s and points Packets and Data at its own memory.
 func (s *Sample) Reset() {
 	s.Meta = Meta{}
 	s.Packets = s.packets[:0]
 	s.Data = s.data[:0]
-	s.Repeat = Repeat{}
+	s.Repeat, s.Rest = Repeat{}, nil
 }
 
 // CopyFrom makes s equal to o, in memory of its own.
@@ -357,6 +375,7 @@ func (s *Sample) CopyFrom(o *Sample) {
 	s.Packets = append(s.Packets, o.Packets...)
 	s.Data = append(s.Data, o.Data...)
 	s.KeepRepeat(o.Repeat.Seq, o.Repeat.FromInitiator, o.Repeat.Data)
+	s.KeepRest(o.Rest)
 }
 
 // Complete reports whether all CaptureBytes are in.

@@ -4,6 +4,8 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"os"
 	"strings"
 	"testing"
 
@@ -65,7 +67,7 @@ func TestTableNamesWhatDecided(t *testing.T) {
 	web := event.Verdict{Class: "background", Naming: event.Naming{Likeliest: "background"}, Confidence: 0.999}
 	var out bytes.Buffer
 	printFlows(&out, []*flow{{what: "web", ok: true, verdict: web}, {what: "caught", tunnel: true, ok: true, verdict: shared}})
-	for what, want := range map[string]string{"web": "background 0.999 background 0.999", "caught": "shadowsocks|v2ray 0.953 shadowsocks 0.551"} {
+	for what, want := range map[string]string{"web": "background 0.999", "caught": "shadowsocks|v2ray 0.953"} {
 		found := false
 		for line := range strings.Lines(out.String()) {
 			cells := strings.Join(strings.Fields(strings.ReplaceAll(line, "\u2502", "")), " ")
@@ -97,5 +99,57 @@ func TestTableTellsCutFromMissed(t *testing.T) {
 	}
 	if strings.Contains(out.String(), "\x1b") {
 		t.Error("escape sequences without a terminal")
+	}
+}
+
+// All that is printed fits into a terminal of 100 columns, and nothing of it is lost.
+func TestOutputFitsIntoItsColumns(t *testing.T) {
+	text.DisableColors()
+	sum := 0.953
+	shared := event.Verdict{Class: "unknown", Naming: event.Naming{RuleClasses: []string{"shadowsocks", "v2ray", "obfs4"}, RuleConfidence: &sum, Likeliest: "shadowsocks"}, Confidence: 0.551, VerdictMS: 12345}
+	var out bytes.Buffer
+	w := &wrapped{to: &out}
+	printFlows(w, []*flow{{what: "https, HTTP/1.1", ok: true, passed: 1 << 30, verdict: shared}, {what: "shadowsocks aes-128-gcm", tunnel: true, ok: true, passed: 1000, verdict: shared}})
+	long := strings.TrimSpace(strings.Repeat("word and another ", 20))
+	for _, line := range []string{keys, next, long + "\n", "  " + long + "\n", "\n", "short\n"} {
+		if n, err := w.Write([]byte(line)); n != len(line) || err != nil {
+			t.Errorf("%d, %v", n, err)
+		}
+	}
+	for line := range strings.Lines(out.String()) {
+		if n := text.StringWidthWithoutEscSequences(strings.TrimSuffix(line, "\n")); n > columns {
+			t.Errorf("%d columns: %s", n, line)
+		}
+	}
+	if n := strings.Count(strings.Join(strings.Fields(out.String()), " "), long); n != 2 {
+		t.Errorf("of two long lines %d are whole:\n%s", n, &out)
+	}
+	if !strings.Contains(out.String(), "\n\nshort\n") {
+		t.Errorf("short and empty lines are not as they were:\n%s", &out)
+	}
+	if picture := string(svg(out.String())); !strings.HasSuffix(picture, "</svg>\n") || !strings.Contains(picture, "HTTP/1.1") {
+		t.Errorf("picture %s", picture)
+	}
+}
+
+// The demonstration itself, as make demo shows it.
+func TestDemoShowsWhatItShould(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to make network namespaces")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	var out bytes.Buffer
+	asExpected, err := run(ctx, &out, "", "")
+	if err != nil || !asExpected {
+		t.Fatalf("%v:\n%s", err, &out)
+	}
+	for line := range strings.Lines(out.String()) {
+		if n := text.StringWidthWithoutEscSequences(strings.TrimSuffix(line, "\n")); n > columns {
+			t.Errorf("%d columns: %s", n, line)
+		}
+	}
+	if !strings.HasSuffix(out.String(), next) {
+		t.Errorf("it does not end with what to do next:\n%s", &out)
 	}
 }

@@ -38,6 +38,7 @@ const limit = 2 * time.Minute
 
 func main() {
 	program := flag.String("earlydrop", "", "show this program instead of one built from the source")
+	picture := flag.String("svg", "", "write a picture of the end of what is printed to this `file`")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "demo: unexpected argument %q\n", flag.Arg(0))
@@ -45,7 +46,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	ctx, cancel := context.WithTimeout(ctx, limit)
-	asExpected, err := run(ctx, os.Stdout, *program)
+	asExpected, err := run(ctx, os.Stdout, *program, *picture)
 	if errors.Is(ctx.Err(), context.Canceled) {
 		err = errors.New("interrupted")
 	}
@@ -60,8 +61,8 @@ func main() {
 }
 
 // run shows everything on out and reports whether all went as it should. program is
-// the earlydrop to run; when it is empty, one is built.
-func run(ctx context.Context, out io.Writer, program string) (asExpected bool, err error) {
+// the earlydrop to run; when it is empty, one is built. picture (optional) is a file.
+func run(ctx context.Context, out io.Writer, program, picture string) (asExpected bool, err error) {
 	if missing := lab.Missing(); missing != "" {
 		return false, errors.New(missing)
 	}
@@ -70,9 +71,10 @@ func run(ctx context.Context, out io.Writer, program string) (asExpected bool, e
 			return false, err
 		}
 	}
-	if !hasColors(out) {
+	if picture != "" || !hasColors(out) {
 		text.DisableColors()
 	}
+	out = &wrapped{to: out}
 	dir, err := os.MkdirTemp("", "ed-demo-")
 	if err != nil {
 		return false, err
@@ -124,6 +126,7 @@ func run(ctx context.Context, out io.Writer, program string) (asExpected bool, e
 		return false, err
 	}
 	printFlows(out, flows)
+	fmt.Fprint(out, keys)
 	blocks := 0
 	for _, v := range rig.Of[*event.Verdict](d.Events()) {
 		if v.Enforced != nil && *v.Enforced {
@@ -142,8 +145,25 @@ func run(ctx context.Context, out io.Writer, program string) (asExpected bool, e
 		color = text.Colors{text.FgRed, text.Bold}
 	}
 	fmt.Fprintln(out, color.Sprint(words))
-	return asExpected, nil
+	fmt.Fprint(out, next)
+	if picture != "" {
+		var shown strings.Builder
+		fmt.Fprintln(&shown, "$ sudo make demo")
+		printFlows(&shown, flows)
+		wrap := &wrapped{to: &shown}
+		fmt.Fprintln(wrap, words)
+		err = os.WriteFile(picture, svg(shown.String()), 0o644)
+	}
+	return asExpected, err
 }
+
+// next is what to do after the demonstration.
+const next = `
+What next:
+  sudo make run IFACE=eth0      watch your own traffic; nothing is dropped
+  bin/earlydrop check -i eth0   see whether all is there for it
+  cmd/earlydrop/doc/README.md   the manual; policy.md beside it: from watching to dropping
+`
 
 // hasColors reports whether out is a terminal that knows colours and whose user
 // doesn't mind them (no-color.org).
@@ -157,9 +177,9 @@ func printFlows(out io.Writer, flows []*flow) {
 	tw.SetOutputMirror(out)
 	tw.SetStyle(table.StyleLight)
 	tw.Style().Format.Header = text.FormatDefault
-	tw.AppendHeader(table.Row{"what it is", "flow", "class", "confidence", "likeliest", "ms", "packets", "bytes passed", "pkts dropped", ""})
+	tw.AppendHeader(table.Row{"what it is", "class", "", "ms", "passed", "dropped", ""})
 	var right []table.ColumnConfig
-	for _, n := range []int{4, 6, 7, 8, 9} {
+	for _, n := range []int{3, 4, 5, 6} {
 		right = append(right, table.ColumnConfig{Number: n, Align: text.AlignRight, AlignHeader: text.AlignRight})
 	}
 	tw.SetColumnConfigs(right)
@@ -168,24 +188,20 @@ func printFlows(out io.Writer, flows []*flow) {
 			tw.AppendSeparator()
 		}
 		v := &f.verdict
-		proto := v.Proto
-		if v.Src.Addr().Is6() {
-			proto += "6"
-		}
 		tw.AppendRow(table.Row{
-			f.what, fmt.Sprintf("%s %d > %d", proto, v.Src.Port(), v.Dst.Port()),
-			v.Called(), fmt.Sprintf("%.3f", v.Deciding(v.Confidence)), fmt.Sprintf("%s %.3f", v.Likeliest, v.Confidence),
-			fmt.Sprintf("%.1f", v.VerdictMS), v.Packets, f.passed, f.block.Packets, outcome(f),
+			f.what, v.Called(), fmt.Sprintf("%.3f", v.Deciding(v.Confidence)),
+			fmt.Sprintf("%.0f", v.VerdictMS), event.ByteCount(uint64(f.passed)), f.block.Packets, outcome(f),
 		})
 	}
 	tw.Render()
-	fmt.Fprintf(out, `class: what decided: those of the rule's classes that share the probability, or the model's class where the
-rule was not asked. confidence: of these together. likeliest: the likeliest class alone, with its probability.
-ms, packets: from the flow's first packet to the verdict; dns is judged when it has fallen silent.
-bytes passed: content that the client got. pkts dropped: by the kernel, of both directions.
-A tunnel of which a connection was missed is used again, up to %d times in all.
-`, connections)
 }
+
+// keys says what the columns of printFlows mean.
+var keys = fmt.Sprintf(`class: those of the rule's classes that share the probability behind it, or the model's class
+where the rule was not asked. ms: from the flow's first packet to the verdict; dns is judged when
+it has fallen silent. passed: content that the client got. dropped: packets, by the kernel, of both
+directions. A tunnel of which a connection was missed is used again, up to %d times in all.
+`, connections)
 
 func outcome(f *flow) string {
 	word := "untouched"
@@ -220,13 +236,16 @@ func printKernel(ctx context.Context, out io.Writer, r *rig.Rig, blocks int) err
 		fmt.Fprintf(out, "  ... and %d more\n", more)
 	}
 	// The daemon writes its own counters down once a second.
-	var status string
 	err = rig.Until(ctx, func() (bool, error) {
-		status, err = r.Earlydrop(ctx, "status", "-i", rig.Device)
-		return strings.Contains(status, fmt.Sprintf(" %d blocks written", blocks)), err
+		now, err := r.Status(ctx)
+		return now.Daemon["blocked"] >= uint64(blocks), err
 	})
 	if err != nil {
 		return fmt.Errorf("status with %d blocks: %w", blocks, err)
+	}
+	status, err := r.Earlydrop(ctx, "status", "-i", rig.Device)
+	if err != nil {
+		return err
 	}
 	fmt.Fprintf(out, "\n$ earlydrop status -i %s   # counters that are not zero\n", rig.Device)
 	for line := range strings.Lines(status) {

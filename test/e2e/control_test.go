@@ -6,10 +6,13 @@ import (
 	"bufio"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventtest"
@@ -145,6 +148,59 @@ func TestSocketThatCanNotBeHad(t *testing.T) {
 	}
 	if code, st := s.statusCode(t); code != 0 || !st.Running {
 		t.Errorf("exit code %d, %+v", code, st)
+	}
+	s.stop(d)
+}
+
+// A daemon that has attached keeps three capabilities, no way to more, and not every
+// system call, on each of its threads; the inference engine's as well.
+func TestDaemonKeepsFewRights(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, lab.Config{})
+	d := s.attach("--mode", "enforce")
+	const three = 1<<unix.CAP_BPF | 1<<unix.CAP_PERFMON | 1<<unix.CAP_NET_ADMIN
+	want := map[string]string{"NoNewPrivs": "1", "Seccomp": "2"}
+	for _, set := range []string{"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"} {
+		want[set] = fmt.Sprintf("%016x", three)
+	}
+	want["CapInh"], want["CapAmb"] = fmt.Sprintf("%016x", 0), fmt.Sprintf("%016x", 0)
+	// wrong returns what the threads have else, and how many they are.
+	wrong := func() (threads int, list []string) {
+		paths, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", d.PID()))
+		for _, path := range paths {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				continue // the thread has ended
+			}
+			threads++
+			for line := range strings.Lines(string(text)) {
+				name, value, _ := strings.Cut(strings.TrimSpace(line), ":\t")
+				if w, ok := want[name]; ok && value != w {
+					list = append(list, path+" "+line)
+				}
+			}
+		}
+		return threads, list
+	}
+	// It attaches before it gives them up.
+	err := rig.Until(s.ctx, func() (bool, error) {
+		_, list := wrong()
+		return len(list) == 0, nil
+	})
+	if threads, list := wrong(); err != nil || threads < 4 {
+		t.Errorf("%v, %d threads: %v", err, threads, list)
+	}
+	// It works: a tunnel is still dropped.
+	tr, v := s.blockedDownload(d)
+	tr.stop()
+	if v.Enforced == nil || !*v.Enforced {
+		t.Errorf("%+v", v)
+	}
+	if _, list := wrong(); len(list) > 0 {
+		t.Errorf("after a verdict: %v", list)
+	}
+	if text := d.Stderr(); strings.Contains(text, "could be given up") {
+		t.Error(text)
 	}
 	s.stop(d)
 }

@@ -192,7 +192,7 @@ func bootMachine(ctx context.Context, o options, k *kernel, name, root string, o
 		"-kernel", k.image, "-initrd", root,
 		// Where the emulator gets little of the host's time, its timer seems not to tick when
 		// the kernel looks whether it does.
-		"-append", "console=ttyS0 panic=-1 loglevel=4 mitigations=off no_timer_check rdinit=/init"}, more...)...)
+		"-append", "console=ttyS0 panic=-1 loglevel=4 mitigations=off no_timer_check rdinit=/init systemd.show_status=no"}, more...)...)
 	console, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err

@@ -4,6 +4,7 @@ package control
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
@@ -220,6 +221,20 @@ func TestEventFilterMatches(t *testing.T) {
 		}
 		if !slices.Equal(got, want) {
 			t.Errorf("%s: %v, want %v", query, got, want)
+		}
+	}
+}
+
+// Every event that names an interface can be chosen by it, also one of a kind that is new.
+func TestEveryEventIsChosenByItsInterface(t *testing.T) {
+	f := &EventFilter{Interface: []string{"eth0"}}
+	for _, kind := range event.Kinds {
+		e, err := event.Decode(fmt.Appendf(nil, `{"event":%q,"interface":"eth0"}`, kind))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := f.Match(e), kind != event.KindLost; got != want {
+			t.Errorf("%s: %v", kind, got)
 		}
 	}
 }

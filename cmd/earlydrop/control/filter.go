@@ -212,7 +212,7 @@ func (f *EventFilter) words() map[string]struct {
 		allowed []string
 	}
 	return map[string]field{
-		"event":     {&f.Event, []string{event.KindAttached, event.KindVerdict, event.KindBlockEnded, event.KindLeftOut, event.KindLimit, event.KindAudit, event.KindLost, event.KindEnded}},
+		"event":     {&f.Event, event.Kinds},
 		"interface": {&f.Interface, nil}, "class": {&f.Class, nil}, "rule": {&f.Rule, nil},
 		"decision": {&f.Decision, []string{"pass", "drop", "log"}}, "detected": {&f.Detected, []string{"true", "false"}},
 		"proto": {&f.Proto, []string{"tcp", "udp"}},
@@ -291,7 +291,11 @@ func (f *EventFilter) Match(e event.Event) bool {
 		is.iface, is.rule, is.classes, is.ends = e.Interface, e.Rule, []string{e.Class}, &e.Endpoints
 	case *event.Attached:
 		is.iface = e.Interface
+	case *event.Waiting:
+		is.iface = e.Interface
 	case *event.LeftOut:
+		is.iface = e.Interface
+	case *event.ModeChanged:
 		is.iface = e.Interface
 	case *event.LimitReached:
 		is.iface = e.Interface

@@ -39,6 +39,11 @@ const (
 	KindEnded       = "ended"
 )
 
+// Kinds are all of them.
+var Kinds = []string{
+	KindAttached, KindWaiting, KindVerdict, KindBlockEnded, KindLeftOut, KindModeChanged, KindAudit, KindLost, KindLimit, KindEnded,
+}
+
 // Kind implements Event.
 func (*Attached) Kind() string     { return KindAttached }
 func (*Waiting) Kind() string      { return KindWaiting }

@@ -107,7 +107,12 @@ func every() map[string]event.Event {
 func TestEventsSurviveTheirJSON(t *testing.T) {
 	var text bytes.Buffer
 	var want []event.Event
+	kinds := slices.Clone(event.Kinds)
 	for name, e := range every() {
+		kinds = slices.DeleteFunc(kinds, func(kind string) bool { return kind == e.Kind() })
+		if !slices.Contains(event.Kinds, e.Kind()) {
+			t.Errorf("%s is in no list of kinds", e.Kind())
+		}
 		line, err := json.Marshal(e)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
@@ -117,6 +122,9 @@ func TestEventsSurviveTheirJSON(t *testing.T) {
 		}
 		text.Write(append(line, '\n'))
 		want = append(want, e)
+	}
+	if len(kinds) > 0 {
+		t.Errorf("no test has events %v", kinds)
 	}
 	got, err := event.DecodeAll(text.Bytes())
 	if err != nil {

@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package parts puts captures together that ended early. A flow that pauses, closes one
-// direction or fills its capture with next to no payload is handed over as it is, and its
-// verdict is provisional. When payload follows, a new capture goes on where that one
-// ended, and both are one beginning.
+// direction, fills its capture with next to no payload, or begins slowly or in tiny segments
+// is handed over as it is, and its verdict is provisional. When payload follows, a new
+// capture goes on where that one ended, and both are one beginning.
+//
+// Tiny segments become one with what follows them, as far as nothing is missing: then a
+// model sees what the sender would have sent without them.
 package parts
 
 import (
 	"container/list"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/loader/flow/headers"
@@ -40,6 +44,8 @@ type part struct {
 	packets   []flow.Packet
 	data      []byte
 	repeat    flow.Repeat
+	rest      []byte
+	begin     begin
 	initiator netip.Prefix
 }
 
@@ -57,18 +63,19 @@ func (st *Store) Len() int { return st.order.Len() }
 // captured: its signals are noted after this.
 func (st *Store) Join(s *flow.Sample) {
 	before := st.take(s.Key)
+	var b begin
 	switch {
 	case s.Revision == 0:
 	case before == nil || before.meta.Revision+1 != s.Revision || !sameConnection(&before.meta, &s.Meta):
 		s.MidStream, s.Provisional = true, false
 	default:
-		join(before, s)
+		b = join(before, s)
 	}
 	if before != nil {
 		st.free = append(st.free, before)
 	}
 	if s.Provisional {
-		st.keep(s)
+		st.keep(s, b)
 	}
 }
 
@@ -91,7 +98,7 @@ func (st *Store) take(key flow.Key) *part {
 	return p
 }
 
-func (st *Store) keep(s *flow.Sample) {
+func (st *Store) keep(s *flow.Sample, b begin) {
 	initiator := prefixOf(s.Initiator().Addr())
 	if st.initiators[initiator] >= max(1, st.most/initiatorShare) {
 		return
@@ -103,7 +110,8 @@ func (st *Store) keep(s *flow.Sample) {
 	if n := len(st.free); n > 0 {
 		p, st.free = st.free[n-1], st.free[:n-1]
 	}
-	p.meta, p.initiator = s.Meta, initiator
+	p.meta, p.begin, p.initiator = s.Meta, b, initiator
+	p.rest = append(p.rest[:0], s.Rest...)
 	p.packets = append(p.packets[:0], s.Packets...)
 	p.data = append(p.data[:0], s.Data...)
 	p.repeat.Seq, p.repeat.FromInitiator, p.repeat.Data = s.Repeat.Seq, s.Repeat.FromInitiator, append(p.repeat.Data[:0], s.Repeat.Data...)
@@ -123,18 +131,36 @@ func prefixOf(addr netip.Addr) netip.Prefix {
 	return p
 }
 
+// begin is what condensed frames do not tell any more.
+type begin struct {
+	runs [2]run // of the initiator and the responder
+	pace pace
+}
+
 // frame is a captured frame of one of the parts.
 type frame struct {
 	flow.Packet
 	data []byte
 	h    headers.Headers
 	ok   bool // it is a TCP segment
+
+	before bool // it is of the capture before
+}
+
+// extend adds to the last frame what of it did not fit into the capture.
+func extend(all []frame, rest []byte) {
+	if len(all) == 0 || len(rest) == 0 {
+		return
+	}
+	if f := &all[len(all)-1]; len(f.data) < int(f.WireLen) {
+		f.data = append(slices.Clip(f.data), rest[:min(len(rest), int(f.WireLen)-len(f.data))]...)
+	}
 }
 
 func (f *frame) payload() int { return max(0, min(len(f.data), f.h.WireLen)-f.h.Payload) }
 
-// join puts before in front of s.
-func join(before *part, s *flow.Sample) {
+// join puts before in front of s, and returns how the two begin.
+func join(before *part, s *flow.Sample) begin {
 	shift := max(0, s.Start.Sub(before.meta.Start))
 	all := make([]frame, 0, len(before.packets)+len(s.Packets))
 	for i, p := range before.packets {
@@ -142,28 +168,39 @@ func join(before *part, s *flow.Sample) {
 		if i+1 < len(before.packets) {
 			end = int(before.packets[i+1].Offset)
 		}
-		// The last one may reach beyond the capture, and does not come again. As much as there
-		// is of it stays, so that nobody hides what follows behind a hole.
-		all = append(all, frame{Packet: p, data: before.data[p.Offset:end]})
+		all = append(all, frame{Packet: p, data: before.data[p.Offset:end], before: true})
 	}
+	// The last one may reach beyond the capture, and does not come again. As much as there
+	// is of it stays, so that nobody hides what follows behind a hole.
+	extend(all, before.rest)
 	for i, p := range s.Packets {
 		p.Time += shift
 		all = append(all, frame{Packet: p, data: slices.Clone(s.Frame(i))})
 	}
+	extend(all, s.Rest)
+	b := before.begin
 	for i := range all {
 		f := &all[i]
 		f.ok = f.h.Walk(f.data, int(f.WireLen)) == headers.OK && f.h.Proto == flow.TCP
-	}
-	meta := s.Meta
-	if scant(all) {
-		joined := 0
-		if all, joined = condense(all); joined >= signals.TinySegments-1 {
-			meta.Signals |= flow.SignalTiny
+		if !f.before || before.meta.Revision == 0 {
+			b.pace.add(f)
 		}
 	}
+	meta := s.Meta
 	meta.Start, meta.Elapsed = before.meta.Start, meta.Elapsed+shift
 	meta.Signals |= before.meta.Signals
 	meta.Cut, meta.Incomplete = meta.Cut || before.meta.Cut, meta.Incomplete || before.meta.Incomplete
+	findRuns(all, &b.runs)
+	tiny := b.runs[0].tiny || b.runs[1].tiny
+	if tiny || !fit(all) && (scant(all) || b.pace.slow) {
+		all = condense(all, before.begin.runs, &b.runs)
+	}
+	if tiny {
+		meta.Signals |= flow.SignalTiny
+	}
+	if b.pace.slow {
+		meta.Signals |= flow.SignalSlow
+	}
 	repeat := s.Repeat
 	s.Reset()
 	if len(repeat.Data) == 0 {
@@ -179,10 +216,19 @@ func join(before *part, s *flow.Sample) {
 		s.Packets = append(s.Packets, f.Packet)
 		s.Data = append(s.Data, f.data[:min(len(f.data), flow.CaptureBytes-len(s.Data))]...)
 	}
+	return b
 }
 
-// scant reports whether the frames do not all fit into a capture, and those that do have
-// next to no payload.
+// fit reports whether the frames all fit into a capture.
+func fit(all []frame) bool {
+	bytes := 0
+	for i := range all {
+		bytes += len(all[i].data)
+	}
+	return bytes <= flow.CaptureBytes
+}
+
+// scant reports whether those frames that fit into a capture have next to no payload.
 func scant(all []frame) bool {
 	bytes, payload := 0, 0
 	for i := range all {
@@ -192,42 +238,103 @@ func scant(all []frame) bool {
 		}
 		bytes += len(f.data)
 	}
-	return payload < signals.ScantBytes && bytes > flow.CaptureBytes
+	return payload < signals.ScantBytes
+}
+
+// A pace says how the first payload of a connection came.
+type pace struct {
+	payload int // of both sides, at most signals.SlowBytes and what came with the last
+	first   time.Duration
+	slow    bool
+}
+
+func (pc *pace) add(f *frame) {
+	if !f.ok || f.h.PayloadLen == 0 || pc.payload >= signals.SlowBytes {
+		return
+	}
+	if pc.payload == 0 {
+		pc.first = f.Time
+	}
+	if pc.payload += f.h.PayloadLen; pc.payload >= signals.SlowBytes {
+		pc.slow = f.Time-pc.first > signals.SlowTime
+	}
+}
+
+// run says how far the tiny segments go by which a side begins.
+type run struct {
+	tiny bool // it begins with signals.TinySegments or more
+	over bool // a greater one came
+}
+
+func (f *frame) side() int {
+	if f.FromInitiator {
+		return 0
+	}
+	return 1
+}
+
+// findRuns finds the sides that begin in tiny segments, beyond those that are known to.
+func findRuns(all []frame, runs *[2]run) {
+	var pieces [2]int
+	var over [2]bool
+	for i := range all {
+		f := &all[i]
+		side := f.side()
+		if !f.ok || f.h.PayloadLen == 0 || over[side] {
+			continue
+		}
+		if over[side] = f.h.PayloadLen >= signals.TinyBytes; !over[side] {
+			pieces[side]++
+		}
+	}
+	for side := range runs {
+		if !runs[side].tiny {
+			runs[side] = run{tiny: pieces[side] >= signals.TinySegments}
+		}
+	}
 }
 
 // condense makes of frames of next to no payload what their sender would have sent
 // without playing tricks: header-only packets behind the first payload are left out, and
-// tiny segments become one with what follows them. joined is how often.
-func condense(all []frame) (out []frame, joined int) {
-	begun, last := false, 0 // last: the place of the last segment that was put out
-	for _, f := range all {
+// the tiny segments by which a side begins become one with what follows them. Those that were
+// condensed before, of the sides that were known to, stay as they are.
+func condense(all []frame, was [2]run, runs *[2]run) (out []frame) {
+	last := -1 // the place of the last segment with payload in out
+	for i := range all {
+		f := &all[i]
 		switch {
-		case !f.ok || f.h.PayloadLen == 0 && !begun:
-			out = append(out, f)
+		case !f.ok || f.h.PayloadLen == 0 && last < 0:
+			out = append(out, *f)
 			continue
 		case f.h.PayloadLen == 0:
 			continue
 		}
-		if begun && out[last].appends(&f) {
-			joined++
+		r := &runs[f.side()]
+		open := r.tiny && !r.over
+		if !f.before || !was[f.side()].tiny {
+			r.over = r.over || f.h.PayloadLen >= signals.TinyBytes
+		}
+		if open && last >= 0 && out[last].appends(f) {
 			continue
 		}
-		begun, last = true, len(out)
-		out = append(out, f)
+		last = len(out)
+		out = append(out, *f)
 	}
-	return out, joined
+	return out
 }
 
-// appends makes the next segment a part of f, which is tiny, if it follows at once.
+// appends makes the next segment a part of f if it follows at once, and a host takes it just
+// as it takes f.
 func (f *frame) appends(next *frame) bool {
 	n := f.payload()
 	if !f.ok || n == 0 || len(f.data) < f.h.WireLen || f.FromInitiator != next.FromInitiator ||
 		f.h.Seq+uint32(n) != next.h.Seq || f.h.WireLen+next.h.PayloadLen > 0xffff ||
-		n >= signals.TinyBytes && next.h.PayloadLen >= signals.TinyBytes {
+		!signals.Continues(&f.h, f.data, &next.h, next.data) {
 		return false
 	}
 	f.data = append(slices.Clip(f.data[:f.h.WireLen]), next.data[min(next.h.Payload, len(next.data)):]...)
 	f.WireLen = uint32(f.h.WireLen + next.h.PayloadLen)
+	f.data[f.h.L4+13] |= byte(next.h.Flags)
 	f.h.SetLength(f.data, int(f.WireLen))
 	f.ok = f.h.Walk(f.data, int(f.WireLen)) == headers.OK
 	return true

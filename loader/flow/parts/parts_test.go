@@ -157,8 +157,77 @@ func TestTinySegmentsBecomeOne(t *testing.T) {
 			t.Errorf("packet %d\n got %x\nwant %x", i, frame, want[i])
 		}
 	}
-	if signals.Note(s, signals.Live); s.Signals != flow.SignalTiny || !s.Complete() {
+	// The second part began a minute later.
+	if signals.Note(s, signals.Live); s.Signals != flow.SignalTiny|flow.SignalSlow || !s.Complete() {
 		t.Errorf("signals %v, %d bytes", s.Signals.Names(), len(s.Data))
+	}
+}
+
+// Segments become one only where a host takes the second just as it takes the first: no signal
+// is lost, and no decoy gets into what is judged.
+func TestOnlyLikeSegmentsBecomeOne(t *testing.T) {
+	stamp := func(value byte) []byte { return []byte{1, 1, 8, 10, 0, 0, 0, value, 0, 0, 0, 0} }
+	signed := append([]byte{1, 1, 19, 18}, make([]byte, 16)...)
+	made := func(seq uint32, flags byte, options []byte, payload string) []byte {
+		return f.Ethernet(f.IP(client, server, f.TCP, f.Numbered(f.Segment(client, server, flags, options, []byte(payload)), seq, 2)))
+	}
+	withTTL := func(frame []byte, ttl byte) []byte {
+		frame = f.With(frame, 22, ttl)
+		f.SetChecksum(frame[14:])
+		return frame
+	}
+	const push = f.ACK | f.PSH
+	plain := func(seq uint32, payload string) []byte { return made(seq, push, stamp(9), payload) }
+	rest := string(f.Payload(900))
+	for _, tt := range []struct {
+		name   string
+		second []byte
+		merged bool // with those around it
+	}{
+		{"the same", plain(3, "b"), true},
+		{"a later timestamp", made(3, push, stamp(10), "b"), true},
+		{"nearly the same time to live", withTTL(plain(3, "b"), 64-2), true},
+		{"an earlier timestamp", made(3, push, stamp(8), "b"), false},
+		{"no timestamp", made(3, push, nil, "b"), false},
+		{"a signature", made(3, push, signed, "b"), false},
+		{"another time to live", withTTL(plain(3, "b"), 64-3), false},
+		{"urgent", made(3, push|0x20, stamp(9), "b"), false},
+		{"a RST", made(3, push|f.RST, stamp(9), "b"), false},
+		{"a first fragment", f.Ethernet(f.Fragments(f.IP(client, server, f.TCP, f.Numbered(f.Segment(client, server, push, stamp(9), f.Payload(9)), 3, 2)), 7, f.Piece{From: 0, To: 40}, f.Piece{From: 40, To: 41})[0]), false},
+		{"behind a hole", plain(4, "b"), false},
+		{"of the other side", down(2, push, "b"), false},
+	} {
+		st := parts.NewStore(8)
+		st.Join(sample(0, true, up(1, f.SYN, ""), down(1, f.SYN|f.ACK, ""), plain(2, "a"), tt.second, plain(4, "c"), plain(5, "d")))
+		s := sample(1, false, plain(6, rest))
+		st.Join(s)
+		payloads := 0
+		for _, frame := range frames(s) {
+			if h, _ := headers.Parse(frame, len(frame)); h.PayloadLen > 0 || len(frame) > 100 {
+				payloads++
+			}
+		}
+		if (payloads == 1) != tt.merged {
+			t.Errorf("%s: %d packets with payload", tt.name, payloads)
+		}
+	}
+}
+
+// What of a packet did not fit into a part, and was kept beside, is in its place.
+func TestTheRestOfAPacketIsInItsPlace(t *testing.T) {
+	whole := up(5, f.ACK, string(f.Payload(700)))
+	st := parts.NewStore(8)
+	first := sample(0, true, up(1, f.SYN, ""), down(1, f.SYN|f.ACK, ""), up(2, f.ACK, "a"), up(3, f.ACK, "b"), up(4, f.ACK, "c"), whole[:200])
+	first.Packets[5].WireLen = uint32(len(whole))
+	first.KeepRest(whole[200:])
+	st.Join(first)
+	s := sample(1, false, down(2, f.ACK, string(f.Payload(900))))
+	st.Join(s)
+	want := up(2, f.ACK, "abc"+string(f.Payload(700)))
+	got := s.Frame(2)
+	copy(got[50:52], want[50:52]) // the TCP checksum
+	if !bytes.Equal(got, want) || len(s.Packets) != 4 || len(s.Rest) != 0 {
+		t.Errorf("%d packets, a rest of %d bytes\n got %x\nwant %x", len(s.Packets), len(s.Rest), got, want)
 	}
 }
 
@@ -223,7 +292,9 @@ func FuzzJoin(fz *testing.F) {
 			return s
 		}
 		st := parts.NewStore(8)
-		st.Join(cut(0, first))
+		before := cut(0, first)
+		before.KeepRest(second)
+		st.Join(before)
 		s := cut(1, second)
 		st.Join(s)
 		end := 0

@@ -43,6 +43,18 @@ func readOptions(h *headers.Headers, frame []byte) (o options) {
 	return o
 }
 
+// Continues reports whether a segment with payload is like the one before it of its sender
+// in all that says whether a host accepts it, and ends nothing before its own end: the two may
+// be taken for one. The second may be cut behind its headers.
+func Continues(h *headers.Headers, frame []byte, next *headers.Headers, nextFrame []byte) bool {
+	const push = headers.Flags(0x08)
+	const plain, last = headers.ACK | push, headers.FIN
+	a, b := readOptions(h, frame), readOptions(next, nextFrame)
+	return h.Flags&^plain == 0 && next.Flags&^(plain|last) == 0 && !h.MoreFragments && !next.MoreFragments &&
+		max(h.TTL, next.TTL)-min(h.TTL, next.TTL) <= TTLSlack &&
+		!a.signed && !b.signed && a.hasStamp == b.hasStamp && int32(b.timestamp-a.timestamp) >= 0
+}
+
 // findRefused returns a bit for each segment with payload that no host accepts for its
 // options: with a signature, where the side's SYN had none, or with a timestamp of before
 // that SYN (PAWS, RFC 7323, 5.3).

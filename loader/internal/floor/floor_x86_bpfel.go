@@ -189,7 +189,7 @@ type floorFlow struct {
 	Again         uint8
 	InitiatorIsLo uint8
 	Side          uint8
-	OneWay        uint8
+	State         uint8
 	Before        uint16
 	NextLo        uint32
 	NextHi        uint32
@@ -286,7 +286,12 @@ type floorSlot struct {
 	Repeated  uint32
 	StrayLo   uint32
 	StrayHi   uint32
+	FirstUs   uint32
 	Mark      uint8
+	PiecesLo  uint8
+	PiecesHi  uint8
+	Unsure    uint8
+	Begun     uint8
 	Pad       [7]uint8
 	Sample    struct {
 		_             structs.HostLayout
@@ -321,9 +326,8 @@ type floorSlot struct {
 		RepeatLen           uint16
 		RepeatFromInitiator uint8
 		Pad2                uint8
-		Repeat              [512]uint8
+		Repeat              [1016]uint8
 	}
-	Slack [504]uint8
 }
 
 type floorSlotCount struct {

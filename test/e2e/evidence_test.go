@@ -56,8 +56,14 @@ rules:
 			}
 			s.stalled(tr, v)
 			for i, open := range before {
-				s.stalled(open, verdicts[i])
+				b, blocked, err := s.Block(s.ctx, verdicts[i].Src, verdicts[i].Dst)
+				if err != nil || !blocked || b.Rule != "pairs" {
+					t.Errorf("%s is open: blocked %v by %q, %v", verdicts[i].Src, blocked, b.Rule, err)
+				}
 				open.stop()
+				if open.result.Bytes == s.web.LargeBytes {
+					t.Errorf("%s: the whole file came", verdicts[i].Src)
+				}
 			}
 		}
 		if v.Detected && detected < 3 {

@@ -212,7 +212,7 @@ func stopHolder(folder *os.File, iface string) error {
 		if pid <= 1 || pid == os.Getpid() {
 			return refused(unix.EWOULDBLOCK, "the daemon of %s is process %d, which is not stopped from here: stop it by hand", iface, pid)
 		}
-		sent, err := terminate(pid, folder)
+		sent, err := signalHolder(pid, folder, unix.SIGTERM)
 		if err != nil {
 			return fmt.Errorf("stop the daemon of %s, pid %d: %w", iface, pid, err)
 		}
@@ -222,9 +222,34 @@ func stopHolder(folder *os.File, iface string) error {
 	}
 }
 
-// terminate sends SIGTERM to a process, provided that it has the folder locked. Whoever
+// HangUp sends SIGHUP to the daemon that holds the interface, and returns its process id. It
+// is refused where there is none.
+func (t *Tables) HangUp() (pid int, err error) {
+	folder, err := openFolder(t.PinDir())
+	if err != nil {
+		return 0, fmt.Errorf("open the pins of %s: %w", t.Interface(), err)
+	}
+	defer folder.Close()
+	pid, alive := daemonOf(folder)
+	switch {
+	case !alive:
+		return 0, refused(nil, "no daemon runs for %s", t.Interface())
+	case pid == 0:
+		return 0, refused(nil, "the daemon of %s can't be seen from here, it is in another PID namespace", t.Interface())
+	}
+	sent, err := signalHolder(pid, folder, unix.SIGHUP)
+	if err != nil {
+		return 0, fmt.Errorf("signal the daemon of %s, pid %d: %w", t.Interface(), pid, err)
+	}
+	if !sent {
+		return 0, refused(nil, "the daemon of %s has just ended", t.Interface())
+	}
+	return pid, nil
+}
+
+// signalHolder sends a signal to a process, provided that it has the folder locked. Whoever
 // got the number of a process that ended is sent nothing; then it returns false.
-func terminate(pid int, folder *os.File) (sent bool, err error) {
+func signalHolder(pid int, folder *os.File, signal unix.Signal) (sent bool, err error) {
 	process, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return false, nil // it has just ended
@@ -237,7 +262,7 @@ func terminate(pid int, folder *os.File) (sent bool, err error) {
 	if !hasLock(pid, folder) {
 		return false, nil
 	}
-	if err := unix.PidfdSendSignal(process, unix.SIGTERM, nil, 0); err != nil {
+	if err := unix.PidfdSendSignal(process, signal, nil, 0); err != nil {
 		if errors.Is(err, unix.ESRCH) {
 			return false, nil
 		}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"os/signal"
@@ -18,6 +19,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/classifier/onnx"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
@@ -42,12 +44,13 @@ one is removed while it runs, the others go on. With --wait it is attached to ag
 when it returns, by the name that was given, and those that are not there at the start
 are waited for as well.
 
-SIGHUP opens the event file again, so that logrotate can rename it, and does nothing
-else: a terminal that is closed does not end the program.
+SIGHUP opens the event file again, so that logrotate can rename it, and reloads the
+policy (earlydrop reload --help says what that does). A terminal that is closed does not
+end the program.
 
 An event is one JSON object on a line: attached, waiting (--wait), verdict,
 block_ended, left_out (in passes_left_out what --events-pass left out since the last
-one, every 10 s), mode_changed or ended.
+one, every 10 s), mode_changed, reloaded or ended.
 A verdict says
 
    class            what the model calls the flow; unknown if no label is likely enough
@@ -101,6 +104,7 @@ Examples:
 			numberFlag("max-collecting", "capture `N` flows at a time; more pass unseen", "8192, or as adopted", uint64(least.Collecting), uint64(most.Collecting)),
 			numberFlag("max-handshakes", "keep `N` TCP handshakes, rounded up to a power of two; old ones make room", "65536, or as adopted", uint64(least.Handshakes), uint64(most.Handshakes)),
 			evidenceFlag(),
+			metricsFlag(),
 			&cli.BoolFlag{Name: "persist", Usage: "leave the data path attached at the end: blocked flows stay blocked"},
 			&cli.BoolFlag{Name: "wait", Usage: "wait for interfaces that are not there, or that are removed while it runs, and attach to each as soon as it appears"},
 			controlFlag("answer status, blocked and events at the unix socket `PATH`; none: nowhere"),
@@ -170,6 +174,9 @@ func attach(c *cli.Context) error {
 	}
 	defer config.Events.Close()
 	defer config.Events.ReopenOn(hangUp)()
+	reload := make(chan os.Signal, 1)
+	signal.Notify(reload, unix.SIGHUP)
+	defer signal.Stop(reload)
 
 	// From here on a signal ends the program in order, not at once. A reader of
 	// standard output that ends (attach --json | head) must not end it either: that
@@ -187,8 +194,14 @@ func attach(c *cli.Context) error {
 	if door != nil {
 		defer door.Close()
 	}
+	scraped, err := listenMetrics(c)
+	if err != nil {
+		config.Events.Uncreate()
+		return err
+	}
+	defer scraped.Close()
 	var keep func(context.Context)
-	config.Evidence, keep = openEvidence(c, config.Attach[0].Interface, config.Policy, config.Events)
+	config.Evidence, keep = openEvidence(c, config.Attach[0].Interface, config.Events)
 	g, err := gateway.New(*config)
 	if err != nil {
 		config.Events.Uncreate()
@@ -200,10 +213,12 @@ func attach(c *cli.Context) error {
 	defer stopKeeping()
 	kept.Go(func() { keep(keepCtx) })
 	config.Events.Say(beginText(config))
+	defer reloadOn(reload, g, c.App.ErrWriter)()
 	said(config.Events)
 	if door != nil {
 		door.Serve(g)
 	}
+	scraped.Serve(g)
 	told := make(chan struct{})
 	go func() { defer close(told); tellSystemd(ctx, g) }()
 	defer func() { stop(); <-told }()
@@ -217,6 +232,29 @@ func attach(c *cli.Context) error {
 		return fmt.Errorf("%w (attach adopts it)", err)
 	}
 	return err
+}
+
+// reloadOn has the policy loaded again at each signal. What is wrong with it is said as policy
+// check says it. The returned function ends this.
+func reloadOn(signals <-chan os.Signal, g *gateway.Gateway, errors io.Writer) (stop func()) {
+	quit := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-quit:
+				return
+			case <-signals:
+				if _, err := g.Reload(); err != nil {
+					report(errors, err)
+				}
+			}
+		}
+	})
+	return func() {
+		close(quit)
+		wg.Wait()
+	}
 }
 
 // logConfig reads the flags about events: --events, --json, --quiet and so on.
@@ -243,12 +281,23 @@ func logConfig(c *cli.Context) (*eventlog.Config, error) {
 
 // gatewayConfig reads all other flags, opens the model and reads the policy.
 func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
-	config := &gateway.Config{
+	config := new(gateway.Config)
+	*config = gateway.Config{
 		PolicyName: cmp.Or(c.String("policy"), "built-in"), Persist: c.Bool("persist"), Wait: c.Bool("wait"),
 		Advise: func(iface string, counters map[string]uint64) []string {
 			return sidesAdvice(iface, counters, c.Bool("one-hook"), c.Bool("one-way"))
 		},
-		Explain: fromLoader,
+		Explain: fromLoader, ModeFixed: c.IsSet("mode"),
+		LoadPolicy: func(m *classifier.Manifest) (*policy.Policy, error) {
+			p, err := loadPolicy(c.String("policy"), policyModel(m))
+			if err != nil {
+				return nil, err
+			}
+			return p, checkPairs(p, namesOf(config.Attach))
+		},
+		LoadModel: func(name string) (*classifier.Network, error) {
+			return loadNetwork(name, onnx.Options{Device: c.String("device")})
+		},
 	}
 	if config.Attach, err = attachOptions(c); err != nil {
 		return nil, err
@@ -260,12 +309,9 @@ func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
 	if config.Engine, err = openEngine(name, data, onnx.Options{Device: c.String("device")}); err != nil {
 		return nil, err
 	}
-	config.Policy, err = loadPolicy(c.String("policy"), policyModel(config.Engine.Manifest()))
+	config.Policy, err = config.LoadPolicy(config.Engine.Manifest())
 	if err == nil {
 		config.Mode, err = chooseMode(c, config.Policy, config.Attach)
-	}
-	if err == nil {
-		err = checkPairs(config.Policy, namesOf(config.Attach))
 	}
 	if err != nil {
 		return nil, errors.Join(err, config.Engine.Close())

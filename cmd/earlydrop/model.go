@@ -94,13 +94,29 @@ func readModel(path string) (name string, onnx []byte, err error) {
 // openEngine is onnx.Open; every error is bad input and says what to do.
 func openEngine(name string, data []byte, opts onnx.Options) (*classifier.Engine, error) {
 	engine, err := onnx.Open(name, data, opts)
+	return engine, fromONNX(err)
+}
+
+// loadNetwork reads a model as readModel does, and loads it for an engine that has one
+// already. Every error is bad input.
+func loadNetwork(path string, opts onnx.Options) (*classifier.Network, error) {
+	name, data, err := readModel(path)
+	if err != nil {
+		return nil, err
+	}
+	n, err := onnx.Load(name, data, opts)
+	return n, fromONNX(err)
+}
+
+// fromONNX says what to do about an error of ONNX Runtime's, which is bad input.
+func fromONNX(err error) error {
 	switch {
 	case errors.Is(err, onnx.ErrNoCgo):
-		return nil, badInput("%w; build it with CGO_ENABLED=1 and a C compiler, as 'make build' does", err)
+		return badInput("%w; build it with CGO_ENABLED=1 and a C compiler, as 'make build' does", err)
 	case errors.Is(err, onnx.ErrLibrary) && !errors.Is(err, onnx.ErrUnsafeLibrary):
-		return nil, badInput("%w; run 'make onnxruntime', or set %s to the library's path", err, onnx.LibraryEnv)
+		return badInput("%w; run 'make onnxruntime', or set %s to the library's path", err, onnx.LibraryEnv)
 	}
-	return engine, asBadInput(err)
+	return asBadInput(err)
 }
 
 // modelDescription is what model info prints.

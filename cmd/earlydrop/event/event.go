@@ -19,7 +19,7 @@ import (
 )
 
 // Event is one of *Attached, *Waiting, *Verdict, *BlockEnded, *LeftOut,
-// *ModeChanged, *Audit, *Lost, *LimitReached and *Ended.
+// *ModeChanged, *Reloaded, *Audit, *Lost, *LimitReached and *Ended.
 type Event interface {
 	// Kind is what the event is called in its field "event".
 	Kind() string
@@ -33,6 +33,7 @@ const (
 	KindBlockEnded  = "block_ended"
 	KindLeftOut     = "left_out"
 	KindModeChanged = "mode_changed"
+	KindReloaded    = "reloaded"
 	KindAudit       = "audit"
 	KindLost        = "lost"
 	KindLimit       = "limit_reached"
@@ -51,6 +52,7 @@ func (*Verdict) Kind() string      { return KindVerdict }
 func (*BlockEnded) Kind() string   { return KindBlockEnded }
 func (*LeftOut) Kind() string      { return KindLeftOut }
 func (*ModeChanged) Kind() string  { return KindModeChanged }
+func (*Reloaded) Kind() string     { return KindReloaded }
 func (*Audit) Kind() string        { return KindAudit }
 func (*Lost) Kind() string         { return KindLost }
 func (*LimitReached) Kind() string { return KindLimit }
@@ -197,6 +199,19 @@ type ModeChanged struct {
 	Mode      string            `json:"mode"` // since then
 }
 
+// Reloaded says that the policy was loaded again, or another model taken over; with Error,
+// that it could not be, and nothing has changed.
+type Reloaded struct {
+	Time         time.Time       `json:"time"`
+	Event        word[reloaded]  `json:"event"`
+	Policy       string          `json:"policy"` // file, or built-in
+	Model        string          `json:"model"`  // name and version, since then
+	Was          string          `json:"model_was,omitempty"`
+	Changes      *policy.Changes `json:"changes,omitempty"`
+	BlocksLifted int             `json:"blocks_lifted,omitempty"`
+	Error        string          `json:"error,omitempty"`
+}
+
 // Audit says who asked for a change over the control socket, and what became of it.
 type Audit struct {
 	Time  time.Time   `json:"time"`
@@ -283,6 +298,7 @@ type (
 	blockEnded   struct{}
 	leftOut      struct{}
 	modeChanged  struct{}
+	reloaded     struct{}
 	audit        struct{}
 	lost         struct{}
 	limitReached struct{}
@@ -295,6 +311,7 @@ func (verdict) kind() string      { return KindVerdict }
 func (blockEnded) kind() string   { return KindBlockEnded }
 func (leftOut) kind() string      { return KindLeftOut }
 func (modeChanged) kind() string  { return KindModeChanged }
+func (reloaded) kind() string     { return KindReloaded }
 func (audit) kind() string        { return KindAudit }
 func (lost) kind() string         { return KindLost }
 func (limitReached) kind() string { return KindLimit }
@@ -341,6 +358,8 @@ func Decode(line []byte) (Event, error) {
 		e = new(ModeChanged)
 	case KindLeftOut:
 		e = new(LeftOut)
+	case KindReloaded:
+		e = new(Reloaded)
 	case KindLimit:
 		e = new(LimitReached)
 	case KindAudit:

@@ -92,7 +92,11 @@ func every() map[string]event.Event {
 		"block ended":         &event.BlockEnded{Time: at, Interface: "eth0", Endpoints: ends, Class: "v2ray", Rule: "tunnels", Reason: "expired", DroppedPackets: 1, DroppedBytes: 2},
 		"block ended by hand": &event.BlockEnded{Time: at, Interface: "eth0", Endpoints: event.Endpoints{Src: ends.Src, Dst: ends.Dst, Proto: "tcp"}, Reason: "expired"},
 		"left out":            &event.LeftOut{Time: at, Interface: "eth0", PassesLeftOut: 3},
-		"mode changed":        &event.ModeChanged{Time: at, Interface: "eth0", Mode: "enforce"},
+		"reloaded": &event.Reloaded{Time: at, Policy: "p.yaml", Model: "compact 2", Was: "compact 1", BlocksLifted: 3, Error: "p.yaml:1:1: no", Changes: &policy.Changes{
+			Mode: "enforce", RulesAdded: []string{"a"}, RulesRemoved: []string{"b"}, RulesChanged: []string{"c"}, Reordered: true, SetsChanged: []string{"own"},
+			AllowAdded: []string{"port 1"}, AllowRemoved: []string{"port 2"}, Other: true}},
+		"reloaded, few": &event.Reloaded{Time: at, Policy: "built-in", Model: "compact 1"},
+		"mode changed":  &event.ModeChanged{Time: at, Interface: "eth0", Mode: "enforce"},
 		"audit": &event.Audit{Time: at, UID: 1000, GID: 100, PID: 4242, Action: "blocked_del", Outcome: event.Failed, Interface: "eth0", Asked: "cidr 10.0.0.0/8",
 			Blocks: 3, Error: "it was detached"},
 		"audit, few":        &event.Audit{Time: at, Action: "reload", Outcome: event.Done},

@@ -96,6 +96,7 @@ func (a *attachment) status() (*status.Status, error) {
 	s.Classes, s.Rules, s.Latency = a.countsOfClasses(), a.countsOfRules(), a.latency.list(now)
 	grown, span := a.recent.growth(now, status.Passing(s.Daemon, s.Counters))
 	s.Recent, s.RecentSeconds = grown, span.Round(100*time.Millisecond).Seconds()
+	s.Delays = a.latency.histogram()
 	s.Worries = nil
 	if text := a.unread.Load(); text != nil {
 		s.Worries = []status.Worry{{Kind: status.WorryUnreadable, Text: "captures can't be read: " + *text}}

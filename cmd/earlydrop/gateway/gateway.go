@@ -32,6 +32,10 @@ type Config struct {
 	// Policy decides, and PolicyName says in events and status where it is from.
 	Policy     *policy.Policy
 	PolicyName string
+	// LoadPolicy (optional) returns for Reload the policy as it is by then, for a model with
+	// such a manifest, and LoadModel for UseModel a model.
+	LoadPolicy func(*classifier.Manifest) (*policy.Policy, error)
+	LoadModel  func(name string) (*classifier.Network, error)
 	// Evidence (optional) is what is known of pairs and limits. New makes one that knows
 	// nothing. It is not closed or saved.
 	Evidence *evidence.State
@@ -39,6 +43,8 @@ type Config struct {
 	// policy's own. From then on the mode is what the data path says, which anybody with the
 	// rights may change.
 	Mode policy.Mode
+	// ModeFixed says that Mode was asked for by itself: a reload does not change it.
+	ModeFixed bool
 	// Events gets the events. It stays open.
 	Events *eventlog.Log
 	// Persist leaves the data paths attached at the end: blocked flows stay blocked.
@@ -62,7 +68,11 @@ type Config struct {
 // one policy and one log of events behind them.
 type Gateway struct {
 	config Config
-	model  string // name and version
+	judge  atomic.Pointer[judge]
+
+	// changing is held by whoever changes the policy, the model or what is waited for. It is
+	// taken before mu.
+	changing sync.Mutex
 
 	classified pulse
 
@@ -81,8 +91,12 @@ type Gateway struct {
 // *loader.RefusedError says that nothing was changed. Run has to follow, or Close.
 func New(c Config) (*Gateway, error) {
 	c.setDefaults()
-	m := c.Engine.Manifest()
-	g := &Gateway{config: c, model: m.Name + " " + m.Version, crossings: newCrossings()}
+	c.Attach = slices.Clone(c.Attach)
+	for i := range c.Attach {
+		c.Attach[i].Monitor = c.Mode == policy.Monitor
+	}
+	g := &Gateway{config: c, crossings: newCrossings()}
+	g.judge.Store(&judge{c.Policy, modelName(c.Engine.Manifest())})
 	there, away := c.Attach, []loader.Options(nil)
 	if c.Wait {
 		var err error
@@ -107,6 +121,9 @@ func New(c Config) (*Gateway, error) {
 func (g *Gateway) add(asked loader.Options, dp *loader.DataPath) *attachment {
 	a := newAttachment(g, dp, dp.Interface)
 	a.asked = asked
+	if !asked.Monitor {
+		a.told.mode.Store(uint32(policy.Enforce))
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.attached = append(g.attached, a)
@@ -136,8 +153,8 @@ func (c *Config) setDefaults() {
 func (g *Gateway) options(asked ...loader.Options) []loader.Options {
 	all := slices.Clone(asked)
 	for i := range all {
-		all[i].Monitor, all[i].Model, all[i].Policy = g.config.Mode == policy.Monitor, g.model, g.config.PolicyName
-		all[i].MonitorOnly = MonitorOnly(&all[i], g.config.Policy)
+		j := g.judge.Load()
+		all[i].Model, all[i].Policy, all[i].MonitorOnly = j.model, g.config.PolicyName, MonitorOnly(&all[i], j.policy)
 	}
 	return all
 }

@@ -58,6 +58,8 @@ type Status struct {
 	Gone bool `json:"gone"`
 	// Rows are Daemon and Counters in the order in which people are told of them.
 	Rows loader.Counters `json:"-"`
+	// Delays is what Latency is about, since the daemon attached; nil where it is not known.
+	Delays *Histogram `json:"-"`
 }
 
 // Read returns what there is to tell. It walks the maps, which takes some milliseconds
@@ -93,6 +95,13 @@ type Latency struct {
 	P90      float64 `json:"p90_us"`
 	P99      float64 `json:"p99_us"`
 	Max      float64 `json:"max_us"`
+}
+
+// Histogram counts times by their size.
+type Histogram struct {
+	Count   uint64
+	Sum     float64            // seconds
+	Buckets map[float64]uint64 // by bound in seconds: how many took at most so long
 }
 
 // Block tells of one blocked flow.

@@ -152,10 +152,9 @@ func (l *Log) ReopenOn(signals <-chan os.Signal) (stop func()) {
 			select {
 			case <-quit:
 				return
-			case sig := <-signals:
+			case <-signals:
 				if l.file == nil {
-					slog.Info("there is no event file to open again; the work goes on", "signal", sig.String())
-					continue
+					continue // for others, as for who reloads the policy
 				}
 				select {
 				case l.queue <- item{reopen: true}:
@@ -309,6 +308,8 @@ func (l *Log) print(w *bufio.Writer, e event.Event) {
 	case *event.BlockEnded:
 		line = e.Text()
 	case *event.Waiting:
+		line = e.Text()
+	case *event.Reloaded:
 		line = e.Text()
 	case *event.ModeChanged:
 		line = e.Text()

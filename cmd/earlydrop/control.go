@@ -19,6 +19,7 @@ import (
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/control"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
+	"github.com/earlydrop/earlydrop/loader"
 )
 
 // noControl is the value of --control for no socket.
@@ -76,6 +77,14 @@ type asked struct {
 // has reports whether the interface is one of the daemon's.
 func (d *asked) has(iface string) bool {
 	return d != nil && slices.Contains(d.about.Interfaces, iface)
+}
+
+// hasAll reports whether the daemon has every interface that something is pinned for, as far
+// as that can be seen.
+func (d *asked) hasAll() bool {
+	all, err := loader.OpenAll()
+	defer closeAll(all)
+	return (err == nil || errors.Is(err, loader.ErrNoAccess)) && !slices.ContainsFunc(all, func(t *loader.Tables) bool { return !d.has(t.Interface()) })
 }
 
 // askDaemon returns the daemon that the command is to ask, nil where there is none: then

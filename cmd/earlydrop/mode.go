@@ -30,7 +30,7 @@ mode as its policy or --mode says.
 Examples:
    earlydrop mode monitor
    earlydrop mode enforce -i eth0`,
-		Flags:  []cli.Flag{interfaceFlag()},
+		Flags:  []cli.Flag{interfaceFlag(), askFlag()},
 		Action: runMode,
 	}
 }
@@ -42,6 +42,9 @@ func runMode(c *cli.Context) error {
 	mode, err := policy.ParseMode(c.Args().First())
 	if err != nil {
 		return asBadInput(err)
+	}
+	if d := preferDaemon(c); d.has(c.String("interface")) || d != nil && !c.IsSet("interface") && d.hasAll() {
+		return askMode(c, d, mode)
 	}
 	all, openErr := openChosen(c)
 	defer closeAll(all)
@@ -57,11 +60,30 @@ func runMode(c *cli.Context) error {
 		return err
 	}
 	for _, t := range all {
-		when := "already"
-		if slices.Contains(changed, t) {
-			when = "now"
-		}
-		fmt.Fprintf(c.App.Writer, "%s is in mode %s %s\n", t.Interface(), mode, when)
+		fmt.Fprintln(c.App.Writer, modeText(t.Interface(), mode, slices.Contains(changed, t)))
 	}
 	return openErr
+}
+
+// askMode is runMode where a daemon has all interfaces that are meant.
+func askMode(c *cli.Context, d *asked, mode policy.Mode) error {
+	iface := c.String("interface")
+	changed, err := d.SetMode(c.Context, mode, iface)
+	if err != nil {
+		return fromDaemon(err)
+	}
+	for _, name := range d.about.Interfaces {
+		if iface == "" || name == iface {
+			fmt.Fprintln(c.App.Writer, modeText(name, mode, slices.Contains(changed, name)))
+		}
+	}
+	return nil
+}
+
+func modeText(iface string, mode policy.Mode, changed bool) string {
+	when := "already"
+	if changed {
+		when = "now"
+	}
+	return fmt.Sprintf("%s is in mode %s %s", iface, mode, when)
 }

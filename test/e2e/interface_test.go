@@ -258,7 +258,9 @@ func TestMountNamespacesOfTheirOwn(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, lab.Config{})
 	inNetns := func(args ...string) *exec.Cmd {
-		return exec.CommandContext(s.ctx, "ip", append([]string{"netns", "exec", s.Gateway.Name, s.Binary()}, args...)...)
+		cmd := exec.CommandContext(s.ctx, "ip", append([]string{"netns", "exec", s.Gateway.Name, s.Binary()}, args...)...)
+		cmd.Env = append(os.Environ(), "EARLYDROP_CONTROL=none") // it is seen from everywhere
+		return cmd
 	}
 	attach := inNetns("attach", "-i", rig.Device)
 	var stdout, stderr locked

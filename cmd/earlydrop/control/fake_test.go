@@ -20,6 +20,7 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/policy"
 )
 
 // fake is a gateway without a kernel. Its interfaces are eth0 and eth1, with room for
@@ -30,12 +31,13 @@ type fake struct {
 	text bytes.Buffer // of the log
 
 	mu     sync.Mutex
+	modes  map[string]policy.Mode
 	blocks map[string]map[flow.Key]loader.Block
 }
 
 func newFake(t *testing.T) *fake {
 	t.Helper()
-	f := &fake{room: 100, blocks: map[string]map[flow.Key]loader.Block{"eth0": {}, "eth1": {}}}
+	f := &fake{room: 100, modes: map[string]policy.Mode{}, blocks: map[string]map[flow.Key]loader.Block{"eth0": {}, "eth1": {}}}
 	var err error
 	if f.log, err = eventlog.Open(eventlog.Config{JSON: &f.text}); err != nil {
 		t.Fatal(err)
@@ -104,6 +106,30 @@ func (f *fake) Unblock(iface string, key flow.Key) (status.Block, error) {
 	}
 	delete(blocks, key)
 	return status.NewBlock(iface, &b), nil
+}
+
+// SetMode refuses to have eth1 enforce.
+func (f *fake) SetMode(mode policy.Mode, ifaces ...string) (changed []string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(ifaces) == 0 {
+		ifaces = f.Interfaces()
+	}
+	for _, name := range ifaces {
+		if _, err := f.of(name); err != nil {
+			return nil, err
+		}
+		if name == "eth1" && mode == policy.Enforce {
+			return nil, &loader.MonitorOnlyError{Interface: name, Why: "so it is"}
+		}
+	}
+	for _, name := range ifaces {
+		if f.modes[name] != mode {
+			f.modes[name] = mode
+			changed = append(changed, name)
+		}
+	}
+	return changed, nil
 }
 
 func (f *fake) Follow(waiting int) *eventlog.Follower { return f.log.Follow(waiting) }

@@ -42,7 +42,7 @@ const (
 
 // Kinds are all of them.
 var Kinds = []string{
-	KindAttached, KindWaiting, KindVerdict, KindBlockEnded, KindLeftOut, KindModeChanged, KindAudit, KindLost, KindLimit, KindEnded,
+	KindAttached, KindWaiting, KindVerdict, KindBlockEnded, KindLeftOut, KindModeChanged, KindReloaded, KindAudit, KindLost, KindLimit, KindEnded,
 }
 
 // Kind implements Event.

@@ -186,6 +186,40 @@ func pidHint(dir string) string {
 	return ""
 }
 
+// holdsOthers reports whether a process has other folders of pins locked than this one.
+func holdsOthers(pid int, dir string) bool {
+	entries, err := os.ReadDir(pinRoot)
+	if pid == 0 || err != nil {
+		return false
+	}
+	for _, e := range entries {
+		folder, err := openFolder(filepath.Join(pinRoot, e.Name()))
+		if err != nil {
+			continue
+		}
+		held := !isAt(folder, dir) && lockedBy(folder) == pid
+		_ = folder.Close()
+		if held {
+			return true
+		}
+	}
+	return false
+}
+
+// waitForHolder takes the lock that a process is about to let go of. The error wraps
+// [os.ErrNotExist] when it removed the folder.
+func waitForHolder(folder *os.File, iface string, pid int) error {
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		err := tryLock(folder, unix.LOCK_EX)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("process %d did not let go of %s within 10 s: stop it by hand", pid, iface)
+		}
+	}
+}
+
 // stopHolder asks the process that has the folder locked to end (SIGTERM) and takes the
 // lock after it, at most ten seconds later. The error wraps [os.ErrNotExist] when that
 // process removed the folder as it ended.

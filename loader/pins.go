@@ -217,6 +217,12 @@ func openPin(pin string) (link.Link, error) {
 // removeDataPath detaches the programs whose links are pinned in the folder, removes
 // the egress filter of an interface, which may be nil, and unpins what is ours.
 func removeDataPath(folder *os.File, l netlink.Link) error {
+	return errors.Join(detachPrograms(folder, l), unpin(folder))
+}
+
+// detachPrograms detaches the programs of the pinned links, and removes the egress filter of
+// an interface, which may be nil.
+func detachPrograms(folder *os.File, l netlink.Link) error {
 	var errs []error
 	for _, names := range linkPins {
 		pinned, err := loadPinnedLink(inFolder(folder, ""), names)
@@ -233,7 +239,6 @@ func removeDataPath(folder *os.File, l netlink.Link) error {
 	if l != nil {
 		errs = append(errs, removeClsact(&iface{name: l.Attrs().Name, link: l}))
 	}
-	errs = append(errs, unpin(folder))
 	return errors.Join(errs...)
 }
 

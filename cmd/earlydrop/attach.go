@@ -419,7 +419,8 @@ func detachCommand() *cli.Command {
 		Name:  "detach",
 		Usage: "remove programs, maps and blocks from an interface",
 		Description: `Ends the process that holds the interface, if there is one, and leaves nothing
-behind: no program, no map, no pin. Blocked flows pass again.
+behind: no program, no map, no pin. Blocked flows pass again. A process that holds other
+interfaces as well goes on with these.
 
 Examples:
    earlydrop detach -i eth0
@@ -453,7 +454,6 @@ Examples:
 				if err := loader.Detach(name, true); err == nil {
 					fmt.Fprintf(c.App.Writer, "detached from %s\n", name)
 				} else if !c.Bool("all") || !errors.Is(err, loader.ErrNotAttached) {
-					// Of one process's interfaces the first takes the others along.
 					failed = append(failed, fromLoader(err))
 				}
 			}

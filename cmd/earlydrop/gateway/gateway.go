@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -111,6 +112,7 @@ func New(c Config) (*Gateway, error) {
 	for i, dp := range paths {
 		g.add(there[i], dp)
 	}
+	debug.FreeOSMemory() // what it took to load the programs is not needed any more
 	for _, o := range away {
 		g.waiting = append(g.waiting, &waiting{asked: o})
 	}

@@ -5,6 +5,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -88,6 +89,9 @@ func (g *Gateway) attachWaiting() (found []*attachment) {
 		}
 		return false
 	})
+	if len(found) > 0 {
+		debug.FreeOSMemory()
+	}
 	return found
 }
 

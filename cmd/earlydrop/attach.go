@@ -50,7 +50,7 @@ end the program.
 
 An event is one JSON object on a line: attached, waiting (--wait), verdict,
 block_ended, left_out (in passes_left_out what --events-pass left out since the last
-one, every 10 s), mode_changed, reloaded or ended.
+one, every 10 s), mode_changed, reloaded, disagreed or ended.
 A verdict says
 
    class            what the model calls the flow; unknown if no label is likely enough
@@ -89,6 +89,7 @@ Examples:
 			listFlag{&cli.StringSliceFlag{Name: "group", Usage: "`INTERFACES` between which flows move, such as uplinks (wan0,wan1): they share tables; may be repeated"}},
 			&cli.StringFlag{Name: "policy", Usage: "read the policy from `FILE` instead of the built-in one (earlydrop policy default)", TakesFile: true},
 			&cli.StringFlag{Name: "model", Usage: "use the model `FILE`, or the shipped \"paper\", instead of the default", TakesFile: true},
+			&cli.StringFlag{Name: "shadow", Usage: "judge with the model `FILE` as well, when there is time, and tell where the two disagree; nothing else comes of it", TakesFile: true},
 			&cli.StringFlag{Name: "mode", Usage: "`monitor` or enforce; overrides the policy's"},
 			&cli.StringFlag{Name: "xdp", Value: string(loader.XDPAuto), Usage: "attach in the driver (native), in the stack (generic), or whichever works (`auto`)"},
 			midStreamFlag(),
@@ -169,6 +170,9 @@ func attach(c *cli.Context) error {
 		return err
 	}
 	defer config.Engine.Close() // where nothing is attached
+	if config.Shadow != nil {
+		defer config.Shadow.Close()
+	}
 	if config.Events, err = eventlog.Open(*events); err != nil {
 		return asBadInput(err)
 	}
@@ -313,10 +317,23 @@ func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
 	if err == nil {
 		config.Mode, err = chooseMode(c, config.Policy, config.Attach)
 	}
+	if err == nil && c.IsSet("shadow") {
+		config.Shadow, err = openShadow(c)
+	}
 	if err != nil {
 		return nil, errors.Join(err, config.Engine.Close())
 	}
 	return config, nil
+}
+
+// openShadow opens the second model. One worker and a short queue are enough for what has the
+// time that is left.
+func openShadow(c *cli.Context) (*classifier.Engine, error) {
+	name, data, err := readModel(c.String("shadow"))
+	if err != nil {
+		return nil, err
+	}
+	return openEngine(name, data, onnx.Options{Device: c.String("device"), Workers: 1, Queue: 256})
 }
 
 // attachOptions reads the flags about the interfaces and their tables.

@@ -289,6 +289,9 @@ func (f *EventFilter) Match(e event.Event) bool {
 		is.classes, is.ends, is.directed = append([]string{e.Class}, e.RuleClasses...), &e.Endpoints, true
 	case *event.BlockEnded:
 		is.iface, is.rule, is.classes, is.ends = e.Interface, e.Rule, []string{e.Class}, &e.Endpoints
+	case *event.Disagreed:
+		is.iface, is.ends, is.directed = e.Interface, &e.Endpoints, true
+		is.classes = []string{e.First.Class, e.Second.Class}
 	case *event.Attached:
 		is.iface = e.Interface
 	case *event.Waiting:

@@ -19,7 +19,7 @@ import (
 )
 
 // Event is one of *Attached, *Waiting, *Verdict, *BlockEnded, *LeftOut,
-// *ModeChanged, *Reloaded, *Audit, *Lost, *LimitReached and *Ended.
+// *ModeChanged, *Reloaded, *Disagreed, *Audit, *Lost, *LimitReached and *Ended.
 type Event interface {
 	// Kind is what the event is called in its field "event".
 	Kind() string
@@ -34,6 +34,7 @@ const (
 	KindLeftOut     = "left_out"
 	KindModeChanged = "mode_changed"
 	KindReloaded    = "reloaded"
+	KindDisagreed   = "disagreed"
 	KindAudit       = "audit"
 	KindLost        = "lost"
 	KindLimit       = "limit_reached"
@@ -42,7 +43,7 @@ const (
 
 // Kinds are all of them.
 var Kinds = []string{
-	KindAttached, KindWaiting, KindVerdict, KindBlockEnded, KindLeftOut, KindModeChanged, KindReloaded, KindAudit, KindLost, KindLimit, KindEnded,
+	KindAttached, KindWaiting, KindVerdict, KindBlockEnded, KindLeftOut, KindModeChanged, KindReloaded, KindDisagreed, KindAudit, KindLost, KindLimit, KindEnded,
 }
 
 // Kind implements Event.
@@ -53,6 +54,7 @@ func (*BlockEnded) Kind() string   { return KindBlockEnded }
 func (*LeftOut) Kind() string      { return KindLeftOut }
 func (*ModeChanged) Kind() string  { return KindModeChanged }
 func (*Reloaded) Kind() string     { return KindReloaded }
+func (*Disagreed) Kind() string    { return KindDisagreed }
 func (*Audit) Kind() string        { return KindAudit }
 func (*Lost) Kind() string         { return KindLost }
 func (*LimitReached) Kind() string { return KindLimit }
@@ -210,6 +212,26 @@ type Reloaded struct {
 	Error        string          `json:"error,omitempty"`
 }
 
+// Disagreed says that the second model (attach --shadow) names a flow otherwise than the first,
+// or that the policy would treat it otherwise then. Nothing else comes of it. Not every such
+// flow has an event.
+type Disagreed struct {
+	Time      time.Time       `json:"time"`
+	Event     word[disagreed] `json:"event"`
+	Interface string          `json:"interface"`
+	Endpoints
+	First  Opinion `json:"first"`
+	Second Opinion `json:"second"`
+}
+
+// Opinion is what a model says of a flow, and what the policy says then to that flow alone.
+type Opinion struct {
+	Model      string  `json:"model"` // name and version
+	Class      string  `json:"class"`
+	Confidence float64 `json:"confidence"` // of the likeliest label
+	Decision   string  `json:"decision"`   // pass, drop or log
+}
+
 // Audit says who asked for a change over the control socket, and what became of it.
 type Audit struct {
 	Time  time.Time   `json:"time"`
@@ -297,6 +319,7 @@ type (
 	leftOut      struct{}
 	modeChanged  struct{}
 	reloaded     struct{}
+	disagreed    struct{}
 	audit        struct{}
 	lost         struct{}
 	limitReached struct{}
@@ -310,6 +333,7 @@ func (blockEnded) kind() string   { return KindBlockEnded }
 func (leftOut) kind() string      { return KindLeftOut }
 func (modeChanged) kind() string  { return KindModeChanged }
 func (reloaded) kind() string     { return KindReloaded }
+func (disagreed) kind() string    { return KindDisagreed }
 func (audit) kind() string        { return KindAudit }
 func (lost) kind() string         { return KindLost }
 func (limitReached) kind() string { return KindLimit }
@@ -360,6 +384,8 @@ func Decode(line []byte) (Event, error) {
 		e = new(Reloaded)
 	case KindLimit:
 		e = new(LimitReached)
+	case KindDisagreed:
+		e = new(Disagreed)
 	case KindAudit:
 		e = new(Audit)
 	case KindLost:

@@ -147,6 +147,12 @@ func (r *Reloaded) Text() string {
 }
 
 // Text returns the event as a line for people, without its end.
+func (d *Disagreed) Text() string {
+	return fmt.Sprintf("%s  disagreed  %s %s > %s  %s %.3f (%s), by %s %s %.3f (%s)", Clock(d.Time), d.Proto, d.Src, d.Dst,
+		d.First.Class, d.First.Confidence, d.First.Decision, d.Second.Model, d.Second.Class, d.Second.Confidence, d.Second.Decision)
+}
+
+// Text returns the event as a line for people, without its end.
 func (m *ModeChanged) Text() string {
 	return fmt.Sprintf("%s  mode %s  on %s", Clock(m.Time), m.Mode, m.Interface)
 }

@@ -239,6 +239,7 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	n.(*atomic.Uint64).Add(1)
 	a.countRule(&decision, enforced)
 	a.latency.add(decided, decided.Sub(s.Start.Add(s.Elapsed)))
+	a.shadow(s, &r, j)
 	if g.config.Events.Wants(decision.Detected, decided) {
 		a.add(a.verdict(s, &r, &decision, j, mode, enforced, failed, decided))
 	} else {

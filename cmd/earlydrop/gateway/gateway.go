@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
@@ -30,6 +32,9 @@ type Config struct {
 	Attach []loader.Options
 	// Engine classifies. It is the gateway's when New succeeds, and closed by Run.
 	Engine *classifier.Engine
+	// Shadow (optional) classifies as well, when there is time: counters and events tell what
+	// the two do not agree on. It is the gateway's as Engine is, and needs LoadPolicy.
+	Shadow *classifier.Engine
 	// Policy decides, and PolicyName says in events and status where it is from.
 	Policy     *policy.Policy
 	PolicyName string
@@ -77,6 +82,8 @@ type Gateway struct {
 
 	classified pulse
 
+	disagreements *rate.Limiter // of events
+
 	mu       sync.Mutex    // of what follows, and of the end of each
 	attached []*attachment // in the order in which they were attached to
 
@@ -96,11 +103,14 @@ func New(c Config) (*Gateway, error) {
 	for i := range c.Attach {
 		c.Attach[i].Monitor = c.Mode == policy.Monitor
 	}
-	g := &Gateway{config: c, crossings: newCrossings()}
-	g.judge.Store(&judge{c.Policy, modelName(c.Engine.Manifest())})
+	g := &Gateway{config: c, crossings: newCrossings(), disagreements: newDisagreements()}
+	second, err := g.shadowPolicy()
+	if err != nil {
+		return nil, err
+	}
+	g.judge.Store(&judge{policy: c.Policy, model: modelName(c.Engine.Manifest()), shadow: second})
 	there, away := c.Attach, []loader.Options(nil)
 	if c.Wait {
-		var err error
 		if there, away, err = split(c.Attach); err != nil {
 			return nil, err
 		}
@@ -278,6 +288,7 @@ func (g *Gateway) Run(ctx context.Context) ([]Summary, error) {
 		}
 	}
 	_ = g.config.Engine.Close() // who waits for a verdict gets none
+	g.closeShadow()
 	if ctx.Err() != nil {
 		errs = nil // of those that ended before, it was told
 	}
@@ -298,6 +309,7 @@ func (g *Gateway) Close() error {
 	g.attached = nil
 	g.mu.Unlock()
 	errs := []error{g.config.Engine.Close()}
+	g.closeShadow()
 	for _, a := range all {
 		errs = append(errs, a.dp.Detach())
 	}
@@ -331,6 +343,7 @@ func (g *Gateway) letGo(a *attachment, persist bool) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.several.Add(-1)
+	g.crossings.end(a)
 	g.attached = slices.DeleteFunc(g.attached, func(other *attachment) bool { return other == a })
 	if persist {
 		return a.dp.Release()

@@ -18,7 +18,8 @@ import (
 // judge is what decides. A decision reads it once, so that none is made by parts of two.
 type judge struct {
 	policy *policy.Policy
-	model  string // name and version
+	model  string         // name and version
+	shadow *policy.Policy // the same for the second model, if there is one
 }
 
 func modelName(m *classifier.Manifest) string { return m.Name + " " + m.Version }
@@ -114,6 +115,9 @@ func (g *Gateway) reload(n *classifier.Network) (_ *Reloaded, err error) {
 	if now.policy, err = g.config.LoadPolicy(manifest); err != nil {
 		return nil, err
 	}
+	if now.shadow, err = g.shadowPolicy(); err != nil {
+		return nil, err
+	}
 	r := &Reloaded{Policy: g.config.PolicyName, Model: now.model, Changes: now.policy.ChangesFrom(old.policy)}
 	setsMode := r.Changes.Mode != "" && !g.config.ModeFixed
 
@@ -154,6 +158,21 @@ func (g *Gateway) reload(n *classifier.Network) (_ *Reloaded, err error) {
 		errs = append(errs, err)
 	}
 	return r, errors.Join(errs...)
+}
+
+// shadowPolicy loads the policy for the second model, if there is one.
+func (g *Gateway) shadowPolicy() (*policy.Policy, error) {
+	if g.config.Shadow == nil {
+		return nil, nil
+	}
+	if g.config.LoadPolicy == nil {
+		return nil, errors.New("the policy can't be loaded for the second model")
+	}
+	p, err := g.config.LoadPolicy(g.config.Shadow.Manifest())
+	if err != nil {
+		return nil, fmt.Errorf("for the second model, %s: %w", modelName(g.config.Shadow.Manifest()), err)
+	}
+	return p, nil
 }
 
 // mayHave refuses a policy that an interface in mode enforce must not have, now or with the

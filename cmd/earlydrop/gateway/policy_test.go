@@ -36,9 +36,7 @@ func newLive(t *testing.T, config *Config, text string) *live {
 	t.Helper()
 	l := &live{t: t}
 	l.text.Store(&text)
-	config.LoadPolicy = func(m *classifier.Manifest) (*policy.Policy, error) {
-		return policy.Parse("p.yaml", []byte(*l.text.Load()), &policy.Model{Labels: m.Labels, Thresholds: m.Thresholds, AnyThreshold: m.AnyThreshold})
-	}
+	config.LoadPolicy = l.loadPolicy
 	var err error
 	if config.Policy, err = config.LoadPolicy(config.Engine.Manifest()); err != nil {
 		t.Fatal(err)
@@ -56,6 +54,10 @@ func newLive(t *testing.T, config *Config, text string) *live {
 		}
 	})
 	return l
+}
+
+func (l *live) loadPolicy(m *classifier.Manifest) (*policy.Policy, error) {
+	return policy.Parse("p.yaml", []byte(*l.text.Load()), &policy.Model{Labels: m.Labels, Thresholds: m.Thresholds, AnyThreshold: m.AnyThreshold})
 }
 
 // reload changes the policy to this one.

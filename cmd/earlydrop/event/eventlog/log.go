@@ -316,6 +316,10 @@ func (l *Log) print(w *bufio.Writer, e event.Event) {
 		line = e.Text()
 	case *event.Waiting:
 		line = e.Text()
+	case *event.Disagreed:
+		if !l.config.Quiet {
+			line = e.Text()
+		}
 	case *event.Reloaded:
 		line = e.Text()
 	case *event.ModeChanged:

@@ -343,6 +343,7 @@ func (g *Gateway) letGo(a *attachment, persist bool) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.several.Add(-1)
+	g.crossings.end(a)
 	g.attached = slices.DeleteFunc(g.attached, func(other *attachment) bool { return other == a })
 	if persist {
 		return a.dp.Release()

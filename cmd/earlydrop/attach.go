@@ -108,7 +108,7 @@ Examples:
 			metricsFlag(),
 			&cli.BoolFlag{Name: "persist", Usage: "leave the data path attached at the end: blocked flows stay blocked"},
 			&cli.BoolFlag{Name: "wait", Usage: "wait for interfaces that are not there, or that are removed while it runs, and attach to each as soon as it appears"},
-			controlFlag("answer status, blocked and events at the unix socket `PATH`; none: nowhere"),
+			controlFlag("answer status, blocked, events and others at the unix socket `PATH`; none: nowhere"),
 			&cli.BoolFlag{Name: "json", Usage: "the same as --events -"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print no verdicts that pass"},
 			&cli.BoolFlag{Name: "verbose", Usage: "print more of each verdict: scores, reason, model, latency"},
@@ -220,7 +220,7 @@ func attach(c *cli.Context) error {
 	defer reloadOn(reload, g, c.App.ErrWriter)()
 	said(config.Events)
 	if door != nil {
-		door.Serve(g)
+		door.Serve(served{g, config.Events})
 	}
 	scraped.Serve(g)
 	told := make(chan struct{})

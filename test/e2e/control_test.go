@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -201,6 +202,49 @@ func TestDaemonKeepsFewRights(t *testing.T) {
 	}
 	if text := d.Stderr(); strings.Contains(text, "could be given up") {
 		t.Error(text)
+	}
+	s.stop(d)
+}
+
+// The mistake in a policy is what reload says; a model is taken over by a daemon that has
+// given up its rights; and the event file is opened again.
+func TestReloadAndModelOverTheSocket(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, lab.Config{})
+	file, events := filepath.Join(s.Dir(), "policy.yaml"), filepath.Join(s.Dir(), "events.jsonl")
+	const text = "rules: [{name: tunnels, class: [shadowsocks, v2ray], action: drop, ttl: 10m}]\n" // both models know these
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := s.daemonOf(s.Binary(), "attach", "-i", rig.Device, "--json", "--policy", file, "--events", events)
+	if err := errors.Join(os.WriteFile(file, []byte(text+"allow: [{cidr: 10.0.0.0/33}]\n"), 0o600), os.Rename(events, events+".1")); err != nil {
+		t.Fatal(err)
+	}
+	check := must(s.Run(s.ctx, s.Binary(), "policy", "check", file))(t)
+	s.refused(t, []string{s.Binary(), "reload"}, nil, []string{strings.TrimPrefix(strings.TrimSpace(check.Stderr), "earlydrop: ")})
+	if err := rig.Until(s.ctx, func() (bool, error) {
+		_, err := os.Stat(events)
+		return err == nil, nil
+	}); err != nil {
+		t.Errorf("the event file is not opened again: %v", err)
+	}
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out := must(s.Earlydrop(s.ctx, "model", "use", "paper"))(t); !strings.Contains(out, "model paper ") || !strings.Contains(out, "instead of compact ") {
+		t.Errorf("model use printed %q", out)
+	}
+	if _, st := s.statusCode(t); !strings.HasPrefix(st.Model, "paper ") {
+		t.Errorf("status says model %q", st.Model)
+	}
+	s.refused(t, []string{s.Binary(), "model", "use", file}, nil, []string{file})
+	audits := rig.Of[*event.Audit](must(readEvents(events))(t))
+	var told []string
+	for _, a := range audits {
+		told = append(told, a.Action+" "+a.Outcome)
+	}
+	if want := []string{"reload refused", "model done", "model refused"}; !slices.Equal(told, want) {
+		t.Errorf("audits %q, want %q", told, want)
 	}
 	s.stop(d)
 }

@@ -177,16 +177,6 @@ func (g *Gateway) options(asked ...loader.Options) []loader.Options {
 	return all
 }
 
-// Each calls f for every data path that is attached now, one after another. None is let go
-// of before Each returns.
-func (g *Gateway) Each(f func(*loader.DataPath)) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for _, a := range g.attached {
-		f(a.dp)
-	}
-}
-
 // Summary is what became of an interface.
 type Summary struct {
 	Interface string
@@ -349,6 +339,7 @@ func (g *Gateway) letGo(a *attachment, persist bool) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.several.Add(-1)
+	g.crossings.end(a)
 	g.attached = slices.DeleteFunc(g.attached, func(other *attachment) bool { return other == a })
 	if persist {
 		return a.dp.Release()

@@ -280,13 +280,13 @@ func (sd *side) acknowledged(ack uint32, ofSYN bool) {
 }
 
 // unseen reports whether more was acknowledged than was seen: packets are missing, or a host
-// takes none of those that claim it.
+// takes none of those that claim it. A packet whose numbers are not known may be what was.
 func (sd *side) unseen() bool {
 	end := sd.highest()
 	if sd.fin {
 		end = max(end, int32(sd.end-sd.base)) + 1
 	}
-	return sd.syn && sd.acked > end
+	return sd.syn && !sd.lost && sd.acked > end
 }
 
 func (sd *side) note(h *headers.Headers) (found flow.Signals) {

@@ -505,6 +505,14 @@ func TestGapsByAcknowledgements(t *testing.T) {
 	if Note(s, Live); s.Signals != flow.SignalGap || !s.MissingStart {
 		t.Errorf("data in the SYN: signals %v, missing start %v", s.Signals.Names(), s.MissingStart)
 	}
+	// A packet of which an earlier part of the capture has no more than the beginning of its
+	// headers may be what was acknowledged.
+	whole := e.seg(true, f.ACK, 1, 101, 100).frame
+	s = sample(append(e.handshake(), packet{true, whole[:20]}, e.seg(false, f.ACK, 101, 101, 50)))
+	s.Packets[3].WireLen = uint32(len(whole))
+	if Note(s, Live); s.Signals != 0 || s.MissingStart {
+		t.Errorf("a packet without its headers: signals %v, missing start %v", s.Signals.Names(), s.MissingStart)
+	}
 	s = sample(append(e.handshake(), e.seg(true, f.ACK, 1, 102, 100)))
 	if Note(s, Live); s.Signals != flow.SignalGap || s.MissingStart {
 		t.Errorf("acknowledged and not seen: signals %v, missing start %v", s.Signals.Names(), s.MissingStart)

@@ -292,7 +292,7 @@ func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
 		Advise: func(iface string, counters map[string]uint64) []string {
 			return sidesAdvice(iface, counters, c.Bool("one-hook"), c.Bool("one-way"))
 		},
-		Explain: fromLoader, ModeFixed: c.IsSet("mode"),
+		Explain: fromLoader, ModeFixed: c.IsSet("mode"), MonitorOnly: monitorOnly,
 		LoadPolicy: func(m *classifier.Manifest) (*policy.Policy, error) {
 			p, err := loadPolicy(c.String("policy"), policyModel(m))
 			if err != nil {
@@ -415,7 +415,7 @@ func chooseMode(c *cli.Context, p *policy.Policy, attach []loader.Options) (mode
 		}
 	}
 	for i := range attach {
-		if why := gateway.MonitorOnly(&attach[i], p); mode == policy.Enforce && why != "" {
+		if why := monitorOnly(&attach[i], p); mode == policy.Enforce && why != "" {
 			return mode, badInput("%s", why)
 		}
 	}

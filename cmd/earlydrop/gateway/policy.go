@@ -147,7 +147,7 @@ func (g *Gateway) reload(n *classifier.Network) (_ *Reloaded, err error) {
 		errs = append(errs, err)
 	}
 	for _, a := range g.attached {
-		errs = append(errs, a.dp.Describe(now.model, g.config.PolicyName, MonitorOnly(&a.asked, now.policy)))
+		errs = append(errs, a.dp.Describe(now.model, g.config.PolicyName, g.config.MonitorOnly(&a.asked, now.policy)))
 	}
 	if setsMode && now.policy.Mode == policy.Enforce {
 		errs = append(errs, g.setMode(policy.Enforce))
@@ -180,17 +180,17 @@ func (g *Gateway) shadowPolicy() (*policy.Policy, error) {
 func (g *Gateway) mayHave(p *policy.Policy, setsMode bool) error {
 	for i := range g.config.Attach {
 		o := &g.config.Attach[i]
-		if why := MonitorOnly(o, p); why != "" && setsMode && p.Mode == policy.Enforce {
+		if why := g.config.MonitorOnly(o, p); why != "" && setsMode && p.Mode == policy.Enforce {
 			return errors.New(why)
 		}
 	}
 	for _, w := range g.waiting {
-		if why := MonitorOnly(&w.asked, p); why != "" && !setsMode && !w.asked.Monitor {
+		if why := g.config.MonitorOnly(&w.asked, p); why != "" && !setsMode && !w.asked.Monitor {
 			return errors.New(why)
 		}
 	}
 	for _, a := range g.attached {
-		if why := MonitorOnly(&a.asked, p); why != "" && !setsMode && a.mode() == policy.Enforce {
+		if why := g.config.MonitorOnly(&a.asked, p); why != "" && !setsMode && a.mode() == policy.Enforce {
 			return errors.New(why)
 		}
 	}

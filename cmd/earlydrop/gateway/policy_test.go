@@ -226,6 +226,12 @@ func TestReloadThatIsRefusedChangesNothing(t *testing.T) {
 	}
 	config, text := newConfig(t, 1)
 	config.Attach[0].OneHook = true
+	config.MonitorOnly = func(o *loader.Options, p *policy.Policy) string {
+		if o.OneHook && !p.OneHook {
+			return "the policy has no one_hook"
+		}
+		return ""
+	}
 	l := newLive(t, &config, "one_hook: true\n"+allRules)
 	l.judge(flow.TCP, 1001, 0.95)
 	before := l.Gateway.judge.Load()

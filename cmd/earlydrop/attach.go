@@ -42,7 +42,8 @@ stay blocked and new flows pass; the next attach adopts what is there.
 interfaces, each with tables of its own. It attaches to all of them or to none. Where
 one is removed while it runs, the others go on. With --wait it is attached to again
 when it returns, by the name that was given, and those that are not there at the start
-are waited for as well.
+are waited for as well. A flow that crosses two of them is judged once, and dropped at
+the first. Between the interfaces of a --group flows move: these share their tables.
 
 SIGHUP opens the event file again, so that logrotate can rename it, and reloads the
 policy (earlydrop reload --help says what that does). A terminal that is closed does not
@@ -399,7 +400,7 @@ func namesOf(all []loader.Options) (names []string) {
 func parseGroup(s string) ([]string, error) {
 	names := strings.Split(s, ",")
 	if len(names) < 2 || slices.Contains(names, "") {
-		return nil, errors.New("name at least two interfaces, with commas between them, such as wan0,wan1")
+		return nil, errors.New("name two interfaces or more in one word, such as \"wan0,wan1\"")
 	}
 	return names, nil
 }

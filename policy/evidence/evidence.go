@@ -61,7 +61,7 @@ type Options struct {
 // maxOpen is how many flows of a pair are treated with it at most though they passed before.
 const maxOpen = 8
 
-// defaultPairs take some 20 MB, and 130 MB at most.
+// defaultPairs take some 25 MB, and 170 MB at most.
 const defaultPairs = 1 << 16
 
 // State is what is known of pairs and of the limits. Its methods may be called concurrently.

@@ -274,7 +274,7 @@ struct attached {
 	char model[64];
 	char policy[128];
 	char monitor_only[320]; /* why mode enforce is refused; empty: it is not */
-	__u64 first_ns; /* CLOCK_MONOTONIC of the first attach; an adoption keeps it */
+	__u64 first_ns;		/* CLOCK_MONOTONIC of the first attach; an adoption keeps it */
 };
 
 /* Value of `daemon_counters`: one thing that the daemon counts. */

@@ -1032,8 +1032,7 @@ static __always_inline int blocked_segment(struct counts *cnt, struct block *blo
 		block->mark = 0;
 	}
 	if (pkt->tcp_flags & TCP_SYN) {
-		if (live && (!stands || has_payload(pkt)) &&
-		    drop(cnt, block, pkt) == ACTION_DROP)
+		if (live && (!stands || has_payload(pkt)) && drop(cnt, block, pkt) == ACTION_DROP)
 			return ACTION_DROP;
 		return NOT_BLOCKED;
 	}

@@ -42,7 +42,8 @@ stay blocked and new flows pass; the next attach adopts what is there.
 interfaces, each with tables of its own. It attaches to all of them or to none. Where
 one is removed while it runs, the others go on. With --wait it is attached to again
 when it returns, by the name that was given, and those that are not there at the start
-are waited for as well.
+are waited for as well. A flow that crosses two of them is judged once, and dropped at
+the first. Between the interfaces of a --group flows move: these share their tables.
 
 SIGHUP opens the event file again, so that logrotate can rename it, and reloads the
 policy (earlydrop reload --help says what that does). A terminal that is closed does not
@@ -108,7 +109,7 @@ Examples:
 			metricsFlag(),
 			&cli.BoolFlag{Name: "persist", Usage: "leave the data path attached at the end: blocked flows stay blocked"},
 			&cli.BoolFlag{Name: "wait", Usage: "wait for interfaces that are not there, or that are removed while it runs, and attach to each as soon as it appears"},
-			controlFlag("answer status, blocked and events at the unix socket `PATH`; none: nowhere"),
+			controlFlag("answer status, blocked, events and others at the unix socket `PATH`; none: nowhere"),
 			&cli.BoolFlag{Name: "json", Usage: "the same as --events -"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print no verdicts that pass"},
 			&cli.BoolFlag{Name: "verbose", Usage: "print more of each verdict: scores, reason, model, latency"},
@@ -220,7 +221,7 @@ func attach(c *cli.Context) error {
 	defer reloadOn(reload, g, c.App.ErrWriter)()
 	said(config.Events)
 	if door != nil {
-		door.Serve(g)
+		door.Serve(served{g, config.Events})
 	}
 	scraped.Serve(g)
 	told := make(chan struct{})
@@ -291,7 +292,7 @@ func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
 		Advise: func(iface string, counters map[string]uint64) []string {
 			return sidesAdvice(iface, counters, c.Bool("one-hook"), c.Bool("one-way"))
 		},
-		Explain: fromLoader, ModeFixed: c.IsSet("mode"),
+		Explain: fromLoader, ModeFixed: c.IsSet("mode"), MonitorOnly: monitorOnly,
 		LoadPolicy: func(m *classifier.Manifest) (*policy.Policy, error) {
 			p, err := loadPolicy(c.String("policy"), policyModel(m))
 			if err != nil {
@@ -399,7 +400,7 @@ func namesOf(all []loader.Options) (names []string) {
 func parseGroup(s string) ([]string, error) {
 	names := strings.Split(s, ",")
 	if len(names) < 2 || slices.Contains(names, "") {
-		return nil, errors.New("name at least two interfaces, with commas between them, such as wan0,wan1")
+		return nil, errors.New("name two interfaces or more in one word, such as \"wan0,wan1\"")
 	}
 	return names, nil
 }
@@ -414,7 +415,7 @@ func chooseMode(c *cli.Context, p *policy.Policy, attach []loader.Options) (mode
 		}
 	}
 	for i := range attach {
-		if why := gateway.MonitorOnly(&attach[i], p); mode == policy.Enforce && why != "" {
+		if why := monitorOnly(&attach[i], p); mode == policy.Enforce && why != "" {
 			return mode, badInput("%s", why)
 		}
 	}

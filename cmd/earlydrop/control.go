@@ -19,6 +19,7 @@ import (
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/control"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/gateway"
 	"github.com/earlydrop/earlydrop/loader"
 )
 
@@ -63,6 +64,25 @@ func listenControl(c *cli.Context) (s *control.Server, said func(*eventlog.Log),
 	return nil, func(*eventlog.Log) {
 		slog.Warn("there is no control socket; the work goes on (--control names another path, or none)", "error", err)
 	}, nil
+}
+
+// served is what the socket is the door to.
+type served struct {
+	*gateway.Gateway
+	events *eventlog.Log
+}
+
+// Reload opens the event file again as well, as SIGHUP does.
+func (s served) Reload() (*control.Reloaded, error) {
+	s.events.Reopen()
+	r, err := s.Gateway.Reload()
+	return (*control.Reloaded)(r), err
+}
+
+// UseModel is explained at gateway.Gateway.
+func (s served) UseModel(name string) (*control.Reloaded, error) {
+	r, err := s.Gateway.UseModel(name)
+	return (*control.Reloaded)(r), err
 }
 
 // askWithin is how long a daemon may take to answer.

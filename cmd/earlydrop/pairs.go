@@ -26,7 +26,7 @@ const (
 )
 
 func evidenceFlag() cli.Flag {
-	return &cli.StringFlag{Name: "evidence", Usage: "keep what is known of pairs in `FILE`, if the policy has a rule with evidence; an empty name: keep it nowhere", DefaultText: stateDir + "/INTERFACE.json", TakesFile: true}
+	return &cli.StringFlag{Name: "evidence", Usage: "keep what is known of pairs in `FILE`, once there is something; an empty name: keep it nowhere", DefaultText: stateDir + "/INTERFACE.json", TakesFile: true}
 }
 
 // checkPairs refuses a policy that treats pairs on an interface where many hosts are one

@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/gateway"
 )
 
 func reloadCommand() *cli.Command {
@@ -13,19 +15,20 @@ func reloadCommand() *cli.Command {
 		Name:  "reload",
 		Usage: "have the daemon read its policy file again",
 		Description: `The policy is checked whole. If something is wrong with it the old one stays in force,
-and the daemon prints the mistake as policy check does, FILE:LINE:COLUMN. Otherwise it
-says what has changed. Blocks that the new policy would not make are lifted: of clients
+and the mistake is printed as policy check does, FILE:LINE:COLUMN. Otherwise it is said
+what has changed. Blocks that the new policy would not make are lifted: of clients
 that are allowed since, of rules that are gone. Those by hand stay. The mode changes
 only if it is another one in the file, and attach was not given --mode. Each reload is an
 event: reloaded.
 
-SIGHUP does the same, and opens the event file again. Without -i it is about every
-daemon.
+SIGHUP does the same. Both open the event file again. Without -i it is about every
+daemon. One that answers at no control socket is sent SIGHUP, and prints itself what
+came of it.
 
 Examples:
    earlydrop policy check /etc/earlydrop/policy.yaml && earlydrop reload
    earlydrop reload -i eth0`,
-		Flags:  []cli.Flag{interfaceFlag()},
+		Flags:  []cli.Flag{interfaceFlag(), askFlag()},
 		Action: runReload,
 	}
 }
@@ -33,6 +36,14 @@ Examples:
 func runReload(c *cli.Context) error {
 	if err := requireArgs(c, 0, 0, ""); err != nil {
 		return err
+	}
+	if d := preferDaemon(c); d.has(c.String("interface")) || d != nil && !c.IsSet("interface") && d.hasAll() {
+		r, err := d.Reload(c.Context)
+		if err != nil {
+			return fromDaemon(err)
+		}
+		fmt.Fprintln(c.App.Writer, (*gateway.Reloaded)(r))
+		return nil
 	}
 	all, openErr := openChosen(c)
 	defer closeAll(all)

@@ -58,7 +58,8 @@ func (f oneFlow) decide(s *State, p *policy.Policy) policy.Decision {
 	if f.shadowsock >= 0.5 {
 		r.Class, r.Confidence = "shadowsocks", f.shadowsock
 	}
-	return s.Decide(p, m, r)
+	d, _ := s.Decide(p, m, r)
+	return d
 }
 
 func flows(confidences ...float64) (list []oneFlow) {
@@ -169,6 +170,36 @@ func TestMeanwhileLog(t *testing.T) {
 	}
 }
 
+// Flows that were detected and passed are treated with their pair; others that are open are not.
+func TestEarlierFlowsAreTreatedWithTheirPair(t *testing.T) {
+	p := parse(t, "rules:\n"+strings.Replace(pairRule, "flows: 3", "flows: 12", 1))
+	s := New(Options{})
+	for i := range 12 {
+		f := oneFlow{at: time.Duration(i) * time.Second, shadowsock: 0.6, from: fmt.Sprintf("10.0.0.1:%d", 1000+i)}
+		switch i {
+		case 5:
+			f.shadowsock = 0.95 // it is dropped by itself
+		case 8:
+			f.shadowsock = 0
+		}
+		f.decide(s, p)
+	}
+	key, isLo := flow.NewKey(netip.MustParseAddrPort("10.0.0.1:2000"), netip.MustParseAddrPort("192.0.2.1:443"), flow.TCP, 0, 0)
+	m := &flow.Meta{Key: key, InitiatorIsLo: isLo, Start: epoch.Add(time.Minute)}
+	d, earlier := s.Decide(p, m, flow.Result{Class: "shadowsocks", Confidence: 0.6})
+	var ports []uint16
+	for i := range earlier {
+		ports = append(ports, earlier[i].Initiator().Port())
+	}
+	if fmt.Sprint(ports) != "[1002 1003 1004 1006 1007 1009 1010 1011]" || d.Reason != policy.ReasonEvidence || d.Seen != 12 || d.Judged != 13 {
+		t.Errorf("earlier flows %v, decision %+v", ports, d)
+	}
+	m.Start = m.Start.Add(time.Second)
+	if d, earlier := s.Decide(p, m, flow.Result{Class: "shadowsocks", Confidence: 0.6}); earlier != nil || d.Reason != policy.ReasonPair {
+		t.Errorf("again: %v, %+v", earlier, d)
+	}
+}
+
 // What one rule has seen is not lost when the policy is read again, and counts for the rule of
 // the same name. Where the rule has gone, its pairs are treated no longer.
 func TestEvidenceOutlivesAReload(t *testing.T) {
@@ -217,8 +248,8 @@ func TestStateIsBounded(t *testing.T) {
 		f := oneFlow{at: 2*time.Second + time.Duration(i), from: fmt.Sprintf("10.1.%d.%d:40000", i/250, i%250)}
 		f.decide(s, p)
 	}
-	if len(s.pairs) != 33 || s.counts.Forgotten != 1000-32 {
-		t.Errorf("%d pairs, %d forgotten", len(s.pairs), s.counts.Forgotten)
+	if len(s.pairs) != 33 || s.counts.forgotten != 1000-32 {
+		t.Errorf("%d pairs, %d forgotten", len(s.pairs), s.counts.forgotten)
 	}
 	if d := (oneFlow{at: 3 * time.Second, shadowsock: 0.6}).decide(s, p); d.Reason != policy.ReasonEvidence {
 		t.Errorf("the evidence is lost: %+v", d)
@@ -230,7 +261,7 @@ func TestStateIsBounded(t *testing.T) {
 			f.decide(s, p)
 		}
 	}
-	if d := (oneFlow{at: 5 * time.Second}).decide(s, p); d.Action != flow.Pass || s.counts.PairsTreated != 18 {
+	if d := (oneFlow{at: 5 * time.Second}).decide(s, p); d.Action != flow.Pass || s.counts.pairsTreated != 18 {
 		t.Errorf("%+v, %+v", d, s.counts)
 	}
 	for range 200 { // and of a pair not more flows are kept than it takes
@@ -315,8 +346,8 @@ func TestLimits(t *testing.T) {
 			if ended := strings.Contains(tt.name, "ends"); ended != (last.Action == flow.Drop) {
 				t.Errorf("the last flow: %+v", last)
 			}
-			if s.Counts().LimitsReached != 1 || s.Counts().Paused == 0 {
-				t.Errorf("%+v", s.Counts())
+			if s.counts.limitsReached != 1 || s.counts.paused == 0 {
+				t.Errorf("%+v", s.counts)
 			}
 		})
 	}

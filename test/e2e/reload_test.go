@@ -63,7 +63,7 @@ func TestReloadLetsAllowedClientsGoOn(t *testing.T) {
 	s.risen(v, 2)
 
 	write(text + fmt.Sprintf("allow: [{cidr: %s/32, side: initiator}]\n", s.ClientAddr(4)))
-	if out := must(s.Earlydrop(s.ctx, "reload", "-i", rig.Device))(t); !strings.Contains(out, fmt.Sprintf("pid %d", d.PID())) {
+	if out := must(s.Earlydrop(s.ctx, "reload", "-i", rig.Device))(t); !strings.Contains(out, s.ClientAddr(4).String()) || !strings.Contains(out, "1 blocks lifted") {
 		t.Errorf("reload printed %q", out)
 	}
 	r := s.reloaded(d, 2)

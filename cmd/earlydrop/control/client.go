@@ -181,6 +181,20 @@ func (c *Client) SetMode(ctx context.Context, mode policy.Mode, iface string) (c
 	return set.Changed, err
 }
 
+// Reload has the policy file read again. What is wrong with it is the error, and the old policy
+// stays then. It takes root.
+func (c *Client) Reload(ctx context.Context) (*Reloaded, error) {
+	r := new(Reloaded)
+	return r, c.call(ctx, "POST", "/v1/reload", nil, nil, r)
+}
+
+// UseModel has another model classify from now on: the file at an absolute path, or one that
+// the program ships. Errors are as of Reload. It takes root.
+func (c *Client) UseModel(ctx context.Context, file string) (*Reloaded, error) {
+	r := new(Reloaded)
+	return r, c.call(ctx, "POST", "/v1/model", nil, &UseModel{File: file}, r)
+}
+
 // Events returns events from now on: those that are logged once it has returned. The
 // sequence ends with the gateway, with ctx, or with an error, which is its last pair. It
 // can be run through once.

@@ -17,6 +17,8 @@
 //	POST   /v1/blocks   AddBlock: a flow is dropped from now on
 //	DELETE /v1/blocks   blocks are lifted: the keys of BlockFilter, or all=true
 //	POST   /v1/mode     SetMode: what is attached drops, or drops nothing, from now on; root only
+//	POST   /v1/reload   the policy file is read again; root only
+//	POST   /v1/model    UseModel: another model classifies from now on; root only
 //	GET    /v1/events   events from now on, one JSON object on a line: the keys of EventFilter
 package control
 
@@ -61,6 +63,10 @@ type Gateway interface {
 	// that had the other one. Where one is not attached (loader.ErrNotAttached), or must not
 	// have it (*loader.MonitorOnlyError), none is changed.
 	SetMode(mode policy.Mode, ifaces ...string) (changed []string, err error)
+	// Reload has the policy loaded again, and UseModel another model taken over. After an
+	// error without a result nothing was changed; with one, a part of what goes with it failed.
+	Reload() (*Reloaded, error)
+	UseModel(name string) (*Reloaded, error)
 	// Follow returns events from now on. So many of them may wait.
 	Follow(waiting int) *eventlog.Follower
 	// Audit tells of what was asked for. It does not wait.
@@ -150,6 +156,21 @@ type About struct {
 type Blocks struct {
 	Matched int            `json:"matched"` // how many there are, beyond the limit as well
 	Blocks  []status.Block `json:"blocks"`
+}
+
+// UseModel asks for another model.
+type UseModel struct {
+	// File is its absolute path, or the name of one that the program ships.
+	File string `json:"file"`
+}
+
+// Reloaded says what came of a reload, or of another model.
+type Reloaded struct {
+	Policy  string          `json:"policy"`            // where it is from
+	Model   string          `json:"model"`             // name and version
+	Was     string          `json:"was,omitempty"`     // the model before, if there is another one
+	Changes *policy.Changes `json:"changes,omitempty"` // of the policy
+	Lifted  int             `json:"lifted"`            // blocks that the policy of now would not make
 }
 
 // SetMode asks for a mode.

@@ -166,6 +166,37 @@ func TestModeIsSet(t *testing.T) {
 	}
 }
 
+func TestPolicyAndModelAreReloaded(t *testing.T) {
+	f := newFake(t)
+	_, c := serve(t, f)
+	ctx := within(t)
+	if r, err := c.Reload(ctx); err != nil || r.Policy != "p.yaml" || r.Lifted != 2 || !slices.Equal(r.Changes.RulesAdded, []string{"new"}) {
+		t.Errorf("%+v, %v", r, err)
+	}
+	f.reload = errors.New("p.yaml:3:7: no such class")
+	var told *Error
+	if _, err := c.Reload(ctx); !errors.As(err, &told) || told.Status != http.StatusUnprocessableEntity || err.Error() != f.reload.Error() {
+		t.Errorf("%v", err)
+	}
+	if r, err := c.UseModel(ctx, "/m.onnx"); err != nil || r.Model != "m 2" || r.Was != "m 1" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if _, err := c.UseModel(ctx, "paper"); !errors.As(err, &told) || told.Status != http.StatusUnprocessableEntity {
+		t.Errorf("%v", err)
+	}
+	if _, err := c.UseModel(ctx, "/half.onnx"); !errors.As(err, &told) || told.Status != http.StatusInternalServerError {
+		t.Errorf("%v", err)
+	}
+	var outcomes []string
+	for _, a := range f.audits(t) {
+		outcomes = append(outcomes, strings.TrimSpace(a.Action+" "+a.Asked)+" "+a.Outcome)
+	}
+	want := []string{"reload done", "reload refused", "model /m.onnx done", "model paper refused", "model /half.onnx failed"}
+	if !slices.Equal(outcomes, want) {
+		t.Errorf("audits %q, want %q", outcomes, want)
+	}
+}
+
 func TestFullTableIsSaid(t *testing.T) {
 	f := newFake(t)
 	f.room = 0

@@ -5,6 +5,7 @@ package control
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"path/filepath"
@@ -26,9 +27,10 @@ import (
 // fake is a gateway without a kernel. Its interfaces are eth0 and eth1, with room for
 // blocks on each.
 type fake struct {
-	room int
-	log  *eventlog.Log
-	text bytes.Buffer // of the log
+	room   int
+	reload error
+	log    *eventlog.Log
+	text   bytes.Buffer // of the log
 
 	mu     sync.Mutex
 	modes  map[string]policy.Mode
@@ -130,6 +132,24 @@ func (f *fake) SetMode(mode policy.Mode, ifaces ...string) (changed []string, er
 		}
 	}
 	return changed, nil
+}
+
+// Reload fails as f.reload says, and UseModel refuses all but /m.onnx.
+func (f *fake) Reload() (*Reloaded, error) {
+	if f.reload != nil {
+		return nil, f.reload
+	}
+	return &Reloaded{Policy: "p.yaml", Model: "m 1", Changes: &policy.Changes{RulesAdded: []string{"new"}}, Lifted: 2}, nil
+}
+
+func (f *fake) UseModel(name string) (*Reloaded, error) {
+	switch name {
+	case "/m.onnx":
+		return &Reloaded{Policy: "p.yaml", Model: "m 2", Was: "m 1"}, nil
+	case "/half.onnx":
+		return &Reloaded{Policy: "p.yaml", Model: "m 2", Was: "m 1"}, errors.New("a map could not be written")
+	}
+	return nil, errors.New(name + ": no such model")
 }
 
 func (f *fake) Follow(waiting int) *eventlog.Follower { return f.log.Follow(waiting) }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"time"
@@ -26,6 +27,8 @@ var actions = map[string]string{
 	"POST /v1/blocks":   "blocked_add",
 	"DELETE /v1/blocks": "blocked_del",
 	"POST /v1/mode":     "mode",
+	"POST /v1/reload":   "reload",
+	"POST /v1/model":    "model",
 }
 
 // audit tells who has asked for what, and what became of it.
@@ -205,6 +208,48 @@ func (s *Server) onlyInterface() (string, error) {
 		return "", fmt.Errorf("interface is missing: the gateway has %d", len(names))
 	}
 	return names[0], nil
+}
+
+func (s *Server) reload(r *request) error {
+	if _, err := r.query(); err != nil {
+		return err
+	}
+	if r.ContentLength != 0 {
+		return badRequest("POST /v1/reload takes no body")
+	}
+	return s.replyReloaded(r, event.Audit{}, s.gateway.Reload)
+}
+
+func (s *Server) useModel(r *request) error {
+	if _, err := r.query(); err != nil {
+		return err
+	}
+	var use UseModel
+	if err := r.body(&use); err != nil {
+		return err
+	}
+	if err := onlyKeys(url.Values{"file": {use.File}}, []string{"file"}); err != nil {
+		return badRequest("%v", err)
+	}
+	if !filepath.IsAbs(use.File) && filepath.Base(use.File) != use.File {
+		return badRequest("file %q: give the absolute path, or the name of a model that the program ships", use.File)
+	}
+	return s.replyReloaded(r, event.Audit{Asked: use.File}, func() (*Reloaded, error) { return s.gateway.UseModel(use.File) })
+}
+
+// replyReloaded does what was asked for, and tells what came of it.
+func (s *Server) replyReloaded(r *request, tell event.Audit, do func() (*Reloaded, error)) error {
+	done, err := do()
+	if done == nil {
+		tell.Outcome = event.Refused
+		err = &Error{http.StatusUnprocessableEntity, err.Error()}
+	}
+	s.audit(r, tell, err)
+	if err != nil {
+		return err
+	}
+	r.reply(http.StatusOK, done)
+	return nil
 }
 
 func (s *Server) setMode(r *request) error {

@@ -130,6 +130,10 @@ func TestHostileRequests(t *testing.T) {
 		{"no mode", with("POST", "/v1/mode", `{}`), 400, "mode"},
 		{"mode of no interface", with("POST", "/v1/mode", `{"mode":"monitor","interface":"eth7"}`), 404, "eth7"},
 		{"mode by GET", get("/v1/mode?mode=monitor"), 405, "POST"},
+		{"body of a reload", with("POST", "/v1/reload", `{"policy":"/etc/passwd"}`), 400, "no body"},
+		{"reload by GET", get("/v1/reload"), 405, "POST"},
+		{"no model", with("POST", "/v1/model", `{}`), 400, "file"},
+		{"relative model", with("POST", "/v1/model", `{"file":"../m.onnx"}`), 400, "absolute"},
 		{"unknown kind of event", get("/v1/events?event=verdcit"), 400, "did you mean verdict?"},
 		{"unknown filter", get("/v1/events?decison=drop"), 400, "did you mean decision?"},
 		{"unknown decision", get("/v1/events?decision=reject"), 400, "pass, drop"},
@@ -196,7 +200,7 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	}
 	for _, request := range []string{
-		"GET /v1/status", "GET /v1/blocks", "POST /v1/blocks", "DELETE /v1/blocks?all=true", "GET /v1/events?event=ended", "POST /v1/mode",
+		"GET /v1/status", "GET /v1/blocks", "POST /v1/blocks", "DELETE /v1/blocks?all=true", "GET /v1/events?event=ended", "POST /v1/mode", "POST /v1/reload", "POST /v1/model",
 	} {
 		method, at, _ := strings.Cut(request, " ")
 		var body io.Reader
@@ -205,6 +209,8 @@ func TestMain(m *testing.M) {
 			body = strings.NewReader(`{"interface":"eth0","proto":"tcp","ends":["10.0.0.3:1","10.0.0.4:2"],"ttl":"1m"}`)
 		case "POST /v1/mode":
 			body = strings.NewReader(`{"mode":"monitor"}`)
+		case "POST /v1/model":
+			body = strings.NewReader(`{"file":"/m.onnx"}`)
 		}
 		r, err := http.NewRequest(method, "http://x"+at, body)
 		if err != nil {
@@ -252,7 +258,7 @@ func TestOnlyWhoHasTheRightIsServed(t *testing.T) {
 	for i := range many {
 		many[i] = uint32(60_000 + i)
 	}
-	const nobody, all, edit, none, closed = 65534, "200 200 200 200 200 200", "200 200 200 200 200 403", "403 403 403 403 403 403", "- - - - - -"
+	const nobody, all, edit, none, closed = 65534, "200 200 200 200 200 200 200 200", "200 200 200 200 200 403 403 403", "403 403 403 403 403 403 403 403", "- - - - - - - -"
 	for i, tt := range []struct {
 		name     string
 		group    int         // of the socket
@@ -297,7 +303,7 @@ func TestOnlyWhoHasTheRightIsServed(t *testing.T) {
 					refused++
 				}
 			}
-			if want := map[string]int{none: 3, edit: 1}[tt.want]; refused != want {
+			if want := map[string]int{none: 5, edit: 3}[tt.want]; refused != want {
 				t.Errorf("%d refusals were audited, want %d", refused, want)
 			}
 		})

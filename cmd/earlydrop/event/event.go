@@ -117,9 +117,11 @@ type Verdict struct {
 	Scope string `json:"scope,omitempty"`
 	// EvidenceFlows and EvidenceJudged say, of a rule that asks for evidence, how many flows of
 	// the pair it has detected, of how many that were judged.
-	EvidenceFlows  int    `json:"evidence_flows,omitempty"`
-	EvidenceJudged int    `json:"evidence_judged,omitempty"`
-	Model          string `json:"model"` // name and version
+	EvidenceFlows  int `json:"evidence_flows,omitempty"`
+	EvidenceJudged int `json:"evidence_judged,omitempty"`
+	// EarlierBlocked is how many flows of the pair that passed before are blocked with it.
+	EarlierBlocked int    `json:"earlier_blocked,omitempty"` // live
+	Model          string `json:"model"`                     // name and version
 
 	Captured   int    `json:"captured"`             // bytes that the model saw
 	Complete   bool   `json:"complete"`             // all 1024 of them

@@ -55,7 +55,7 @@ func live() *event.Verdict {
 	v, enforced := event.NewVerdict(s, result(), decision()), true
 	v.Mode, v.Enforced, v.Error, v.Model = "enforce", &enforced, "the table is full", "compact 1"
 	v.VerdictMS, v.LatencyUS = 5.25, 60.5
-	v.Scope, v.EvidenceFlows, v.EvidenceJudged = "pair", 3, 4
+	v.Scope, v.EvidenceFlows, v.EvidenceJudged, v.EarlierBlocked = "pair", 3, 4, 2
 	return v
 }
 

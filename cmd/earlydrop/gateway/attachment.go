@@ -184,11 +184,14 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	var j *judge
 	var decision policy.Decision
 	var mode policy.Mode
+	var treatment flow.Treatment
+	var earlier []flow.Meta  // that are to be treated with it
 	var block, enforced bool // to be, and is
 	for {
 		j = g.judge.Load()
-		decision = g.config.Evidence.Decide(j.policy, &s.Meta, r)
-		var treatment flow.Treatment
+		var more []flow.Meta
+		decision, more = g.config.Evidence.Decide(j.policy, &s.Meta, r)
+		earlier, treatment = append(earlier, more...), flow.Treatment{}
 		if mode = a.mode(); mode == policy.Enforce {
 			treatment = decision.Treatment()
 		}
@@ -219,6 +222,7 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 		}
 		a.warnBlock.Do(func() { slog.Warn(message, "interface", a.iface(), "flow", s.Key, "error", err) })
 	}
+	blockedBefore := a.treatEarlier(earlier, s.Source, treatment, j)
 	a.counts[countClassified].Add(1)
 	if decision.Action == flow.Drop {
 		a.counts[countToDrop].Add(1)
@@ -241,11 +245,43 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	a.latency.add(decided, decided.Sub(s.Start.Add(s.Elapsed)))
 	a.shadow(s, &r, j)
 	if g.config.Events.Wants(decision.Detected, decided) {
-		a.add(a.verdict(s, &r, &decision, j, mode, enforced, failed, decided))
+		v := a.verdict(s, &r, &decision, j, mode, enforced, failed, decided)
+		v.EarlierBlocked = blockedBefore
+		a.add(v)
 	} else {
 		a.counts[countPassesLeftOut].Add(1)
 		a.leftOut.Add(1)
 	}
+}
+
+// treatEarlier treats flows of a pair that passed before there was enough evidence, as far as
+// they are open and came through this interface, and returns how many are blocked now.
+func (a *attachment) treatEarlier(flows []flow.Meta, here flow.Source, treatment flow.Treatment, j *judge) (n int) {
+	if treatment.Action != flow.Drop {
+		return 0
+	}
+	for i := range flows {
+		m := &flows[i]
+		if m.Source.Index != here.Index {
+			continue
+		}
+		switch err := a.dp.ApplyFlow(m, treatment); {
+		case err == nil:
+			if a.gateway.judge.Load() != j {
+				// A reload may not have seen the block: these flows are not judged again, so
+				// they pass.
+				if err := a.takeBack(m.Key); err == nil {
+					continue
+				}
+			}
+			n++
+			a.counts[countBlocked].Add(1)
+		case !errors.Is(err, loader.ErrFlowGone):
+			a.counts[countNotBlocked].Add(1)
+			a.warnBlock.Do(func() { slog.Warn("flow not blocked, it passes", "interface", a.iface(), "flow", m.Key, "error", err) })
+		}
+	}
+	return n
 }
 
 // add queues an event, and put one that must not be lost.

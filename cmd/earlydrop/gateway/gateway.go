@@ -49,6 +49,9 @@ type Config struct {
 	// policy's own. From then on the mode is what the data path says, which anybody with the
 	// rights may change.
 	Mode policy.Mode
+	// MonitorOnly (optional) says in a line why an interface that is attached so must not be
+	// in mode enforce with a policy; it is empty if it may.
+	MonitorOnly func(*loader.Options, *policy.Policy) string
 	// ModeFixed says that Mode was asked for by itself: a reload does not change it.
 	ModeFixed bool
 	// Events gets the events. It stays open.
@@ -156,6 +159,9 @@ func (c *Config) setDefaults() {
 	if c.Advise == nil {
 		c.Advise = func(string, map[string]uint64) []string { return nil }
 	}
+	if c.MonitorOnly == nil {
+		c.MonitorOnly = func(*loader.Options, *policy.Policy) string { return "" }
+	}
 	if c.Explain == nil {
 		c.Explain = func(err error) error { return err }
 	}
@@ -166,19 +172,9 @@ func (g *Gateway) options(asked ...loader.Options) []loader.Options {
 	all := slices.Clone(asked)
 	for i := range all {
 		j := g.judge.Load()
-		all[i].Model, all[i].Policy, all[i].MonitorOnly = j.model, g.config.PolicyName, MonitorOnly(&all[i], j.policy)
+		all[i].Model, all[i].Policy, all[i].MonitorOnly = j.model, g.config.PolicyName, g.config.MonitorOnly(&all[i], j.policy)
 	}
 	return all
-}
-
-// Each calls f for every data path that is attached now, one after another. None is let go
-// of before Each returns.
-func (g *Gateway) Each(f func(*loader.DataPath)) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for _, a := range g.attached {
-		f(a.dp)
-	}
 }
 
 // Summary is what became of an interface.

@@ -147,7 +147,7 @@ func (g *Gateway) reload(n *classifier.Network) (_ *Reloaded, err error) {
 		errs = append(errs, err)
 	}
 	for _, a := range g.attached {
-		errs = append(errs, a.dp.Describe(now.model, g.config.PolicyName, MonitorOnly(&a.asked, now.policy)))
+		errs = append(errs, a.dp.Describe(now.model, g.config.PolicyName, g.config.MonitorOnly(&a.asked, now.policy)))
 	}
 	if setsMode && now.policy.Mode == policy.Enforce {
 		errs = append(errs, g.setMode(policy.Enforce))
@@ -180,17 +180,17 @@ func (g *Gateway) shadowPolicy() (*policy.Policy, error) {
 func (g *Gateway) mayHave(p *policy.Policy, setsMode bool) error {
 	for i := range g.config.Attach {
 		o := &g.config.Attach[i]
-		if why := MonitorOnly(o, p); why != "" && setsMode && p.Mode == policy.Enforce {
+		if why := g.config.MonitorOnly(o, p); why != "" && setsMode && p.Mode == policy.Enforce {
 			return errors.New(why)
 		}
 	}
 	for _, w := range g.waiting {
-		if why := MonitorOnly(&w.asked, p); why != "" && !setsMode && !w.asked.Monitor {
+		if why := g.config.MonitorOnly(&w.asked, p); why != "" && !setsMode && !w.asked.Monitor {
 			return errors.New(why)
 		}
 	}
 	for _, a := range g.attached {
-		if why := MonitorOnly(&a.asked, p); why != "" && !setsMode && a.mode() == policy.Enforce {
+		if why := g.config.MonitorOnly(&a.asked, p); why != "" && !setsMode && a.mode() == policy.Enforce {
 			return errors.New(why)
 		}
 	}
@@ -215,17 +215,28 @@ func (g *Gateway) setMode(mode policy.Mode) error {
 }
 
 // lift lifts the blocks that a policy would not make, and returns how many there were. In
-// mode monitor, where that is the policy's own, it would make none.
+// mode monitor, where that is the policy's own, it would make none. The caller has g.mu.
 func (a *attachment) lift(p *policy.Policy) (int, error) {
 	none := p.Mode == policy.Monitor && !a.gateway.config.ModeFixed && a.mode() == policy.Monitor
 	blocks, err := a.dp.UnblockWhere(func(b *loader.Block) bool {
-		return !b.ByHand() && (none || !a.known.drops(p, b))
+		return !b.ByHand() && (none || !a.wouldDrop(p, b))
 	})
 	for _, b := range blocks {
 		b.Ended = loader.EndPolicy
 		a.blockEnded(b)
 	}
 	return len(blocks), err
+}
+
+// wouldDrop reports whether a policy would drop the flow of a block. Interfaces of a group have
+// their blocks in common, so any of them may know the flow. The caller has g.mu.
+func (a *attachment) wouldDrop(p *policy.Policy, b *loader.Block) bool {
+	for _, other := range a.gateway.attached {
+		if f := other.known.of(b); f != nil {
+			return f.isDropped(p)
+		}
+	}
+	return mayDrop(p, b, a.iface())
 }
 
 // takeBack lifts the block of a flow again that was judged by another policy than that of now.

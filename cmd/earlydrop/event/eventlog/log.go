@@ -170,6 +170,13 @@ func (l *Log) ReopenOn(signals <-chan os.Signal) (stop func()) {
 	}
 }
 
+// Reopen has the file opened again, as ReopenOn does at a signal. It returns at once.
+func (l *Log) Reopen() {
+	if l.file != nil {
+		l.put(item{reopen: true})
+	}
+}
+
 // Uncreate removes the file if Open has made it: nothing came of what was to be logged.
 func (l *Log) Uncreate() {
 	if l.file != nil && l.file.created {

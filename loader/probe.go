@@ -41,7 +41,10 @@ func Capabilities() ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	var keep []int
+	return capabilitiesOf(effective), nil
+}
+
+func capabilitiesOf(effective uint64) (keep []int) {
 	for _, c := range capabilities {
 		if effective&(1<<c.bit) != 0 {
 			keep = append(keep, int(c.bit))
@@ -50,7 +53,7 @@ func Capabilities() ([]int, error) {
 	if len(keep) < len(capabilities) && effective&(1<<unix.CAP_SYS_ADMIN) != 0 {
 		keep = append(keep, unix.CAP_SYS_ADMIN) // it stands for those
 	}
-	return keep, nil
+	return keep
 }
 
 // requireCapabilities names the capabilities that are missing. CAP_SYS_ADMIN

@@ -248,3 +248,64 @@ func TestReloadAndModelOverTheSocket(t *testing.T) {
 	}
 	s.stop(d)
 }
+
+// Members of the group earlydrop read and edit blocks, and do no more; others are left with
+// what they may do without a daemon, which is nothing.
+func TestGroupMayReadAndEditBlocks(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, lab.Config{})
+	const gid, nobody = 54321, 65534
+	// The group is there for the rig alone.
+	groups := must(os.ReadFile("/etc/group"))(t)
+	file := s.file("group", string(groups)+fmt.Sprintf("earlydrop:x:%d:\n", gid))
+	if err := errors.Join(os.Chmod(file, 0o644), os.Chmod(s.Dir(), 0o755)); err != nil { // that others come to the socket
+		t.Fatal(err)
+	}
+	if out := must(s.Run(s.ctx, "mount", "--bind", file, "/etc/group"))(t); out.Code != 0 {
+		t.Fatalf("%+v", out)
+	}
+	d := s.attach("--mode", "enforce")
+	s.says(d, s.Control()+", for root and the group earlydrop")
+	var st unix.Stat_t
+	if err := unix.Stat(s.Control(), &st); err != nil || st.Gid != gid || st.Mode&0o777 != 0o660 {
+		t.Errorf("the socket has group %d, mode %o, %v", st.Gid, st.Mode, err)
+	}
+	as := func(group string, args ...string) rig.Output {
+		t.Helper()
+		return must(s.Run(s.ctx, append([]string{"setpriv", fmt.Sprintf("--reuid=%d", nobody), fmt.Sprintf("--regid=%d", nobody), group, "--inh-caps=-all", s.Binary()}, args...)...))(t)
+	}
+	member, other := fmt.Sprintf("--groups=%d", gid), "--clear-groups"
+	flow := []string{"-i", rig.Device, "tcp", "192.0.2.1:1000", "192.0.2.2:2000"}
+	for _, tt := range []struct {
+		args []string
+		want string // in what a member is told
+		code int    // of a member
+	}{
+		{[]string{"status"}, "running, pid " + fmt.Sprint(d.PID()), 0},
+		{append([]string{"blocked", "add"}, flow...), "blocked for 10m", 0},
+		{[]string{"blocked", "list"}, "192.0.2.2:2000", 0},
+		{append([]string{"blocked", "del"}, flow...), "passes again", 0},
+		{[]string{"mode", "monitor"}, "it takes root", 2},
+		{[]string{"reload"}, "it takes root", 2},
+		{[]string{"model", "use", "paper"}, "it takes root", 2},
+		{[]string{"detach", "-i", rig.Device}, "run as root", 2},
+	} {
+		if out := as(member, tt.args...); out.Code != tt.code || !strings.Contains(out.Stdout+out.Stderr, tt.want) {
+			t.Errorf("a member: %v: %+v", tt.args, out)
+		}
+		if out := as(other, tt.args...); out.Code != 2 || out.Stdout != "" {
+			t.Errorf("another user: %v: %+v", tt.args, out)
+		}
+	}
+	var told []string
+	for _, a := range rig.Of[*event.Audit](d.Events()) {
+		if a.UID != nobody || a.GID != nobody {
+			t.Errorf("%+v", a)
+		}
+		told = append(told, a.Action+" "+a.Outcome)
+	}
+	if want := []string{"blocked_add done", "blocked_del done", "mode refused", "reload refused", "model refused"}; !slices.Equal(told, want) {
+		t.Errorf("audits %q, want %q", told, want)
+	}
+	s.stop(d)
+}

@@ -49,6 +49,11 @@ func (g *Gateway) with(iface string, f func(*attachment) error) error {
 // milliseconds for 100 000 flows.
 func (g *Gateway) Report() (*status.Report, error) {
 	r := g.About()
+	g.changing.Lock()
+	for _, w := range g.waiting {
+		r.Waiting = append(r.Waiting, status.Waiting{Interface: w.asked.Interface, State: status.Awaited, Error: w.said})
+	}
+	g.changing.Unlock()
 	return r, g.each(func(a *attachment) error {
 		s, err := a.status()
 		if err == nil {

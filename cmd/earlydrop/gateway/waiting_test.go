@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/loader"
 )
 
@@ -220,6 +221,9 @@ func TestGatewayWaitsWithoutAnyInterface(t *testing.T) {
 	g, err := New(config)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if r, err := g.Report(); err != nil || len(r.Interfaces) != 0 || len(r.Waiting) != 1 || r.Waiting[0] != (status.Waiting{Interface: "nosuch0", State: status.Awaited}) {
+		t.Errorf("report: %+v, %v", r, err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()

@@ -129,6 +129,13 @@ func NewBlock(iface string, b *loader.Block) Block {
 	}
 }
 
+// Waiting tells of an interface that is waited for.
+type Waiting struct {
+	Interface string `json:"interface"`
+	State     State  `json:"state"`           // Awaited
+	Error     string `json:"error,omitempty"` // why it can't be attached to; empty where it is not there
+}
+
 // Report tells of a gateway.
 type Report struct {
 	PID        int       `json:"pid"`
@@ -136,4 +143,6 @@ type Report struct {
 	Device     string    `json:"device"` // that classifies
 	Namespace  string    `json:"netns"`  // the network namespace, as /proc/PID/ns/net names it
 	Interfaces []*Status `json:"interfaces"`
+	// Waiting are interfaces that are to be attached to as soon as they can be.
+	Waiting []Waiting `json:"waiting,omitempty"`
 }

@@ -199,8 +199,8 @@ func (s *State) withPair(p *policy.Policy, m *flow.Meta, r *flow.Result, d polic
 			case !m.Start.Before(t.since) || d.Counts&s.bit(p, rule.Name) != 0:
 				s.put(e, treated)
 				s.counts.PairFlows++
-				d.Rule, d.RuleClasses, d.Class, d.Confidence = rule.Name, "", t.class, r.Confidence
-				d.Action, d.Scope, d.Reason, d.TTL = rule.Action, flow.ScopePair, policy.ReasonPair, min(max(policy.MinTTL, t.until.Sub(now)), rule.TTL)
+				d.Class, d.Confidence = t.class, r.Confidence
+				d.Pair(rule, min(max(policy.MinTTL, t.until.Sub(now)), rule.TTL))
 				d.Seen, d.Judged = t.seen, t.judged
 				return d
 			}

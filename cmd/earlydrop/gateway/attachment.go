@@ -186,7 +186,7 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	if mode != policy.Enforce {
 		treatment = flow.Treatment{}
 	}
-	block := treatment.Action == flow.Drop
+	block := treatment.Action.Blocks()
 	err = a.dp.ApplyFlow(&s.Meta, treatment)
 	decided := time.Now()
 	enforced := block && err == nil
@@ -203,7 +203,7 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 		a.warnBlock.Do(func() { slog.Warn(message, "interface", a.iface(), "flow", s.Key, "error", err) })
 	}
 	a.counts[countClassified].Add(1)
-	if decision.Action == flow.Drop {
+	if decision.Action.Blocks() {
 		a.counts[countToDrop].Add(1)
 	}
 	if enforced {

@@ -97,9 +97,6 @@ func (d *DataPath) adoptBlocks(monitor bool) error {
 // replaceMaps makes the new maps ready, with the blocks of those that are pinned, and pins
 // them in their place. The programs that use the old ones run until theirs are swapped.
 func (d *DataPath) replaceMaps(carried []carriedBlock, monitor bool) error {
-	if err := fillSlots(d.coll.Maps); err != nil {
-		return err
-	}
 	if monitor {
 		all := len(carried)
 		carried = slices.DeleteFunc(carried, func(c carriedBlock) bool {

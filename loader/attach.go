@@ -66,6 +66,10 @@ type Options struct {
 	// Other sizes than what is pinned has replace it whole. (optional)
 	Sizes Sizes
 
+	// Group is the interfaces with which this one has its flows in common; nil: none.
+	// (optional)
+	Group *Group
+
 	// What [Tables.Attachment] tells. (optional)
 	Version, Model, Policy string
 	// MonitorOnly says, in one line of at most 319 bytes, why [Tables.SetMode] is to refuse
@@ -99,10 +103,11 @@ type Info struct {
 	PrivatePins bool
 	// NoResets says, in a line, which ends of flows with [flow.Reset] can't be sent a RST
 	// through this interface, and why; empty: all can. Such flows are dropped alone.
-	NoResets string
-	Sizes    Sizes  // of the tables, none 0
-	Memory   uint64 // bytes of kernel memory that the tables take, an estimate
-	PinDir   string // where it is pinned at first; Tables.PinDir is where it is now
+	NoResets   string
+	SharesWith string // of a group, the interface whose tables this one uses, if that was there first
+	Sizes      Sizes  // of the tables, none 0
+	Memory     uint64 // bytes of kernel memory that the tables take which are not shared, an estimate
+	PinDir     string // where it is pinned at first; Tables.PinDir is where it is now
 }
 
 // A DataPath is the attached data path of one interface. Its methods are safe for
@@ -117,7 +122,8 @@ type DataPath struct {
 	index   atomic.Int32 // of the interface
 	sweepIn []byte
 	sides   *sides
-	foreign bool // what is pinned is another process's, and goes on if Attach fails
+	group   *Group // nil: none
+	foreign bool   // what is pinned is another process's, and goes on if Attach fails
 
 	mu         sync.Mutex // of what follows, which Check and Describe change
 	about      datapathAttached
@@ -172,7 +178,15 @@ func AttachAll(opts []Options) (_ []*DataPath, err error) {
 			}
 		}
 	}
-	for i := range opts {
+	// Of a group, those with pins come first: their tables are taken.
+	first := make([]int, len(opts))
+	for i := range first {
+		first[i] = i
+	}
+	late := func(i int) uint8 { return bit(opts[i].Group != nil && !found[i].hasPins()) }
+	slices.SortStableFunc(first, func(i, j int) int { return cmp.Compare(late(i), late(j)) })
+	all := make([]*DataPath, len(opts))
+	for _, i := range first {
 		a, err := begin(opts[i], found[i])
 		if a != nil {
 			begun = append(begun, a)
@@ -180,6 +194,7 @@ func AttachAll(opts []Options) (_ []*DataPath, err error) {
 		if err != nil {
 			return nil, err
 		}
+		all[i] = a.d
 	}
 	// What is adopted comes last: what is new can be taken away again without a trace.
 	order := slices.Clone(begun)
@@ -188,10 +203,6 @@ func AttachAll(opts []Options) (_ []*DataPath, err error) {
 		if err := a.finish(); err != nil {
 			return nil, err
 		}
-	}
-	all := make([]*DataPath, len(begun))
-	for i, a := range begun {
-		all[i] = a.d
 	}
 	return all, nil
 }
@@ -250,7 +261,7 @@ func (a *attaching) finish() (err error) {
 	if err != nil {
 		return err
 	}
-	if d.sides, err = watchSides(d.index.Load, d.coll.Maps[datapathMapSameSide]); err != nil {
+	if d.sides, err = watchSides(d.index.Load, d.group, d.coll.Maps[datapathMapSameSide]); err != nil {
 		return err
 	}
 	d.own = d.sides.addresses
@@ -320,8 +331,22 @@ func (d *DataPath) load(opts Options, ifc *iface) (spec *ebpf.CollectionSpec, ca
 	if spec, err = configuredSpec(opts, ifc); err != nil {
 		return nil, nil, err
 	}
+	base, err := opts.Group.shared()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer base.close()
 	pinned, why := adoptable(spec, opts.Sizes, d.lock)
-	defer closeMaps(pinned) // the collection has its own descriptors
+	defer func() { closeMaps(pinned) }() // the collection has its own descriptors
+	if pinned != nil {
+		if why, err = d.misfit(pinned, &opts, base); err != nil {
+			return nil, nil, err
+		}
+		if why != "" {
+			closeMaps(pinned)
+			pinned = nil
+		}
+	}
 	d.Info.Adopted, d.Info.Replaced = pinned != nil, why
 	d.foreign = d.Info.Adopted || why != ""
 	if why != "" {
@@ -329,15 +354,38 @@ func (d *DataPath) load(opts Options, ifc *iface) (spec *ebpf.CollectionSpec, ca
 			return nil, nil, err
 		}
 	}
+	replacements := pinned
+	if base != nil {
+		d.Info.SharesWith = base.with
+		if pinned == nil {
+			replacements = base.maps
+		}
+		if err := base.apply(spec); err != nil {
+			return nil, nil, err
+		}
+	}
 	if err := setSizes(spec); err != nil { // only now: an adopted set has its own
 		return nil, nil, err
 	}
-	d.Info.Sizes, d.Info.Memory = sizesOf(spec), tablesMemory(spec)
-	if d.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: pinned}); err != nil {
+	d.Info.Sizes, d.Info.Memory = sizesOf(spec), tablesMemory(spec, base != nil)
+	if d.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements}); err != nil {
 		return nil, nil, loadError(err)
 	}
-	d.Tables, err = newTables(opts.Interface, d.coll.Maps)
-	return spec, carried, err
+	if replacements == nil {
+		if err := fillSlots(d.coll.Maps); err != nil {
+			return nil, nil, err
+		}
+	}
+	if d.Tables, err = newTables(opts.Interface, d.coll.Maps); err != nil {
+		return nil, nil, err
+	}
+	if opts.Group != nil {
+		if err := opts.Group.join(d, spec); err != nil {
+			return nil, nil, err
+		}
+		d.group = opts.Group
+	}
+	return spec, carried, nil
 }
 
 // configuredSpec returns the objects with the operator's constants in.

@@ -44,6 +44,7 @@ const (
 	EndNone          BlockEnd = ""               // it goes on, or was removed by somebody
 	EndTime          BlockEnd = "time"           // its time to live is over
 	EndNewConnection BlockEnd = "new_connection" // its connection ended, another one has the same addresses and ports
+	EndPolicy        BlockEnd = "policy"         // the policy was changed and would not make it
 	EndRoom          BlockEnd = "room"           // it had dropped nothing and made room for another
 )
 

@@ -62,6 +62,7 @@ func (d *DataPath) close() error {
 	if d.sides != nil {
 		d.sides.close()
 	}
+	d.group.leave(d)
 	if d.Tables != nil {
 		err = d.filter.close() // its maps are the collection's
 	}
@@ -81,7 +82,8 @@ func (d *DataPath) abandon(ifc *iface) error {
 
 // Detach removes what any process left attached to the interface. It refuses
 // while a daemon runs, unless stop is set: then it asks the daemon to end
-// (SIGTERM) and waits for it at most ten seconds. An interface that is gone takes
+// (SIGTERM), or, where it holds other interfaces as well, to let go of this one, and waits
+// for it at most ten seconds. An interface that is gone takes
 // its programs along; the pins are removed all the same.
 func Detach(name string, stop bool) error {
 	p, folder, err := openPinned(name)
@@ -97,7 +99,15 @@ func Detach(name string, stop bool) error {
 		if !stop {
 			return refused(err, "a running process holds %s%s: stop it first", name, pidHint(p.dir))
 		}
-		err = stopHolder(folder, name)
+		if pid := lockedBy(folder); holdsOthers(pid, p.dir) {
+			// It goes on without this one, as it finds that the programs are gone.
+			if err := detachPrograms(folder, p.link); err != nil {
+				return err
+			}
+			err = waitForHolder(folder, name, pid)
+		} else {
+			err = stopHolder(folder, name)
+		}
 	}
 	switch {
 	case errors.Is(err, os.ErrNotExist):

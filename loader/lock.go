@@ -186,6 +186,40 @@ func pidHint(dir string) string {
 	return ""
 }
 
+// holdsOthers reports whether a process has other folders of pins locked than this one.
+func holdsOthers(pid int, dir string) bool {
+	entries, err := os.ReadDir(pinRoot)
+	if pid == 0 || err != nil {
+		return false
+	}
+	for _, e := range entries {
+		folder, err := openFolder(filepath.Join(pinRoot, e.Name()))
+		if err != nil {
+			continue
+		}
+		held := !isAt(folder, dir) && lockedBy(folder) == pid
+		_ = folder.Close()
+		if held {
+			return true
+		}
+	}
+	return false
+}
+
+// waitForHolder takes the lock that a process is about to let go of. The error wraps
+// [os.ErrNotExist] when it removed the folder.
+func waitForHolder(folder *os.File, iface string, pid int) error {
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		err := tryLock(folder, unix.LOCK_EX)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("process %d did not let go of %s within 10 s: stop it by hand", pid, iface)
+		}
+	}
+}
+
 // stopHolder asks the process that has the folder locked to end (SIGTERM) and takes the
 // lock after it, at most ten seconds later. The error wraps [os.ErrNotExist] when that
 // process removed the folder as it ended.
@@ -212,7 +246,7 @@ func stopHolder(folder *os.File, iface string) error {
 		if pid <= 1 || pid == os.Getpid() {
 			return refused(unix.EWOULDBLOCK, "the daemon of %s is process %d, which is not stopped from here: stop it by hand", iface, pid)
 		}
-		sent, err := terminate(pid, folder)
+		sent, err := signalHolder(pid, folder, unix.SIGTERM)
 		if err != nil {
 			return fmt.Errorf("stop the daemon of %s, pid %d: %w", iface, pid, err)
 		}
@@ -222,9 +256,34 @@ func stopHolder(folder *os.File, iface string) error {
 	}
 }
 
-// terminate sends SIGTERM to a process, provided that it has the folder locked. Whoever
+// HangUp sends SIGHUP to the daemon that holds the interface, and returns its process id. It
+// is refused where there is none.
+func (t *Tables) HangUp() (pid int, err error) {
+	folder, err := openFolder(t.PinDir())
+	if err != nil {
+		return 0, fmt.Errorf("open the pins of %s: %w", t.Interface(), err)
+	}
+	defer folder.Close()
+	pid, alive := daemonOf(folder)
+	switch {
+	case !alive:
+		return 0, refused(nil, "no daemon runs for %s", t.Interface())
+	case pid == 0:
+		return 0, refused(nil, "the daemon of %s can't be seen from here, it is in another PID namespace", t.Interface())
+	}
+	sent, err := signalHolder(pid, folder, unix.SIGHUP)
+	if err != nil {
+		return 0, fmt.Errorf("signal the daemon of %s, pid %d: %w", t.Interface(), pid, err)
+	}
+	if !sent {
+		return 0, refused(nil, "the daemon of %s has just ended", t.Interface())
+	}
+	return pid, nil
+}
+
+// signalHolder sends a signal to a process, provided that it has the folder locked. Whoever
 // got the number of a process that ended is sent nothing; then it returns false.
-func terminate(pid int, folder *os.File) (sent bool, err error) {
+func signalHolder(pid int, folder *os.File, signal unix.Signal) (sent bool, err error) {
 	process, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return false, nil // it has just ended
@@ -237,7 +296,7 @@ func terminate(pid int, folder *os.File) (sent bool, err error) {
 	if !hasLock(pid, folder) {
 		return false, nil
 	}
-	if err := unix.PidfdSendSignal(process, unix.SIGTERM, nil, 0); err != nil {
+	if err := unix.PidfdSendSignal(process, signal, nil, 0); err != nil {
 		if errors.Is(err, unix.ESRCH) {
 			return false, nil
 		}

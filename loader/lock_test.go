@@ -145,14 +145,14 @@ func TestTerminateVerifiesTheHolder(t *testing.T) {
 		t.Errorf("locked by %d, told is %d", h.Process.Pid, got)
 	}
 	for _, pid := range []int{innocent.Process.Pid, 1, os.Getpid(), os.Getppid(), 1 << 22} {
-		if sent, err := terminate(pid, folder); sent || err != nil {
+		if sent, err := signalHolder(pid, folder, unix.SIGTERM); sent || err != nil {
 			t.Errorf("process %d: sent %v, %v", pid, sent, err)
 		}
 	}
 	if !innocent.alive() || !h.alive() {
 		t.Error("somebody was stopped")
 	}
-	if sent, err := terminate(h.Process.Pid, folder); !sent || err != nil {
+	if sent, err := signalHolder(h.Process.Pid, folder, unix.SIGTERM); !sent || err != nil {
 		t.Errorf("the holder: sent %v, %v", sent, err)
 	}
 	<-h.done

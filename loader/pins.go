@@ -101,6 +101,10 @@ func ensureBPFFS() error {
 	return nil
 }
 
+// MountPins mounts the BPF file system where pins are, if it is not mounted, as Attach does:
+// for a process that gives up the right to (CAP_SYS_ADMIN) before it attaches.
+func MountPins() error { return ensureBPFFS() }
+
 // openFolder opens a folder of pins, but no symbolic link to one.
 func openFolder(dir string) (*os.File, error) {
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
@@ -213,6 +217,12 @@ func openPin(pin string) (link.Link, error) {
 // removeDataPath detaches the programs whose links are pinned in the folder, removes
 // the egress filter of an interface, which may be nil, and unpins what is ours.
 func removeDataPath(folder *os.File, l netlink.Link) error {
+	return errors.Join(detachPrograms(folder, l), unpin(folder))
+}
+
+// detachPrograms detaches the programs of the pinned links, and removes the egress filter of
+// an interface, which may be nil.
+func detachPrograms(folder *os.File, l netlink.Link) error {
 	var errs []error
 	for _, names := range linkPins {
 		pinned, err := loadPinnedLink(inFolder(folder, ""), names)
@@ -229,7 +239,6 @@ func removeDataPath(folder *os.File, l netlink.Link) error {
 	if l != nil {
 		errs = append(errs, removeClsact(&iface{name: l.Attrs().Name, link: l}))
 	}
-	errs = append(errs, unpin(folder))
 	return errors.Join(errs...)
 }
 

@@ -33,6 +33,29 @@ var capabilities = []capability{
 	{unix.CAP_PERFMON, "CAP_PERFMON"},     // verifier: pointers in maps, loops
 }
 
+// Capabilities returns which of this process's capabilities, as CAP_ numbers, attaching and
+// what comes after it take; those that it lacks are left out. Mounting the BPF file system
+// takes more ([MountPins]), and so does naming another XDP program that is in the way.
+func Capabilities() ([]int, error) {
+	effective, err := effectiveCapabilities()
+	if err != nil {
+		return nil, err
+	}
+	return capabilitiesOf(effective), nil
+}
+
+func capabilitiesOf(effective uint64) (keep []int) {
+	for _, c := range capabilities {
+		if effective&(1<<c.bit) != 0 {
+			keep = append(keep, int(c.bit))
+		}
+	}
+	if len(keep) < len(capabilities) && effective&(1<<unix.CAP_SYS_ADMIN) != 0 {
+		keep = append(keep, unix.CAP_SYS_ADMIN) // it stands for those
+	}
+	return keep
+}
+
 // requireCapabilities names the capabilities that are missing. CAP_SYS_ADMIN
 // stands for CAP_BPF and CAP_PERFMON, as in the kernel.
 func requireCapabilities() error {

@@ -30,7 +30,7 @@ var ErrBadRecord = errors.New("bad ring buffer record")
 type Reader struct {
 	ring   *ringbuf.Reader
 	record ringbuf.Record
-	parts  *parts.Store
+	parts  joiner
 	// A variant of the latest capture, if it has one.
 	variant bool
 	next    flow.Sample
@@ -43,7 +43,13 @@ func (d *DataPath) NewReader() (*Reader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the ring buffer: %w", err)
 	}
-	return &Reader{ring: ring, parts: parts.NewStore(parts.DefaultKept), source: d.source}, nil
+	r := &Reader{ring: ring, source: d.source}
+	if d.group != nil {
+		r.parts = &d.group.parts
+	} else {
+		r.parts = parts.NewStore(parts.DefaultKept)
+	}
+	return r, nil
 }
 
 // source is where what is captured now is from.

@@ -21,8 +21,10 @@ import (
 // says that it came in through the device; sent out through the interface again, it is
 // from the same side.
 type sides struct {
-	index  func() int32 // the interface's
+	index  func() int32   // the interface's
+	all    func() []int32 // those of its group, this one among them
 	m      *ebpf.Map
+	mu     *sync.Mutex     // while m is written
 	handle *netlink.Handle // of the interface's network namespace
 	stop   chan struct{}
 	done   sync.WaitGroup
@@ -37,9 +39,15 @@ const (
 )
 
 // watchSides fills the map and keeps it until close. It belongs to the network namespace
-// of the calling thread.
-func watchSides(index func() int32, m *ebpf.Map) (_ *sides, err error) {
+// of the calling thread. The map of a group (nil: none) has what is built on any of its
+// interfaces.
+func watchSides(index func() int32, group *Group, m *ebpf.Map) (_ *sides, err error) {
 	s := &sides{index: index, m: m, stop: make(chan struct{})}
+	if group != nil {
+		s.all, s.mu = group.indexes, &group.sides
+	} else {
+		s.all, s.mu = func() []int32 { return []int32{index()} }, new(sync.Mutex)
+	}
 	if s.handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return nil, fmt.Errorf("open a netlink socket: %w", err)
 	}
@@ -100,12 +108,18 @@ func (s *sides) watch(changes chan netlink.LinkUpdate, done chan struct{}) {
 
 // update makes the map say what is built on the interface now.
 func (s *sides) update() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	links, err := s.handle.LinkList()
 	if err != nil {
 		return fmt.Errorf("list the links: %w", err)
 	}
+	var stacked []int
+	for _, index := range s.all() {
+		stacked = append(stacked, stackedOn(int(index), links)...)
+	}
 	want := map[uint32]bool{}
-	for _, index := range stackedOn(int(s.index()), links) {
+	for _, index := range stacked {
 		want[uint32(index)] = true
 		if err := s.m.Update(uint32(index), uint8(1), ebpf.UpdateAny); err != nil {
 			return fmt.Errorf("write map same_side: %w", err)

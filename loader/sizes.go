@@ -166,10 +166,11 @@ func mapMemory(m *ebpf.MapSpec) uint64 {
 	}
 }
 
-// tablesMemory is the sum of mapMemory over all maps.
-func tablesMemory(spec *ebpf.CollectionSpec) (sum uint64) {
-	for _, m := range spec.Maps {
-		if m.MaxEntries > 0 {
+// tablesMemory is the sum of mapMemory over all maps, or over those that an interface of a
+// group has for itself.
+func tablesMemory(spec *ebpf.CollectionSpec, own bool) (sum uint64) {
+	for name, m := range spec.Maps {
+		if m.MaxEntries > 0 && !(own && isShared(name)) {
 			sum += mapMemory(m)
 		}
 	}

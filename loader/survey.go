@@ -64,7 +64,7 @@ func Look(name string, sizes Sizes) (*Survey, error) {
 	if err := setSizes(spec); err != nil {
 		return nil, err
 	}
-	s.Sizes, s.Memory = sizesOf(spec), tablesMemory(spec)
+	s.Sizes, s.Memory = sizesOf(spec), tablesMemory(spec, false)
 	return s, nil
 }
 

@@ -24,11 +24,16 @@ type Tables struct {
 	flows, blocked, collecting, counters, daemon, att, mode *ebpf.Map
 	filter                                                  *blockFilter
 
+	*blocks
+	// own returns the interface's own addresses; nil: not known.
+	own func() ([]netip.Addr, error)
+}
+
+// blocks is what is known of the blocks in a table.
+type blocks struct {
 	blocking sync.Mutex // of what follows, and of adding and removing blocks
 	census   census
 	evicted  []Block // that made room, for ExpireBlocks
-	// own returns the interface's own addresses; nil: not known.
-	own func() ([]netip.Addr, error)
 }
 
 // place is where a data path is: the interface's name, and the folder of the pins.
@@ -149,6 +154,7 @@ func newTables(iface string, maps map[string]*ebpf.Map) (*Tables, error) {
 		return nil, err
 	}
 	t := &Tables{
+		blocks: new(blocks),
 		filter: filter,
 		flows:  maps[datapathMapFlows], blocked: maps[datapathMapBlocked],
 		collecting: maps[datapathMapCollecting],

@@ -110,6 +110,11 @@ func (p *Policy) Describe() string {
 	for _, note := range never {
 		b.WriteString(note)
 	}
+	for i := range p.Rules {
+		if r := &p.Rules[i]; r.Evidence != nil && len(p.Protect) > 0 && hasAll(p.Protect, r.To) {
+			fmt.Fprintf(&b, "note: rule %s never treats a pair: protect has all of its servers\n", r.Name)
+		}
+	}
 	switch {
 	case len(p.Rules) > 1 && len(never) == 0:
 		b.WriteString("each rule can act\n")

@@ -113,6 +113,8 @@ func licenceName(text string) string {
 	words := strings.Join(strings.Fields(text), " ")
 	has := func(phrase string) bool { return strings.Contains(words, phrase) }
 	switch {
+	case has("The licensed conditions are one or the other of these two Licenses: - BSD 3-clause - GPL v2.0"):
+		return "BSD-3-Clause OR GPL-2.0-only"
 	case has("GNU GENERAL PUBLIC LICENSE"), has("GNU LESSER"), has("Mozilla Public License"):
 		return ""
 	case has("Apache License Version 2.0"), has("Licensed under the Apache License, Version 2.0"):
@@ -148,6 +150,10 @@ func notices(modules []linkedModule) string {
 			if _, text, _ = strings.Cut(text, "END OF TERMS AND CONDITIONS"); !regexp.MustCompile(`(?m)^\s*Copyright .*\d{4}`).MatchString(text) {
 				continue
 			}
+			text = strings.TrimSpace(text)
+		}
+		if m.licence == "BSD-3-Clause OR GPL-2.0-only" { // it is used under the former
+			text, _, _ = strings.Cut(text, "-------------------------------------------------------------------------\nGPL v2.0:")
 			text = strings.TrimSpace(text)
 		}
 		if users[text] == nil {

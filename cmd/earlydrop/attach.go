@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"os/signal"
@@ -18,6 +19,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/classifier/onnx"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
@@ -41,14 +43,16 @@ stay blocked and new flows pass; the next attach adopts what is there.
 interfaces, each with tables of its own. It attaches to all of them or to none. Where
 one is removed while it runs, the others go on. With --wait it is attached to again
 when it returns, by the name that was given, and those that are not there at the start
-are waited for as well.
+are waited for as well. A flow that crosses two of them is judged once, and dropped at
+the first. Between the interfaces of a --group flows move: these share their tables.
 
-SIGHUP opens the event file again, so that logrotate can rename it, and does nothing
-else: a terminal that is closed does not end the program.
+SIGHUP opens the event file again, so that logrotate can rename it, and reloads the
+policy (earlydrop reload --help says what that does). A terminal that is closed does not
+end the program.
 
 An event is one JSON object on a line: attached, waiting (--wait), verdict,
 block_ended, left_out (in passes_left_out what --events-pass left out since the last
-one, every 10 s), mode_changed or ended.
+one, every 10 s), mode_changed, reloaded, disagreed or ended.
 A verdict says
 
    class            what the model calls the flow; unknown if no label is likely enough
@@ -77,14 +81,17 @@ Examples:
    earlydrop attach -i eth0
    earlydrop attach -i eth0 --policy /etc/earlydrop/policy.yaml --mode enforce --quiet
    earlydrop attach -i eth0 -i eth1
+   earlydrop attach -i lan0 --group wan0,wan1
    earlydrop attach --config /etc/earlydrop/attach.yaml
    earlydrop attach -i eth0 --events /var/log/earlydrop.jsonl --persist
    earlydrop attach -i eth0 --json | jq 'select(.decision == "drop")'`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "config", Usage: "read settings from `FILE`: YAML, with the long names of these flags as keys; flags override them"},
 			listFlag{&cli.StringSliceFlag{Name: "interface", Aliases: []string{"i"}, Usage: "network `INTERFACE`; may be repeated"}},
+			listFlag{&cli.StringSliceFlag{Name: "group", Usage: "`INTERFACES` between which flows move, such as uplinks (wan0,wan1): they share tables; may be repeated"}},
 			&cli.StringFlag{Name: "policy", Usage: "read the policy from `FILE` instead of the built-in one (earlydrop policy default)", TakesFile: true},
 			&cli.StringFlag{Name: "model", Usage: "use the model `FILE`, or the shipped \"paper\", instead of the default", TakesFile: true},
+			&cli.StringFlag{Name: "shadow", Usage: "judge with the model `FILE` as well, when there is time, and tell where the two disagree; nothing else comes of it", TakesFile: true},
 			&cli.StringFlag{Name: "mode", Usage: "`monitor` or enforce; overrides the policy's"},
 			&cli.StringFlag{Name: "xdp", Value: string(loader.XDPAuto), Usage: "attach in the driver (native), in the stack (generic), or whichever works (`auto`)"},
 			midStreamFlag(),
@@ -100,9 +107,10 @@ Examples:
 			numberFlag("max-collecting", "capture `N` flows at a time; more pass unseen", "8192, or as adopted", uint64(least.Collecting), uint64(most.Collecting)),
 			numberFlag("max-handshakes", "keep `N` TCP handshakes, rounded up to a power of two; old ones make room", "65536, or as adopted", uint64(least.Handshakes), uint64(most.Handshakes)),
 			evidenceFlag(),
+			metricsFlag(),
 			&cli.BoolFlag{Name: "persist", Usage: "leave the data path attached at the end: blocked flows stay blocked"},
 			&cli.BoolFlag{Name: "wait", Usage: "wait for interfaces that are not there, or that are removed while it runs, and attach to each as soon as it appears"},
-			controlFlag("answer status, blocked and events at the unix socket `PATH`; none: nowhere"),
+			controlFlag("answer status, blocked, events and others at the unix socket `PATH`; none: nowhere"),
 			&cli.BoolFlag{Name: "json", Usage: "the same as --events -"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print no verdicts that pass"},
 			&cli.BoolFlag{Name: "verbose", Usage: "print more of each verdict: scores, reason, model, latency"},
@@ -147,8 +155,8 @@ func attach(c *cli.Context) error {
 	if err := errors.Join(requireArgs(c, 0, 0, ""), readSettings(c)); err != nil {
 		return err
 	}
-	if err := requireFlags(c, "interface"); err != nil {
-		return err
+	if !c.IsSet("interface") && !c.IsSet("group") {
+		return requireFlags(c, "interface")
 	}
 	// Neither a terminal that is closed nor logrotate may end it, from the start.
 	hangUp := make(chan os.Signal, 1)
@@ -164,11 +172,17 @@ func attach(c *cli.Context) error {
 		return err
 	}
 	defer config.Engine.Close() // where nothing is attached
+	if config.Shadow != nil {
+		defer config.Shadow.Close()
+	}
 	if config.Events, err = eventlog.Open(*events); err != nil {
 		return asBadInput(err)
 	}
 	defer config.Events.Close()
 	defer config.Events.ReopenOn(hangUp)()
+	reload := make(chan os.Signal, 1)
+	signal.Notify(reload, unix.SIGHUP)
+	defer signal.Stop(reload)
 
 	// From here on a signal ends the program in order, not at once. A reader of
 	// standard output that ends (attach --json | head) must not end it either: that
@@ -186,8 +200,14 @@ func attach(c *cli.Context) error {
 	if door != nil {
 		defer door.Close()
 	}
+	scraped, err := listenMetrics(c)
+	if err != nil {
+		config.Events.Uncreate()
+		return err
+	}
+	defer scraped.Close()
 	var keep func(context.Context)
-	config.Evidence, keep = openEvidence(c, config.Policy, config.Events)
+	config.Evidence, keep = openEvidence(c, config.Attach[0].Interface, config.Events)
 	g, err := gateway.New(*config)
 	if err != nil {
 		config.Events.Uncreate()
@@ -199,13 +219,16 @@ func attach(c *cli.Context) error {
 	defer stopKeeping()
 	kept.Go(func() { keep(keepCtx) })
 	config.Events.Say(beginText(config))
+	defer reloadOn(reload, g, c.App.ErrWriter)()
 	said(config.Events)
 	if door != nil {
-		door.Serve(g)
+		door.Serve(served{g, config.Events})
 	}
+	scraped.Serve(g)
 	told := make(chan struct{})
 	go func() { defer close(told); tellSystemd(ctx, g) }()
 	defer func() { stop(); <-told }()
+	giveUpRights(config.Engine.Device())
 	sums, err := g.Run(ctx)
 	if len(sums) > 1 {
 		config.Events.Say(totalText(sums))
@@ -215,6 +238,29 @@ func attach(c *cli.Context) error {
 		return fmt.Errorf("%w (attach adopts it)", err)
 	}
 	return err
+}
+
+// reloadOn has the policy loaded again at each signal. What is wrong with it is said as policy
+// check says it. The returned function ends this.
+func reloadOn(signals <-chan os.Signal, g *gateway.Gateway, errors io.Writer) (stop func()) {
+	quit := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-quit:
+				return
+			case <-signals:
+				if _, err := g.Reload(); err != nil {
+					report(errors, err)
+				}
+			}
+		}
+	})
+	return func() {
+		close(quit)
+		wg.Wait()
+	}
 }
 
 // logConfig reads the flags about events: --events, --json, --quiet and so on.
@@ -241,12 +287,23 @@ func logConfig(c *cli.Context) (*eventlog.Config, error) {
 
 // gatewayConfig reads all other flags, opens the model and reads the policy.
 func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
-	config := &gateway.Config{
+	config := new(gateway.Config)
+	*config = gateway.Config{
 		PolicyName: cmp.Or(c.String("policy"), "built-in"), Persist: c.Bool("persist"), Wait: c.Bool("wait"),
 		Advise: func(iface string, counters map[string]uint64) []string {
 			return sidesAdvice(iface, counters, c.Bool("one-hook"), c.Bool("one-way"))
 		},
-		Explain: fromLoader,
+		Explain: fromLoader, ModeFixed: c.IsSet("mode"), MonitorOnly: monitorOnly,
+		LoadPolicy: func(m *classifier.Manifest) (*policy.Policy, error) {
+			p, err := loadPolicy(c.String("policy"), policyModel(m))
+			if err != nil {
+				return nil, err
+			}
+			return p, checkPairs(p, namesOf(config.Attach))
+		},
+		LoadModel: func(name string) (*classifier.Network, error) {
+			return loadNetwork(name, onnx.Options{Device: c.String("device")})
+		},
 	}
 	if config.Attach, err = attachOptions(c); err != nil {
 		return nil, err
@@ -258,17 +315,27 @@ func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
 	if config.Engine, err = openEngine(name, data, onnx.Options{Device: c.String("device")}); err != nil {
 		return nil, err
 	}
-	config.Policy, err = loadPolicy(c.String("policy"), policyModel(config.Engine.Manifest()))
+	config.Policy, err = config.LoadPolicy(config.Engine.Manifest())
 	if err == nil {
 		config.Mode, err = chooseMode(c, config.Policy, config.Attach)
 	}
-	if err == nil {
-		err = checkPairs(config.Policy, c.StringSlice("interface"))
+	if err == nil && c.IsSet("shadow") {
+		config.Shadow, err = openShadow(c)
 	}
 	if err != nil {
 		return nil, errors.Join(err, config.Engine.Close())
 	}
 	return config, nil
+}
+
+// openShadow opens the second model. One worker and a short queue are enough for what has the
+// time that is left.
+func openShadow(c *cli.Context) (*classifier.Engine, error) {
+	name, data, err := readModel(c.String("shadow"))
+	if err != nil {
+		return nil, err
+	}
+	return openEngine(name, data, onnx.Options{Device: c.String("device"), Workers: 1, Queue: 256})
 }
 
 // attachOptions reads the flags about the interfaces and their tables.
@@ -292,15 +359,51 @@ func attachOptions(c *cli.Context) ([]loader.Options, error) {
 		return nil, err
 	}
 	var all []loader.Options
-	names := c.StringSlice("interface")
-	for i, name := range names {
-		if slices.Contains(names[:i], name) {
-			return nil, badInput("--interface %q is given twice: keep one of them", name)
+	given := map[string]bool{}
+	add := func(flag, name string, group *loader.Group) error {
+		if given[name] {
+			return badInput("--%s %q is given twice: keep one of them", flag, name)
 		}
-		o.Interface = name
+		given[name] = true
+		o.Interface, o.Group = name, group
 		all = append(all, o)
+		return nil
+	}
+	for _, name := range c.StringSlice("interface") {
+		if err := add("interface", name, nil); err != nil {
+			return nil, err
+		}
+	}
+	for _, names := range c.StringSlice("group") {
+		members, err := parseGroup(names)
+		if err != nil {
+			return nil, badInput("--group %q: %w", names, err)
+		}
+		group := loader.NewGroup(members...)
+		for _, name := range members {
+			if err := add("group", name, group); err != nil {
+				return nil, err
+			}
+		}
 	}
 	return all, nil
+}
+
+// namesOf returns the names of the interfaces.
+func namesOf(all []loader.Options) (names []string) {
+	for _, o := range all {
+		names = append(names, o.Interface)
+	}
+	return names
+}
+
+// parseGroup reads the names of interfaces that share flows.
+func parseGroup(s string) ([]string, error) {
+	names := strings.Split(s, ",")
+	if len(names) < 2 || slices.Contains(names, "") {
+		return nil, errors.New("name two interfaces or more in one word, such as \"wan0,wan1\"")
+	}
+	return names, nil
 }
 
 // chooseMode returns the mode of --mode or of the policy, and refuses to enforce a policy
@@ -313,7 +416,7 @@ func chooseMode(c *cli.Context, p *policy.Policy, attach []loader.Options) (mode
 		}
 	}
 	for i := range attach {
-		if why := gateway.MonitorOnly(&attach[i], p); mode == policy.Enforce && why != "" {
+		if why := monitorOnly(&attach[i], p); mode == policy.Enforce && why != "" {
 			return mode, badInput("%s", why)
 		}
 	}
@@ -335,7 +438,8 @@ func detachCommand() *cli.Command {
 		Name:  "detach",
 		Usage: "remove programs, maps and blocks from an interface",
 		Description: `Ends the process that holds the interface, if there is one, and leaves nothing
-behind: no program, no map, no pin. Blocked flows pass again.
+behind: no program, no map, no pin. Blocked flows pass again. A process that holds other
+interfaces as well goes on with these.
 
 Examples:
    earlydrop detach -i eth0
@@ -369,7 +473,6 @@ Examples:
 				if err := loader.Detach(name, true); err == nil {
 					fmt.Fprintf(c.App.Writer, "detached from %s\n", name)
 				} else if !c.Bool("all") || !errors.Is(err, loader.ErrNotAttached) {
-					// Of one process's interfaces the first takes the others along.
 					failed = append(failed, fromLoader(err))
 				}
 			}
@@ -426,6 +529,9 @@ func attachedText(iface string, info loader.Info, c *gateway.Config) string {
 	}
 	if info.HiddenVLANs {
 		say("%s strips VLAN tags on receive, so the two directions of tagged flows don't match: ethtool -K %s rxvlan off rx-vlan-stag-hw-parse off", iface, iface)
+	}
+	if info.SharesWith != "" {
+		say("flows and blocks are shared with %s", info.SharesWith)
 	}
 	say("tables: %s; %s of kernel memory", info.Sizes, event.ByteCount(info.Memory))
 	say("maps: bpftool map dump pinned %s/blocked", info.PinDir)

@@ -241,12 +241,15 @@ func blockedAdd(c *cli.Context) error {
 	lasts, iface, suspended := ttlOf(c), c.String("interface"), false
 	if d := preferDaemon(c); d.has(iface) {
 		suspended, err = d.Block(c.Context, iface, key, lasts)
-		err = fromDaemon(err)
 	} else {
 		suspended, err = blockPinned(c, key, lasts)
 	}
-	if err != nil {
-		return err
+	var told *control.Error
+	switch {
+	case errors.Is(err, loader.ErrFull), errors.As(err, &told) && told.IsFull():
+		return fmt.Errorf("%w (remove some with earlydrop blocked del, or attach with a larger --max-blocked)", err)
+	case err != nil:
+		return fromDaemon(err)
 	}
 	fmt.Fprintf(c.App.Writer, "blocked for %s: %s\n", policy.FormatTTL(lasts), key)
 	if suspended {
@@ -262,11 +265,7 @@ func blockPinned(c *cli.Context, key flow.Key, lasts time.Duration) (suspended b
 		return false, err
 	}
 	defer t.Close()
-	err = t.Apply(key, flow.Treatment{Action: flow.Drop, TTL: lasts, Rule: flow.ByHand})
-	if errors.Is(err, loader.ErrFull) {
-		return false, fmt.Errorf("%w (remove some with earlydrop blocked del, or attach with a larger --max-blocked)", err)
-	}
-	if err != nil {
+	if err := t.Apply(key, flow.Treatment{Action: flow.Drop, TTL: lasts, Rule: flow.ByHand}); err != nil {
 		return false, err
 	}
 	enforces, err := t.Enforces()

@@ -72,6 +72,15 @@ var checks = map[string]func(string) error{
 		_, err := loader.HasInterface(s)
 		return err
 	},
+	"group": func(s string) error {
+		names, err := parseGroup(s)
+		for _, name := range names {
+			if err == nil {
+				_, err = loader.HasInterface(name)
+			}
+		}
+		return err
+	},
 	"mode": func(s string) error {
 		_, err := policy.ParseMode(s)
 		return hinted(err, s, "monitor", "enforce")

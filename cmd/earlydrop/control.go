@@ -19,6 +19,8 @@ import (
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/control"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/gateway"
+	"github.com/earlydrop/earlydrop/loader"
 )
 
 // noControl is the value of --control for no socket.
@@ -64,6 +66,25 @@ func listenControl(c *cli.Context) (s *control.Server, said func(*eventlog.Log),
 	}, nil
 }
 
+// served is what the socket is the door to.
+type served struct {
+	*gateway.Gateway
+	events *eventlog.Log
+}
+
+// Reload opens the event file again as well, as SIGHUP does.
+func (s served) Reload() (*control.Reloaded, error) {
+	s.events.Reopen()
+	r, err := s.Gateway.Reload()
+	return (*control.Reloaded)(r), err
+}
+
+// UseModel is explained at gateway.Gateway.
+func (s served) UseModel(name string) (*control.Reloaded, error) {
+	r, err := s.Gateway.UseModel(name)
+	return (*control.Reloaded)(r), err
+}
+
 // askWithin is how long a daemon may take to answer.
 const askWithin = 10 * time.Second
 
@@ -76,6 +97,14 @@ type asked struct {
 // has reports whether the interface is one of the daemon's.
 func (d *asked) has(iface string) bool {
 	return d != nil && slices.Contains(d.about.Interfaces, iface)
+}
+
+// hasAll reports whether the daemon has every interface that something is pinned for, as far
+// as that can be seen.
+func (d *asked) hasAll() bool {
+	all, err := loader.OpenAll()
+	defer closeAll(all)
+	return (err == nil || errors.Is(err, loader.ErrNoAccess)) && !slices.ContainsFunc(all, func(t *loader.Tables) bool { return !d.has(t.Interface()) })
 }
 
 // askDaemon returns the daemon that the command is to ask, nil where there is none: then

@@ -72,6 +72,9 @@ func TestRepeatedFlagsAreRefused(t *testing.T) {
 	const twice = "is given twice, as"
 	for _, tt := range []struct{ args, want string }{
 		{"attach -i v0 -i v1 -i v0", `--interface "v0" is given twice: keep one of them`},
+		{"attach -i v0 --group v1,v0", `--group "v0" is given twice: keep one of them`},
+		{"attach --group v0,v0", `--group "v0" is given twice: keep one of them`},
+		{"attach --group v0,v1 --group v1,v2", `--group "v1" is given twice: keep one of them`},
 		{"attach -i v0 --interface=v0", `--interface "v0" is given twice: keep one of them`},
 		{"attach --policy a -i v0 --policy b", `--policy is given twice, as "a" and as "b": keep one of them`},
 		{"attach -i v0 --mode enforce --mode=monitor", `--mode is given twice, as "enforce" and as "monitor": keep one of them`},

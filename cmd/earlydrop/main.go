@@ -48,6 +48,7 @@ func commands() []*cli.Command {
 		attachCommand(),
 		detachCommand(),
 		modeCommand(),
+		reloadCommand(),
 		statusCommand(),
 		blockedCommand(),
 		eventsCommand(),

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/classifier/onnx"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/gateway"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/models"
 	"github.com/earlydrop/earlydrop/models/figures"
@@ -26,7 +28,7 @@ import (
 func modelCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "model",
-		Usage: "inspect model files",
+		Usage: "inspect model files, and change the model of a running attach",
 		Subcommands: []*cli.Command{
 			{
 				Name:      "info",
@@ -49,8 +51,46 @@ Examples:
 				},
 				Action: modelInfo,
 			},
+			{
+				Name:      "use",
+				Usage:     "have the running attach classify with another model from now on",
+				ArgsUsage: "FILE",
+				Description: `FILE is a model file, or the name of a model that the program ships. It is checked as
+attach checks it, and has to give the results that it says of itself; then it takes over
+between two batches, and the policy is loaded again for its labels. If something is
+wrong with either, nothing changes. The next attach uses what its --model says.
+
+Examples:
+   earlydrop model use /var/lib/earlydrop/new.onnx
+   earlydrop model use paper`,
+				Flags:  []cli.Flag{controlFlag("ask the daemon at the unix socket `PATH`")},
+				Action: modelUse,
+			},
 		},
 	}
+}
+
+func modelUse(c *cli.Context) error {
+	if err := requireArgs(c, 1, 1, "FILE"); err != nil {
+		return err
+	}
+	file := c.Args().First()
+	if _, _, shipped := models.Named(file); !shipped {
+		var err error
+		if file, err = filepath.Abs(file); err != nil { // the daemon is elsewhere
+			return err
+		}
+	}
+	d, err := requireDaemon(c)
+	if err != nil {
+		return err
+	}
+	r, err := d.UseModel(c.Context, file)
+	if err != nil {
+		return fromDaemon(err)
+	}
+	fmt.Fprintln(c.App.Writer, (*gateway.Reloaded)(r))
+	return nil
 }
 
 func modelInfo(c *cli.Context) error {
@@ -94,13 +134,29 @@ func readModel(path string) (name string, onnx []byte, err error) {
 // openEngine is onnx.Open; every error is bad input and says what to do.
 func openEngine(name string, data []byte, opts onnx.Options) (*classifier.Engine, error) {
 	engine, err := onnx.Open(name, data, opts)
+	return engine, fromONNX(err)
+}
+
+// loadNetwork reads a model as readModel does, and loads it for an engine that has one
+// already. Every error is bad input.
+func loadNetwork(path string, opts onnx.Options) (*classifier.Network, error) {
+	name, data, err := readModel(path)
+	if err != nil {
+		return nil, err
+	}
+	n, err := onnx.Load(name, data, opts)
+	return n, fromONNX(err)
+}
+
+// fromONNX says what to do about an error of ONNX Runtime's, which is bad input.
+func fromONNX(err error) error {
 	switch {
 	case errors.Is(err, onnx.ErrNoCgo):
-		return nil, badInput("%w; build it with CGO_ENABLED=1 and a C compiler, as 'make build' does", err)
+		return badInput("%w; build it with CGO_ENABLED=1 and a C compiler, as 'make build' does", err)
 	case errors.Is(err, onnx.ErrLibrary) && !errors.Is(err, onnx.ErrUnsafeLibrary):
-		return nil, badInput("%w; run 'make onnxruntime', or set %s to the library's path", err, onnx.LibraryEnv)
+		return badInput("%w; run 'make onnxruntime', or set %s to the library's path", err, onnx.LibraryEnv)
 	}
-	return engine, asBadInput(err)
+	return asBadInput(err)
 }
 
 // modelDescription is what model info prints.

@@ -26,7 +26,7 @@ const (
 )
 
 func evidenceFlag() cli.Flag {
-	return &cli.StringFlag{Name: "evidence", Usage: "keep what is known of pairs in `FILE`, if the policy has a rule with evidence; an empty name: keep it nowhere", DefaultText: stateDir + "/INTERFACE.json", TakesFile: true}
+	return &cli.StringFlag{Name: "evidence", Usage: "keep what is known of pairs in `FILE`, once there is something; an empty name: keep it nowhere", DefaultText: stateDir + "/INTERFACE.json", TakesFile: true}
 }
 
 // checkPairs refuses a policy that treats pairs on an interface where many hosts are one
@@ -48,10 +48,10 @@ func checkPairs(p *policy.Policy, interfaces []string) error {
 	return nil
 }
 
-// openEvidence returns what was known of pairs, and a function that keeps it in its file from
+// openEvidence returns what was known of pairs where iface is the first interface, and a function that keeps it in its file from
 // now on, until ctx ends, which is to be called at most once. Whatever is wrong with the file
 // is logged, and nothing is known then.
-func openEvidence(c *cli.Context, p *policy.Policy, events *eventlog.Log) (s *evidence.State, keep func(context.Context)) {
+func openEvidence(c *cli.Context, iface string, events *eventlog.Log) (s *evidence.State, keep func(context.Context)) {
 	s = evidence.New(evidence.Options{Alert: func(a evidence.Alert) {
 		e := &event.LimitReached{Time: time.Now(), Interface: a.Source.Interface, Limit: a.Limit, Proven: a.Proven,
 			Initiators: a.Initiators, Treated: a.Treated, Until: a.Until}
@@ -61,9 +61,9 @@ func openEvidence(c *cli.Context, p *policy.Policy, events *eventlog.Log) (s *ev
 	}})
 	path := c.String("evidence")
 	if !c.IsSet("evidence") {
-		path = filepath.Join(stateDir, c.StringSlice("interface")[0]+".json")
+		path = filepath.Join(stateDir, iface+".json")
 	}
-	if path == "" || !p.TreatsPairs() {
+	if path == "" {
 		return s, func(context.Context) {}
 	}
 	if err := s.Load(path); err != nil {

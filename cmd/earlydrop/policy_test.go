@@ -142,6 +142,21 @@ note: rule late never acts: a rule above it treats all of its flows
 note: rule udp-again never acts: a rule above it treats all of its flows
 each other rule can act
 `},
+		{"evidence about servers that are protected", `
+limits: none
+protect: [192.0.2.0/24]
+rules:
+  - {name: ours, class: v2ray, min_confidence: 0.5, action: drop, ttl: 10m, to: 192.0.2.7, evidence: {flows: 2, share: 1, within: 1h}}
+`, `mode monitor: decides and logs, drops nothing
+no pair is treated whose server is in 192.0.2.0/24
+rule ours: drop v2ray to 192.0.2.7 when the confidence is at least 0.5
+  drop the pair (initiator and server) for 10m when 2 of its flows within 1h are detected, and at least 100 % of those judged
+everything else passes
+UDP flows, tunnels as well, are identified and logged, not treated: no rule says udp_unproven: true
+no limits: nothing bounds how many flows are treated
+note: rule ours never treats a pair: protect has all of its servers
+the rule can act
+`},
 		{"all that the language has", `
 mode: enforce
 limits: {flows: 5/s}

@@ -294,7 +294,7 @@ func (d *differ) eventsOf(policies [2]*policy.Policy, states [2]*evidence.State,
 			}
 			var fates [2]fate
 			for i := range policies {
-				decision := states[i].Decide(policies[i], m, r)
+				decision, _ := states[i].Decide(policies[i], m, r)
 				fates[i] = fate{decision.Action.String(), decision.Rule, decision.Reason}
 			}
 			d.add(e, fates)

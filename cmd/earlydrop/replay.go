@@ -91,7 +91,11 @@ parts that are merged at the end: some 90 bytes per flow of a file with more tha
 others were open at the same time and had packets since. The files have no names:
 nothing stays behind, however replay ends.
 
-Each file is a capture of its own. With --join the files are one capture that was
+Evidence and limits of the policy count by the time of the packets, so that the same files
+always come to the same. A warning says when a limit was reached. Flows that passed before
+their pair was treated, and that live would be cut with it, are shown as they were judged.
+
+Each file is a capture of its own, of which nothing is known at its beginning. With --join the files are one capture that was
 cut into several: flows go on from file to file. The files are read in order of the
 time of their first packet, however they are named; file is where a flow begins.
 

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -34,6 +35,7 @@ Exit code 3: not all is well. The state is then one of
                 says that something passed unseen (worries and recent in --json)
    unattended   no daemon: blocked flows stay blocked, new flows pass
    gone         nothing is attached any more
+   waiting      attach --wait waits for the interface; it has no more to tell
 
 Examples:
    earlydrop status
@@ -51,8 +53,8 @@ func runStatus(c *cli.Context) error {
 	if err := requireArgs(c, 0, 0, ""); err != nil {
 		return err
 	}
-	all, openErr := findStatus(c)
-	if len(all) == 0 && openErr == nil && !c.Bool("json") {
+	all, waiting, openErr := findStatus(c)
+	if len(all) == 0 && len(waiting) == 0 && openErr == nil && !c.Bool("json") {
 		fmt.Fprintln(c.App.Writer, "earlydrop is attached to no interface"+seenFromHere())
 	}
 	state := status.Well
@@ -71,6 +73,20 @@ func runStatus(c *cli.Context) error {
 			return err
 		}
 	}
+	for _, w := range waiting {
+		state = status.Worse(state, w.State)
+		if c.Bool("json") {
+			if err := json.NewEncoder(c.App.Writer).Encode(w); err != nil {
+				return err
+			}
+			continue
+		}
+		why := "it is not there"
+		if w.Error != "" {
+			why = w.Error
+		}
+		fmt.Fprintf(c.App.Writer, "%s is waited for: %s\n", w.Interface, why)
+	}
 	if openErr == nil && state != status.Well {
 		return errNotWell
 	}
@@ -79,20 +95,22 @@ func runStatus(c *cli.Context) error {
 
 // findStatus returns what there is to tell: what the daemon says, and of what it does not
 // have what is pinned, in the order of the interfaces' names. With an error it returns what
-// could be read.
-func findStatus(c *cli.Context) (list []*status.Status, err error) {
+// could be read. Interfaces that the daemon waits for are told of apart.
+func findStatus(c *cli.Context) (list []*status.Status, waiting []status.Waiting, err error) {
 	d, iface := preferDaemon(c), c.String("interface")
-	if d != nil && (iface == "" || d.has(iface)) {
+	if d != nil {
 		report, err := d.Status(c.Context)
 		if err != nil {
-			return nil, fromDaemon(err)
+			slog.Warn("the daemon can't tell; this is from what is pinned", "error", err)
+			report = new(status.Report)
 		}
+		waiting = slices.DeleteFunc(report.Waiting, func(w status.Waiting) bool { return iface != "" && w.Interface != iface })
 		list = slices.DeleteFunc(report.Interfaces, func(s *status.Status) bool { return iface != "" && s.Interface != iface })
 		for _, s := range list {
 			s.Rows = slices.Concat(gateway.KnownCounters().Ordered(s.Daemon), loader.KnownCounters().Ordered(s.Counters))
 		}
-		if iface != "" && len(list) > 0 {
-			return list, nil
+		if iface != "" && len(list)+len(waiting) > 0 {
+			return list, waiting, nil
 		}
 	}
 	all, openErr := openChosen(c)
@@ -103,12 +121,12 @@ func findStatus(c *cli.Context) (list []*status.Status, err error) {
 		}
 		s, err := status.Read(t)
 		if err != nil {
-			return list, fromLoader(err)
+			return list, waiting, fromLoader(err)
 		}
 		list = append(list, s)
 	}
 	slices.SortFunc(list, func(a, b *status.Status) int { return strings.Compare(a.Interface, b.Interface) })
-	return list, withoutAccess(d, openErr)
+	return list, waiting, withoutAccess(d, openErr)
 }
 
 // openChosen opens the tables of the interface that -i names, else of all that something

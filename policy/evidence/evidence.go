@@ -10,6 +10,7 @@ package evidence
 
 import (
 	"container/list"
+	"encoding/binary"
 	"net/netip"
 	"sync"
 	"time"
@@ -57,7 +58,10 @@ type Options struct {
 	Alert func(Alert)
 }
 
-// defaultPairs take some 20 MB, and 130 MB at most.
+// maxOpen is how many flows of a pair are treated with it at most though they passed before.
+const maxOpen = 8
+
+// defaultPairs take some 25 MB, and 170 MB at most.
 const defaultPairs = 1 << 16
 
 // State is what is known of pairs and of the limits. Its methods may be called concurrently.
@@ -101,17 +105,31 @@ type pair struct {
 	treatment treatment
 }
 
-// judged is a flow that got a verdict.
+// judged is a flow that got a verdict. There may be many.
 type judged struct {
 	flow  flowID
-	at    time.Time // of the verdict
-	rules uint64    // those with evidence that detected it, by slot
+	at    int64  // of the verdict, in Unix nanoseconds
+	rules uint64 // those with evidence that detected it, by slot
+	// open is the flow as it was detected, if it passed; else nil.
+	open *flow.Meta
 }
 
 // flowID distinguishes the flows of a pair. Of one flow there may be several verdicts.
 type flowID struct {
-	start int64 // Unix nanoseconds
-	from  netip.AddrPort
+	start int64  // Unix nanoseconds
+	host  uint64 // the second half of an IPv6 address
+	port  uint16
+}
+
+// idOf returns what distinguishes a flow.
+func idOf(m *flow.Meta) flowID {
+	initiator := m.Initiator()
+	id := flowID{start: m.Start.UnixNano(), port: initiator.Port()}
+	if addr := initiator.Addr().Unmap(); addr.Is6() {
+		bytes := addr.As16()
+		id.host = binary.BigEndian.Uint64(bytes[8:])
+	}
+	return id
 }
 
 // treatment says that a pair is treated.
@@ -160,15 +178,18 @@ func (s *State) TakeForgotten() uint64 {
 // Decide returns what becomes of a flow, as p.Decide does, with what is known of others.
 // It notes the flow. The policy may be another one from call to call: what is known of pairs
 // counts for the rule of the same name.
-func (s *State) Decide(p *policy.Policy, m *flow.Meta, r flow.Result) policy.Decision {
-	d := p.Decide(m, r)
+//
+// Earlier are flows of a pair that is treated from now on: they were detected and passed, and
+// are to be treated as d says, if they are still open. There are none where d treats no pair.
+func (s *State) Decide(p *policy.Policy, m *flow.Meta, r flow.Result) (d policy.Decision, earlier []flow.Meta) {
+	d = p.Decide(m, r)
 	if d.Reason == policy.ReasonAllowList {
-		return d
+		return d, nil
 	}
 	alert := Alert{}
 	s.mu.Lock()
 	if m.Proven() && p.TreatsPairs() && !p.Protects(m.Responder().Addr()) {
-		d = s.withPair(p, m, &r, d)
+		d, earlier = s.withPair(p, m, &r, d)
 	}
 	if p.Limits != (policy.Limits{}) && !m.Incomplete {
 		d, alert = s.withinLimits(p, m, d)
@@ -177,14 +198,14 @@ func (s *State) Decide(p *policy.Policy, m *flow.Meta, r flow.Result) policy.Dec
 	if alert.Limit != "" {
 		s.options.Alert(alert)
 	}
-	return d
+	return d, earlier
 }
 
 // verdictTime is when the flow was handed over, by the clock of its capture.
 func verdictTime(m *flow.Meta) time.Time { return m.Start.Add(m.Elapsed) }
 
 // withPair returns the decision with what is known of the flow's pair, and notes the flow.
-func (s *State) withPair(p *policy.Policy, m *flow.Meta, r *flow.Result, d policy.Decision) policy.Decision {
+func (s *State) withPair(p *policy.Policy, m *flow.Meta, r *flow.Result, d policy.Decision) (_ policy.Decision, earlier []flow.Meta) {
 	now := verdictTime(m)
 	key := PairOf(m)
 	e := s.pairs[key]
@@ -202,12 +223,12 @@ func (s *State) withPair(p *policy.Policy, m *flow.Meta, r *flow.Result, d polic
 				d.Class, d.Confidence = t.class, r.Confidence
 				d.Pair(rule, min(max(policy.MinTTL, t.until.Sub(now)), rule.TTL))
 				d.Seen, d.Judged = t.seen, t.judged
-				return d
+				return d, nil
 			}
 		}
 	}
 	if m.Incomplete {
-		return d
+		return d, nil
 	}
 	if e == nil {
 		e = s.kinds[clean].PushFront(&pair{Pair: key, kind: clean})
@@ -220,7 +241,7 @@ func (s *State) withPair(p *policy.Policy, m *flow.Meta, r *flow.Result, d polic
 			rules |= 1 << s.slot(p, p.EvidenceRule(i).Name)
 		}
 	}
-	known.note(judged{flowID{m.Start.UnixNano(), m.Initiator()}, now, rules}, m.Variant)
+	this := known.note(judged{flow: idOf(m), at: now.UnixNano(), rules: rules}, m.Variant)
 	s.saved = false
 	if rules != 0 {
 		s.put(e, max(known.kind, suspect))
@@ -232,20 +253,37 @@ func (s *State) withPair(p *policy.Policy, m *flow.Meta, r *flow.Result, d polic
 			continue
 		}
 		rule := p.EvidenceRule(i)
-		seen, all := known.count(1<<s.slot(p, rule.Name), now.Add(-rule.Evidence.Within))
+		seen, all := known.count(1<<s.slot(p, rule.Name), now.Add(-rule.Evidence.Within).UnixNano())
 		if known.treatment.rule == "" && seen >= rule.Evidence.Flows && float64(seen)/float64(all) >= rule.Evidence.Share {
 			d = rule.OnPair(d, r)
 			d.Seen, d.Judged = seen, all
 			known.treatment = treatment{rule.Name, d.Class, now, now.Add(rule.TTL), seen, all}
 			s.put(e, treated)
 			s.counts.PairsTreated++
-			return d
+			return d, known.take(1<<s.slot(p, rule.Name), this)
 		}
 		if d.Rule == rule.Name {
 			d.Seen, d.Judged = seen, all
 		}
 	}
-	return d
+	if rules != 0 && d.Action != flow.Drop && d.Action != flow.Reset {
+		known.keepOpen(this, m)
+	}
+	return d, nil
+}
+
+// keepOpen notes that a flow was detected and passed. Of older ones that is forgotten.
+func (p *pair) keepOpen(f *judged, m *flow.Meta) {
+	open := *m
+	f.open = &open
+	n := 0
+	for i := len(p.flows) - 1; i >= 0; i-- {
+		if p.flows[i].open != nil {
+			if n++; n > maxOpen {
+				p.flows[i].open = nil
+			}
+		}
+	}
 }
 
 // put moves a pair to the front of a kind, whose last one may have to make room.
@@ -269,26 +307,40 @@ func (s *State) put(e *list.Element, to kind) {
 
 // note adds a flow, or another verdict on one that is there. The last one counts; of a variant
 // both do, as only the receiver knows which one it took.
-func (p *pair) note(f judged, variant bool) {
+func (p *pair) note(f judged, variant bool) *judged {
 	for i := range p.flows {
 		if was := &p.flows[i]; was.flow == f.flow {
 			if variant {
 				f.rules |= was.rules
 			}
 			*was = f
-			return
+			return was
 		}
 	}
 	if len(p.flows) == policy.MaxEvidenceFlows {
 		p.flows = p.flows[:copy(p.flows, p.flows[1:])]
 	}
 	p.flows = append(p.flows, f)
+	return &p.flows[len(p.flows)-1]
+}
+
+// take returns the flows that the rule has detected and that passed, without one, and forgets
+// that they did.
+func (p *pair) take(rule uint64, without *judged) (open []flow.Meta) {
+	for i := range p.flows {
+		f := &p.flows[i]
+		if f != without && f.rules&rule != 0 && f.open != nil {
+			open = append(open, *f.open)
+		}
+		f.open = nil
+	}
+	return open
 }
 
 // count returns how many flows after a time a rule detected, and how many there were.
-func (p *pair) count(rule uint64, after time.Time) (seen, all int) {
+func (p *pair) count(rule uint64, after int64) (seen, all int) {
 	for i := range p.flows {
-		if f := &p.flows[i]; f.at.After(after) {
+		if f := &p.flows[i]; f.at > after {
 			all++
 			if f.rules&rule != 0 {
 				seen++

@@ -58,7 +58,8 @@ func (f oneFlow) decide(s *State, p *policy.Policy) policy.Decision {
 	if f.shadowsock >= 0.5 {
 		r.Class, r.Confidence = "shadowsocks", f.shadowsock
 	}
-	return s.Decide(p, m, r)
+	d, _ := s.Decide(p, m, r)
+	return d
 }
 
 func flows(confidences ...float64) (list []oneFlow) {
@@ -166,6 +167,36 @@ func TestMeanwhileLog(t *testing.T) {
 	}
 	if text := strings.Join(got, ", "); text != "log meanwhile, drop evidence, drop pair" {
 		t.Error(text)
+	}
+}
+
+// Flows that were detected and passed are treated with their pair; others that are open are not.
+func TestEarlierFlowsAreTreatedWithTheirPair(t *testing.T) {
+	p := parse(t, "rules:\n"+strings.Replace(pairRule, "flows: 3", "flows: 12", 1))
+	s := New(Options{})
+	for i := range 12 {
+		f := oneFlow{at: time.Duration(i) * time.Second, shadowsock: 0.6, from: fmt.Sprintf("10.0.0.1:%d", 1000+i)}
+		switch i {
+		case 5:
+			f.shadowsock = 0.95 // it is dropped by itself
+		case 8:
+			f.shadowsock = 0
+		}
+		f.decide(s, p)
+	}
+	key, isLo := flow.NewKey(netip.MustParseAddrPort("10.0.0.1:2000"), netip.MustParseAddrPort("192.0.2.1:443"), flow.TCP, 0, 0)
+	m := &flow.Meta{Key: key, InitiatorIsLo: isLo, Start: epoch.Add(time.Minute)}
+	d, earlier := s.Decide(p, m, flow.Result{Class: "shadowsocks", Confidence: 0.6})
+	var ports []uint16
+	for i := range earlier {
+		ports = append(ports, earlier[i].Initiator().Port())
+	}
+	if fmt.Sprint(ports) != "[1002 1003 1004 1006 1007 1009 1010 1011]" || d.Reason != policy.ReasonEvidence || d.Seen != 12 || d.Judged != 13 {
+		t.Errorf("earlier flows %v, decision %+v", ports, d)
+	}
+	m.Start = m.Start.Add(time.Second)
+	if d, earlier := s.Decide(p, m, flow.Result{Class: "shadowsocks", Confidence: 0.6}); earlier != nil || d.Reason != policy.ReasonPair {
+		t.Errorf("again: %v, %+v", earlier, d)
 	}
 }
 

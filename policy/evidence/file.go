@@ -41,10 +41,11 @@ type savedPair struct {
 }
 
 type savedFlow struct {
-	From  netip.AddrPort `json:"from"`
-	Start int64          `json:"start"` // Unix nanoseconds
-	At    int64          `json:"at"`
-	Rules []string       `json:"rules,omitempty"` // that detected it
+	Start int64    `json:"start"`          // Unix nanoseconds
+	Host  uint64   `json:"host,omitempty"` // the second half of the initiator's IPv6 address
+	Port  uint16   `json:"port"`           // of the initiator
+	At    int64    `json:"at"`
+	Rules []string `json:"rules,omitempty"` // that detected it
 }
 
 type savedTreated struct {
@@ -116,7 +117,7 @@ func (s *State) restore(p *savedPair) error {
 		return errors.New("it is there twice")
 	}
 	for _, f := range p.Flows {
-		j := judged{flow: flowID{f.Start, f.From}, at: time.Unix(0, f.At)}
+		j := judged{flow: flowID{f.Start, f.Host, f.Port}, at: f.At}
 		for _, name := range f.Rules {
 			slot := s.knownSlot(name)
 			if slot < 0 {
@@ -178,7 +179,7 @@ func (s *State) snapshot() saved {
 			known := e.Value.(*pair)
 			p := savedPair{Initiator: known.Initiator, Server: known.Server, VLAN: known.VLAN, InnerVLAN: known.InnerVLAN, Flows: make([]savedFlow, len(known.flows))}
 			for i, f := range known.flows {
-				p.Flows[i] = savedFlow{From: f.flow.from, Start: f.flow.start, At: f.at.UnixNano()}
+				p.Flows[i] = savedFlow{Start: f.flow.start, Host: f.flow.host, Port: f.flow.port, At: f.at}
 				for slot := 0; f.rules>>slot != 0; slot++ {
 					if f.rules>>slot&1 != 0 {
 						p.Flows[i].Rules = append(p.Flows[i].Rules, s.slots[slot])

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
@@ -85,10 +86,29 @@ func TestFlowThroughTwoInterfacesIsTreatedOnce(t *testing.T) {
 			}
 			crossed(3)
 
+			answers := s.answering(func(b []byte) []byte { return append(b, b...) })
+			udp := must(s.Client.Dial(s.ctx, "udp", answers.String()))(t)
+			defer udp.Close()
+			_ = udp.SetDeadline(time.Now().Add(limit))
+			question, answer := make([]byte, 300), make([]byte, 1000)
+			for range 3 {
+				if _, err := udp.Write(question); err != nil {
+					t.Fatal(err)
+				}
+				if n, err := udp.Read(answer); err != nil || n != 600 {
+					t.Fatalf("%d bytes of answer, %v", n, err)
+				}
+			}
+			flows := uint64(3)
+			if !nat { // behind NAT, UDP is not recognised
+				flows++
+			}
+			crossed(flows)
+
 			tun := must(s.StartShadowsocks(s.ctx, lab.ShadowsocksConfig{}))(t)
 			tr, v := s.tunnelled(d, tun, true)
 			connections := len(d.Verdicts(tun.Server))
-			crossed(uint64(3 + connections))
+			crossed(flows + uint64(connections))
 			blocked := func() status.Block {
 				t.Helper()
 				blocks := s.allBlocks()
@@ -117,6 +137,9 @@ func TestFlowThroughTwoInterfacesIsTreatedOnce(t *testing.T) {
 			}
 			if n := len(d.Verdicts(tun.Server)); n != connections {
 				t.Errorf("%d verdicts about %d connections", n, connections)
+			}
+			if n := len(d.Verdicts(answers)); !nat && n != 1 || nat && n != 2 {
+				t.Errorf("%d verdicts about UDP", n)
 			}
 			judged := uint64(0)
 			for _, e := range rig.Of[*event.Ended](d.Events()) {

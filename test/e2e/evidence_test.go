@@ -7,7 +7,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/policy"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
@@ -17,7 +19,8 @@ import (
 // and then on each flow of the pair; and the program that comes next goes on with it.
 func TestEvidenceActsAtTheThirdFlow(t *testing.T) {
 	t.Parallel()
-	s := newScene(t, lab.Config{ServerLink: slow})
+	// The first two downloads must not be over before the third one is judged.
+	s := newScene(t, lab.Config{ServerLink: lab.LinkConfig{Relay: lab.RelayConfig{Delay: time.Millisecond, Rate: 10e6}}})
 	tun := must(s.StartShadowsocks(s.ctx, lab.ShadowsocksConfig{}))(t)
 	text := fmt.Sprintf(`mode: enforce
 rules:
@@ -32,6 +35,8 @@ rules:
 	args := []string{"--policy", s.file("pairs.yaml", text), "--evidence", filepath.Join(s.Dir(), "state", "pairs.json")}
 	d := s.attach(args...)
 	detected, n := 0, 0
+	var before []*transfer
+	var verdicts []*event.Verdict
 	for ; detected < 3; n++ {
 		if n == 3*tries {
 			t.Fatalf("%d of %d connections were detected", detected, n)
@@ -45,12 +50,27 @@ rules:
 		case !v.Detected && v.Decision != "pass", detected < 3 && v.Detected && (v.Decision != "log" || v.Reason != policy.ReasonMeanwhile || *v.Enforced || v.EvidenceFlows != detected):
 			t.Errorf("connection %d, %d detected: %s", n, detected, v.Text(true))
 		case detected == 3:
-			if v.Decision != "drop" || v.Reason != policy.ReasonEvidence || v.Scope != "pair" || !*v.Enforced || v.EvidenceJudged != n+1 {
+			// The two before it are open still, and are cut with it.
+			if v.EarlierBlocked != 2 || v.Decision != "drop" || v.Reason != policy.ReasonEvidence || v.Scope != "pair" || !*v.Enforced || v.EvidenceJudged != n+1 {
 				t.Errorf("the third one that was detected: %s", v.Text(true))
 			}
 			s.stalled(tr, v)
+			for i, open := range before {
+				b, blocked, err := s.Block(s.ctx, verdicts[i].Src, verdicts[i].Dst)
+				if err != nil || !blocked || b.Rule != "pairs" {
+					t.Errorf("%s is open: blocked %v by %q, %v", verdicts[i].Src, blocked, b.Rule, err)
+				}
+				open.stop()
+				if open.result.Bytes == s.web.LargeBytes {
+					t.Errorf("%s: the whole file came", verdicts[i].Src)
+				}
+			}
 		}
-		tr.stop()
+		if v.Detected && detected < 3 {
+			before, verdicts = append(before, tr), append(verdicts, v)
+		} else {
+			tr.stop()
+		}
 	}
 	s.pairDropped(d, tun, n)
 	last := s.stop(d)
@@ -60,7 +80,6 @@ rules:
 	// The first connection that the next one sees is of a treated pair.
 	d = s.attach(args...)
 	s.pairDropped(d, tun, 0)
-	s.passed(d, s.ordinary())
 	s.stop(d)
 }
 

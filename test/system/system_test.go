@@ -52,7 +52,7 @@ func run(t *testing.T, name string, args ...string) string {
 // until waits for something to become so.
 func until(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(2 * time.Minute); !is(); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Minute); !is(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("it took too long until %s\n%s", what, journal())
 		}

@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +23,7 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/policy"
 )
 
 // Client asks a daemon. Its methods are safe for concurrent use. Their errors are *Error
@@ -30,6 +32,7 @@ import (
 type Client struct {
 	path string
 	http http.Client
+	peer atomic.Int32 // process id of the daemon, as it is seen from here
 }
 
 // NewClient returns a client of the daemon at a socket. It does not connect yet.
@@ -38,7 +41,13 @@ func NewClient(path string) *Client {
 	c.http.Transport = &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
-			return d.DialContext(ctx, "unix", path)
+			conn, err := d.DialContext(ctx, "unix", path)
+			if err != nil {
+				return nil, err
+			}
+			p, err := peerOf(conn.(*net.UnixConn))
+			c.peer.Store(p.pid)
+			return conn, err
 		},
 		MaxIdleConns: 1, IdleConnTimeout: 10 * time.Second, DisableCompression: true,
 	}
@@ -106,16 +115,24 @@ func (c *Client) call(ctx context.Context, method, path string, query url.Values
 	return nil
 }
 
-// About says which daemon it is.
+// About says which daemon it is. The process id is the one that it has for the caller, 0 if
+// it is in a PID namespace that the caller does not see.
 func (c *Client) About(ctx context.Context) (*About, error) {
 	a := new(About)
-	return a, c.call(ctx, "GET", "/v1/about", nil, nil, a)
+	err := c.call(ctx, "GET", "/v1/about", nil, nil, a)
+	a.PID = int(c.peer.Load())
+	return a, err
 }
 
-// Status tells of the gateway and its interfaces.
+// Status tells of the gateway and its interfaces. Process ids are as of About.
 func (c *Client) Status(ctx context.Context) (*status.Report, error) {
 	r := new(status.Report)
-	return r, c.call(ctx, "GET", "/v1/status", nil, nil, r)
+	err := c.call(ctx, "GET", "/v1/status", nil, nil, r)
+	r.PID = int(c.peer.Load())
+	for _, s := range r.Interfaces {
+		s.PID = r.PID
+	}
+	return r, err
 }
 
 // Blocks lists blocks. They are sorted by one of SortKeys, "" is since; the limit is how
@@ -154,6 +171,28 @@ func (c *Client) LiftAll(ctx context.Context, iface string) (l Lifted, err error
 	query.Set("all", "true")
 	err = c.call(ctx, "DELETE", "/v1/blocks", query, nil, &l)
 	return l, err
+}
+
+// SetMode changes the mode of an interface, "" of all, and returns those that had the other
+// one. It takes root.
+func (c *Client) SetMode(ctx context.Context, mode policy.Mode, iface string) (changed []string, err error) {
+	var set ModeSet
+	err = c.call(ctx, "POST", "/v1/mode", nil, &SetMode{Mode: mode.String(), Interface: iface}, &set)
+	return set.Changed, err
+}
+
+// Reload has the policy file read again. What is wrong with it is the error, and the old policy
+// stays then. It takes root.
+func (c *Client) Reload(ctx context.Context) (*Reloaded, error) {
+	r := new(Reloaded)
+	return r, c.call(ctx, "POST", "/v1/reload", nil, nil, r)
+}
+
+// UseModel has another model classify from now on: the file at an absolute path, or one that
+// the program ships. Errors are as of Reload. It takes root.
+func (c *Client) UseModel(ctx context.Context, file string) (*Reloaded, error) {
+	r := new(Reloaded)
+	return r, c.call(ctx, "POST", "/v1/model", nil, &UseModel{File: file}, r)
 }
 
 // Events returns events from now on: those that are logged once it has returned. The

@@ -16,6 +16,9 @@
 //	GET    /v1/blocks   blocks: the keys of BlockFilter, sort, limit
 //	POST   /v1/blocks   AddBlock: a flow is dropped from now on
 //	DELETE /v1/blocks   blocks are lifted: the keys of BlockFilter, or all=true
+//	POST   /v1/mode     SetMode: what is attached drops, or drops nothing, from now on; root only
+//	POST   /v1/reload   the policy file is read again; root only
+//	POST   /v1/model    UseModel: another model classifies from now on; root only
 //	GET    /v1/events   events from now on, one JSON object on a line: the keys of EventFilter
 package control
 
@@ -56,6 +59,14 @@ type Gateway interface {
 	// loader.ErrNotAttached where the gateway has no such interface, and
 	// ebpf.ErrKeyNotExist where the flow is not blocked there.
 	Unblock(iface string, key flow.Key) (status.Block, error)
+	// SetMode changes the mode of the interfaces that are named, or of all, and returns those
+	// that had the other one. Where one is not attached (loader.ErrNotAttached), or must not
+	// have it (*loader.MonitorOnlyError), none is changed.
+	SetMode(mode policy.Mode, ifaces ...string) (changed []string, err error)
+	// Reload has the policy loaded again, and UseModel another model taken over. After an
+	// error without a result nothing was changed; with one, a part of what goes with it failed.
+	Reload() (*Reloaded, error)
+	UseModel(name string) (*Reloaded, error)
 	// Follow returns events from now on. So many of them may wait.
 	Follow(waiting int) *eventlog.Follower
 	// Audit tells of what was asked for. It does not wait.
@@ -147,6 +158,34 @@ type Blocks struct {
 	Blocks  []status.Block `json:"blocks"`
 }
 
+// UseModel asks for another model.
+type UseModel struct {
+	// File is its absolute path, or the name of one that the program ships.
+	File string `json:"file"`
+}
+
+// Reloaded says what came of a reload, or of another model.
+type Reloaded struct {
+	Policy  string          `json:"policy"`            // where it is from
+	Model   string          `json:"model"`             // name and version
+	Was     string          `json:"was,omitempty"`     // the model before, if there is another one
+	Changes *policy.Changes `json:"changes,omitempty"` // of the policy
+	Lifted  int             `json:"lifted"`            // blocks that the policy of now would not make
+}
+
+// SetMode asks for a mode.
+type SetMode struct {
+	Mode string `json:"mode"` // monitor or enforce
+	// Interface (optional) is the one that is meant; all without it.
+	Interface string `json:"interface,omitempty"`
+}
+
+// ModeSet is the answer to SetMode.
+type ModeSet struct {
+	Mode    string   `json:"mode"`
+	Changed []string `json:"changed"` // interfaces that had the other mode
+}
+
 // Lifted says what became of blocks that were lifted.
 type Lifted struct {
 	Blocks  int    `json:"blocks"`  // how many
@@ -159,6 +198,9 @@ type Error struct {
 	Status  int    `json:"-"`     // HTTP's
 	Message string `json:"error"` // one line that says what is wrong
 }
+
+// IsFull reports whether the table of blocks had no room.
+func (e *Error) IsFull() bool { return e.Status == http.StatusInsufficientStorage }
 
 // Error implements error.
 func (e *Error) Error() string { return e.Message }

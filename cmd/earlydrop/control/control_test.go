@@ -4,6 +4,7 @@ package control
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
@@ -21,6 +22,7 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/policy"
 )
 
 func TestBlocksAreAddedListedAndLifted(t *testing.T) {
@@ -135,13 +137,73 @@ func TestBlocksAreAddedListedAndLifted(t *testing.T) {
 	}
 }
 
+func TestModeIsSet(t *testing.T) {
+	f := newFake(t)
+	_, c := serve(t, f)
+	ctx := within(t)
+	var told *Error
+	if _, err := c.SetMode(ctx, policy.Enforce, ""); !errors.As(err, &told) || told.Status != http.StatusConflict || !strings.Contains(err.Error(), "eth1 can't be in mode enforce: so it is") {
+		t.Errorf("%v", err)
+	}
+	if _, err := c.SetMode(ctx, policy.Enforce, "eth7"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("%v", err)
+	}
+	if changed, err := c.SetMode(ctx, policy.Enforce, "eth0"); err != nil || !slices.Equal(changed, []string{"eth0"}) || f.modes["eth0"] != policy.Enforce {
+		t.Errorf("%v, %v", changed, err)
+	}
+	if changed, err := c.SetMode(ctx, policy.Enforce, "eth0"); err != nil || len(changed) != 0 {
+		t.Errorf("again: %v, %v", changed, err)
+	}
+	if changed, err := c.SetMode(ctx, policy.Monitor, ""); err != nil || !slices.Equal(changed, []string{"eth0"}) {
+		t.Errorf("%v, %v", changed, err)
+	}
+	var outcomes []string
+	for _, a := range f.audits(t) {
+		outcomes = append(outcomes, a.Action+" "+a.Interface+" "+a.Asked+" "+a.Outcome)
+	}
+	if want := []string{"mode  enforce refused", "mode eth7 enforce refused", "mode eth0 enforce done", "mode eth0 enforce done", "mode  monitor done"}; !slices.Equal(outcomes, want) {
+		t.Errorf("audits %q, want %q", outcomes, want)
+	}
+}
+
+func TestPolicyAndModelAreReloaded(t *testing.T) {
+	f := newFake(t)
+	_, c := serve(t, f)
+	ctx := within(t)
+	if r, err := c.Reload(ctx); err != nil || r.Policy != "p.yaml" || r.Lifted != 2 || !slices.Equal(r.Changes.RulesAdded, []string{"new"}) {
+		t.Errorf("%+v, %v", r, err)
+	}
+	f.reload = errors.New("p.yaml:3:7: no such class")
+	var told *Error
+	if _, err := c.Reload(ctx); !errors.As(err, &told) || told.Status != http.StatusUnprocessableEntity || err.Error() != f.reload.Error() {
+		t.Errorf("%v", err)
+	}
+	if r, err := c.UseModel(ctx, "/m.onnx"); err != nil || r.Model != "m 2" || r.Was != "m 1" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if _, err := c.UseModel(ctx, "paper"); !errors.As(err, &told) || told.Status != http.StatusUnprocessableEntity {
+		t.Errorf("%v", err)
+	}
+	if _, err := c.UseModel(ctx, "/half.onnx"); !errors.As(err, &told) || told.Status != http.StatusInternalServerError {
+		t.Errorf("%v", err)
+	}
+	var outcomes []string
+	for _, a := range f.audits(t) {
+		outcomes = append(outcomes, strings.TrimSpace(a.Action+" "+a.Asked)+" "+a.Outcome)
+	}
+	want := []string{"reload done", "reload refused", "model /m.onnx done", "model paper refused", "model /half.onnx failed"}
+	if !slices.Equal(outcomes, want) {
+		t.Errorf("audits %q, want %q", outcomes, want)
+	}
+}
+
 func TestFullTableIsSaid(t *testing.T) {
 	f := newFake(t)
 	f.room = 0
 	_, c := serve(t, f)
 	_, err := c.Block(within(t), "eth0", key("10.0.0.1:1", "10.0.0.2:2", flow.TCP), time.Minute)
 	var told *Error
-	if !errors.As(err, &told) || told.Status != http.StatusConflict {
+	if !errors.As(err, &told) || !told.IsFull() {
 		t.Errorf("%v", err)
 	}
 	if a := f.audits(t); len(a) != 1 || a[0].Outcome != event.Refused || a[0].Blocks != 0 || a[0].Error == "" {
@@ -220,6 +282,20 @@ func TestEventFilterMatches(t *testing.T) {
 		}
 		if !slices.Equal(got, want) {
 			t.Errorf("%s: %v, want %v", query, got, want)
+		}
+	}
+}
+
+// Every event that names an interface can be chosen by it, also one of a kind that is new.
+func TestEveryEventIsChosenByItsInterface(t *testing.T) {
+	f := &EventFilter{Interface: []string{"eth0"}}
+	for _, kind := range event.Kinds {
+		e, err := event.Decode(fmt.Appendf(nil, `{"event":%q,"interface":"eth0"}`, kind))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := f.Match(e), kind != event.KindLost && kind != event.KindReloaded; got != want {
+			t.Errorf("%s: %v", kind, got)
 		}
 	}
 }
@@ -445,5 +521,18 @@ func TestPeerHasAllItsGroups(t *testing.T) {
 	got, err := peerGroups(pair[0])
 	if err != nil || len(got) != len(want) {
 		t.Errorf("%v, %v, want %v", got, err, want)
+	}
+}
+
+// A daemon says what its process id is for itself; the kernel says what it is for the client.
+func TestClientSeesTheDaemonsProcess(t *testing.T) {
+	_, c := serve(t, newFake(t))
+	about, err := c.About(within(t))
+	if err != nil || about.PID != os.Getpid() || about.Version != "1" || !slices.Equal(about.Interfaces, []string{"eth0", "eth1"}) {
+		t.Errorf("%+v, %v", about, err)
+	}
+	r, err := c.Status(within(t))
+	if err != nil || r.PID != os.Getpid() || len(r.Interfaces) != 2 || r.Interfaces[1].PID != os.Getpid() {
+		t.Errorf("%+v, %v", r, err)
 	}
 }

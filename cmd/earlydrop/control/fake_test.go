@@ -5,6 +5,7 @@ package control
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"path/filepath"
@@ -20,22 +21,25 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/policy"
 )
 
 // fake is a gateway without a kernel. Its interfaces are eth0 and eth1, with room for
 // blocks on each.
 type fake struct {
-	room int
-	log  *eventlog.Log
-	text bytes.Buffer // of the log
+	room   int
+	reload error
+	log    *eventlog.Log
+	text   bytes.Buffer // of the log
 
 	mu     sync.Mutex
+	modes  map[string]policy.Mode
 	blocks map[string]map[flow.Key]loader.Block
 }
 
 func newFake(t *testing.T) *fake {
 	t.Helper()
-	f := &fake{room: 100, blocks: map[string]map[flow.Key]loader.Block{"eth0": {}, "eth1": {}}}
+	f := &fake{room: 100, modes: map[string]policy.Mode{}, blocks: map[string]map[flow.Key]loader.Block{"eth0": {}, "eth1": {}}}
 	var err error
 	if f.log, err = eventlog.Open(eventlog.Config{JSON: &f.text}); err != nil {
 		t.Fatal(err)
@@ -104,6 +108,48 @@ func (f *fake) Unblock(iface string, key flow.Key) (status.Block, error) {
 	}
 	delete(blocks, key)
 	return status.NewBlock(iface, &b), nil
+}
+
+// SetMode refuses to have eth1 enforce.
+func (f *fake) SetMode(mode policy.Mode, ifaces ...string) (changed []string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(ifaces) == 0 {
+		ifaces = f.Interfaces()
+	}
+	for _, name := range ifaces {
+		if _, err := f.of(name); err != nil {
+			return nil, err
+		}
+		if name == "eth1" && mode == policy.Enforce {
+			return nil, &loader.MonitorOnlyError{Interface: name, Why: "so it is"}
+		}
+	}
+	for _, name := range ifaces {
+		if f.modes[name] != mode {
+			f.modes[name] = mode
+			changed = append(changed, name)
+		}
+	}
+	return changed, nil
+}
+
+// Reload fails as f.reload says, and UseModel refuses all but /m.onnx.
+func (f *fake) Reload() (*Reloaded, error) {
+	if f.reload != nil {
+		return nil, f.reload
+	}
+	return &Reloaded{Policy: "p.yaml", Model: "m 1", Changes: &policy.Changes{RulesAdded: []string{"new"}}, Lifted: 2}, nil
+}
+
+func (f *fake) UseModel(name string) (*Reloaded, error) {
+	switch name {
+	case "/m.onnx":
+		return &Reloaded{Policy: "p.yaml", Model: "m 2", Was: "m 1"}, nil
+	case "/half.onnx":
+		return &Reloaded{Policy: "p.yaml", Model: "m 2", Was: "m 1"}, errors.New("a map could not be written")
+	}
+	return nil, errors.New(name + ": no such model")
 }
 
 func (f *fake) Follow(waiting int) *eventlog.Follower { return f.log.Follow(waiting) }

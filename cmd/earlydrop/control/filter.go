@@ -212,7 +212,7 @@ func (f *EventFilter) words() map[string]struct {
 		allowed []string
 	}
 	return map[string]field{
-		"event":     {&f.Event, []string{event.KindAttached, event.KindVerdict, event.KindBlockEnded, event.KindLeftOut, event.KindLimit, event.KindAudit, event.KindLost, event.KindEnded}},
+		"event":     {&f.Event, event.Kinds},
 		"interface": {&f.Interface, nil}, "class": {&f.Class, nil}, "rule": {&f.Rule, nil},
 		"decision": {&f.Decision, []string{"pass", "drop", "log", "reset", "limit"}}, "detected": {&f.Detected, []string{"true", "false"}},
 		"proto": {&f.Proto, []string{"tcp", "udp"}},
@@ -289,9 +289,16 @@ func (f *EventFilter) Match(e event.Event) bool {
 		is.classes, is.ends, is.directed = append([]string{e.Class}, e.RuleClasses...), &e.Endpoints, true
 	case *event.BlockEnded:
 		is.iface, is.rule, is.classes, is.ends = e.Interface, e.Rule, []string{e.Class}, &e.Endpoints
+	case *event.Disagreed:
+		is.iface, is.ends, is.directed = e.Interface, &e.Endpoints, true
+		is.classes = []string{e.First.Class, e.Second.Class}
 	case *event.Attached:
 		is.iface = e.Interface
+	case *event.Waiting:
+		is.iface = e.Interface
 	case *event.LeftOut:
+		is.iface = e.Interface
+	case *event.ModeChanged:
 		is.iface = e.Interface
 	case *event.LimitReached:
 		is.iface = e.Interface

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"time"
@@ -25,6 +26,9 @@ import (
 var actions = map[string]string{
 	"POST /v1/blocks":   "blocked_add",
 	"DELETE /v1/blocks": "blocked_del",
+	"POST /v1/mode":     "mode",
+	"POST /v1/reload":   "reload",
+	"POST /v1/model":    "model",
 }
 
 // audit tells who has asked for what, and what became of it.
@@ -206,6 +210,81 @@ func (s *Server) onlyInterface() (string, error) {
 	return names[0], nil
 }
 
+func (s *Server) reload(r *request) error {
+	if _, err := r.query(); err != nil {
+		return err
+	}
+	if r.ContentLength != 0 {
+		return badRequest("POST /v1/reload takes no body")
+	}
+	return s.replyReloaded(r, event.Audit{}, s.gateway.Reload)
+}
+
+func (s *Server) useModel(r *request) error {
+	if _, err := r.query(); err != nil {
+		return err
+	}
+	var use UseModel
+	if err := r.body(&use); err != nil {
+		return err
+	}
+	if err := onlyKeys(url.Values{"file": {use.File}}, []string{"file"}); err != nil {
+		return badRequest("%v", err)
+	}
+	if !filepath.IsAbs(use.File) && filepath.Base(use.File) != use.File {
+		return badRequest("file %q: give the absolute path, or the name of a model that the program ships", use.File)
+	}
+	return s.replyReloaded(r, event.Audit{Asked: use.File}, func() (*Reloaded, error) { return s.gateway.UseModel(use.File) })
+}
+
+// replyReloaded does what was asked for, and tells what came of it.
+func (s *Server) replyReloaded(r *request, tell event.Audit, do func() (*Reloaded, error)) error {
+	done, err := do()
+	if done == nil {
+		tell.Outcome = event.Refused
+		err = &Error{http.StatusUnprocessableEntity, err.Error()}
+	}
+	s.audit(r, tell, err)
+	if err != nil {
+		return err
+	}
+	r.reply(http.StatusOK, done)
+	return nil
+}
+
+func (s *Server) setMode(r *request) error {
+	if _, err := r.query(); err != nil {
+		return err
+	}
+	var set SetMode
+	if err := r.body(&set); err != nil {
+		return err
+	}
+	mode, err := policy.ParseMode(set.Mode)
+	if err != nil {
+		return badRequest("%v", err)
+	}
+	var ifaces []string
+	if set.Interface != "" {
+		if err := onlyKeys(url.Values{"interface": {set.Interface}}, []string{"interface"}); err != nil {
+			return badRequest("%v", err)
+		}
+		ifaces = []string{set.Interface}
+	}
+	changed, err := s.gateway.SetMode(mode, ifaces...)
+	err = told(err)
+	tell := event.Audit{Interface: set.Interface, Asked: mode.String()}
+	if len(changed) == 0 {
+		tell.Outcome = event.Refused
+	}
+	s.audit(r, tell, err)
+	if err != nil {
+		return err
+	}
+	r.reply(http.StatusOK, &ModeSet{mode.String(), append([]string{}, changed...)})
+	return nil
+}
+
 func (s *Server) liftBlocks(r *request) error {
 	v, err := r.query(append([]string{"all"}, blockFilterKeys...)...)
 	if err != nil {
@@ -279,11 +358,14 @@ func (s *Server) lift(f *BlockFilter) (sum Lifted, err error) {
 
 // told returns a gateway's error as the one that the client is told.
 func told(err error) error {
+	var only *loader.MonitorOnlyError
 	switch {
+	case errors.As(err, &only):
+		return &Error{http.StatusConflict, err.Error()}
 	case errors.Is(err, loader.ErrNotAttached):
 		return &Error{http.StatusNotFound, err.Error()}
 	case errors.Is(err, loader.ErrFull):
-		return &Error{http.StatusConflict, err.Error() + ": lift some blocks, or attach with a larger table"}
+		return &Error{http.StatusInsufficientStorage, err.Error()}
 	}
 	return err
 }

@@ -126,6 +126,14 @@ func TestHostileRequests(t *testing.T) {
 		{"no ends", post(`{"proto":"tcp","ttl":"1m","interface":"eth0"}`), 400, "two ends"},
 		{"a zone", post(`{"proto":"tcp","ends":["[fe80::1%eth0]:1","[fe80::2]:2"],"ttl":"1m","interface":"eth0"}`), 400, "zone"},
 		{"two families", post(`{"proto":"tcp","ends":["10.0.0.3:1","[fe80::2]:2"],"ttl":"1m","interface":"eth0"}`), 400, "IPv4 or IPv6"},
+		{"unknown mode", with("POST", "/v1/mode", `{"mode":"off"}`), 400, "off"},
+		{"no mode", with("POST", "/v1/mode", `{}`), 400, "mode"},
+		{"mode of no interface", with("POST", "/v1/mode", `{"mode":"monitor","interface":"eth7"}`), 404, "eth7"},
+		{"mode by GET", get("/v1/mode?mode=monitor"), 405, "POST"},
+		{"body of a reload", with("POST", "/v1/reload", `{"policy":"/etc/passwd"}`), 400, "no body"},
+		{"reload by GET", get("/v1/reload"), 405, "POST"},
+		{"no model", with("POST", "/v1/model", `{}`), 400, "file"},
+		{"relative model", with("POST", "/v1/model", `{"file":"../m.onnx"}`), 400, "absolute"},
 		{"unknown kind of event", get("/v1/events?event=verdcit"), 400, "did you mean verdict?"},
 		{"unknown filter", get("/v1/events?decison=drop"), 400, "did you mean decision?"},
 		{"unknown decision", get("/v1/events?decision=reject"), 400, "pass, drop"},
@@ -192,12 +200,17 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	}
 	for _, request := range []string{
-		"GET /v1/status", "GET /v1/blocks", "POST /v1/blocks", "DELETE /v1/blocks?all=true", "GET /v1/events?event=ended",
+		"GET /v1/status", "GET /v1/blocks", "POST /v1/blocks", "DELETE /v1/blocks?all=true", "GET /v1/events?event=ended", "POST /v1/mode", "POST /v1/reload", "POST /v1/model",
 	} {
 		method, at, _ := strings.Cut(request, " ")
 		var body io.Reader
-		if method == "POST" {
+		switch request {
+		case "POST /v1/blocks":
 			body = strings.NewReader(`{"interface":"eth0","proto":"tcp","ends":["10.0.0.3:1","10.0.0.4:2"],"ttl":"1m"}`)
+		case "POST /v1/mode":
+			body = strings.NewReader(`{"mode":"monitor"}`)
+		case "POST /v1/model":
+			body = strings.NewReader(`{"file":"/m.onnx"}`)
 		}
 		r, err := http.NewRequest(method, "http://x"+at, body)
 		if err != nil {
@@ -245,7 +258,7 @@ func TestOnlyWhoHasTheRightIsServed(t *testing.T) {
 	for i := range many {
 		many[i] = uint32(60_000 + i)
 	}
-	const nobody, all, none, closed = 65534, "200 200 200 200 200", "403 403 403 403 403", "- - - - -"
+	const nobody, all, edit, none, closed = 65534, "200 200 200 200 200 200 200 200", "200 200 200 200 200 403 403 403", "403 403 403 403 403 403 403 403", "- - - - - - - -"
 	for i, tt := range []struct {
 		name     string
 		group    int         // of the socket
@@ -257,9 +270,9 @@ func TestOnlyWhoHasTheRightIsServed(t *testing.T) {
 		{"root", testGroup, 0, 0, 0, nil, all},
 		{"root, where there is no group", -1, 0, 0, 0, nil, all},
 		{"root in no group", testGroup, 0, 0, nobody, nil, all},
-		{"a member by its first group", testGroup, 0, nobody, testGroup, nil, all},
-		{"a member by another group", testGroup, 0, nobody, nobody, []uint32{100, testGroup}, all},
-		{"a member of many groups", testGroup, 0, nobody, nobody, append(many, testGroup), all},
+		{"a member by its first group", testGroup, 0, nobody, testGroup, nil, edit},
+		{"a member by another group", testGroup, 0, nobody, nobody, []uint32{100, testGroup}, edit},
+		{"a member of many groups", testGroup, 0, nobody, nobody, append(many, testGroup), edit},
 		{"nobody", testGroup, 0, nobody, nobody, nil, closed},
 		{"nobody, where there is no group", -1, 0, nobody, nobody, nil, closed},
 		{"root's group", testGroup, 0, nobody, 0, []uint32{0}, closed},
@@ -290,7 +303,7 @@ func TestOnlyWhoHasTheRightIsServed(t *testing.T) {
 					refused++
 				}
 			}
-			if want := map[string]int{none: 2}[tt.want]; refused != want {
+			if want := map[string]int{none: 5, edit: 3}[tt.want]; refused != want {
 				t.Errorf("%d refusals were audited, want %d", refused, want)
 			}
 		})

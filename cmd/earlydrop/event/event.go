@@ -19,7 +19,7 @@ import (
 )
 
 // Event is one of *Attached, *Waiting, *Verdict, *BlockEnded, *LeftOut,
-// *ModeChanged, *Audit, *Lost, *LimitReached and *Ended.
+// *ModeChanged, *Reloaded, *Disagreed, *Audit, *Lost, *LimitReached and *Ended.
 type Event interface {
 	// Kind is what the event is called in its field "event".
 	Kind() string
@@ -33,11 +33,18 @@ const (
 	KindBlockEnded  = "block_ended"
 	KindLeftOut     = "left_out"
 	KindModeChanged = "mode_changed"
+	KindReloaded    = "reloaded"
+	KindDisagreed   = "disagreed"
 	KindAudit       = "audit"
 	KindLost        = "lost"
 	KindLimit       = "limit_reached"
 	KindEnded       = "ended"
 )
+
+// Kinds are all of them.
+var Kinds = []string{
+	KindAttached, KindWaiting, KindVerdict, KindBlockEnded, KindLeftOut, KindModeChanged, KindReloaded, KindDisagreed, KindAudit, KindLost, KindLimit, KindEnded,
+}
 
 // Kind implements Event.
 func (*Attached) Kind() string     { return KindAttached }
@@ -46,6 +53,8 @@ func (*Verdict) Kind() string      { return KindVerdict }
 func (*BlockEnded) Kind() string   { return KindBlockEnded }
 func (*LeftOut) Kind() string      { return KindLeftOut }
 func (*ModeChanged) Kind() string  { return KindModeChanged }
+func (*Reloaded) Kind() string     { return KindReloaded }
+func (*Disagreed) Kind() string    { return KindDisagreed }
 func (*Audit) Kind() string        { return KindAudit }
 func (*Lost) Kind() string         { return KindLost }
 func (*LimitReached) Kind() string { return KindLimit }
@@ -108,9 +117,11 @@ type Verdict struct {
 	Scope string `json:"scope,omitempty"`
 	// EvidenceFlows and EvidenceJudged say, of a rule that asks for evidence, how many flows of
 	// the pair it has detected, of how many that were judged.
-	EvidenceFlows  int    `json:"evidence_flows,omitempty"`
-	EvidenceJudged int    `json:"evidence_judged,omitempty"`
-	Model          string `json:"model"` // name and version
+	EvidenceFlows  int `json:"evidence_flows,omitempty"`
+	EvidenceJudged int `json:"evidence_judged,omitempty"`
+	// EarlierBlocked is how many flows of the pair that passed before are blocked with it.
+	EarlierBlocked int    `json:"earlier_blocked,omitempty"` // live
+	Model          string `json:"model"`                     // name and version
 
 	Captured   int    `json:"captured"`             // bytes that the model saw
 	Complete   bool   `json:"complete"`             // all 1024 of them
@@ -188,6 +199,39 @@ type ModeChanged struct {
 	Event     word[modeChanged] `json:"event"`
 	Interface string            `json:"interface"`
 	Mode      string            `json:"mode"` // since then
+}
+
+// Reloaded says that the policy was loaded again, or another model taken over; with Error,
+// that it could not be, and nothing has changed.
+type Reloaded struct {
+	Time         time.Time       `json:"time"`
+	Event        word[reloaded]  `json:"event"`
+	Policy       string          `json:"policy"` // file, or built-in
+	Model        string          `json:"model"`  // name and version, since then
+	Was          string          `json:"model_was,omitempty"`
+	Changes      *policy.Changes `json:"changes,omitempty"`
+	BlocksLifted int             `json:"blocks_lifted,omitempty"`
+	Error        string          `json:"error,omitempty"`
+}
+
+// Disagreed says that the second model (attach --shadow) names a flow otherwise than the first,
+// or that the policy would treat it otherwise then. Nothing else comes of it. Not every such
+// flow has an event.
+type Disagreed struct {
+	Time      time.Time       `json:"time"`
+	Event     word[disagreed] `json:"event"`
+	Interface string          `json:"interface"`
+	Endpoints
+	First  Opinion `json:"first"`
+	Second Opinion `json:"second"`
+}
+
+// Opinion is what a model says of a flow, and what the policy says then to that flow alone.
+type Opinion struct {
+	Model      string  `json:"model"` // name and version
+	Class      string  `json:"class"`
+	Confidence float64 `json:"confidence"` // of the likeliest label
+	Decision   string  `json:"decision"`   // pass, drop or log
 }
 
 // Audit says who asked for a change over the control socket, and what became of it.
@@ -276,6 +320,8 @@ type (
 	blockEnded   struct{}
 	leftOut      struct{}
 	modeChanged  struct{}
+	reloaded     struct{}
+	disagreed    struct{}
 	audit        struct{}
 	lost         struct{}
 	limitReached struct{}
@@ -288,6 +334,8 @@ func (verdict) kind() string      { return KindVerdict }
 func (blockEnded) kind() string   { return KindBlockEnded }
 func (leftOut) kind() string      { return KindLeftOut }
 func (modeChanged) kind() string  { return KindModeChanged }
+func (reloaded) kind() string     { return KindReloaded }
+func (disagreed) kind() string    { return KindDisagreed }
 func (audit) kind() string        { return KindAudit }
 func (lost) kind() string         { return KindLost }
 func (limitReached) kind() string { return KindLimit }
@@ -334,8 +382,12 @@ func Decode(line []byte) (Event, error) {
 		e = new(ModeChanged)
 	case KindLeftOut:
 		e = new(LeftOut)
+	case KindReloaded:
+		e = new(Reloaded)
 	case KindLimit:
 		e = new(LimitReached)
+	case KindDisagreed:
+		e = new(Disagreed)
 	case KindAudit:
 		e = new(Audit)
 	case KindLost:

@@ -55,7 +55,7 @@ func live() *event.Verdict {
 	v, enforced := event.NewVerdict(s, result(), decision()), true
 	v.Mode, v.Enforced, v.Error, v.Model = "enforce", &enforced, "the table is full", "compact 1"
 	v.VerdictMS, v.LatencyUS = 5.25, 60.5
-	v.Scope, v.EvidenceFlows, v.EvidenceJudged = "pair", 3, 4
+	v.Scope, v.EvidenceFlows, v.EvidenceJudged, v.EarlierBlocked = "pair", 3, 4, 2
 	return v
 }
 
@@ -92,7 +92,13 @@ func every() map[string]event.Event {
 		"block ended":         &event.BlockEnded{Time: at, Interface: "eth0", Endpoints: ends, Class: "v2ray", Rule: "tunnels", Reason: "expired", DroppedPackets: 1, DroppedBytes: 2},
 		"block ended by hand": &event.BlockEnded{Time: at, Interface: "eth0", Endpoints: event.Endpoints{Src: ends.Src, Dst: ends.Dst, Proto: "tcp"}, Reason: "expired"},
 		"left out":            &event.LeftOut{Time: at, Interface: "eth0", PassesLeftOut: 3},
-		"mode changed":        &event.ModeChanged{Time: at, Interface: "eth0", Mode: "enforce"},
+		"reloaded": &event.Reloaded{Time: at, Policy: "p.yaml", Model: "compact 2", Was: "compact 1", BlocksLifted: 3, Error: "p.yaml:1:1: no", Changes: &policy.Changes{
+			Mode: "enforce", RulesAdded: []string{"a"}, RulesRemoved: []string{"b"}, RulesChanged: []string{"c"}, Reordered: true, SetsChanged: []string{"own"},
+			AllowAdded: []string{"port 1"}, AllowRemoved: []string{"port 2"}, Other: true}},
+		"reloaded, few": &event.Reloaded{Time: at, Policy: "built-in", Model: "compact 1"},
+		"disagreed": &event.Disagreed{Time: at, Interface: "eth0", Endpoints: ends, First: event.Opinion{Model: "compact 1", Class: "v2ray", Confidence: 0.9, Decision: "drop"},
+			Second: event.Opinion{Model: "compact 2", Class: "background", Confidence: 0.8, Decision: "pass"}},
+		"mode changed": &event.ModeChanged{Time: at, Interface: "eth0", Mode: "enforce"},
 		"audit": &event.Audit{Time: at, UID: 1000, GID: 100, PID: 4242, Action: "blocked_del", Outcome: event.Failed, Interface: "eth0", Asked: "cidr 10.0.0.0/8",
 			Blocks: 3, Error: "it was detached"},
 		"audit, few":        &event.Audit{Time: at, Action: "reload", Outcome: event.Done},
@@ -107,7 +113,12 @@ func every() map[string]event.Event {
 func TestEventsSurviveTheirJSON(t *testing.T) {
 	var text bytes.Buffer
 	var want []event.Event
+	kinds := slices.Clone(event.Kinds)
 	for name, e := range every() {
+		kinds = slices.DeleteFunc(kinds, func(kind string) bool { return kind == e.Kind() })
+		if !slices.Contains(event.Kinds, e.Kind()) {
+			t.Errorf("%s is in no list of kinds", e.Kind())
+		}
 		line, err := json.Marshal(e)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
@@ -117,6 +128,9 @@ func TestEventsSurviveTheirJSON(t *testing.T) {
 		}
 		text.Write(append(line, '\n'))
 		want = append(want, e)
+	}
+	if len(kinds) > 0 {
+		t.Errorf("no test has events %v", kinds)
 	}
 	got, err := event.DecodeAll(text.Bytes())
 	if err != nil {

@@ -134,6 +134,31 @@ func (l *LeftOut) Text() string {
 }
 
 // Text returns the event as a line for people, without its end.
+func (r *Reloaded) Text() string {
+	if r.Error != "" {
+		return fmt.Sprintf("%s  not reloaded, nothing has changed  %s", Clock(r.Time), r.Error)
+	}
+	changes := "nothing changed"
+	if r.Changes != nil {
+		changes = r.Changes.String()
+	}
+	line := fmt.Sprintf("%s  reloaded  policy %s: %s", Clock(r.Time), r.Policy, changes)
+	if r.Was != "" {
+		line += fmt.Sprintf("; model %s instead of %s", r.Model, r.Was)
+	}
+	if r.BlocksLifted > 0 {
+		line += fmt.Sprintf("; %d blocks lifted", r.BlocksLifted)
+	}
+	return line
+}
+
+// Text returns the event as a line for people, without its end.
+func (d *Disagreed) Text() string {
+	return fmt.Sprintf("%s  disagreed  %s %s > %s  %s %.3f (%s), by %s %s %.3f (%s)", Clock(d.Time), d.Proto, d.Src, d.Dst,
+		d.First.Class, d.First.Confidence, d.First.Decision, d.Second.Model, d.Second.Class, d.Second.Confidence, d.Second.Decision)
+}
+
+// Text returns the event as a line for people, without its end.
 func (m *ModeChanged) Text() string {
 	return fmt.Sprintf("%s  mode %s  on %s", Clock(m.Time), m.Mode, m.Interface)
 }

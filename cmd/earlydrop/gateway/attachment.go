@@ -51,6 +51,7 @@ type attachment struct {
 	sent    sent           // of the capture that is read
 	tidied  pulse
 	told    toldMode
+	known   knownFlows // that are blocked
 
 	// Of each kind one warning per second.
 	warnClassify, warnBlock, warnRead, warnTidy rate.Sometimes
@@ -59,7 +60,6 @@ type attachment struct {
 func newAttachment(g *Gateway, dp *loader.DataPath, iface func() string) *attachment {
 	a := &attachment{gateway: g, dp: dp, iface: iface, started: time.Now()}
 	a.tidied.beat()
-	a.told.mode.Store(uint32(g.config.Mode))
 	for _, kind := range []*rate.Sometimes{&a.warnClassify, &a.warnBlock, &a.warnRead, &a.warnTidy} {
 		kind.Interval = time.Second
 	}
@@ -181,15 +181,35 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 		}
 		return
 	}
-	decision := g.config.Evidence.Decide(g.config.Policy, &s.Meta, r)
-	treatment, mode := decision.Treatment(), a.mode()
-	if mode != policy.Enforce {
-		treatment = flow.Treatment{}
+	var j *judge
+	var decision policy.Decision
+	var mode policy.Mode
+	var treatment flow.Treatment
+	var earlier []flow.Meta  // that are to be treated with it
+	var block, enforced bool // to be, and is
+	for {
+		j = g.judge.Load()
+		var more []flow.Meta
+		decision, more = g.config.Evidence.Decide(j.policy, &s.Meta, r)
+		earlier, treatment = append(earlier, more...), flow.Treatment{}
+		if mode = a.mode(); mode == policy.Enforce {
+			treatment = decision.Treatment()
+		}
+		block = treatment.Action.Blocks()
+		err = a.dp.ApplyFlow(&s.Meta, treatment)
+		if enforced = block && err == nil; !enforced {
+			break
+		}
+		a.known.add(&s.Meta, &r, &decision)
+		if g.judge.Load() == j {
+			break // a reload that comes now sees the block
+		}
+		// One that was there before may not have seen it: the flow is judged again.
+		if err = a.takeBack(s.Key); err != nil {
+			break
+		}
 	}
-	block := treatment.Action.Blocks()
-	err = a.dp.ApplyFlow(&s.Meta, treatment)
 	decided := time.Now()
-	enforced := block && err == nil
 	var failed error // to block
 	if err != nil {
 		a.counts[countNotBlocked].Add(1)
@@ -202,6 +222,7 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 		}
 		a.warnBlock.Do(func() { slog.Warn(message, "interface", a.iface(), "flow", s.Key, "error", err) })
 	}
+	blockedBefore := a.treatEarlier(earlier, s.Source, treatment)
 	a.counts[countClassified].Add(1)
 	if decision.Action.Blocks() {
 		a.counts[countToDrop].Add(1)
@@ -222,12 +243,38 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	n.(*atomic.Uint64).Add(1)
 	a.countRule(&decision, enforced)
 	a.latency.add(decided, decided.Sub(s.Start.Add(s.Elapsed)))
+	a.shadow(s, &r, j)
 	if g.config.Events.Wants(decision.Detected, decided) {
-		a.add(a.verdict(s, &r, &decision, mode, enforced, failed, decided))
+		v := a.verdict(s, &r, &decision, j, mode, enforced, failed, decided)
+		v.EarlierBlocked = blockedBefore
+		a.add(v)
 	} else {
 		a.counts[countPassesLeftOut].Add(1)
 		a.leftOut.Add(1)
 	}
+}
+
+// treatEarlier treats flows of a pair that passed before there was enough evidence, as far as
+// they are open and came through this interface, and returns how many are blocked now.
+func (a *attachment) treatEarlier(flows []flow.Meta, here flow.Source, treatment flow.Treatment) (n int) {
+	if !treatment.Action.Blocks() {
+		return 0
+	}
+	for i := range flows {
+		m := &flows[i]
+		if m.Source.Index != here.Index {
+			continue
+		}
+		switch err := a.dp.ApplyFlow(m, treatment); {
+		case err == nil:
+			n++
+			a.counts[countBlocked].Add(1)
+		case !errors.Is(err, loader.ErrFlowGone):
+			a.counts[countNotBlocked].Add(1)
+			a.warnBlock.Do(func() { slog.Warn("flow not blocked, it passes", "interface", a.iface(), "flow", m.Key, "error", err) })
+		}
+	}
+	return n
 }
 
 // add queues an event, and put one that must not be lost.
@@ -246,10 +293,10 @@ func (a *attachment) put(e event.Event) {
 
 // verdict returns the event of a verdict. failed says why a drop was not enforced,
 // although it should have been.
-func (a *attachment) verdict(s *flow.Sample, r *flow.Result, dec *policy.Decision, mode policy.Mode, enforced bool, failed error, at time.Time) *event.Verdict {
+func (a *attachment) verdict(s *flow.Sample, r *flow.Result, dec *policy.Decision, j *judge, mode policy.Mode, enforced bool, failed error, at time.Time) *event.Verdict {
 	v := event.NewVerdict(s, r, dec)
 	handedOver := v.Time
-	v.Time, v.Mode, v.Model, v.Enforced = at, mode.String(), a.gateway.model, &enforced
+	v.Time, v.Mode, v.Model, v.Enforced = at, mode.String(), j.model, &enforced
 	v.VerdictMS = float64(at.Sub(s.Start).Microseconds()) / 1e3
 	v.LatencyUS = float64(max(0, at.Sub(handedOver)).Nanoseconds()) / 1e3
 	if failed != nil {
@@ -277,6 +324,12 @@ func (a *attachment) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 			return
 		case now := <-tell.C:
 			a.sayLeftOut(now)
+			if a.known.len() > 0 {
+				at := time.Now()
+				if blocks, err := a.dp.Blocked(); err == nil {
+					a.known.keep(blocks, at)
+				}
+			}
 			continue
 		case <-sweep.C:
 			_, err = a.dp.Sweep()
@@ -323,6 +376,7 @@ func (a *attachment) expire() error {
 
 // blockEnded tells that a block is over, and why.
 func (a *attachment) blockEnded(b loader.Block) {
+	a.known.remove(b.Key)
 	a.add(&event.BlockEnded{
 		Time: time.Now(), Interface: a.iface(),
 		Endpoints: event.Endpoints{Src: b.Key.Lo, Dst: b.Key.Hi, Proto: b.Key.Proto.String(), VLAN: b.Key.VLAN, InnerVLAN: b.Key.InnerVLAN},
@@ -340,9 +394,10 @@ func (a *attachment) sayLeftOut(now time.Time) {
 // tellAttached tells that the interface is watched from now on.
 func (a *attachment) tellAttached() {
 	c, info := &a.gateway.config, a.dp.Info
+	j := a.gateway.judge.Load()
 	a.put(&event.Attached{
-		Time: time.Now(), Interface: a.iface(), Mode: c.Mode.String(), XDP: string(info.XDPMode),
-		Egress: info.Egress, Adopted: info.Adopted, Policy: c.PolicyName, Model: a.gateway.model,
+		Time: time.Now(), Interface: a.iface(), Mode: a.mode().String(), XDP: string(info.XDPMode),
+		Egress: info.Egress, Adopted: info.Adopted, Policy: c.PolicyName, Model: j.model,
 	})
 	c.Attached(a.iface(), info)
 }

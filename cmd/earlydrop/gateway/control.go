@@ -49,6 +49,11 @@ func (g *Gateway) with(iface string, f func(*attachment) error) error {
 // milliseconds for 100 000 flows.
 func (g *Gateway) Report() (*status.Report, error) {
 	r := g.About()
+	g.changing.Lock()
+	for _, w := range g.waiting {
+		r.Waiting = append(r.Waiting, status.Waiting{Interface: w.asked.Interface, State: status.Awaited, Error: w.said})
+	}
+	g.changing.Unlock()
 	return r, g.each(func(a *attachment) error {
 		s, err := a.status()
 		if err == nil {
@@ -96,6 +101,7 @@ func (a *attachment) status() (*status.Status, error) {
 	s.Classes, s.Rules, s.Latency = a.countsOfClasses(), a.countsOfRules(), a.latency.list(now)
 	grown, span := a.recent.growth(now, status.Passing(s.Daemon, s.Counters))
 	s.Recent, s.RecentSeconds = grown, span.Round(100*time.Millisecond).Seconds()
+	s.Delays = a.latency.histogram()
 	s.Worries = nil
 	if text := a.unread.Load(); text != nil {
 		s.Worries = []status.Worry{{Kind: status.WorryUnreadable, Text: "captures can't be read: " + *text}}

@@ -28,6 +28,9 @@ const (
 	countPairs
 	countPairFlows
 	countForgotten
+	countShadowed
+	countDisagreed
+	countShadowSkipped
 	countPaused
 
 	numCounts
@@ -49,6 +52,9 @@ var countNames = [numCounts]struct{ name, help string }{
 	countPairs:              {"pairs_treated", "pairs of initiator and server that there was enough evidence for, in mode monitor as well"},
 	countPairFlows:          {"pair_flows", "verdicts on flows that began while their pair was treated"},
 	countForgotten:          {"evidence_forgotten", "pairs that others pushed out, so that what was known of them is lost"},
+	countShadowed:           {"shadowed", "flows that the second model judged as well"},
+	countDisagreed:          {"shadow_disagreed", "of those, flows that it named otherwise, or that the policy would then treat otherwise"},
+	countShadowSkipped:      {"shadow_skipped", "flows that it did not judge, as there was no time for it or it failed"},
 	countPaused:             {"paused", "verdicts that pass since a limit of the policy was reached"},
 }
 

@@ -38,13 +38,12 @@ const (
 type identity struct {
 	initiatorISN, responderISN uint32   // TCP
 	key                        flow.Key // UDP
-	// Of what is judged otherwise, nothing is recognised.
-	variant, resumed, midStream bool
+	variant                    bool     // of what came twice, the later bytes
 }
 
 // identityOf returns the identity of a flow, and false where it has none that is proven.
 func identityOf(m *flow.Meta) (id identity, ok bool) {
-	id = identity{variant: m.Variant, resumed: m.Resumed, midStream: m.MidStream}
+	id = identity{variant: m.Variant}
 	if m.Key.Proto == flow.UDP {
 		id.key = m.Key
 		return id, true
@@ -106,6 +105,7 @@ type crossing struct {
 	judged   sighting
 	others   []sighting // where it was recognised
 	sent     sent
+	middle   bool // it was judged as the middle of a flow, of which rules treat less
 	complete bool // nothing more is captured of it
 	time     time.Time
 	place    *list.Element
@@ -124,9 +124,16 @@ func (c *crossing) common(p *sent) (n int, same bool) {
 	return n, true
 }
 
-// covers reports whether all that another interface has captured of a flow was judged.
-func (c *crossing) covers(p *sent) bool {
+// isMiddle reports whether a capture is judged as the middle of a flow.
+func isMiddle(m *flow.Meta) bool { return m.MidStream || m.Resumed }
+
+// covers reports whether all that another interface has captured of a flow was judged, and as
+// what it is there.
+func (c *crossing) covers(p *sent, middle bool) bool {
 	n, same := c.common(p)
+	if c.middle && !middle {
+		return false
+	}
 	if c.complete {
 		// Headers may be longer at one interface (a VLAN tag) and segments at the other (what
 		// a network card divides later), so that not as much of both sides fits in.
@@ -179,7 +186,8 @@ func (x *crossings) meet(here sighting, m *flow.Meta, p *sent, now time.Time) (b
 	for e := x.order.Front(); e != nil && now.Sub(e.Value.(*crossing).time) > crossingTime; e = x.order.Front() {
 		x.remove(e.Value.(*crossing))
 	}
-	c, again := x.find(here, id, p)
+	middle := isMiddle(m)
+	c, again := x.find(here, id, p, middle)
 	switch {
 	case c == nil:
 		if x.order.Len() >= mostCrossings {
@@ -187,7 +195,7 @@ func (x *crossings) meet(here sighting, m *flow.Meta, p *sent, now time.Time) (b
 			early = 1
 		}
 		c = x.add(id)
-	case !again && c.covers(p):
+	case !again && c.covers(p, middle):
 		if !slices.Contains(c.others, here) {
 			c.others = append(c.others, here)
 		}
@@ -198,7 +206,7 @@ func (x *crossings) meet(here sighting, m *flow.Meta, p *sent, now time.Time) (b
 		// nothing new.
 		c.others = append(slices.DeleteFunc(c.others, func(s sighting) bool { return s == here }), c.judged)
 	}
-	c.judged, c.complete, c.time = here, !m.Provisional, now
+	c.judged, c.complete, c.middle, c.time = here, !m.Provisional, middle, now
 	for side := range p {
 		c.sent[side] = append(c.sent[side][:0], p[side]...)
 	}
@@ -208,7 +216,7 @@ func (x *crossings) meet(here sighting, m *flow.Meta, p *sent, now time.Time) (b
 
 // find returns the flow that was handed over before which this one may be, nil if there is
 // none. again says that the same interface goes on with it.
-func (x *crossings) find(here sighting, id identity, p *sent) (c *crossing, again bool) {
+func (x *crossings) find(here sighting, id identity, p *sent, middle bool) (c *crossing, again bool) {
 	all := x.flows[id]
 	for _, c := range all {
 		if c.judged == here {
@@ -228,7 +236,7 @@ func (x *crossings) find(here sighting, id identity, p *sent) (c *crossing, agai
 		}
 	}
 	for _, c := range all {
-		if c.allows(here) && (c.covers(p) || c.isPart(p)) {
+		if c.allows(here) && (c.covers(p, middle) || c.isPart(p)) {
 			return c, false
 		}
 	}
@@ -263,6 +271,20 @@ func (x *crossings) forget(c *crossing, at *attachment) {
 	defer x.mu.Unlock()
 	if c.place != nil && c.judged.at == at {
 		x.remove(c)
+	}
+}
+
+// end forgets what was judged at an interface that is not attached any more: nothing is
+// dropped there.
+func (x *crossings) end(at *attachment) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for e := x.order.Front(); e != nil; {
+		c := e.Value.(*crossing)
+		e = e.Next()
+		if c.judged.at == at {
+			x.remove(c)
+		}
 	}
 }
 

@@ -59,11 +59,14 @@ func TestFlowsThatCrossAreRecognised(t *testing.T) {
 		{"numbers are not known", []met{{at: "a", client: lan, first: "GET", change: unknown}, {at: "b", client: lan, first: "GET", change: unknown}}},
 		{"the variant is another capture", []met{{at: "a", client: lan, first: "GET"}, {at: "a", client: lan, first: "PUT", change: variant},
 			{at: "b", client: lan, first: "GET", want: "a"}, {at: "b", client: lan, first: "PUT", change: variant, want: "a"}}},
-		{"it is judged otherwise from the middle", []met{{at: "a", client: lan, first: "GET", change: middle}, {at: "b", client: lan, first: "GET"}}},
+		{"it was judged as a middle", []met{{at: "a", client: lan, first: "GET", change: middle}, {at: "b", client: lan, first: "GET"}, {at: "a", client: lan, first: "GET", change: middle, want: "b"}}},
+		{"it was judged from its beginning", []met{{at: "a", client: lan, first: "GET"}, {at: "b", client: lan, change: middle, want: "a"}}},
 		{"UDP", []met{{at: "a", client: lan, proto: flow.UDP, first: "query", second: "answer"}, {at: "b", client: lan, proto: flow.UDP, first: "query", second: "answer", want: "a"}}},
 		{"UDP of other addresses", []met{{at: "a", client: lan, proto: flow.UDP, first: "query"}, {at: "b", client: nat, proto: flow.UDP, first: "query"}}},
 		{"UDP of other bytes", []met{{at: "a", client: lan, proto: flow.UDP, first: "query"}, {at: "b", client: lan, proto: flow.UDP, first: "qvery"}}},
-		{"resumed UDP", []met{{at: "a", client: lan, proto: flow.UDP, first: "query", change: resumed}, {at: "b", client: lan, proto: flow.UDP, first: "query"}}},
+		{"UDP that was judged as resumed", []met{{at: "a", client: lan, proto: flow.UDP, first: "query", change: resumed}, {at: "b", client: lan, proto: flow.UDP, first: "query"}}},
+		{"resumed UDP", []met{{at: "a", client: lan, proto: flow.UDP, first: "query"}, {at: "b", client: lan, proto: flow.UDP, first: "query", change: resumed, want: "a"}}},
+		{"UDP that is resumed at both", []met{{at: "a", client: lan, proto: flow.UDP, first: "query", change: resumed}, {at: "b", client: lan, proto: flow.UDP, first: "query", change: resumed, want: "a"}}},
 		// Who has both ends of a connection wants it judged nowhere, by the help of another one
 		// of the same numbers and bytes at each interface.
 		{"with decoys on both sides", []met{
@@ -138,6 +141,18 @@ func TestCrossingsAreBounded(t *testing.T) {
 	if before, _, _ := meet(b, 9_999_999); before != nil {
 		t.Error("one that was not judged is recognised")
 	}
+	if _, _, n := meet(a, 5_555_555); n != 1 {
+		t.Errorf("%d forgotten for the next one", n)
+	}
+	x.end(a)
+	if x.order.Len() != 1 || x.order.Front().Value.(*crossing).judged.at != b {
+		t.Errorf("after the end of one interface %d remain", x.order.Len())
+	}
+	x.end(b)
+	if x.order.Len() != 0 || len(x.flows) != 0 {
+		t.Errorf("after the interface's end %d remain, %d are found", x.order.Len(), len(x.flows))
+	}
+	meet(b, 7)
 	now = now.Add(crossingTime + 1)
 	if _, _, n := meet(a, 1); n != 0 || x.order.Len() != 1 || len(x.flows) != 1 {
 		t.Errorf("after their time %d remain, %d are found", x.order.Len(), len(x.flows))

@@ -9,10 +9,13 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
@@ -29,9 +32,16 @@ type Config struct {
 	Attach []loader.Options
 	// Engine classifies. It is the gateway's when New succeeds, and closed by Run.
 	Engine *classifier.Engine
+	// Shadow (optional) classifies as well, when there is time: counters and events tell what
+	// the two do not agree on. It is the gateway's as Engine is, and needs LoadPolicy.
+	Shadow *classifier.Engine
 	// Policy decides, and PolicyName says in events and status where it is from.
 	Policy     *policy.Policy
 	PolicyName string
+	// LoadPolicy (optional) returns for Reload the policy as it is by then, for a model with
+	// such a manifest, and LoadModel for UseModel a model.
+	LoadPolicy func(*classifier.Manifest) (*policy.Policy, error)
+	LoadModel  func(name string) (*classifier.Network, error)
 	// Evidence (optional) is what is known of pairs and limits. New makes one that knows
 	// nothing. It is not closed or saved.
 	Evidence *evidence.State
@@ -39,6 +49,11 @@ type Config struct {
 	// policy's own. From then on the mode is what the data path says, which anybody with the
 	// rights may change.
 	Mode policy.Mode
+	// MonitorOnly (optional) says in a line why an interface that is attached so must not be
+	// in mode enforce with a policy; it is empty if it may.
+	MonitorOnly func(*loader.Options, *policy.Policy) string
+	// ModeFixed says that Mode was asked for by itself: a reload does not change it.
+	ModeFixed bool
 	// Events gets the events. It stays open.
 	Events *eventlog.Log
 	// Persist leaves the data paths attached at the end: blocked flows stay blocked.
@@ -62,9 +77,15 @@ type Config struct {
 // one policy and one log of events behind them.
 type Gateway struct {
 	config Config
-	model  string // name and version
+	judge  atomic.Pointer[judge]
+
+	// changing is held by whoever changes the policy, the model or what is waited for. It is
+	// taken before mu.
+	changing sync.Mutex
 
 	classified pulse
+
+	disagreements *rate.Limiter // of events
 
 	mu       sync.Mutex    // of what follows, and of the end of each
 	attached []*attachment // in the order in which they were attached to
@@ -81,11 +102,18 @@ type Gateway struct {
 // *loader.RefusedError says that nothing was changed. Run has to follow, or Close.
 func New(c Config) (*Gateway, error) {
 	c.setDefaults()
-	m := c.Engine.Manifest()
-	g := &Gateway{config: c, model: m.Name + " " + m.Version, crossings: newCrossings()}
+	c.Attach = slices.Clone(c.Attach)
+	for i := range c.Attach {
+		c.Attach[i].Monitor = c.Mode == policy.Monitor
+	}
+	g := &Gateway{config: c, crossings: newCrossings(), disagreements: newDisagreements()}
+	second, err := g.shadowPolicy()
+	if err != nil {
+		return nil, err
+	}
+	g.judge.Store(&judge{policy: c.Policy, model: modelName(c.Engine.Manifest()), shadow: second})
 	there, away := c.Attach, []loader.Options(nil)
 	if c.Wait {
-		var err error
 		if there, away, err = split(c.Attach); err != nil {
 			return nil, err
 		}
@@ -97,6 +125,7 @@ func New(c Config) (*Gateway, error) {
 	for i, dp := range paths {
 		g.add(there[i], dp)
 	}
+	debug.FreeOSMemory() // what it took to load the programs is not needed any more
 	for _, o := range away {
 		g.waiting = append(g.waiting, &waiting{asked: o})
 	}
@@ -107,6 +136,9 @@ func New(c Config) (*Gateway, error) {
 func (g *Gateway) add(asked loader.Options, dp *loader.DataPath) *attachment {
 	a := newAttachment(g, dp, dp.Interface)
 	a.asked = asked
+	if !asked.Monitor {
+		a.told.mode.Store(uint32(policy.Enforce))
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.attached = append(g.attached, a)
@@ -127,6 +159,9 @@ func (c *Config) setDefaults() {
 	if c.Advise == nil {
 		c.Advise = func(string, map[string]uint64) []string { return nil }
 	}
+	if c.MonitorOnly == nil {
+		c.MonitorOnly = func(*loader.Options, *policy.Policy) string { return "" }
+	}
 	if c.Explain == nil {
 		c.Explain = func(err error) error { return err }
 	}
@@ -136,20 +171,10 @@ func (c *Config) setDefaults() {
 func (g *Gateway) options(asked ...loader.Options) []loader.Options {
 	all := slices.Clone(asked)
 	for i := range all {
-		all[i].Monitor, all[i].Model, all[i].Policy = g.config.Mode == policy.Monitor, g.model, g.config.PolicyName
-		all[i].MonitorOnly = MonitorOnly(&all[i], g.config.Policy)
+		j := g.judge.Load()
+		all[i].Model, all[i].Policy, all[i].MonitorOnly = j.model, g.config.PolicyName, g.config.MonitorOnly(&all[i], j.policy)
 	}
 	return all
-}
-
-// Each calls f for every data path that is attached now, one after another. None is let go
-// of before Each returns.
-func (g *Gateway) Each(f func(*loader.DataPath)) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for _, a := range g.attached {
-		f(a.dp)
-	}
 }
 
 // Summary is what became of an interface.
@@ -259,6 +284,7 @@ func (g *Gateway) Run(ctx context.Context) ([]Summary, error) {
 		}
 	}
 	_ = g.config.Engine.Close() // who waits for a verdict gets none
+	g.closeShadow()
 	if ctx.Err() != nil {
 		errs = nil // of those that ended before, it was told
 	}
@@ -279,6 +305,7 @@ func (g *Gateway) Close() error {
 	g.attached = nil
 	g.mu.Unlock()
 	errs := []error{g.config.Engine.Close()}
+	g.closeShadow()
 	for _, a := range all {
 		errs = append(errs, a.dp.Detach())
 	}
@@ -312,6 +339,7 @@ func (g *Gateway) letGo(a *attachment, persist bool) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.several.Add(-1)
+	g.crossings.end(a)
 	g.attached = slices.DeleteFunc(g.attached, func(other *attachment) bool { return other == a })
 	if persist {
 		return a.dp.Release()

@@ -230,14 +230,8 @@ func TestGatewayPersistsAndIsAdopted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	adopted := 0
-	g.Each(func(dp *loader.DataPath) {
-		if dp.Info.Adopted {
-			adopted++
-		}
-	})
-	if adopted != 1 {
-		t.Errorf("%d are adopted", adopted)
+	if !dataPath(g, config.Attach[0].Interface).Info.Adopted {
+		t.Error("it is not adopted")
 	}
 	// Close is for a gateway that never ran.
 	if err := g.Close(); err != nil {
@@ -341,8 +335,7 @@ func TestGatewayGoesOnWithoutAnInterface(t *testing.T) {
 			t.Errorf("ended: %+v", s)
 		}
 		// Once it has ended, nothing of it is there, and the others are.
-		var there []string
-		g.Each(func(dp *loader.DataPath) { there = append(there, dp.Interface()) })
+		there := g.Interfaces()
 		if len(there) != 2-i || slices.Contains(there, name) || !slices.Contains(there, names[1]) {
 			t.Errorf("without %s there are %q", name, there)
 		}

@@ -16,6 +16,20 @@ type latencies struct {
 	mu      sync.Mutex
 	minute  int64 // that the first of them is about
 	windows [2]latencyWindow
+
+	// Since the beginning: how many were at most as long as each of delayBounds, but longer
+	// than the one before.
+	delays [len(delayBounds)]uint64
+	count  uint64
+	sum    time.Duration
+}
+
+// delayBounds are those of the histogram: from what a quiet machine takes to what a flow
+// notices.
+var delayBounds = [...]time.Duration{
+	50 * time.Microsecond, 100 * time.Microsecond, 200 * time.Microsecond, 500 * time.Microsecond,
+	time.Millisecond, 2 * time.Millisecond, 5 * time.Millisecond, 10 * time.Millisecond, 20 * time.Millisecond,
+	50 * time.Millisecond, 100 * time.Millisecond, time.Second, 10 * time.Second,
 }
 
 // latencyWindow counts latencies by their size: of each power of two of nanoseconds,
@@ -56,6 +70,27 @@ func (l *latencies) add(now time.Time, d time.Duration) {
 	w.n++
 	w.max = max(w.max, d)
 	w.buckets[bucketOf(d)]++
+	l.count++
+	l.sum += max(0, d)
+	for i, bound := range delayBounds {
+		if d <= bound {
+			l.delays[i]++
+			break
+		}
+	}
+}
+
+// histogram returns all there were.
+func (l *latencies) histogram() *status.Histogram {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h := &status.Histogram{Count: l.count, Sum: l.sum.Seconds(), Buckets: map[float64]uint64{}}
+	sum := uint64(0)
+	for i, bound := range delayBounds {
+		sum += l.delays[i]
+		h.Buckets[bound.Seconds()] = sum
+	}
+	return h
 }
 
 // turn begins a new window where the minute is over.

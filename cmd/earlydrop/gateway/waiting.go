@@ -5,11 +5,13 @@ package gateway
 import (
 	"context"
 	"errors"
+	"runtime/debug"
 	"slices"
 	"time"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/loader"
+	"github.com/earlydrop/earlydrop/policy"
 )
 
 // How long an interface is left alone that is there and can't be attached to: twice as long
@@ -60,13 +62,18 @@ func (g *Gateway) waitAgain(e runEnd) bool {
 		return false
 	}
 	w := &waiting{asked: e.a.asked}
+	w.asked.Monitor = policy.Mode(e.a.told.mode.Load()) == policy.Monitor // as it was at last
+	g.changing.Lock()
 	g.waiting = append(g.waiting, w)
+	g.changing.Unlock()
 	g.config.Events.Put(w.event())
 	return true
 }
 
 // attachWaiting attaches to those that can be by now, and returns them.
 func (g *Gateway) attachWaiting() (found []*attachment) {
+	g.changing.Lock()
+	defer g.changing.Unlock()
 	now := time.Now()
 	g.waiting = slices.DeleteFunc(g.waiting, func(w *waiting) bool {
 		if now.Before(w.again) {
@@ -82,6 +89,9 @@ func (g *Gateway) attachWaiting() (found []*attachment) {
 		}
 		return false
 	})
+	if len(found) > 0 {
+		debug.FreeOSMemory()
+	}
 	return found
 }
 

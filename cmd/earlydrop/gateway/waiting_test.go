@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/loader"
 )
 
@@ -77,12 +78,7 @@ func TestGatewayWaitsForInterfaces(t *testing.T) {
 	}
 	is(stays)
 	is(goes)
-	var first *loader.DataPath
-	g.Each(func(dp *loader.DataPath) {
-		if dp.Interface() == stays {
-			first = dp
-		}
-	})
+	first := dataPath(g, stays)
 
 	addVeth(t, comes, "late0")
 	is(comes)
@@ -128,13 +124,7 @@ func TestGatewayWaitsForInterfaces(t *testing.T) {
 	}
 	is(comes)
 
-	var last *loader.DataPath
-	g.Each(func(dp *loader.DataPath) {
-		if dp.Interface() == stays {
-			last = dp
-		}
-	})
-	if first == nil || last != first {
+	if first == nil || dataPath(g, stays) != first {
 		t.Error("the one that stays was attached to again")
 	}
 	cancel()
@@ -166,6 +156,61 @@ func TestGatewayWaitsForInterfaces(t *testing.T) {
 	}
 }
 
+// dataPath returns that of an interface, nil if it is not attached.
+func dataPath(g *Gateway, iface string) (dp *loader.DataPath) {
+	_ = g.with(iface, func(a *attachment) error {
+		dp = a.dp
+		return nil
+	})
+	return dp
+}
+
+// An interface of a group that goes and returns has its flows in common with the others again.
+func TestGatewayWaitsForAnInterfaceOfAGroup(t *testing.T) {
+	if !inOwnNamespace(t) {
+		return
+	}
+	config, _ := newConfig(t, 2)
+	defer config.Events.Close()
+	stays, goes := config.Attach[0].Interface, config.Attach[1].Interface
+	group := loader.NewGroup(stays, goes)
+	config.Attach[0].Group, config.Attach[1].Group, config.Wait = group, group, true
+	shares := make(chan string, 9)
+	config.Attached = func(_ string, info loader.Info) { shares <- info.SharesWith }
+	g, err := New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	over := make(chan error, 1)
+	go func() {
+		_, err := g.Run(ctx)
+		over <- err
+	}()
+	for i, want := range []string{"", stays, stays} {
+		if i == 2 {
+			removeLink(t, goes)
+			addVeth(t, goes, "again0")
+		}
+		select {
+		case got := <-shares:
+			if got != want {
+				t.Errorf("attachment %d shares with %q, want %q", i, got, want)
+			}
+		case <-ctx.Done():
+			t.Fatalf("attachment %d does not come", i)
+		}
+	}
+	cancel()
+	if err := <-over; err != nil {
+		t.Error(err)
+	}
+	if attachedTo(t, config.Attach[0]) || attachedTo(t, config.Attach[1]) {
+		t.Error("something stays attached")
+	}
+}
+
 // With no interface at all it waits, and ends in order.
 func TestGatewayWaitsWithoutAnyInterface(t *testing.T) {
 	if !inOwnNamespace(t) {
@@ -176,6 +221,9 @@ func TestGatewayWaitsWithoutAnyInterface(t *testing.T) {
 	g, err := New(config)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if r, err := g.Report(); err != nil || len(r.Interfaces) != 0 || len(r.Waiting) != 1 || r.Waiting[0] != (status.Waiting{Interface: "nosuch0", State: status.Awaited}) {
+		t.Errorf("report: %+v, %v", r, err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()

@@ -48,6 +48,9 @@ doc=$to/share/doc/earlydrop
 for file in README.md LICENSE; do put 0644 "$root/$file" "$doc/$file"; done
 for file in "$root"/LICENSES/*; do put 0644 "$file" "$doc/LICENSES/$(basename "$file")"; done
 for file in "$root"/cmd/earlydrop/doc/*; do put 0644 "$file" "$doc/manual/$(basename "$file")"; done
+for file in "$root"/policy/examples/*; do put 0644 "$file" "$doc/policy/examples/$(basename "$file")"; done
+
+for file in alerts.yaml dashboard.json; do put 0644 "$here/$file" "$to/share/earlydrop/$file"; done
 
 mkdir -p "$to/lib/systemd/system"
 sed "s#/usr/bin/earlydrop#$prefix/bin/earlydrop#" "$here/earlydrop.service" >"$to/lib/systemd/system/earlydrop.service"

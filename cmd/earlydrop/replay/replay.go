@@ -307,7 +307,7 @@ func (r *Replay) work() {
 			<-j.before
 		}
 		for i := 0; i < n && err == nil; i++ {
-			decisions[i] = r.state.Decide(r.config.Policy, &j.samples[i].Meta, results[i])
+			decisions[i], _ = r.state.Decide(r.config.Policy, &j.samples[i].Meta, results[i])
 		}
 		close(j.done)
 		for i := 0; i < n && err == nil; i++ {

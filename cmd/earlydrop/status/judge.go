@@ -10,17 +10,18 @@ import (
 // State is how an interface is, in a word.
 type State string
 
-// States. The worst of several interfaces is the last one of these.
+// States.
 const (
 	Well       State = "well"
 	Degraded   State = "degraded"   // a daemon works, and something passes unseen that should not
 	Unattended State = "unattended" // no daemon works: blocked flows stay blocked, new flows pass
 	Gone       State = "gone"       // pins are there, and nothing is attached
+	Awaited    State = "waiting"    // a daemon waits for the interface
 )
 
 // Worse returns the worse of two states.
 func Worse(a, b State) State {
-	order := []State{Well, Degraded, Unattended, Gone}
+	order := []State{Well, Degraded, Awaited, Unattended, Gone}
 	if slices.Index(order, b) > slices.Index(order, a) {
 		return b
 	}

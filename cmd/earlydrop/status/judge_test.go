@@ -57,7 +57,7 @@ func TestStatusIsJudged(t *testing.T) {
 }
 
 func TestWorseStateCounts(t *testing.T) {
-	if Worse(Degraded, Well) != Degraded || Worse(Degraded, Unattended) != Unattended || Worse(Gone, Unattended) != Gone {
+	if Worse(Degraded, Well) != Degraded || Worse(Degraded, Unattended) != Unattended || Worse(Gone, Unattended) != Gone || Worse(Well, Awaited) != Awaited {
 		t.Error("the worse state is not the one that counts")
 	}
 }
@@ -113,9 +113,10 @@ func TestJSONFitsItsSchema(t *testing.T) {
 	few := &Status{XDP: "generic", Egress: "clsact", Mode: "monitor", Daemon: map[string]uint64{}, Counters: map[string]uint64{}}
 	few.Judge()
 	for part, values := range map[string][]any{
-		"status": {full, few},
-		"report": {&Report{PID: 7, Interfaces: []*Status{full, few}}, &Report{PID: 1, Interfaces: []*Status{}}},
-		"block":  {NewBlock("eth0", &loader.Block{})},
+		"status":  {full, few},
+		"report":  {&Report{PID: 7, Interfaces: []*Status{full, few}, Waiting: []Waiting{{Interface: "eth9", State: Awaited}}}, &Report{PID: 1, Interfaces: []*Status{}}},
+		"waiting": {&Waiting{Interface: "eth9", State: Awaited}, &Waiting{Interface: "eth9", State: Awaited, Error: "another program is attached"}},
+		"block":   {NewBlock("eth0", &loader.Block{})},
 	} {
 		schema := compiled(t, part)
 		for _, value := range values {

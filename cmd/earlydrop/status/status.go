@@ -58,6 +58,8 @@ type Status struct {
 	Gone bool `json:"gone"`
 	// Rows are Daemon and Counters in the order in which people are told of them.
 	Rows loader.Counters `json:"-"`
+	// Delays is what Latency is about, since the daemon attached; nil where it is not known.
+	Delays *Histogram `json:"-"`
 }
 
 // Read returns what there is to tell. It walks the maps, which takes some milliseconds
@@ -95,6 +97,13 @@ type Latency struct {
 	Max      float64 `json:"max_us"`
 }
 
+// Histogram counts times by their size.
+type Histogram struct {
+	Count   uint64
+	Sum     float64            // seconds
+	Buckets map[float64]uint64 // by bound in seconds: how many took at most so long
+}
+
 // Block tells of one blocked flow.
 type Block struct {
 	Interface string         `json:"interface"`
@@ -122,6 +131,13 @@ func NewBlock(iface string, b *loader.Block) Block {
 	}
 }
 
+// Waiting tells of an interface that is waited for.
+type Waiting struct {
+	Interface string `json:"interface"`
+	State     State  `json:"state"`           // Awaited
+	Error     string `json:"error,omitempty"` // why it can't be attached to; empty where it is not there
+}
+
 // Report tells of a gateway.
 type Report struct {
 	PID        int       `json:"pid"`
@@ -129,4 +145,6 @@ type Report struct {
 	Device     string    `json:"device"` // that classifies
 	Namespace  string    `json:"netns"`  // the network namespace, as /proc/PID/ns/net names it
 	Interfaces []*Status `json:"interfaces"`
+	// Waiting are interfaces that are to be attached to as soon as they can be.
+	Waiting []Waiting `json:"waiting,omitempty"`
 }

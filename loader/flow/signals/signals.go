@@ -84,7 +84,11 @@ func Note(s *flow.Sample, from Origin) {
 			continue
 		}
 		captured += max(0, min(len(s.Frame(i)), h.WireLen)-h.Payload)
-		s.Signals |= sides[which(p)].note(&h.Headers)
+		mine, other := &sides[which(p)], &sides[1-which(p)]
+		s.Signals |= mine.note(&h.Headers)
+		if h.Proto == flow.TCP && h.Flags&headers.ACK != 0 {
+			other.acknowledged(h.Ack, h.Flags&headers.SYN != 0)
+		}
 		if h.Proto != flow.TCP || h.PayloadLen == 0 || payload >= SlowBytes {
 			continue
 		}
@@ -98,7 +102,7 @@ func Note(s *flow.Sample, from Origin) {
 	s.Scant, s.Full = captured < ScantBytes, s.Complete()
 	for i := range sides {
 		gap, atStart := sides[i].gaps()
-		if gap {
+		if gap || sides[i].unseen() && !s.OneWay && s.Signals&(flow.SignalFragmented|flow.SignalUnreadable) == 0 {
 			s.Signals |= flow.SignalGap
 		}
 		s.MissingStart = s.MissingStart || atStart
@@ -259,6 +263,30 @@ type side struct {
 	ranges [flow.MaxPackets][2]int32
 	n      int
 	lost   bool // a packet was seen whose numbers are not known
+	// What the other side has acknowledged, relative to base: by any packet, and of the data
+	// in a SYN.
+	acked, ackedSYN int32
+}
+
+// acknowledged notes that the other side has received all in front of ack.
+func (sd *side) acknowledged(ack uint32, ofSYN bool) {
+	if !sd.syn {
+		return
+	}
+	sd.acked = max(sd.acked, int32(ack-sd.base))
+	if ofSYN {
+		sd.ackedSYN = max(sd.ackedSYN, int32(ack-sd.base))
+	}
+}
+
+// unseen reports whether more was acknowledged than was seen: packets are missing, or a host
+// takes none of those that claim it. A packet whose numbers are not known may be what was.
+func (sd *side) unseen() bool {
+	end := sd.highest()
+	if sd.fin {
+		end = max(end, int32(sd.end-sd.base)) + 1
+	}
+	return sd.syn && !sd.lost && sd.acked > end
 }
 
 func (sd *side) note(h *headers.Headers) (found flow.Signals) {
@@ -337,6 +365,9 @@ func (sd *side) highest() (end int32) {
 // them, where a SYN says what comes first.
 func (sd *side) gaps() (gap, atStart bool) {
 	ranges := sd.ranges[:sd.n]
+	if sd.ackedSYN > 0 && !slices.ContainsFunc(ranges, func(r [2]int32) bool { return r[0] <= 0 && r[1] >= sd.ackedSYN }) {
+		return true, true // data in the SYN was too long to be kept
+	}
 	slices.SortFunc(ranges, func(a, b [2]int32) int { return int(a[0]) - int(b[0]) })
 	covered := int32(0)
 	if len(ranges) > 0 && !sd.syn {

@@ -110,6 +110,14 @@ func TestNote(t *testing.T) {
 			{"the other side's time to live", after(data(1, 100), change(e.seg(false, f.ACK, 101, 101, 10), ttl, 64)), 0, 5},
 			{"a hole", after(data(1, 100), data(102, 100)), flow.SignalGap, 5},
 			{"a hole in front", after(data(2, 100)), flow.SignalGap, 4},
+			{"bytes of the other side that were not seen, acknowledged", after(data(1, 100), e.seg(true, f.ACK, 101, 102, 100)), flow.SignalGap, 5},
+			{"by a header-only packet", after(data(1, 100), e.seg(false, f.ACK, 101, 102, 0)), flow.SignalGap, 5},
+			{"bytes that come later than their acknowledgement", after(data(1, 100), e.seg(true, f.ACK, 101, 201, 100), e.seg(false, f.ACK, 101, 101, 100)), 0, 6},
+			{"a FIN, acknowledged", after(data(1, 100), e.seg(false, f.FIN|f.ACK, 101, 101, 50), e.seg(true, f.ACK, 101, 152, 0)), 0, 6},
+			{"more than a FIN, acknowledged", after(data(1, 100), e.seg(false, f.FIN|f.ACK, 101, 101, 50), e.seg(true, f.ACK, 101, 153, 0)), flow.SignalGap, 6},
+			{"data in the SYN, acknowledged, of which no more than headers are there", []packet{e.seg(true, f.SYN, 0, 0, 0), e.seg(false, f.SYN|f.ACK, 100, 301, 0), e.seg(false, f.ACK, 101, 301, 400)}, flow.SignalGap, 3},
+			{"data in the SYN, acknowledged in part", []packet{e.seg(true, f.SYN, 0, 0, 0), e.seg(false, f.SYN|f.ACK, 100, 101, 0), e.seg(true, f.ACK, 101, 101, 100)}, flow.SignalGap, 3},
+			{"from the middle, acknowledging what was not seen", []packet{data(5000, 100), e.seg(false, f.ACK, 70, 5400, 100)}, 0, 2},
 			{"out of order", after(data(101, 100), data(1, 100)), 0, 5},
 			{"overlapping", after(data(1, 100), data(50, 100), data(150, 10)), 0, 6},
 			{"around the end of the numbers", []packet{e.seg(true, f.SYN, 0xfffffffe, 0, 0), e.seg(true, f.ACK, 0xffffffff, 1, 100), e.seg(true, f.ACK, 99, 1, 100)}, 0, 3},
@@ -481,5 +489,32 @@ func TestSegmentsThatNoHostAccepts(t *testing.T) {
 		if is := Variant(s, v); is != (tt.variant != "") || is && payload(v) != tt.variant {
 			t.Errorf("%s: variant %v %q, want %q", tt.name, is, payload(v), tt.variant)
 		}
+	}
+}
+
+// Of a connection of which one direction is seen, the other is known by acknowledgements alone.
+// What a SYN carried and was not kept is the beginning of its side.
+func TestGapsByAcknowledgements(t *testing.T) {
+	e := endpoints{client4, server4}
+	s := sample([]packet{e.seg(true, f.SYN, 0, 0, 0), e.seg(true, f.ACK, 1, 101, 100), e.seg(true, f.ACK, 101, 501, 100)})
+	s.OneWay = true
+	if Note(s, Live); s.Signals != 0 || s.MissingStart {
+		t.Errorf("one way: signals %v, missing start %v", s.Signals.Names(), s.MissingStart)
+	}
+	s = sample([]packet{e.seg(true, f.SYN, 0, 0, 0), e.seg(false, f.SYN|f.ACK, 100, 301, 0), e.seg(false, f.ACK, 101, 301, 400)})
+	if Note(s, Live); s.Signals != flow.SignalGap || !s.MissingStart {
+		t.Errorf("data in the SYN: signals %v, missing start %v", s.Signals.Names(), s.MissingStart)
+	}
+	// A packet of which an earlier part of the capture has no more than the beginning of its
+	// headers may be what was acknowledged.
+	whole := e.seg(true, f.ACK, 1, 101, 100).frame
+	s = sample(append(e.handshake(), packet{true, whole[:20]}, e.seg(false, f.ACK, 101, 101, 50)))
+	s.Packets[3].WireLen = uint32(len(whole))
+	if Note(s, Live); s.Signals != 0 || s.MissingStart {
+		t.Errorf("a packet without its headers: signals %v, missing start %v", s.Signals.Names(), s.MissingStart)
+	}
+	s = sample(append(e.handshake(), e.seg(true, f.ACK, 1, 102, 100)))
+	if Note(s, Live); s.Signals != flow.SignalGap || s.MissingStart {
+		t.Errorf("acknowledged and not seen: signals %v, missing start %v", s.Signals.Names(), s.MissingStart)
 	}
 }

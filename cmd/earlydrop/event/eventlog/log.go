@@ -152,10 +152,9 @@ func (l *Log) ReopenOn(signals <-chan os.Signal) (stop func()) {
 			select {
 			case <-quit:
 				return
-			case sig := <-signals:
+			case <-signals:
 				if l.file == nil {
-					slog.Info("there is no event file to open again; the work goes on", "signal", sig.String())
-					continue
+					continue // for others, as for who reloads the policy
 				}
 				select {
 				case l.queue <- item{reopen: true}:
@@ -168,6 +167,13 @@ func (l *Log) ReopenOn(signals <-chan os.Signal) (stop func()) {
 	return func() {
 		close(quit)
 		wg.Wait()
+	}
+}
+
+// Reopen has the file opened again, as ReopenOn does at a signal. It returns at once.
+func (l *Log) Reopen() {
+	if l.file != nil {
+		l.put(item{reopen: true})
 	}
 }
 
@@ -309,6 +315,12 @@ func (l *Log) print(w *bufio.Writer, e event.Event) {
 	case *event.BlockEnded:
 		line = e.Text()
 	case *event.Waiting:
+		line = e.Text()
+	case *event.Disagreed:
+		if !l.config.Quiet {
+			line = e.Text()
+		}
+	case *event.Reloaded:
 		line = e.Text()
 	case *event.ModeChanged:
 		line = e.Text()

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package metrics
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
+	"github.com/earlydrop/earlydrop/loader"
+)
+
+// source is a gateway that reports the same each time.
+type source struct {
+	report *status.Report
+	err    error
+}
+
+func (s source) Report() (*status.Report, error) { return s.report, s.err }
+
+func twoInterfaces() *status.Report {
+	rows := loader.Counters{{Name: "classified", Help: "flows that got a verdict", Value: 7}, {Name: "ring_full", Help: "captures lost", Value: 2}}
+	one := &status.Status{
+		Interface: "eth0", State: status.Degraded, Since: time.Unix(1000, 0), XDP: "native", Egress: "tcx", Mode: "enforce", Model: "compact 1", Policy: "p.yaml",
+		Flows: loader.Occupancy{Flows: 5, Blocked: 1}, Capacity: loader.Occupancy{Flows: 100, Collecting: 10, Blocked: 50},
+		Classes: map[string]uint64{"shadowsocks": 3, "background": 4}, Rules: map[string]status.Rule{"a \"rule\"\n": {Detected: 3, Blocked: 1}},
+		Rows:   rows,
+		Delays: &status.Histogram{Count: 2, Sum: 0.5, Buckets: map[float64]uint64{0.1: 1, 1: 2}},
+	}
+	two := *one
+	two.Interface, two.Mode, two.State, two.Delays = "wan.5", "monitor", status.Well, nil
+	return &status.Report{Version: "v1", Device: "cpu", Interfaces: []*status.Status{one, &two}}
+}
+
+func TestMetricsAreWhatIsReported(t *testing.T) {
+	r := NewRegistry(source{report: twoInterfaces()})
+	problems, err := testutil.GatherAndLint(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+	const want = `# HELP earlydrop_class_flows_total flows that got a verdict, by the class of the verdict
+# TYPE earlydrop_class_flows_total counter
+earlydrop_class_flows_total{class="background",interface="eth0"} 4
+earlydrop_class_flows_total{class="background",interface="wan.5"} 4
+earlydrop_class_flows_total{class="shadowsocks",interface="eth0"} 3
+earlydrop_class_flows_total{class="shadowsocks",interface="wan.5"} 3
+# HELP earlydrop_degraded 1 if something is not as it should be: earlydrop status says what
+# TYPE earlydrop_degraded gauge
+earlydrop_degraded{interface="eth0"} 1
+earlydrop_degraded{interface="wan.5"} 0
+# HELP earlydrop_enforcing 1 in mode enforce, 0 in mode monitor
+# TYPE earlydrop_enforcing gauge
+earlydrop_enforcing{interface="eth0"} 1
+earlydrop_enforcing{interface="wan.5"} 0
+# HELP earlydrop_report_complete 1 if all tables could be read for this scrape
+# TYPE earlydrop_report_complete gauge
+earlydrop_report_complete 1
+# HELP earlydrop_ring_full_total captures lost
+# TYPE earlydrop_ring_full_total counter
+earlydrop_ring_full_total{interface="eth0"} 2
+earlydrop_ring_full_total{interface="wan.5"} 2
+# HELP earlydrop_rule_detected_flows_total flows that a rule detected, in mode monitor as well
+# TYPE earlydrop_rule_detected_flows_total counter
+earlydrop_rule_detected_flows_total{interface="eth0",rule="a \"rule\"\n"} 3
+earlydrop_rule_detected_flows_total{interface="wan.5",rule="a \"rule\"\n"} 3
+# HELP earlydrop_table_capacity_entries entries that a table of the kernel has room for
+# TYPE earlydrop_table_capacity_entries gauge
+earlydrop_table_capacity_entries{interface="eth0",table="blocked"} 50
+earlydrop_table_capacity_entries{interface="eth0",table="collecting"} 10
+earlydrop_table_capacity_entries{interface="eth0",table="flows"} 100
+earlydrop_table_capacity_entries{interface="wan.5",table="blocked"} 50
+earlydrop_table_capacity_entries{interface="wan.5",table="collecting"} 10
+earlydrop_table_capacity_entries{interface="wan.5",table="flows"} 100
+# HELP earlydrop_verdict_delay_seconds time from the hand-over of a capture until its verdict was in the kernel's table
+# TYPE earlydrop_verdict_delay_seconds histogram
+earlydrop_verdict_delay_seconds_bucket{interface="eth0",le="0.1"} 1
+earlydrop_verdict_delay_seconds_bucket{interface="eth0",le="1"} 2
+earlydrop_verdict_delay_seconds_bucket{interface="eth0",le="+Inf"} 2
+earlydrop_verdict_delay_seconds_sum{interface="eth0"} 0.5
+earlydrop_verdict_delay_seconds_count{interface="eth0"} 2
+`
+	if err := testutil.GatherAndCompare(r, strings.NewReader(want),
+		"earlydrop_class_flows_total", "earlydrop_degraded", "earlydrop_enforcing", "earlydrop_report_complete", "earlydrop_ring_full_total",
+		"earlydrop_rule_detected_flows_total", "earlydrop_table_capacity_entries", "earlydrop_verdict_delay_seconds"); err != nil {
+		t.Error(err)
+	}
+}
+
+// What can't be read is told of, and the rest is there.
+func TestMetricsOfAGatewayThatCanNotReadAll(t *testing.T) {
+	for name, s := range map[string]source{
+		"an interface": {&status.Report{Version: "v1", Device: "cpu"}, errors.New("map gone")},
+		"nothing":      {nil, errors.New("ended")},
+	} {
+		r := NewRegistry(s)
+		if err := testutil.GatherAndCompare(r, strings.NewReader("# HELP earlydrop_report_complete 1 if all tables could be read for this scrape\n# TYPE earlydrop_report_complete gauge\nearlydrop_report_complete 0\n"), "earlydrop_report_complete"); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestServerAnswersScrapesAndNothingElse(t *testing.T) {
+	s, err := Listen("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	s.Serve(source{report: twoInterfaces()})
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for _, tt := range []struct {
+		method, path string
+		code         int
+		text         string
+	}{
+		{"GET", "/metrics", 200, `earlydrop_classified_total{interface="eth0"} 7`},
+		{"HEAD", "/metrics", 200, ""},
+		{"GET", "/metrics", 200, "process_resident_memory_bytes"},
+		{"POST", "/metrics", 405, "use GET"},
+		{"DELETE", "/metrics", 405, "use GET"},
+		{"GET", "/", 404, ""},
+		{"GET", "/debug/pprof/", 404, ""},
+		{"GET", "/metrics/../v1/status", 404, ""},
+	} {
+		r, err := http.NewRequestWithContext(ctx, tt.method, "http://"+s.Addr().String()+tt.path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, _ := io.ReadAll(answer.Body)
+		_ = answer.Body.Close()
+		if answer.StatusCode != tt.code || !strings.Contains(string(text), tt.text) {
+			t.Errorf("%s %s: %d, want %d with %q:\n%.300s", tt.method, tt.path, answer.StatusCode, tt.code, tt.text, text)
+		}
+	}
+}
+
+func TestListenRefusesWhatIsNoAddress(t *testing.T) {
+	taken, err := Listen("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	for _, address := range []string{"", "9417", ":9417", "127.0.0.1", "127.0.0.1:", "127.0.0.1:99999", "nosuch.invalid:1", taken.Addr().String()} {
+		if s, err := Listen(address); err == nil {
+			t.Errorf("%q is taken", address)
+			s.Close()
+		}
+	}
+}

@@ -142,7 +142,7 @@ func TestTopologySoftwareFlowtable(t *testing.T) {
 	}()
 	var c net.Conn
 	n.in("client", func() (err error) {
-		c, err = net.DialTimeout("tcp4", ln.Addr().String(), 5*time.Second)
+		c, err = net.DialTimeout("tcp4", ln.Addr().String(), time.Minute)
 		return err
 	})
 	defer c.Close()

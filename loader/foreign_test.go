@@ -114,7 +114,7 @@ func TestForeignPinsWithOurNames(t *testing.T) {
 // waitForNoXDP waits until the kernel has taken away a program whose last pin is gone.
 func waitForNoXDP(t *testing.T) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if xdp, _ := attached(t); xdp == 0 {
 			return
 		}

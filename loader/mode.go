@@ -51,10 +51,17 @@ func SetModes(all []*Tables, enforce bool) (changed []*Tables, err error) {
 			return nil, err
 		}
 	}
-	for _, t := range all {
-		was, e := t.SetMode(enforce)
+	// All before any: interfaces of a group have one word.
+	had := make([]bool, len(all))
+	for i, t := range all {
+		if had[i], err = t.Enforces(); err != nil {
+			return nil, err
+		}
+	}
+	for i, t := range all {
+		_, e := t.SetMode(enforce)
 		err = errors.Join(err, e)
-		if e == nil && was != enforce {
+		if e == nil && had[i] != enforce {
 			changed = append(changed, t)
 		}
 	}

@@ -124,7 +124,7 @@ func (tr *traffic) end() {
 func (tr *traffic) waitFor(t *testing.T, n uint64) {
 	t.Helper()
 	target := tr.sent.Load() + n
-	for deadline := time.Now().Add(10 * time.Second); tr.sent.Load() < target; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); tr.sent.Load() < target; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("no traffic")
 		}
@@ -153,7 +153,7 @@ func TestSwapUnderTrafficPassesNothingBlocked(t *testing.T) {
 		}
 		tr.waitFor(t, 50)
 		// What was sent may still be on its way to the one who counts it.
-		for deadline := time.Now().Add(10 * time.Second); tr.passed.Load() == before; time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); tr.passed.Load() == before; time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatal("the passed flow stands still")
 			}

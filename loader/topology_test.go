@@ -208,9 +208,9 @@ func (d *tap) next() *flow.Sample {
 			if s.Key.Proto == flow.TCP {
 				return s
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			c, err := d.Counters()
-			d.t.Fatalf("no capture within 10 s; %v; counters: %s", err, nonZero(c))
+			d.t.Fatalf("no capture within a minute; %v; counters: %s", err, nonZero(c))
 		}
 	}
 }
@@ -272,13 +272,13 @@ func (n *network) talk(client, server string, at netip.AddrPort) (netip.AddrPort
 	var from netip.AddrPort
 	to := ln.Addr().(*net.TCPAddr).AddrPort()
 	n.in(client, func() error {
-		c, err := net.DialTimeout("tcp4", ln.Addr().String(), 5*time.Second)
+		c, err := net.DialTimeout("tcp4", ln.Addr().String(), time.Minute)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
 		from = c.LocalAddr().(*net.TCPAddr).AddrPort()
-		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(time.Minute))
 		if _, err := c.Write(make([]byte, 700)); err != nil {
 			return err
 		}
@@ -628,7 +628,7 @@ func (n *network) returned(d *tap, send func()) {
 		n.t.Fatal(err)
 	}
 	send()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		after, err := d.Counters()
 		if err != nil {
 			n.t.Fatal(err)

@@ -144,13 +144,13 @@ func (n *network) talkUDP(client, server string, at netip.Addr) (netip.AddrPort,
 	}()
 	var from netip.AddrPort
 	n.in(client, func() error {
-		c, err := net.DialTimeout("udp4", pc.LocalAddr().String(), 5*time.Second)
+		c, err := net.DialTimeout("udp4", pc.LocalAddr().String(), time.Minute)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
 		from = c.LocalAddr().(*net.UDPAddr).AddrPort()
-		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(time.Minute))
 		for range 4 {
 			if _, err := c.Write(make([]byte, 300)); err != nil {
 				return err
@@ -171,9 +171,9 @@ func (d *tap) identifiesUDP(from, to netip.AddrPort, times int) {
 	var s *flow.Sample
 	select {
 	case s = <-d.samples:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		c, err := d.Counters()
-		d.t.Fatalf("no capture within 10 s; %v; counters:%s", err, nonZero(c))
+		d.t.Fatalf("no capture within a minute; %v; counters:%s", err, nonZero(c))
 	}
 	if s.Key.Proto != flow.UDP || s.Initiator() != from || s.Responder() != to || !s.Complete() || s.Resumed {
 		d.t.Errorf("captured %s %s > %s, want %s > %s; %+v", s.Key.Proto, s.Initiator(), s.Responder(), from, to, s)

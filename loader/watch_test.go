@@ -108,7 +108,7 @@ func watched(t *testing.T, d *DataPath, subscribe func(chan<- netlink.LinkUpdate
 		t.Fatal(err)
 	}
 	defer nl.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	subscribed, changed := make(chan struct{}, 1), make(chan struct{})
 	go func() {
@@ -364,7 +364,7 @@ func TestPinsThatCanNotBePutBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The kernel takes the hidden pins away a little later.
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if xdp, _ := attached(t); xdp == 0 {
 			break
 		}

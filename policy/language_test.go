@@ -114,6 +114,7 @@ func TestParseRefusesWhatCanNotBe(t *testing.T) {
 		{ruleStart + "from: 10.0.0.1/8}]", `1:75: from: "10.0.0.1/8" has host bits set; the network is 10.0.0.0/8, or set:NAME`},
 		{ruleStart + "from: home}]", `1:75: from: "home" is neither a network nor an address; write one such as 192.0.2.0/24 or 2001:db8::1, or set:NAME`},
 		{ruleStart + "from: 'fe80::1%eth0'}]", `1:75: from: "fe80::1%eth0" is neither a network nor an address; write one such as 192.0.2.0/24 or 2001:db8::1, or set:NAME`},
+		{ruleStart + "to: '192.0.2.7:443'}]", `1:73: to: "192.0.2.7:443" has a port; write {cidr: 192.0.2.7/32, port: 443}`},
 		{ruleStart + "from: [7]}]", "1:76: from has to be a network, an address, set:NAME or a mapping with cidr, set and port, but is a number"},
 		{ruleStart + "to: set:cloud}]", `1:73: there is no set "cloud"; sets has none`},
 		{ruleStart + "to: [{side: any}]}]", `1:75: unknown key "side" in an entry of to, did you mean cidr?; known are cidr, set, port`},

@@ -103,6 +103,9 @@ func (d *decoder) endpoints(e entry, what string, withPorts bool) (ends []Endpoi
 			}
 			if name, ok := strings.CutPrefix(text, "set:"); ok {
 				end.Set, err = d.set(at, name)
+			} else if withPort, portErr := netip.ParseAddrPort(text); portErr == nil {
+				addr := withPort.Addr()
+				err = d.errorOn(at.place(), "%s: %s has a port; write {cidr: %s/%d, port: %d}", what, quote(text), addr, addr.BitLen(), withPort.Port())
 			} else if end.Prefix, err = parseNetwork(text); err != nil {
 				err = d.errorOn(at.place(), "%s: %v, or set:NAME", what, err)
 			}

@@ -13,6 +13,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
@@ -73,9 +74,9 @@ type State struct {
 	kinds  [numKinds]*list.List   // the latest first
 	slots  [64]string             // names of rules, by bit of judged.rules
 	limits [2]breaker             // of flows that prove nothing about their initiator, and of others
-	counts Counts
-	untold uint64 // of counts.Forgotten, what TakeForgotten has not told of
-	saved  bool   // nothing has changed since
+	counts counts
+	untold atomic.Uint64 // of counts.forgotten, what TakeForgotten has not told of
+	saved  bool          // nothing has changed since
 }
 
 // kind is how much is known about a pair; each kind has room of its own.
@@ -139,13 +140,12 @@ type treatment struct {
 	seen, judged int
 }
 
-// Counts are what a State has done so far.
-type Counts struct {
-	PairsTreated  uint64 // pairs that there was enough evidence for
-	PairFlows     uint64 // verdicts by the treatment of a pair, without the one that completed the evidence
-	Forgotten     uint64 // pairs that others pushed out
-	LimitsReached uint64
-	Paused        uint64 // verdicts that pass since a limit was reached
+// counts are what a State has done so far.
+type counts struct {
+	pairsTreated  uint64 // pairs that there was enough evidence for
+	forgotten     uint64 // pairs that others pushed out
+	limitsReached uint64
+	paused        uint64 // verdicts that pass since a limit was reached
 }
 
 // New returns a State that knows nothing.
@@ -159,20 +159,12 @@ func New(o Options) *State {
 	return &State{options: o, pairs: map[Pair]*list.Element{}, kinds: [numKinds]*list.List{list.New(), list.New(), list.New()}, saved: true}
 }
 
-// Counts returns what was done so far.
-func (s *State) Counts() Counts {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.counts
-}
-
 // TakeForgotten returns how many pairs others have pushed out since the last call.
 func (s *State) TakeForgotten() uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n := s.untold
-	s.untold = 0
-	return n
+	if s.untold.Load() == 0 {
+		return 0
+	}
+	return s.untold.Swap(0)
 }
 
 // Decide returns what becomes of a flow, as p.Decide does, with what is known of others.
@@ -219,7 +211,6 @@ func (s *State) withPair(p *policy.Policy, m *flow.Meta, r *flow.Result, d polic
 				s.put(e, suspect)
 			case !m.Start.Before(t.since) || d.Counts&s.bit(p, rule.Name) != 0:
 				s.put(e, treated)
-				s.counts.PairFlows++
 				d.Class, d.Confidence = t.class, r.Confidence
 				d.Pair(rule, min(max(policy.MinTTL, t.until.Sub(now)), rule.TTL))
 				d.Seen, d.Judged = t.seen, t.judged
@@ -259,7 +250,7 @@ func (s *State) withPair(p *policy.Policy, m *flow.Meta, r *flow.Result, d polic
 			d.Seen, d.Judged = seen, all
 			known.treatment = treatment{rule.Name, d.Class, now, now.Add(rule.TTL), seen, all}
 			s.put(e, treated)
-			s.counts.PairsTreated++
+			s.counts.pairsTreated++
 			return d, known.take(1<<s.slot(p, rule.Name), this)
 		}
 		if d.Rule == rule.Name {
@@ -300,8 +291,8 @@ func (s *State) put(e *list.Element, to kind) {
 		last := s.kinds[to].Back()
 		delete(s.pairs, last.Value.(*pair).Pair)
 		s.kinds[to].Remove(last)
-		s.counts.Forgotten++
-		s.untold++
+		s.counts.forgotten++
+		s.untold.Add(1)
 	}
 }
 

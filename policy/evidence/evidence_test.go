@@ -248,8 +248,8 @@ func TestStateIsBounded(t *testing.T) {
 		f := oneFlow{at: 2*time.Second + time.Duration(i), from: fmt.Sprintf("10.1.%d.%d:40000", i/250, i%250)}
 		f.decide(s, p)
 	}
-	if len(s.pairs) != 33 || s.counts.Forgotten != 1000-32 {
-		t.Errorf("%d pairs, %d forgotten", len(s.pairs), s.counts.Forgotten)
+	if len(s.pairs) != 33 || s.counts.forgotten != 1000-32 {
+		t.Errorf("%d pairs, %d forgotten", len(s.pairs), s.counts.forgotten)
 	}
 	if d := (oneFlow{at: 3 * time.Second, shadowsock: 0.6}).decide(s, p); d.Reason != policy.ReasonEvidence {
 		t.Errorf("the evidence is lost: %+v", d)
@@ -261,7 +261,7 @@ func TestStateIsBounded(t *testing.T) {
 			f.decide(s, p)
 		}
 	}
-	if d := (oneFlow{at: 5 * time.Second}).decide(s, p); d.Action != flow.Pass || s.counts.PairsTreated != 18 {
+	if d := (oneFlow{at: 5 * time.Second}).decide(s, p); d.Action != flow.Pass || s.counts.pairsTreated != 18 {
 		t.Errorf("%+v, %+v", d, s.counts)
 	}
 	for range 200 { // and of a pair not more flows are kept than it takes
@@ -346,8 +346,8 @@ func TestLimits(t *testing.T) {
 			if ended := strings.Contains(tt.name, "ends"); ended != (last.Action == flow.Drop) {
 				t.Errorf("the last flow: %+v", last)
 			}
-			if s.Counts().LimitsReached != 1 || s.Counts().Paused == 0 {
-				t.Errorf("%+v", s.Counts())
+			if s.counts.limitsReached != 1 || s.counts.paused == 0 {
+				t.Errorf("%+v", s.counts)
 			}
 		})
 	}

@@ -67,11 +67,11 @@ func (s *State) withinLimits(p *policy.Policy, m *flow.Meta, d policy.Decision) 
 			return d, Alert{}
 		}
 		alert = Alert{Time: now, Source: m.Source, Limit: limit, Proven: m.Proven(), Initiators: b.judged.Len(), Treated: b.treated.Len(), Until: now.Add(policy.PauseTime)}
-		s.counts.LimitsReached++
+		s.counts.limitsReached++
 		s.saved = false
 		b.pause(alert.Until)
 	}
-	s.counts.Paused++
+	s.counts.paused++
 	d.Action, d.TTL, d.Rate, d.Reason = flow.Pass, 0, 0, policy.ReasonPaused
 	return d, alert
 }

@@ -9,6 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/policy"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
@@ -94,4 +97,32 @@ func (s *scene) pairDropped(d *rig.Daemon, tun *lab.Tunnel, n int) {
 		return
 	}
 	s.stalled(tr, v)
+}
+
+// Behind an interface where connections leave with its own addresses, all hosts are one
+// initiator: a pair would be all of them.
+func TestPairsAreRefusedBehindMasquerade(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, lab.Config{})
+	name := append([]byte(rig.Device), make([]byte, 16-len(rig.Device))...)
+	err := s.Gateway.Do(func() error {
+		c, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "nat"})
+		chain := c.AddChain(&nftables.Chain{Name: "post", Table: table, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource})
+		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+			&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name}, &expr.Masq{}}})
+		return c.Flush()
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	flows := "mode: monitor\nrules: [{name: r, class: shadowsocks, min_confidence: 0.9, action: drop, ttl: 1m}]\n"
+	pairs := strings.Replace(flows, "ttl: 1m", "ttl: 1m, evidence: {flows: 3, share: 0.6, within: 1h}", 1)
+	s.refused(t, []string{s.Binary(), "attach", "-i", rig.Device, "--policy", s.file("pairs.yaml", pairs)}, nil,
+		[]string{"evidence", rig.Device, "masquerade", "ip nat", "attach to the interface of the clients' side: gw-"})
+	s.clean()
+	s.stop(s.attach("--policy", s.file("flows.yaml", flows)))
 }

@@ -85,7 +85,7 @@ func (s *scene) quicDial(server netip.AddrPort) quicConn {
 
 // fetch asks for an answer and reads all of it.
 func (c quicConn) fetch() error {
-	if err := c.stream.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := c.stream.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		return err
 	}
 	if _, err := c.stream.Write([]byte{1}); err != nil {

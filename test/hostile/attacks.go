@@ -99,7 +99,7 @@ func (a *arena) dial(ctx context.Context, port uint16, server netip.AddrPort) (n
 		port = a.port()
 	}
 	t := tuple{netip.AddrPortFrom(a.ClientAddr(4), port), server}
-	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(t.client), Timeout: 5 * time.Second}
+	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(t.client), Timeout: time.Minute}
 	var c net.Conn
 	err := a.Client.Do(func() (err error) {
 		c, err = d.DialContext(ctx, "tcp", server.String())
@@ -154,7 +154,7 @@ type transfer struct {
 // transferKinds are the innocent connections of an attack.
 var transferKinds = []string{"http", "https", "ssh"}
 
-const transferTime = 20 * time.Second
+const transferTime = 2 * time.Minute
 
 // transfer starts a download of the kind from a local port, 0 for a fresh one, and reads
 // its beginning.
@@ -432,7 +432,7 @@ func (a *arena) hide(ctx context.Context, attacks []hiding, n int) ([]harm, erro
 			tuples[i] = append(tuples[i], t)
 		}
 	}
-	wait, cancel := context.WithTimeout(ctx, 6*time.Second)
+	wait, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	for i := range attacks {
 		for _, t := range tuples[i] {
@@ -508,7 +508,7 @@ func drained(conn net.Conn) error {
 	if err != nil {
 		return err
 	}
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		left, ioErr := 0, error(nil)
 		if err := raw.Control(func(fd uintptr) { left, ioErr = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }); err != nil {
 			return err
@@ -517,7 +517,7 @@ func drained(conn net.Conn) error {
 			return ioErr
 		}
 	}
-	return errors.New("what was written is not acknowledged within 5 s")
+	return errors.New("what was written is not acknowledged within a minute")
 }
 
 func randomBytes(n int) []byte {

@@ -90,8 +90,8 @@ func TestAConnectionThatOutlivesItsBlockStaysBlocked(t *testing.T) {
 			if err == nil && ok && b.Expires.Sub(first.Expires) >= 2*3*time.Second {
 				return true, nil
 			}
-			if err == nil && time.Since(first.Since) > 30*time.Second {
-				err = fmt.Errorf("30 s later it ends at %s, at first it was to end at %s (there: %v)", b.Expires, first.Expires, ok)
+			if err == nil && time.Since(first.Since) > 2*time.Minute {
+				err = fmt.Errorf("two minutes later it ends at %s, at first it was to end at %s (there: %v)", b.Expires, first.Expires, ok)
 			}
 			return false, err
 		})
@@ -146,7 +146,7 @@ func TestAPortIsFreeOnceANewConnectionIsMade(t *testing.T) {
 		if e.Decision != "pass" {
 			t.Error(e.Decision)
 		}
-		soon, cancel := context.WithTimeout(ctx, 10*time.Second)
+		soon, cancel := context.WithTimeout(ctx, time.Minute)
 		defer cancel()
 		err = rig.Until(soon, func() (bool, error) {
 			_, ok, err := a.Block(soon, tuple.client, tuple.server)

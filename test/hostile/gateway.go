@@ -107,7 +107,7 @@ func (g *gateway) tunnelled(ctx context.Context, d, every time.Duration) (opened
 	defer tick.Stop()
 	for end := time.Now().Add(d); time.Now().Before(end) && ctx.Err() == nil; {
 		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+			ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 			defer cancel()
 			if g.Download(ctx, g.tunnel, g.URL("http", 4, g.web.HTTPPort, "/1k"), nil).Err != nil {
 				bad.Add(1)
@@ -187,7 +187,7 @@ func (r request) finish() error {
 	if _, err := r.Write(append(append([]byte("X-Rest: "), make900()...), "\r\n\r\n"...)); err != nil {
 		return err
 	}
-	_ = r.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = r.SetReadDeadline(time.Now().Add(time.Minute))
 	buf := make([]byte, 4096)
 	_, err := r.Read(buf)
 	return err

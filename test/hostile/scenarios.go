@@ -401,7 +401,7 @@ func (g *gateway) blockEnds(ctx context.Context) (early int, late time.Duration,
 	defer wg.Wait()
 	defer close(done)
 	buf := make([]byte, 64)
-	_ = server.SetReadDeadline(block.Expires.Add(5 * time.Second))
+	_ = server.SetReadDeadline(block.Expires.Add(time.Minute))
 	for {
 		if _, _, err := server.ReadFrom(buf); err != nil {
 			return early, 0, fmt.Errorf("nothing passes after the block's end: %w", err)
@@ -554,7 +554,7 @@ func cycles(ctx context.Context, o options) (r cyclesResult, err error) {
 		}
 	}
 	// Maps are freed some time after the last reference is gone.
-	gone, cancel := context.WithTimeout(ctx, 10*time.Second)
+	gone, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	err = rig.Until(gone, func() (bool, error) {
 		present, err := all.Present()

@@ -283,7 +283,7 @@ func killInside(path string) error {
 			return nil
 		}
 		for _, pid := range pids {
-			if err := killWait(pid, 2*time.Second); err != nil {
+			if err := killWait(pid, 20*time.Second); err != nil {
 				return err
 			}
 		}

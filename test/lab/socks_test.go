@@ -30,7 +30,7 @@ func TestAcceptSOCKSReturnsTheTarget(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			a, b := net.Pipe()
-			deadline := time.Now().Add(5 * time.Second)
+			deadline := time.Now().Add(time.Minute)
 			if err := errors.Join(a.SetDeadline(deadline), b.SetDeadline(deadline)); err != nil {
 				t.Fatal(err)
 			}

@@ -22,7 +22,7 @@ func tagged(t *testing.T, l *lab.Lab, port uint16) (both [2]bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	// Frames that wait to be read are lost with the sniffer: it is closed when the
 	// page is there and frames of both directions were read.

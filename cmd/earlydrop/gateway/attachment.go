@@ -222,7 +222,7 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 		}
 		a.warnBlock.Do(func() { slog.Warn(message, "interface", a.iface(), "flow", s.Key, "error", err) })
 	}
-	blockedBefore := a.treatEarlier(earlier, s.Source, treatment)
+	blockedBefore := a.treatEarlier(earlier, s.Source, treatment, j)
 	a.counts[countClassified].Add(1)
 	if decision.Action.Blocks() {
 		a.counts[countToDrop].Add(1)
@@ -256,7 +256,7 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 
 // treatEarlier treats flows of a pair that passed before there was enough evidence, as far as
 // they are open and came through this interface, and returns how many are blocked now.
-func (a *attachment) treatEarlier(flows []flow.Meta, here flow.Source, treatment flow.Treatment) (n int) {
+func (a *attachment) treatEarlier(flows []flow.Meta, here flow.Source, treatment flow.Treatment, j *judge) (n int) {
 	if !treatment.Action.Blocks() {
 		return 0
 	}
@@ -267,6 +267,13 @@ func (a *attachment) treatEarlier(flows []flow.Meta, here flow.Source, treatment
 		}
 		switch err := a.dp.ApplyFlow(m, treatment); {
 		case err == nil:
+			if a.gateway.judge.Load() != j {
+				// A reload may not have seen the block: these flows are not judged again, so
+				// they pass.
+				if err := a.takeBack(m.Key); err == nil {
+					continue
+				}
+			}
 			n++
 			a.counts[countBlocked].Add(1)
 		case !errors.Is(err, loader.ErrFlowGone):

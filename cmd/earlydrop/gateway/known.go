@@ -75,21 +75,31 @@ func (k *knownFlows) len() int {
 	return len(k.flows)
 }
 
-// drops reports whether a policy would drop packets of the flow of a block, by whatever action. Of one that an earlier daemon
-// blocked, no more is known than the block says: that flow is as sure as it can be, and was
-// seen from its beginning, in both directions.
-func (k *knownFlows) drops(p *policy.Policy, b *loader.Block) bool {
+// of returns what is known of the flow of a block, nil if nothing is.
+func (k *knownFlows) of(b *loader.Block) *blockedFlow {
 	k.mu.Lock()
-	f := k.flows[b.Key]
-	k.mu.Unlock()
-	if f != nil && cut(f.rule) == b.Rule {
-		if f.pair && dropsPair(p, f.rule, &f.meta) {
-			return true
-		}
-		d := p.Decide(&f.meta, f.result)
-		return d.Action.Blocks()
+	defer k.mu.Unlock()
+	if f := k.flows[b.Key]; f != nil && cut(f.rule) == b.Rule {
+		return f
 	}
-	m := flow.Meta{Key: b.Key, InitiatorIsLo: b.InitiatorIsLo}
+	return nil
+}
+
+// isDropped reports whether a policy would drop packets of the flow, by whatever action.
+func (f *blockedFlow) isDropped(p *policy.Policy) bool {
+	if f.pair && dropsPair(p, f.rule, &f.meta) {
+		return true
+	}
+	d := p.Decide(&f.meta, f.result)
+	return d.Action.Blocks()
+}
+
+// mayDrop reports whether a policy would drop the flow of a block of which no more is known
+// than the block says, as an earlier daemon made it: if it is as sure as it can be, and was seen
+// from its beginning, in both directions.
+func mayDrop(p *policy.Policy, b *loader.Block, iface string) bool {
+	// Complete, as most that is blocked at once.
+	m := flow.Meta{Key: b.Key, InitiatorIsLo: b.InitiatorIsLo, Full: true, Source: flow.Source{Interface: iface}}
 	for i := range p.Rules {
 		if cut(p.Rules[i].Name) == b.Rule && dropsPair(p, p.Rules[i].Name, &m) {
 			return true

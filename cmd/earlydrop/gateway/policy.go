@@ -215,17 +215,28 @@ func (g *Gateway) setMode(mode policy.Mode) error {
 }
 
 // lift lifts the blocks that a policy would not make, and returns how many there were. In
-// mode monitor, where that is the policy's own, it would make none.
+// mode monitor, where that is the policy's own, it would make none. The caller has g.mu.
 func (a *attachment) lift(p *policy.Policy) (int, error) {
 	none := p.Mode == policy.Monitor && !a.gateway.config.ModeFixed && a.mode() == policy.Monitor
 	blocks, err := a.dp.UnblockWhere(func(b *loader.Block) bool {
-		return !b.ByHand() && (none || !a.known.drops(p, b))
+		return !b.ByHand() && (none || !a.wouldDrop(p, b))
 	})
 	for _, b := range blocks {
 		b.Ended = loader.EndPolicy
 		a.blockEnded(b)
 	}
 	return len(blocks), err
+}
+
+// wouldDrop reports whether a policy would drop the flow of a block. Interfaces of a group have
+// their blocks in common, so any of them may know the flow. The caller has g.mu.
+func (a *attachment) wouldDrop(p *policy.Policy, b *loader.Block) bool {
+	for _, other := range a.gateway.attached {
+		if f := other.known.of(b); f != nil {
+			return f.isDropped(p)
+		}
+	}
+	return mayDrop(p, b, a.iface())
 }
 
 // takeBack lifts the block of a flow again that was judged by another policy than that of now.

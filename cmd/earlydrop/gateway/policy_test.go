@@ -423,3 +423,51 @@ func TestThousandReloadsUnderLoad(t *testing.T) {
 		t.Errorf("the heap grew from %d KiB to %d KiB in %d reloads", before>>10, after>>10, reloads-warm)
 	}
 }
+
+// What is blocked on the evidence of other flows is lifted when no rule treats the pair any
+// more, although the policy would not drop the flow for itself.
+func TestReloadKeepsBlocksOnEvidence(t *testing.T) {
+	if !inOwnNamespace(t) {
+		return
+	}
+	const evidence = "mode: enforce\nallow: [{port: 1}]\nrules:\n- {name: a-long-name-of-a-rule, class: [v2ray], proto: tcp, min_confidence: 0.7, action: drop, ttl: 1h, scope: pair, " +
+		"meanwhile: log, evidence: {flows: 2, share: 0.5, within: 1h}}\n"
+	config, _ := newConfig(t, 1)
+	l := newLive(t, &config, evidence)
+	proven := func(m *flow.Meta) { m.Numbers.ResponderNextKnown, m.Numbers.InitiatorNextKnown = true, true }
+	l.judge(flow.TCP, 1001, 0.9, proven)
+	if got := l.blocked(); len(got) > 0 {
+		t.Fatalf("blocked are %v after one flow", got)
+	}
+	for _, known := range []bool{true, false} {
+		for _, tt := range []struct {
+			name, text string
+			stays      bool
+		}{
+			{"a comment", evidence + "#\n", true},
+			{"more evidence", strings.Replace(evidence, "flows: 2", "flows: 5", 1), true},
+			{"an allowed client", strings.Replace(evidence, "port: 1", "cidr: 10.0.0.1/32", 1), false},
+			{"a protected server", "protect: [192.0.2.0/24]\n" + evidence, false},
+			{"another rule", strings.Replace(evidence, "a-long", "the-long", 1), false},
+			{"another initiator", strings.Replace(evidence, "proto: tcp", "proto: tcp, from: [10.7.0.0/16]", 1), false},
+			{"no evidence", "mode: enforce\n", false},
+		} {
+			if _, err := l.reload(evidence); err != nil {
+				t.Fatal(err)
+			}
+			l.judge(flow.TCP, 1002, 0.9, proven)
+			if got := l.blocked(); !slices.Contains(got, 1002) {
+				t.Fatalf("%s: blocked are %v after two flows", tt.name, got)
+			}
+			if !known {
+				l.attached[0].known = knownFlows{}
+			}
+			if _, err := l.reload(tt.text); err != nil {
+				t.Fatal(err)
+			}
+			if got := l.blocked(); slices.Contains(got, 1002) != tt.stays || !tt.stays && len(got) > 0 {
+				t.Errorf("%s, known %v: blocked are %v", tt.name, known, got)
+			}
+		}
+	}
+}

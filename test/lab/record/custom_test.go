@@ -38,7 +38,7 @@ func TestCustomFramingsCarryContent(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer b.Close()
-			deadline := time.Now().Add(5 * time.Second)
+			deadline := time.Now().Add(time.Minute)
 			if err := errors.Join(a.SetDeadline(deadline), b.SetDeadline(deadline)); err != nil {
 				t.Fatal(err)
 			}

@@ -36,8 +36,8 @@
 #define AGAIN_MOST 4
 
 /* A side begins in tiny pieces with so many segments, one behind the other, of less payload
- * each. */
-#define TINY_SEGMENTS 3
+ * each. One more is a signal, see loader/flow/signals. */
+#define TINY_SEGMENTS 2
 #define TINY_BYTES 16
 /* A beginning is slow when PAYLOAD_LEAST bytes take longer. */
 #define SLOW_US 2000000

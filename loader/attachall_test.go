@@ -40,7 +40,7 @@ func TestAttachAllHasTablesForEachInterface(t *testing.T) {
 		t.Fatalf("attached to %s and %s", all[0].Interface(), all[1].Interface())
 	}
 	key, _ := flow.NewKey(netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("10.0.0.2:2"), flow.TCP, 0, 0)
-	if err := all[0].Apply(key, flow.Treatment{Action: flow.Drop, TTL: time.Minute}); err != nil {
+	if err := all[0].Apply(key, flow.Treatment{Action: flow.Drop, TTL: time.Hour}); err != nil {
 		t.Fatal(err)
 	}
 	for i, want := range []int{1, 0} {
@@ -71,7 +71,7 @@ func TestAttachAllAttachesToAllOrNone(t *testing.T) {
 	}
 	left := attach(t, Options{XDPMode: XDPGeneric}) // to v0
 	key, _ := flow.NewKey(netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("10.0.0.2:2"), flow.TCP, 0, 0)
-	if err := left.Apply(key, flow.Treatment{Action: flow.Drop, TTL: time.Minute}); err != nil {
+	if err := left.Apply(key, flow.Treatment{Action: flow.Drop, TTL: time.Hour}); err != nil {
 		t.Fatal(err)
 	}
 	if err := left.Release(); err != nil {

@@ -80,7 +80,11 @@ func TestBeginningsThatGoOn(t *testing.T) {
 				"the rest begins where the capture ends in its headers", slices.Concat(acknowledged(2, 1, 1, 1, 1, 1, 1, 1), says(9, 15, 500), answers(2, 524, 1400, 1400)), nil,
 				[]string{"provisional 0 full: >1 >1 >1 >1 >1 >1 >1 >15 >500~ tiny", "1 full: >522 <1400~ tiny"},
 			},
-			{"two tiny ones are none", slices.Concat(acknowledged(2, 1, 1, 500), answers(2, 504, 1400, 1400)), nil, []string{"0 full: >1 >1 >500 <1400~"}},
+			{
+				"two tiny ones are no signal", slices.Concat(acknowledged(2, 1, 1, 500), answers(2, 504, 1400, 1400)), nil,
+				[]string{"provisional 0 full: >1 >1 >500 <1400~", "1 full: >502 <1400~"},
+			},
+			{"one tiny one is nothing", slices.Concat(acknowledged(2, 1, 500), answers(2, 503, 1400, 1400)), nil, []string{"0 full: >1 >500 <1400~"}},
 			{
 				"sixteen bytes are not tiny", slices.Concat(says(2, 16, 16, 16, 500), answers(2, 550, 1400, 1400)), nil,
 				[]string{"0 full: >16 >16 >16 >500 <1400~"},

@@ -41,9 +41,17 @@ func (i *iface) bypasses() (b Bypasses) {
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return b
 	}
+	// The names of programs take CAP_SYS_ADMIN; what is pinned does not.
+	own := map[int]bool{attrs.Index: true}
+	pins, _ := allPinned()
+	for _, p := range pins {
+		if p.link != nil {
+			own[p.link.Attrs().Index] = true
+		}
+	}
 	for _, l := range links {
 		xdp := l.Attrs().Xdp
-		if l.Attrs().Index == attrs.Index || xdp == nil || !xdp.Attached || programName(ebpf.ProgramID(xdp.ProgId)) == datapathProgEdIngress {
+		if own[l.Attrs().Index] || xdp == nil || !xdp.Attached || programName(ebpf.ProgramID(xdp.ProgId)) == datapathProgEdIngress {
 			continue
 		}
 		b.Redirectors = append(b.Redirectors, l.Attrs().Name)

@@ -210,6 +210,7 @@ func (b *backend) Close() (err error) {
 	if b.session != nil {
 		err = errors.Join(err, b.session.Destroy())
 		b.session = nil
+		returnMemory()
 	}
 	return err
 }

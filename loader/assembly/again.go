@@ -41,11 +41,11 @@ type endedFlow struct {
 }
 
 // tinyRun says how far the tiny segments go by which a side begins: up to
-// signals.TinySegments, so many and no other. Those are so many or more.
+// parts.TinySegments, so many and no other. Those are so many or more.
 type tinyRun uint8
 
 // tinyOver: a greater one came.
-const tinyOver tinyRun = signals.TinySegments + 1
+const tinyOver tinyRun = parts.TinySegments + 1
 
 // notePiece notes a segment with payload by which a side begins.
 func (f *Flow) notePiece(p *headers.Packet) {
@@ -56,10 +56,10 @@ func (f *Flow) notePiece(p *headers.Packet) {
 	case p.PayloadLen >= signals.TinyBytes:
 		*mine = tinyOver
 		return
-	case *mine < signals.TinySegments:
+	case *mine < parts.TinySegments:
 		*mine++
 	}
-	f.unsure = f.unsure || *mine == signals.TinySegments
+	f.unsure = f.unsure || *mine == parts.TinySegments
 }
 
 // addPayload adds to the payload that was captured, and notes a slow beginning.

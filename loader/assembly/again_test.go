@@ -51,8 +51,20 @@ func TestBeginningsThatGoOn(t *testing.T) {
 			[]string{"provisional 0 full: >1 >1 >1 >500~ tiny", "1 full: >503 <1400~ tiny"},
 		},
 		{
-			"two tiny ones are none", open + ">A1 <A >A1 <A >A500 <A <A1400 >A300 <A1400",
-			[]string{"0 full: >1 >1 >500 <1400~"},
+			"two tiny ones are no signal", open + ">A1 <A >A1 <A >A500 <A <A1400 >A300 <A1400",
+			[]string{"provisional 0 full: >1 >1 >500 <1400~", "1 full: >502 <1400~"},
+		},
+		{
+			"one tiny one is nothing", open + ">A1 <A >A500 <A <A1400 >A300 <A1400",
+			[]string{"0 full: >1 >500 <1400~"},
+		},
+		{
+			"two tiny ones that fit with what follows stay two", open + ">A1 >A1 >FA0,lost @9 >A300 <A100 >RA0",
+			[]string{"provisional 0 closed: >1 >1", "provisional 1 closed: >1 >1 >300 <100 fin_then_data"},
+		},
+		{
+			"two, and a third in the next part", open + ">A1 >A1 >FA0,lost @9 >A1 >A500 <A1400",
+			[]string{"provisional 0 closed: >1 >1", "provisional 1 full: >2 >501 <1400~ tiny fin_then_data"},
 		},
 		{
 			"sixteen bytes are not tiny", open + ">A16 <A >A16 <A >A16 <A >A16 <A >A16 <A >A500 <A1400",

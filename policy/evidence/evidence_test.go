@@ -214,6 +214,13 @@ func TestEvidenceOutlivesAReload(t *testing.T) {
 			t.Errorf("flow %d: %+v, want %s", i, d, want.reason)
 		}
 	}
+	allowed := parse(t, "allow: [{cidr: 192.0.2.1/32}]\nrules:\n"+pairRule)
+	if d := (oneFlow{at: 8 * time.Second}).decide(s, allowed); d.Action != flow.Pass || d.Reason != policy.ReasonAllowList {
+		t.Errorf("the server is on the allow-list now: %+v", d)
+	}
+	if d := (oneFlow{at: 9 * time.Second}).decide(s, before); d.Reason != policy.ReasonPair {
+		t.Errorf("the server is on the allow-list no longer: %+v", d)
+	}
 	elsewhere := parse(t, "rules:\n"+strings.Replace(pairRule, "class:", "from: 10.9.0.0/16, class:", 1))
 	if d := (oneFlow{at: 10 * time.Second}).decide(s, elsewhere); d.Action != flow.Pass {
 		t.Errorf("the rule is for others now: %+v", d)

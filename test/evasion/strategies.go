@@ -56,6 +56,7 @@ var atTheSocket = []strategy{
 	{name: "loss", what: "the network loses the first segment with payload, once", needs: network, fromClient: onFirst(func(*packet) [][]byte { return nil })},
 	{name: "reordered", what: "the network swaps the first two segments with payload", needs: network, fromClient: swapFirst},
 	{name: "tiny-1", what: "a write of a byte, then the rest", needs: nothing, source: "tpws --split-pos", write: pieces(1, 1, nil)},
+	{name: "tiny-2", what: "two writes of a byte, then the rest", needs: nothing, write: pieces(1, 2, nil)},
 	{name: "tiny-3", what: "three writes of a byte, then the rest", needs: nothing, write: pieces(1, 3, nil)},
 	{name: "tiny-8", what: "eight writes of a byte, then the rest", needs: nothing, source: "zapret multisplit; tpws --split-pos", write: pieces(1, 8, nil)},
 	{name: "tiny-30", what: "thirty writes of a byte, then the rest", needs: nothing, write: pieces(1, 30, nil)},

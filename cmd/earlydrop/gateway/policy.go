@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"time"
 
 	"github.com/earlydrop/earlydrop/classifier"
@@ -69,6 +70,8 @@ func (g *Gateway) UseModel(name string) (*Reloaded, error) {
 		if err != nil {
 			return nil, err
 		}
+		// The bytes of the file, and the old model's.
+		defer debug.FreeOSMemory()
 		return g.reload(n)
 	})
 }

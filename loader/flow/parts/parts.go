@@ -10,7 +10,9 @@
 package parts
 
 import (
+	"bytes"
 	"container/list"
+	"encoding/binary"
 	"net/netip"
 	"slices"
 	"time"
@@ -26,6 +28,11 @@ const (
 	// initiatorShare is which part of them may be those of one initiator (an IPv4 address,
 	// a /64 of IPv6).
 	initiatorShare = 8
+
+	// TinySegments is with how many tiny ones a side begins that are put together with what
+	// follows them, where a capture that is full is full of headers. Two hide as much as the
+	// three that are a signal.
+	TinySegments = 2
 )
 
 // A Store keeps captures whose verdict is provisional. Those that were kept longest give
@@ -133,8 +140,11 @@ func prefixOf(addr netip.Addr) netip.Prefix {
 
 // begin is what condensed frames do not tell any more.
 type begin struct {
-	runs [2]run // of the initiator and the responder
-	pace pace
+	runs      [2]run // of the initiator and the responder
+	condensed [2]bool
+	pace      pace
+	// urgent: a byte was left out that programs do not get.
+	urgent bool
 }
 
 // frame is a captured frame of one of the parts.
@@ -145,6 +155,7 @@ type frame struct {
 	ok   bool // it is a TCP segment
 
 	before bool // it is of the capture before
+	left   int  // bytes of it that were left out
 }
 
 // extend adds to the last frame what of it did not fit into the capture.
@@ -190,13 +201,16 @@ func join(before *part, s *flow.Sample) begin {
 	meta.Start, meta.Elapsed = before.meta.Start, meta.Elapsed+shift
 	meta.Signals |= before.meta.Signals
 	meta.Cut, meta.Incomplete = meta.Cut || before.meta.Cut, meta.Incomplete || before.meta.Incomplete
-	findRuns(all, &b.runs)
-	tiny := b.runs[0].tiny || b.runs[1].tiny
-	if tiny || !fit(all) && (scant(all) || b.pace.slow) {
-		all = condense(all, before.begin.runs, &b.runs)
+	b.findRuns(all)
+	tiny := max(b.runs[0].pieces, b.runs[1].pieces)
+	if tiny >= signals.TinySegments || !fit(all) && (tiny >= TinySegments || scant(all) || b.pace.slow) {
+		all = condense(all, &before.begin, &b)
 	}
-	if tiny {
+	if tiny >= signals.TinySegments {
 		meta.Signals |= flow.SignalTiny
+	}
+	if b.urgent {
+		meta.Signals |= flow.SignalUrgent
 	}
 	if b.pace.slow {
 		meta.Signals |= flow.SignalSlow
@@ -262,8 +276,8 @@ func (pc *pace) add(f *frame) {
 
 // run says how far the tiny segments go by which a side begins.
 type run struct {
-	tiny bool // it begins with signals.TinySegments or more
-	over bool // a greater one came
+	pieces int
+	over   bool // a greater one came
 }
 
 func (f *frame) side() int {
@@ -273,48 +287,60 @@ func (f *frame) side() int {
 	return 1
 }
 
-// findRuns finds the sides that begin in tiny segments, beyond those that are known to.
-func findRuns(all []frame, runs *[2]run) {
-	var pieces [2]int
-	var over [2]bool
-	for i := range all {
-		f := &all[i]
-		side := f.side()
-		if !f.ok || f.h.PayloadLen == 0 || over[side] {
-			continue
-		}
-		if over[side] = f.h.PayloadLen >= signals.TinyBytes; !over[side] {
-			pieces[side]++
+// goOn takes another segment with payload.
+func (r *run) goOn(f *frame) {
+	r.over = r.over || f.h.PayloadLen >= signals.TinyBytes
+	if !r.over {
+		r.pieces++
+	}
+}
+
+// findRuns goes on with the runs of b. Those of a side that was condensed are known; of
+// others they are found anew.
+func (b *begin) findRuns(all []frame) {
+	for side := range b.runs {
+		if !b.condensed[side] {
+			b.runs[side] = run{}
 		}
 	}
-	for side := range runs {
-		if !runs[side].tiny {
-			runs[side] = run{tiny: pieces[side] >= signals.TinySegments}
+	for i := range all {
+		if f := &all[i]; f.ok && f.h.PayloadLen > 0 && !(f.before && b.condensed[f.side()]) {
+			b.runs[f.side()].goOn(f)
 		}
 	}
 }
 
 // condense makes of frames of next to no payload what their sender would have sent
-// without playing tricks: header-only packets behind the first payload are left out, and
-// the tiny segments by which a side begins become one with what follows them. Those that were
-// condensed before, of the sides that were known to, stay as they are.
-func condense(all []frame, was [2]run, runs *[2]run) (out []frame) {
-	last := -1 // the place of the last segment with payload in out
+// without playing tricks: header-only packets behind the first payload that end nothing are left out, and
+// the tiny segments by which a side begins become one with what follows them. Those of sides
+// that were condensed before stay as they are.
+func condense(all []frame, was, b *begin) (out []frame) {
+	var over [2]bool
+	for side := range over {
+		b.condensed[side] = b.runs[side].pieces >= TinySegments
+		over[side] = !b.condensed[side] || was.condensed[side] && was.runs[side].over
+	}
+	begun, last := false, -1 // last: the place of the last segment with payload in out
 	for i := range all {
 		f := &all[i]
 		switch {
-		case !f.ok || f.h.PayloadLen == 0 && last < 0:
+		case !f.ok || f.h.PayloadLen == 0 && !begun:
 			out = append(out, *f)
+			continue
+		case f.h.PayloadLen == 0 && f.h.Flags.Closes():
+			out, last = append(out, *f), -1
 			continue
 		case f.h.PayloadLen == 0:
 			continue
 		}
-		r := &runs[f.side()]
-		open := r.tiny && !r.over
-		if !f.before || !was[f.side()].tiny {
-			r.over = r.over || f.h.PayloadLen >= signals.TinyBytes
+		begun = true
+		side := f.side()
+		open := !over[side]
+		if !f.before || !was.condensed[side] {
+			over[side] = over[side] || f.h.PayloadLen >= signals.TinyBytes
 		}
 		if open && last >= 0 && out[last].appends(f) {
+			b.urgent = b.urgent || out[last].left > 0
 			continue
 		}
 		last = len(out)
@@ -323,18 +349,39 @@ func condense(all []frame, was [2]run, runs *[2]run) (out []frame) {
 	return out
 }
 
-// appends makes the next segment a part of f if it follows at once, and a host takes it just
-// as it takes f.
+// appends makes the next segment a part of f if it follows at once, after what f ends with if
+// that was sent again, and a host takes it just as it takes f. An urgent byte is left out:
+// programs do not get it.
 func (f *frame) appends(next *frame) bool {
+	h, rest := next.h, next.data[min(next.h.Payload, len(next.data)):]
+	if h.Flags&headers.URG != 0 {
+		const pointer = 18 // in the TCP header: to behind the urgent byte
+		if len(rest) < h.PayloadLen {
+			return false
+		}
+		at := int(binary.BigEndian.Uint16(next.data[h.L4+pointer:])) - 1
+		if at < 0 || at >= h.PayloadLen {
+			return false
+		}
+		rest = slices.Concat(rest[:at], rest[at+1:h.PayloadLen])
+		h.Flags &^= headers.URG
+	}
 	n := f.payload()
-	if !f.ok || n == 0 || len(f.data) < f.h.WireLen || f.FromInitiator != next.FromInitiator ||
-		f.h.Seq+uint32(n) != next.h.Seq || f.h.WireLen+next.h.PayloadLen > 0xffff ||
-		!signals.Continues(&f.h, f.data, &next.h, next.data) {
+	if !f.ok || n == 0 || len(f.data) < f.h.WireLen || f.FromInitiator != next.FromInitiator || !signals.Continues(&f.h, f.data, &h, next.data) {
 		return false
 	}
-	f.data = append(slices.Clip(f.data[:f.h.WireLen]), next.data[min(next.h.Payload, len(next.data)):]...)
-	f.WireLen = uint32(f.h.WireLen + next.h.PayloadLen)
-	f.data[f.h.L4+13] |= byte(next.h.Flags)
+	again, urgent := int(int32(f.h.Seq+uint32(n+f.left)-h.Seq)), next.h.Flags != h.Flags
+	if again < 0 || again >= h.PayloadLen || again > min(n, len(rest)) || again > 0 && (urgent || f.left > 0) ||
+		f.h.WireLen+h.PayloadLen > 0xffff || !bytes.Equal(f.data[f.h.WireLen-again:f.h.WireLen], rest[:again]) {
+		return false
+	}
+	f.data = append(slices.Clip(f.data[:f.h.WireLen]), rest[again:]...)
+	f.WireLen = uint32(f.h.WireLen + h.PayloadLen - again)
+	if urgent {
+		f.left++
+		f.WireLen--
+	}
+	f.data[f.h.L4+13] |= byte(h.Flags)
 	f.h.SetLength(f.data, int(f.WireLen))
 	f.ok = f.h.Walk(f.data, int(f.WireLen)) == headers.OK
 	return true

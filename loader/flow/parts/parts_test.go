@@ -191,10 +191,12 @@ func TestOnlyLikeSegmentsBecomeOne(t *testing.T) {
 		{"no timestamp", made(3, push, nil, "b"), false},
 		{"a signature", made(3, push, signed, "b"), false},
 		{"another time to live", withTTL(plain(3, "b"), 64-3), false},
-		{"urgent", made(3, push|0x20, stamp(9), "b"), false},
+		{"urgent, without a pointer", made(3, push|0x20, stamp(9), "b"), false},
 		{"a RST", made(3, push|f.RST, stamp(9), "b"), false},
 		{"a first fragment", f.Ethernet(f.Fragments(f.IP(client, server, f.TCP, f.Numbered(f.Segment(client, server, push, stamp(9), f.Payload(9)), 3, 2)), 7, f.Piece{From: 0, To: 40}, f.Piece{From: 40, To: 41})[0]), false},
 		{"behind a hole", plain(4, "b"), false},
+		{"sent again with the one before", plain(2, "ab"), true},
+		{"sent again with another byte", plain(2, "xb"), false},
 		{"of the other side", down(2, push, "b"), false},
 	} {
 		st := parts.NewStore(8)
@@ -209,6 +211,47 @@ func TestOnlyLikeSegmentsBecomeOne(t *testing.T) {
 		}
 		if (payloads == 1) != tt.merged {
 			t.Errorf("%s: %d packets with payload", tt.name, payloads)
+		}
+	}
+}
+
+// An urgent byte, which programs do not get, is left out of what is put together, wherever in
+// its segment it is.
+func TestUrgentBytesAreLeftOut(t *testing.T) {
+	const urg = 0x20
+	urgent := func(seq uint32, pointer byte, payload string) []byte {
+		return f.With(up(seq, f.ACK|urg, payload), 53, pointer)
+	}
+	rest := string(f.Payload(900))
+	for _, tt := range []struct {
+		name    string
+		second  []byte
+		next    uint32 // the sequence number behind it
+		want    string // all payload
+		urgent  bool   // it is said so, as it is not in the segment any more
+		packets int    // with payload
+	}{
+		{"alone", urgent(3, 1, "X"), 4, "a" + "c" + rest, true, 1},
+		{"at the end", urgent(3, 3, "bbX"), 6, "abb" + "c" + rest, true, 1},
+		{"at the beginning", urgent(3, 1, "Xbb"), 6, "abb" + "c" + rest, true, 1},
+		{"behind the segment", urgent(3, 4, "bbb"), 6, "", false, 3},
+		{"nowhere", urgent(3, 0, "bbb"), 6, "", false, 3},
+	} {
+		st := parts.NewStore(8)
+		st.Join(sample(0, true, up(1, f.SYN, ""), down(1, f.SYN|f.ACK, ""), up(2, f.ACK, "a"), tt.second))
+		s := sample(1, false, up(tt.next, f.ACK, "c"), up(tt.next+1, f.ACK, rest))
+		s.Start = time.Unix(1000, 0)
+		st.Join(s)
+		payload, packets := "", 0
+		for _, frame := range frames(s)[2:] {
+			payload += string(frame[54:])
+			packets++
+		}
+		if packets == 1 && payload != tt.want[:min(len(tt.want), len(payload))] || packets != tt.packets || (s.Signals&flow.SignalUrgent != 0) != tt.urgent {
+			t.Errorf("%s: %d packets, signals %v, payload %.20q", tt.name, packets, s.Signals.Names(), payload)
+		}
+		if signals.Note(s, signals.Live); s.Signals&flow.SignalUrgent == 0 || s.Signals&flow.SignalGap != 0 || s.MissingStart {
+			t.Errorf("%s: signals %v, missing start %v", tt.name, s.Signals.Names(), s.MissingStart)
 		}
 	}
 }

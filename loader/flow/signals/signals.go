@@ -102,7 +102,9 @@ func Note(s *flow.Sample, from Origin) {
 	s.Scant, s.Full = captured < ScantBytes, s.Complete()
 	for i := range sides {
 		gap, atStart := sides[i].gaps()
-		if gap || sides[i].unseen() && !s.OneWay && s.Signals&(flow.SignalFragmented|flow.SignalUnreadable) == 0 {
+		gap = gap || sides[i].unseen() && !s.OneWay && s.Signals&(flow.SignalFragmented|flow.SignalUnreadable) == 0
+		// Of urgent data, what programs do not get may have been left out.
+		if gap && s.Signals&flow.SignalUrgent == 0 {
 			s.Signals |= flow.SignalGap
 		}
 		s.MissingStart = s.MissingStart || atStart

@@ -228,8 +228,9 @@ func TestShadowJudgesBeside(t *testing.T) {
 					case *event.Disagreed:
 						disagreed.Add(1)
 						want := event.Disagreed{First: event.Opinion{Model: "test 0", Class: "class0", Decision: "pass"}, Second: event.Opinion{Model: "test 9", Class: "other9", Decision: "drop"}}
-						e.First.Confidence, e.Second.Confidence = 0, 0
-						if e.First != want.First || e.Second != want.Second || e.Proto != "udp" || e.Src.Addr().String() != "10.0.0.1" {
+						first, second := e.First, e.Second // the event is the log's as well
+						first.Confidence, second.Confidence = 0, 0
+						if first != want.First || second != want.Second || e.Proto != "udp" || e.Src.Addr().String() != "10.0.0.1" {
 							t.Errorf("event %+v", e)
 						}
 					}

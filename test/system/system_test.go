@@ -305,6 +305,26 @@ func TestPackage(t *testing.T) {
 			until(t, "it runs again", func() bool { pid := mainPID(t); return pid != 0 && pid != before && active(t) })
 		})
 	})
+	step("reads its policy again", func(t *testing.T) {
+		const policy = "/etc/earlydrop/policy.yaml"
+		good, err := os.ReadFile(policy)
+		if err != nil {
+			t.Fatal(err)
+		}
+		run(t, "systemctl", "reload", "earlydrop")
+		if err := os.WriteFile(policy, []byte("rules: [{nam: x}]\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command("systemctl", "reload", "earlydrop").CombinedOutput(); err == nil {
+			t.Errorf("a policy with an error was read: %s", out)
+		}
+		if err := os.WriteFile(policy, good, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if !active(t) {
+			t.Error("it does not run any more")
+		}
+	})
 	step("its events are rotated", func(t *testing.T) {
 		const events = "/var/log/earlydrop/events.jsonl"
 		readsJSON(t, events)

@@ -25,8 +25,8 @@ func TestApplyRefusesWhatTheDataPathCannotDo(t *testing.T) {
 	}{
 		"another action": {flow.Treatment{Action: 7, TTL: time.Hour}, true,
 			"treat " + meta.Key.String() + ": the data path knows no action-7: it passes or drops flows"},
-		"another scope": {flow.Treatment{Action: flow.Drop, Scope: 1, TTL: time.Hour}, true,
-			"block " + meta.Key.String() + ": the data path knows no scope-1: it passes or drops flows"},
+		"another scope": {flow.Treatment{Action: flow.Drop, Scope: 9, TTL: time.Hour}, true,
+			"block " + meta.Key.String() + ": the data path knows no scope-9: it passes or drops flows"},
 		"a rate": {flow.Treatment{Action: flow.Drop, TTL: time.Hour, Rate: 1000}, true,
 			"block " + meta.Key.String() + ": the data path knows no rate (1000 bytes/s): it passes or drops flows"},
 		"no time": {drop(0, "", ""), false, "block " + meta.Key.String() + ": time to live 0s is not positive"},

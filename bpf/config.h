@@ -18,6 +18,12 @@ enum partial_sums {
 
 volatile const __u8 cfg_partial_sums = PARTIAL_UNSURE;
 
+/* Where the sender of a packet can be answered with a RST, see reset.h. */
+#define ANSWER_INGRESS 1 /* what came in through the interface */
+#define ANSWER_EGRESS 2	 /* what was to leave through it */
+
+volatile const __u8 cfg_answers = 0;
+
 /* A collecting flow without a packet for this long is handed over as it is. */
 volatile const __u64 cfg_idle_ns = 2000000000ULL;
 

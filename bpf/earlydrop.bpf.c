@@ -4,8 +4,9 @@
  * for both, so that a flow is bidirectional on one interface.
  *
  * Contract: a packet passes unless its flow stands in `blocked` with time left, and the
- * mode is enforce. Whatever goes wrong passes, too, and adds to the counter of its cause. A packet
- * of a TCP flow that is decided costs the parser, a hash and one word of memory.
+ * mode is enforce (with BLOCK_LIMIT, what is within the limit passes). Whatever goes wrong passes,
+ * too, and adds to the counter of its cause. A packet of a TCP flow that is decided costs the
+ * parser, a hash and one word of memory.
  */
 #include <linux/bpf.h>
 #include <linux/errno.h>
@@ -31,6 +32,7 @@
 #include "tcp.h"
 #include "udp.h"
 #include "fragments.h"
+#include "reset.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
@@ -93,7 +95,7 @@ static __always_inline bool settled_fragment(struct counts *cnt, struct packet *
 	if (block) {
 		if (!time_left(block)) {
 			resume_after(pkt, block->expires_ns);
-		} else if (drop(cnt, block, pkt) == ACTION_DROP) {
+		} else if (drop(cnt, block, pkt) != ACTION_PASS) {
 			*action = ACTION_DROP;
 			return true;
 		}
@@ -137,6 +139,7 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 	struct block *block;
 	struct flow *flow;
 	bool tcp, syn, settles, passes = false;
+	int action;
 
 	if (!cnt) /* an array's only entry: never, but the verifier asks */
 		return ACTION_PASS;
@@ -195,8 +198,11 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 	if (block) {
 		if (!tcp || (!syn && !block->candidate_ns)) {
 			if (time_left(block)) {
-				if (drop(cnt, block, pkt) == ACTION_DROP)
+				action = drop(cnt, block, pkt);
+				if (action == ACTION_DROP)
 					return ACTION_DROP;
+				if (action == ACTION_RESET)
+					goto reset;
 				goto not_blocked;
 			}
 			if (!tcp)
@@ -234,7 +240,19 @@ unsettled:
 	pkt->seq = pkt->ack = 0;
 	pkt->now = pkt->hand_over = 0;
 	pkt->slot = pkt->candidate = 0;
-	return call_hook(unsettled, src, pkt);
+	action = call_hook(unsettled, src, pkt);
+	if (action != ACTION_RESET)
+		return action;
+reset:
+	return call_hook(reset, src, pkt);
+}
+
+/* What becomes of a packet: XDP_*. */
+static __always_inline int xdp_verdict(enum action action)
+{
+	if (action == ACTION_DROP)
+		return XDP_DROP;
+	return action == ACTION_ANSWER ? XDP_TX : XDP_PASS;
 }
 
 SEC("xdp.frags")
@@ -248,7 +266,7 @@ int ed_ingress(struct xdp_md *ctx)
 	};
 
 	src.len = src.data_end - src.data;
-	return process_packet(&src, false, 0, 0) == ACTION_DROP ? XDP_DROP : XDP_PASS;
+	return xdp_verdict(process_packet(&src, false, 0, 0));
 }
 
 SEC("tc")
@@ -261,11 +279,14 @@ int ed_egress(struct __sk_buff *skb)
 		.len = skb->len,
 	};
 
-	/* TC_ACT_UNSPEC (TCX_NEXT): programs behind this one have their say. */
-	return process_packet(&src, skb->vlan_present, skb->vlan_proto, skb->vlan_tci) ==
-			       ACTION_DROP
-		       ? TC_ACT_SHOT
-		       : TC_ACT_UNSPEC;
+	switch (process_packet(&src, skb->vlan_present, skb->vlan_proto, skb->vlan_tci)) {
+	case ACTION_DROP:
+		return TC_ACT_SHOT;
+	case ACTION_ANSWER: /* as if it had come in from the cable */
+		return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
+	default: /* TCX_NEXT: programs behind this one have their say */
+		return TC_ACT_UNSPEC;
+	}
 }
 
 struct sweep_state {

@@ -12,8 +12,8 @@
  */
 #pragma once
 
-#define LAYOUT_VERSION 5
-#define BLOCK_LAYOUT 3
+#define LAYOUT_VERSION 6
+#define BLOCK_LAYOUT 4
 
 /* The first bytes of a flow that are captured: a 32x32 image. */
 #define CAPTURE_BYTES 1024
@@ -113,6 +113,13 @@ struct flow {
 	__u32 next_hi;
 };
 
+/* What is done to the packets of a blocked flow. */
+enum block_action {
+	BLOCK_DROP = 0,
+	BLOCK_RESET = 1, /* they are dropped, and the ends are told with a RST, see reset.h */
+	BLOCK_LIMIT = 2, /* those that are too many are dropped, see within_limit() */
+};
+
 /* Value of `blocked`. What a dropped packet asks for stands first: it is in one line of a
  * CPU's cache. */
 struct block {
@@ -120,19 +127,24 @@ struct block {
 	__u64 candidate_ns; /* CLOCK_MONOTONIC of the last SYN on the key; 0: none stands */
 	__u64 packets;	    /* dropped so far, both directions */
 	__u64 bytes;	    /* ... L2 headers included */
-	__u64 expires_ns;   /* CLOCK_MONOTONIC; packets pass from then on */
+	__u8 action;	    /* enum block_action */
+	__u8 known;	    /* which of the numbers below are known, KNOWN_* */
+	__u8 initiator_is_lo;
+	__u8 renewed; /* times, at most BLOCK_RENEWALS */
+	__u8 mark;    /* a SYN of the key was acknowledged: look at its candidates */
+	__u8 ended;   /* another connection of the key was proven: it blocks nothing more */
+	__u8 pad[2];
+	__u64 expires_ns; /* CLOCK_MONOTONIC; packets pass from then on */
 	__u64 since_ns;
 	__u64 ttl_ns; /* what a renewal adds; 0: it is not renewed */
 	__u32 isn_lo; /* the blocked connection's numbers at its hand-over */
 	__u32 isn_hi;
 	__u32 next_lo;
 	__u32 next_hi;
-	__u8 known; /* which of them are known, KNOWN_* */
-	__u8 initiator_is_lo;
-	__u8 renewed; /* times, at most BLOCK_RENEWALS */
-	__u8 mark;    /* a SYN of the key was acknowledged: look at its candidates */
-	__u8 ended;   /* another connection of the key was proven: it blocks nothing more */
-	__u8 pad[3];
+	__u32 resets_lo; /* RSTs that this end was sent, with BLOCK_RESET */
+	__u32 resets_hi;
+	__u64 rate;    /* with BLOCK_LIMIT: bytes per second that pass, never 0 */
+	__u64 busy_ns; /* ... CLOCK_MONOTONIC at which what passed would have passed at the rate */
 	char class[NAME_LEN]; /* truncated, NUL-terminated */
 	char rule[NAME_LEN];
 };
@@ -212,6 +224,8 @@ struct counts {
 	__u64 packets_egress;
 	__u64 dropped_packets; /* of blocked flows */
 	__u64 dropped_bytes;
+	__u64 resets;	      /* RSTs that ends of blocked flows were sent */
+	__u64 resets_refused; /* ... that they were not sent, as there had been too many */
 	/* passed, never part of a flow */
 	__u64 not_ip;
 	__u64 other_proto;    /* neither TCP nor UDP */

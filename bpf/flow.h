@@ -18,6 +18,8 @@
 enum action {
 	ACTION_PASS = 0,
 	ACTION_DROP = 1,
+	ACTION_RESET = 2,  /* of a TCP packet that was counted as dropped: reset() decides */
+	ACTION_ANSWER = 3, /* it became a RST to its sender: back where it came from */
 };
 
 /* Where the buffer's bytes can be read without a helper. */
@@ -126,17 +128,81 @@ static __always_inline bool is_enforced(void)
 	return is && is->enforce;
 }
 
-/* Drops a packet of a blocked flow. In mode monitor the block is suspended: it passes, is not
- * counted, and is to go the way of a packet that no block is about. */
+/* Takes what is worth so many nanoseconds out of a bucket that holds `most` of them. The word
+ * says when what was taken will have flown in again. CPUs that take at the same time never
+ * get more; one that others prevent again and again gets nothing. */
+static __always_inline bool take(__u64 *busy_ns, __u64 now, __u64 worth, __u64 most)
+{
+#pragma unroll
+	for (int i = 0; i < 4; i++) {
+		__u64 is = *(volatile __u64 *)busy_ns, from = is > now ? is : now;
+
+		if (from + worth - now > most)
+			return false;
+		if (__sync_val_compare_and_swap(busy_ns, is, from + worth) == is)
+			return true;
+	}
+	return false;
+}
+
+/* What a limited flow may send at once: a socket buffer is up to 64 KiB. */
+#define LIMIT_BURST (128 * 1024)
+#define SECOND_NS 1000000000ULL
+
+/* Whether a packet of a limited flow passes. Both directions share the rate. Not static, so
+ * that the registers of a dropped packet are not saved for it. */
+__noinline int within_limit(struct block *block, __u32 bytes)
+{
+	__u64 rate;
+
+	if (!block)
+		return 0;
+	rate = block->rate;
+	return take(&block->busy_ns, bpf_ktime_get_ns(), (bytes * SECOND_NS + rate - 1) / rate,
+		    LIMIT_BURST * SECOND_NS / rate);
+}
+
+/* How many RSTs an end of a blocked flow is sent. */
+#define RESETS_MOST 3
+
+/* Whether a packet of a flow that is reset is a RST without payload, which passes: one of ours,
+ * or of an end that got one. */
+static __always_inline bool is_bare_reset(const struct packet *pkt)
+{
+	return (pkt->tcp_flags & (TCP_RST | PACKET_FIRST)) == TCP_RST && !pkt->payload_len;
+}
+
+/* Whether a packet that is dropped may be answered. Fragments, and what is no whole packet of a
+ * connection, are not; nor what a RST answers already. */
+static __always_inline bool wants_reset(const struct block *block, const struct packet *pkt)
+{
+	const __u8 mine = TCP_ACK | TCP_SYN | TCP_RST | PACKET_FIRST | PACKET_UNSURE | PACKET_DECOY;
+	__u32 sender = pkt->src_is_lo ? block->resets_lo : block->resets_hi;
+	__u32 other = pkt->src_is_lo ? block->resets_hi : block->resets_lo;
+
+	return (pkt->tcp_flags & mine) == TCP_ACK && (sender < RESETS_MOST || !other);
+}
+
+/* What becomes of a packet of a blocked flow; drops it. In mode monitor the block is suspended:
+ * the packet passes, is not counted, and is to go the way of one that no block is about. So
+ * does what a limit lets pass. */
 static __always_inline enum action drop(struct counts *cnt, struct block *block,
 					const struct packet *pkt)
 {
+	__u8 action = block->action;
+
 	if (!is_enforced())
+		return ACTION_PASS;
+	if (action == BLOCK_RESET && is_bare_reset(pkt))
+		return ACTION_PASS;
+	if (action == BLOCK_LIMIT && within_limit(block, pkt->frame_len))
 		return ACTION_PASS;
 	__sync_fetch_and_add(&block->packets, 1);
 	__sync_fetch_and_add(&block->bytes, pkt->frame_len);
 	cnt->dropped_packets++;
 	cnt->dropped_bytes += pkt->frame_len;
+	if (action == BLOCK_RESET && wants_reset(block, pkt))
+		return ACTION_RESET;
 	return ACTION_DROP;
 }
 

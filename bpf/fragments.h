@@ -89,7 +89,7 @@ __noinline int note_hidden(const struct packet *pkt)
 		return HIDDEN_COUNTED;
 	key = pkt->key;
 	block = get_block(&key);
-	if (block && time_left(block) && drop(cnt, block, pkt) == ACTION_DROP)
+	if (block && time_left(block) && drop(cnt, block, pkt) != ACTION_PASS)
 		return HIDDEN_DROPPED;
 	slot = collecting_slot(&key, &id);
 	if (!slot)

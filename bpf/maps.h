@@ -182,13 +182,26 @@ struct {
 /* key: flow. value: until when, what was dropped, why. Written and deleted by
  * user space alone (the loader, `earlydrop blocked`); the kernel adds to the
  * counters, obeys expires_ns, renews it, and sets ended.
- * 65536 * (48 + 48 + 112) = 13 MiB. */
+ * 65536 * (48 + 48 + 136) = 14.5 MiB. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
 	__type(key, struct flow_key);
 	__type(value, struct block);
 } blocked SEC(".maps");
+
+struct reset_bucket {
+	__u64 busy_ns;
+};
+
+/* key: 0. value: CLOCK_MONOTONIC at which the RSTs that were sent would have been sent, one
+ * each RESET_NS. Written by the kernel. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct reset_bucket);
+} reset_bucket SEC(".maps");
 
 struct mode {
 	__u32 enforce; /* 0: monitor, 1: enforce */

@@ -1016,11 +1016,12 @@ static __always_inline int blocked_segment(struct counts *cnt, struct block *blo
 					   const struct source *src, struct packet *pkt)
 {
 	bool live = time_left(block), stands;
+	enum action action;
 	__u64 since;
 
 	if ((pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) {
-		if (live && has_payload(pkt) && drop(cnt, block, pkt) == ACTION_DROP)
-			return ACTION_DROP;
+		if (live && has_payload(pkt) && (action = drop(cnt, block, pkt)) != ACTION_PASS)
+			return action;
 		block->candidate_ns = pkt->now;
 		return NOT_BLOCKED;
 	}
@@ -1032,8 +1033,9 @@ static __always_inline int blocked_segment(struct counts *cnt, struct block *blo
 		block->mark = 0;
 	}
 	if (pkt->tcp_flags & TCP_SYN) {
-		if (live && (!stands || has_payload(pkt)) && drop(cnt, block, pkt) == ACTION_DROP)
-			return ACTION_DROP;
+		if (live && (!stands || has_payload(pkt)) &&
+		    (action = drop(cnt, block, pkt)) != ACTION_PASS)
+			return action;
 		return NOT_BLOCKED;
 	}
 	if (stands && block->mark) {
@@ -1050,8 +1052,8 @@ static __always_inline int blocked_segment(struct counts *cnt, struct block *blo
 	/* Or the new handshake could never be made. */
 	if (stands && !has_payload(pkt))
 		return ACTION_PASS;
-	if ((live || renew(cnt, block, pkt)) && drop(cnt, block, pkt) == ACTION_DROP)
-		return ACTION_DROP;
+	if ((live || renew(cnt, block, pkt)) && (action = drop(cnt, block, pkt)) != ACTION_PASS)
+		return action;
 	return NOT_BLOCKED;
 }
 

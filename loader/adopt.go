@@ -14,10 +14,10 @@ import (
 )
 
 // layoutVersion is LAYOUT_VERSION of bpf/earlydrop.h.
-const layoutVersion = 5
+const layoutVersion = 6
 
 // blockLayout is BLOCK_LAYOUT of bpf/earlydrop.h.
-const blockLayout = 3
+const blockLayout = 4
 
 // adoptable opens the pinned maps if a complete set with this layout, and with the
 // sizes that were asked for, is there; spec then has the sizes of that set.
@@ -169,6 +169,23 @@ func (b *block2) current() datapathBlock {
 	return datapathBlock{ExpiresNs: b.ExpiresNs, SinceNs: b.SinceNs, Packets: b.Packets, Bytes: b.Bytes, Class: b.Class, Rule: b.Rule}
 }
 
+// block3 is a block of layout 3.
+type block3 struct {
+	SureUntil, CandidateNs, Packets, Bytes, ExpiresNs, SinceNs, TTLNs uint64
+	ISNLo, ISNHi, NextLo, NextHi                                      uint32
+	Known, InitiatorIsLo, Renewed, Mark, Ended                        uint8
+	Pad                                                               [3]uint8
+	Class, Rule                                                       [16]int8
+}
+
+func (b *block3) current() datapathBlock {
+	return datapathBlock{
+		Packets: b.Packets, Bytes: b.Bytes, ExpiresNs: b.ExpiresNs, SinceNs: b.SinceNs, TtlNs: b.TTLNs,
+		IsnLo: b.ISNLo, IsnHi: b.ISNHi, NextLo: b.NextLo, NextHi: b.NextHi,
+		Known: b.Known, InitiatorIsLo: b.InitiatorIsLo, Renewed: b.Renewed, Ended: b.Ended, Class: b.Class, Rule: b.Rule,
+	}
+}
+
 // carriedBlock is one on its way from an old map into a new one.
 type carriedBlock struct {
 	key   datapathFlowKey
@@ -203,6 +220,8 @@ func pinnedBlocks(folder *os.File) ([]carriedBlock, error) {
 	switch {
 	case blocks == blockLayout && int(m.ValueSize()) == binary.Size(datapathBlock{}):
 		return readBlocks(m, func(b *datapathBlock) datapathBlock { return *b })
+	case blocks == 3 && int(m.ValueSize()) == binary.Size(block3{}):
+		return readBlocks(m, (*block3).current)
 	case blocks == 2 && int(m.ValueSize()) == binary.Size(block2{}):
 		return readBlocks(m, (*block2).current)
 	}

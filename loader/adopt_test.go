@@ -182,7 +182,15 @@ func TestBlocksSurviveOtherSizesAndLayouts(t *testing.T) {
 			if err == nil {
 				err = about.Pin(pin)
 			}
-			if err != nil {
+			blocked, errB := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 44, ValueSize: 112, MaxEntries: 65536})
+			if errB != nil {
+				t.Fatal(errB)
+			}
+			defer blocked.Close()
+			k, b := toKernelKey(tcpKey()), block3{ExpiresNs: monotonic() + uint64(time.Hour), SinceNs: monotonic(), Packets: 5}
+			fixed(b.Class[:], "obfs4")
+			pin = filepath.Join(d.Info.PinDir, datapathMapBlocked)
+			if err := errors.Join(err, blocked.Update(&k, &b, ebpf.UpdateAny), os.Remove(pin), blocked.Pin(pin)); err != nil {
 				t.Fatal(err)
 			}
 			return Options{}

@@ -5,6 +5,7 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -21,23 +22,37 @@ type UnsupportedError struct {
 
 // Error returns one lower-case line.
 func (e *UnsupportedError) Error() string {
-	return fmt.Sprintf("the data path knows no %s: it passes or drops flows", e.What)
+	return fmt.Sprintf("the data path knows no %s: it passes, drops, resets or limits flows", e.What)
 }
 
 // checkTreatment returns an *UnsupportedError for what the data path can't do.
 func checkTreatment(t flow.Treatment) error {
 	switch {
-	case t.Action != flow.Pass && t.Action != flow.Drop:
+	case t.Action != flow.Pass && !t.Action.Blocks():
 		return &UnsupportedError{t, t.Action.String()}
 	case t.Scope != flow.ScopeFlow:
 		return &UnsupportedError{t, t.Scope.String()}
-	case t.Rate != 0:
-		return &UnsupportedError{t, fmt.Sprintf("rate (%d bytes/s)", t.Rate)}
-	case t.Action == flow.Drop && t.TTL <= 0:
+	case t.Rate != 0 && t.Action != flow.Limit:
+		return &UnsupportedError{t, fmt.Sprintf("rate (%d bytes/s) of action %s", t.Rate, t.Action)}
+	case t.Action == flow.Limit && (t.Rate < MinRate || t.Rate > MaxRate):
+		return fmt.Errorf("rate of %d bytes/s is not between %d and %d", t.Rate, MinRate, uint64(MaxRate))
+	case t.Action.Blocks() && t.TTL <= 0:
 		return fmt.Errorf("time to live %s is not positive", t.TTL)
 	}
 	return nil
 }
+
+// Bounds of Treatment.Rate, in bytes per second: 1 kbit/s and 10 Gbit/s.
+const (
+	MinRate = 125
+	MaxRate = 1_250_000_000
+)
+
+// LimitBurst is how many bytes a limited flow may send at once, on top of its rate.
+const LimitBurst = 128 << 10
+
+// The actions of a block are numbered as in enum block_action of bpf/earlydrop.h.
+var blockActions = [...]flow.Action{flow.Drop, flow.Reset, flow.Limit}
 
 // Apply treats whatever has a key.
 //
@@ -45,6 +60,14 @@ func checkTreatment(t flow.Treatment) error {
 // now on, or until another TCP connection of the key is made. A key that is blocked
 // already gets the new time and reason, and its counters begin at zero again. The error
 // wraps [ErrFull] when the table is full of blocks that drop.
+//
+// Reset is Drop, and the ends of a TCP connection get a RST, where [Info.NoResets] is empty:
+// who sent one of the first packets that are dropped, at most three RSTs each, and no more
+// than 200 a second on the interface. Only for the first payload of the responder does the
+// initiator get it, who may wait for it in silence. A RST without payload passes.
+//
+// Limit drops what is more than the treatment's rate, of both directions together: of any
+// time t no more passes than Rate * t + [LimitBurst] bytes, L2 headers included.
 //
 // Pass records that the flow is decided and passes. It ends no block ([Tables.Unblock]
 // does), and a flow that the kernel has forgotten in the meantime, or that began afresh,
@@ -56,7 +79,7 @@ func (t *Tables) Apply(key flow.Key, treatment flow.Treatment) error {
 }
 
 // ApplyFlow is Apply for a flow that was captured. A TCP connection that goes on when
-// the time of a Drop is over stays blocked for as long again, at most five times. The error
+// the time of its block is over stays blocked for as long again, at most five times. The error
 // wraps [ErrFlowGone], and nothing is blocked, when another connection has the key by now,
 // and [ErrInitiatorQuota] when the flow's initiator has too many of the blocks.
 func (t *Tables) ApplyFlow(m *flow.Meta, treatment flow.Treatment) error {
@@ -84,10 +107,10 @@ func (t *Tables) apply(key flow.Key, m *flow.Meta, treatment flow.Treatment) err
 	if err == nil {
 		return nil
 	}
-	switch treatment.Action {
-	case flow.Pass:
+	switch {
+	case treatment.Action == flow.Pass:
 		return fmt.Errorf("write verdict of %s: %w", key, err)
-	case flow.Drop:
+	case treatment.Action.Blocks():
 		return fmt.Errorf("block %s: %w", key, err)
 	}
 	return fmt.Errorf("treat %s: %w", key, err)
@@ -134,7 +157,8 @@ func (t *Tables) blockFlow(k *datapathFlowKey, m *flow.Meta, treatment flow.Trea
 
 func newBlock(t flow.Treatment) datapathBlock {
 	now := monotonic()
-	b := datapathBlock{SinceNs: now, ExpiresNs: now + uint64(t.TTL)}
+	b := datapathBlock{SinceNs: now, ExpiresNs: now + uint64(t.TTL), Rate: t.Rate}
+	b.Action = uint8(slices.Index(blockActions[:], t.Action))
 	fixed(b.Class[:], t.Class)
 	fixed(b.Rule[:], t.Rule)
 	return b

@@ -24,11 +24,15 @@ func TestApplyRefusesWhatTheDataPathCannotDo(t *testing.T) {
 		want        string
 	}{
 		"another action": {flow.Treatment{Action: 7, TTL: time.Hour}, true,
-			"treat " + meta.Key.String() + ": the data path knows no action-7: it passes or drops flows"},
-		"another scope": {flow.Treatment{Action: flow.Drop, Scope: 9, TTL: time.Hour}, true,
-			"block " + meta.Key.String() + ": the data path knows no scope-9: it passes or drops flows"},
+			"treat " + meta.Key.String() + ": the data path knows no action-7: it passes, drops, resets or limits flows"},
+		"another scope": {flow.Treatment{Action: flow.Drop, Scope: flow.ScopePair, TTL: time.Hour}, true,
+			"block " + meta.Key.String() + ": the data path knows no pair: it passes, drops, resets or limits flows"},
 		"a rate": {flow.Treatment{Action: flow.Drop, TTL: time.Hour, Rate: 1000}, true,
-			"block " + meta.Key.String() + ": the data path knows no rate (1000 bytes/s): it passes or drops flows"},
+			"block " + meta.Key.String() + ": the data path knows no rate (1000 bytes/s) of action drop: it passes, drops, resets or limits flows"},
+		"no rate": {flow.Treatment{Action: flow.Limit, TTL: time.Hour}, false,
+			"block " + meta.Key.String() + ": rate of 0 bytes/s is not between 125 and 1250000000"},
+		"a log": {flow.Treatment{Action: flow.Log}, true,
+			"treat " + meta.Key.String() + ": the data path knows no log: it passes, drops, resets or limits flows"},
 		"no time": {drop(0, "", ""), false, "block " + meta.Key.String() + ": time to live 0s is not positive"},
 	} {
 		for _, err := range []error{k.Apply(meta.Key, tt.treatment), k.ApplyFlow(meta, tt.treatment)} {
@@ -36,7 +40,7 @@ func TestApplyRefusesWhatTheDataPathCannotDo(t *testing.T) {
 			if err == nil || err.Error() != tt.want || errors.As(err, &unsupported) != tt.unsupported {
 				t.Errorf("%s: error %v, want %q", name, err, tt.want)
 			}
-			if tt.unsupported && unsupported.Treatment != tt.treatment {
+			if unsupported != nil && unsupported.Treatment != tt.treatment {
 				t.Errorf("%s: the error is about %+v", name, unsupported.Treatment)
 			}
 		}

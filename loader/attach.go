@@ -101,10 +101,13 @@ type Info struct {
 	// `ip netns exec` makes one for each call: no command outside sees what is pinned,
 	// and it ends with the namespace's last process, blocks included.
 	PrivatePins bool
-	SharesWith  string // of a group, the interface whose tables this one uses, if that was there first
-	Sizes       Sizes  // of the tables, none 0
-	Memory      uint64 // bytes of kernel memory that the tables take which are not shared, an estimate
-	PinDir      string // where it is pinned at first; Tables.PinDir is where it is now
+	// NoResets says, in a line, which ends of flows with [flow.Reset] can't be sent a RST
+	// through this interface, and why; empty: all can. Such flows are dropped alone.
+	NoResets   string
+	SharesWith string // of a group, the interface whose tables this one uses, if that was there first
+	Sizes      Sizes  // of the tables, none 0
+	Memory     uint64 // bytes of kernel memory that the tables take which are not shared, an estimate
+	PinDir     string // where it is pinned at first; Tables.PinDir is where it is now
 }
 
 // A DataPath is the attached data path of one interface. Its methods are safe for
@@ -238,7 +241,7 @@ func begin(opts Options, ifc *iface) (_ *attaching, err error) {
 	}
 	a.d = &DataPath{lock: lock, sweepIn: make([]byte, 64)}
 	a.d.index.Store(int32(ifc.index()))
-	a.d.Info.look(ifc)
+	a.d.Info.look(ifc, opts.XDPMode)
 	a.spec, a.carried, err = a.d.load(opts, ifc)
 	a.existed = a.d.foreign
 	return a, err
@@ -311,9 +314,10 @@ func (i *iface) takeFolder() (dir string, lock *os.File, err error) {
 }
 
 // look fills in what is known of the interface before anything is attached.
-func (n *Info) look(ifc *iface) {
+func (n *Info) look(ifc *iface, mode XDPMode) {
 	n.HiddenVLANs = ifc.hidesVLANs()
 	n.Bypasses = ifc.bypasses()
+	_, n.NoResets = ifc.answers(mode)
 	n.Loopback = ifc.link.Attrs().EncapType == "loopback"
 	if n.Bridge = ifc.link.Type() == "bridge"; n.Bridge {
 		n.Ports = ifc.ports()
@@ -390,11 +394,13 @@ func configuredSpec(opts Options, ifc *iface) (*ebpf.CollectionSpec, error) {
 	if err != nil {
 		return nil, err
 	}
+	answers, _ := ifc.answers(opts.XDPMode)
 	for name, value := range map[string]any{
 		datapathVarCfgIdleNs:        uint64(opts.Idle),
 		datapathVarCfgUdpIdleNs:     uint64(opts.UDPIdle),
 		datapathVarCfgRawIp:         ifc.rawIP(),
 		datapathVarCfgPartialSums:   uint8(ifc.partialSums()),
+		datapathVarCfgAnswers:       answers,
 		datapathVarCfgHashSecret:    newSecret(),
 		datapathVarCfgFirstAttachNs: monotonic(),
 		datapathVarCfgUdpWarmupNs:   uint64(opts.UDPWarmup),

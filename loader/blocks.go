@@ -15,13 +15,15 @@ import (
 	"github.com/earlydrop/earlydrop/loader/flow"
 )
 
-// Block is a flow that the kernel drops.
+// Block is a flow that the kernel drops, or limits.
 type Block struct {
 	Key     flow.Key
 	Since   time.Time
 	Expires time.Time
 	Packets uint64 // dropped so far, both directions
 	Bytes   uint64 // dropped so far, L2 headers included
+	Action  flow.Action
+	Rate    uint64 // bytes per second that pass, with flow.Limit
 	Class   string // cut to 15 bytes
 	Rule    string // cut to 15 bytes
 	Renewed int    // how often its connection outlived its time
@@ -71,7 +73,12 @@ func (t *Tables) unblock(k *datapathFlowKey) (b datapathBlock, err error) {
 }
 
 func fromKernelBlock(k *datapathFlowKey, b *datapathBlock) Block {
+	action := flow.Drop
+	if int(b.Action) < len(blockActions) {
+		action = blockActions[b.Action]
+	}
 	return Block{
+		Action: action, Rate: b.Rate,
 		Key:     fromKernelKey(k),
 		Since:   wallClock(b.SinceNs),
 		Expires: wallClock(b.ExpiresNs),

@@ -62,6 +62,8 @@ var countsHelp = map[string]string{
 	"packets_egress":       "packets that left through the interface",
 	"dropped_packets":      "packets of blocked flows that were dropped",
 	"dropped_bytes":        "bytes of blocked flows that were dropped, L2 headers included",
+	"resets":               "RSTs that ends of blocked flows were sent",
+	"resets_refused":       "RSTs that were not sent, as there had been too many on the interface",
 	"not_ip":               "packets that are not IP",
 	"other_proto":          "packets that are neither TCP nor UDP",
 	"malformed":            "packets with headers that can't be true",

@@ -38,6 +38,13 @@ type datapathBlock struct {
 	CandidateNs   uint64
 	Packets       uint64
 	Bytes         uint64
+	Action        uint8
+	Known         uint8
+	InitiatorIsLo uint8
+	Renewed       uint8
+	Mark          uint8
+	Ended         uint8
+	Pad           [2]uint8
 	ExpiresNs     uint64
 	SinceNs       uint64
 	TtlNs         uint64
@@ -45,12 +52,10 @@ type datapathBlock struct {
 	IsnHi         uint32
 	NextLo        uint32
 	NextHi        uint32
-	Known         uint8
-	InitiatorIsLo uint8
-	Renewed       uint8
-	Mark          uint8
-	Ended         uint8
-	Pad           [3]uint8
+	ResetsLo      uint32
+	ResetsHi      uint32
+	Rate          uint64
+	BusyNs        uint64
 	Class         [16]int8
 	Rule          [16]int8
 }
@@ -116,6 +121,8 @@ type datapathCounts struct {
 	PacketsEgress      uint64
 	DroppedPackets     uint64
 	DroppedBytes       uint64
+	Resets             uint64
+	ResetsRefused      uint64
 	NotIp              uint64
 	OtherProto         uint64
 	Malformed          uint64
@@ -247,6 +254,11 @@ type datapathPacketRecord struct {
 	Marks         uint8
 }
 
+type datapathResetBucket struct {
+	_      structs.HostLayout
+	BusyNs uint64
+}
+
 type datapathSample struct {
 	_                   structs.HostLayout
 	Key                 datapathFlowKey
@@ -374,6 +386,7 @@ const (
 	datapathMapHandshakeTags    = "handshake_tags"
 	datapathMapHandshakes       = "handshakes"
 	datapathMapMode             = "mode"
+	datapathMapResetBucket      = "reset_bucket"
 	datapathMapSameSide         = "same_side"
 	datapathMapSamples          = "samples"
 	datapathMapSeenInside       = "seen_inside"
@@ -388,6 +401,7 @@ const (
 	datapathProgEdIngress       = "ed_ingress"
 	datapathProgEdSweep         = "ed_sweep"
 	datapathVarBlockFilter      = "block_filter"
+	datapathVarCfgAnswers       = "cfg_answers"
 	datapathVarCfgBucketMask    = "cfg_bucket_mask"
 	datapathVarCfgFirstAttachNs = "cfg_first_attach_ns"
 	datapathVarCfgHashSecret    = "cfg_hash_secret"
@@ -467,6 +481,7 @@ type datapathMapSpecs struct {
 	HandshakeTags  *ebpf.MapSpec `ebpf:"handshake_tags"`
 	Handshakes     *ebpf.MapSpec `ebpf:"handshakes"`
 	Mode           *ebpf.MapSpec `ebpf:"mode"`
+	ResetBucket    *ebpf.MapSpec `ebpf:"reset_bucket"`
 	SameSide       *ebpf.MapSpec `ebpf:"same_side"`
 	Samples        *ebpf.MapSpec `ebpf:"samples"`
 	SeenInside     *ebpf.MapSpec `ebpf:"seen_inside"`
@@ -484,6 +499,7 @@ type datapathMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathVariableSpecs struct {
 	BlockFilter      *ebpf.VariableSpec `ebpf:"block_filter"`
+	CfgAnswers       *ebpf.VariableSpec `ebpf:"cfg_answers"`
 	CfgBucketMask    *ebpf.VariableSpec `ebpf:"cfg_bucket_mask"`
 	CfgFirstAttachNs *ebpf.VariableSpec `ebpf:"cfg_first_attach_ns"`
 	CfgHashSecret    *ebpf.VariableSpec `ebpf:"cfg_hash_secret"`
@@ -532,6 +548,7 @@ type datapathMaps struct {
 	HandshakeTags  *ebpf.Map `ebpf:"handshake_tags"`
 	Handshakes     *ebpf.Map `ebpf:"handshakes"`
 	Mode           *ebpf.Map `ebpf:"mode"`
+	ResetBucket    *ebpf.Map `ebpf:"reset_bucket"`
 	SameSide       *ebpf.Map `ebpf:"same_side"`
 	Samples        *ebpf.Map `ebpf:"samples"`
 	SeenInside     *ebpf.Map `ebpf:"seen_inside"`
@@ -559,6 +576,7 @@ func (m *datapathMaps) Close() error {
 		m.HandshakeTags,
 		m.Handshakes,
 		m.Mode,
+		m.ResetBucket,
 		m.SameSide,
 		m.Samples,
 		m.SeenInside,
@@ -577,6 +595,7 @@ func (m *datapathMaps) Close() error {
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathVariables struct {
 	BlockFilter      *ebpf.Variable `ebpf:"block_filter"`
+	CfgAnswers       *ebpf.Variable `ebpf:"cfg_answers"`
 	CfgBucketMask    *ebpf.Variable `ebpf:"cfg_bucket_mask"`
 	CfgFirstAttachNs *ebpf.Variable `ebpf:"cfg_first_attach_ns"`
 	CfgHashSecret    *ebpf.Variable `ebpf:"cfg_hash_secret"`

@@ -38,6 +38,7 @@ type config struct {
 	slots, ring, handshakes, blocked, flows uint32 // sizes; small by default
 	idle, udpIdle                           time.Duration
 	rawIP, midStream, oneHook, oneWay       bool
+	noAnswers                               bool // to packets of flows that are reset
 	partial                                 partialSums
 }
 
@@ -72,6 +73,9 @@ func loadKernel(t testing.TB, c config) *kernel {
 	set(datapathVarCfgMidStream, c.midStream)
 	set(datapathVarCfgOneHook, c.oneHook)
 	set(datapathVarCfgOneWay, c.oneWay)
+	if !c.noAnswers {
+		set(datapathVarCfgAnswers, uint8(answerIngress|answerEgress))
+	}
 	set(datapathVarCfgHashSecret, newSecret())
 	sizes := Sizes{Flows: 1024, Blocked: 1024, Handshakes: 1024} // small ones load faster
 	sizes.apply(spec)

@@ -50,7 +50,7 @@ func Look(name string, sizes Sizes) (*Survey, error) {
 		s.Driver, _ = tool.DriverName(name)
 		tool.Close()
 	}
-	s.look(ifc)
+	s.look(ifc, XDPAuto)
 	if p, err := findPinned(name); err == nil && p != nil {
 		s.Attached = true
 	} else if hasXDP(ifc.link) {

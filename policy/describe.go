@@ -77,12 +77,12 @@ func (p *Policy) Describe() string {
 		if rule.Action != flow.Log && rule.Evidence == nil {
 			lasts = " for " + FormatTTL(rule.TTL)
 		}
-		fmt.Fprintf(&b, "%srule %s: %s %s%s%s %s\n", otherwise, rule.Name, rule.Action, OrList(rule.Classes), lasts, rule.scopeInWords(), when)
+		fmt.Fprintf(&b, "%srule %s: %s %s%s%s%s %s\n", otherwise, rule.Name, rule.Action, OrList(rule.Classes), rule.rateInWords(rule.Action), lasts, rule.scopeInWords(), when)
 		if e := rule.Evidence; e != nil {
 			fmt.Fprintf(&b, "  %s the pair (initiator and server) for %s when %d of its flows within %s are detected%s, and at least %s of those judged",
 				rule.Action, FormatTTL(rule.TTL), e.Flows, FormatTTL(e.Within), rule.countedInWords(), percent(e.Share))
 			if rule.Meanwhile != rule.Action {
-				fmt.Fprintf(&b, "; meanwhile %s", rule.Meanwhile)
+				fmt.Fprintf(&b, "; meanwhile %s%s", rule.Meanwhile, rule.rateInWords(rule.Meanwhile))
 			}
 			b.WriteString("\n")
 		}
@@ -164,6 +164,14 @@ func (l *Limits) inWords() string {
 
 func percent(share float64) string {
 	return strconv.FormatFloat(math.Round(share*1e6)/1e4, 'f', -1, 64) + " %"
+}
+
+// rateInWords says how much passes where the action is limit.
+func (r *Rule) rateInWords(action flow.Action) string {
+	if action != flow.Limit {
+		return ""
+	}
+	return " to " + FormatRate(r.Rate)
 }
 
 // countedInWords says what a flow needs to be evidence, where that is another confidence

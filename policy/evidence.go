@@ -3,6 +3,7 @@
 package policy
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -13,7 +14,7 @@ import (
 )
 
 // evidence reads the keys scope, evidence and meanwhile of a rule, whose other keys are read.
-func (d *decoder) evidence(r *Rule, what string, n ast.Node, keys map[string]entry) error {
+func (d *decoder) evidence(r *Rule, what string, n ast.Node, keys map[string]entry) (err error) {
 	scope, hasScope := keys["scope"]
 	e, hasEvidence := keys["evidence"]
 	meanwhile, hasMeanwhile := keys["meanwhile"]
@@ -52,19 +53,11 @@ func (d *decoder) evidence(r *Rule, what string, n ast.Node, keys map[string]ent
 	}
 	r.Meanwhile = r.Action
 	if hasMeanwhile {
-		at := meanwhile.place()
-		word, err := d.text(at, meanwhile.value, "meanwhile", "log")
-		switch {
-		case err != nil:
+		if r.Meanwhile, err = d.action(meanwhile, "meanwhile"); err != nil {
 			return err
-		case word == "log":
-			r.Meanwhile = flow.Log
-		case word == "drop" && r.Action == flow.Log:
-			return d.errorOn(at, "%s would drop flows while it waits for evidence, and only log then; write meanwhile: log", what)
-		case word == "drop":
-			r.Meanwhile = flow.Drop
-		default:
-			return d.errorOn(at, "unknown meanwhile %s%s; write drop or log", quote(word), didYouMean(word, []string{"drop", "log"}))
+		}
+		if slices.Index(actions, r.Meanwhile) > slices.Index(actions, r.Action) && (r.Action == flow.Log || r.Action == flow.Limit) {
+			return d.errorOn(meanwhile.place(), "%s would %s flows while it waits for evidence, and only %s then; write meanwhile: %[3]s", what, r.Meanwhile, r.Action)
 		}
 	}
 	inner := "evidence of " + what

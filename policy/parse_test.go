@@ -115,7 +115,7 @@ func TestParseErrors(t *testing.T) {
 		}
 		return strings.Replace(text, old, new, 1)
 	}
-	const known = "known are name, class, min_confidence, proto, from, to, interface, vlan, action, ttl, scope, evidence, meanwhile, mid_stream, udp_unproven, one_way, provisional, complete, signal, except"
+	const known = "known are name, class, min_confidence, proto, from, to, interface, vlan, action, rate, ttl, scope, evidence, meanwhile, mid_stream, udp_unproven, one_way, provisional, complete, signal, except"
 	const confidence = "write a number above 0 and at most 1, such as 0.9"
 	const port = "write 1 to 65535, or a range such as 8000-8100"
 	tests := []struct {
@@ -226,8 +226,8 @@ func TestParseErrors(t *testing.T) {
 
 		// Rules.
 		{"rules are a mapping", "rules:\n  class: v2ray", `2:3: rules has to be a list, but is a mapping; begin each of its entries with "- "`},
-		{"rule is text", "rules:\n  - drop v2ray", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, proto, from, to, interface, vlan, action, ttl, scope, evidence, meanwhile, mid_stream, udp_unproven, one_way, provisional, complete, signal, except, but is text"},
-		{"rule is nothing", "rules:\n  -\n", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, proto, from, to, interface, vlan, action, ttl, scope, evidence, meanwhile, mid_stream, udp_unproven, one_way, provisional, complete, signal, except, but is nothing"},
+		{"rule is text", "rules:\n  - drop v2ray", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, proto, from, to, interface, vlan, action, rate, ttl, scope, evidence, meanwhile, mid_stream, udp_unproven, one_way, provisional, complete, signal, except, but is text"},
+		{"rule is nothing", "rules:\n  -\n", "2:5: rule 1 has to be a mapping with the keys name, class, min_confidence, proto, from, to, interface, vlan, action, rate, ttl, scope, evidence, meanwhile, mid_stream, udp_unproven, one_way, provisional, complete, signal, except, but is nothing"},
 		{"no class", rule("    class: v2ray\n", ""), `2:5: rule a has no class; add one, for example "class: shadowsocks"`},
 		{"no action", rule("    action: drop\n", ""), `2:5: rule a has no action; add one, for example "action: drop"`},
 		{"no ttl", rule("    ttl: 10m\n", ""), `2:5: rule a has no ttl; add one, for example "ttl: 10m"`},
@@ -265,9 +265,9 @@ func TestParseErrors(t *testing.T) {
 		{"hexadecimal confidence", rule("0.9", "0x1"), `4:21: min_confidence "0x1" is out of range; ` + confidence},
 		{"quoted confidence", rule("0.9", "'0.9'"), "4:21: min_confidence has to be a number such as 0.9, but is text"},
 		{"no value of confidence", rule("0.9", ""), "4:5: min_confidence has to be a number such as 0.9, but is nothing"},
-		{"unknown action", rule("drop", "reject"), `5:13: unknown action "reject"; write drop or log (what no rule treats passes)`},
-		{"mistyped action", rule("drop", "dorp"), `5:13: unknown action "dorp", did you mean drop?; write drop or log (what no rule treats passes)`},
-		{"action pass", rule("drop", "pass"), `5:13: unknown action "pass"; write drop or log (what no rule treats passes)`},
+		{"unknown action", rule("drop", "reject"), `5:13: unknown action "reject", did you mean reset?; write drop, reset, limit or log (what no rule treats passes)`},
+		{"mistyped action", rule("drop", "dorp"), `5:13: unknown action "dorp", did you mean drop?; write drop, reset, limit or log (what no rule treats passes)`},
+		{"action pass", rule("drop", "pass"), `5:13: unknown action "pass"; write drop, reset, limit or log (what no rule treats passes)`},
 		{"action true", rule("drop", "true"), "5:13: action has to be text such as drop, but is true or false"},
 		{"ttl without unit", rule("10m", "600"), `6:10: ttl "600" has no unit; write 600s, 600m, 600h or 600d`},
 		{"ttl in quotes without unit", rule("10m", `"600"`), `6:10: ttl "600" has no unit; write 600s, 600m, 600h or 600d`},

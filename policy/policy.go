@@ -142,6 +142,7 @@ type Decision struct {
 	// captured from its middle.
 	Detected bool
 	TTL      time.Duration // how long the block is to last; 0 for Pass
+	Rate     uint64        // bytes per second that pass, for Limit; else 0
 	Reason   string        // one of the Reason constants
 	// Scope is flow.ScopePair where Action is what becomes of the flow's pair.
 	Scope flow.Scope
@@ -156,10 +157,10 @@ type Decision struct {
 
 // Treatment returns what the decision asks for.
 func (d *Decision) Treatment() flow.Treatment {
-	if d.Action == flow.Pass || d.Action == flow.Log {
+	if !d.Action.Blocks() {
 		return flow.Treatment{}
 	}
-	return flow.Treatment{Action: d.Action, TTL: d.TTL, Class: d.Class, Rule: d.Rule}
+	return flow.Treatment{Action: d.Action, TTL: d.TTL, Rate: d.Rate, Class: d.Class, Rule: d.Rule}
 }
 
 // Side says which endpoint of a flow the CIDR of a Match is compared with.
@@ -256,7 +257,8 @@ type Rule struct {
 	// ModelThreshold is true where MinConfidence is the model's threshold, as
 	// the rule has none of its own.
 	ModelThreshold bool
-	Action         flow.Action // Drop, or Log: only events say that the rule fits
+	Action         flow.Action // Drop, Reset, Limit, or Log: only events say that the rule fits
+	Rate           uint64      // bytes per second that Limit lets pass; 0 without
 	TTL            time.Duration
 	// Proto, From, To, Interfaces and VLANs say which flows the rule is for, where they are
 	// not zero: only flows of this protocol, from such an initiator, to such a responder,
@@ -382,6 +384,13 @@ func (p *Policy) PairRule(name string, m *flow.Meta) *Rule {
 		}
 	}
 	return nil
+}
+
+// Does reports whether a rule has the action, or has it meanwhile.
+func (p *Policy) Does(action flow.Action) bool {
+	return slices.ContainsFunc(p.Rules, func(r Rule) bool {
+		return r.Action == action || r.Evidence != nil && r.Meanwhile == action
+	})
 }
 
 // TreatsPairs reports whether a rule has evidence, so that pairs are treated.
@@ -603,9 +612,10 @@ func (p *Policy) Decide(m *flow.Meta, r flow.Result) Decision {
 			continue
 		}
 		if d.Class = class; rule.Evidence == nil || rule.Meanwhile == rule.Action {
-			d.Action, d.TTL = rule.Action, rule.TTL
+			d.act(rule, rule.Action, rule.TTL)
 		} else {
-			d.Action, d.Reason = rule.Meanwhile, ReasonMeanwhile
+			d.act(rule, rule.Meanwhile, rule.TTL)
+			d.Reason = ReasonMeanwhile
 		}
 		if d.Action == flow.Log {
 			d.TTL = 0
@@ -626,8 +636,22 @@ func (d *Decision) named(rule *Rule, r *flow.Result, why string) (class string) 
 // enough evidence for the rule.
 func (rule *Rule) OnPair(d Decision, r *flow.Result) Decision {
 	d.Class = d.named(rule, r, ReasonEvidence)
-	d.Action, d.TTL, d.Scope, d.Detected = rule.Action, rule.TTL, flow.ScopePair, true
+	d.Scope, d.Detected = flow.ScopePair, true
+	d.act(rule, rule.Action, rule.TTL)
 	return d
+}
+
+// Pair has the decision treat a flow as its pair is treated on behalf of the rule, for so long.
+func (d *Decision) Pair(rule *Rule, ttl time.Duration) {
+	d.Rule, d.RuleClasses, d.Scope, d.Reason = rule.Name, "", flow.ScopePair, ReasonPair
+	d.act(rule, rule.Action, ttl)
+}
+
+// act has the decision do what the rule does.
+func (d *Decision) act(rule *Rule, action flow.Action, ttl time.Duration) {
+	if d.Action, d.TTL, d.Rate = action, ttl, 0; action == flow.Limit {
+		d.Rate = rule.Rate
+	}
 }
 
 func unmapped(a netip.AddrPort) netip.AddrPort {

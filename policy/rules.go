@@ -43,7 +43,7 @@ func (d *decoder) rules(e entry) ([]Rule, error) {
 var ruleName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
 // ruleKeys are the keys of a rule.
-var ruleKeys = []string{"name", "class", "min_confidence", "proto", "from", "to", "interface", "vlan", "action", "ttl", "scope", "evidence", "meanwhile",
+var ruleKeys = []string{"name", "class", "min_confidence", "proto", "from", "to", "interface", "vlan", "action", "rate", "ttl", "scope", "evidence", "meanwhile",
 	"mid_stream", "udp_unproven", "one_way", "provisional", "complete", "signal", "except"}
 
 // rule returns the rule number i (from 1) and the place of its name.
@@ -66,7 +66,7 @@ func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 	}
 	_, hasEvidence := keys["evidence"]
 	if e, ok := keys["action"]; ok {
-		if r.Action, err = d.action(e); err != nil {
+		if r.Action, err = d.action(e, "action"); err != nil {
 			return r, at, err
 		}
 	}
@@ -141,7 +141,10 @@ func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 	if err := d.scope(&r, what, keys); err != nil {
 		return r, at, err
 	}
-	return r, at, d.evidence(&r, what, n, keys)
+	if err := d.evidence(&r, what, n, keys); err != nil {
+		return r, at, err
+	}
+	return r, at, d.rate(&r, what, n, keys)
 }
 
 // scope reads which flows a rule is for.
@@ -285,19 +288,23 @@ func (d *decoder) fraction(e entry, what, example string) (float64, error) {
 	return f, nil
 }
 
+// actions are those of a rule, the one that does least first.
+var actions = []flow.Action{flow.Log, flow.Limit, flow.Reset, flow.Drop}
+
 // action reads an action.
-func (d *decoder) action(e entry) (flow.Action, error) {
-	word, err := d.text(e.place(), e.value, "action", "drop")
+func (d *decoder) action(e entry, what string) (flow.Action, error) {
+	word, err := d.text(e.place(), e.value, what, "drop")
 	if err != nil {
 		return flow.Pass, err
 	}
-	switch word {
-	case "drop":
-		return flow.Drop, nil
-	case "log":
-		return flow.Log, nil
+	known := make([]string, len(actions))
+	for i, a := range actions {
+		if known[i] = a.String(); known[i] == word {
+			return a, nil
+		}
 	}
-	return flow.Pass, d.errorOn(e.place(), "unknown action %s%s; write drop or log (what no rule treats passes)", quote(word), didYouMean(word, []string{"drop", "log"}))
+	slices.Reverse(known)
+	return flow.Pass, d.errorOn(e.place(), "unknown %s %s%s; write %s (what no rule treats passes)", what, quote(word), didYouMean(word, known), OrList(known))
 }
 
 // ttl reads how long a block lasts.

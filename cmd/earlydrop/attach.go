@@ -25,6 +25,7 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/gateway"
 	"github.com/earlydrop/earlydrop/loader"
+	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/policy"
 )
 
@@ -534,6 +535,9 @@ func attachedText(iface string, info loader.Info, c *gateway.Config) string {
 	}
 	say("tables: %s; %s of kernel memory", info.Sizes, event.ByteCount(info.Memory))
 	say("maps: bpftool map dump pinned %s/blocked", info.PinDir)
+	if info.NoResets != "" && c.Policy.Does(flow.Reset) {
+		say("warning: where no RST can be sent, action reset is as drop: %s", info.NoResets)
+	}
 	for _, warning := range warnings(iface, info) {
 		say("warning: %s", warning)
 	}

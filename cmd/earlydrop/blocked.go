@@ -153,7 +153,11 @@ func blockedList(c *cli.Context) error {
 	tw.SetStyle(table.StyleLight)
 	tw.AppendHeader(table.Row{"interface", "flow", "class", "rule", "packets", "dropped", "state", "ends in"})
 	for i := range blocks {
-		b, state := &blocks[i], "drops"
+		b := &blocks[i]
+		state := map[string]string{"reset": "resets", "limit": "limits to " + policy.FormatRate(b.Rate)}[b.Action]
+		if state == "" {
+			state = "drops"
+		}
 		if b.Suspended {
 			state = "suspended"
 		}

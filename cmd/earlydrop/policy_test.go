@@ -203,7 +203,7 @@ each rule can act
 func TestPolicyCheckShowsThePlaceOfAMistake(t *testing.T) {
 	path := writeFile(t, "p.yaml", "mode: monitor\nrules:\n  - clas: v2ray\n")
 	code, stdout, stderr := runForTest("policy", "check", path)
-	want := "earlydrop: " + path + `:3:5: unknown key "clas" in rule 1, did you mean class?; known are name, class, min_confidence, proto, from, to, interface, vlan, action, ttl, scope, evidence, meanwhile, mid_stream, udp_unproven, one_way, provisional, complete, signal, except` + "\n"
+	want := "earlydrop: " + path + `:3:5: unknown key "clas" in rule 1, did you mean class?; known are name, class, min_confidence, proto, from, to, interface, vlan, action, rate, ttl, scope, evidence, meanwhile, mid_stream, udp_unproven, one_way, provisional, complete, signal, except` + "\n"
 	if code != exitBadInput || stdout != "" || stderr != want {
 		t.Errorf("code %d, stdout %q, stderr\n%swant\n%s", code, stdout, stderr, want)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -114,16 +115,11 @@ type fate struct{ decision, rule, reason string }
 // fateOf returns that of a verdict.
 func fateOf(v *event.Verdict) fate { return fate{v.Decision, v.Rule, v.Reason} }
 
+// decisions are those of a policy, the one that does least first.
+var decisions = []string{flow.Pass.String(), flow.Log.String(), flow.Limit.String(), flow.Reset.String(), flow.Drop.String()}
+
 // weight orders decisions: a flow that is dropped once is dropped.
-func (f fate) weight() int {
-	switch f.decision {
-	case flow.Drop.String():
-		return 2
-	case flow.Log.String():
-		return 1
-	}
-	return 0
-}
+func (f fate) weight() int { return slices.Index(decisions, f.decision) }
 
 // String returns the fate for a table.
 func (f fate) String() string {
@@ -333,17 +329,17 @@ func (d *differ) print(w io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d of %s", rows, count(d.flows, "flow"))
 	b.WriteString(map[bool]string{true: " changes its fate", false: " change their fate"}[rows == 1])
-	words := []string{flow.Pass.String(), flow.Log.String(), flow.Drop.String()}
 	sep := ": "
-	for _, from := range words {
-		for _, to := range words {
+	for _, from := range decisions {
+		for _, to := range decisions {
 			if n := d.changes[[2]string{from, to}]; n > 0 {
 				fmt.Fprintf(&b, "%s%d from %s to %s", sep, n, from, to)
 				sep = ", "
 			}
 		}
 	}
-	fmt.Fprintf(&b, "; OLD drops %d, NEW %d\n", d.decisions[0][flow.Drop.String()], d.decisions[1][flow.Drop.String()])
+	drops := func(of map[string]uint64) uint64 { return of[flow.Drop.String()] + of[flow.Reset.String()] }
+	fmt.Fprintf(&b, "; OLD drops %d, NEW %d\n", drops(d.decisions[0]), drops(d.decisions[1]))
 	if d.leftOut > 0 {
 		fmt.Fprintf(&b, "%s passed undetected and are not among the events\n", count(d.leftOut, "verdict"))
 	}

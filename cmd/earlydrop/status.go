@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -58,39 +59,62 @@ func runStatus(c *cli.Context) error {
 		fmt.Fprintln(c.App.Writer, "earlydrop is attached to no interface"+seenFromHere())
 	}
 	state := status.Well
-	for i, s := range all {
+	for _, s := range all {
 		state = status.Worse(state, s.State)
-		var err error
-		if c.Bool("json") {
-			err = json.NewEncoder(c.App.Writer).Encode(s)
-		} else {
-			if i > 0 {
-				fmt.Fprintln(c.App.Writer)
-			}
-			err = printStatus(c.App.Writer, s)
-		}
-		if err != nil {
-			return err
-		}
 	}
 	for _, w := range waiting {
 		state = status.Worse(state, w.State)
-		if c.Bool("json") {
-			if err := json.NewEncoder(c.App.Writer).Encode(w); err != nil {
-				return err
-			}
-			continue
-		}
-		why := "it is not there"
-		if w.Error != "" {
-			why = w.Error
-		}
-		fmt.Fprintf(c.App.Writer, "%s is waited for: %s\n", w.Interface, why)
+	}
+	print := printAll
+	if c.Bool("json") {
+		print = printJSON
+	}
+	if err := print(c.App.Writer, all, waiting); err != nil {
+		return err
 	}
 	if openErr == nil && state != status.Well {
 		return errNotWell
 	}
 	return openErr
+}
+
+// printJSON prints one object on a line for each interface.
+func printJSON(out io.Writer, all []*status.Status, waiting []status.Waiting) (err error) {
+	enc := json.NewEncoder(out)
+	for _, s := range all {
+		err = cmp.Or(err, enc.Encode(s))
+	}
+	for _, w := range waiting {
+		err = cmp.Or(err, enc.Encode(w))
+	}
+	return err
+}
+
+// printAll prints for people: first what is waited for, then interfaces, the worst first.
+func printAll(out io.Writer, all []*status.Status, waiting []status.Waiting) error {
+	for _, w := range waiting {
+		if _, err := fmt.Fprintf(out, "%s is waited for: %s\n", w.Interface, cmp.Or(w.Error, "it is not there")); err != nil {
+			return err
+		}
+	}
+	slices.SortStableFunc(all, func(a, b *status.Status) int {
+		switch {
+		case a.State == b.State:
+			return 0
+		case status.Worse(a.State, b.State) == a.State:
+			return -1
+		}
+		return 1
+	})
+	for i, s := range all {
+		if i > 0 || len(waiting) > 0 {
+			fmt.Fprintln(out)
+		}
+		if err := printStatus(out, s); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // findStatus returns what there is to tell: what the daemon says, and of what it does not

@@ -16,9 +16,17 @@ const (
 	Drop
 	// Log lets the flow pass. Only events say that a rule was about it; no data path knows it.
 	Log
+	// Reset is Drop, and tells the ends of a TCP connection with a RST, where that can be
+	// sent.
+	Reset
+	// Limit drops what is more than Treatment.Rate.
+	Limit
 )
 
-// String returns "pass", "drop", "log" or the number.
+// Blocks reports whether packets are dropped: not with Pass and Log.
+func (a Action) Blocks() bool { return a == Drop || a == Reset || a == Limit }
+
+// String returns "pass", "drop", "log", "reset", "limit" or the number.
 func (a Action) String() string {
 	switch a {
 	case Pass:
@@ -27,6 +35,10 @@ func (a Action) String() string {
 		return "drop"
 	case Log:
 		return "log"
+	case Reset:
+		return "reset"
+	case Limit:
+		return "limit"
 	}
 	return fmt.Sprintf("action-%d", uint8(a))
 }
@@ -60,7 +72,7 @@ type Treatment struct {
 	Action Action
 	Scope  Scope
 	TTL    time.Duration // how long; 0 for Pass
-	Rate   uint64        // bytes per second that may still pass; 0 for Pass and Drop
+	Rate   uint64        // with Limit, bytes per second that pass, both directions together; else 0
 	Class  string        // what the flow was named
 	Rule   string        // who says so: a rule of the policy, or ByHand
 }

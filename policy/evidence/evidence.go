@@ -211,8 +211,8 @@ func (s *State) withPair(p *policy.Policy, m *flow.Meta, r *flow.Result, d polic
 				s.put(e, suspect)
 			case !m.Start.Before(t.since) || d.Counts&s.bit(p, rule.Name) != 0:
 				s.put(e, treated)
-				d.Rule, d.RuleClasses, d.Class, d.Confidence = rule.Name, "", t.class, r.Confidence
-				d.Action, d.Scope, d.Reason, d.TTL = rule.Action, flow.ScopePair, policy.ReasonPair, min(max(policy.MinTTL, t.until.Sub(now)), rule.TTL)
+				d.Class, d.Confidence = t.class, r.Confidence
+				d.Pair(rule, min(max(policy.MinTTL, t.until.Sub(now)), rule.TTL))
 				d.Seen, d.Judged = t.seen, t.judged
 				return d, nil
 			}
@@ -257,7 +257,7 @@ func (s *State) withPair(p *policy.Policy, m *flow.Meta, r *flow.Result, d polic
 			d.Seen, d.Judged = seen, all
 		}
 	}
-	if rules != 0 && d.Action != flow.Drop {
+	if rules != 0 && d.Action != flow.Drop && d.Action != flow.Reset {
 		known.keepOpen(this, m)
 	}
 	return d, nil

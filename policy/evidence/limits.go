@@ -57,7 +57,7 @@ func (s *State) withinLimits(p *policy.Policy, m *flow.Meta, d policy.Decision) 
 		b = &s.limits[1]
 	}
 	who := b.note(initiatorOf(m), now)
-	if d.Action == flow.Pass || d.Action == flow.Log || d.Reason != policy.ReasonRule {
+	if !d.Action.Blocks() || d.Reason != policy.ReasonRule {
 		return d, Alert{} // it is not treated, or on evidence
 	}
 	var alert Alert
@@ -72,7 +72,7 @@ func (s *State) withinLimits(p *policy.Policy, m *flow.Meta, d policy.Decision) 
 		b.pause(alert.Until)
 	}
 	s.counts.paused++
-	d.Action, d.TTL, d.Reason = flow.Pass, 0, policy.ReasonPaused
+	d.Action, d.TTL, d.Rate, d.Reason = flow.Pass, 0, 0, policy.ReasonPaused
 	return d, alert
 }
 

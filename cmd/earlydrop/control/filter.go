@@ -192,7 +192,7 @@ type EventFilter struct {
 	Interface []string       //
 	Class     []string       // of a verdict: its class, or one of those that decided
 	Rule      []string       //
-	Decision  []string       // pass or drop
+	Decision  []string       // pass, drop, log, reset or limit
 	Detected  []string       // true or false
 	Proto     []string       // tcp or udp
 	CIDR      []netip.Prefix // one of the ends is in it
@@ -214,7 +214,7 @@ func (f *EventFilter) words() map[string]struct {
 	return map[string]field{
 		"event":     {&f.Event, event.Kinds},
 		"interface": {&f.Interface, nil}, "class": {&f.Class, nil}, "rule": {&f.Rule, nil},
-		"decision": {&f.Decision, []string{"pass", "drop", "log"}}, "detected": {&f.Detected, []string{"true", "false"}},
+		"decision": {&f.Decision, []string{"pass", "drop", "log", "reset", "limit"}}, "detected": {&f.Detected, []string{"true", "false"}},
 		"proto": {&f.Proto, []string{"tcp", "udp"}},
 	}
 }

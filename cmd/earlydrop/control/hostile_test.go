@@ -136,7 +136,7 @@ func TestHostileRequests(t *testing.T) {
 		{"relative model", with("POST", "/v1/model", `{"file":"../m.onnx"}`), 400, "absolute"},
 		{"unknown kind of event", get("/v1/events?event=verdcit"), 400, "did you mean verdict?"},
 		{"unknown filter", get("/v1/events?decison=drop"), 400, "did you mean decision?"},
-		{"unknown decision", get("/v1/events?decision=reject"), 400, "pass, drop"},
+		{"unknown decision", get("/v1/events?decision=quit"), 400, "pass, drop"},
 		{"empty value", get("/v1/events?class=http,,ssh"), 400, "class"},
 	} {
 		answer := raw(t, s.Path(), tt.request)

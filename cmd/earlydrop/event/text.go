@@ -15,10 +15,10 @@ import (
 // Verbose adds the probabilities and how the verdict came about.
 func (v *Verdict) Text(verbose bool) string {
 	what := v.Decision
-	if v.Drop() && (v.Enforced == nil || !*v.Enforced) {
-		what = "would drop"
+	if v.Treats() && (v.Enforced == nil || !*v.Enforced) {
+		what = "would " + v.Decision
 		if v.Error != "" {
-			what = "drop failed"
+			what = v.Decision + " failed"
 		}
 	}
 	vlan := ""
@@ -54,8 +54,14 @@ func (v *Verdict) Text(verbose bool) string {
 	return line
 }
 
-// Drop reports whether the policy says to drop the flow.
-func (v *Verdict) Drop() bool { return v.Decision == flow.Drop.String() }
+// Drop reports whether the policy says to drop all packets of the flow.
+func (v *Verdict) Drop() bool {
+	return v.Decision == flow.Drop.String() || v.Decision == flow.Reset.String()
+}
+
+// Treats reports whether the policy says to drop packets of the flow, all or those that are
+// more than a limit.
+func (v *Verdict) Treats() bool { return v.Drop() || v.Decision == flow.Limit.String() }
 
 // Logged reports whether a rule says to do no more to the flow than to log it.
 func (v *Verdict) Logged() bool { return v.Decision == flow.Log.String() }

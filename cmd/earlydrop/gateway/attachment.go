@@ -195,7 +195,7 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 		if mode = a.mode(); mode == policy.Enforce {
 			treatment = decision.Treatment()
 		}
-		block = treatment.Action == flow.Drop
+		block = treatment.Action.Blocks()
 		err = a.dp.ApplyFlow(&s.Meta, treatment)
 		if enforced = block && err == nil; !enforced {
 			break
@@ -224,7 +224,7 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	}
 	blockedBefore := a.treatEarlier(earlier, s.Source, treatment, j)
 	a.counts[countClassified].Add(1)
-	if decision.Action == flow.Drop {
+	if decision.Action.Blocks() {
 		a.counts[countToDrop].Add(1)
 	}
 	if enforced {
@@ -257,7 +257,7 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 // treatEarlier treats flows of a pair that passed before there was enough evidence, as far as
 // they are open and came through this interface, and returns how many are blocked now.
 func (a *attachment) treatEarlier(flows []flow.Meta, here flow.Source, treatment flow.Treatment, j *judge) (n int) {
-	if treatment.Action != flow.Drop {
+	if !treatment.Action.Blocks() {
 		return 0
 	}
 	for i := range flows {

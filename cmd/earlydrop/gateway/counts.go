@@ -38,7 +38,7 @@ const (
 
 var countNames = [numCounts]struct{ name, help string }{
 	countClassified:         {"classified", "flows that got a verdict"},
-	countToDrop:             {"to_drop", "verdicts that a rule wants dropped, in mode monitor as well"},
+	countToDrop:             {"to_drop", "verdicts that a rule wants dropped, reset or limited, in mode monitor as well"},
 	countBlocked:            {"blocked", "blocks that were written"},
 	countQueueFull:          {"queue_full", "flows that pass because the classifier was behind"},
 	countNotClassified:      {"not_classified", "flows that pass because their capture or the model failed"},

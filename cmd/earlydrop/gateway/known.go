@@ -85,13 +85,13 @@ func (k *knownFlows) of(b *loader.Block) *blockedFlow {
 	return nil
 }
 
-// isDropped reports whether a policy would drop the flow.
+// isDropped reports whether a policy would drop packets of the flow, by whatever action.
 func (f *blockedFlow) isDropped(p *policy.Policy) bool {
 	if f.pair && dropsPair(p, f.rule, &f.meta) {
 		return true
 	}
 	d := p.Decide(&f.meta, f.result)
-	return d.Action == flow.Drop
+	return d.Action.Blocks()
 }
 
 // mayDrop reports whether a policy would drop the flow of a block of which no more is known
@@ -108,7 +108,7 @@ func mayDrop(p *policy.Policy, b *loader.Block, iface string) bool {
 			if cut(class) != b.Class {
 				continue
 			}
-			if d := p.Decide(&m, flow.Result{Class: class, Confidence: 1}); d.Action == flow.Drop && cut(d.Rule) == b.Rule {
+			if d := p.Decide(&m, flow.Result{Class: class, Confidence: 1}); d.Action.Blocks() && cut(d.Rule) == b.Rule {
 				return true
 			}
 		}
@@ -120,7 +120,7 @@ func mayDrop(p *policy.Policy, b *loader.Block, iface string) bool {
 // on evidence.
 func dropsPair(p *policy.Policy, rule string, m *flow.Meta) bool {
 	r, server := p.PairRule(rule, m), m.Responder()
-	return r != nil && r.Action == flow.Drop && !p.Allows(m.Initiator().Addr(), server) && !p.Protects(server.Addr())
+	return r != nil && r.Action.Blocks() && !p.Allows(m.Initiator().Addr(), server) && !p.Protects(server.Addr())
 }
 
 // cut cuts a name as blocks have it.

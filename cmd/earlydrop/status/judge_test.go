@@ -126,6 +126,7 @@ func TestJSONFitsItsSchema(t *testing.T) {
 			}
 			if part == "block" { // no endpoint is no flow
 				text = bytes.ReplaceAll(text, []byte(`"proto":"proto-0"`), []byte(`"proto":"tcp"`))
+				text = bytes.ReplaceAll(text, []byte(`"action":"pass"`), []byte(`"action":"drop"`))
 			}
 			object, err := jsonschema.UnmarshalJSON(bytes.NewReader(text))
 			if err != nil {

@@ -112,6 +112,8 @@ type Block struct {
 	Proto     string         `json:"proto"` // tcp or udp
 	VLAN      uint16         `json:"vlan"`
 	InnerVLAN uint16         `json:"inner_vlan"`
+	Action    string         `json:"action"`         // drop, reset or limit
+	Rate      uint64         `json:"rate,omitempty"` // bytes per second that pass, with limit
 	Class     string         `json:"class"`
 	Rule      string         `json:"rule"`
 	Since     time.Time      `json:"since"`
@@ -125,7 +127,7 @@ type Block struct {
 func NewBlock(iface string, b *loader.Block) Block {
 	return Block{
 		Interface: iface, Lo: b.Key.Lo, Hi: b.Key.Hi, Proto: b.Key.Proto.String(), VLAN: b.Key.VLAN, InnerVLAN: b.Key.InnerVLAN,
-		Class: b.Class, Rule: b.Rule, Since: b.Since, Expires: b.Expires, Packets: b.Packets, Bytes: b.Bytes,
+		Action: b.Action.String(), Rate: b.Rate, Class: b.Class, Rule: b.Rule, Since: b.Since, Expires: b.Expires, Packets: b.Packets, Bytes: b.Bytes,
 	}
 }
 

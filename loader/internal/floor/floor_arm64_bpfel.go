@@ -38,6 +38,13 @@ type floorBlock struct {
 	CandidateNs   uint64
 	Packets       uint64
 	Bytes         uint64
+	Action        uint8
+	Known         uint8
+	InitiatorIsLo uint8
+	Renewed       uint8
+	Mark          uint8
+	Ended         uint8
+	Pad           [2]uint8
 	ExpiresNs     uint64
 	SinceNs       uint64
 	TtlNs         uint64
@@ -45,12 +52,10 @@ type floorBlock struct {
 	IsnHi         uint32
 	NextLo        uint32
 	NextHi        uint32
-	Known         uint8
-	InitiatorIsLo uint8
-	Renewed       uint8
-	Mark          uint8
-	Ended         uint8
-	Pad           [3]uint8
+	ResetsLo      uint32
+	ResetsHi      uint32
+	Rate          uint64
+	BusyNs        uint64
 	Class         [16]int8
 	Rule          [16]int8
 }
@@ -116,6 +121,8 @@ type floorCounts struct {
 	PacketsEgress      uint64
 	DroppedPackets     uint64
 	DroppedBytes       uint64
+	Resets             uint64
+	ResetsRefused      uint64
 	NotIp              uint64
 	OtherProto         uint64
 	Malformed          uint64
@@ -255,6 +262,11 @@ type floorMode struct {
 	Enforce uint32
 }
 
+type floorResetBucket struct {
+	_      structs.HostLayout
+	BusyNs uint64
+}
+
 type floorSeenPacket struct {
 	_           structs.HostLayout
 	HashAndTime uint64
@@ -387,6 +399,7 @@ const (
 	floorMapHandshakeTags    = "handshake_tags"
 	floorMapHandshakes       = "handshakes"
 	floorMapMode             = "mode"
+	floorMapResetBucket      = "reset_bucket"
 	floorMapSameSide         = "same_side"
 	floorMapSamples          = "samples"
 	floorMapSeenInside       = "seen_inside"
@@ -410,6 +423,7 @@ const (
 	floorVarBenchSeq         = "bench_seq"
 	floorVarBenchSlot        = "bench_slot"
 	floorVarBlockFilter      = "block_filter"
+	floorVarCfgAnswers       = "cfg_answers"
 	floorVarCfgBucketMask    = "cfg_bucket_mask"
 	floorVarCfgFirstAttachNs = "cfg_first_attach_ns"
 	floorVarCfgHashSecret    = "cfg_hash_secret"
@@ -496,6 +510,7 @@ type floorMapSpecs struct {
 	HandshakeTags  *ebpf.MapSpec `ebpf:"handshake_tags"`
 	Handshakes     *ebpf.MapSpec `ebpf:"handshakes"`
 	Mode           *ebpf.MapSpec `ebpf:"mode"`
+	ResetBucket    *ebpf.MapSpec `ebpf:"reset_bucket"`
 	SameSide       *ebpf.MapSpec `ebpf:"same_side"`
 	Samples        *ebpf.MapSpec `ebpf:"samples"`
 	SeenInside     *ebpf.MapSpec `ebpf:"seen_inside"`
@@ -516,6 +531,7 @@ type floorVariableSpecs struct {
 	BenchSeq         *ebpf.VariableSpec `ebpf:"bench_seq"`
 	BenchSlot        *ebpf.VariableSpec `ebpf:"bench_slot"`
 	BlockFilter      *ebpf.VariableSpec `ebpf:"block_filter"`
+	CfgAnswers       *ebpf.VariableSpec `ebpf:"cfg_answers"`
 	CfgBucketMask    *ebpf.VariableSpec `ebpf:"cfg_bucket_mask"`
 	CfgFirstAttachNs *ebpf.VariableSpec `ebpf:"cfg_first_attach_ns"`
 	CfgHashSecret    *ebpf.VariableSpec `ebpf:"cfg_hash_secret"`
@@ -565,6 +581,7 @@ type floorMaps struct {
 	HandshakeTags  *ebpf.Map `ebpf:"handshake_tags"`
 	Handshakes     *ebpf.Map `ebpf:"handshakes"`
 	Mode           *ebpf.Map `ebpf:"mode"`
+	ResetBucket    *ebpf.Map `ebpf:"reset_bucket"`
 	SameSide       *ebpf.Map `ebpf:"same_side"`
 	Samples        *ebpf.Map `ebpf:"samples"`
 	SeenInside     *ebpf.Map `ebpf:"seen_inside"`
@@ -593,6 +610,7 @@ func (m *floorMaps) Close() error {
 		m.HandshakeTags,
 		m.Handshakes,
 		m.Mode,
+		m.ResetBucket,
 		m.SameSide,
 		m.Samples,
 		m.SeenInside,
@@ -614,6 +632,7 @@ type floorVariables struct {
 	BenchSeq         *ebpf.Variable `ebpf:"bench_seq"`
 	BenchSlot        *ebpf.Variable `ebpf:"bench_slot"`
 	BlockFilter      *ebpf.Variable `ebpf:"block_filter"`
+	CfgAnswers       *ebpf.Variable `ebpf:"cfg_answers"`
 	CfgBucketMask    *ebpf.Variable `ebpf:"cfg_bucket_mask"`
 	CfgFirstAttachNs *ebpf.Variable `ebpf:"cfg_first_attach_ns"`
 	CfgHashSecret    *ebpf.Variable `ebpf:"cfg_hash_secret"`

@@ -309,7 +309,7 @@ func (l *Log) print(w *bufio.Writer, e event.Event) {
 	line := ""
 	switch e := e.(type) {
 	case *event.Verdict:
-		if !l.config.Quiet || e.Drop() || e.Logged() {
+		if !l.config.Quiet || e.Treats() || e.Logged() {
 			line = e.Text(l.config.Verbose)
 		}
 	case *event.BlockEnded:

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"fmt"
+
+	"github.com/vishvananda/netlink"
+)
+
+// ANSWER_INGRESS and ANSWER_EGRESS of bpf/config.h.
+const (
+	answerIngress = 1
+	answerEgress  = 2
+)
+
+// answers says where the sender of a packet can be answered with a RST, as cfg_answers has it,
+// and in a line why not everywhere. mode is the one that was asked for.
+func (i *iface) answers(mode XDPMode) (where uint8, why string) {
+	if i.rawIP() {
+		return 0, fmt.Sprintf("%s has no Ethernet header, in which a RST could be sent back", i.name)
+	}
+	native := mode != XDPGeneric
+	if mode == XDPAuto && hasXDP(i.link) {
+		native = i.attachedMode() == XDPNative // which an adoption keeps
+	}
+	if native && i.link.Type() == "veth" && !i.peerReceives() {
+		return answerEgress, fmt.Sprintf("%s is a veth in native XDP mode, which sends nothing back (XDP_TX) unless its peer polls (ethtool -K PEER gro on, then attach again; or attach in generic mode): who sends through it into this machine is sent none", i.name)
+	}
+	return answerIngress | answerEgress, ""
+}
+
+// peerReceives reports whether the peer of a veth takes what XDP sends: it has an XDP program
+// itself, or GRO. One in another network namespace can't be asked.
+func (i *iface) peerReceives() bool {
+	if i.link.Attrs().NetNsID >= 0 {
+		return false
+	}
+	peer, err := netlink.LinkByIndex(i.link.Attrs().ParentIndex)
+	if err != nil || peer.Type() != "veth" || peer.Attrs().ParentIndex != i.index() {
+		return false
+	}
+	return hasXDP(peer) || anyFeature(peer.Attrs().Name, "rx-gro")
+}

@@ -81,7 +81,7 @@ func (w writer) status(s *status.Status) {
 		"xdp", s.XDP, "egress", s.Egress, "model", s.Model, "policy", s.Policy)
 	gauge("earlydrop_attached_timestamp_seconds", "when the daemon attached to the interface or adopted it, in Unix time", float64(s.Since.UnixNano())/1e9)
 	gauge("earlydrop_enforcing", "1 in mode enforce, 0 in mode monitor", is(s.Mode == "enforce"))
-	gauge("earlydrop_degraded", "1 if something is not as it should be: earlydrop status says what", is(s.State != status.Well))
+	gauge("earlydrop_degraded", "1 if something is not as it should be", is(s.State != status.Well))
 	for _, table := range []struct {
 		name       string
 		used, size int

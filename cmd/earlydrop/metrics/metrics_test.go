@@ -54,7 +54,7 @@ earlydrop_class_flows_total{class="background",interface="eth0"} 4
 earlydrop_class_flows_total{class="background",interface="wan.5"} 4
 earlydrop_class_flows_total{class="shadowsocks",interface="eth0"} 3
 earlydrop_class_flows_total{class="shadowsocks",interface="wan.5"} 3
-# HELP earlydrop_degraded 1 if something is not as it should be: earlydrop status says what
+# HELP earlydrop_degraded 1 if something is not as it should be
 # TYPE earlydrop_degraded gauge
 earlydrop_degraded{interface="eth0"} 1
 earlydrop_degraded{interface="wan.5"} 0

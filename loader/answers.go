@@ -25,20 +25,18 @@ func (i *iface) answers(mode XDPMode) (where uint8, why string) {
 		native = i.attachedMode() == XDPNative // which an adoption keeps
 	}
 	if native && i.link.Type() == "veth" && !i.peerReceives() {
-		return answerEgress, fmt.Sprintf("%s is a veth in native XDP mode, which sends nothing back (XDP_TX) unless its peer polls (ethtool -K PEER gro on, then attach again; or attach in generic mode): who sends through it into this machine is sent none", i.name)
+		return answerEgress, fmt.Sprintf("%s is a veth in native XDP mode, which sends nothing back (XDP_TX) unless its peer has an XDP program as well (attach in generic mode): who sends through it into this machine is sent none", i.name)
 	}
 	return answerIngress | answerEgress, ""
 }
 
-// peerReceives reports whether the peer of a veth takes what XDP sends: it has an XDP program
-// itself, or GRO. One in another network namespace can't be asked.
+// peerReceives reports whether the peer of a veth takes what XDP sends back: up to Linux 6.18,
+// it is woken only where it has an XDP program itself. One in another network namespace can't
+// be asked.
 func (i *iface) peerReceives() bool {
 	if i.link.Attrs().NetNsID >= 0 {
 		return false
 	}
 	peer, err := netlink.LinkByIndex(i.link.Attrs().ParentIndex)
-	if err != nil || peer.Type() != "veth" || peer.Attrs().ParentIndex != i.index() {
-		return false
-	}
-	return hasXDP(peer) || anyFeature(peer.Attrs().Name, "rx-gro")
+	return err == nil && peer.Type() == "veth" && peer.Attrs().ParentIndex == i.index() && hasXDP(peer)
 }

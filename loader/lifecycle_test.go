@@ -483,7 +483,8 @@ func TestBpftoolPrintsNames(t *testing.T) {
 	for name, words := range map[string][]string{
 		datapathMapBlocked:    {`"lo_port": 40000`, `"hi_port": 443`, `"vlan": 7`, `"class": "shadowsocks"`, `"rule": "tunnels"`, `"expires_ns"`, `"packets": 0`},
 		datapathMapCounters:   {`"packets_ingress"`, `"ring_full"`},
-		datapathMapAttachment: {`"xdp_mode": "native"`, `"mode": "enforce"`},
+		datapathMapAttachment: {`"xdp_mode": "native"`, `"egress": "tcx"`},
+		datapathMapMode:       {`"enforce": 1`},
 		// The list that the test reported, and nothing behind it.
 		datapathMapDaemonCounters: {`"name": "verdicts"`, `"value": 7`, `"name": ""`},
 	} {

@@ -38,6 +38,8 @@ func FuzzParse(f *testing.F) {
 		"rules: [{class: v2ray, action: drop, ttl: 1m, signal: [tiny, fragmented]}, {class: v2ray, action: drop, ttl: 1m, signal: ttl}]",
 		"limits: {flows: 3/min, share: .5}\nprotect: [10.0.0.0/8, {cidr: '::/0'}]\nrules: [{class: v2ray, proto: tcp, from: [10.0.0.0/8, {port: 1-3}], to: '2001:db8::1', interface: [a, b], vlan: [0, 7-9], complete: false, action: log}]",
 		"limits: none\nrules: [{class: [v2ray, tor], meanwhile: log, scope: pair, action: drop, ttl: 7d, evidence: {flows: 3, share: 0.6, within: 1h, min_confidence: .2}}]",
+		"rules: [{class: v2ray, action: limit, rate: 64kbit, ttl: 1m}, {class: tor, action: reset, ttl: 1h, meanwhile: limit, rate: 1500kbit, evidence: {flows: 2, share: 1, within: 1s}}]",
+		"rules: [{class: tor, action: drop, ttl: 1h, meanwhile: reset, evidence: {flows: 2, share: 1, within: 1s}}, {class: tor, action: limit, rate: 0gbit, ttl: 1s}]",
 		"sets: {a: {}}\nallow: [{set: a}]", "rules: [{class: tor, action: log, evidence: {flows: 2, share: 1, within: 1s}, ttl: 1s}]",
 		"!!map {}", "# only\n", "mode: monitor # x\n...\n", "rules:\n- name: é\n", "\ufeffmode: x", "a: >-\n x\n\n y\nmode:", "allow:\n - cidr: ::/0\n   port:\n",
 	} {
@@ -116,12 +118,13 @@ func checkPolicy(t *testing.T, p *Policy) {
 		if !r.ModelThreshold && r.Classes[0] != flow.Unknown {
 			least = math.SmallestNonzeroFloat64
 		}
-		lasts := r.Action == flow.Drop || r.Evidence != nil
-		if !(r.MinConfidence >= least && r.MinConfidence <= 1) || r.Action != flow.Drop && r.Action != flow.Log || lasts && (r.TTL < MinTTL || r.TTL > MaxTTL) || !lasts && r.TTL != 0 {
+		lasts := r.Action.Blocks() || r.Evidence != nil
+		limits := r.Action == flow.Limit || r.Evidence != nil && r.Meanwhile == flow.Limit
+		if !(r.MinConfidence >= least && r.MinConfidence <= 1) || !slices.Contains(actions, r.Action) || limits != (r.Rate != 0) || limits && (r.Rate < MinRate || r.Rate > MaxRate) || lasts && (r.TTL < MinTTL || r.TTL > MaxTTL) || !lasts && r.TTL != 0 {
 			t.Fatalf("rule %+v", r)
 		}
 		if e := r.Evidence; e != nil && (e.Flows < 2 || e.Flows > MaxEvidenceFlows || !(e.Share > 0 && e.Share <= 1) || e.Within < MinTTL || e.Within > MaxWithin ||
-			r.Meanwhile != flow.Log && r.Meanwhile != r.Action || r.UDPUnproven || r.OneWay || r.Proto == flow.UDP) {
+			!slices.Contains(actions, r.Meanwhile) || r.Action == flow.Log && r.Meanwhile != flow.Log || r.Action == flow.Limit && r.Meanwhile != flow.Log && r.Meanwhile != flow.Limit || r.UDPUnproven || r.OneWay || r.Proto == flow.UDP) {
 			t.Fatalf("rule %+v, evidence %+v", r, e)
 		}
 		checkMatches(t, r.Except)
@@ -147,6 +150,9 @@ func checkMatches(t *testing.T, matches []Match) {
 // checkDecision holds what every decision keeps to.
 func checkDecision(t *testing.T, p *Policy, m *flow.Meta, d Decision) {
 	at := slices.IndexFunc(p.Rules, func(r Rule) bool { return r.Name == d.Rule })
+	if (d.Action == flow.Limit) != (d.Rate != 0) {
+		t.Fatalf("decision %+v", d)
+	}
 	if d.Action == flow.Log {
 		if at < 0 || d.TTL != 0 || d.Reason != ReasonRule && d.Reason != ReasonMeanwhile || d.Confidence < p.Rules[at].MinConfidence {
 			t.Fatalf("decision %+v", d)
@@ -155,6 +161,12 @@ func checkDecision(t *testing.T, p *Policy, m *flow.Meta, d Decision) {
 	}
 	switch d.Reason {
 	case ReasonMeanwhile:
+		if d.Action.Blocks() {
+			if at < 0 || d.Action != p.Rules[at].Meanwhile || d.TTL != p.Rules[at].TTL || d.Confidence < p.Rules[at].MinConfidence {
+				t.Fatalf("decision %+v", d)
+			}
+			return
+		}
 		if at < 0 || p.Rules[at].Evidence == nil || d.Counts == 0 || d.Confidence >= p.Rules[at].MinConfidence {
 			t.Fatalf("decision %+v", d)
 		}
@@ -167,7 +179,7 @@ func checkDecision(t *testing.T, p *Policy, m *flow.Meta, d Decision) {
 			t.Fatalf("decision %+v", d)
 		}
 	case ReasonRule:
-		if at < 0 || d.Action != flow.Drop || d.TTL != p.Rules[at].TTL || d.Confidence < p.Rules[at].MinConfidence || !slices.Contains(p.Rules[at].Classes, d.Class) ||
+		if at < 0 || !d.Action.Blocks() || d.Action != p.Rules[at].Action || d.TTL != p.Rules[at].TTL || d.Confidence < p.Rules[at].MinConfidence || !slices.Contains(p.Rules[at].Classes, d.Class) ||
 			m.Incomplete || m.MidStream && !p.Rules[at].MidStream || m.Key.Proto == flow.UDP && !p.Rules[at].UDPUnproven || m.OneWay && !p.Rules[at].OneWay ||
 			p.Rules[at].Signals != 0 && m.Signals&p.Rules[at].Signals == 0 {
 			t.Fatalf("decision %+v", d)
@@ -321,6 +333,9 @@ func writeYAML(p *Policy) string {
 		fmt.Fprintf(&b, "  - name: %q\n    class: [%s]\n    action: %s\n", r.Name, strings.Join(r.Classes, ", "), r.Action)
 		if r.TTL > 0 {
 			fmt.Fprintf(&b, "    ttl: %s\n", r.TTL)
+		}
+		if r.Rate != 0 {
+			fmt.Fprintf(&b, "    rate: %s\n", FormatRate(r.Rate))
 		}
 		if r.Proto != 0 {
 			fmt.Fprintf(&b, "    proto: %s\n", r.Proto)

@@ -183,7 +183,7 @@ enum handover_reason {
 #define MORE_UNREADABLE 2   /* TCP: it moved on, and no payload could be read */
 #define MORE_OUT_OF_PLACE 4 /* TCP: both sides sent much payload out of place */
 #define MORE_GOES_ON 8	    /* TCP: ... and none in place so far */
-#define MORE_REST 16	    /* TCP: `repeat` is what of the last frame did not fit */
+#define MORE_REST 16	    /* TCP: `repeat` is what of the last frame did not fit, keep_rest() */
 
 /* Record of the ring buffer `samples`: everything up to `data`, then `length` bytes of it and
  * nothing behind them; or, with a repeated range, everything up to `repeat` and `repeat_len`

@@ -401,26 +401,37 @@ static __always_inline void add_payload(struct slot *slot, __u32 bytes, __u32 ti
 }
 
 /* Keeps what of the frame is behind its first `len` bytes: with what follows, it becomes
- * one beginning. The caller holds the capture. */
+ * one beginning. With fewer than PREFIX_LEN there it keeps the frame from its start. The
+ * caller holds the capture. */
 static __always_inline void keep_rest(struct counts *cnt, struct slot *slot,
 				      const struct source *src, const struct packet *pkt, __u32 len)
 {
-	__u32 off = len - pkt->prefix_len + pkt->skip;
+	const __u32 whole = REST_BYTES - PREFIX_LEN; /* see copy_frame() */
+	__u32 off = len - pkt->prefix_len + pkt->skip, n;
 	struct sample *sample = &slot->sample;
 
-	if (len < PREFIX_LEN || __sync_lock_test_and_set(&slot->repeated, 1))
+	if (__sync_lock_test_and_set(&slot->repeated, 1))
 		return;
-	len = MIN(pkt->frame_len - len, REST_BYTES);
-	len--; /* see copy_frame() */
-	barrier_var(len);
-	if (len >= REST_BYTES)
-		return;
-	if (load(src, off, sample->repeat, len + 1)) {
-		cnt->load_failed++;
-		return;
+	if (len < PREFIX_LEN) {
+		n = MIN(pkt->frame_len, whole);
+		if (copy_frame(src, pkt, sample->repeat, n, whole)) {
+			cnt->load_failed++;
+			return;
+		}
+	} else {
+		n = MIN(pkt->frame_len - len, REST_BYTES);
+		n--; /* see copy_frame() */
+		barrier_var(n);
+		if (n >= REST_BYTES)
+			return;
+		n++;
+		if (load(src, off, sample->repeat, n)) {
+			cnt->load_failed++;
+			return;
+		}
 	}
 	sample->more |= MORE_REST;
-	sample->repeat_len = len + 1;
+	sample->repeat_len = n;
 }
 
 /* Adds one packet to a capture; `last` closes it. Leaves the hand-over to the caller if that

@@ -169,3 +169,36 @@ func (v seen) tell() string {
 	}
 	return strings.Join(append(words, v.Signals...), " ")
 }
+
+// Wherever in the packet behind them a capture of tiny segments ends, what follows is whole.
+func TestTinySegmentsAreWholeWhereverTheCaptureEnds(t *testing.T) {
+	const data, total = f.ACK | f.PSH, 1024
+	all := loadKernel(t, config{oneHook: true})
+	for room := 1; room < 70; room += 3 { // of the packet that fills the capture
+		k := all.emptied(t)
+		frames, seq := handshake(), uint32(2)
+		left := total - room - 3*54
+		segments := (left + 68) / 69 // of at most 15 bytes of payload
+		for i := range segments {
+			n := (left - 54*segments + i) / segments
+			frames = append(frames, upAt(seq, 2, data, n))
+			seq += uint32(n)
+		}
+		frames = append(frames, upAt(seq, 2, data, 300), downAt(2, seq+300, data, 1400), downAt(1402, seq+300, data, 1400))
+		for _, frame := range frames {
+			k.run(ingress, frame)
+		}
+		var got []seen
+		var words []string
+		for _, s := range k.samples() {
+			got = append(got, look(s))
+			words = append(words, look(s).tell())
+		}
+		if diff := cmp.Diff(assemble(frames, false), got); diff != "" {
+			t.Errorf("%d bytes fit: assembly and kernel differ (-assembly +kernel):\n%s", room, diff)
+		}
+		if want := fmt.Sprintf("1 full: >%d <1400~ tiny", seq-2+300); len(words) != 2 || words[1] != want {
+			t.Errorf("%d bytes fit: %q, want the second to be %q", room, words, want)
+		}
+	}
+}

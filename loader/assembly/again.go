@@ -18,8 +18,6 @@ const (
 	bareBytes = 384
 	// againMost is how often a capture goes on.
 	againMost = 4
-	// restFrom is how much of a packet is captured at least where its rest is kept beside.
-	restFrom = 16
 )
 
 // ended holds what is needed of flows whose capture ended early, for it to go on: those

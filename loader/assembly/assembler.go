@@ -485,8 +485,8 @@ func (a *Assembler) capture(f *Flow, p *headers.Packet, frame []byte, ends bool)
 	f.fragmented = f.fragmented || p.MoreFragments
 	f.lack.add(lacks(p, frame, room))
 	appendPacket(s, p, frame[:min(len(frame), room)], p.SrcIsLo == f.InitiatorIsLo, f.Last.Sub(f.Start))
-	if f.unsure && room >= restFrom && room < len(frame) && len(s.Repeat.Data) == 0 {
-		s.KeepRest(frame[room:])
+	if f.unsure && room < len(frame) && len(s.Repeat.Data) == 0 {
+		s.KeepRest(flow.RestOf(frame, room))
 	}
 	switch {
 	case f.before+len(s.Data) == flow.CaptureBytes:

@@ -320,7 +320,8 @@ type Sample struct {
 	// Repeat is TCP payload of a range that was sent before.
 	Repeat Repeat
 	// Rest is what follows the captured bytes of the last packet, at most RestBytes: of
-	// connections that begin in tiny segments or slowly, if there is no Repeat.
+	// connections that begin in tiny segments or slowly, if there is no Repeat. Where fewer than
+	// 16 bytes were captured, it is that packet from its start.
 	Rest []byte
 
 	packets [MaxPackets]Packet
@@ -358,6 +359,25 @@ func (s *Sample) KeepRest(data []byte) {
 		s.Repeat = Repeat{}
 		s.Rest = append(s.repeat[:0], data[:min(len(data), RestBytes)]...)
 	}
+}
+
+// restFrom is how much of a packet is captured at least where its rest begins behind that.
+const restFrom = 16
+
+// RestOf is the rest of a frame of which so many bytes were captured, as Sample has it.
+func RestOf(frame []byte, captured int) []byte {
+	if captured < restFrom {
+		return frame[:min(len(frame), RestBytes-restFrom)]
+	}
+	return frame[captured:]
+}
+
+// AddRest returns what there is of a frame: the captured bytes, and the rest.
+func AddRest(captured, rest []byte) []byte {
+	if len(captured) < restFrom {
+		return slices.Clone(rest)
+	}
+	return slices.Concat(captured, rest)
 }
 
 // Reset empties s and points Packets and Data at its own memory.

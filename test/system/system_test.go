@@ -240,11 +240,15 @@ func TestPackage(t *testing.T) {
 		n.passes(t)
 	})
 	step("runs with the capabilities that it needs and no others", func(t *testing.T) {
+		// Members of the group ask it.
+		if info, err := os.Stat("/run/earlydrop/control.sock"); err != nil || info.Mode().Perm() != 0o660 {
+			t.Errorf("control socket: %v, %v", info, err)
+		}
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", mainPID(t)))
 		if err != nil {
 			t.Fatal(err)
 		}
-		const may = 1<<unix.CAP_BPF | 1<<unix.CAP_PERFMON | 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_SYS_NICE | 1<<unix.CAP_CHOWN
+		const may = 1<<unix.CAP_BPF | 1<<unix.CAP_PERFMON | 1<<unix.CAP_NET_ADMIN
 		for line := range strings.Lines(string(text)) {
 			name, value, _ := strings.Cut(strings.TrimSpace(line), ":\t")
 			switch name {
@@ -300,6 +304,26 @@ func TestPackage(t *testing.T) {
 			}
 			until(t, "it runs again", func() bool { pid := mainPID(t); return pid != 0 && pid != before && active(t) })
 		})
+	})
+	step("reads its policy again", func(t *testing.T) {
+		const policy = "/etc/earlydrop/policy.yaml"
+		good, err := os.ReadFile(policy)
+		if err != nil {
+			t.Fatal(err)
+		}
+		run(t, "systemctl", "reload", "earlydrop")
+		if err := os.WriteFile(policy, []byte("rules: [{nam: x}]\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command("systemctl", "reload", "earlydrop").CombinedOutput(); err == nil {
+			t.Errorf("a policy with an error was read: %s", out)
+		}
+		if err := os.WriteFile(policy, good, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if !active(t) {
+			t.Error("it does not run any more")
+		}
 	})
 	step("its events are rotated", func(t *testing.T) {
 		const events = "/var/log/earlydrop/events.jsonl"

@@ -53,7 +53,7 @@ for file in "$root"/policy/examples/*; do put 0644 "$file" "$doc/policy/examples
 for file in alerts.yaml dashboard.json; do put 0644 "$here/$file" "$to/share/earlydrop/$file"; done
 
 mkdir -p "$to/lib/systemd/system"
-sed "s#/usr/bin/earlydrop#$prefix/bin/earlydrop#" "$here/earlydrop.service" >"$to/lib/systemd/system/earlydrop.service"
+sed "s#/usr/bin/earlydrop#$prefix/bin/earlydrop#g" "$here/earlydrop.service" >"$to/lib/systemd/system/earlydrop.service"
 
 # What an operator has written stays.
 config() { [ -e "$2" ] || put 0644 "$1" "$2"; }

@@ -164,7 +164,8 @@ func extend(all []frame, rest []byte) {
 		return
 	}
 	if f := &all[len(all)-1]; len(f.data) < int(f.WireLen) {
-		f.data = append(slices.Clip(f.data), rest[:min(len(rest), int(f.WireLen)-len(f.data))]...)
+		f.data = flow.AddRest(f.data, rest)
+		f.data = f.data[:min(len(f.data), int(f.WireLen))]
 	}
 }
 

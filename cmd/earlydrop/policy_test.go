@@ -304,7 +304,7 @@ func TestExamplesOfPolicies(t *testing.T) {
 	}
 	clients, lab := tunnels(1), tunnels(20)
 	for _, tt := range []struct{ example, clients, lab string }{
-		{"campus", "log meanwhile, log meanwhile, drop evidence pair, drop pair pair", "pass allow-list, pass allow-list, pass allow-list, pass allow-list"},
+		{"campus", "limit meanwhile, limit meanwhile, drop evidence pair, drop pair pair", "pass allow-list, pass allow-list, pass allow-list, pass allow-list"},
 		{"company", "pass meanwhile, drop evidence pair, drop pair pair, drop pair pair", "pass meanwhile, drop evidence pair, drop pair pair, drop pair pair"},
 		{"research", "log rule, log rule, log rule, log rule", "log rule, log rule, log rule, log rule"},
 	} {

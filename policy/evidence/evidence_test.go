@@ -170,6 +170,27 @@ func TestMeanwhileLog(t *testing.T) {
 	}
 }
 
+// What is done to flows before there is evidence is bounded as what is done without; what is
+// done on evidence is not.
+func TestLimitsBoundWhatIsDoneMeanwhile(t *testing.T) {
+	for _, meanwhile := range []string{"limit, rate: 64kbit", "reset", "drop"} {
+		p := parse(t, "limits: {flows: 3/min}\nrules:\n  - {name: pairs, class: shadowsocks, min_confidence: 0.9, action: drop, meanwhile: "+meanwhile+", ttl: 10m, evidence: {flows: 2, share: 1, within: 1h}}\n")
+		s := New(Options{})
+		var got []string
+		for i := range 6 {
+			d := oneFlow{at: time.Duration(i) * time.Second, from: fmt.Sprintf("10.0.0.%d:4000%d", i%5+1, i), shadowsock: 0.95}.decide(s, p)
+			if (d.Rate != 0) != (d.Action == flow.Limit) {
+				t.Errorf("decision %+v", d)
+			}
+			got = append(got, d.Action.String())
+		}
+		word, _, _ := strings.Cut(meanwhile, ",")
+		if text, want := strings.Join(got, " "), strings.Repeat(word+" ", 3)+"pass pass drop"; text != want {
+			t.Errorf("meanwhile %s: %s, want %s", meanwhile, text, want)
+		}
+	}
+}
+
 // Flows that were detected and passed are treated with their pair; others that are open are not.
 func TestEarlierFlowsAreTreatedWithTheirPair(t *testing.T) {
 	p := parse(t, "rules:\n"+strings.Replace(pairRule, "flows: 3", "flows: 12", 1))

@@ -57,7 +57,7 @@ func (s *State) withinLimits(p *policy.Policy, m *flow.Meta, d policy.Decision) 
 		b = &s.limits[1]
 	}
 	who := b.note(initiatorOf(m), now)
-	if !d.Action.Blocks() || d.Reason != policy.ReasonRule {
+	if !d.Action.Blocks() || d.Scope == flow.ScopePair {
 		return d, Alert{} // it is not treated, or on evidence
 	}
 	var alert Alert

@@ -56,6 +56,7 @@ func live() *event.Verdict {
 	v.Mode, v.Enforced, v.Error, v.Model = "enforce", &enforced, "the table is full", "compact 1"
 	v.VerdictMS, v.LatencyUS = 5.25, 60.5
 	v.Scope, v.EvidenceFlows, v.EvidenceJudged, v.EarlierBlocked = "pair", 3, 4, 2
+	v.Decision, v.Rate = "limit", 8000
 	return v
 }
 

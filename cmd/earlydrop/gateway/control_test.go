@@ -5,9 +5,9 @@ package gateway
 import (
 	"context"
 	"errors"
-	"slices"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 	"time"
 

@@ -35,9 +35,9 @@
 #define PAYLOAD_LEAST 64
 #define AGAIN_MOST 4
 
-/* A side begins in tiny pieces with so many segments, one behind the other, of less payload
- * each. One more is a signal, see loader/flow/signals. */
-#define TINY_SEGMENTS 2
+/* A side begins in tiny pieces with so many segments of less payload each, or with one fewer
+ * and no payload of the other side between. */
+#define TINY_SEGMENTS 3
 #define TINY_BYTES 16
 /* A beginning is slow when PAYLOAD_LEAST bytes take longer. */
 #define SLOW_US 2000000

@@ -527,7 +527,10 @@ static __always_inline void count_misplaced(struct counts *cnt, enum placed plac
 static __always_inline void note_piece(struct slot *slot, const struct packet *pkt)
 {
 	__u8 *pieces = pkt->src_is_lo ? &slot->pieces_lo : &slot->pieces_hi;
+	__u8 side = pkt->src_is_lo ? 1 : 2;
+	bool adjacent = slot->last_side == side;
 
+	slot->last_side = side;
 	if (*pieces == PIECES_OVER)
 		return;
 	if (pkt->payload_len >= TINY_BYTES) {
@@ -536,7 +539,7 @@ static __always_inline void note_piece(struct slot *slot, const struct packet *p
 	}
 	if (*pieces < PIECES_TINY)
 		++*pieces;
-	if (*pieces == PIECES_TINY)
+	if (*pieces == PIECES_TINY || (adjacent && *pieces == PIECES_TINY - 1))
 		slot->unsure = 1;
 }
 
@@ -709,7 +712,7 @@ static __always_inline __u32 hold_slot(struct slot *slot, const struct packet *p
 	slot->generation++;
 	slot->handed_over = 0;
 	slot->mark = 0;
-	slot->pieces_lo = slot->pieces_hi = slot->unsure = slot->begun = 0;
+	slot->pieces_lo = slot->pieces_hi = slot->unsure = slot->begun = slot->last_side = 0;
 	slot->payload = slot->bare = slot->repeated = slot->first_us = 0;
 	slot->stray_lo = slot->stray_hi = 0;
 	slot->sample.repeat_len = 0;

@@ -49,8 +49,9 @@ struct slot {
 	/* TCP: its bytes are next to no beginning, of tiny pieces or slow: it goes on though it
 	 * is full */
 	__u8 unsure;
-	__u8 begun; /* PAYLOAD_LEAST bytes had come before */
-	__u8 pad[7];
+	__u8 begun;	/* PAYLOAD_LEAST bytes had come before */
+	__u8 last_side; /* TCP: of the last payload, 1 for the lower endpoint; 0: none */
+	__u8 pad[6];
 	struct sample sample;
 };
 

@@ -84,6 +84,7 @@ func TestBeginningsThatGoOn(t *testing.T) {
 				"two tiny ones are no signal", slices.Concat(acknowledged(2, 1, 1, 500), answers(2, 504, 1400, 1400)), nil,
 				[]string{"provisional 0 full: >1 >1 >500 <1400~", "1 full: >502 <1400~"},
 			},
+			{"two with an answer between are none", slices.Concat(says(2, 3), answers(2, 5, 2), says(5, 10), answers(4, 15, 10), says(15, 500), answers(14, 515, 1400)), nil, []string{"0 full: >3 <2 >10 <10 >500 <1400~"}},
 			{"one tiny one is nothing", slices.Concat(acknowledged(2, 1, 500), answers(2, 503, 1400, 1400)), nil, []string{"0 full: >1 >500 <1400~"}},
 			{
 				"sixteen bytes are not tiny", slices.Concat(says(2, 16, 16, 16, 500), answers(2, 550, 1400, 1400)), nil,

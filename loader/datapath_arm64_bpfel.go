@@ -325,7 +325,8 @@ type datapathSlot struct {
 	PiecesHi  uint8
 	Unsure    uint8
 	Begun     uint8
-	Pad       [7]uint8
+	LastSide  uint8
+	Pad       [6]uint8
 	Sample    datapathSample
 }
 

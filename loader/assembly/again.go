@@ -39,25 +39,30 @@ type endedFlow struct {
 }
 
 // tinyRun says how far the tiny segments go by which a side begins: up to
-// parts.TinySegments, so many and no other. Those are so many or more.
+// signals.TinySegments, so many and no other. Those are so many or more.
 type tinyRun uint8
 
 // tinyOver: a greater one came.
-const tinyOver tinyRun = parts.TinySegments + 1
+const tinyOver tinyRun = signals.TinySegments + 1
 
 // notePiece notes a segment with payload by which a side begins.
 func (f *Flow) notePiece(p *headers.Packet) {
-	mine := &f.pieces[direction(p, f.InitiatorIsLo)]
+	if p.PayloadLen == 0 {
+		return
+	}
+	dir := direction(p, f.InitiatorIsLo)
+	mine, adjacent := &f.pieces[dir], f.lastSide == dir+1
+	f.lastSide = dir + 1
 	switch {
-	case p.PayloadLen == 0 || *mine == tinyOver:
+	case *mine == tinyOver:
 		return
 	case p.PayloadLen >= signals.TinyBytes:
 		*mine = tinyOver
 		return
-	case *mine < parts.TinySegments:
+	case *mine < signals.TinySegments:
 		*mine++
 	}
-	f.unsure = f.unsure || *mine == parts.TinySegments
+	f.unsure = f.unsure || *mine == signals.TinySegments || adjacent && *mine == parts.TinySegments
 }
 
 // addPayload adds to the payload that was captured, and notes a slow beginning.

@@ -55,6 +55,10 @@ func TestBeginningsThatGoOn(t *testing.T) {
 			[]string{"provisional 0 full: >1 >1 >500 <1400~", "1 full: >502 <1400~"},
 		},
 		{
+			"two with an answer between are none", open + ">A3 <A2 >A10 <A10 >A500 <A1400 >A900",
+			[]string{"0 full: >3 <2 >10 <10 >500 <1400~"},
+		},
+		{
 			"one tiny one is nothing", open + ">A1 <A >A500 <A <A1400 >A300 <A1400",
 			[]string{"0 full: >1 >500 <1400~"},
 		},

@@ -230,6 +230,7 @@ type Flow struct {
 	before     int           // bytes of the capture before; 0 where another CaptureBytes are to be captured
 	pieces     [2]tinyRun    // of the initiator and the responder
 	unsure     bool          // next to no beginning, tiny or slow: it goes on though it is full
+	lastSide   int           // direction of the last payload, and 1; 0: none
 	begun      bool          // ScantBytes of payload had come before
 	first      time.Duration // from Start to the first payload
 	shown      flow.Signals  // why the handshake alone is captured, else 0

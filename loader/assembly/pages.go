@@ -336,7 +336,7 @@ func (f *Flow) encode(b []byte) []byte {
 	b = scratch.AppendFlags(b, s.right[0], s.right[1], s.decoy, s.synData, s.serverData, s.begun, s.outOfPlace)
 	b = scratch.AppendFlags(b, f.resumed, f.asleep, f.fragmented, f.unsure, f.begun)
 	b = append(b, byte(f.pieces[0]), byte(f.pieces[1]))
-	for _, v := range [...]uint64{uint64(f.Key.VLAN), uint64(f.Key.InnerVLAN), f.Packets, f.Bytes, uint64(f.payload), uint64(f.bare), uint64(f.revision), uint64(f.before), uint64(s.stray[0]), uint64(s.stray[1]), uint64(f.shown), uint64(f.first)} {
+	for _, v := range [...]uint64{uint64(f.Key.VLAN), uint64(f.Key.InnerVLAN), f.Packets, f.Bytes, uint64(f.payload), uint64(f.bare), uint64(f.revision), uint64(f.before), uint64(s.stray[0]), uint64(s.stray[1]), uint64(f.shown), uint64(f.first), uint64(f.lastSide)} {
 		b = binary.AppendUvarint(b, v)
 	}
 	b = scratch.AppendTime(b, f.Start)
@@ -380,6 +380,7 @@ func (f *Flow) decode(b []byte) bool {
 	f.Packets, f.Bytes = d.Uvarint(), d.Uvarint()
 	f.payload, f.bare, f.revision, f.before = int(d.Uvarint()), int(d.Uvarint()), int(d.Uvarint()), int(d.Uvarint())
 	s.stray, f.shown, f.first = [2]int{int(d.Uvarint()), int(d.Uvarint())}, flow.Signals(d.Uvarint()), time.Duration(d.Uvarint())
+	f.lastSide = int(d.Uvarint())
 	f.Start, f.Last, f.captured = d.Time(), d.Time(), d.Time()
 	for _, v := range [...]*uint32{&f.numbers[0], &f.numbers[1], &s.next[0], &s.next[1], &s.hole[0].lo, &s.hole[0].hi, &s.hole[1].lo, &s.hole[1].hi, &s.first[0], &s.first[1]} {
 		*v = uint32(d.Uvarint())

@@ -304,7 +304,8 @@ type floorSlot struct {
 	PiecesHi  uint8
 	Unsure    uint8
 	Begun     uint8
-	Pad       [7]uint8
+	LastSide  uint8
+	Pad       [6]uint8
 	Sample    struct {
 		_             structs.HostLayout
 		Key           floorFlowKey

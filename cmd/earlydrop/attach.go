@@ -4,16 +4,13 @@ package main
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"os/signal"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -180,9 +177,6 @@ func attach(c *cli.Context) error {
 	}
 	defer config.Events.Close()
 	defer config.Events.ReopenOn(hangUp)()
-	reload := make(chan os.Signal, 1)
-	signal.Notify(reload, unix.SIGHUP)
-	defer signal.Stop(reload)
 
 	// From here on a signal ends the program in order, not at once. A reader of
 	// standard output that ends (attach --json | head) must not end it either: that
@@ -192,42 +186,19 @@ func attach(c *cli.Context) error {
 	defer stop()
 	config.Attached = func(iface string, info loader.Info) { config.Events.Say(attachedText(iface, info, config)) }
 	config.Ended = func(sum gateway.Summary) { config.Events.Say(endedText(sum)) }
-	door, said, err := listenControl(c)
+	others, err := openServices(c, config)
 	if err != nil {
 		config.Events.Uncreate()
 		return err
 	}
-	if door != nil {
-		defer door.Close()
-	}
-	scraped, err := listenMetrics(c)
-	if err != nil {
-		config.Events.Uncreate()
-		return err
-	}
-	defer scraped.Close()
-	var keep func(context.Context)
-	config.Evidence, keep = openEvidence(c, config.Attach[0].Interface, config.Events)
+	defer others.close()
 	g, err := gateway.New(*config)
 	if err != nil {
 		config.Events.Uncreate()
 		return fromLoader(err)
 	}
-	kept := sync.WaitGroup{}
-	defer kept.Wait()
-	keepCtx, stopKeeping := context.WithCancel(context.Background())
-	defer stopKeeping()
-	kept.Go(func() { keep(keepCtx) })
 	config.Events.Say(beginText(config))
-	defer reloadOn(reload, g, c.App.ErrWriter)()
-	said(config.Events)
-	if door != nil {
-		door.Serve(served{g, config.Events})
-	}
-	scraped.Serve(g)
-	told := make(chan struct{})
-	go func() { defer close(told); tellSystemd(ctx, g) }()
-	defer func() { stop(); <-told }()
+	others.start(g, config.Events)
 	giveUpRights(config.Engine.Device())
 	sums, err := g.Run(ctx)
 	if len(sums) > 1 {
@@ -238,29 +209,6 @@ func attach(c *cli.Context) error {
 		return fmt.Errorf("%w (attach adopts it)", err)
 	}
 	return err
-}
-
-// reloadOn has the policy loaded again at each signal. What is wrong with it is said as policy
-// check says it. The returned function ends this.
-func reloadOn(signals <-chan os.Signal, g *gateway.Gateway, errors io.Writer) (stop func()) {
-	quit := make(chan struct{})
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			select {
-			case <-quit:
-				return
-			case <-signals:
-				if _, err := g.Reload(); err != nil {
-					report(errors, err)
-				}
-			}
-		}
-	})
-	return func() {
-		close(quit)
-		wg.Wait()
-	}
 }
 
 // logConfig reads the flags about events: --events, --json, --quiet and so on.

@@ -354,7 +354,8 @@ func condense(all []frame, was, b *begin) (out []frame) {
 // that was sent again, and a host takes it just as it takes f. An urgent byte is left out:
 // programs do not get it.
 func (f *frame) appends(next *frame) bool {
-	h, rest := next.h, next.data[min(next.h.Payload, len(next.data)):]
+	// What lies behind the packet in its frame is padding.
+	h, rest := next.h, next.data[min(next.h.Payload, len(next.data)):min(next.h.WireLen, len(next.data))]
 	if h.Flags&headers.URG != 0 {
 		const pointer = 18 // in the TCP header: to behind the urgent byte
 		if len(rest) < h.PayloadLen {

@@ -339,7 +339,8 @@ func TestDeviceWithoutEthernetHeader(t *testing.T) {
 			}
 			s.tunnelDevices("tun0", addrs[0], addrs[1])
 			s.refused(t, []string{s.Binary(), "attach", "-i", "tun0", "--xdp", "native"}, nil, []string{"tun0", "native", "generic"})
-			s.daemon = s.attach("-i", "tun0", "--xdp", mode, "--mode", "enforce")
+			// No rule: the random bytes are judged before the answer is sent.
+			s.daemon = s.attach("-i", "tun0", "--xdp", mode, "--policy", s.file("none.yaml", "mode: enforce\n"))
 			if a := s.daemon.Attached; a.XDP != "generic" || a.Egress != "tcx" {
 				t.Errorf("xdp %s, egress %s", a.XDP, a.Egress)
 			}

@@ -520,28 +520,17 @@ func TestFragmentAtTheEndOfTheCaptureIsSignalled(t *testing.T) {
 // The programs go by the mode of whoever attached last, also when he is gone.
 func TestModeOutlivesTheDaemon(t *testing.T) {
 	inNamespace(t)
-	modeIs := func(want string) {
-		t.Helper()
-		tables, err := Open("v0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer tables.Close()
-		if a, err := tables.Attachment(); err != nil || a.Mode != want {
-			t.Errorf("mode %q, %v; want %q", a.Mode, err, want)
-		}
-	}
 	for _, monitor := range []bool{false, true, false, true} {
 		d := attach(t, Options{Monitor: monitor})
 		want := "enforce"
 		if monitor {
 			want = "monitor"
 		}
-		modeIs(want)
+		modeIs(t, want)
 		if err := d.Release(); err != nil {
 			t.Fatal(err)
 		}
-		modeIs(want)
+		modeIs(t, want)
 	}
 	if err := Detach("v0", false); err != nil {
 		t.Fatal(err)

@@ -119,21 +119,23 @@ func TestSuspendedBlockIsRenewed(t *testing.T) {
 	}
 }
 
+// modeIs fails unless the pins of v0 say that it is in a mode.
+func modeIs(t *testing.T, want string) {
+	t.Helper()
+	tables, err := Open("v0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tables.Close()
+	if a, err := tables.Attachment(); err != nil || a.Mode != want {
+		t.Errorf("mode %q, %v; want %q", a.Mode, err, want)
+	}
+}
+
 // Whoever has the rights changes the mode through what is pinned, with a daemon and without;
 // what must not enforce stays in monitor.
 func TestModeIsSetThroughThePins(t *testing.T) {
 	inNamespace(t)
-	check := func(want string) {
-		t.Helper()
-		tables, err := Open("v0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer tables.Close()
-		if a, err := tables.Attachment(); err != nil || a.Mode != want {
-			t.Errorf("mode %q, %v; want %q", a.Mode, err, want)
-		}
-	}
 	set := func(enforce bool) error {
 		t.Helper()
 		tables, err := Open("v0")
@@ -145,11 +147,11 @@ func TestModeIsSetThroughThePins(t *testing.T) {
 		return err
 	}
 	d := attach(t, Options{})
-	check("enforce")
+	modeIs(t, "enforce")
 	if err := set(false); err != nil {
 		t.Error(err)
 	}
-	check("monitor")
+	modeIs(t, "monitor")
 	if enforces, err := d.Enforces(); err != nil || enforces {
 		t.Errorf("the daemon's tables say enforce: %v, %v", enforces, err)
 	}
@@ -160,7 +162,7 @@ func TestModeIsSetThroughThePins(t *testing.T) {
 	if err := set(true); !errors.As(err, &only) || only.Interface != "v0" || !strings.Contains(err.Error(), "one_hook") {
 		t.Errorf("error %v", err)
 	}
-	check("monitor")
+	modeIs(t, "monitor")
 	if err := d.Describe("m", "p", ""); err != nil {
 		t.Fatal(err)
 	}
@@ -170,7 +172,7 @@ func TestModeIsSetThroughThePins(t *testing.T) {
 	if err := set(true); err != nil {
 		t.Error(err)
 	}
-	check("enforce")
+	modeIs(t, "enforce")
 	if err := Detach("v0", false); err != nil {
 		t.Fatal(err)
 	}

@@ -164,8 +164,8 @@ func TestReplayPausesAboveALimit(t *testing.T) {
 	}
 }
 
-// Where nothing is masqueraded, and without evidence, no interface is refused.
-func TestCheckPairsLooksOnlyWhereAPolicyHasEvidence(t *testing.T) {
+// Where nothing is masqueraded, and without evidence, the policy is as it was.
+func TestPoliciesAreAsTheyWereWithoutMasquerade(t *testing.T) {
 	model, err := readPolicyModel("")
 	if err != nil {
 		t.Fatal(err)
@@ -175,8 +175,10 @@ func TestCheckPairsLooksOnlyWhereAPolicyHasEvidence(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := checkPairs(p, []string{"lo", fmt.Sprintf("no-such-%d", os.Getpid()%1000)}); err != nil {
-			t.Errorf("%s: %v", text, err)
+		for _, builtIn := range []bool{false, true} {
+			if got, told, err := forInterfaces(p, builtIn, []string{"lo", fmt.Sprintf("no-such-%d", os.Getpid()%1000)}); got != p || told != "" || err != nil {
+				t.Errorf("%s: %q, %v", text, told, err)
+			}
 		}
 	}
 }

@@ -84,6 +84,7 @@ type Gateway struct {
 	changing sync.Mutex
 
 	classified pulse
+	realTime   realTime
 
 	disagreements *rate.Limiter // of events
 

@@ -4,6 +4,7 @@ package classifier
 
 import (
 	"slices"
+	"time"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
 )
@@ -57,7 +58,11 @@ func (e *Engine) compute(w *workspace) {
 // computePart computes a part of a batch, at most Limits.Batch, in a buffer of the network,
 // to which it gives it back, and hands it over.
 func (e *Engine) computePart(n *Network, b *buffer, w *workspace, from, to int) {
+	begun := time.Now()
 	err := n.infer(n.render(w.samples[from:to], b), b, w.results[from:to])
+	if told := e.computed.Load(); told != nil {
+		(*told)(to-from, time.Since(begun))
+	}
 	n.buffers <- b
 	e.handOver(w.batch[from:to], w.results[from:to], err)
 }

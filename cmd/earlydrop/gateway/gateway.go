@@ -90,6 +90,8 @@ type Gateway struct {
 	tops       *tops
 	reloads    reloads
 
+	decisions decisions
+
 	disagreements *rate.Limiter // of events
 
 	mu       sync.Mutex    // of what follows, and of the end of each
@@ -116,7 +118,7 @@ func New(c Config) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
-	g.judge.Store(&judge{policy: c.Policy, model: modelName(c.Engine.Manifest()), shadow: second})
+	g.judge.Store(&judge{policy: c.Policy, model: modelName(c.Engine.Manifest()), shadow: second, since: time.Now()})
 	there, away := c.Attach, []loader.Options(nil)
 	if c.Wait {
 		if there, away, err = split(c.Attach); err != nil {

@@ -113,12 +113,16 @@ func (a *attachment) drain(ctx context.Context) {
 // sampleSource is where captures come from, a *loader.Reader.
 type sampleSource interface {
 	Read(*flow.Sample) error
+	More() bool
 }
 
-// read moves captures from the ring buffer to the classifier's queue. It returns nil
-// when the reader is closed, and a *BrokenError when the ring buffer fails for good.
+// read moves captures from the ring buffer to the classifier's queue, or, as long as they come
+// one by one, has them classified at once. It returns nil when the reader is closed, and a
+// *BrokenError when the ring buffer fails for good.
 func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 	var trouble patience
+	thread := a.gateway.realTime.thread()
+	defer thread.end()
 	engine, decide := a.gateway.config.Engine, a.decide // once: a method value takes memory
 	for {
 		s := engine.Get()
@@ -146,7 +150,9 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 		}
 		trouble.over()
 		a.unread.Store(nil)
-		stale := engine.Waiting() >= staleWaiting && time.Since(s.Start.Add(s.Elapsed)) > staleAfter
+		now := time.Now()
+		thread.look(now)
+		stale := engine.Waiting() >= staleWaiting && now.Sub(s.Start.Add(s.Elapsed)) > staleAfter
 		var c *crossing
 		if !stale {
 			var recognised bool
@@ -156,6 +162,9 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 			}
 		}
 		a.pending.Add(1)
+		if !stale && !reader.More() && engine.ComputeNow(s, decide) {
+			continue
+		}
 		if stale || !engine.Submit(s, decide) {
 			// Fail open: the flow passes, as it does already.
 			a.pending.Done()

@@ -84,6 +84,7 @@ type Gateway struct {
 	changing sync.Mutex
 
 	classified pulse
+	realTime   realTime
 	began      time.Time
 	inference  latencies // of batches
 	tops       *tops

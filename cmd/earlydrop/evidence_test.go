@@ -22,6 +22,12 @@ import (
 // with the addresses and at the time that change says.
 func copies(t *testing.T, n int, change func(i int, client net.IP) (net.IP, time.Duration)) string {
 	t.Helper()
+	return copiesOf(t, 51628, n, change)
+}
+
+// copiesOf is copies of the connection from a port.
+func copiesOf(t *testing.T, from layers.TCPPort, n int, change func(i int, client net.IP) (net.IP, time.Duration)) string {
+	t.Helper()
 	in, err := os.Open("../../test/testdata/shadowsocks.pcap")
 	if err != nil {
 		t.Fatal(err)
@@ -49,7 +55,7 @@ func copies(t *testing.T, n int, change func(i int, client net.IP) (net.IP, time
 		if !ok {
 			continue
 		}
-		if packets == nil {
+		if packets == nil && tcp.SrcPort == from {
 			client, server, first = tcp.SrcPort, tcp.DstPort, info.Timestamp
 			clientIP = p.NetworkLayer().(*layers.IPv4).SrcIP
 		}

@@ -53,7 +53,7 @@ func (e *Engine) compute(w *workspace) {
 		to := min(from+n.limits.Batch, len(w.batch))
 		b := <-n.buffers
 		begun := time.Now()
-		err := n.infer(n.render(w.samples[from:to], b), b, results[from:to])
+		err := e.infer(n, n.render(w.samples[from:to], b), b, results[from:to])
 		if told := e.computed.Load(); told != nil {
 			(*told)(to-from, time.Since(begun))
 		}

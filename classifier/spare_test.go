@@ -70,6 +70,11 @@ func TestDeviceThatFailsLosesNoSample(t *testing.T) {
 	gpu.failFrom(20)
 	told := make(chan Failure, 10)
 	e.OnFailure(func(f Failure) { told <- f })
+	if lone := e.Get(); e.ComputeNow(lone, nil) {
+		t.Error("a device that may hang is waited for by the caller")
+	} else {
+		e.Put(lone)
+	}
 	const n = 2000
 	samples := randomSamples(64)
 	want := make([]flow.Result, len(samples))
@@ -114,6 +119,15 @@ func TestDeviceThatFailsLosesNoSample(t *testing.T) {
 	results := make([]flow.Result, len(samples))
 	if err := e.Classify(samples, results); err != nil || !slices.EqualFunc(results, want, sameScores) {
 		t.Errorf("Classify: %v", err)
+	}
+	lone := e.Get()
+	lone.CopyFrom(samples[0])
+	if !e.ComputeNow(lone, func(_ *flow.Sample, r flow.Result, err error) {
+		if err != nil || !sameScores(r, want[0]) {
+			t.Errorf("ComputeNow: %v, %v", r, err)
+		}
+	}) {
+		t.Error("the spare computes nothing at once")
 	}
 	if gpu.runs != before || len(told) > 0 {
 		t.Errorf("%d runs of the failed device, told %d times more", gpu.runs-before, len(told))

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -18,6 +19,9 @@ import (
 // minRuntime is the first ONNX Runtime with the C API that the binding was
 // built for.
 const minRuntime = "1.24"
+
+// noTelemetry is the environment variable by which ONNX Runtime sends nothing.
+const noTelemetry = "ORT_DISABLE_TELEMETRY"
 
 // runtimeState is ONNX Runtime's environment. There is one per process, and
 // this package is its owner: it is set up by the first Open and stays until
@@ -63,6 +67,11 @@ func loadRuntime(library string, gpu bool) error {
 			err = file.Err // the path is in the sentence already
 		}
 		return fmt.Errorf("%w: %s (%s): %w", ErrLibrary, path, how, err)
+	}
+	// Builds from 1.29 on would send their maker what is run on which machine, and keep files
+	// for that, as soon as the environment is there: asking them not to comes too late then.
+	if err := os.Setenv(noTelemetry, "1"); err != nil {
+		return fmt.Errorf("switch off what ONNX Runtime tells its maker: %w", err)
 	}
 	ort.SetSharedLibraryPath(resolved)
 	// Every failure comes back as an error, so ONNX Runtime needs not print it.

@@ -52,6 +52,7 @@ func commands() []*cli.Command {
 		statusCommand(),
 		blockedCommand(),
 		eventsCommand(),
+		webCommand(),
 		modelCommand(),
 		policyCommand(),
 		datasetCommand(),

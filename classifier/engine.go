@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
 )
@@ -32,6 +33,8 @@ type Engine struct {
 	queue   chan task
 	free    chan *flow.Sample
 	workers sync.WaitGroup
+	// computed (optional) is told of each batch.
+	computed atomic.Pointer[func(flows int, took time.Duration)]
 
 	mu      sync.RWMutex // guards closed, working, and sending to queue
 	closed  bool
@@ -77,6 +80,11 @@ func (e *Engine) Manifest() *Manifest { return e.network.Load().manifest }
 
 // Device returns where the model is computed: "cpu" or "cuda:N".
 func (e *Engine) Device() string { return e.network.Load().backend.Device() }
+
+// OnBatch has f told of each batch from now on that was submitted: of how many flows it is,
+// and how long it took to make their images and compute them. f is called concurrently, before
+// the handlers of the batch, and there is one at a time.
+func (e *Engine) OnBatch(f func(flows int, took time.Duration)) { e.computed.Store(&f) }
 
 // Close ends the engine: what is being computed is finished, samples that still
 // wait go to their handlers with ErrClosed, and when it returns no handler is called

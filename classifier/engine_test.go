@@ -331,6 +331,12 @@ func TestSubmitGivesEachHandlerItsResult(t *testing.T) {
 			got[h][int(s.Elapsed)] = r
 		}
 	}
+	var told atomic.Int64
+	e.OnBatch(func(flows int, took time.Duration) {
+		if told.Add(int64(flows)); flows < 1 || flows > 8 || took <= 0 {
+			t.Errorf("a batch of %d flows took %s", flows, took)
+		}
+	})
 	want := make([]flow.Result, n)
 	wg.Add(n)
 	for i, s := range randomSamples(n) {
@@ -347,6 +353,9 @@ func TestSubmitGivesEachHandlerItsResult(t *testing.T) {
 			t.Fatalf("sample %d did not come back to its handler", i)
 		}
 		compareResults(t, i, r, want[i])
+	}
+	if told.Load() != n || e.Queue() != n {
+		t.Errorf("told of %d flows in batches, and of room for %d, want %d", told.Load(), e.Queue(), n)
 	}
 }
 

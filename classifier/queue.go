@@ -63,6 +63,9 @@ func (e *Engine) Submit(s *flow.Sample, handler Handler) bool {
 // Waiting returns how many samples are queued and not yet being computed.
 func (e *Engine) Waiting() int { return len(e.queue) }
 
+// Queue returns how many samples may wait: Submit refuses more.
+func (e *Engine) Queue() int { return cap(e.queue) }
+
 // nextBatch fills batch, whose length is ignored, with what is waiting, up to its
 // capacity. It waits for the first task and never for more: batches grow under load,
 // and a sample that comes alone is computed at once. It is empty when the queue is

@@ -4,6 +4,7 @@ package classifier
 
 import (
 	"slices"
+	"time"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
 )
@@ -51,7 +52,11 @@ func (e *Engine) compute(w *workspace) {
 	for from := 0; from < len(w.batch); from += n.limits.Batch {
 		to := min(from+n.limits.Batch, len(w.batch))
 		b := <-n.buffers
+		begun := time.Now()
 		err := n.infer(n.render(w.samples[from:to], b), b, results[from:to])
+		if told := e.computed.Load(); told != nil {
+			(*told)(to-from, time.Since(begun))
+		}
 		n.buffers <- b
 		e.handOver(w.batch[from:to], results[from:to], err)
 	}

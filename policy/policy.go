@@ -347,6 +347,9 @@ type Policy struct {
 	// OneHook is true where flows may be dropped although both directions come through
 	// one hook, so that their numbers alone prove connections.
 	OneHook bool
+	// Digest is that of the policy file's text, as "sha256:<hex>"; of a Policy that was not
+	// parsed it is empty. The files of sets are not in it.
+	Digest string
 
 	allow    *matcher
 	protect  *table

@@ -13,6 +13,7 @@
 //
 //	GET    /v1/about    which daemon this is, and what its interfaces are called
 //	GET    /v1/status   what is attached, what was counted, what is worrying
+//	GET    /v1/top      one look at all that a live view shows: limit
 //	GET    /v1/blocks   blocks: the keys of BlockFilter, sort, limit
 //	POST   /v1/blocks   AddBlock: a flow is dropped from now on
 //	DELETE /v1/blocks   blocks are lifted: the keys of BlockFilter, or all=true
@@ -49,6 +50,7 @@ type Gateway interface {
 	Interfaces() []string
 	// Report tells of the gateway and its interfaces.
 	Report() (*status.Report, error)
+	TopGateway
 	// Blocks returns the blocks of all interfaces.
 	Blocks() ([]status.Block, error)
 	// Block drops a flow from now on, until its time to live is over, and reports whether

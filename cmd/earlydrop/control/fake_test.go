@@ -57,6 +57,13 @@ func (f *fake) Report() (*status.Report, error) {
 	return &status.Report{PID: 7, Interfaces: []*status.Status{{Interface: "eth0"}, {Interface: "eth1"}}}, nil
 }
 
+// Top says in Policy how many were asked for.
+func (f *fake) Top(n int) (*status.Top, error) {
+	r, err := f.Report()
+	r.Policy = fmt.Sprintf("top %d", n)
+	return &status.Top{Report: *r, Pairs: []status.Leader{{Detected: 3}}}, err
+}
+
 func (f *fake) Blocks() (all []status.Block, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -43,9 +43,10 @@ type attachment struct {
 	counts  counts
 	leftOut atomic.Uint64 // verdicts that no event has told of as left out
 	classes sync.Map      // class -> *atomic.Uint64
-	rules   sync.Map      // rule -> *ruleCounts
-	latency latencies     // from the hand-over to the verdict
-	recent  recent        // what has passed unseen lately
+	rules   tallies[string, ruleCounts]
+	kinds   tallies[verdictKind, atomic.Uint64]
+	latency latencies // from the hand-over to the verdict
+	recent  recent    // what was counted lately
 	unread  atomic.Pointer[string]
 	pending sync.WaitGroup // captures that the classifier has
 	sent    sent           // of the capture that is read
@@ -241,12 +242,13 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	}
 	n, _ := a.classes.LoadOrStore(decision.Class, new(atomic.Uint64))
 	n.(*atomic.Uint64).Add(1)
-	a.countRule(&decision, enforced)
+	a.countDecision(&s.Meta, &decision, enforced, decided)
 	a.latency.add(decided, decided.Sub(s.Start.Add(s.Elapsed)))
 	a.shadow(s, &r, j)
 	if g.config.Events.Wants(decision.Detected, decided) {
 		v := a.verdict(s, &r, &decision, j, mode, enforced, failed, decided)
 		v.EarlierBlocked = blockedBefore
+		g.tops.keep(v)
 		a.add(v)
 	} else {
 		a.counts[countPassesLeftOut].Add(1)
@@ -276,6 +278,7 @@ func (a *attachment) treatEarlier(flows []flow.Meta, here flow.Source, treatment
 			}
 			n++
 			a.counts[countBlocked].Add(1)
+			a.gateway.tops.noteBlocked(m)
 		case !errors.Is(err, loader.ErrFlowGone):
 			a.counts[countNotBlocked].Add(1)
 			a.warnBlock.Do(func() { slog.Warn("flow not blocked, it passes", "interface", a.iface(), "flow", m.Key, "error", err) })
@@ -384,6 +387,7 @@ func (a *attachment) expire() error {
 // blockEnded tells that a block is over, and why.
 func (a *attachment) blockEnded(b loader.Block) {
 	a.known.remove(b.Key)
+	a.gateway.tops.noteEnded(&b)
 	a.add(&event.BlockEnded{
 		Time: time.Now(), Interface: a.iface(),
 		Endpoints: event.Endpoints{Src: b.Key.Lo, Dst: b.Key.Hi, Proto: b.Key.Proto.String(), VLAN: b.Key.VLAN, InnerVLAN: b.Key.InnerVLAN},

@@ -84,6 +84,10 @@ type Gateway struct {
 	changing sync.Mutex
 
 	classified pulse
+	began      time.Time
+	inference  latencies // of batches
+	tops       *tops
+	reloads    reloads
 
 	disagreements *rate.Limiter // of events
 
@@ -106,7 +110,7 @@ func New(c Config) (*Gateway, error) {
 	for i := range c.Attach {
 		c.Attach[i].Monitor = c.Mode == policy.Monitor
 	}
-	g := &Gateway{config: c, crossings: newCrossings(), disagreements: newDisagreements()}
+	g := &Gateway{config: c, began: time.Now(), tops: newTops(), crossings: newCrossings(), disagreements: newDisagreements()}
 	second, err := g.shadowPolicy()
 	if err != nil {
 		return nil, err
@@ -122,6 +126,7 @@ func New(c Config) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.Engine.OnBatch(func(_ int, took time.Duration) { g.inference.add(time.Now(), took) })
 	for i, dp := range paths {
 		g.add(there[i], dp)
 	}

@@ -79,6 +79,7 @@ func (g *Gateway) UseModel(name string) (*Reloaded, error) {
 // tellReload tells what came of a reload.
 func (g *Gateway) tellReload(reload func() (*Reloaded, error)) (*Reloaded, error) {
 	r, err := reload()
+	g.reloads.note(r != nil)
 	e := &event.Reloaded{Time: time.Now(), Policy: g.config.PolicyName, Model: g.judge.Load().model}
 	switch {
 	case r == nil:

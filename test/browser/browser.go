@@ -172,6 +172,15 @@ func (p *Page) Type(selector, text string) error {
 	return chromedp.Do(p.ctx, chromedp.SendKeys(chromedp.CSS(selector), text))
 }
 
+// Choose chooses a value of the list that a CSS selector names.
+func (p *Page) Choose(selector, value string) error {
+	chosen, err := Value[string](p, fmt.Sprintf(`(s => { s.value = %q; s.dispatchEvent(new Event("change")); return s.value })(document.querySelector(%q))`, value, selector))
+	if err == nil && chosen != value {
+		err = fmt.Errorf("%s has no %q", selector, value)
+	}
+	return err
+}
+
 // Press presses keys, "\t" for Tab and "\r" for Enter, wherever the focus is.
 func (p *Page) Press(keys string) error {
 	return chromedp.Do(p.ctx, chromedp.KeyEvent(strings.NewReplacer("\t", kb.Tab, "\r", kb.Enter).Replace(keys)))

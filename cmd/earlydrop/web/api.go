@@ -130,19 +130,17 @@ func failWith(w http.ResponseWriter, err error) {
 
 // Live is what the page shows as it happens. Its counters only grow: two of them make a rate.
 type Live struct {
-	Time time.Time `json:"time"` // of the counters
 	// Changes says whether blocks can be lifted here.
-	Changes bool           `json:"changes"`
-	Report  *status.Report `json:"report"`
+	Changes bool `json:"changes"`
+	*status.Top
 }
 
 func (s *Server) getLive(r *http.Request) (any, error) {
-	l, err := s.live.get(r.Context())
+	top, err := s.live.get(r.Context())
 	if err != nil {
 		return nil, err
 	}
-	l.Changes = s.config.Token != ""
-	return l, nil
+	return Live{s.config.Token != "", top}, nil
 }
 
 // snapshots keeps the last answer of the daemon for a moment, so that many pages cost it no
@@ -151,23 +149,27 @@ type snapshots struct {
 	daemon *control.Client
 
 	mu   sync.Mutex
-	last Live
+	last *status.Top
+	at   time.Time
 }
 
-const keepSnapshot = 500 * time.Millisecond
+const (
+	keepSnapshot = 500 * time.Millisecond
+	topShown     = 30 // of each list
+)
 
-func (s *snapshots) get(ctx context.Context) (Live, error) {
+func (s *snapshots) get(ctx context.Context) (*status.Top, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if time.Since(s.last.Time) < keepSnapshot {
+	if s.last != nil && time.Since(s.at) < keepSnapshot {
 		return s.last, nil
 	}
-	report, err := s.daemon.Status(ctx)
+	top, err := s.daemon.Top(ctx, topShown)
 	if err != nil {
-		return Live{}, err
+		return nil, err
 	}
-	s.last = Live{Time: time.Now(), Report: report}
-	return s.last, nil
+	s.last, s.at = top, time.Now()
+	return top, nil
 }
 
 // maxListed is how many blocks are listed at most.

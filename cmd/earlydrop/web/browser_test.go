@@ -16,8 +16,8 @@ import (
 	"github.com/earlydrop/earlydrop/test/browser"
 )
 
-// screenshot is for the README: go test ./cmd/earlydrop/web -run Chromium/live -screenshot FILE.
-var screenshot = flag.String("screenshot", "", "write what the live view shows to this file (PNG)")
+// screenshot is how "make screenshot" draws the picture of the manual.
+var screenshot = flag.String("screenshot", "", "draw the live view into this file (PNG)")
 
 // patience bounds what a browser does here. It takes seconds, and longer where others want
 // the CPU.
@@ -71,9 +71,11 @@ func TestPageInChromium(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.Close()
-	for name, test := range map[string]func(*opened){
-		"live": live, "hostile names": hostileNames, "undo": undo, "widths": widths, "no daemon": noDaemon,
-	} {
+	tests := map[string]func(*opened){"live": live, "hostile names": hostileNames, "undo": undo, "widths": widths, "no daemon": noDaemon}
+	if *screenshot != "" {
+		tests["picture"] = picture
+	}
+	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			o := &opened{t: t, f: newFake(t)}
 			c := Config{Daemon: daemonOf(t, o.f)}
@@ -120,14 +122,27 @@ func live(o *opened) {
 	o.shows("worries", "eth0: the table blocked is 92 % full")
 	o.shows("interfaces", "/etc/earlydrop/policy.yaml")
 	o.shows("rules", "tunnels")
-	o.until(`document.querySelectorAll("#live canvas").length === 3`)
+	o.until(`document.querySelectorAll("#live canvas").length === 4`)
+	o.shows("gateway", "40 of 1,000 detected")
+	o.shows("events", "192.0.2.77:8388") // what was before
+	first := func(text string) string {
+		return fmt.Sprintf(`document.querySelector("#top tbody tr").innerText.includes(%q)`, text)
+	}
+	o.until(first("10.0.0.2"))
+	o.must(o.Choose("#top-sort", "dropped_bytes"))
+	o.until(first("10.0.0.3"))
+	o.must(o.Choose("#top-list", "servers"))
+	o.until(first("tcp 192.0.2.7:8388") + ` && !document.getElementById("top").innerText.includes("10.0.0.3")`)
+	o.must(o.Choose("#top-list", "initiators"))
+	o.shows("top", "2001:db8:1:2::/64")
+	o.must(o.Choose("#top-list", "pairs"))
 	o.sendUntil("events", "192.0.2.9:8388", verdict("10.0.0.9:9", "192.0.2.9:8388", "shadowsocks", "tunnels"), verdict("10.0.0.8:8", "192.0.2.8:443", "background", ""))
 	// Rates are of two answers: of packets, 1500 more each time.
 	o.until(`[...document.querySelectorAll("#chart-packets .u-value")].some(v => /^[0-9.]+ ?k?$/.test(v.innerText) && v.innerText !== "0")`)
 	if all, err := browser.Value[bool](o.Page, `document.getElementById("events").innerText.includes("192.0.2.8:443")`); err != nil || all {
 		o.t.Errorf("a flow that passes undetected is shown unasked: %v", err)
 	}
-	o.must(o.Type("#event-choice", "all"))
+	o.must(o.Choose("#event-choice", "all"))
 	o.shows("events", "192.0.2.8:443")
 
 	// One flow, by the keyboard alone.
@@ -143,11 +158,16 @@ func live(o *opened) {
 	o.must(o.Dark(false))
 	o.until(`getComputedStyle(document.body).backgroundColor === "rgb(255, 255, 255)"`)
 	o.fine()
-	if *screenshot != "" {
-		data, err := o.Screenshot()
-		o.must(err)
-		o.must(os.WriteFile(*screenshot, data, 0o644))
+}
+
+// picture draws half a minute of the live view.
+func picture(o *opened) {
+	for o.f.reports() < 30 {
+		time.Sleep(100 * time.Millisecond)
 	}
+	data, err := o.Screenshot()
+	o.must(err)
+	o.must(os.WriteFile(*screenshot, data, 0o644))
 }
 
 // browserFocus puts the focus on what a CSS selector names.
@@ -160,6 +180,7 @@ func hostileNames(o *opened) {
 	o.must(o.Until(`(window.boom = () => { window.harmed = true; }, true)`))
 	o.f.block("10.0.0.2:1000", "192.0.2.7:443", hostile, hostile)
 	o.f.mu.Lock()
+	o.f.class, o.f.rule = hostile, hostile
 	o.f.worries = []status.Worry{{Kind: status.WorryTableFull, What: hostile, Text: hostile}}
 	o.f.mu.Unlock()
 	v := verdict("10.0.0.9:9", "192.0.2.9:8388", hostile, hostile)
@@ -171,7 +192,7 @@ func hostileNames(o *opened) {
 		o.t.Helper()
 		o.shows(id, shown)
 	}
-	for _, id := range []string{"rules", "events", "worries"} {
+	for _, id := range []string{"rules", "events", "worries", "top", "chart-classes"} {
 		text(id)
 	}
 	o.until(`document.querySelectorAll("#chart-classes canvas").length === 1`)

@@ -5,6 +5,7 @@ package web
 import (
 	"context"
 	"fmt"
+	"math"
 	"net/netip"
 	"path/filepath"
 	"sync"
@@ -30,9 +31,11 @@ type fake struct {
 	door *control.Server // nil before daemonOf
 
 	mu      sync.Mutex
+	class   string // of what is detected
+	rule    string // that detects
 	worries []status.Worry
-	asked   int // reports
-	packets uint64
+	asked   int // how often it was asked for Top
+	began   time.Time
 	blocks  map[flow.Key]status.Block
 }
 
@@ -43,29 +46,49 @@ func newFake(t *testing.T) *fake {
 		t.Fatal(err)
 	}
 	t.Cleanup(log.Close)
-	return &fake{log: log, blocks: map[flow.Key]status.Block{}}
+	return &fake{log: log, class: "shadowsocks", rule: "tunnels", began: time.Now(), blocks: map[flow.Key]status.Block{}}
 }
 
 func (f *fake) About() *status.Report { return &status.Report{PID: 7, Version: "1"} }
 func (f *fake) Interfaces() []string  { return []string{"eth0"} }
 
-// Report tells of more packets each time.
-func (f *fake) Report() (*status.Report, error) {
+// Top tells of counters that grow, now faster and now slower.
+func (f *fake) Top(int) (*status.Top, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.asked++
-	f.packets += 1000
+	t := time.Since(f.began).Seconds()
+	n := uint64(3000*t + 3000*(1-math.Cos(t/2)) + 500*(1-math.Cos(t*2)))
 	s := &status.Status{
 		Interface: "eth0", State: status.Well, Running: true, Mode: "enforce", XDP: "native", Egress: "tcx", Policy: "/etc/earlydrop/policy.yaml", Model: "compact 1",
 		Flows: loader.Occupancy{Flows: 1200, Collecting: 30, Blocked: len(f.blocks)}, Capacity: loader.Occupancy{Flows: 100_000, Collecting: 1000, Blocked: 4000},
-		Counters: map[string]uint64{"packets_ingress": f.packets, "packets_egress": f.packets / 2, "dropped_packets": f.packets / 10, "dropped_bytes": f.packets * 90},
-		Daemon:   map[string]uint64{"classified": f.packets / 20},
-		Classes:  map[string]uint64{"background": f.packets / 20, "shadowsocks": f.packets / 200, "<img src=x onerror=boom()>": f.packets / 300},
-		Rules:    map[string]status.Rule{"tunnels": {Detected: 12, Blocked: 11}, hostile: {Detected: 1}},
-		Latency:  &status.Latency{Verdicts: 100, P50: 210, P90: 400, P99: 900, Max: 1500},
+		Counters: map[string]uint64{"packets_ingress": n, "packets_egress": n / 2, "dropped_packets": n / 10, "dropped_bytes": n * 90, "tcp_opened": n / 10, "udp_opened": n / 20},
+		Daemon:   map[string]uint64{"classified": n / 20, "to_drop": n / 200},
+		Classes:  map[string]uint64{"background": n / 20, f.class: n / 200},
+		Verdicts: []status.Verdicts{{Decision: "pass", Reason: "no_rule", Flows: n / 20}, {Rule: f.rule, Decision: "drop", Reason: "rule", Flows: n / 200}},
+		Traffic:  &loader.Traffic{RxBytes: n * 900, TxBytes: n * 80},
+		Latency:  &status.Latency{Verdicts: 100, Times: status.Times{P50: 210, P90: 400, P99: 900, Max: 1500}},
 		Worries:  f.worries,
 	}
-	return &status.Report{PID: 7, Version: "1", Device: "cpu", Interfaces: []*status.Status{s}}, nil
+	r := status.Report{
+		PID: 7, Version: "1", Device: "cpu", Interfaces: []*status.Status{s}, Time: time.Now(), Since: time.Now().Add(-time.Hour), Model: "compact 1", Policy: s.Policy,
+		Queue: status.Fill{Used: 3, Size: 4096}, Inference: &status.Inference{Batches: 9, Times: status.Times{P50: 300, P99: 800}},
+		Evidence: status.Evidence{Detected: status.Fill{Used: 40, Size: 1000}, Undetected: status.Fill{Size: 1000}, Treated: status.Fill{Used: 7, Size: 1000}},
+	}
+	leader := func(initiator, server string, detected, dropped uint64) status.Leader {
+		return status.Leader{
+			Initiator: netip.MustParsePrefix(initiator), Server: netip.MustParseAddrPort(server), Proto: "tcp", Detected: detected, Blocked: detected,
+			DroppedPackets: dropped / 900, DroppedBytes: dropped, Blocks: 1, Interface: "eth0", Class: f.class, Rule: f.rule, Last: time.Now(),
+		}
+	}
+	pairs := []status.Leader{leader("10.0.0.2/32", "192.0.2.7:8388", 41, 90_000), leader("10.0.0.3/32", "192.0.2.7:8388", 17, 2_000_000), leader("2001:db8:1:2::/64", "[2001:db8::7]:443", 3, 500)}
+	top := &status.Top{Report: r, Pairs: pairs, Latest: []*event.Verdict{verdict("10.0.0.7:7", "192.0.2.77:8388", f.class, f.rule)}}
+	for _, l := range pairs {
+		server, initiator := l, l
+		server.Initiator, initiator.Server, initiator.Proto = netip.Prefix{}, netip.AddrPort{}, ""
+		top.Servers, top.Initiators = append(top.Servers, server), append(top.Initiators, initiator)
+	}
+	return top, nil
 }
 
 func (f *fake) Blocks() (all []status.Block, err error) {

@@ -2,7 +2,7 @@
 // The page: what the daemon tells, asked for again and again, and what can be undone.
 import { $, badge, bytes, clean, clock, count, dateTime, el, fill, meter, short, span } from "./dom.js";
 import { Chart } from "./charts.js";
-import { called, decision, ends, story } from "./story.js";
+import { called, decision, ends, story, vlan } from "./story.js";
 
 const everyMS = 1000, retryMS = 2000, tokenKey = "earlydrop-token";
 const sleep = ms => new Promise(done => setTimeout(done, ms));
@@ -60,14 +60,16 @@ function say(text, look = "") {
 
 const charts = {
   packets: new Chart($("chart-packets")),
-  bytes: new Chart($("chart-bytes"), bytes),
+  bytes: new Chart($("chart-bytes"), n => short(n) + "B"),
+  flows: new Chart($("chart-flows")),
   classes: new Chart($("chart-classes")),
 };
-let last = null; // the answer before
+let last = null; // what was measured before
+let shown = null; // the last answer
 let mayChange = false;
 
 const chosen = () => $("interface").value;
-const interfaces = live => (live.report.interfaces ?? []).filter(s => !chosen() || s.interface === chosen());
+const interfaces = live => live.interfaces.filter(s => !chosen() || s.interface === chosen());
 const sum = (list, of) => list.reduce((n, one) => n + (of(one) ?? 0), 0);
 // added adds up objects of numbers.
 const added = list => list.reduce((all, one) => { for (const [k, n] of Object.entries(one ?? {})) all[k] = (all[k] ?? 0) + n; return all; }, {});
@@ -78,7 +80,11 @@ function measure(live) {
     time: new Date(live.time) / 1000,
     packets: sum(list, s => s.counters.packets_ingress + s.counters.packets_egress),
     dropped: sum(list, s => s.counters.dropped_packets),
+    bytes: sum(list, s => s.traffic && s.traffic.rx_bytes + s.traffic.tx_bytes),
     droppedBytes: sum(list, s => s.counters.dropped_bytes),
+    flows: sum(list, s => s.counters.tcp_opened + s.counters.udp_opened),
+    verdicts: sum(list, s => s.daemon.classified),
+    treated: sum(list, s => s.daemon.to_drop),
     classes: added(list.map(s => s.classes)),
   };
 }
@@ -90,7 +96,8 @@ function showRates(live) {
   const now = measure(live);
   if (last && now.time > last.time) {
     charts.packets.add(now.time, { seen: rate(now, last, m => m.packets), dropped: rate(now, last, m => m.dropped) });
-    charts.bytes.add(now.time, { dropped: rate(now, last, m => m.droppedBytes) });
+    charts.bytes.add(now.time, { carried: rate(now, last, m => m.bytes), dropped: rate(now, last, m => m.droppedBytes) });
+    charts.flows.add(now.time, { new: rate(now, last, m => m.flows), verdicts: rate(now, last, m => m.verdicts), "to drop": rate(now, last, m => m.treated) });
     const classes = {};
     for (const name of Object.keys(now.classes)) classes[name] = rate(now, last, m => m.classes[name]);
     charts.classes.add(now.time, classes);
@@ -99,7 +106,7 @@ function showRates(live) {
 }
 
 function showInterfaces(live) {
-  const all = live.report.interfaces ?? [], select = $("interface"), was = select.value;
+  const all = live.interfaces, select = $("interface"), was = select.value;
   const names = ["", ...all.map(s => s.interface)];
   if ([...select.options].map(o => o.value).join("\n") !== names.join("\n")) {
     select.replaceChildren(...names.map(n => el("option", { value: n }, n || "all")));
@@ -111,7 +118,7 @@ function showInterfaces(live) {
       s.interface, badge(s.state, s.state === "well" ? "good" : "bad"), badge(s.mode, s.mode === "enforce" ? "bad" : ""),
       meter(s.occupancy.flows, s.capacity.flows, "flows"), meter(s.occupancy.collecting, s.capacity.collecting, "flows that are captured"), meter(s.occupancy.blocked, s.capacity.blocked, "blocks"),
       s.latency ? count(s.latency.p50_us) + " µs" : "–", s.latency ? count(s.latency.p99_us) + " µs" : "–", `${clean(s.xdp)}, ${clean(s.egress)}`, s.policy, s.model]),
-    ...(live.report.waiting ?? []).map(w => [w.interface, badge("waiting", "bad"), w.error ?? "", "", "", "", "", "", "", "", ""]),
+    ...(live.waiting ?? []).map(w => [w.interface, badge("waiting", "bad"), w.error ?? "", "", "", "", "", "", "", "", ""]),
   ], "nothing is attached");
   const worries = all.flatMap(s => (s.worries ?? []).map(w => `${clean(s.interface)}: ${clean(w.text)}`));
   if ($("worries").dataset.now !== worries.join("\n")) { // so that a reader is told once
@@ -121,11 +128,38 @@ function showInterfaces(live) {
   const classes = Object.entries(added(list.map(s => s.classes))).sort((a, b) => b[1] - a[1]);
   fill($("classes"), ["class", "flows>"], classes.map(([name, n]) => [name, count(n)]), "no flow was judged yet");
   const rules = new Map();
-  for (const s of list) for (const [name, r] of Object.entries(s.rules ?? {})) {
-    const one = rules.get(name) ?? { detected: 0, blocked: 0 };
-    rules.set(name, { detected: one.detected + r.detected, blocked: one.blocked + r.blocked });
+  for (const v of list.flatMap(s => s.verdicts ?? [])) {
+    const key = JSON.stringify([v.rule, v.decision, v.reason]);
+    rules.set(key, { ...v, flows: v.flows + (rules.get(key)?.flows ?? 0) });
   }
-  fill($("rules"), ["rule", "detected>", "blocked>"], [...rules].sort((a, b) => b[1].detected - a[1].detected).map(([name, r]) => [name, count(r.detected), count(r.blocked)]), "no rule has detected anything yet");
+  fill($("rules"), ["rule", "decision", "reason", "flows>"], [...rules.values()].sort((a, b) => b.flows - a.flows).map(v => [v.rule, v.decision, v.reason, count(v.flows)]), "nothing was decided yet");
+}
+
+const filled = f => `${count(f.used)} of ${count(f.size)}`;
+
+function showGateway(live) {
+  const e = live.evidence, pauses = [e.paused_until, e.paused_unproven_until].filter(t => new Date(t) > Date.now());
+  $("gateway").replaceChildren(...[
+    ["Captures that wait", filled(live.queue)],
+    ["Model", `${clean(live.model)}${live.inference ? `, ${count(live.inference.p50_us)} µs a batch, ${count(live.inference.p99_us)} µs at p99` : ""}`],
+    ["Pairs known", `${filled(e.undetected)} undetected, ${filled(e.detected)} detected, ${filled(e.treated)} treated`],
+    ["Reloads", `${count(live.reloads.done)}${live.reloads.failed ? `, ${count(live.reloads.failed)} failed` : ""}`],
+    ["At work since", dateTime(live.since)],
+    ...(pauses.length ? [["Rules pause until", dateTime(pauses.sort().at(-1))]] : []),
+  ].map(([name, text]) => el("div", {}, el("dt", {}, name), el("dd", {}, text))));
+}
+
+const missed = (n, least, write = count) => (least ? "≥ " : "") + write(n);
+
+function showTop(live) {
+  const list = $("top-list").value, by = $("top-sort").value;
+  const rows = [...live[list] ?? []].sort((a, b) => by === "last" ? (b.last ?? "").localeCompare(a.last ?? "") : b[by] - a[by]);
+  const who = { pairs: ["initiator", "server"], servers: ["server"], initiators: ["initiator"] }[list];
+  fill($("top"), [...who, "detected>", "blocked>", "dropped>", "packets>", "blocks now>", "class", "rule", "last"], rows.map(l => [
+    ...who.map(w => w === "initiator" ? l.initiator.replace(/\/32$/, "") : `${clean(l.proto)} ${clean(l.server)}${vlan(l)}`),
+    missed(l.detected, l.detected_missed), count(l.blocked), missed(l.dropped_bytes, l.dropped_bytes_missed, bytes), count(l.dropped_packets), count(l.blocks),
+    l.class ?? "", l.rule ?? "", l.last ? clock(l.last) : "",
+  ]), "nothing was detected yet");
 }
 
 async function pollLive() {
@@ -134,11 +168,16 @@ async function pollLive() {
     try {
       const live = await get("api/live");
       mayChange = live.changes;
-      say(`daemon ${live.report.version}, ${live.report.device}, pid ${live.report.pid || "?"}`, "good");
+      say(`daemon ${live.version}, ${live.device}, pid ${live.pid || "?"}`, "good");
+      shown = live;
       showInterfaces(live);
+      showGateway(live);
+      showTop(live);
       showRates(live);
+      if (!seeded) seed(live.latest ?? []);
     } catch (e) {
       last = null; // no rate over the gap
+      seeded = false;
       say(e instanceof Refused ? e.message : "this page's server does not answer", "bad");
       await sleep(retryMS);
     }
@@ -146,12 +185,23 @@ async function pollLive() {
 }
 
 $("interface").addEventListener("change", () => { last = null; for (const c of Object.values(charts)) c.clear(); });
+for (const id of ["top-list", "top-sort"]) $(id).addEventListener("change", () => shown && showTop(shown));
 
 // --- Events.
 
 const keptEvents = 1000, shownEvents = 100;
 const events = []; // the newest first
-let leftOut = 0, eventNumber = 0, eventsWanted = false;
+let leftOut = 0, eventNumber = 0, eventsWanted = false, seeded = false;
+
+// seed takes what was decided before the page followed the events.
+function seed(latest) {
+  seeded = true;
+  const key = e => [e.time, e.src, e.dst, e.revised].join();
+  const known = new Set(events.filter(e => e.event === "verdict").map(key));
+  events.push(...latest.filter(e => !known.has(key(e))).map(e => ({ ...e, number: ++eventNumber })));
+  events.sort((a, b) => new Date(b.time) - new Date(a.time));
+  eventsWanted = true;
+}
 
 const words = e => {
   switch (e.event) {

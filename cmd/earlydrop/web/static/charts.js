@@ -58,7 +58,7 @@ export class Chart {
       width: this.box.clientWidth, height: 160,
       scales: { y: { range: (_, __, most) => [0, Math.max(1, most * 1.1)] } },
       axes: [{ ...axis, size: 28, values: (_, ticks) => ticks.map(t => new Date(t * 1000).toLocaleTimeString("en-GB")) , space: 90 },
-        { ...axis, size: 56, values: (_, ticks) => ticks.map(t => this.write(t)) }],
+        { ...axis, size: 68, values: (_, ticks) => ticks.map(t => this.write(t)) }],
       series: [{ value: (_, t) => t == null ? "now" : new Date(t * 1000).toLocaleTimeString("en-GB") },
         ...[...this.lines.keys()].map((name, i) => ({
           label: clean(name), stroke: color(colors[i]), width: 1.5, points: { show: false },

@@ -22,8 +22,8 @@ var ErrClosed = errors.New("classifier is closed")
 // Engine classifies captures with one model at a time.
 //
 // There are two ways to use it: Classify and ClassifyImages return when all is
-// done, and Submit hands each result to a Handler. Both may go on at the same
-// time. All methods are safe for concurrent use.
+// done, and Submit and ComputeNow hand each result to a Handler. Both may go on at
+// the same time. All methods are safe for concurrent use.
 type Engine struct {
 	network atomic.Pointer[Network]
 	// computing is held for reading by whoever computes with the network or hands its
@@ -33,6 +33,7 @@ type Engine struct {
 	queue   chan task
 	free    chan *flow.Sample
 	workers sync.WaitGroup
+	spare   sync.Pool // *workspace, of ComputeNow
 	// computed (optional) is told of each batch.
 	computed atomic.Pointer[func(flows int, took time.Duration)]
 
@@ -69,6 +70,7 @@ func (n *Network) Engine(queue int) (*Engine, error) {
 		queue: make(chan task, queue),
 		free:  make(chan *flow.Sample, queue+2*n.limits.Runs*n.limits.Batch),
 		stop:  make(chan struct{}),
+		spare: sync.Pool{New: oneSample},
 	}
 	e.network.Store(n)
 	return e, e.grow(n.limits.Runs)

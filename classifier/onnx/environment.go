@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -19,6 +20,9 @@ import (
 // built for.
 const minRuntime = "1.24"
 
+// noTelemetry is the environment variable by which ONNX Runtime sends nothing.
+const noTelemetry = "ORT_DISABLE_TELEMETRY"
+
 // runtimeState is ONNX Runtime's environment. There is one per process, and
 // this package is its owner: it is set up by the first Open and stays until
 // the process ends, for the library does not survive being unloaded.
@@ -28,18 +32,19 @@ var runtimeState struct {
 }
 
 // initRuntime loads the library and sets the environment up, once. library is
-// the path asked for, "" to look for it. A failure may be tried again.
-func initRuntime(library string) error {
+// the path asked for, "" to look for it; gpu says that a GPU is to be used. A failure
+// may be tried again.
+func initRuntime(library string, gpu bool) error {
 	runtimeState.Lock()
 	defer runtimeState.Unlock()
-	if err := loadRuntime(library); err != nil {
+	if err := loadRuntime(library, gpu); err != nil {
 		return fmt.Errorf("classifier: %w", err)
 	}
 	return nil
 }
 
 // loadRuntime is initRuntime for who holds the lock.
-func loadRuntime(library string) error {
+func loadRuntime(library string, gpu bool) error {
 	if runtimeState.path != "" {
 		if library == "" {
 			return nil
@@ -50,7 +55,7 @@ func loadRuntime(library string) error {
 		}
 		return nil
 	}
-	path, how, err := findLibrary(library)
+	path, how, err := findLibrary(library, gpu)
 	if err != nil {
 		return err
 	}
@@ -62,6 +67,11 @@ func loadRuntime(library string) error {
 			err = file.Err // the path is in the sentence already
 		}
 		return fmt.Errorf("%w: %s (%s): %w", ErrLibrary, path, how, err)
+	}
+	// Builds from 1.29 on would send their maker what is run on which machine, and keep files
+	// for that, as soon as the environment is there: asking them not to comes too late then.
+	if err := os.Setenv(noTelemetry, "1"); err != nil {
+		return fmt.Errorf("switch off what ONNX Runtime tells its maker: %w", err)
 	}
 	ort.SetSharedLibraryPath(resolved)
 	// Every failure comes back as an error, so ONNX Runtime needs not print it.

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -82,7 +83,13 @@ func TestPageShowsWhatIsCut(t *testing.T) {
 
 	sshd := must(s.StartSSH(s.ctx, 0))(t)
 	server := netip.AddrPortFrom(s.ServerAddr(4), sshd.Port)
-	s.SSHTransfer(s.ctx, sshd, 4, 1<<20)
+	ctx, cancel := context.WithCancel(s.ctx)
+	cut := make(chan struct{})
+	go func() {
+		defer close(cut)
+		s.SSHTransfer(ctx, sshd, 4, 1<<20) // which waits for what is dropped
+	}()
+	defer func() { cancel(); <-cut }()
 	do(p.Until(fmt.Sprintf(`document.getElementById("events").innerText.includes(%q)`, server)))
 	do(p.Until(fmt.Sprintf(`document.getElementById("top").innerText.includes(%q)`, server)))
 	do(p.Click(`#events a[href^="#flow/"]`))

@@ -12,10 +12,10 @@ package=uplot@1.6.32
 # What "npm view $package dist.integrity" prints.
 integrity=sha512-KIMVnG68zvu5XXUbC4LQEPnhwOxBuLyW1AHtpm6IKTXImkbLgkMy+jabjLgSLMasNuGGzQm/ep3tOkyTxpiQIw==
 
-[ $# -eq 1 ] && [ -d "$1" ] || {
+if [ $# -ne 1 ] || [ ! -d "$1" ]; then
 	echo "usage: fetch-uplot.sh DESTDIR" >&2
 	exit 2
-}
+fi
 dest=$(cd "$1" && pwd)
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT

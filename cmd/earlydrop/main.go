@@ -53,6 +53,7 @@ func commands() []*cli.Command {
 		blockedCommand(),
 		whyCommand(),
 		eventsCommand(),
+		webCommand(),
 		modelCommand(),
 		policyCommand(),
 		datasetCommand(),

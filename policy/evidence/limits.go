@@ -56,7 +56,7 @@ func (s *State) withinLimits(p *policy.Policy, m *flow.Meta, d policy.Decision) 
 	if m.Proven() {
 		b = &s.limits[1]
 	}
-	who := b.note(initiatorOf(m), now)
+	who := b.note(flow.Household(m.Initiator().Addr()), now)
 	if !d.Action.Blocks() || d.Scope == flow.ScopePair {
 		return d, Alert{} // it is not treated, or on evidence
 	}

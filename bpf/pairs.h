@@ -101,7 +101,7 @@ static __always_inline void count_pair_flow(struct counts *cnt, struct pair *pai
 			return;
 	flows = __sync_fetch_and_add(&pair->flows, 1);
 	pair->recent[flows % PAIR_RECENT] = number;
-	cnt->pair_flows++;
+	cnt->pair_connections++;
 }
 
 /* What becomes of a SYN: drops that of a treated pair. Returns an enum action. Not static, so

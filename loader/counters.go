@@ -95,7 +95,7 @@ var countsHelp = map[string]string{
 	"again":                "captures that went on, as payload followed an early end",
 	"mptcp_join":           "TCP connections that carry the middle of a Multipath TCP stream",
 	"renewed":              "blocks whose connection went on when their time was over",
-	"pair_flows":           "TCP connections that began while their pair was treated: dropped or limited, and not captured",
+	"pair_connections":     "TCP connections that began while their pair was treated: dropped or limited, and not captured",
 	"exempt_flows":         "flows with an end in an exempt network: they pass, and are not captured",
 	"slots_full":           "flows that pass because no capture slot is free",
 	"initiator_slots":      "flows that pass because slots are scarce and their initiator has many",

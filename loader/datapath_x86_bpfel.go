@@ -154,7 +154,7 @@ type datapathCounts struct {
 	Again              uint64
 	MptcpJoin          uint64
 	Renewed            uint64
-	PairFlows          uint64
+	PairConnections    uint64
 	ExemptFlows        uint64
 	SlotsFull          uint64
 	InitiatorSlots     uint64

@@ -95,7 +95,7 @@ func TestPairIsTreatedFromItsNextSYNOn(t *testing.T) {
 					t.Errorf("dropped is %v", got)
 				}
 				c := k.counts()
-				if want := uint64(bit(tt.drops)); c["pair_flows"] != want || c["dropped_packets"] != want || tt.drops && c["syns"] != 0 {
+				if want := uint64(bit(tt.drops)); c["pair_connections"] != want || c["dropped_packets"] != want || tt.drops && c["syns"] != 0 {
 					t.Errorf("counters %v", c)
 				}
 				// In mode monitor it is suspended, and when its time is over nothing is left.
@@ -226,7 +226,7 @@ func TestPairThatIsResetAnswersSYNs(t *testing.T) {
 					}
 					l.isReset(t, out, frame, true, true, 0)
 				}
-				if c := k.counts(); c["resets"] != 2 || c["pair_flows"] != 1 || c["dropped_packets"] != 2 {
+				if c := k.counts(); c["resets"] != 2 || c["pair_connections"] != 1 || c["dropped_packets"] != 2 {
 					t.Errorf("counters %v", c)
 				}
 			})

@@ -42,12 +42,14 @@ type State struct {
 
 	mu     sync.Mutex
 	pairs  map[flow.Pair]*list.Element // of *pair, in one of kinds
-	kinds  [numKinds]*list.List   // the latest first
-	slots  [64]string             // names of rules, by bit of judged.rules
-	limits [2]breaker             // of flows that prove nothing about their initiator, and of others
+	kinds  [numKinds]*list.List        // the latest first
+	slots  [64]string                  // names of rules, by bit of judged.rules
+	limits [2]breaker                  // of flows that prove nothing about their initiator, and of others
 	counts counts
 	untold atomic.Uint64 // of counts.forgotten, what TakeForgotten has not told of
 	saved  bool          // nothing has changed since
+
+	changes atomic.Uint64 // of what Treated returns
 }
 
 // kind is how much is known about a pair; each kind has room of its own.
@@ -179,6 +181,7 @@ func (s *State) withPair(p *policy.Policy, m *flow.Meta, r *flow.Result, d polic
 			case rule == nil || !now.Before(t.until):
 				*t = treatment{}
 				s.saved = false
+				s.changes.Add(1)
 				s.put(e, suspect)
 			case !m.Start.Before(t.since) || d.Counts&s.bit(p, rule.Name) != 0:
 				s.put(e, treated)
@@ -221,6 +224,7 @@ func (s *State) withPair(p *policy.Policy, m *flow.Meta, r *flow.Result, d polic
 			d.Seen, d.Judged = seen, all
 			known.treatment = treatment{rule.Name, d.Class, now, now.Add(rule.TTL), seen, all}
 			s.put(e, treated)
+			s.changes.Add(1)
 			s.counts.pairsTreated++
 			return d, known.take(1<<s.slot(p, rule.Name), this)
 		}
@@ -260,10 +264,19 @@ func (s *State) put(e *list.Element, to kind) {
 	}
 	for s.kinds[to].Len() > s.room(to) {
 		last := s.kinds[to].Back()
-		delete(s.pairs, last.Value.(*pair).Pair)
-		s.kinds[to].Remove(last)
+		s.remove(last)
 		s.counts.forgotten++
 		s.untold.Add(1)
+	}
+}
+
+// remove forgets a pair.
+func (s *State) remove(e *list.Element) {
+	known := e.Value.(*pair)
+	delete(s.pairs, known.Pair)
+	s.kinds[known.kind].Remove(e)
+	if known.kind == treated {
+		s.changes.Add(1)
 	}
 }
 

@@ -97,6 +97,7 @@ func (s *State) Read(from io.Reader) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pairs, s.kinds, s.slots = fresh.pairs, fresh.kinds, fresh.slots
+	s.changes.Add(1)
 	for i := range s.limits {
 		s.limits[i].until = file.Paused[i].Time
 	}

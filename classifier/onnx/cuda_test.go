@@ -112,7 +112,7 @@ func runOnCUDA(log string) error {
 	if err != nil {
 		return err
 	}
-	if err := initRuntime(""); err != nil {
+	if err := initRuntime("", true); err != nil {
 		return err
 	}
 	opts := Options{Device: "cuda:0", MaxBatch: cudaBatch}

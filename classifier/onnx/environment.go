@@ -28,18 +28,19 @@ var runtimeState struct {
 }
 
 // initRuntime loads the library and sets the environment up, once. library is
-// the path asked for, "" to look for it. A failure may be tried again.
-func initRuntime(library string) error {
+// the path asked for, "" to look for it; gpu says that a GPU is to be used. A failure
+// may be tried again.
+func initRuntime(library string, gpu bool) error {
 	runtimeState.Lock()
 	defer runtimeState.Unlock()
-	if err := loadRuntime(library); err != nil {
+	if err := loadRuntime(library, gpu); err != nil {
 		return fmt.Errorf("classifier: %w", err)
 	}
 	return nil
 }
 
 // loadRuntime is initRuntime for who holds the lock.
-func loadRuntime(library string) error {
+func loadRuntime(library string, gpu bool) error {
 	if runtimeState.path != "" {
 		if library == "" {
 			return nil
@@ -50,7 +51,7 @@ func loadRuntime(library string) error {
 		}
 		return nil
 	}
-	path, how, err := findLibrary(library)
+	path, how, err := findLibrary(library, gpu)
 	if err != nil {
 		return err
 	}

@@ -27,7 +27,8 @@ const (
 type Options struct {
 	// Library is the path of ONNX Runtime's shared library (optional). Without
 	// it, the library is looked for: in the variable EARLYDROP_ONNXRUNTIME, in
-	// lib/ beside the program, and in the folders of the system's loader.
+	// lib/ beside the program (before that, for a GPU, in lib-cuda/), and in the folders
+	// of the system's loader.
 	//
 	// With root's rights, or with capabilities, Open refuses (ErrUnsafeLibrary)
 	// a library that somebody else could replace: one whose file, or a folder
@@ -96,7 +97,7 @@ func Load(name string, data []byte, opts Options) (*classifier.Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := initRuntime(opts.Library); err != nil {
+	if err := initRuntime(opts.Library, gpu >= 0); err != nil {
 		return nil, err
 	}
 	backend, err := newBackend(manifest, data, opts, gpu)

@@ -111,9 +111,12 @@ type Verdict struct {
 	Error      string  `json:"error,omitempty"`    // why a drop could not be enforced
 	Rule       string  `json:"rule,omitempty"`     // the one that was asked
 	Naming
-	Reason string  `json:"reason"`
-	TTL    float64 `json:"ttl_seconds,omitempty"` // of the block
-	Rate   uint64  `json:"rate,omitempty"`        // bytes per second that pass, of a decision to limit
+	Reason string `json:"reason"`
+	// PolicyLine is the line of the policy file where the rule, or the entry of the allow-list,
+	// begins.
+	PolicyLine int     `json:"policy_line,omitempty"`
+	TTL        float64 `json:"ttl_seconds,omitempty"` // of the block
+	Rate       uint64  `json:"rate,omitempty"`        // bytes per second that pass, of a decision to limit
 	// Scope is pair where Decision is what becomes of the flow's pair; else it is empty.
 	Scope string `json:"scope,omitempty"`
 	// EvidenceFlows and EvidenceJudged say, of a rule that asks for evidence, how many flows of
@@ -286,7 +289,7 @@ func NewVerdict(s *flow.Sample, r *flow.Result, d *policy.Decision) *Verdict {
 			VLAN: s.Key.VLAN, InnerVLAN: s.Key.InnerVLAN},
 		Start: s.Start.UTC(),
 		Class: r.Class, Confidence: r.Confidence, Scores: Scores{r.Labels, append([]float64(nil), r.Scores...)},
-		Decision: d.Action.String(), Rule: d.Rule, Naming: NameFlow(d), Reason: d.Reason, TTL: d.TTL.Seconds(), Rate: d.Rate,
+		Decision: d.Action.String(), Rule: d.Rule, Naming: NameFlow(d), Reason: d.Reason, PolicyLine: d.Line, TTL: d.TTL.Seconds(), Rate: d.Rate,
 		Scope: ScopeOf(d.Scope), EvidenceFlows: d.Seen, EvidenceJudged: d.Judged,
 		Captured: len(s.Data), Complete: s.Complete(), HandedOver: s.Reason.String(), Cut: s.Cut, Incomplete: s.Incomplete,
 		MidStream: s.MidStream, Resumed: s.Resumed, OneWay: s.OneWay, Scant: s.Scant, MissingStart: s.MissingStart,

@@ -45,7 +45,7 @@ func result() *flow.Result {
 
 func decision() *policy.Decision {
 	return &policy.Decision{Action: flow.Drop, Rule: "tunnels", RuleClasses: "shadowsocks|v2ray", Class: "shadowsocks", Likeliest: "shadowsocks",
-		Confidence: 0.7500005, Detected: true, TTL: 10 * time.Minute, Reason: policy.ReasonRule}
+		Confidence: 0.7500005, Detected: true, Line: 12, TTL: 10 * time.Minute, Reason: policy.ReasonRule}
 }
 
 // live returns a verdict with all that a live one can have, and replayed one of a file.

@@ -72,7 +72,7 @@ func (s *State) withinLimits(p *policy.Policy, m *flow.Meta, d policy.Decision) 
 		b.pause(alert.Until)
 	}
 	s.counts.paused++
-	d.Action, d.TTL, d.Rate, d.Reason = flow.Pass, 0, 0, policy.ReasonPaused
+	d.Pass(policy.ReasonPaused)
 	return d, alert
 }
 

@@ -29,6 +29,7 @@ type Engine struct {
 	// computing is held for reading by whoever computes with the network or hands its
 	// results over, so that Swap can come between. It is taken after mu.
 	computing sync.RWMutex
+	onFailure atomic.Pointer[func(Failure)]
 
 	queue   chan task
 	free    chan *flow.Sample
@@ -80,7 +81,8 @@ func (n *Network) Engine(queue int) (*Engine, error) {
 // another one.
 func (e *Engine) Manifest() *Manifest { return e.network.Load().manifest }
 
-// Device returns where the model is computed: "cpu" or "cuda:N".
+// Device returns where the model is computed: "cpu" or "cuda:N". It changes where the
+// device fails (see Failure).
 func (e *Engine) Device() string { return e.network.Load().backend.Device() }
 
 // OnBatch has f told of each batch from now on that was submitted: of how many flows it is,

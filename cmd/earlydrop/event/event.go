@@ -19,7 +19,7 @@ import (
 )
 
 // Event is one of *Attached, *Waiting, *Verdict, *BlockEnded, *PairTreated, *PairEnded, *LeftOut,
-// *ModeChanged, *Reloaded, *Disagreed, *Audit, *Lost, *LimitReached and *Ended.
+// *ModeChanged, *Reloaded, *DeviceFailed, *Disagreed, *Audit, *Lost, *LimitReached and *Ended.
 type Event interface {
 	// Kind is what the event is called in its field "event".
 	Kind() string
@@ -36,6 +36,7 @@ const (
 	KindLeftOut     = "left_out"
 	KindModeChanged = "mode_changed"
 	KindReloaded    = "reloaded"
+	KindDevice      = "device_failed"
 	KindDisagreed   = "disagreed"
 	KindAudit       = "audit"
 	KindLost        = "lost"
@@ -45,7 +46,7 @@ const (
 
 // Kinds are all of them.
 var Kinds = []string{
-	KindAttached, KindWaiting, KindVerdict, KindBlockEnded, KindPairTreated, KindPairEnded, KindLeftOut, KindModeChanged, KindReloaded, KindDisagreed, KindAudit, KindLost, KindLimit, KindEnded,
+	KindAttached, KindWaiting, KindVerdict, KindBlockEnded, KindPairTreated, KindPairEnded, KindLeftOut, KindModeChanged, KindReloaded, KindDevice, KindDisagreed, KindAudit, KindLost, KindLimit, KindEnded,
 }
 
 // Kind implements Event.
@@ -58,6 +59,7 @@ func (*PairEnded) Kind() string    { return KindPairEnded }
 func (*LeftOut) Kind() string      { return KindLeftOut }
 func (*ModeChanged) Kind() string  { return KindModeChanged }
 func (*Reloaded) Kind() string     { return KindReloaded }
+func (*DeviceFailed) Kind() string { return KindDevice }
 func (*Disagreed) Kind() string    { return KindDisagreed }
 func (*Audit) Kind() string        { return KindAudit }
 func (*Lost) Kind() string         { return KindLost }
@@ -271,6 +273,17 @@ type Reloaded struct {
 	Error        string          `json:"error,omitempty"`
 }
 
+// DeviceFailed is an alert: a device that computes a model failed, and another one does since. No
+// verdict is lost for it.
+type DeviceFailed struct {
+	Time    time.Time          `json:"time"`
+	Event   word[deviceFailed] `json:"event"`
+	Device  string             `json:"device"`
+	Instead string             `json:"instead"` // the device that computes since
+	Model   string             `json:"model"`   // name and version
+	Error   string             `json:"error"`   // of the device
+}
+
 // Disagreed says that the second model (attach --shadow) names a flow otherwise than the first,
 // or that the policy would treat it otherwise then. Nothing else comes of it. Not every such
 // flow has an event.
@@ -381,6 +394,7 @@ type (
 	leftOut      struct{}
 	modeChanged  struct{}
 	reloaded     struct{}
+	deviceFailed struct{}
 	disagreed    struct{}
 	audit        struct{}
 	lost         struct{}
@@ -397,6 +411,7 @@ func (pairEnded) kind() string    { return KindPairEnded }
 func (leftOut) kind() string      { return KindLeftOut }
 func (modeChanged) kind() string  { return KindModeChanged }
 func (reloaded) kind() string     { return KindReloaded }
+func (deviceFailed) kind() string { return KindDevice }
 func (disagreed) kind() string    { return KindDisagreed }
 func (audit) kind() string        { return KindAudit }
 func (lost) kind() string         { return KindLost }
@@ -452,6 +467,8 @@ func Decode(line []byte) (Event, error) {
 		e = new(Reloaded)
 	case KindLimit:
 		e = new(LimitReached)
+	case KindDevice:
+		e = new(DeviceFailed)
 	case KindDisagreed:
 		e = new(Disagreed)
 	case KindAudit:

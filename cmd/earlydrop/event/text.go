@@ -146,6 +146,11 @@ func (l *LimitReached) Text() string {
 }
 
 // Text returns the event as a line for people, without its end.
+func (f *DeviceFailed) Text() string {
+	return fmt.Sprintf("%s  ALERT: %s failed, so %s computes the model %s from now on: %s", Clock(f.Time), f.Device, f.Instead, f.Model, f.Error)
+}
+
+// Text returns the event as a line for people, without its end.
 func (l *LeftOut) Text() string {
 	return fmt.Sprintf("%s  left out  %d verdicts that pass", Clock(l.Time), l.PassesLeftOut)
 }

@@ -246,6 +246,9 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	if enforced {
 		a.counts[countBlocked].Add(1)
 	}
+	if g.config.Engine.Failure() != nil {
+		a.counts[countOnSpare].Add(1)
+	}
 	a.counts[countForgotten].Add(g.config.Evidence.TakeForgotten())
 	switch decision.Reason {
 	case policy.ReasonEvidence:

@@ -118,6 +118,10 @@ func New(c Config) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
+	g.tellFailures(c.Engine)
+	if c.Shadow != nil {
+		g.tellFailures(c.Shadow)
+	}
 	g.judge.Store(&judge{policy: c.Policy, model: modelName(c.Engine.Manifest()), shadow: second, since: time.Now()})
 	there, away := c.Attach, []loader.Options(nil)
 	if c.Wait {

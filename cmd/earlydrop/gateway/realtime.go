@@ -82,6 +82,17 @@ func (r *realTime) thread() *readerThread {
 	return t
 }
 
+// TryRealTime returns why the process can't have threads that come before ordinary ones; nil
+// if it can.
+func TryRealTime() error {
+	failed := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with it
+		failed <- new(readerThread).setUrgent(true)
+	}()
+	return <-failed
+}
+
 // look, called after each capture, ends the thread's urgency when all of the readers' share
 // is used up, and makes it urgent again when half of it is there again.
 func (t *readerThread) look(now time.Time) {

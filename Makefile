@@ -125,6 +125,11 @@ test-gpu: onnxruntime onnxruntime-cuda ## Run the tests with ONNX Runtime's real
 	$(call install,$(PKG_BUILD))
 	EARLYDROP_TEST_CUDA=$(CURDIR)/bin/lib-cuda go test -count=1 -v -tags gpu -run CUDA ./classifier/onnx
 
+.PHONY: bench-gpu
+bench-gpu: onnxruntime-cuda ## Print how many flows a GPU classifies a second, by model and batch size
+	$(call install,$(PKG_BUILD))
+	EARLYDROP_ONNXRUNTIME=$(CURDIR)/$(ORT_CUDA) go test -tags gpu -run '^$$' -bench CUDA ./classifier/onnx
+
 .PHONY: test-train
 test-train: ## Run the tests of the training code
 	$(call install,$(PKG_EVAL))

@@ -29,6 +29,11 @@ const (
 	// classified: what is staleAfter old passes while more than a few wait.
 	staleAfter   = time.Second
 	staleWaiting = 64
+
+	// While the classifier is behind, captures wait in the ring buffer, which costs nothing.
+	// At this fill the oldest give way, down to the lower one, so that the kernel has room for
+	// new ones. They are not even read: what is spent on them is missing for the others.
+	fullRing, roomyRing = 0.5, 0.25
 )
 
 // attachment is one interface of a gateway: its data path, and the way of captures and
@@ -115,6 +120,8 @@ func (a *attachment) drain(ctx context.Context) {
 type sampleSource interface {
 	Read(*flow.Sample) error
 	More() bool
+	Fill() float64
+	Skip() error
 }
 
 // read moves captures from the ring buffer to the classifier's queue, or, as long as they come
@@ -166,7 +173,7 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 		if !stale && !reader.More() && engine.ComputeNow(s, decide) {
 			continue
 		}
-		if stale || !engine.Submit(s, decide) {
+		if stale || !a.submit(ctx, reader, s, decide) {
 			// Fail open: the flow passes, as it does already.
 			a.pending.Done()
 			a.counts[countQueueFull].Add(1)
@@ -176,6 +183,27 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 			}
 		}
 	}
+}
+
+// submit hands a capture to the classifier, and waits for it as long as the ring buffer has
+// room for others. It returns false if that room ends, or ctx does: then the capture gives way,
+// and others behind it have done.
+func (a *attachment) submit(ctx context.Context, reader sampleSource, s *flow.Sample, decide classifier.Handler) bool {
+	engine := a.gateway.config.Engine
+	for !engine.Submit(s, decide) {
+		if reader.Fill() >= fullRing {
+			for reader.Fill() > roomyRing && reader.Skip() == nil { // Read tells of an error
+				a.counts[countQueueFull].Add(1)
+			}
+			return false
+		}
+		select {
+		case <-engine.Room():
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
 }
 
 // decide is called by the classifier's workers, several at once.

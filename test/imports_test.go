@@ -54,6 +54,7 @@ var layers = []struct {
 	{"cmd/earlydrop/metrics", []string{"=cmd/earlydrop/status", "=loader"}},
 	{"cmd/earlydrop/gateway", []string{"=cmd/earlydrop/why", "=cmd/earlydrop/event", "=cmd/earlydrop/event/eventlog", "=cmd/earlydrop/status", "=loader", "loader/flow", "=classifier", "policy"}},
 	{"cmd/earlydrop/explanation", []string{"=cmd/earlydrop/event", "=cmd/earlydrop/captures", "=classifier", "=classifier/explain", "=policy", "=loader/flow", "=loader/assembly"}},
+	{"cmd/earlydrop/web", []string{"=cmd/earlydrop/control", "=cmd/earlydrop/event", "=cmd/earlydrop/status"}},
 	{"cmd/earlydrop/settings", []string{"policy/nearest"}},
 	{"cmd/earlydrop/confine", nil},
 	{"cmd/earlydrop/term", nil},

@@ -3,6 +3,7 @@
 package classifier
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -25,7 +26,8 @@ type backend struct {
 	enter        chan struct{}              // optional: each run says that it has begun,
 	leave        chan struct{}              // and waits until it may end
 
-	notANumber bool // what each run gives
+	device     string // optional
+	notANumber bool   // what each run gives
 
 	mu            sync.Mutex
 	runs          int // so far
@@ -82,7 +84,7 @@ func fakeLogit(image []uint8, k int) float32 {
 }
 
 func (b *backend) Limits() Limits { return b.limits }
-func (b *backend) Device() string { return "fake" }
+func (b *backend) Device() string { return cmp.Or(b.device, "fake") }
 
 func (b *backend) Close() error {
 	b.mu.Lock()

@@ -18,6 +18,10 @@ func (e *Engine) work() {
 		if len(w.batch) == 0 {
 			return
 		}
+		select {
+		case e.room <- struct{}{}:
+		default: // nobody has taken the last one
+		}
 		e.compute(&w)
 	}
 }
@@ -59,7 +63,7 @@ func (e *Engine) compute(w *workspace) {
 // to which it gives it back, and hands it over.
 func (e *Engine) computePart(n *Network, b *buffer, w *workspace, from, to int) {
 	begun := time.Now()
-	err := n.infer(n.render(w.samples[from:to], b), b, w.results[from:to])
+	err := e.infer(n, n.render(w.samples[from:to], b), b, w.results[from:to])
 	if told := e.computed.Load(); told != nil {
 		(*told)(to-from, time.Since(begun))
 	}
@@ -70,8 +74,8 @@ func (e *Engine) computePart(n *Network, b *buffer, w *workspace, from, to int) 
 // ComputeNow computes a sample in the caller's goroutine and calls handler, if nothing waits
 // and the network has a run to spare: that is sooner than with Submit, which wakes another
 // goroutine. It returns true then, and the sample was taken back as Put does. It returns
-// false at once, and the sample stays the caller's, if there is something to wait for or the
-// engine is closed.
+// false at once, and the sample stays the caller's, if there is something to wait for, the
+// engine is closed, or the network has a spare: its device may take its time, or hang.
 func (e *Engine) ComputeNow(s *flow.Sample, handler Handler) bool {
 	if e.Waiting() > 0 {
 		return false
@@ -83,6 +87,9 @@ func (e *Engine) ComputeNow(s *flow.Sample, handler Handler) bool {
 	}
 	defer e.computing.RUnlock()
 	n := e.network.Load()
+	if n.spare != nil {
+		return false
+	}
 	select {
 	case b := <-n.buffers:
 		w := e.spare.Get().(*workspace)

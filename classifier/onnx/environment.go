@@ -82,13 +82,18 @@ func loadRuntime(library string, gpu bool) error {
 	return nil
 }
 
+// runtimeFolder returns the folder of the library that was loaded.
+func runtimeFolder() string {
+	runtimeState.Lock()
+	defer runtimeState.Unlock()
+	return filepath.Dir(runtimeState.path)
+}
+
 // checkProviders fails if a library that ONNX Runtime loads for a GPU, out of its
 // own folder, is not safe to load. One that is missing is ONNX Runtime's to tell.
 func checkProviders() error {
-	runtimeState.Lock()
-	dir := filepath.Dir(runtimeState.path)
-	runtimeState.Unlock()
-	for _, name := range []string{"libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so"} {
+	dir := runtimeFolder()
+	for _, name := range providers {
 		if _, err := resolveLibrary(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("%s: %w", name, err)
 		}

@@ -28,7 +28,7 @@ const quickExit = "GORACE=atexit_sleep_ms=0"
 
 func TestMain(m *testing.M) {
 	if model, device := os.Getenv(childEnv), os.Getenv(childEnv+"_DEVICE"); device != "" {
-		if err := classifyOnDevice(model, device); err != nil {
+		if err := classifyOnDevice(model, device, os.Getenv(childEnv+"_FAILS") != ""); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -102,14 +102,17 @@ func TestEngineRefusesOptions(t *testing.T) {
 	}
 }
 
-func TestEngineSaysWhyThereIsNoGPU(t *testing.T) {
-	e, err := Open("tiny.onnx", readModel(t, "tiny.onnx"), Options{Device: "cuda:0"})
-	if err == nil {
-		defer e.Close()
-		t.Skip("this machine has a GPU that ONNX Runtime can use")
-	}
-	if !strings.Contains(err.Error(), "cuda:0") || !strings.Contains(err.Error(), "CUDA provider") {
-		t.Errorf("got %v", err)
+func TestDefaultsDependOnTheDevice(t *testing.T) {
+	for _, tt := range []struct {
+		asked, want Options
+	}{
+		{Options{}, Options{Device: "cpu", Workers: min(runtime.GOMAXPROCS(0), maxWorkers), MaxBatch: DefaultMaxBatch}},
+		{Options{Device: "cuda:1"}, Options{Device: "cuda:1", Workers: 2, MaxBatch: 256}},
+		{Options{Device: "cuda:1", Workers: 3, MaxBatch: 9}, Options{Device: "cuda:1", Workers: 3, MaxBatch: 9}},
+	} {
+		if _, err := tt.asked.complete(); err != nil || tt.asked != tt.want {
+			t.Errorf("%+v, %v; want %+v", tt.asked, err, tt.want)
+		}
 	}
 }
 

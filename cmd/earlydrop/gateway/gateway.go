@@ -118,6 +118,10 @@ func New(c Config) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
+	g.tellFailures(c.Engine)
+	if c.Shadow != nil {
+		g.tellFailures(c.Shadow)
+	}
 	g.judge.Store(&judge{policy: c.Policy, model: modelName(c.Engine.Manifest()), shadow: second, since: time.Now()})
 	there, away := c.Attach, []loader.Options(nil)
 	if c.Wait {
@@ -133,6 +137,7 @@ func New(c Config) (*Gateway, error) {
 	for i, dp := range paths {
 		g.add(there[i], dp)
 	}
+	g.adoptPairs(g.attached, true)
 	debug.FreeOSMemory() // what it took to load the programs is not needed any more
 	for _, o := range away {
 		g.waiting = append(g.waiting, &waiting{asked: o})

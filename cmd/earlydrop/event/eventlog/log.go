@@ -314,6 +314,10 @@ func (l *Log) print(w *bufio.Writer, e event.Event) {
 		}
 	case *event.BlockEnded:
 		line = e.Text()
+	case *event.PairTreated:
+		line = e.Text()
+	case *event.PairEnded:
+		line = e.Text()
 	case *event.Waiting:
 		line = e.Text()
 	case *event.Disagreed:
@@ -327,6 +331,8 @@ func (l *Log) print(w *bufio.Writer, e event.Event) {
 	case *event.Audit:
 		line = e.Text()
 	case *event.LimitReached:
+		line = e.Text()
+	case *event.DeviceFailed:
 		line = e.Text()
 	case *event.LeftOut:
 		if !l.config.Quiet {

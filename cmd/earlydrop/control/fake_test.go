@@ -18,6 +18,7 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventtest"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/history"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/loader/flow"
@@ -29,6 +30,7 @@ import (
 type fake struct {
 	room   int
 	reload error
+	kept   *history.History
 	log    *eventlog.Log
 	text   bytes.Buffer // of the log
 
@@ -152,6 +154,7 @@ func (f *fake) UseModel(name string) (*Reloaded, error) {
 	return nil, errors.New(name + ": no such model")
 }
 
+func (f *fake) History() *history.History             { return f.kept }
 func (f *fake) Follow(waiting int) *eventlog.Follower { return f.log.Follow(waiting) }
 func (f *fake) Audit(a *event.Audit)                  { f.log.Add(a) }
 

@@ -244,11 +244,19 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	a.countRule(&decision, enforced)
 	a.latency.add(decided, decided.Sub(s.Start.Add(s.Elapsed)))
 	a.shadow(s, &r, j)
-	if g.config.Events.Wants(decision.Detected, decided) {
+	told, kept := g.config.Events.Wants(decision.Detected, decided), g.config.History.Wants(decision.Detected, decided)
+	if told || kept {
 		v := a.verdict(s, &r, &decision, j, mode, enforced, failed, decided)
 		v.EarlierBlocked = blockedBefore
-		a.add(v)
-	} else {
+		g.config.Events.Identify(v)
+		if kept {
+			g.config.History.Keep(v)
+		}
+		if told {
+			a.add(v)
+		}
+	}
+	if !told {
 		a.counts[countPassesLeftOut].Add(1)
 		a.leftOut.Add(1)
 	}

@@ -85,6 +85,9 @@ func (r *Reader) Read(s *flow.Sample) error {
 	return nil
 }
 
+// More reports whether a Read would have something at once. It is called between two of them.
+func (r *Reader) More() bool { return r.variant || r.ring.AvailableBytes() > 0 }
+
 // Close ends a Read that is waiting.
 func (r *Reader) Close() error { return r.ring.Close() }
 

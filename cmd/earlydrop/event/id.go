@@ -55,11 +55,12 @@ type IDs struct{ last atomic.Uint64 }
 // Identify gives the event an ID, unless it has one.
 func (i *IDs) Identify(e Event) {
 	if h := e.head(); h.ID == 0 {
-		h.ID = i.next(time.Now())
+		h.ID = i.New(time.Now())
 	}
 }
 
-func (i *IDs) next(now time.Time) ID {
+// New returns the ID of an event of now.
+func (i *IDs) New(now time.Time) ID {
 	for {
 		last := i.last.Load()
 		next := max(uint64(max(now.UnixMicro(), 0)), last+1)

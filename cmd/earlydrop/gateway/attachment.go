@@ -43,9 +43,10 @@ type attachment struct {
 	counts  counts
 	leftOut atomic.Uint64 // verdicts that no event has told of as left out
 	classes sync.Map      // class -> *atomic.Uint64
-	rules   sync.Map      // rule -> *ruleCounts
-	latency latencies     // from the hand-over to the verdict
-	recent  recent        // what has passed unseen lately
+	rules   tallies[string, ruleCounts]
+	kinds   tallies[verdictKind, atomic.Uint64]
+	latency latencies // from the hand-over to the verdict
+	recent  recent    // what was counted lately
 	unread  atomic.Pointer[string]
 	pending sync.WaitGroup // captures that the classifier has
 	sent    sent           // of the capture that is read
@@ -112,12 +113,16 @@ func (a *attachment) drain(ctx context.Context) {
 // sampleSource is where captures come from, a *loader.Reader.
 type sampleSource interface {
 	Read(*flow.Sample) error
+	More() bool
 }
 
-// read moves captures from the ring buffer to the classifier's queue. It returns nil
-// when the reader is closed, and a *BrokenError when the ring buffer fails for good.
+// read moves captures from the ring buffer to the classifier's queue, or, as long as they come
+// one by one, has them classified at once. It returns nil when the reader is closed, and a
+// *BrokenError when the ring buffer fails for good.
 func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 	var trouble patience
+	thread := a.gateway.realTime.thread()
+	defer thread.end()
 	engine, decide := a.gateway.config.Engine, a.decide // once: a method value takes memory
 	for {
 		s := engine.Get()
@@ -145,7 +150,9 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 		}
 		trouble.over()
 		a.unread.Store(nil)
-		stale := engine.Waiting() >= staleWaiting && time.Since(s.Start.Add(s.Elapsed)) > staleAfter
+		now := time.Now()
+		thread.look(now)
+		stale := engine.Waiting() >= staleWaiting && now.Sub(s.Start.Add(s.Elapsed)) > staleAfter
 		var c *crossing
 		if !stale {
 			var recognised bool
@@ -155,6 +162,9 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 			}
 		}
 		a.pending.Add(1)
+		if !stale && !reader.More() && engine.ComputeNow(s, decide) {
+			continue
+		}
 		if stale || !engine.Submit(s, decide) {
 			// Fail open: the flow passes, as it does already.
 			a.pending.Done()
@@ -230,6 +240,9 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	if enforced {
 		a.counts[countBlocked].Add(1)
 	}
+	if g.config.Engine.Failure() != nil {
+		a.counts[countOnSpare].Add(1)
+	}
 	a.counts[countForgotten].Add(g.config.Evidence.TakeForgotten())
 	switch decision.Reason {
 	case policy.ReasonEvidence:
@@ -241,14 +254,15 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	}
 	n, _ := a.classes.LoadOrStore(decision.Class, new(atomic.Uint64))
 	n.(*atomic.Uint64).Add(1)
-	a.countRule(&decision, enforced)
+	a.countDecision(&s.Meta, &decision, enforced, decided)
 	a.latency.add(decided, decided.Sub(s.Start.Add(s.Elapsed)))
 	a.shadow(s, &r, j)
+	o := outcome{id: g.config.Events.NewID(decided), judge: j, mode: mode, enforced: enforced, failed: failed, at: decided, earlier: blockedBefore}
+	g.decisions.add(a, s, &r, &decision, &o)
 	told, kept := g.config.Events.Wants(decision.Detected, decided), g.config.History.Wants(decision.Detected, decided)
 	if told || kept {
-		v := a.verdict(s, &r, &decision, j, mode, enforced, failed, decided)
-		v.EarlierBlocked = blockedBefore
-		g.config.Events.Identify(v)
+		v := newVerdict(s, &r, &decision, &o)
+		g.tops.keep(v)
 		if kept {
 			g.config.History.Keep(v)
 		}
@@ -284,6 +298,7 @@ func (a *attachment) treatEarlier(flows []flow.Meta, here flow.Source, treatment
 			}
 			n++
 			a.counts[countBlocked].Add(1)
+			a.gateway.tops.noteBlocked(m)
 		case !errors.Is(err, loader.ErrFlowGone):
 			a.counts[countNotBlocked].Add(1)
 			a.warnBlock.Do(func() { slog.Warn("flow not blocked, it passes", "interface", a.iface(), "flow", m.Key, "error", err) })
@@ -306,16 +321,15 @@ func (a *attachment) put(e event.Event) {
 	}
 }
 
-// verdict returns the event of a verdict. failed says why a drop was not enforced,
-// although it should have been.
-func (a *attachment) verdict(s *flow.Sample, r *flow.Result, dec *policy.Decision, j *judge, mode policy.Mode, enforced bool, failed error, at time.Time) *event.Verdict {
-	v := event.NewVerdict(s, r, dec)
+// newVerdict returns the event of a decision.
+func newVerdict(s *flow.Sample, r *flow.Result, dec *policy.Decision, o *outcome) *event.Verdict {
+	v, enforced := event.NewVerdict(s, r, dec), o.enforced // a copy, so that o needs no memory of its own
 	handedOver := v.Time
-	v.Time, v.Mode, v.Model, v.Enforced = at, mode.String(), j.model, &enforced
-	v.VerdictMS = float64(at.Sub(s.Start).Microseconds()) / 1e3
-	v.LatencyUS = float64(max(0, at.Sub(handedOver)).Nanoseconds()) / 1e3
-	if failed != nil {
-		v.Error = failed.Error()
+	v.ID, v.Time, v.Mode, v.Model, v.Enforced, v.EarlierBlocked = o.id, o.at, o.mode.String(), o.judge.model, &enforced, o.earlier
+	v.VerdictMS = float64(o.at.Sub(s.Start).Microseconds()) / 1e3
+	v.LatencyUS = float64(max(0, o.at.Sub(handedOver)).Nanoseconds()) / 1e3
+	if o.failed != nil {
+		v.Error = o.failed.Error()
 	}
 	return v
 }
@@ -392,11 +406,14 @@ func (a *attachment) expire() error {
 // blockEnded tells that a block is over, and why.
 func (a *attachment) blockEnded(b loader.Block) {
 	a.known.remove(b.Key)
-	a.add(&event.BlockEnded{
+	a.gateway.tops.noteEnded(&b)
+	e := &event.BlockEnded{
 		Time: time.Now(), Interface: a.iface(),
 		Endpoints: event.Endpoints{Src: b.Key.Lo, Dst: b.Key.Hi, Proto: b.Key.Proto.String(), VLAN: b.Key.VLAN, InnerVLAN: b.Key.InnerVLAN},
 		Class:     b.Class, Rule: b.Rule, Reason: string(b.Ended), DroppedPackets: b.Packets, DroppedBytes: b.Bytes,
-	})
+	}
+	a.gateway.decisions.ended(a.blockID(b.Key), e)
+	a.add(e)
 }
 
 // sayLeftOut tells how many verdicts were left out since the last time, if any.

@@ -28,6 +28,8 @@ func (r *readerFunc) Read(*flow.Sample) error {
 	return r.read(r.calls - 1)
 }
 
+func (r *readerFunc) More() bool { return false }
+
 // A ring buffer that fails again and again ends the daemon, and not at the first
 // time; one that works again in between does not, and bad records never do.
 func TestLastingFailuresOfTheRingBufferEndTheDaemon(t *testing.T) {

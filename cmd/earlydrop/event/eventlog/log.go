@@ -101,8 +101,8 @@ func (l *Log) Take(take func(event.Event)) { l.taker = take }
 // IDsAfter has the IDs of all events to come be greater than last.
 func (l *Log) IDsAfter(last event.ID) { l.ids.After(last) }
 
-// Identify gives an event its ID. Add and Put do so with those that have none.
-func (l *Log) Identify(e event.Event) { l.ids.Identify(e) }
+// NewID returns the ID of an event of now. Add and Put give one to those that have none.
+func (l *Log) NewID(now time.Time) event.ID { return l.ids.New(now) }
 
 // Wants reports whether the verdict about a flow is to be given to Add. One that is not is
 // left out.
@@ -340,6 +340,8 @@ func (l *Log) print(w *bufio.Writer, e event.Event) {
 	case *event.Audit:
 		line = e.Text()
 	case *event.LimitReached:
+		line = e.Text()
+	case *event.DeviceFailed:
 		line = e.Text()
 	case *event.LeftOut:
 		if !l.config.Quiet {

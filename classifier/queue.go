@@ -67,6 +67,11 @@ func (e *Engine) Waiting() int { return len(e.queue) }
 // Queue returns how many samples may wait: Submit refuses more.
 func (e *Engine) Queue() int { return cap(e.queue) }
 
+// Room returns a channel that has an element once there is room in the queue again: whoever
+// was refused by Submit may wait for it, with others, and try again. It has none when the
+// engine is closed.
+func (e *Engine) Room() <-chan struct{} { return e.room }
+
 // nextBatch fills batch, whose length is ignored, with what is waiting, up to its
 // capacity. It waits for the first task and never for more: batches grow under load,
 // and a sample that comes alone is computed at once. It is empty when the queue is

@@ -18,6 +18,10 @@ func (e *Engine) work() {
 		if len(w.batch) == 0 {
 			return
 		}
+		select {
+		case e.room <- struct{}{}:
+		default: // nobody has taken the last one
+		}
 		e.compute(&w)
 	}
 }

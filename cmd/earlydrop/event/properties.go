@@ -37,6 +37,12 @@ func PropertiesOf(e Event) Properties {
 			p.Classes = []string{e.Class}
 		}
 		ends(&e.Endpoints)
+	case *PairTreated:
+		p.Interface, p.Rule, p.Classes, p.Directed = e.Interface, e.Rule, []string{e.Class}, true
+		ends(e.PairEnds.endpoints())
+	case *PairEnded:
+		p.Interface, p.Rule, p.Classes, p.Directed = e.Interface, e.Rule, []string{e.Class}, true
+		ends(e.PairEnds.endpoints())
 	case *Disagreed:
 		p.Interface, p.Classes, p.Directed = e.Interface, []string{e.First.Class, e.Second.Class}, true
 		ends(&e.Endpoints)
@@ -56,4 +62,9 @@ func PropertiesOf(e Event) Properties {
 		p.Interface = e.Interface
 	}
 	return p
+}
+
+// endpoints returns the ends of a pair as those of a flow from port 0.
+func (p *PairEnds) endpoints() *Endpoints {
+	return &Endpoints{Src: netip.AddrPortFrom(p.Initiator.Addr(), 0), Dst: p.Server, Proto: p.Proto}
 }

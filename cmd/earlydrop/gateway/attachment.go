@@ -29,6 +29,11 @@ const (
 	// classified: what is staleAfter old passes while more than a few wait.
 	staleAfter   = time.Second
 	staleWaiting = 64
+
+	// While the classifier is behind, captures wait in the ring buffer, which costs nothing.
+	// At this fill the oldest give way, down to the lower one, so that the kernel has room for
+	// new ones. They are not even read: what is spent on them is missing for the others.
+	fullRing, roomyRing = 0.5, 0.25
 )
 
 // attachment is one interface of a gateway: its data path, and the way of captures and
@@ -53,6 +58,7 @@ type attachment struct {
 	tidied  pulse
 	told    toldMode
 	known   knownFlows // that are blocked
+	pairs   kernelPairs
 
 	// Of each kind one warning per second.
 	warnClassify, warnBlock, warnRead, warnTidy rate.Sometimes
@@ -114,6 +120,8 @@ func (a *attachment) drain(ctx context.Context) {
 type sampleSource interface {
 	Read(*flow.Sample) error
 	More() bool
+	Fill() float64
+	Skip() error
 }
 
 // read moves captures from the ring buffer to the classifier's queue, or, as long as they come
@@ -165,7 +173,7 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 		if !stale && !reader.More() && engine.ComputeNow(s, decide) {
 			continue
 		}
-		if stale || !engine.Submit(s, decide) {
+		if stale || !a.submit(ctx, reader, s, decide) {
 			// Fail open: the flow passes, as it does already.
 			a.pending.Done()
 			a.counts[countQueueFull].Add(1)
@@ -175,6 +183,27 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 			}
 		}
 	}
+}
+
+// submit hands a capture to the classifier, and waits for it as long as the ring buffer has
+// room for others. It returns false if that room ends, or ctx does: then the capture gives way,
+// and others behind it have done.
+func (a *attachment) submit(ctx context.Context, reader sampleSource, s *flow.Sample, decide classifier.Handler) bool {
+	engine := a.gateway.config.Engine
+	for !engine.Submit(s, decide) {
+		if reader.Fill() >= fullRing {
+			for reader.Fill() > roomyRing && reader.Skip() == nil { // Read tells of an error
+				a.counts[countQueueFull].Add(1)
+			}
+			return false
+		}
+		select {
+		case <-engine.Room():
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
 }
 
 // decide is called by the classifier's workers, several at once.
@@ -220,6 +249,11 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 		}
 	}
 	decided := time.Now()
+	// Somebody has lifted a block of the flow; of its pair, the decision is as it was.
+	lifted := errors.Is(err, loader.ErrExempt)
+	if lifted {
+		err = nil
+	}
 	var failed error // to block
 	if err != nil {
 		a.counts[countNotBlocked].Add(1)
@@ -247,10 +281,14 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	switch decision.Reason {
 	case policy.ReasonEvidence:
 		a.counts[countPairs].Add(1)
+		a.treatPair(s.Pair())
 	case policy.ReasonPair:
 		a.counts[countPairFlows].Add(1)
 	case policy.ReasonPaused:
 		a.counts[countPaused].Add(1)
+	}
+	if lifted {
+		decision.Pass(policy.ReasonExempt)
 	}
 	n, _ := a.classes.LoadOrStore(decision.Class, new(atomic.Uint64))
 	n.(*atomic.Uint64).Add(1)
@@ -299,7 +337,7 @@ func (a *attachment) treatEarlier(flows []flow.Meta, here flow.Source, treatment
 			n++
 			a.counts[countBlocked].Add(1)
 			a.gateway.tops.noteBlocked(m)
-		case !errors.Is(err, loader.ErrFlowGone):
+		case !errors.Is(err, loader.ErrFlowGone) && !errors.Is(err, loader.ErrExempt):
 			a.counts[countNotBlocked].Add(1)
 			a.warnBlock.Do(func() { slog.Warn("flow not blocked, it passes", "interface", a.iface(), "flow", m.Key, "error", err) })
 		}
@@ -343,6 +381,9 @@ func (a *attachment) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 	var noSweep, noTidying patience
 	advised := false
 	a.noteRecent()
+	if err := a.tendPairs(); err != nil {
+		a.warnTidy.Do(func() { slog.Warn("trying again", "interface", a.iface(), "error", err) })
+	}
 	for {
 		var err error
 		trouble := &noSweep
@@ -363,7 +404,7 @@ func (a *attachment) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 		case <-sweep.C:
 			_, err = a.dp.Sweep()
 		case <-slow.C:
-			err, trouble = errors.Join(a.expire(), a.dp.Report(a.counts.list())), &noTidying
+			err, trouble = errors.Join(a.expire(), a.tendPairs(), a.dp.Report(a.counts.list())), &noTidying
 			advised = advised || a.advise()
 			a.noteRecent()
 			a.tidied.beat()

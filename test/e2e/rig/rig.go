@@ -150,6 +150,15 @@ func (r *Rig) Blocks(ctx context.Context) ([]status.Block, error) {
 	return decodeLines[status.Block](out)
 }
 
+// Pairs returns the pairs that are treated, as `pairs list --json` has them.
+func (r *Rig) Pairs(ctx context.Context) ([]status.Pair, error) {
+	out, err := r.Earlydrop(ctx, "pairs", "list", "-i", Device, "--json")
+	if err != nil {
+		return nil, err
+	}
+	return decodeLines[status.Pair](out)
+}
+
 // Block returns the block of the flow between two endpoints, in any order.
 func (r *Rig) Block(ctx context.Context, a, b netip.AddrPort) (status.Block, bool, error) {
 	blocks, err := r.Blocks(ctx)

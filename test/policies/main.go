@@ -79,6 +79,9 @@ func run(out io.Writer, lab, others string, files []string) error {
 	if len(files) == 0 {
 		files = []string{builtIn}
 	}
+	if _, err := io.WriteString(out, "# policies\n\nWritten by `make policies`.\n\n"); err != nil {
+		return err
+	}
 	for _, file := range files {
 		var p *policy.Policy
 		if file == builtIn {

@@ -48,7 +48,7 @@ var layers = []struct {
 	{"cmd/earlydrop/captures", []string{"=loader/assembly"}},
 	{"cmd/earlydrop/replay", []string{"=cmd/earlydrop/event", "=cmd/earlydrop/captures", "=classifier", "policy", "loader/flow", "loader/assembly"}},
 	{"cmd/earlydrop/dataset", []string{"=cmd/earlydrop/captures", "=classifier", "loader/flow", "loader/assembly"}},
-	{"cmd/earlydrop/status", []string{"=cmd/earlydrop/event", "=loader"}},
+	{"cmd/earlydrop/status", []string{"=cmd/earlydrop/event", "=loader", "loader/flow"}},
 	{"cmd/earlydrop/why", []string{"=cmd/earlydrop/event", "=cmd/earlydrop/status", "policy", "=loader/flow"}},
 	{"cmd/earlydrop/control", []string{"=cmd/earlydrop/why", "=cmd/earlydrop/event", "=cmd/earlydrop/event/eventlog", "=cmd/earlydrop/status", "=loader", "=loader/flow", "=policy", "policy/nearest"}},
 	{"cmd/earlydrop/metrics", []string{"=cmd/earlydrop/status", "=loader"}},

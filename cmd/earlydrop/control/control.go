@@ -13,6 +13,8 @@
 //
 //	GET    /v1/about    which daemon this is, and what its interfaces are called
 //	GET    /v1/status   what is attached, what was counted, what is worrying
+//	GET    /v1/pairs    treated pairs: the keys of PairFilter
+//	DELETE /v1/pairs    their treatment ends, and their evidence is forgotten: the keys of PairFilter but interface, or all=true
 //	GET    /v1/top      one look at all that a live view shows: limit
 //	GET    /v1/blocks   blocks: the keys of BlockFilter, sort, limit
 //	POST   /v1/blocks   AddBlock: a flow is dropped from now on
@@ -53,6 +55,7 @@ type Gateway interface {
 	// Report tells of the gateway and its interfaces.
 	Report() (*status.Report, error)
 	TopGateway
+	PairGateway
 	// Blocks returns the blocks of all interfaces.
 	Blocks() ([]status.Block, error)
 	// Block drops a flow from now on, until its time to live is over, and reports whether

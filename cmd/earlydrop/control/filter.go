@@ -289,6 +289,10 @@ func (f *EventFilter) Match(e event.Event) bool {
 		is.classes, is.ends, is.directed = append([]string{e.Class}, e.RuleClasses...), &e.Endpoints, true
 	case *event.BlockEnded:
 		is.iface, is.rule, is.classes, is.ends = e.Interface, e.Rule, []string{e.Class}, &e.Endpoints
+	case *event.PairTreated:
+		is.iface, is.rule, is.classes, is.ends, is.directed = e.Interface, e.Rule, []string{e.Class}, pairEnds(&e.PairEnds), true
+	case *event.PairEnded:
+		is.iface, is.rule, is.classes, is.ends, is.directed = e.Interface, e.Rule, []string{e.Class}, pairEnds(&e.PairEnds), true
 	case *event.Disagreed:
 		is.iface, is.ends, is.directed = e.Interface, &e.Endpoints, true
 		is.classes = []string{e.First.Class, e.Second.Class}
@@ -322,6 +326,11 @@ func (f *EventFilter) Match(e event.Event) bool {
 	return one(f.Event, e.Kind()) && one(f.Interface, is.iface) && one(f.Class, is.classes...) && one(f.Rule, is.rule) &&
 		one(f.Decision, is.decision) && one(f.Detected, is.detected) && one(f.Proto, is.proto) &&
 		in(f.CIDR, is.ends != nil, src, dst) && in(f.Src, is.directed, src) && in(f.Dst, is.directed, dst)
+}
+
+// pairEnds returns the ends of a pair as those of a flow.
+func pairEnds(p *event.PairEnds) *event.Endpoints {
+	return &event.Endpoints{Src: netip.AddrPortFrom(p.Initiator.Addr(), 0), Dst: p.Server, Proto: p.Proto}
 }
 
 // parseCIDR reads a prefix, or an address, which is the prefix of itself.

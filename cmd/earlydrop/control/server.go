@@ -250,6 +250,7 @@ func (s *Server) endpoints() map[string]map[string]endpoint {
 	return map[string]map[string]endpoint{
 		"/v1/about":  {"GET": {rightEdit, s.getAbout}},
 		"/v1/status": {"GET": {rightEdit, s.getStatus}},
+		"/v1/pairs":  {"GET": {rightEdit, s.listPairs}, "DELETE": {rightEdit, s.forgetPairs}},
 		"/v1/top":    {"GET": {rightEdit, s.getTop}},
 		"/v1/blocks": {"GET": {rightEdit, s.listBlocks}, "POST": {rightEdit, s.addBlock}, "DELETE": {rightEdit, s.liftBlocks}},
 		"/v1/reload": {"POST": {rightRoot, s.reload}},

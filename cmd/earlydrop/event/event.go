@@ -18,7 +18,7 @@ import (
 	"github.com/earlydrop/earlydrop/policy"
 )
 
-// Event is one of *Attached, *Waiting, *Verdict, *BlockEnded, *LeftOut,
+// Event is one of *Attached, *Waiting, *Verdict, *BlockEnded, *PairTreated, *PairEnded, *LeftOut,
 // *ModeChanged, *Reloaded, *DeviceFailed, *Disagreed, *Audit, *Lost, *LimitReached and *Ended.
 type Event interface {
 	// Kind is what the event is called in its field "event".
@@ -31,6 +31,8 @@ const (
 	KindWaiting     = "waiting"
 	KindVerdict     = "verdict"
 	KindBlockEnded  = "block_ended"
+	KindPairTreated = "pair_treated"
+	KindPairEnded   = "pair_ended"
 	KindLeftOut     = "left_out"
 	KindModeChanged = "mode_changed"
 	KindReloaded    = "reloaded"
@@ -44,7 +46,7 @@ const (
 
 // Kinds are all of them.
 var Kinds = []string{
-	KindAttached, KindWaiting, KindVerdict, KindBlockEnded, KindLeftOut, KindModeChanged, KindReloaded, KindDevice, KindDisagreed, KindAudit, KindLost, KindLimit, KindEnded,
+	KindAttached, KindWaiting, KindVerdict, KindBlockEnded, KindPairTreated, KindPairEnded, KindLeftOut, KindModeChanged, KindReloaded, KindDevice, KindDisagreed, KindAudit, KindLost, KindLimit, KindEnded,
 }
 
 // Kind implements Event.
@@ -52,6 +54,8 @@ func (*Attached) Kind() string     { return KindAttached }
 func (*Waiting) Kind() string      { return KindWaiting }
 func (*Verdict) Kind() string      { return KindVerdict }
 func (*BlockEnded) Kind() string   { return KindBlockEnded }
+func (*PairTreated) Kind() string  { return KindPairTreated }
+func (*PairEnded) Kind() string    { return KindPairEnded }
 func (*LeftOut) Kind() string      { return KindLeftOut }
 func (*ModeChanged) Kind() string  { return KindModeChanged }
 func (*Reloaded) Kind() string     { return KindReloaded }
@@ -174,6 +178,55 @@ type BlockEnded struct {
 	DroppedBytes   uint64 `json:"dropped_bytes"`
 }
 
+// PairEnds are the initiator and the server of a pair.
+type PairEnds struct {
+	Initiator netip.Prefix   `json:"initiator"` // an IPv4 address (/32), or an IPv6 network (/64)
+	Server    netip.AddrPort `json:"server"`
+	Proto     string         `json:"proto"` // tcp
+	VLAN      uint16         `json:"vlan,omitempty"`
+	InnerVLAN uint16         `json:"inner_vlan,omitempty"`
+}
+
+// EndsOf returns the ends of a pair.
+func EndsOf(p flow.Pair) PairEnds {
+	return PairEnds{p.Initiator, p.Server, flow.TCP.String(), p.VLAN, p.InnerVLAN}
+}
+
+// Pair returns the pair.
+func (e *PairEnds) Pair() flow.Pair {
+	return flow.Pair{Initiator: e.Initiator, Server: e.Server, VLAN: e.VLAN, InnerVLAN: e.InnerVLAN}
+}
+
+// PairTreated says that the kernel treats all connections of a pair from now on that begin at
+// the interface, from their SYN on; in mode monitor that is suspended.
+type PairTreated struct {
+	Time      time.Time         `json:"time"`
+	Event     word[pairTreated] `json:"event"`
+	Interface string            `json:"interface"`
+	PairEnds
+	Class          string    `json:"class"`
+	Rule           string    `json:"rule"`
+	Action         string    `json:"action"`         // drop, reset or limit
+	Rate           uint64    `json:"rate,omitempty"` // bytes per second that pass of each connection, with limit
+	Until          time.Time `json:"until"`
+	EvidenceFlows  int       `json:"evidence_flows,omitempty"` // as of Verdict
+	EvidenceJudged int       `json:"evidence_judged,omitempty"`
+}
+
+// PairEnded says that the kernel treats a pair's connections no longer.
+type PairEnded struct {
+	Time      time.Time       `json:"time"`
+	Event     word[pairEnded] `json:"event"`
+	Interface string          `json:"interface"`
+	PairEnds
+	Class          string `json:"class"`
+	Rule           string `json:"rule"`
+	Reason         string `json:"reason"`          // why it ended
+	Connections    uint64 `json:"connections"`     // that began meanwhile
+	DroppedPackets uint64 `json:"dropped_packets"` // SYNs
+	DroppedBytes   uint64 `json:"dropped_bytes"`
+}
+
 // LeftOut says how many verdicts on flows that pass undetected were not written since
 // the last event of this kind.
 type LeftOut struct {
@@ -259,11 +312,12 @@ type Audit struct {
 	UID       uint32 `json:"uid"`
 	GID       uint32 `json:"gid"`
 	PID       int32  `json:"pid"`
-	Action    string `json:"action"`              // blocked_add, blocked_del, reload, mode or model
+	Action    string `json:"action"`              // blocked_add, blocked_del, pairs_del, reload, mode or model
 	Outcome   string `json:"outcome"`             // done, refused (nothing was changed) or failed (something may be)
 	Interface string `json:"interface,omitempty"` // the one that was named
 	Asked     string `json:"asked,omitempty"`     // what for, in words
 	Blocks    int    `json:"blocks,omitempty"`    // that were made or removed
+	Pairs     int    `json:"pairs,omitempty"`     // whose treatment was ended
 	Error     string `json:"error,omitempty"`     // why it was refused, or failed
 }
 
@@ -335,6 +389,8 @@ type (
 	waiting      struct{}
 	verdict      struct{}
 	blockEnded   struct{}
+	pairTreated  struct{}
+	pairEnded    struct{}
 	leftOut      struct{}
 	modeChanged  struct{}
 	reloaded     struct{}
@@ -350,6 +406,8 @@ func (attached) kind() string     { return KindAttached }
 func (waiting) kind() string      { return KindWaiting }
 func (verdict) kind() string      { return KindVerdict }
 func (blockEnded) kind() string   { return KindBlockEnded }
+func (pairTreated) kind() string  { return KindPairTreated }
+func (pairEnded) kind() string    { return KindPairEnded }
 func (leftOut) kind() string      { return KindLeftOut }
 func (modeChanged) kind() string  { return KindModeChanged }
 func (reloaded) kind() string     { return KindReloaded }
@@ -397,6 +455,10 @@ func Decode(line []byte) (Event, error) {
 		e = new(Verdict)
 	case KindBlockEnded:
 		e = new(BlockEnded)
+	case KindPairTreated:
+		e = new(PairTreated)
+	case KindPairEnded:
+		e = new(PairEnded)
 	case KindModeChanged:
 		e = new(ModeChanged)
 	case KindLeftOut:

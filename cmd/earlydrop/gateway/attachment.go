@@ -58,6 +58,7 @@ type attachment struct {
 	tidied  pulse
 	told    toldMode
 	known   knownFlows // that are blocked
+	pairs   kernelPairs
 
 	// Of each kind one warning per second.
 	warnClassify, warnBlock, warnRead, warnTidy rate.Sometimes
@@ -248,6 +249,11 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 		}
 	}
 	decided := time.Now()
+	// Somebody has lifted a block of the flow; of its pair, the decision is as it was.
+	lifted := errors.Is(err, loader.ErrExempt)
+	if lifted {
+		err = nil
+	}
 	var failed error // to block
 	if err != nil {
 		a.counts[countNotBlocked].Add(1)
@@ -275,10 +281,14 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	switch decision.Reason {
 	case policy.ReasonEvidence:
 		a.counts[countPairs].Add(1)
+		a.treatPair(s.Pair())
 	case policy.ReasonPair:
 		a.counts[countPairFlows].Add(1)
 	case policy.ReasonPaused:
 		a.counts[countPaused].Add(1)
+	}
+	if lifted {
+		decision.Pass(policy.ReasonExempt)
 	}
 	n, _ := a.classes.LoadOrStore(decision.Class, new(atomic.Uint64))
 	n.(*atomic.Uint64).Add(1)
@@ -320,7 +330,7 @@ func (a *attachment) treatEarlier(flows []flow.Meta, here flow.Source, treatment
 			n++
 			a.counts[countBlocked].Add(1)
 			a.gateway.tops.noteBlocked(m)
-		case !errors.Is(err, loader.ErrFlowGone):
+		case !errors.Is(err, loader.ErrFlowGone) && !errors.Is(err, loader.ErrExempt):
 			a.counts[countNotBlocked].Add(1)
 			a.warnBlock.Do(func() { slog.Warn("flow not blocked, it passes", "interface", a.iface(), "flow", m.Key, "error", err) })
 		}
@@ -364,6 +374,9 @@ func (a *attachment) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 	var noSweep, noTidying patience
 	advised := false
 	a.noteRecent()
+	if err := a.tendPairs(); err != nil {
+		a.warnTidy.Do(func() { slog.Warn("trying again", "interface", a.iface(), "error", err) })
+	}
 	for {
 		var err error
 		trouble := &noSweep
@@ -384,7 +397,7 @@ func (a *attachment) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 		case <-sweep.C:
 			_, err = a.dp.Sweep()
 		case <-slow.C:
-			err, trouble = errors.Join(a.expire(), a.dp.Report(a.counts.list())), &noTidying
+			err, trouble = errors.Join(a.expire(), a.tendPairs(), a.dp.Report(a.counts.list())), &noTidying
 			advised = advised || a.advise()
 			a.noteRecent()
 			a.tidied.beat()

@@ -137,6 +137,7 @@ func New(c Config) (*Gateway, error) {
 	for i, dp := range paths {
 		g.add(there[i], dp)
 	}
+	g.adoptPairs(g.attached, true)
 	debug.FreeOSMemory() // what it took to load the programs is not needed any more
 	for _, o := range away {
 		g.waiting = append(g.waiting, &waiting{asked: o})

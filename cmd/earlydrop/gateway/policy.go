@@ -160,7 +160,7 @@ func (g *Gateway) reload(n *classifier.Network) (_ *Reloaded, err error) {
 	for _, a := range g.attached {
 		lifted, err := a.lift(now.policy)
 		r.Lifted += lifted
-		errs = append(errs, err)
+		errs = append(errs, err, a.tendPairs())
 	}
 	return r, errors.Join(errs...)
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/earlydrop/earlydrop/loader"
+	"github.com/earlydrop/earlydrop/loader/flow"
 )
 
 // Schema is the JSON Schema (draft 2020-12) of Status, Report and Block. Its file is named
@@ -160,6 +161,41 @@ func NewBlock(iface string, b *loader.Block) Block {
 		Interface: iface, Lo: b.Key.Lo, Hi: b.Key.Hi, Proto: b.Key.Proto.String(), VLAN: b.Key.VLAN, InnerVLAN: b.Key.InnerVLAN,
 		Action: b.Action.String(), Rate: b.Rate, Class: b.Class, Rule: b.Rule, Since: b.Since, Expires: b.Expires, Packets: b.Packets, Bytes: b.Bytes,
 	}
+}
+
+// Pair tells of an initiator and a server whose connections are treated as they begin.
+type Pair struct {
+	Interface   string         `json:"interface"`
+	Initiator   netip.Prefix   `json:"initiator"` // an IPv4 address (/32), or an IPv6 network (/64)
+	Server      netip.AddrPort `json:"server"`
+	Proto       string         `json:"proto"` // tcp
+	VLAN        uint16         `json:"vlan"`
+	InnerVLAN   uint16         `json:"inner_vlan"`
+	Action      string         `json:"action"`         // drop, reset or limit
+	Rate        uint64         `json:"rate,omitempty"` // bytes per second that pass of each connection, with limit
+	Class       string         `json:"class"`
+	Rule        string         `json:"rule"`
+	Since       time.Time      `json:"since"`
+	Expires     time.Time      `json:"expires"`
+	Connections uint64         `json:"connections"` // that began meanwhile
+	Packets     uint64         `json:"packets"`     // SYNs that were dropped
+	Bytes       uint64         `json:"bytes"`
+	Last        time.Time      `json:"last,omitzero"` // when the last of them began
+	Suspended   bool           `json:"suspended"`     // the mode is monitor: they pass
+}
+
+// NewPair tells of a pair of an interface. Suspended is the caller's to set.
+func NewPair(iface string, p *loader.Pair) Pair {
+	return Pair{
+		Interface: iface, Initiator: p.Initiator, Server: p.Server, Proto: flow.TCP.String(), VLAN: p.VLAN, InnerVLAN: p.InnerVLAN,
+		Action: p.Action.String(), Rate: p.Rate, Class: p.Class, Rule: p.Rule, Since: p.Since, Expires: p.Expires,
+		Connections: p.Flows, Packets: p.Packets, Bytes: p.Bytes, Last: p.Last,
+	}
+}
+
+// Pair returns which pair it is.
+func (p *Pair) Pair() flow.Pair {
+	return flow.Pair{Initiator: p.Initiator, Server: p.Server, VLAN: p.VLAN, InnerVLAN: p.InnerVLAN}
 }
 
 // Waiting tells of an interface that is waited for.

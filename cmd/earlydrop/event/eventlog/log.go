@@ -314,6 +314,10 @@ func (l *Log) print(w *bufio.Writer, e event.Event) {
 		}
 	case *event.BlockEnded:
 		line = e.Text()
+	case *event.PairTreated:
+		line = e.Text()
+	case *event.PairEnded:
+		line = e.Text()
 	case *event.Waiting:
 		line = e.Text()
 	case *event.Disagreed:

@@ -33,7 +33,7 @@ func (s *Server) searchHistory(r *http.Request) (any, error) {
 	switch {
 	case err != nil:
 		return nil, badRequest("%v", err)
-	case q.Limit == 0:
+	case q.Limit == 0 && q.ID == 0:
 		q.Limit = defaultFound
 	case q.Limit > maxFound:
 		return nil, badRequest("limit %d: at most %d", q.Limit, maxFound)

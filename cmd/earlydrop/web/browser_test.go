@@ -316,7 +316,7 @@ func past(o *opened) {
 	o.shows("history-count", "150 events")
 	o.until(`document.getElementById("history-more").hidden`)
 	o.must(o.Type(`#history-search input[name="cidr"]`, "10.0.1.146\r"))
-	o.shows("history-count", "1 events")
+	o.shows("history-count", "1 event,")
 	o.must(o.Click(`#history-list a`))
 	for _, text := range []string{"10.0.1.146:4000 > 192.0.2.7:8388", "line 12 of /etc/earlydrop/policy.yaml", "dropped 12 packets, 8.8 KiB", "3 of 4 flows detected; treated by tunnels"} {
 		o.shows("flow", text)

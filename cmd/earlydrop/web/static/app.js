@@ -353,7 +353,7 @@ const search = more => telling("history-count", async () => {
   past = more ? [...past, ...found.events] : found.events;
   eventTable($("history-list"), past, dateTime, "the history has nothing like this");
   $("history-more").hidden = !found.more;
-  return `${count(past.length)} events${found.more ? " and more" : ""}, ${count(performance.now() - begin)} ms`;
+  return `${past.length === 1 ? "1 event" : count(past.length) + " events"}${found.more ? " and more" : ""}, ${count(performance.now() - begin)} ms`;
 });
 
 $("history-search").addEventListener("submit", e => { e.preventDefault(); search(false); });

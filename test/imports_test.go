@@ -50,6 +50,7 @@ var layers = []struct {
 	{"cmd/earlydrop/dataset", []string{"=cmd/earlydrop/captures", "=classifier", "loader/flow", "loader/assembly"}},
 	{"cmd/earlydrop/status", []string{"=cmd/earlydrop/event", "=loader"}},
 	{"cmd/earlydrop/control", []string{"=cmd/earlydrop/event", "=cmd/earlydrop/event/eventlog", "=cmd/earlydrop/status", "=loader", "=loader/flow", "=policy", "policy/nearest"}},
+	{"cmd/earlydrop/top", []string{"=cmd/earlydrop/event", "=cmd/earlydrop/status", "=cmd/earlydrop/control", "=loader"}},
 	{"cmd/earlydrop/metrics", []string{"=cmd/earlydrop/status", "=loader"}},
 	{"cmd/earlydrop/gateway", []string{"=cmd/earlydrop/event", "=cmd/earlydrop/event/eventlog", "=cmd/earlydrop/status", "=loader", "loader/flow", "=classifier", "policy"}},
 	{"cmd/earlydrop/explanation", []string{"=cmd/earlydrop/event", "=cmd/earlydrop/captures", "=classifier", "=classifier/explain", "=policy", "=loader/flow", "=loader/assembly"}},

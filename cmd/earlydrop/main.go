@@ -52,6 +52,7 @@ func commands() []*cli.Command {
 		statusCommand(),
 		topCommand(),
 		blockedCommand(),
+		whyCommand(),
 		eventsCommand(),
 		modelCommand(),
 		policyCommand(),

@@ -255,6 +255,7 @@ func (s *Server) endpoints() map[string]map[string]endpoint {
 		"/v1/reload": {"POST": {rightRoot, s.reload}},
 		"/v1/model":  {"POST": {rightRoot, s.useModel}},
 		"/v1/mode":   {"POST": {rightRoot, s.setMode}},
+		"/v1/why":    {"GET": {rightEdit, s.getWhy}},
 		"/v1/events": {"GET": {rightEdit, s.streamEvents}},
 	}
 }

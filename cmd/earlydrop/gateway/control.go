@@ -106,9 +106,10 @@ func (a *attachment) status() (*status.Status, error) {
 	grown, span := a.recent.growth(now, status.Passing(s.Daemon, s.Counters))
 	s.Recent, s.RecentSeconds = grown, span.Round(100*time.Millisecond).Seconds()
 	s.Delays = a.latency.histogram()
-	s.Worries = nil
+	s.Device = a.gateway.config.Engine.Device()
+	s.Worries = a.gateway.deviceWorry()
 	if text := a.unread.Load(); text != nil {
-		s.Worries = []status.Worry{{Kind: status.WorryUnreadable, Text: "captures can't be read: " + *text}}
+		s.Worries = append(s.Worries, status.Worry{Kind: status.WorryUnreadable, Text: "captures can't be read: " + *text})
 	}
 	s.Judge()
 	return s, nil

@@ -84,10 +84,13 @@ type Gateway struct {
 	changing sync.Mutex
 
 	classified pulse
+	realTime   realTime
 	began      time.Time
 	inference  latencies // of batches
 	tops       *tops
 	reloads    reloads
+
+	decisions decisions
 
 	disagreements *rate.Limiter // of events
 
@@ -115,7 +118,11 @@ func New(c Config) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
-	g.judge.Store(&judge{policy: c.Policy, model: modelName(c.Engine.Manifest()), shadow: second})
+	g.tellFailures(c.Engine)
+	if c.Shadow != nil {
+		g.tellFailures(c.Shadow)
+	}
+	g.judge.Store(&judge{policy: c.Policy, model: modelName(c.Engine.Manifest()), shadow: second, since: time.Now()})
 	there, away := c.Attach, []loader.Options(nil)
 	if c.Wait {
 		if there, away, err = split(c.Attach); err != nil {

@@ -21,6 +21,7 @@ type judge struct {
 	policy *policy.Policy
 	model  string         // name and version
 	shadow *policy.Policy // the same for the second model, if there is one
+	since  time.Time
 }
 
 func modelName(m *classifier.Manifest) string { return m.Name + " " + m.Version }
@@ -106,7 +107,7 @@ func (g *Gateway) reload(n *classifier.Network) (_ *Reloaded, err error) {
 		manifest = n.Manifest()
 	}
 	old := g.judge.Load()
-	now := &judge{model: modelName(manifest)}
+	now := &judge{model: modelName(manifest), since: time.Now()}
 	// Until it has been taken over.
 	defer func() {
 		if n != nil {

@@ -50,6 +50,7 @@ type Status struct {
 	Classes map[string]uint64 `json:"classes,omitempty"` // flows by class
 	Rules   map[string]Rule   `json:"rules,omitempty"`   // by name; those that detected something
 	Latency *Latency          `json:"latency,omitempty"`
+	Device  string            `json:"device,omitempty"` // that classifies
 	// Verdicts counts flows by what decided: the largest first.
 	Verdicts []Verdicts `json:"verdicts,omitempty"`
 	// Traffic is what the interface has carried, by its own statistics; nil where they can't

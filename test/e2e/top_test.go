@@ -90,8 +90,11 @@ func TestTopShowsADaemonAtWork(t *testing.T) {
 	x := s.inTmux(80, 24, fmt.Sprintf("%s top --interval 200ms --control %s; echo ended with $?; cat", s.Binary(), s.Control()))
 	x.await("[1 latest]", "mode enforce", server.String(), verdict.Src.String(), "? help")
 	x.press("/", "d", "r", "o", "p", "Enter", "Enter")
-	x.await(fmt.Sprintf("tcp %s > %s", verdict.Src, server), "reason: rule", "remote")
+	x.await(fmt.Sprintf("tcp %s > %s", verdict.Src, server), "reason: rule", "remote", "earlydrop why")
 	x.press("Escape")
+	x.await("filter drop", "decision initiator")
+	x.press("Escape") // ends the filter
+	x.await("pass")
 	x.press("2")
 	x.await("[2 pairs]", "10.", server.String())
 	x.press("u")
@@ -106,13 +109,13 @@ func TestTopShowsADaemonAtWork(t *testing.T) {
 	}
 	x.run("resize-window", "-x", "200", "-y", "60")
 	x.press("8")
-	x.await("[8 ifaces]", rig.Device, "iface ^", "decision   proto")
+	x.await("[8 ifaces]", rig.Device, "iface ^", "proto initiator")
 
 	// Where no daemon is, and one is again.
 	must(d.Stop(s.ctx))(t)
 	x.await("no daemon listens at", "trying again")
 	s.attach("--policy", policy)
-	x.await("mode monitor", rig.Device+"  well")
+	x.await("mode monitor", rig.Device, "well")
 	x.press("q")
 	x.await("ended with 0")
 

@@ -66,6 +66,10 @@ func (m *model) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	case looked:
 		m.take(msg)
 		return m, tea.Tick(m.Every, func(time.Time) tea.Msg { return tick{} })
+	case remembered:
+		if m.story == msg.of {
+			m.story.why = msg.why
+		}
 	case found:
 		m.confirm(msg)
 	case lift:
@@ -166,6 +170,7 @@ func (m *model) press(key tea.Key) tea.Cmd {
 	case "enter":
 		if r := m.selected(m.table(m.list)); r != nil && m.story == nil {
 			m.story = &story{about: r.about}
+			return m.askWhy(m.story)
 		}
 	case "esc", "backspace":
 		if m.story == nil {

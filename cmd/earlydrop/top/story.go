@@ -4,6 +4,7 @@ package top
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -11,15 +12,69 @@ import (
 	"strings"
 	"time"
 
+	tea "charm.land/bubbletea/v2"
+
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/control"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/why"
 )
 
 // story is what is known of a row.
 type story struct {
 	about any
 	first int // line on the screen
+	// why is what the daemon remembers of it, in words, or why it does not tell; nil until it
+	// has answered.
+	why []string
+}
+
+// remembered is the answer to what the daemon was asked of a story.
+type remembered struct {
+	of  *story
+	why []string
+}
+
+// mostDecisions is how many the daemon is asked for.
+const mostDecisions = 50
+
+// askWhy returns what asks the daemon what it remembers of a story, nil where there is nothing
+// to ask.
+func (m *model) askWhy(of *story) tea.Cmd {
+	var q why.Query
+	var is func(*event.Verdict) bool
+	single := func(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+	switch about := of.about.(type) {
+	case *event.Verdict:
+		q.Network, q.Port = single(about.Src.Addr().Unmap()), about.Src.Port()
+		is = func(e *event.Verdict) bool {
+			return e.Src == about.Src && e.Dst == about.Dst && e.Proto == about.Proto && e.VLAN == about.VLAN && e.InnerVLAN == about.InnerVLAN
+		}
+	case *status.Block:
+		q.Network, q.Port = single(about.Lo.Addr().Unmap()), about.Lo.Port()
+		is = func(e *event.Verdict) bool { return blockOf(about, e) }
+	case *status.Leader:
+		q.Network = about.Initiator
+		if about.Server.IsValid() {
+			q.Network, q.Port = single(about.Server.Addr().Unmap()), about.Server.Port()
+		}
+		is = func(e *event.Verdict) bool { return isOf(about, e) }
+	default:
+		return nil
+	}
+	q.Most = mostDecisions
+	now := m.top().Time
+	return func() tea.Msg {
+		ctx, cancel := context.WithTimeout(m.ctx, answerWithin)
+		defer cancel()
+		answer, err := m.Source.Why(ctx, &q)
+		if err != nil {
+			return remembered{of, []string{"the daemon does not tell: " + err.Error()}}
+		}
+		answer.Decisions = slices.DeleteFunc(answer.Decisions, func(d why.Decision) bool { return d.Verdict == nil || !is(d.Verdict) })
+		answer.Matched = len(answer.Decisions)
+		return remembered{of, strings.Split(strings.TrimRight(answer.Text(now), "\n"), "\n")}
+	}
 }
 
 // fact is one line of a story.
@@ -51,12 +106,23 @@ func (v *view) storyLines(room int) []line {
 			out = append(out, wrapped(e.Text(false), v.width)...)
 		}
 	}
+	if v.story.why != nil {
+		out = append(out, nil, say(strong, "what the daemon remembers (earlydrop why)"))
+		for _, text := range v.story.why {
+			words := strings.TrimLeft(text, " ")
+			indent := text[:len(text)-len(words)]
+			for _, l := range wrapped(words, max(20, v.width-len(indent))) {
+				out = append(out, append(line{{indent, plain}}, l...))
+			}
+		}
+	}
 	v.story.first = min(v.story.first, max(0, len(out)-room))
 	out = out[v.story.first:]
 	return out[:min(max(0, room), len(out))]
 }
 
-// tell returns what is known of what a row is about.
+// tell returns what is known of what a row is about, and, where the daemon is not asked what it
+// remembers, the latest verdicts.
 func (v *view) tell(about any) (title string, facts []fact, events []*event.Verdict) {
 	latest := func(of func(*event.Verdict) bool) (events []*event.Verdict) {
 		for _, e := range v.top().Latest {
@@ -71,10 +137,10 @@ func (v *view) tell(about any) (title string, facts []fact, events []*event.Verd
 		return tellVerdict(about)
 	case *status.Leader:
 		title, facts = tellLeader(about)
-		return title, facts, latest(func(e *event.Verdict) bool { return isOf(about, e) })
+		return title, facts, nil
 	case *status.Block:
 		title, facts = tellBlock(about)
-		return title, facts, latest(func(e *event.Verdict) bool { return blockOf(about, e) })
+		return title, facts, nil
 	case className:
 		for _, s := range v.attached(v.top()) {
 			facts = append(facts, factf(s.Interface, "%d flows", s.Classes[string(about)]))

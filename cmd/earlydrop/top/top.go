@@ -21,6 +21,7 @@ import (
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/control"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/why"
 	"github.com/earlydrop/earlydrop/loader"
 )
 
@@ -29,6 +30,7 @@ type Source interface {
 	Top(ctx context.Context, limit int) (*status.Top, error)
 	Blocks(ctx context.Context, f control.BlockFilter, sortBy string, limit int) (*control.Blocks, error)
 	Lift(ctx context.Context, f control.BlockFilter) (control.Lifted, error)
+	Why(ctx context.Context, q *why.Query) (*why.Answer, error)
 }
 
 // Config says what is looked at, and how.

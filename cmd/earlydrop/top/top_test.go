@@ -25,6 +25,7 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/control"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/why"
 	"github.com/earlydrop/earlydrop/loader"
 )
 
@@ -74,6 +75,20 @@ func (f *fake) Lift(_ context.Context, filter control.BlockFilter) (l control.Li
 		err = &control.Error{Status: 404, Message: "not blocked"}
 	}
 	return l, err
+}
+
+// Why remembers what is latest.
+func (f *fake) Why(_ context.Context, q *why.Query) (*why.Answer, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	a := &why.Answer{Of: q.Of(), Remembered: 3, Room: 10_000, Since: noon}
+	for _, e := range f.top.Latest {
+		if q.Fits(e.Src, e.Dst) {
+			a.Decisions = append(a.Decisions, why.Decision{Verdict: e})
+		}
+	}
+	a.Matched = len(a.Decisions)
+	return a, f.err
 }
 
 var noon = time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)

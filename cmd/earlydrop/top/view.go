@@ -154,6 +154,12 @@ func (v *view) head() []line {
 	}
 	mode, tone := modeOf(all)
 	first := []span{{"earlydrop " + top.Version, strong}, {"mode " + mode, tone}, {cmp.Or(strings.Join(names, " "), "no interface"), plain}}
+	if v.iface != "" {
+		first = append(first, span{"only " + v.iface, warning})
+	}
+	if v.filter != "" && !v.typing {
+		first = append(first, span{"filter " + v.filter, warning})
+	}
 	if v.paused {
 		first = append(first, span{"PAUSED", warning})
 	}
@@ -270,12 +276,6 @@ func (v *view) tabs() line {
 			out = append(out, span{" ", plain})
 		}
 		out = append(out, span{text, t})
-	}
-	if v.iface != "" {
-		out = append(out, span{gap + "only " + v.iface, warning})
-	}
-	if v.filter != "" && !v.typing {
-		out = append(out, span{gap + "filter " + v.filter, warning})
 	}
 	return out
 }

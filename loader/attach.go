@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -66,6 +67,10 @@ type Options struct {
 	// Other sizes than what is pinned has replace it whole. (optional)
 	Sizes Sizes
 
+	// Exempt are networks, at most [MaxExempt], whose flows pass: nothing of them is captured.
+	// See [Tables.SetExempt]. (optional)
+	Exempt []netip.Prefix
+
 	// Group is the interfaces with which this one has its flows in common; nil: none.
 	// (optional)
 	Group *Group
@@ -89,7 +94,9 @@ type Info struct {
 	Adopted       bool     // maps and links of an earlier process were taken over
 	Replaced      string   // why what was pinned could not be adopted and was replaced, else empty
 	BlocksAdopted int      // blocks that go on, taken over or carried into the new tables
-	BlocksLost    error    // which blocks could not be carried into the new tables, and why
+	BlocksLost    error    // which blocks and pairs could not be carried into the new tables, and why
+	PairsAdopted  int      // treated pairs that go on
+	PairsKnown    bool     // there was a table of treated pairs, of which none was left out
 	BlocksRemoved int      // blocks by a rule that were removed because of Options.Monitor
 	BlocksHeld    int      // of BlocksAdopted, those by hand that it suspends
 	Bypasses      Bypasses // ways past the programs
@@ -227,6 +234,7 @@ type attaching struct {
 	d        *DataPath
 	spec     *ebpf.CollectionSpec
 	carried  []carriedBlock
+	pairs    []carriedPair
 	existed  bool // something is pinned that goes on without this process
 	finished bool
 }
@@ -242,7 +250,9 @@ func begin(opts Options, ifc *iface) (_ *attaching, err error) {
 	a.d = &DataPath{lock: lock, sweepIn: make([]byte, 64)}
 	a.d.index.Store(int32(ifc.index()))
 	a.d.Info.look(ifc, opts.XDPMode)
-	a.spec, a.carried, err = a.d.load(opts, ifc)
+	if a.spec, a.carried, err = a.d.load(opts, ifc); err == nil && a.d.Info.Replaced != "" {
+		a.pairs, a.d.Info.PairsKnown, err = pinnedPairs(lock)
+	}
 	a.existed = a.d.foreign
 	return a, err
 }
@@ -256,7 +266,7 @@ func (a *attaching) finish() (err error) {
 	if d.Info.Adopted {
 		err = d.adoptBlocks(a.opts.Monitor)
 	} else {
-		err = d.replaceMaps(a.carried, a.opts.Monitor)
+		err = d.replaceMaps(a.carried, a.pairs, a.opts.Monitor)
 	}
 	if err != nil {
 		return err
@@ -266,6 +276,9 @@ func (a *attaching) finish() (err error) {
 	}
 	d.own = d.sides.addresses
 	// Maps first: from the first packet on, everything must be in place.
+	if err := d.SetExempt(a.opts.Exempt); err != nil {
+		return err
+	}
 	if err := d.attachIngress(a.ifc, a.opts, inFolder(d.lock, pinXDP)); err != nil {
 		return err
 	}

@@ -156,7 +156,7 @@ func busy(seconds int) *fake {
 func at(t *testing.T, f *fake, width, height int) *model {
 	t.Helper()
 	m := &model{Config: Config{Source: f, Every: time.Second}, view: newView(), ctx: context.Background()}
-	m.counters = loader.KnownCounters()
+	m.counters = loader.Counters{{Name: "classified", Help: "flows that got a verdict"}, {Name: "dropped_packets", Help: "packets that were dropped"}, {Name: "tcp_opened", Help: "TCP connections"}}
 	m.Update(tea.WindowSizeMsg{Width: width, Height: height})
 	if f.top != nil {
 		earlier := busy(int(f.top.Time.Sub(noon).Seconds()) - 5)

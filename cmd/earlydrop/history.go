@@ -29,7 +29,7 @@ import (
 )
 
 // historyFile is where the service keeps its history.
-const historyFile = stateDir + "/history.db"
+var historyFile = stateDir + "/history.db"
 
 // historyFlags are those of attach about the history.
 func historyFlags() []cli.Flag {

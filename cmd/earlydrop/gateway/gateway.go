@@ -188,6 +188,7 @@ func (g *Gateway) options(asked ...loader.Options) []loader.Options {
 	all := slices.Clone(asked)
 	for i := range all {
 		j := g.judge.Load()
+		all[i].Exempt = j.policy.Exempt()
 		all[i].Model, all[i].Policy, all[i].MonitorOnly = j.model, g.config.PolicyName, g.config.MonitorOnly(&all[i], j.policy)
 	}
 	return all

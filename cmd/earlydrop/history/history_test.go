@@ -251,10 +251,10 @@ func TestEventsAreFoundAgain(t *testing.T) {
 			}
 			for _, oldest := range []bool{true, false} {
 				page, pages := q, []event.Event(nil)
-				page.Oldest, page.Limit = oldest, 7
+				page.Oldest, page.Limit = oldest, 60
 				for len(pages) < len(want) {
 					some := search(t, s, &page)
-					if len(some) == 0 || len(some) > 7 {
+					if len(some) == 0 || len(some) > 60 {
 						t.Fatalf("%s: a page of %d events", name, len(some))
 					}
 					pages = append(pages, some...)
@@ -334,12 +334,12 @@ func (l *logged) String() string {
 func TestHistoryIsBounded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "history.db")
 	h := opened(t, Options{Path: path, Bytes: LeastBytes})
-	const n = 60_000
+	const n = 40_000
 	for i := 0; i < n; i += 4000 {
 		keep(t, h, verdicts(i, i+4000)...)
 	}
 	s := h.Status()
-	if s.Bytes > LeastBytes || s.Bytes < LeastBytes/2 || s.Events > n/2 || s.Events < n/10 || s.Lost != 0 {
+	if s.Bytes > LeastBytes || s.Bytes < LeastBytes/2 || s.Events > n*3/4 || s.Events < n/10 || s.Lost != 0 {
 		t.Errorf("status %+v", s)
 	}
 	kept := search(t, h, &Query{})

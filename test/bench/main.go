@@ -3,7 +3,8 @@
 // Command bench measures what forwarding through a gateway costs with earlydrop
 // attached, beside nothing, an XDP program that only passes, xdp-filter and
 // nftables, all in one run, and prints one table; or, with -passed, how many bytes of
-// a tunnel pass before it is cut. It works in network namespaces of its own, on veth
+// a tunnel pass before it is cut; or, with -peers, what other programs that identify
+// connections cost and cut beside it. It works in network namespaces of its own, on veth
 // pairs with XDP in the driver, and needs root.
 package main
 
@@ -52,6 +53,10 @@ type options struct {
 	// passed asks for the bytes that pass before a cut, and nothing else.
 	passed      bool
 	connections int
+	// beside asks for other programs beside earlydrop, and nothing else.
+	beside                          bool
+	openGFWProgram, suricataProgram string
+	suricataRules                   string
 }
 
 func main() {
@@ -61,7 +66,11 @@ func main() {
 	flag.DurationVar(&o.length, "time", 1500*time.Millisecond, "length of each measurement")
 	flag.BoolVar(&o.json, "json", false, "print one JSON object, each round's figures included")
 	flag.BoolVar(&o.passed, "passed", false, "count how many bytes pass before a connection is cut, instead of all else")
-	flag.IntVar(&o.connections, "connections", 50, "with -passed: how many of each tunnel, direction and round trip")
+	flag.IntVar(&o.connections, "connections", 50, "with -passed and -peers: how many tunnels of each kind")
+	flag.BoolVar(&o.beside, "peers", false, "measure other programs beside earlydrop, instead of all else")
+	flag.StringVar(&o.openGFWProgram, "opengfw", "", "with -peers: OpenGFW's program")
+	flag.StringVar(&o.suricataProgram, "suricata", "", "with -peers: Suricata's program")
+	flag.StringVar(&o.suricataRules, "suricata-rules", "", "with -peers: a file of rules that have Suricata cut tunnels")
 	flag.Parse()
 	if err := o.check(flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -70,8 +79,11 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	ctx, cancel := context.WithTimeout(ctx, o.limit())
 	do := run
-	if o.passed {
+	switch {
+	case o.passed:
 		do = runPassed
+	case o.beside:
+		do = runPeers
 	}
 	err := do(ctx, os.Stdout, o)
 	if errors.Is(ctx.Err(), context.Canceled) {
@@ -93,6 +105,8 @@ func (o options) check(args []string) error {
 		return fmt.Errorf("rounds %d: want 1 to 100", o.rounds)
 	case o.length < 100*time.Millisecond || o.length > time.Minute:
 		return fmt.Errorf("time %v: want 100ms to 1m", o.length)
+	case o.passed && o.beside:
+		return errors.New("-passed and -peers exclude each other")
 	case o.connections < 1 || o.connections > 10_000:
 		return fmt.Errorf("connections %d: want 1 to 10000", o.connections)
 	}
@@ -103,6 +117,10 @@ func (o options) check(args []string) error {
 func (o options) limit() time.Duration {
 	if o.passed {
 		return time.Minute + time.Duration(o.connections)*time.Minute
+	}
+	if o.beside {
+		const programs = 6
+		return 5*time.Minute + programs*(time.Duration(o.rounds)*(3*o.length+time.Minute)+time.Duration(o.connections)*10*time.Second)
 	}
 	return time.Minute + time.Duration(o.rounds*len(candidates))*(3*o.length+5*time.Second)
 }
@@ -386,14 +404,19 @@ func (b *bench) settled(ctx context.Context, port uint16) (uint64, error) {
 }
 
 // bulk measures one TCP connection that sends all it can.
-func (b *bench) bulk(ctx context.Context) (r bulk, err error) {
+func (b *bench) bulk(ctx context.Context) (bulk, error) {
+	return iperfTo(ctx, b.rig.Lab, b.opts.length)
+}
+
+// iperfTo has iperf3 send from the client all it can, for a whole number of seconds.
+func iperfTo(ctx context.Context, l *lab.Lab, length time.Duration, args ...string) (r bulk, err error) {
 	cpu, err := readCPUTime()
 	if err != nil {
 		return r, err
 	}
-	seconds := max(1, int((b.opts.length+time.Second-1)/time.Second))
-	out, err := b.rig.Exec(ctx, b.rig.Client, "iperf3", "--client", b.rig.ServerAddr(4).String(),
-		"--port", fmt.Sprint(iperfPort), "--time", fmt.Sprint(seconds), "--json")
+	seconds := max(1, int((length+time.Second-1)/time.Second))
+	out, err := l.Exec(ctx, l.Client, append([]string{"iperf3", "--client", l.ServerAddr(4).String(),
+		"--port", fmt.Sprint(iperfPort), "--time", fmt.Sprint(seconds), "--json"}, args...)...)
 	if err != nil {
 		return r, fmt.Errorf("%w: %s", err, out)
 	}

@@ -173,11 +173,12 @@ bench: build onnxruntime ## Print the benchmarks: data path, user space, forward
 	$(call install,$(PKG_TEST) $(PKG_BENCH))
 	go test -run '^$$' -bench . -benchtime 1s ./loader/... ./policy ./classifier
 	go run ./test/bench -earlydrop $(BIN)
+	go run ./test/bench -only overload -earlydrop $(BIN)
 
 .PHONY: bench-passed
 bench-passed: build onnxruntime ## Count how many bytes of a tunnel pass before it is cut, at round trips of 0, 5 and 50 ms
 	$(call install,$(PKG_TEST))
-	go run ./test/bench -passed -earlydrop $(BIN)
+	go run ./test/bench -only passed -earlydrop $(BIN)
 
 OPENGFW ?=
 SURICATA ?=
@@ -185,7 +186,7 @@ SURICATA_RULES ?=
 .PHONY: bench-peers
 bench-peers: build onnxruntime ## Measure other programs beside earlydrop, in one table: make bench-peers [OPENGFW=program SURICATA=program SURICATA_RULES=file]
 	$(call install,$(PKG_TEST) $(PKG_BENCH) libndpi-bin)
-	go run ./test/bench -peers -earlydrop $(BIN) -connections 50 $(if $(OPENGFW),-opengfw "$(OPENGFW)") $(if $(SURICATA),-suricata "$(SURICATA)") $(if $(SURICATA_RULES),-suricata-rules "$(SURICATA_RULES)")
+	go run ./test/bench -only peers -earlydrop $(BIN) -connections 50 $(if $(OPENGFW),-opengfw "$(OPENGFW)") $(if $(SURICATA),-suricata "$(SURICATA)") $(if $(SURICATA_RULES),-suricata-rules "$(SURICATA_RULES)")
 
 .PHONY: lint
 lint: ## Check format, vet (with and without cgo), staticcheck, imports, C format, Python and shell scripts

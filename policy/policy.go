@@ -216,7 +216,10 @@ type Match struct {
 	Side   Side
 	// Ports are compared with the responder's port. None fit every flow.
 	Ports []PortRange
-	Line  int // of the file, from 1
+	// Exempt says, of an entry of the allow-list, whether its networks are among those that
+	// Policy.Exempt returns. With nil they are if there is room.
+	Exempt *bool
+	Line   int // of the file, from 1
 
 	text string // String, worked out once
 }
@@ -243,6 +246,9 @@ func (m *Match) String() string {
 			ports[i] = r.String()
 		}
 		parts = append(parts, "port "+strings.Join(ports, ","))
+	}
+	if m.Exempt != nil {
+		parts = append(parts, fmt.Sprintf("exempt %v", *m.Exempt))
 	}
 	return strings.Join(parts, " ")
 }

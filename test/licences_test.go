@@ -89,6 +89,10 @@ func linkedModules(t *testing.T) (modules []linkedModule) {
 	return modules
 }
 
+// notLinked are files about what a module has beside what is linked: those that are linked are
+// modules, and have their own.
+var notLinked = regexp.MustCompile(`/modernc\.org/sqlite@[^/]*/LICENSE-(3RD-PARTY\.md|SQLITE_VEC)$`)
+
 // licenceText returns what the files of a module's top folder say about its licence,
 // notices that have to go along included.
 func licenceText(dir string) (string, error) {
@@ -101,7 +105,11 @@ func licenceText(dir string) (string, error) {
 		if !regexp.MustCompile(`(?i)^(licen[cs]e|copying|notice)(\.|-|$)`).MatchString(e.Name()) {
 			continue
 		}
-		text, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		path := filepath.Join(dir, e.Name())
+		if notLinked.MatchString(path) {
+			continue
+		}
+		text, err := os.ReadFile(path)
 		if err != nil {
 			return "", err
 		}
@@ -121,6 +129,8 @@ func licenceName(text string) string {
 	switch {
 	case has("The licensed conditions are one or the other of these two Licenses: - BSD 3-clause - GPL v2.0"):
 		return "BSD-3-Clause OR GPL-2.0-only"
+	case has("The Libc Authors"): // and what it was translated from
+		return "BSD-3-Clause AND MIT"
 	case has("GNU GENERAL PUBLIC LICENSE"), has("GNU LESSER"), has("Mozilla Public License"):
 		return ""
 	case has("Apache License Version 2.0"), has("Licensed under the Apache License, Version 2.0"):

@@ -3,8 +3,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -18,12 +20,14 @@ import (
 	"github.com/earlydrop/earlydrop/policy/evidence"
 )
 
-const (
-	// stateDir is where what is known of pairs is kept.
-	stateDir = "/var/lib/earlydrop"
-	// keepEvery is how often it is written: so much is lost when the program dies.
-	keepEvery = 30 * time.Second
-)
+// stateVariable names another folder than /var/lib/earlydrop for what is known from one run to
+// the next.
+const stateVariable = "EARLYDROP_STATE"
+
+var stateDir = cmp.Or(os.Getenv(stateVariable), "/var/lib/earlydrop")
+
+// keepEvery is how often it is written: so much is lost when the program dies.
+const keepEvery = 30 * time.Second
 
 func evidenceFlag() cli.Flag {
 	return &cli.StringFlag{Name: "evidence", Usage: "keep what is known of pairs in `FILE`, once there is something; an empty name: keep it nowhere", DefaultText: stateDir + "/INTERFACE.json", TakesFile: true}

@@ -203,7 +203,6 @@ func TestOptionsAreChecked(t *testing.T) {
 		{options{rounds: 0, length: time.Second}, nil, "rounds 0"},
 		{options{rounds: 3, length: time.Millisecond}, nil, "time 1ms"},
 		{options{rounds: 3, length: time.Second}, nil, "connections 0"},
-		{options{rounds: 3, length: time.Second, connections: 1, passed: true, beside: true}, nil, "exclude each other"},
 	} {
 		if err := tc.opts.check(tc.args); err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("error %v, want one with %s", err, tc.want)

@@ -77,7 +77,7 @@ type besideReport struct {
 	Rows []besideRow `json:"rows"`
 }
 
-// runPeers is the whole command with -peers.
+// runPeers is the whole command with -only peers.
 func runPeers(ctx context.Context, out io.Writer, o options) (err error) {
 	if err := errors.Join(missing(), asError(lab.Missing())); err != nil {
 		return err

@@ -18,6 +18,7 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventtest"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/history"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/why"
 	"github.com/earlydrop/earlydrop/loader"
@@ -30,6 +31,7 @@ import (
 type fake struct {
 	room   int
 	reload error
+	kept   *history.History
 	log    *eventlog.Log
 	text   bytes.Buffer // of the log
 
@@ -161,6 +163,8 @@ func (f *fake) UseModel(name string) (*Reloaded, error) {
 	}
 	return nil, errors.New(name + ": no such model")
 }
+
+func (f *fake) History() *history.History { return f.kept }
 
 // Pairs are one of 10.0.0.1, on both interfaces.
 func (f *fake) Pairs() (all []status.Pair, err error) {

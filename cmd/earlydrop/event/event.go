@@ -23,6 +23,9 @@ import (
 type Event interface {
 	// Kind is what the event is called in its field "event".
 	Kind() string
+	// When is the event's field "time".
+	When() time.Time
+	head() *Head
 }
 
 // The kinds of events.
@@ -66,25 +69,44 @@ func (*Lost) Kind() string         { return KindLost }
 func (*LimitReached) Kind() string { return KindLimit }
 func (*Ended) Kind() string        { return KindEnded }
 
+// When implements Event.
+func (e *Attached) When() time.Time     { return e.Time }
+func (e *Waiting) When() time.Time      { return e.Time }
+func (e *Verdict) When() time.Time      { return e.Time }
+func (e *BlockEnded) When() time.Time   { return e.Time }
+func (e *LeftOut) When() time.Time      { return e.Time }
+func (e *LimitReached) When() time.Time { return e.Time }
+func (e *ModeChanged) When() time.Time  { return e.Time }
+func (e *Reloaded) When() time.Time     { return e.Time }
+func (e *PairEnded) When() time.Time    { return e.Time }
+func (e *PairTreated) When() time.Time  { return e.Time }
+func (e *DeviceFailed) When() time.Time { return e.Time }
+func (e *Disagreed) When() time.Time    { return e.Time }
+func (e *Audit) When() time.Time        { return e.Time }
+func (e *Lost) When() time.Time         { return e.Time }
+func (e *Ended) When() time.Time        { return e.Time }
+
 // Attached says that an interface is watched from now on.
 type Attached struct {
-	Time      time.Time      `json:"time"`
-	Event     word[attached] `json:"event"`
-	Interface string         `json:"interface"`
-	Mode      string         `json:"mode"`
-	XDP       string         `json:"xdp"`     // native or generic
-	Egress    string         `json:"egress"`  // tcx or clsact
-	Adopted   bool           `json:"adopted"` // what was pinned was taken over
-	Policy    string         `json:"policy"`  // file, or built-in
-	Model     string         `json:"model"`   // name and version
+	Time  time.Time      `json:"time"`
+	Event word[attached] `json:"event"`
+	Head
+	Interface string `json:"interface"`
+	Mode      string `json:"mode"`
+	XDP       string `json:"xdp"`     // native or generic
+	Egress    string `json:"egress"`  // tcx or clsact
+	Adopted   bool   `json:"adopted"` // what was pinned was taken over
+	Policy    string `json:"policy"`  // file, or built-in
+	Model     string `json:"model"`   // name and version
 }
 
 // Waiting says that an interface is not watched, and will be as soon as it can be.
 type Waiting struct {
-	Time      time.Time     `json:"time"`
-	Event     word[waiting] `json:"event"`
-	Interface string        `json:"interface"`
-	Error     string        `json:"error,omitempty"` // why not, where it is there
+	Time  time.Time     `json:"time"`
+	Event word[waiting] `json:"event"`
+	Head
+	Interface string `json:"interface"`
+	Error     string `json:"error,omitempty"` // why not, where it is there
 }
 
 // Endpoints are the two ends of a flow. Of a verdict, Src is the initiator. Of the end of
@@ -101,11 +123,12 @@ type Endpoints struct {
 type Verdict struct {
 	// Time is when the verdict was in the kernel's map, or, of a file, the time of the
 	// capture's clock at which the flow would have been handed over.
-	Time      time.Time     `json:"time"`
-	Event     word[verdict] `json:"event"`
-	Interface string        `json:"interface,omitempty"` // live
-	File      string        `json:"file,omitempty"`      // replay: where the flow begins
-	Mode      string        `json:"mode,omitempty"`      // live
+	Time  time.Time     `json:"time"`
+	Event word[verdict] `json:"event"`
+	Head
+	Interface string `json:"interface,omitempty"` // live
+	File      string `json:"file,omitempty"`      // replay: where the flow begins
+	Mode      string `json:"mode,omitempty"`      // live
 	Endpoints
 	Start time.Time `json:"start"` // arrival of the flow's first packet, in UTC
 
@@ -167,9 +190,10 @@ type Verdict struct {
 
 // BlockEnded says that the kernel drops a flow no longer.
 type BlockEnded struct {
-	Time      time.Time        `json:"time"`
-	Event     word[blockEnded] `json:"event"`
-	Interface string           `json:"interface"`
+	Time  time.Time        `json:"time"`
+	Event word[blockEnded] `json:"event"`
+	Head
+	Interface string `json:"interface"`
 	Endpoints
 	Class          string `json:"class,omitempty"` // the likeliest of the rule's classes; none of a block by hand
 	Rule           string `json:"rule,omitempty"`
@@ -200,9 +224,10 @@ func (e *PairEnds) Pair() flow.Pair {
 // PairTreated says that the kernel treats all connections of a pair from now on that begin at
 // the interface, from their SYN on; in mode monitor that is suspended.
 type PairTreated struct {
-	Time      time.Time         `json:"time"`
-	Event     word[pairTreated] `json:"event"`
-	Interface string            `json:"interface"`
+	Time  time.Time         `json:"time"`
+	Event word[pairTreated] `json:"event"`
+	Head
+	Interface string `json:"interface"`
 	PairEnds
 	Class          string    `json:"class"`
 	Rule           string    `json:"rule"`
@@ -215,9 +240,10 @@ type PairTreated struct {
 
 // PairEnded says that the kernel treats a pair's connections no longer.
 type PairEnded struct {
-	Time      time.Time       `json:"time"`
-	Event     word[pairEnded] `json:"event"`
-	Interface string          `json:"interface"`
+	Time  time.Time       `json:"time"`
+	Event word[pairEnded] `json:"event"`
+	Head
+	Interface string `json:"interface"`
 	PairEnds
 	Class          string `json:"class"`
 	Rule           string `json:"rule"`
@@ -230,19 +256,21 @@ type PairEnded struct {
 // LeftOut says how many verdicts on flows that pass undetected were not written since
 // the last event of this kind.
 type LeftOut struct {
-	Time          time.Time     `json:"time"`
-	Event         word[leftOut] `json:"event"`
-	Interface     string        `json:"interface"`
-	PassesLeftOut uint64        `json:"passes_left_out"`
+	Time  time.Time     `json:"time"`
+	Event word[leftOut] `json:"event"`
+	Head
+	Interface     string `json:"interface"`
+	PassesLeftOut uint64 `json:"passes_left_out"`
 }
 
 // LimitReached is an alert: rules treated flows of so many initiators that what they do
 // without evidence pauses.
 type LimitReached struct {
-	Time      time.Time          `json:"time"`
-	Event     word[limitReached] `json:"event"`
-	Interface string             `json:"interface"` // of the flow that was one too many
-	Limit     string             `json:"limit"`     // flows or share
+	Time  time.Time          `json:"time"`
+	Event word[limitReached] `json:"event"`
+	Head
+	Interface string `json:"interface"` // of the flow that was one too many
+	Limit     string `json:"limit"`     // flows or share
 	// Proven is true where it is about connections whose handshake both ends have made, and
 	// false where about others, whose initiators may be forged. Each kind pauses by itself.
 	Proven     bool      `json:"proven"`
@@ -254,17 +282,19 @@ type LimitReached struct {
 // ModeChanged says that somebody changed the mode of an interface. Monitor suspends its
 // blocks, enforce takes them up again.
 type ModeChanged struct {
-	Time      time.Time         `json:"time"`
-	Event     word[modeChanged] `json:"event"`
-	Interface string            `json:"interface"`
-	Mode      string            `json:"mode"` // since then
+	Time  time.Time         `json:"time"`
+	Event word[modeChanged] `json:"event"`
+	Head
+	Interface string `json:"interface"`
+	Mode      string `json:"mode"` // since then
 }
 
 // Reloaded says that the policy was loaded again, or another model taken over; with Error,
 // that it could not be, and nothing has changed.
 type Reloaded struct {
-	Time         time.Time       `json:"time"`
-	Event        word[reloaded]  `json:"event"`
+	Time  time.Time      `json:"time"`
+	Event word[reloaded] `json:"event"`
+	Head
 	Policy       string          `json:"policy"` // file, or built-in
 	Model        string          `json:"model"`  // name and version, since then
 	Was          string          `json:"model_was,omitempty"`
@@ -276,21 +306,23 @@ type Reloaded struct {
 // DeviceFailed is an alert: a device that computes a model failed, and another one does since. No
 // verdict is lost for it.
 type DeviceFailed struct {
-	Time    time.Time          `json:"time"`
-	Event   word[deviceFailed] `json:"event"`
-	Device  string             `json:"device"`
-	Instead string             `json:"instead"` // the device that computes since
-	Model   string             `json:"model"`   // name and version
-	Error   string             `json:"error"`   // of the device
+	Time  time.Time          `json:"time"`
+	Event word[deviceFailed] `json:"event"`
+	Head
+	Device  string `json:"device"`
+	Instead string `json:"instead"` // the device that computes since
+	Model   string `json:"model"`   // name and version
+	Error   string `json:"error"`   // of the device
 }
 
 // Disagreed says that the second model (attach --shadow) names a flow otherwise than the first,
 // or that the policy would treat it otherwise then. Nothing else comes of it. Not every such
 // flow has an event.
 type Disagreed struct {
-	Time      time.Time       `json:"time"`
-	Event     word[disagreed] `json:"event"`
-	Interface string          `json:"interface"`
+	Time  time.Time       `json:"time"`
+	Event word[disagreed] `json:"event"`
+	Head
+	Interface string `json:"interface"`
 	Endpoints
 	First  Opinion `json:"first"`
 	Second Opinion `json:"second"`
@@ -308,6 +340,7 @@ type Opinion struct {
 type Audit struct {
 	Time  time.Time   `json:"time"`
 	Event word[audit] `json:"event"`
+	Head
 	// UID, GID and PID are the kernel's word on who connected, at the time of that.
 	UID       uint32 `json:"uid"`
 	GID       uint32 `json:"gid"`
@@ -331,15 +364,17 @@ const (
 // Lost says, in the stream of a reader that was too slow, how many events that reader
 // did not get since the last event of this kind. It is in no file.
 type Lost struct {
-	Time       time.Time  `json:"time"`
-	Event      word[lost] `json:"event"`
-	EventsLost uint64     `json:"events_lost"`
+	Time  time.Time  `json:"time"`
+	Event word[lost] `json:"event"`
+	Head
+	EventsLost uint64 `json:"events_lost"`
 }
 
 // Ended says that an interface is not watched any more, and what it came to.
 type Ended struct {
-	Time      time.Time         `json:"time"`
-	Event     word[ended]       `json:"event"`
+	Time  time.Time   `json:"time"`
+	Event word[ended] `json:"event"`
+	Head
 	Interface string            `json:"interface"`
 	Mode      string            `json:"mode"`
 	Classes   map[string]uint64 `json:"classes,omitempty"`  // flows by class

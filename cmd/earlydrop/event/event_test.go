@@ -84,7 +84,7 @@ func every() map[string]event.Event {
 	leastLive, leastReplayed, not := *least, *least, false
 	leastLive.Interface, leastLive.Mode, leastLive.Enforced = "eth0", "monitor", &not
 	leastReplayed.File, leastReplayed.FlowPackets, leastReplayed.FlowBytes = "a.pcap", 1, 60
-	return map[string]event.Event{
+	all := map[string]event.Event{
 		"attached":            &event.Attached{Time: at, Interface: "eth0", Mode: "monitor", XDP: "native", Egress: "tcx", Adopted: true, Policy: "built-in", Model: "compact 1"},
 		"waiting":             &event.Waiting{Time: at, Interface: "eth0"},
 		"waiting, refused":    &event.Waiting{Time: at, Interface: "eth0", Error: "another XDP program is attached to eth0"},
@@ -116,6 +116,13 @@ func every() map[string]event.Event {
 		"ended":             &event.Ended{Time: at, Interface: "eth0", Mode: "enforce", Classes: map[string]uint64{"v2ray": 1}, Counters: map[string]uint64{"syns": 5}, Persisted: true, Error: "interface eth0 was removed"},
 		"ended, of nothing": &event.Ended{Time: at, Interface: "eth0", Mode: "monitor"},
 	}
+	var ids event.IDs
+	for name, e := range all {
+		if !strings.HasSuffix(name, "few") {
+			ids.Identify(e)
+		}
+	}
+	return all
 }
 
 // What is written is read again as it was, and others' words are not taken for it.

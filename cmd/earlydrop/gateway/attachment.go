@@ -295,13 +295,20 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	a.countDecision(&s.Meta, &decision, enforced, decided)
 	a.latency.add(decided, decided.Sub(s.Start.Add(s.Elapsed)))
 	a.shadow(s, &r, j)
-	o := outcome{judge: j, mode: mode, enforced: enforced, failed: failed, at: decided, earlier: blockedBefore}
+	o := outcome{id: g.config.Events.NewID(decided), judge: j, mode: mode, enforced: enforced, failed: failed, at: decided, earlier: blockedBefore}
 	g.decisions.add(a, s, &r, &decision, &o)
-	if g.config.Events.Wants(decision.Detected, decided) {
+	told, kept := g.config.Events.Wants(decision.Detected, decided), g.config.History.Wants(decision.Detected, decided)
+	if told || kept {
 		v := newVerdict(s, &r, &decision, &o)
 		g.tops.keep(v)
-		a.add(v)
-	} else {
+		if kept {
+			g.config.History.Keep(v)
+		}
+		if told {
+			a.add(v)
+		}
+	}
+	if !told {
 		a.counts[countPassesLeftOut].Add(1)
 		a.leftOut.Add(1)
 	}
@@ -356,7 +363,7 @@ func (a *attachment) put(e event.Event) {
 func newVerdict(s *flow.Sample, r *flow.Result, dec *policy.Decision, o *outcome) *event.Verdict {
 	v, enforced := event.NewVerdict(s, r, dec), o.enforced // a copy, so that o needs no memory of its own
 	handedOver := v.Time
-	v.Time, v.Mode, v.Model, v.Enforced, v.EarlierBlocked = o.at, o.mode.String(), o.judge.model, &enforced, o.earlier
+	v.ID, v.Time, v.Mode, v.Model, v.Enforced, v.EarlierBlocked = o.id, o.at, o.mode.String(), o.judge.model, &enforced, o.earlier
 	v.VerdictMS = float64(o.at.Sub(s.Start).Microseconds()) / 1e3
 	v.LatencyUS = float64(max(0, o.at.Sub(handedOver)).Nanoseconds()) / 1e3
 	if o.failed != nil {

@@ -216,6 +216,8 @@ type Report struct {
 	Interfaces []*Status `json:"interfaces"`
 	// Waiting are interfaces that are to be attached to as soon as they can be.
 	Waiting []Waiting `json:"waiting,omitempty"`
+	// History tells of the file that events are kept in; nil where there is none.
+	History *History `json:"history,omitempty"`
 
 	Model        string `json:"model"`         // name and version
 	ModelDigest  string `json:"model_digest"`  // of its file, sha256:<hex>
@@ -254,4 +256,15 @@ type Reloads struct {
 	Done   uint64    `json:"done"`
 	Failed uint64    `json:"failed"` // nothing was changed
 	Last   time.Time `json:"last,omitzero"`
+}
+
+// History tells of the file that events are kept in.
+type History struct {
+	File   string    `json:"file"`
+	Events uint64    `json:"events"`          // in the file
+	Bytes  int64     `json:"bytes"`           // of the file that are in use
+	Limit  int64     `json:"limit_bytes"`     // the most that Bytes may be
+	Oldest time.Time `json:"oldest,omitzero"` // event
+	Lost   uint64    `json:"lost"`            // events that are not in it since the daemon began, though they should be
+	Error  string    `json:"error,omitempty"` // why nothing can be written now
 }

@@ -187,6 +187,14 @@ bench-passed: build onnxruntime ## Count how many bytes of a tunnel pass before 
 	$(call install,$(PKG_TEST))
 	go run ./test/bench -only passed -earlydrop $(BIN)
 
+OPENGFW ?=
+SURICATA ?=
+SURICATA_RULES ?=
+.PHONY: bench-peers
+bench-peers: build onnxruntime ## Measure other programs beside earlydrop, in one table: make bench-peers [OPENGFW=program SURICATA=program SURICATA_RULES=file]
+	$(call install,$(PKG_TEST) $(PKG_BENCH) libndpi-bin)
+	go run ./test/bench -only peers -earlydrop $(BIN) -connections 50 $(if $(OPENGFW),-opengfw "$(OPENGFW)") $(if $(SURICATA),-suricata "$(SURICATA)") $(if $(SURICATA_RULES),-suricata-rules "$(SURICATA_RULES)")
+
 .PHONY: lint
 lint: ## Check format, vet (with and without cgo), staticcheck, imports, C format, Python and shell scripts
 	$(call install,$(PKG_BUILD) clang-format flake8 shellcheck)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/loader/flow"
@@ -41,7 +42,13 @@ func (a *Answer) Text(now time.Time) string {
 	} else if a.Matched > 0 {
 		b.line("", "\nnothing is remembered before %s", b.clock(a.Since))
 	}
-	return b.String()
+	// Names of files and interfaces may hold anything.
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) && r != '\n' {
+			return '?'
+		}
+		return r
+	}, b.String())
 }
 
 // builder makes the text.

@@ -234,3 +234,12 @@ func TestEveryReasonHasWords(t *testing.T) {
 		said[text] = reason
 	}
 }
+
+// Names that hold commands for the terminal are not printed as they are.
+func TestTextHoldsNoEscapeSequence(t *testing.T) {
+	d := decided(func(d *Decision) { d.Interface, d.Reason = "e\x1b[31m0", policy.ReasonRule })
+	a := &Answer{Of: "192.0.2.7", Policy: "\x1b]0;p\x07.yaml", Matched: 1, Decisions: []Decision{d}}
+	if text := a.Text(now); strings.ContainsAny(text, "\x1b\x07") || !strings.Contains(text, "e?[31m0") {
+		t.Errorf("%q", text)
+	}
+}

@@ -54,6 +54,7 @@ func commands() []*cli.Command {
 		pairsCommand(),
 		whyCommand(),
 		eventsCommand(),
+		captureCommand(),
 		webCommand(),
 		modelCommand(),
 		policyCommand(),

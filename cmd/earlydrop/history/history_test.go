@@ -734,7 +734,7 @@ func BenchmarkWrite(b *testing.B) {
 	for b.Loop() {
 		v := *some[i%len(some)]
 		v.ID += event.ID(i)
-		w.take(item{&v})
+		w.take(item{event: &v})
 		if i++; i%20000 == 0 {
 			w.sync()
 		}

@@ -50,6 +50,7 @@ func commands() []*cli.Command {
 		modeCommand(),
 		reloadCommand(),
 		statusCommand(),
+		topCommand(),
 		blockedCommand(),
 		pairsCommand(),
 		whyCommand(),

@@ -361,6 +361,18 @@ $("history-more").addEventListener("click", () => search(true));
 
 // --- One flow.
 
+// explanationOf asks what a verdict depends on. A capture is written within seconds.
+async function explanationOf(v) {
+  for (;;) {
+    try {
+      return await get("api/explain?" + new URLSearchParams({ id: v.id }));
+    } catch (e) {
+      if (!(e instanceof Refused) || Date.now() - new Date(v.time) > 5000) throw e;
+      await sleep(retryMS);
+    }
+  }
+}
+
 async function showFlow(name) {
   const here = $("flow");
   const is = e => e.event === "verdict" && (e.id ?? String(e.number)) === name;
@@ -373,7 +385,7 @@ async function showFlow(name) {
     const why = el("div", { id: "flow-explained" }, el("p", { class: "quiet" }, v.id ? "asking what the verdict depends on…" : ""));
     here.replaceChildren(...story(v, known, mayChange ? b => lift(b, "flow-told", () => showFlow(name)) : null), told, why);
     if (!v.id) return;
-    const parts = await get("api/explain?" + new URLSearchParams({ id: v.id })).then(x => explained(x, v),
+    const parts = await explanationOf(v).then(x => explained(x, v),
       e => [el("p", { class: "quiet" }, `What the verdict depends on can't be shown: ${e instanceof Refused ? clean(e.message) : "this page's server does not answer"}`)]);
     why.replaceChildren(...parts.filter(Boolean));
   } catch (e) {

@@ -363,11 +363,11 @@ $("history-more").addEventListener("click", () => search(true));
 
 // explanationOf asks what a verdict depends on. A capture is written within seconds.
 async function explanationOf(v) {
-  for (;;) {
+  for (let tries = 1; ; tries++) {
     try {
       return await get("api/explain?" + new URLSearchParams({ id: v.id }));
     } catch (e) {
-      if (!(e instanceof Refused) || Date.now() - new Date(v.time) > 5000) throw e;
+      if (!(e instanceof Refused) || tries === 3 || Date.now() - new Date(v.time) > 5000) throw e;
       await sleep(retryMS);
     }
   }

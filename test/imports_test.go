@@ -45,7 +45,7 @@ var layers = []struct {
 	{"cmd/earlydrop/event", []string{"=loader/flow", "=policy"}},
 	{"cmd/earlydrop/event/eventlog", []string{"=cmd/earlydrop/event"}},
 	{"cmd/earlydrop/event/eventtest", []string{"=cmd/earlydrop/event"}},
-	{"cmd/earlydrop/history", []string{"=cmd/earlydrop/event", "=cmd/earlydrop/event/eventlog"}},
+	{"cmd/earlydrop/history", []string{"=cmd/earlydrop/event", "=cmd/earlydrop/event/eventlog", "=classifier", "=loader/assembly", "loader/flow"}},
 	{"cmd/earlydrop/captures", []string{"=loader/assembly"}},
 	{"cmd/earlydrop/replay", []string{"=cmd/earlydrop/event", "=cmd/earlydrop/captures", "=classifier", "policy", "loader/flow", "loader/assembly"}},
 	{"cmd/earlydrop/dataset", []string{"=cmd/earlydrop/captures", "=classifier", "loader/flow", "loader/assembly"}},

@@ -55,6 +55,7 @@ func commands() []*cli.Command {
 		pairsCommand(),
 		whyCommand(),
 		eventsCommand(),
+		captureCommand(),
 		webCommand(),
 		modelCommand(),
 		policyCommand(),

@@ -318,6 +318,9 @@ func TestKernelKnowsExemptNetworks(t *testing.T) {
 		slices.Sort(all)
 		return all
 	}
+	if policy.MaxExempt > loader.MaxExempt {
+		t.Errorf("a policy may have %d exempt networks, and a kernel has room for %d", policy.MaxExempt, loader.MaxExempt)
+	}
 	expect(t, "attached", networks(), "0 10.9.0.0/112 1", "1 10.9.0.0/112 1")
 	for _, tt := range []struct {
 		allow string

@@ -22,7 +22,7 @@ PKG_CROSS := $(if $(filter aarch64,$(shell uname -m)),gcc-x86-64-linux-gnu libc6
 PKG_FETCH := ca-certificates curl
 PKG_GENERATE := clang llvm libbpf-dev linux-libc-dev libc6-dev
 PKG_LAB := curl dnsmasq-base nginx-light openssh-client openssh-server openssl shadowsocks-libev v2ray
-PKG_TEST := $(PKG_LAB) bpftool chromium ethtool fish iproute2 man-db nftables prometheus util-linux wireguard-go zsh
+PKG_TEST := $(PKG_LAB) bpftool chromium ethtool fish iproute2 iptables man-db nftables prometheus tmux util-linux wireguard-go zsh
 PKG_BENCH := iperf3 nftables xdp-tools
 PKG_KERNELS := qemu-system-x86 xz-utils
 PKG_TRAIN := libopenblas0-pthread python3 python3-matplotlib python3-numpy python3-onnx python3-torch
@@ -135,6 +135,13 @@ test-train: ## Run the tests of the training code
 	$(call install,$(PKG_EVAL))
 	cd models/train && $(PYTHON) -B -m unittest -q train_test baselines_test eval_test
 
+LAB ?=
+POLICIES ?= built-in policy/examples/cautious.yaml
+.PHONY: policies
+policies: onnxruntime ## Measure what policies do to recorded traffic: make policies LAB=dir [CAPTURES=dir POLICIES="built-in file..."]
+	$(call install,$(PKG_BUILD))
+	go run ./test/policies -lab "$(LAB)" -captures "$(CAPTURES)" $(POLICIES)
+
 DATA ?=
 CAPTURES ?=
 MODELS ?= $(wildcard models/compact.onnx models/paper.onnx)
@@ -173,11 +180,20 @@ bench: build onnxruntime ## Print the benchmarks: data path, user space, forward
 	$(call install,$(PKG_TEST) $(PKG_BENCH))
 	go test -run '^$$' -bench . -benchtime 1s ./loader/... ./policy ./classifier
 	go run ./test/bench -earlydrop $(BIN)
+	go run ./test/bench -only overload -earlydrop $(BIN)
 
 .PHONY: bench-passed
 bench-passed: build onnxruntime ## Count how many bytes of a tunnel pass before it is cut, at round trips of 0, 5 and 50 ms
 	$(call install,$(PKG_TEST))
-	go run ./test/bench -passed -earlydrop $(BIN)
+	go run ./test/bench -only passed -earlydrop $(BIN)
+
+OPENGFW ?=
+SURICATA ?=
+SURICATA_RULES ?=
+.PHONY: bench-peers
+bench-peers: build onnxruntime ## Measure other programs beside earlydrop, in one table: make bench-peers [OPENGFW=program SURICATA=program SURICATA_RULES=file]
+	$(call install,$(PKG_TEST) $(PKG_BENCH) libndpi-bin)
+	go run ./test/bench -only peers -earlydrop $(BIN) -connections 50 $(if $(OPENGFW),-opengfw "$(OPENGFW)") $(if $(SURICATA),-suricata "$(SURICATA)") $(if $(SURICATA_RULES),-suricata-rules "$(SURICATA_RULES)")
 
 .PHONY: lint
 lint: ## Check format, vet (with and without cgo), staticcheck, imports, C format, Python and shell scripts

@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/earlydrop/earlydrop/test/browser"
+	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
 
@@ -48,7 +49,7 @@ func (s *scene) startWeb(args ...string) (url string, pid int) {
 func TestPageShowsWhatIsCut(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, lab.Config{})
-	s.attach("--mode", "enforce", "--policy", s.file("web.yaml", "rules: [{name: remote, class: ssh, min_confidence: 0.1, action: drop, ttl: 1h}]\n"))
+	s.attach("--mode", "enforce", "--history", filepath.Join(t.TempDir(), "history.db"), "--policy", s.file("web.yaml", "rules: [{name: remote, class: ssh, min_confidence: 0.1, action: drop, ttl: 1h}]\n"))
 	token := filepath.Join(t.TempDir(), "token")
 	secret := strings.Repeat("f00d", 8)
 	if err := os.WriteFile(token, []byte(secret+"\n"), 0o600); err != nil {
@@ -94,6 +95,16 @@ func TestPageShowsWhatIsCut(t *testing.T) {
 	do(p.Until(fmt.Sprintf(`document.getElementById("top").innerText.includes(%q)`, server)))
 	do(p.Click(`#events a[href^="#flow/"]`))
 	do(p.Until(`document.getElementById("flow").innerText.includes("remote")`))
+	do(p.Until(`document.getElementById("flow").innerText.includes("line 1 of ")`))
+	do(p.Click(`nav a[href="#pairs"]`))
+	do(p.Until(`document.getElementById("pairs-count").innerText.startsWith("0 of 0")`))
+	// What is kept may be found a second later.
+	do(rig.Until(s.ctx, func() (bool, error) {
+		out, err := s.Earlydrop(s.ctx, "events", "--since", "1h", "--json")
+		return strings.Contains(out, server.String()), err
+	}))
+	do(p.Click(`nav a[href="#history"]`))
+	do(p.Until(fmt.Sprintf(`document.getElementById("history-list").innerText.includes(%q)`, server)))
 	do(p.Click(`nav a[href="#blocks"]`))
 	do(p.Until(fmt.Sprintf(`document.getElementById("blocks-list").innerText.includes(%q)`, server)))
 	do(p.Click(`#blocks-list button`))

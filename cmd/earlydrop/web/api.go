@@ -52,9 +52,13 @@ func (s *Server) routes() http.Handler {
 		mux.Handle("GET "+at, file(name))
 	}
 	for at, do := range map[string]func(*http.Request) (any, error){
-		"GET /api/live":         s.getLive,
-		"GET /api/blocks":       s.listBlocks,
-		"POST /api/blocks/lift": s.liftBlock,
+		"GET /api/live":          s.getLive,
+		"GET /api/why":           s.why,
+		"GET /api/history":       s.searchHistory,
+		"GET /api/blocks":        s.listBlocks,
+		"POST /api/blocks/lift":  s.liftBlock,
+		"GET /api/pairs":         s.listPairs,
+		"POST /api/pairs/forget": s.forgetPair,
 	} {
 		mux.HandleFunc(at, func(w http.ResponseWriter, r *http.Request) {
 			ctx, cancel := context.WithTimeout(r.Context(), askWithin)

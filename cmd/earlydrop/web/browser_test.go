@@ -46,7 +46,7 @@ func (o *opened) until(expression string) {
 // shows waits until an element shows a text.
 func (o *opened) shows(id, text string) {
 	o.t.Helper()
-	o.until(fmt.Sprintf("document.getElementById(%q).innerText.includes(%q)", id, text))
+	o.until(fmt.Sprintf("document.getElementById(%q)?.innerText.includes(%q)", id, text))
 }
 
 // fine fails if anything went wrong in the page, or if it asked others for something.
@@ -71,13 +71,16 @@ func TestPageInChromium(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.Close()
-	tests := map[string]func(*opened){"live": live, "hostile names": hostileNames, "undo": undo, "widths": widths, "no daemon": noDaemon}
+	tests := map[string]func(*opened){"live": live, "hostile names": hostileNames, "undo": undo, "widths": widths, "no daemon": noDaemon, "history": past}
 	if *screenshot != "" {
 		tests["picture"] = picture
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			o := &opened{t: t, f: newFake(t)}
+			if name == "history" || name == "widths" {
+				o.keepPast()
+			}
 			c := Config{Daemon: daemonOf(t, o.f)}
 			if name == "undo" {
 				c.Token = token
@@ -200,6 +203,9 @@ func hostileNames(o *opened) {
 	text("flow")
 	o.must(o.Click(`nav a[href="#blocks"]`))
 	text("blocks-list")
+	o.f.treat("10.0.0.2/32", "192.0.2.7:8388")
+	o.must(o.Click(`nav a[href="#pairs"]`))
+	text("pairs-list")
 	if n, err := browser.Value[int](o.Page, `document.querySelectorAll("img, main script, iframe, object").length`); err != nil || n != 0 {
 		o.t.Errorf("%d elements were made of text, %v", n, err)
 	}
@@ -258,6 +264,25 @@ func undo(o *opened) {
 	}
 	o.must(o.Press("\r"))
 	o.shows("blocks-count", "is 10.0.0.0/8 meant?")
+
+	// The same for a pair, and for the flow that the page tells of.
+	o.f.treat("10.0.0.2/32", "192.0.2.7:8388")
+	o.must(o.Click(`nav a[href="#pairs"]`))
+	o.shows("pairs-count", "1 of 1")
+	o.must(o.Click(`#pairs-list button`))
+	o.shows("confirm-what", "10.0.0.2/32 connect to 192.0.2.7:8388 again")
+	o.must(o.Click(`#confirm button[value="yes"]`))
+	o.shows("pairs-count", "0 of 0")
+	o.must(o.Click(`nav a[href="#live"]`))
+	o.sendUntil("events", "10.0.0.2:1000", verdict("10.0.0.2:1000", "192.0.2.7:443", "shadowsocks", "tunnels"))
+	o.until(`([...document.querySelectorAll("#events a")].find(a => a.innerText.includes("10.0.0.2:1000"))?.click(), !document.getElementById("flow").hidden)`)
+	o.shows("flow", "dropped 12 packets")
+	o.must(o.Click(`#flow button`))
+	o.must(o.Click(`#confirm button[value="yes"]`))
+	o.until(`!document.getElementById("flow").innerText.includes("dropped 12 packets")`)
+	if o.f.blocked() != 0 {
+		o.t.Errorf("%d blocks are left", o.f.blocked())
+	}
 	for _, url := range o.Requests() {
 		if strings.Contains(url, token) {
 			o.t.Errorf("the token is in an address: %s", url)
@@ -265,11 +290,55 @@ func undo(o *opened) {
 	}
 }
 
+// keepPast has a history of 150 flows, each fifth of them detected, of which one is blocked.
+func (o *opened) keepPast() {
+	var all []*event.Verdict
+	for i := range 150 {
+		class := "background"
+		if i%5 == 0 {
+			class = "shadowsocks"
+		}
+		all = append(all, verdict(fmt.Sprintf("10.0.1.%d:4000", i+1), "192.0.2.7:8388", class, "tunnels"))
+	}
+	all[145].PolicyLine = 12
+	o.f.keep(o.t, all...)
+	o.f.block("10.0.1.146:4000", "192.0.2.7:8388", "shadowsocks", "tunnels")
+}
+
+// The history is searched, and a flow of it has an address of its own.
+func past(o *opened) {
+	o.must(o.Click(`nav a[href="#history"]`))
+	o.shows("history-count", "30 events")
+	o.must(o.Choose(`#history-search select[name="what"]`, "event=verdict"))
+	o.must(o.Type(`#history-search input[name="server"]`, "192.0.2.7:8388\r"))
+	o.shows("history-count", "100 events and more")
+	o.must(o.Click("#history-more"))
+	o.shows("history-count", "150 events")
+	o.until(`document.getElementById("history-more").hidden`)
+	o.must(o.Type(`#history-search input[name="cidr"]`, "10.0.1.146\r"))
+	o.shows("history-count", "1 event,")
+	o.must(o.Click(`#history-list a`))
+	for _, text := range []string{"10.0.1.146:4000 > 192.0.2.7:8388", "line 12 of /etc/earlydrop/policy.yaml", "dropped 12 packets, 8.8 KiB", "3 of 4 flows detected; treated by tunnels"} {
+		o.shows("flow", text)
+	}
+	// As somebody sees it who was sent the address.
+	address, err := browser.Value[string](o.Page, "location.href")
+	o.must(err)
+	o.until("(location.reload(), true)")
+	o.shows("flow", "line 12 of /etc/earlydrop/policy.yaml")
+	o.until(fmt.Sprintf("location.href === %q", address))
+	o.until(`(location.hash = "flow/none", true)`)
+	o.shows("flow", "none")
+	o.must(o.Click(`nav a[href="#history"]`))
+	o.must(o.Type(`#history-search input[name="server"]`, "x\r"))
+	o.shows("history-count", "server")
+}
+
 // Nothing is wider than the page, from a telephone to a large screen.
 func widths(o *opened) {
 	o.f.block("[2001:db8:1111:2222:3333:4444:5555:6666]:40000", "[2001:db8:1111:2222:3333:4444:5555:7777]:8388", strings.Repeat("c", 15), strings.Repeat("r", 15))
 	o.sendUntil("events", "7777]:8388", verdict("[2001:db8:1111:2222:3333:4444:5555:6666]:40000", "[2001:db8:1111:2222:3333:4444:5555:7777]:8388", "shadowsocks", strings.Repeat("rule", 20)))
-	for _, view := range []string{"live", "blocks", "flow/1"} {
+	for _, view := range []string{"live", "blocks", "pairs", "history", "flow/1"} {
 		o.until(fmt.Sprintf(`(location.hash = %q, true)`, view))
 		for _, width := range []int64{360, 800, 1600} {
 			o.must(o.Resize(width, 800))

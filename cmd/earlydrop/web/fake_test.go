@@ -8,6 +8,7 @@ import (
 	"math"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -17,7 +18,9 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/control"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/history"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/why"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/policy"
@@ -30,6 +33,8 @@ type fake struct {
 	log  *eventlog.Log
 	door *control.Server // nil before daemonOf
 
+	kept *history.History // nil: there is none
+
 	mu      sync.Mutex
 	class   string // of what is detected
 	rule    string // that detects
@@ -37,6 +42,7 @@ type fake struct {
 	asked   int // how often it was asked for Top
 	began   time.Time
 	blocks  map[flow.Key]status.Block
+	pairs   []status.Pair
 }
 
 func newFake(t *testing.T) *fake {
@@ -109,6 +115,73 @@ func (f *fake) Unblock(iface string, key flow.Key) (status.Block, error) {
 	}
 	delete(f.blocks, key)
 	return b, nil
+}
+
+func (f *fake) History() *history.History { return f.kept }
+
+// keep has a history keep events.
+func (f *fake) keep(t *testing.T, events ...*event.Verdict) {
+	t.Helper()
+	var err error
+	if f.kept, err = history.Open(history.Options{Path: filepath.Join(t.TempDir(), "history.db")}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(f.kept.Close)
+	for i, e := range events {
+		e.ID = event.ID(i + 1)
+		f.kept.Keep(e)
+	}
+	for begin := time.Now(); f.kept.LastID() < event.ID(len(events)); time.Sleep(10 * time.Millisecond) {
+		if time.Since(begin) > 2*time.Minute {
+			t.Fatalf("it is not written: %+v", f.kept.Status())
+		}
+	}
+}
+
+// Why remembers a decision about each flow that is blocked, of a verdict as verdict makes it.
+func (f *fake) Why(q *why.Query) *why.Answer {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	a := &why.Answer{Of: q.Of(), Policy: "/etc/earlydrop/policy.yaml", Decisions: []why.Decision{}, Pairs: []why.Pair{}}
+	for _, b := range f.blocks {
+		if q.Fits(b.Lo, b.Hi) {
+			a.Decisions = append(a.Decisions, why.Decision{Verdict: verdict(b.Lo.String(), b.Hi.String(), b.Class, b.Rule), Block: &b})
+			a.Pairs = append(a.Pairs, why.Pair{Initiator: netip.PrefixFrom(b.Lo.Addr(), 32), Server: b.Hi, Detected: 3, Judged: 4, Rule: f.rule, Until: time.Now().Add(time.Hour)})
+		}
+	}
+	a.Matched = len(a.Decisions)
+	return a
+}
+
+func (f *fake) Pairs() ([]status.Pair, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.pairs), nil
+}
+
+func (f *fake) ForgetPair(p flow.Pair) (was []status.Pair, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pairs = slices.DeleteFunc(f.pairs, func(one status.Pair) bool {
+		if one.Pair() == p {
+			was = append(was, one)
+		}
+		return one.Pair() == p
+	})
+	if was == nil {
+		err = fmt.Errorf("forget %s: %w", p, ebpf.ErrKeyNotExist)
+	}
+	return was, err
+}
+
+// treat has a pair treated.
+func (f *fake) treat(initiator, server string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pairs = append(f.pairs, status.Pair{
+		Interface: "eth0", Initiator: netip.MustParsePrefix(initiator), Server: netip.MustParseAddrPort(server), Proto: "tcp", Action: "drop", Class: f.class, Rule: f.rule,
+		Since: time.Now(), Expires: time.Now().Add(time.Hour), Connections: 7, Packets: 21, Bytes: 1554, Last: time.Now(),
+	})
 }
 
 func (f *fake) Follow(waiting int) *eventlog.Follower { return f.log.Follow(waiting) }

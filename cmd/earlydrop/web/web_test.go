@@ -66,10 +66,12 @@ func request(t *testing.T, method, url, body string, headers ...string) (*http.R
 func TestRequestsAreRefused(t *testing.T) {
 	f := newFake(t)
 	f.block("10.0.0.2:1000", "192.0.2.7:443", "shadowsocks", "tunnels")
+	f.treat("10.0.0.2/32", "192.0.2.7:8388")
 	daemon := daemonOf(t, f)
 	open := serve(t, Config{Daemon: daemon})
 	closed := serve(t, Config{Daemon: daemon, Token: token})
 	const flow = `{"interface":"eth0","proto":"tcp","ends":["10.0.0.2:1000","192.0.2.7:443"]}`
+	const pair = `{"initiator":"10.0.0.2/32","server":"192.0.2.7:8388","vlan":0,"inner_vlan":0}`
 	const know = "Bearer " + token
 	port := func(s *Server) string { _, p, _ := net.SplitHostPort(s.Addr().String()); return p }
 	lift := func(headers ...string) []string {
@@ -127,12 +129,26 @@ func TestRequestsAreRefused(t *testing.T) {
 		{"a bad limit", "GET", "/api/blocks?limit=1000000", "", open, nil, 400, "limit"},
 		{"a bad order", "GET", "/api/blocks?sort=colour", "", open, nil, 400, "colour"},
 		{"a bad escape", "GET", "/api/blocks?cidr=%zz", "", open, nil, 400, "query"},
+		{"a bad escape, of pairs", "GET", "/api/pairs?cidr=%zz", "", open, nil, 400, "query"},
+		{"a bad network, of pairs", "GET", "/api/pairs?cidr=10.0.0.1/8", "", open, nil, 400, "is 10.0.0.0/8 meant?"},
+		{"a bad escape, of the history", "GET", "/api/history?class=%zz", "", open, nil, 400, "query"},
+		{"a bad time", "GET", "/api/history?since=yesterday", "", open, nil, 400, "yesterday"},
+		{"too many events", "GET", "/api/history?limit=501", "", open, nil, 400, "at most 500"},
+		{"an unknown kind of event", "GET", "/api/history?event=verdcit", "", open, nil, 400, "did you mean verdict?"},
+		{"no history", "GET", "/api/history", "", open, nil, 404, "no history"},
+		{"why, of nothing", "GET", "/api/why", "", open, nil, 400, "neither an address nor a network"},
+		{"why, of a name", "GET", "/api/why?of=example.org", "", open, nil, 400, "example.org"},
+		{"a pair without any token", "POST", "/api/pairs/forget", pair, open, []string{"Content-Type", "application/json"}, 403, "without a token"},
+		{"a pair without the token", "POST", "/api/pairs/forget", pair, closed, []string{"Content-Type", "application/json"}, 401, "token"},
+		{"a pair from another site", "POST", "/api/pairs/forget", pair, closed, lift("Sec-Fetch-Site", "same-site"), 403, "another site"},
+		{"a pair that is none", "POST", "/api/pairs/forget", `{"initiator":"10.0.0.2"}`, closed, lift(), 400, "server"},
+		{"a pair that is not treated", "POST", "/api/pairs/forget", strings.Replace(pair, "8388", "8389", 1), closed, lift(), 404, "not treated"},
 	} {
 		answer, text := request(t, tt.method, "http://"+tt.s.Addr().String()+tt.path, tt.body, tt.headers...)
 		if answer.StatusCode != tt.code || !strings.Contains(text, tt.want) {
 			t.Errorf("%s: %d %q, want %d %q", tt.name, answer.StatusCode, text, tt.code, tt.want)
 		}
-		if tt.code >= 400 && tt.code != 404 && tt.code != 405 || tt.want == "not blocked" {
+		if tt.code >= 400 && tt.code != 404 && tt.code != 405 {
 			var told map[string]string
 			if err := json.Unmarshal([]byte(text), &told); err != nil || len(told) != 1 || told["error"] == "" || strings.Count(text, "\n") != 1 {
 				t.Errorf("%s: the body is %q, %v", tt.name, text, err)
@@ -147,8 +163,11 @@ func TestRequestsAreRefused(t *testing.T) {
 			}
 		}
 	}
-	if f.blocked() != 1 {
-		t.Error("a block was lifted")
+	if f.blocked() != 1 || len(f.pairs) != 1 {
+		t.Error("something was changed")
+	}
+	if answer, text := request(t, "POST", "http://"+closed.Addr().String()+"/api/pairs/forget", pair, lift()...); answer.StatusCode != 200 || len(f.pairs) != 0 {
+		t.Errorf("%d %s", answer.StatusCode, text)
 	}
 	answer, text := request(t, "POST", "http://"+closed.Addr().String()+"/api/blocks/lift", flow, lift("Origin", "http://"+closed.Addr().String(), "Sec-Fetch-Site", "same-origin")...)
 	if answer.StatusCode != 200 || f.blocked() != 0 {
@@ -354,6 +373,54 @@ func TestFilesAreServed(t *testing.T) {
 	}
 	if len(entries) != len(contentTypes)+1 {
 		t.Errorf("%d files, %d types", len(entries), len(contentTypes))
+	}
+}
+
+// What the history has is found a page at a time.
+func TestHistoryIsSearched(t *testing.T) {
+	f := newFake(t)
+	var all []*event.Verdict
+	for i := range 30 {
+		class := "background"
+		if i%3 == 0 {
+			class = "shadowsocks"
+		}
+		all = append(all, verdict(fmt.Sprintf("10.0.0.%d:4000", i+1), "192.0.2.7:8388", class, "tunnels"))
+	}
+	f.keep(t, all...)
+	s := serve(t, Config{Daemon: daemonOf(t, f)})
+	ids := func(query string) (ids []event.ID, more bool) {
+		answer, text := request(t, "GET", s.URL()+"api/history?"+query, "")
+		var found Found
+		if err := json.Unmarshal([]byte(text), &found); err != nil || answer.StatusCode != 200 {
+			t.Fatalf("%s: %d %s: %v", query, answer.StatusCode, text, err)
+		}
+		for _, line := range found.Events {
+			e, err := event.Decode(line)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ids = append(ids, event.IDOf(e))
+		}
+		return ids, found.More
+	}
+	for query, want := range map[string]struct {
+		ids  []event.ID
+		more bool
+	}{
+		"limit=2":               {[]event.ID{30, 29}, true},
+		"detected=true&limit=3": {[]event.ID{28, 25, 22}, true},
+		"detected=true&limit=3&before=" + event.ID(5).String(): {[]event.ID{4, 1}, false},
+		"cidr=10.0.0.7":              {[]event.ID{7}, false},
+		"class=v2ray":                {nil, false},
+		"id=" + event.ID(9).String(): {[]event.ID{9}, false},
+	} {
+		if got, more := ids(query); !slices.Equal(got, want.ids) || more != want.more {
+			t.Errorf("%s: %v, %v, want %v", query, got, more, want)
+		}
+	}
+	if answer, text := request(t, "GET", s.URL()+"api/history?id="+event.ID(99).String(), ""); answer.StatusCode != 404 {
+		t.Errorf("%d %s", answer.StatusCode, text)
 	}
 }
 

@@ -84,8 +84,8 @@ func (r *Rig) Command(ctx context.Context, argv ...string) (*exec.Cmd, error) {
 	cmd := exec.CommandContext(ctx, nsenter, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = 5 * time.Second
-	// Other rigs, and whatever else runs on this machine, have sockets of their own.
-	cmd.Env = append(os.Environ(), "EARLYDROP_CONTROL="+r.Control())
+	// Other rigs, and whatever else runs on this machine, have sockets and memories of their own.
+	cmd.Env = append(os.Environ(), "EARLYDROP_CONTROL="+r.Control(), "EARLYDROP_STATE="+filepath.Join(r.Dir(), "state"))
 	return cmd, nil
 }
 

@@ -196,7 +196,7 @@ let leftOut = 0, eventNumber = 0, eventsWanted = false, seeded = false;
 // seed takes what was decided before the page followed the events.
 function seed(latest) {
   seeded = true;
-  const key = e => [e.time, e.src, e.dst, e.revised].join();
+  const key = e => e.id ?? [e.time, e.src, e.dst, e.revised].join();
   const known = new Set(events.filter(e => e.event === "verdict").map(key));
   events.push(...latest.filter(e => !known.has(key(e))).map(e => ({ ...e, number: ++eventNumber })));
   events.sort((a, b) => new Date(b.time) - new Date(a.time));
@@ -215,13 +215,17 @@ const words = e => {
   }
 };
 
+// eventTable shows events; when writes their time.
+function eventTable(table, list, when, nothing) {
+  fill(table, ["time", "what", "flow", "class", "confidence>", "rule", "reason"], list.map(e => e.event !== "verdict" ?
+    [when(e.time), badge(e.event.replaceAll("_", " ")), words(e), e.class ?? "", "", e.rule ?? "", e.reason ?? ""] :
+    [when(e.time), decision(e), el("a", { href: "#flow/" + (e.id ?? e.number) }, ends(e)), called(e), (e.rule_confidence ?? e.confidence).toFixed(3), e.rule ?? "", e.reason]), nothing);
+}
+
 function showEvents() {
   const all = $("event-choice").value === "all";
   const list = events.filter(e => all || e.event !== "verdict" && e.event !== "left_out" || e.detected).slice(0, shownEvents);
-  fill($("events"), ["time", "what", "flow", "class", "confidence>", "rule", "reason"], list.map(e => e.event !== "verdict" ?
-    [clock(e.time), badge(e.event.replaceAll("_", " ")), words(e), e.class ?? "", "", e.rule ?? "", ""] :
-    [clock(e.time), decision(e), el("a", { href: "#flow/" + e.number }, ends(e)), called(e), (e.rule_confidence ?? e.confidence).toFixed(3), e.rule ?? "", e.reason]),
-  "nothing yet: events are shown as they come");
+  eventTable($("events"), list, clock, "nothing yet: events are shown as they come");
   $("left-out").textContent = leftOut ? `${count(leftOut)} more were too many to show` : "";
 }
 
@@ -263,44 +267,113 @@ function confirmed(text) {
   return new Promise(done => dialog.addEventListener("close", () => done(dialog.returnValue === "yes"), { once: true }));
 }
 
-async function showBlocks() {
-  const form = new FormData($("blocks-search")), query = new URLSearchParams({ limit: 200 });
-  for (const [name, value] of form) if (value.trim()) query.set(name, value.trim());
+// parameters returns what a form asks for; fields that are empty ask for nothing.
+function parameters(form, more = {}) {
+  const query = new URLSearchParams(more);
+  for (const [name, value] of new FormData(form)) if (value.trim()) query.set(name, value.trim());
+  return query;
+}
+
+// telling runs what shows something, and says in an element what came of it, or what went wrong.
+// It returns whether all went well.
+async function telling(id, show) {
   try {
-    const b = await get("api/blocks?" + query);
-    const list = b.blocks ?? [];
-    $("blocks-count").className = "quiet";
-    $("blocks-count").textContent = `${count(list.length)} of ${count(b.matched)} blocked flows` + (mayChange ? "" : "; started without a token, this page lifts none");
-    fill($("blocks-list"), ["interface", "flow", "action", "class", "rule", "packets>", "dropped>", "since", "ends in>", ""], list.map(one => [
-      one.interface, `${clean(one.proto)} ${clean(one.lo)} <> ${clean(one.hi)}${one.vlan || one.inner_vlan ? ` vlan ${one.vlan}.${one.inner_vlan}` : ""}`,
-      one.suspended ? badge("suspended", "would") : badge(one.action + (one.rate ? ` ${bytes(one.rate)}/s` : ""), "bad"),
-      one.class, one.rule, count(one.packets), bytes(one.bytes), dateTime(one.since), span((new Date(one.expires) - Date.now()) / 1000),
-      mayChange ? el("button", { type: "button", click: () => lift(one), "aria-label": `Let ${one.lo} <> ${one.hi} pass again` }, "Undo") : "",
-    ]), "no blocked flow is like this");
+    const text = await show();
+    $(id).className = "quiet";
+    $(id).textContent = text;
+    return true;
   } catch (e) {
-    $("blocks-count").className = "worry";
-    $("blocks-count").textContent = clean(e.message);
+    $(id).className = "worry";
+    $(id).textContent = clean(e.message);
+    return false;
   }
 }
 
-async function lift(b) {
+const readOnly = () => mayChange ? "" : "; started without a token, this page changes nothing";
+const tags = one => one.vlan || one.inner_vlan ? ` vlan ${one.vlan}.${one.inner_vlan}` : "";
+const treatment = one => one.suspended ? badge("suspended", "would") : badge(one.action + (one.rate ? ` ${bytes(one.rate)}/s` : ""), "bad");
+const left = one => span((new Date(one.expires) - Date.now()) / 1000);
+const undoButton = (what, undo) => mayChange ? el("button", { type: "button", click: undo, "aria-label": `Let ${what} pass again` }, "Undo") : "";
+
+const showBlocks = () => telling("blocks-count", async () => {
+  const b = await get("api/blocks?" + parameters($("blocks-search"), { limit: 200 })), list = b.blocks ?? [];
+  fill($("blocks-list"), ["interface", "flow", "action", "class", "rule", "packets>", "dropped>", "since", "ends in>", ""], list.map(one => [
+    one.interface, `${clean(one.proto)} ${clean(one.lo)} <> ${clean(one.hi)}${tags(one)}`, treatment(one),
+    one.class, one.rule, count(one.packets), bytes(one.bytes), dateTime(one.since), left(one), undoButton(`${one.lo} <> ${one.hi}`, () => lift(one, "blocks-count", showBlocks)),
+  ]), "no blocked flow is like this");
+  return `${count(list.length)} of ${count(b.matched)} blocked flows${readOnly()}`;
+});
+
+async function lift(b, tell, then) {
   if (!await confirmed(`Let ${b.proto} ${b.lo} <> ${b.hi} on ${b.interface} pass again?`)) return;
-  try {
+  const done = await telling(tell, async () => {
     await post("api/blocks/lift", { interface: b.interface, proto: b.proto, ends: [b.lo, b.hi], vlan: b.vlan, inner_vlan: b.inner_vlan });
-    await showBlocks();
-  } catch (e) {
-    $("blocks-count").className = "worry";
-    $("blocks-count").textContent = clean(e.message);
-  }
+    return "";
+  });
+  if (done) await then();
 }
 
 $("blocks-search").addEventListener("submit", e => { e.preventDefault(); showBlocks(); });
 
+// --- Pairs.
+
+const showPairs = () => telling("pairs-count", async () => {
+  const p = await get("api/pairs?" + parameters($("pairs-search"))), list = p.pairs ?? [];
+  fill($("pairs-list"), ["interface", "initiator", "server", "action", "class", "rule", "connections>", "packets>", "dropped>", "last", "ends in>", ""], list.map(one => [
+    one.interface, one.initiator.replace(/\/32$/, ""), `${clean(one.proto)} ${clean(one.server)}${tags(one)}`, treatment(one), one.class, one.rule,
+    count(one.connections), count(one.packets), bytes(one.bytes), one.last ? dateTime(one.last) : "", left(one), undoButton(`${one.initiator} to ${one.server}`, () => forget(one)),
+  ]), "no treated pair is like this");
+  return `${count(list.length)} of ${count(p.matched)} treated pairs${readOnly()}`;
+});
+
+async function forget(p) {
+  if (!await confirmed(`Let ${p.initiator} connect to ${p.server} again, and forget what was detected of them?`)) return;
+  const done = await telling("pairs-count", async () => {
+    await post("api/pairs/forget", { initiator: p.initiator, server: p.server, vlan: p.vlan, inner_vlan: p.inner_vlan });
+    return "";
+  });
+  if (done) await showPairs();
+}
+
+$("pairs-search").addEventListener("submit", e => { e.preventDefault(); showPairs(); });
+
+// --- History.
+
+let past = []; // what was found, the newest first
+
+const search = more => telling("history-count", async () => {
+  const query = parameters($("history-search")), [what, value] = (query.get("what") ?? "").split("="), hours = Number(query.get("hours"));
+  query.delete("what");
+  query.delete("hours");
+  if (what) query.set(what, value);
+  if (hours) query.set("since", new Date(Date.now() - hours * 3600e3).toISOString());
+  if (more && past.length) query.set("before", past.at(-1).id);
+  $("history-more").hidden = true;
+  const begin = performance.now(), found = await get("api/history?" + query);
+  past = more ? [...past, ...found.events] : found.events;
+  eventTable($("history-list"), past, dateTime, "the history has nothing like this");
+  $("history-more").hidden = !found.more;
+  return `${past.length === 1 ? "1 event" : count(past.length) + " events"}${found.more ? " and more" : ""}, ${count(performance.now() - begin)} ms`;
+});
+
+$("history-search").addEventListener("submit", e => { e.preventDefault(); search(false); });
+$("history-more").addEventListener("click", () => search(true));
+
 // --- One flow.
 
-function showFlow(number) {
-  const e = events.find(e => e.event === "verdict" && e.number === Number(number));
-  $("flow").replaceChildren(...(e ? story(e) : [el("p", {}, "This page does not know the flow any more.")]));
+async function showFlow(name) {
+  const here = $("flow");
+  const is = e => e.event === "verdict" && (e.id ?? String(e.number)) === name;
+  try {
+    const v = events.find(is) ?? past.find(is) ?? (await get("api/history?" + new URLSearchParams({ id: name }))).events.find(e => e.event === "verdict");
+    if (!v) throw new Refused("this event is no verdict on a flow");
+    const known = await get("api/why?" + new URLSearchParams({ of: v.src })).catch(() => null);
+    if (location.hash !== "#flow/" + name) return; // another one was chosen meanwhile
+    const told = el("p", { id: "flow-told", role: "status" });
+    here.replaceChildren(...story(v, known, mayChange ? b => lift(b, "flow-told", () => showFlow(name)) : null), told);
+  } catch (e) {
+    here.replaceChildren(el("p", { class: "worry" }, e instanceof Refused ? e.message : "this page's server does not answer"));
+  }
 }
 
 // --- Views: the address says which one is shown.
@@ -314,6 +387,8 @@ function route() {
     else a.removeAttribute("aria-current");
   }
   if (view.id === "blocks") showBlocks();
+  if (view.id === "pairs") showPairs();
+  if (view.id === "history") search(false);
   if (view.id === "flow") showFlow(rest);
 }
 

@@ -203,6 +203,7 @@ func attach(c *cli.Context) error {
 	config.Events.Say(beginText(config))
 	others.start(g, config.Events)
 	giveUpRights(config.Engine.Device())
+	returnCode()
 	sums, err := g.Run(ctx)
 	if len(sums) > 1 {
 		config.Events.Say(totalText(sums))

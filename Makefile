@@ -179,7 +179,7 @@ fuzz: build onnxruntime ## Fuzz each target for FUZZTIME (10s)
 .PHONY: bench
 bench: build onnxruntime ## Print the benchmarks: data path, user space, forwarding beside xdp-filter and nftables
 	$(call install,$(PKG_TEST) $(PKG_BENCH))
-	go test -run '^$$' -bench . -benchtime 1s ./loader/... ./policy ./classifier
+	go test -run '^$$' -bench . -benchtime 1s ./loader/... ./policy ./classifier ./cmd/earlydrop/history
 	go run ./test/bench -earlydrop $(BIN)
 	go run ./test/bench -only overload -earlydrop $(BIN)
 

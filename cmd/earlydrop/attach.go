@@ -50,8 +50,8 @@ policy (earlydrop reload --help says what that does). A terminal that is closed 
 end the program.
 
 An event is one JSON object on a line: attached, waiting (--wait), verdict,
-block_ended, left_out (in passes_left_out what --events-pass left out since the last
-one, every 10 s), mode_changed, reloaded, device_failed, disagreed or ended.
+block_ended, pair_treated, pair_ended, left_out (in passes_left_out what --events-pass left
+out since the last one, every 10 s), mode_changed, reloaded, device_failed, disagreed or ended.
 A verdict says
 
    class            what the model calls the flow; unknown if no label is likely enough
@@ -478,6 +478,9 @@ func attachedText(iface string, info loader.Info, c *gateway.Config) string {
 	}
 	if stay := info.BlocksAdopted - info.BlocksHeld; stay > 0 {
 		say("%d flows stay blocked", stay)
+	}
+	if info.PairsAdopted > 0 {
+		say("%d treated pairs go on", info.PairsAdopted)
 	}
 	if info.BlocksRemoved > 0 {
 		say("%d blocks removed: mode monitor drops nothing", info.BlocksRemoved)

@@ -108,7 +108,7 @@ func captures(t *testing.T) (files []string, labels map[string]string) {
 // replay runs the program on the captures with so many threads.
 func replay(t *testing.T, program string, threads int, files ...string) []*event.Verdict {
 	t.Helper()
-	cmd := exec.Command(program, append([]string{"replay", "--json"}, files...)...)
+	cmd := exec.Command(program, append([]string{"replay", "--json", "--policy", "testdata/policy.yaml"}, files...)...)
 	cmd.Env = append(os.Environ(), fmt.Sprintf("GOMAXPROCS=%d", threads))
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

@@ -167,6 +167,11 @@ bench-passed: build onnxruntime ## Count how many bytes of a tunnel pass before 
 	$(call install,$(PKG_TEST))
 	go run ./test/bench -passed -earlydrop $(BIN)
 
+.PHONY: bench-throughput
+bench-throughput: build onnxruntime ## Measure uploads past each hook on veth pairs with their offloads, beside nothing attached
+	$(call install,$(PKG_TEST))
+	go run ./test/bench -throughput -time 5s -earlydrop $(BIN)
+
 .PHONY: lint
 lint: ## Check format, vet (with and without cgo), staticcheck, imports, C format, Python and shell scripts
 	$(call install,$(PKG_BUILD) clang-format flake8 shellcheck)

@@ -52,6 +52,8 @@ type options struct {
 	// passed asks for the bytes that pass before a cut, and nothing else.
 	passed      bool
 	connections int
+	// throughput asks for uploads past each hook, and nothing else.
+	throughput bool
 }
 
 func main() {
@@ -62,6 +64,7 @@ func main() {
 	flag.BoolVar(&o.json, "json", false, "print one JSON object, each round's figures included")
 	flag.BoolVar(&o.passed, "passed", false, "count how many bytes pass before a connection is cut, instead of all else")
 	flag.IntVar(&o.connections, "connections", 50, "with -passed: how many of each tunnel, direction and round trip")
+	flag.BoolVar(&o.throughput, "throughput", false, "measure uploads of 1 and 4 connections past each hook on veth pairs with their offloads, instead of all else")
 	flag.Parse()
 	if err := o.check(flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -70,8 +73,11 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	ctx, cancel := context.WithTimeout(ctx, o.limit())
 	do := run
-	if o.passed {
+	switch {
+	case o.passed:
 		do = runPassed
+	case o.throughput:
+		do = runThroughput
 	}
 	err := do(ctx, os.Stdout, o)
 	if errors.Is(ctx.Err(), context.Canceled) {
@@ -225,15 +231,19 @@ func (b *bench) prepare(ctx context.Context) error {
 			return errors.Join(err, b.close())
 		}
 	}
-	addr := netip.AddrPortFrom(b.rig.ServerAddr(4), iperfPort)
-	server, err := b.rig.Lab.Start(b.rig.Server, "iperf3", "iperf3", "--server", "--port", fmt.Sprint(iperfPort))
-	if err == nil {
-		err = b.rig.WaitReady(ctx, b.rig.Server, addr, server)
-	}
-	if err != nil {
+	if err := b.startIperf(ctx); err != nil {
 		return errors.Join(err, b.close())
 	}
 	return nil
+}
+
+func (b *bench) startIperf(ctx context.Context) error {
+	addr := netip.AddrPortFrom(b.rig.ServerAddr(4), iperfPort)
+	server, err := b.rig.Lab.Start(b.rig.Server, "iperf3", "iperf3", "--server", "--port", fmt.Sprint(iperfPort))
+	if err != nil {
+		return err
+	}
+	return b.rig.WaitReady(ctx, b.rig.Server, addr, server)
 }
 
 func (b *bench) close() error {
@@ -321,7 +331,7 @@ func (b *bench) measure(ctx context.Context, c candidate) (m measurement, err er
 	if err := closeLinks(); err != nil {
 		return m, err
 	}
-	if m.Bulk, err = b.bulk(ctx); err != nil {
+	if m.Bulk, err = b.bulk(ctx, 1); err != nil {
 		return m, err
 	}
 	after, err := daemon()
@@ -385,15 +395,15 @@ func (b *bench) settled(ctx context.Context, port uint16) (uint64, error) {
 	}
 }
 
-// bulk measures one TCP connection that sends all it can.
-func (b *bench) bulk(ctx context.Context) (r bulk, err error) {
+// bulk measures TCP connections that send all they can.
+func (b *bench) bulk(ctx context.Context, connections int) (r bulk, err error) {
 	cpu, err := readCPUTime()
 	if err != nil {
 		return r, err
 	}
 	seconds := max(1, int((b.opts.length+time.Second-1)/time.Second))
 	out, err := b.rig.Exec(ctx, b.rig.Client, "iperf3", "--client", b.rig.ServerAddr(4).String(),
-		"--port", fmt.Sprint(iperfPort), "--time", fmt.Sprint(seconds), "--json")
+		"--port", fmt.Sprint(iperfPort), "--time", fmt.Sprint(seconds), "--parallel", fmt.Sprint(connections), "--json")
 	if err != nil {
 		return r, fmt.Errorf("%w: %s", err, out)
 	}

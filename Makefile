@@ -12,6 +12,7 @@ export PATH := $(PATH):/usr/local/go/bin:/usr/lib/go/bin:/usr/sbin:/sbin
 
 BIN := bin/earlydrop
 ORT := bin/lib/libonnxruntime.so.1
+ORT_CUDA := bin/lib-cuda/libonnxruntime.so.1
 # Two lookups that must not fail where there is no git history.
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 PYTHON := /usr/bin/python3
@@ -53,6 +54,14 @@ build: ## Build bin/earlydrop
 .PHONY: onnxruntime
 onnxruntime: ## Put ONNX Runtime's shared library into bin/lib (pinned, out of an npm package)
 	$(call fetch,$(ORT),bin/lib)
+	$(own)
+
+FROM ?=
+# The provider is republished by a third party; FROM names Microsoft's own release.
+.PHONY: onnxruntime-cuda
+onnxruntime-cuda: export FROM := $(FROM)
+onnxruntime-cuda: ## Put ONNX Runtime with its CUDA provider into bin/lib-cuda (300 MB, pinned): make onnxruntime-cuda [FROM=release.tgz]
+	$(call fetch,$(ORT_CUDA),--cuda $(if $(FROM),--from "$$FROM") bin/lib-cuda)
 	$(own)
 
 DESTDIR ?=
@@ -112,11 +121,14 @@ test-race: build onnxruntime ## Run the tests of the concurrent packages with th
 	go test -count=1 -race -timeout 20m ./classifier/... ./policy/... ./loader/... ./cmd/...
 
 .PHONY: test-gpu
-test-gpu: onnxruntime ## Run the tests with ONNX Runtime's real CUDA provider (300 MB to fetch); they need no GPU, but use one
+test-gpu: onnxruntime onnxruntime-cuda ## Run the tests with ONNX Runtime's real CUDA provider (300 MB to fetch); they need no GPU, but use one
 	$(call install,$(PKG_BUILD))
-	$(call fetch,bin/lib-cuda/libonnxruntime.so.1,--cuda bin/lib-cuda)
-	$(own)
 	EARLYDROP_TEST_CUDA=$(CURDIR)/bin/lib-cuda go test -count=1 -v -tags gpu -run CUDA ./classifier/onnx
+
+.PHONY: bench-gpu
+bench-gpu: onnxruntime-cuda ## Print how many flows a GPU classifies a second, by model and batch size
+	$(call install,$(PKG_BUILD))
+	EARLYDROP_ONNXRUNTIME=$(CURDIR)/$(ORT_CUDA) go test -tags gpu -run '^$$' -bench CUDA ./classifier/onnx
 
 .PHONY: test-train
 test-train: ## Run the tests of the training code

@@ -48,11 +48,12 @@ func (e *Engine) inBatches(results []flow.Result, images func(n *Network, from, 
 	}
 	e.computing.RLock()
 	defer e.computing.RUnlock()
-	return e.network.Load().inBatches(results, images)
+	return e.network.Load().inBatches(results, images, e.infer)
 }
 
-// inBatches is Engine.inBatches, as many at a time as the backend takes.
-func (n *Network) inBatches(results []flow.Result, images func(n *Network, from, to int, b *buffer) ([]uint8, error)) error {
+// inBatches is Engine.inBatches, as many at a time as the backend takes. infer computes them.
+func (n *Network) inBatches(results []flow.Result, images func(n *Network, from, to int, b *buffer) ([]uint8, error),
+	infer func(n *Network, images []uint8, b *buffer, results []flow.Result) error) error {
 	for from := 0; from < len(results); from += n.limits.Batch {
 		to := min(from+n.limits.Batch, len(results))
 		err := func() error {
@@ -62,7 +63,7 @@ func (n *Network) inBatches(results []flow.Result, images func(n *Network, from,
 			if err != nil {
 				return err
 			}
-			return n.infer(batch, b, results[from:to])
+			return infer(n, batch, b, results[from:to])
 		}()
 		if err != nil {
 			return err

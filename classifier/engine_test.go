@@ -3,6 +3,7 @@
 package classifier
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -25,7 +26,8 @@ type backend struct {
 	enter        chan struct{}              // optional: each run says that it has begun,
 	leave        chan struct{}              // and waits until it may end
 
-	notANumber bool // what each run gives
+	device     string // optional
+	notANumber bool   // what each run gives
 
 	mu            sync.Mutex
 	runs          int // so far
@@ -82,7 +84,7 @@ func fakeLogit(image []uint8, k int) float32 {
 }
 
 func (b *backend) Limits() Limits { return b.limits }
-func (b *backend) Device() string { return "fake" }
+func (b *backend) Device() string { return cmp.Or(b.device, "fake") }
 
 func (b *backend) Close() error {
 	b.mu.Lock()
@@ -331,6 +333,12 @@ func TestSubmitGivesEachHandlerItsResult(t *testing.T) {
 			got[h][int(s.Elapsed)] = r
 		}
 	}
+	var told atomic.Int64
+	e.OnBatch(func(flows int, took time.Duration) {
+		if told.Add(int64(flows)); flows < 1 || flows > 8 || took <= 0 {
+			t.Errorf("a batch of %d flows took %s", flows, took)
+		}
+	})
 	want := make([]flow.Result, n)
 	wg.Add(n)
 	for i, s := range randomSamples(n) {
@@ -347,6 +355,9 @@ func TestSubmitGivesEachHandlerItsResult(t *testing.T) {
 			t.Fatalf("sample %d did not come back to its handler", i)
 		}
 		compareResults(t, i, r, want[i])
+	}
+	if told.Load() != n || e.Queue() != n {
+		t.Errorf("told of %d flows in batches, and of room for %d, want %d", told.Load(), e.Queue(), n)
 	}
 }
 
@@ -387,6 +398,63 @@ func TestSubmitRefusesWhenQueueIsFull(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// ComputeNow computes in the goroutine that calls it, and only where nothing has to be waited
+// for: a run that is taken, what waits, another model that is coming, the end.
+func TestComputeNowNeverWaits(t *testing.T) {
+	m, b := newBackend(t, Limits{1, 4})
+	e := newEngine(t, m, b, 4)
+	var got []error
+	handler := func(s *flow.Sample, r flow.Result, err error) {
+		if err == nil {
+			compareResults(t, len(got), r, expected(m, b, s))
+		}
+		got = append(got, err) // without a lock
+	}
+	for n := range 3 {
+		if !e.ComputeNow(randomSample(uint64(n)), handler) || len(got) != n+1 || got[n] != nil {
+			t.Fatalf("sample %d: handed over %v", n, got)
+		}
+	}
+	refused := func(when string) {
+		t.Helper()
+		if e.ComputeNow(randomSample(1), handler) || len(got) != 3 {
+			t.Fatalf("computed %s", when)
+		}
+	}
+
+	b.enter, b.leave = make(chan struct{}), make(chan struct{})
+	done := make(chan struct{}, 2)
+	later := func(*flow.Sample, flow.Result, error) { done <- struct{}{} }
+	if !e.Submit(randomSample(1), later) {
+		t.Fatal("refused")
+	}
+	<-b.enter
+	refused("while the only run is taken")
+	if !e.Submit(randomSample(1), later) {
+		t.Fatal("refused")
+	}
+	refused("while another sample waits")
+	b.leave <- struct{}{}
+	<-b.enter
+	b.leave <- struct{}{}
+	<-done
+	<-done
+	b.enter, b.leave = nil, nil
+
+	_, next := newBackend(t, Limits{1, 4})
+	n, err := NewNetwork("next", m, next)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Swap(n, func() { refused("while the model is changed") }); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	refused("after the end")
 }
 
 // A worker takes all that waits, up to a batch, and does not wait for more.

@@ -4,6 +4,7 @@ package classifier
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -70,6 +71,8 @@ type Manifest struct {
 	// Figures is a JSON object with what was measured on held-out data.
 	Figures   json.RawMessage `json:"figures"`
 	CreatedBy string          `json:"created_by"` // program and version that wrote the file
+	// Digest is that of the whole file, as "sha256:<hex>".
+	Digest string `json:"-"`
 	// Check holds the logits that the training framework computed for the
 	// images of checkImage, one row per image. It may be empty. An Engine is
 	// not opened on a model that it computes differently.
@@ -114,7 +117,7 @@ func readManifest(data []byte) (*Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Manifest{}
+	m := &Manifest{Digest: fmt.Sprintf("sha256:%x", sha256.Sum256(data))}
 	p := properties{file.metadata}
 
 	// The format comes first: of another format nothing else can be said.

@@ -3,8 +3,10 @@
 package classifier
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -33,6 +35,7 @@ func TestReadManifest(t *testing.T) {
 		TrainingData: "sha256:" + strings.Repeat("0", 64),
 		Figures:      json.RawMessage("{}"),
 		CreatedBy:    "make_models.py",
+		Digest:       fmt.Sprintf("sha256:%x", sha256.Sum256(readModel(t, "tiny5.onnx"))),
 	}
 	if diff := cmp.Diff(want, m); diff != "" {
 		t.Errorf("manifest (-want +got):\n%s", diff)

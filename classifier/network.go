@@ -5,6 +5,7 @@ package classifier
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 )
 
 // Network is one model, ready to compute: its backend computes what the training code did.
@@ -18,6 +19,11 @@ type Network struct {
 	// buffers has one for each run at a time. Who computes takes one out and puts
 	// it back.
 	buffers chan *buffer
+
+	// spare computes where the backend fails, and replaces is the other way round. Of a
+	// spare, failure is why it has taken the other's place.
+	spare, replaces *Network
+	failure         atomic.Pointer[Failure]
 }
 
 // buffer is the memory of one run.
@@ -51,8 +57,20 @@ func NewNetwork(name string, m *Manifest, backend Backend) (*Network, error) {
 // Manifest returns the model's manifest. It is shared and read-only.
 func (n *Network) Manifest() *Manifest { return n.manifest }
 
-// Close frees the memory of the model. It is not for a network that an Engine has taken.
-func (n *Network) Close() error { return n.backend.Close() }
+// Device returns where the model is computed: "cpu" or "cuda:N".
+func (n *Network) Device() string { return n.backend.Device() }
+
+// Close frees the memory of the model, and of its spare. It is not for a network that an Engine
+// has taken.
+func (n *Network) Close() error {
+	err := n.backend.Close()
+	for _, other := range []*Network{n.spare, n.replaces} {
+		if other != nil {
+			err = errors.Join(err, other.backend.Close())
+		}
+	}
+	return err
+}
 
 // wrap says of an error which model it is about, and where that is computed.
 func (n *Network) wrap(err error) error {

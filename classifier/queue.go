@@ -7,7 +7,8 @@ import "github.com/earlydrop/earlydrop/loader/flow"
 // Handler takes the result of one submitted sample, or the error that kept it
 // from having one; then result is empty. It is called from several goroutines at
 // once. The sample and result.Scores are valid until it returns. It must call none of
-// Classify, ClassifyImages, Swap and Close of its engine, which may wait for it.
+// Classify, ClassifyImages, Submit, ComputeNow, Swap and Close of its engine, which may wait
+// for it.
 type Handler func(s *flow.Sample, result flow.Result, err error)
 
 // task is a sample in the queue, and who waits for its result.
@@ -62,6 +63,14 @@ func (e *Engine) Submit(s *flow.Sample, handler Handler) bool {
 
 // Waiting returns how many samples are queued and not yet being computed.
 func (e *Engine) Waiting() int { return len(e.queue) }
+
+// Queue returns how many samples may wait: Submit refuses more.
+func (e *Engine) Queue() int { return cap(e.queue) }
+
+// Room returns a channel that has an element once there is room in the queue again: whoever
+// was refused by Submit may wait for it, with others, and try again. It has none when the
+// engine is closed.
+func (e *Engine) Room() <-chan struct{} { return e.room }
 
 // nextBatch fills batch, whose length is ignored, with what is waiting, up to its
 // capacity. It waits for the first task and never for more: batches grow under load,

@@ -124,6 +124,21 @@ func (t *Tables) Blocked() ([]Block, error) {
 	return blocks, err
 }
 
+// FindBlock returns the block of a flow that has time left. The error wraps
+// [ebpf.ErrKeyNotExist] when there is none.
+func (t *Tables) FindBlock(key flow.Key) (Block, error) {
+	k := toKernelKey(key)
+	var b datapathBlock
+	err := t.blocked.Lookup(&k, &b)
+	if err == nil && (b.Ended != 0 || monotonic() >= b.ExpiresNs) {
+		err = ebpf.ErrKeyNotExist
+	}
+	if err != nil {
+		return Block{}, fmt.Errorf("block of %s: %w", key, err)
+	}
+	return fromKernelBlock(&k, &b), nil
+}
+
 // ExpireBlocks removes the blocks that have ended (the kernel passes their packets
 // already) and returns them with their final counters, together with those that made
 // room since the last call. A block that may be renewed stays for 130 s.

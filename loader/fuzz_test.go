@@ -815,7 +815,7 @@ func (p *twinPath) forget(keys map[flow.Key]bool) {
 		_ = p.coll.Maps[datapathMapFlows].Delete(&k) // not there, most of them
 	}
 	for _, name := range []string{datapathMapHandshakeTags, datapathMapWaitingTags} {
-		if err := zero[datapathHandshakeBucket](p.coll.Maps[name]); err != nil {
+		if err := zero(p.coll.Maps[name]); err != nil {
 			p.t.Fatal(err)
 		}
 	}
@@ -825,7 +825,7 @@ func (p *twinPath) forget(keys map[flow.Key]bool) {
 	if p.inputs++; p.inputs == 0 { // their numbers begin again
 		p.forgetFragments()
 		for _, name := range []string{datapathMapSettled, datapathMapSeenInside} {
-			if err := zero[uint64](p.coll.Maps[name]); err != nil {
+			if err := zero(p.coll.Maps[name]); err != nil {
 				p.t.Fatal(err)
 			}
 		}

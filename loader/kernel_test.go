@@ -10,12 +10,14 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
@@ -43,8 +45,51 @@ type config struct {
 	partial                                 partialSums
 }
 
+// idleKernels holds for each config a kernel that no test uses: the verifier takes most of
+// what the tests of this package cost, so a kernel with tables of the usual sizes is emptied
+// and used again.
+var idleKernels = struct {
+	sync.Mutex
+	of map[config]*kernel
+}{of: map[config]*kernel{}}
+
 // loadKernel skips nothing: without root or the features these tests fail.
 func loadKernel(t testing.TB, c config) *kernel {
+	t.Helper()
+	idleKernels.Lock()
+	k := idleKernels.of[c]
+	delete(idleKernels.of, c)
+	idleKernels.Unlock()
+	if k == nil {
+		k = newKernel(t, c)
+	} else {
+		k = k.emptied(t)
+	}
+	tables, err := newTables("test", k.coll.Maps)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.Tables = tables
+	k.enforce(true)
+	t.Cleanup(func() {
+		if err := tables.filter.close(); err != nil {
+			t.Error(err)
+		}
+		usual := c.slots == 0 && c.ring == 0 && c.handshakes == 0 && c.blocked == 0 && c.flows == 0
+		idleKernels.Lock()
+		defer idleKernels.Unlock()
+		if usual && !t.Failed() && idleKernels.of[c] == nil {
+			idleKernels.of[c] = k
+			return
+		}
+		k.ring.Close()
+		k.coll.Close()
+	})
+	return k
+}
+
+// newKernel loads the programs.
+func newKernel(t testing.TB, c config) *kernel {
 	t.Helper()
 	if err := Preflight(); err != nil {
 		t.Fatal(err)
@@ -85,13 +130,17 @@ func loadKernel(t testing.TB, c config) *kernel {
 	if err := setSizes(spec); err != nil {
 		t.Fatal(err)
 	}
+	for _, m := range spec.Maps {
+		if m.Type == ebpf.Array && m.Name != datapathMapSlots { // which has locks
+			m.Flags |= unix.BPF_F_MMAPABLE // to be emptied at once
+		}
+	}
 	whole := spec.Copy()
 	delete(spec.Programs, datapathProgEdTcxIngress) // see program
 	coll, err := ebpf.NewCollection(spec)
 	if err != nil {
 		t.Fatal(loadError(err))
 	}
-	t.Cleanup(coll.Close)
 	if err := fillSlots(coll.Maps); err != nil {
 		t.Fatal(err)
 	}
@@ -99,19 +148,7 @@ func loadKernel(t testing.TB, c config) *kernel {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { ring.Close() })
-	tables, err := newTables("test", coll.Maps)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := tables.filter.close(); err != nil {
-			t.Error(err)
-		}
-	})
-	k := &kernel{t: t, spec: whole, coll: coll, ring: ring, Tables: tables, parts: parts.NewStore(parts.DefaultKept)}
-	k.enforce(true)
-	return k
+	return &kernel{t: t, spec: whole, coll: coll, ring: ring, parts: parts.NewStore(parts.DefaultKept)}
 }
 
 const (
@@ -153,17 +190,17 @@ func (k *kernel) emptied(t testing.TB) *kernel {
 			must(m.Delete(&key))
 		}
 	}
-	tags := k.coll.Maps[datapathMapHandshakeTags]
-	for i := range tags.MaxEntries() {
-		must(tags.Update(i, &datapathHandshakeBucket{}, ebpf.UpdateAny))
+	sides := k.coll.Maps[datapathMapSameSide]
+	for key := make([]byte, sides.KeySize()); sides.NextKey(nil, key) == nil; {
+		must(sides.Delete(key))
 	}
 	k.forgetFragments()
+	for name, m := range k.coll.Maps {
+		if m.Type() == ebpf.Array && name != datapathMapSlots && (name[0] != '.' || name == mapBlockFilter) {
+			must(zero(m))
+		}
+	}
 	k.enforce(true)
-	must(zero[uint64](k.coll.Maps[datapathMapSettled]))
-	must(zero[uint64](k.coll.Maps[datapathMapSeenInside]))
-	must(zero[datapathHandshakeBucket](k.coll.Maps[datapathMapWaitingTags]))
-	must(k.coll.Maps[datapathMapWaitingQuota].Update(uint32(waitingInUse), uint32(0), ebpf.UpdateAny))
-	must(k.coll.Maps[datapathMapSlotQuota].Update(uint32(slotsInUse), uint32(0), ebpf.UpdateAny))
 	for _, name := range []string{datapathMapFreeSlots, datapathMapFreeTcpSlots} {
 		var id uint32
 		for k.coll.Maps[name].LookupAndDelete(nil, &id) == nil { // an empty queue is an error
@@ -200,19 +237,16 @@ func (k *kernel) forgetFragments() {
 	}
 }
 
-// slotsInUse is SLOTS_IN_USE of bpf/maps.h.
-const slotsInUse = 65536
-
 // waitingInUse is WAITING_IN_USE of bpf/maps.h.
 const waitingInUse = 65536
 
-// zero sets all values of an array to 0.
-func zero[V any](m *ebpf.Map) error {
-	keys := make([]uint32, m.MaxEntries())
-	for i := range keys {
-		keys[i] = uint32(i)
+// zero sets all values of an array of a kernel to 0.
+func zero(m *ebpf.Map) error {
+	memory, err := m.Memory()
+	if err != nil {
+		return err
 	}
-	_, err := m.BatchUpdate(keys, make([]V, len(keys)), nil)
+	_, err = memory.WriteAt(make([]byte, memory.Size()), 0)
 	return err
 }
 

@@ -69,11 +69,8 @@ func (r *Reader) Read(s *flow.Sample) error {
 		s.CopyFrom(&r.next)
 		return nil
 	}
-	if err := r.ring.ReadInto(&r.record); err != nil {
-		if errors.Is(err, os.ErrClosed) {
-			return ErrClosed
-		}
-		return fmt.Errorf("read the ring buffer: %w", err)
+	if err := r.readRecord(); err != nil {
+		return err
 	}
 	if err := decodeSample(r.record.RawSample, s); err != nil {
 		return err
@@ -83,6 +80,37 @@ func (r *Reader) Read(s *flow.Sample) error {
 	signals.Note(s, signals.Live)
 	r.variant = signals.Variant(s, &r.next)
 	return nil
+}
+
+// readRecord waits for the next record.
+func (r *Reader) readRecord() error {
+	err := r.ring.ReadInto(&r.record)
+	switch {
+	case errors.Is(err, os.ErrClosed):
+		return ErrClosed
+	case err != nil:
+		return fmt.Errorf("read the ring buffer: %w", err)
+	}
+	return nil
+}
+
+// More reports whether a Read would have something at once. It is called between two of them.
+func (r *Reader) More() bool { return r.variant || r.ring.AvailableBytes() > 0 }
+
+// Fill returns how much of the ring buffer waits to be read, 0 to 1. It is called between two
+// Reads.
+func (r *Reader) Fill() float64 {
+	return float64(r.ring.AvailableBytes()) / float64(r.ring.BufferSize())
+}
+
+// Skip passes over the next capture, which is the oldest, at a small part of what it costs to
+// read it. It is for when there is More; its error is that of Read.
+func (r *Reader) Skip() error {
+	if r.variant {
+		r.variant = false
+		return nil
+	}
+	return r.readRecord()
 }
 
 // Close ends a Read that is waiting.

@@ -95,10 +95,10 @@ func (p *Policy) rule(name string) *Rule {
 // instead of their networks.
 func (rule *Rule) comparable() *Rule {
 	r := *rule
-	r.from, r.to, r.except, r.counts = nil, nil, nil, 0
+	r.from, r.to, r.except, r.counts, r.Line = nil, nil, nil, 0, 0
 	r.From, r.To, r.Except = comparableEnds(r.From), comparableEnds(r.To), slices.Clone(r.Except)
 	for i := range r.Except {
-		r.Except[i].Set = nameOnly(r.Except[i].Set)
+		r.Except[i].Set, r.Except[i].Line = nameOnly(r.Except[i].Set), 0
 	}
 	return &r
 }

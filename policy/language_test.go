@@ -417,7 +417,7 @@ func TestDecideAsksRulesOnlyAboutTheFlowsThatTheyAreFor(t *testing.T) {
 			}
 			want := Decision{Class: "v2ray", Likeliest: "v2ray", Confidence: 1, Reason: ReasonNoRule}
 			if is {
-				want = Decision{Class: "v2ray", Likeliest: "v2ray", Confidence: 1, Reason: ReasonRule, Action: flow.Drop, Rule: "rule-1", RuleClasses: "v2ray", Detected: true, TTL: 10 * time.Minute}
+				want = Decision{Class: "v2ray", Likeliest: "v2ray", Confidence: 1, Reason: ReasonRule, Action: flow.Drop, Rule: "rule-1", RuleClasses: "v2ray", Detected: true, Line: 1, TTL: 10 * time.Minute}
 			}
 			if got := p.Decide(m, flow.Result{Class: "v2ray", Confidence: 1}); got != want {
 				t.Errorf("%s, is such a flow: %v: %+v, want %+v", tt.condition, is, got, want)
@@ -448,7 +448,7 @@ func TestDecideLogs(t *testing.T) {
   - {name: cut, class: v2ray, min_confidence: 0.5, action: drop, ttl: 1m}
 `)
 	d := p.Decide(meta("100.64.0.1:50000", "100.64.0.2:443"), flow.Result{Class: "v2ray", Confidence: 0.95})
-	want := Decision{Class: "v2ray", Likeliest: "v2ray", Confidence: 0.95, Reason: ReasonRule, Action: flow.Log, Rule: "seen", RuleClasses: "v2ray", Detected: true}
+	want := Decision{Class: "v2ray", Likeliest: "v2ray", Confidence: 0.95, Reason: ReasonRule, Action: flow.Log, Rule: "seen", RuleClasses: "v2ray", Detected: true, Line: 2}
 	if d != want || d.Treatment() != (flow.Treatment{}) {
 		t.Errorf("%+v, want %+v", d, want)
 	}

@@ -56,7 +56,7 @@ func (d *decoder) match(n ast.Node, list string) (m Match, err error) {
 			return m, d.errorOn(side.place(), "unknown side %s%s; write initiator, responder or any", quote(word), didYouMean(word, known))
 		}
 	}
-	m.text = m.String()
+	m.text, m.Line = m.String(), lineOf(n)
 	return m, nil
 }
 

@@ -3,6 +3,7 @@
 package policy
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"maps"
@@ -93,7 +94,11 @@ func Parse(name string, data []byte, model *Model) (*Policy, error) {
 	if err != nil {
 		return nil, err
 	}
-	return d.policy(body)
+	p, err := d.policy(body)
+	if err == nil {
+		p.Digest = fmt.Sprintf("sha256:%x", sha256.Sum256(data))
+	}
+	return p, err
 }
 
 // policy reads the whole file.

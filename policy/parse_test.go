@@ -3,7 +3,9 @@
 package policy
 
 import (
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -23,6 +25,8 @@ import (
 var comparePolicies = cmp.Options{
 	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
 	cmpopts.IgnoreUnexported(Match{}, Rule{}, Policy{}, Set{}),
+	cmpopts.IgnoreFields(Match{}, "Line"), cmpopts.IgnoreFields(Rule{}, "Line"), // TestDecisionsSayWhichLineDecided
+	cmpopts.IgnoreFields(Policy{}, "Digest"), // of the text
 	cmpopts.EquateEmpty(),
 }
 
@@ -490,5 +494,12 @@ func TestDefault(t *testing.T) {
 	}
 	if n, except := len(p.Allow), p.Rules[0].Except; n != 8 || len(except) != 2 || !p.TreatsMidStream() || !p.TreatsUDP() {
 		t.Errorf("with the commented examples: %d allowed, exceptions %v", n, except)
+	}
+}
+
+func TestDigestIsOfTheText(t *testing.T) {
+	p, err := Parse("p.yaml", []byte("rules: []\n"), nil)
+	if want := fmt.Sprintf("sha256:%x", sha256.Sum256([]byte("rules: []\n"))); err != nil || p.Digest != want {
+		t.Errorf("%+v, %v, want %s", p, err, want)
 	}
 }

@@ -111,6 +111,12 @@ const (
 	ReasonIncomplete    = "incomplete"           // too little of the flow is in the capture file
 )
 
+// Reasons are all of them.
+var Reasons = []string{
+	ReasonRule, ReasonAllowList, ReasonNoRule, ReasonLowConfidence, ReasonException, ReasonUDPUnproven, ReasonOneWay, ReasonMidStream, ReasonNoSignal,
+	ReasonProvisional, ReasonFinal, ReasonPartial, ReasonComplete, ReasonMeanwhile, ReasonEvidence, ReasonPair, ReasonPaused, ReasonScant, ReasonIncomplete,
+}
+
 // Decision is what becomes of one flow.
 type Decision struct {
 	Action flow.Action
@@ -141,9 +147,12 @@ type Decision struct {
 	// a flow passes only because of an exception or the allow-list, or as it was
 	// captured from its middle.
 	Detected bool
-	TTL      time.Duration // how long the block is to last; 0 for Pass
-	Rate     uint64        // bytes per second that pass, for Limit; else 0
-	Reason   string        // one of the Reason constants
+	// Line is where the policy file has Rule, or the entry of the allow-list: the number of its
+	// first line, from 1. It is 0 where neither decided.
+	Line   int
+	TTL    time.Duration // how long the block is to last; 0 for Pass
+	Rate   uint64        // bytes per second that pass, for Limit; else 0
+	Reason string        // one of the Reason constants
 	// Scope is flow.ScopePair where Action is what becomes of the flow's pair.
 	Scope flow.Scope
 	// Counts says which rules with evidence the flow is evidence for: bit i is for
@@ -206,6 +215,7 @@ type Match struct {
 	Side   Side
 	// Ports are compared with the responder's port. None fit every flow.
 	Ports []PortRange
+	Line  int // of the file, from 1
 
 	text string // String, worked out once
 }
@@ -292,6 +302,7 @@ type Rule struct {
 	// Signals, if there are any, make it a rule for flows that show one of them.
 	Signals flow.Signals
 	Except  []Match
+	Line    int // of the file, from 1
 
 	from, to *table   // nil: any
 	except   *matcher // nil: none
@@ -347,6 +358,9 @@ type Policy struct {
 	// OneHook is true where flows may be dropped although both directions come through
 	// one hook, so that their numbers alone prove connections.
 	OneHook bool
+	// Digest is that of the policy file's text, as "sha256:<hex>"; of a Policy that was not
+	// parsed it is empty. The files of sets are not in it.
+	Digest string
 
 	allow    *matcher
 	protect  *table
@@ -554,7 +568,7 @@ func (p *Policy) Decide(m *flow.Meta, r flow.Result) Decision {
 	initiator, responder := unmapped(m.Initiator()), unmapped(m.Responder())
 
 	if i := p.allow.first(initiator.Addr(), responder); i >= 0 {
-		d.Rule, d.Reason, d.Detected = p.Allow[i].String(), ReasonAllowList, p.detects(m, initiator, responder, &r, likeliest)
+		d.Rule, d.Line, d.Reason, d.Detected = p.Allow[i].String(), p.Allow[i].Line, ReasonAllowList, p.detects(m, initiator, responder, &r, likeliest)
 		return d
 	}
 	if m.Incomplete {
@@ -627,7 +641,7 @@ func (p *Policy) Decide(m *flow.Meta, r flow.Result) Decision {
 
 // named has the decision name the rule, and returns the likeliest of its classes.
 func (d *Decision) named(rule *Rule, r *flow.Result, why string) (class string) {
-	d.Rule, d.Confidence, d.Reason = rule.Name, rule.confidence(r), why
+	d.Rule, d.Line, d.Confidence, d.Reason = rule.Name, rule.Line, rule.confidence(r), why
 	class, d.RuleClasses = rule.named(r)
 	return class
 }
@@ -643,7 +657,7 @@ func (rule *Rule) OnPair(d Decision, r *flow.Result) Decision {
 
 // Pair has the decision treat a flow as its pair is treated on behalf of the rule, for so long.
 func (d *Decision) Pair(rule *Rule, ttl time.Duration) {
-	d.Rule, d.RuleClasses, d.Scope, d.Reason = rule.Name, "", flow.ScopePair, ReasonPair
+	d.Rule, d.Line, d.RuleClasses, d.Scope, d.Reason = rule.Name, rule.Line, "", flow.ScopePair, ReasonPair
 	d.act(rule, rule.Action, ttl)
 }
 

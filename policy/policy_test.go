@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -81,7 +84,10 @@ rules:
 
 // names are what a decision says of its classes; TestDecisionNamesWhatDecided is
 // about these fields.
-var names = cmpopts.IgnoreFields(Decision{}, "RuleClasses", "Likeliest", "Detected")
+var names = cmpopts.IgnoreFields(Decision{}, "RuleClasses", "Likeliest", "Detected", "Line")
+
+// lines is TestDecisionsSayWhichLineDecided about.
+var lines = cmpopts.IgnoreFields(Decision{}, "Line")
 
 // A rule with several classes asks whether the flow is one of them.
 func TestDecideAddsUpTheClassesOfARule(t *testing.T) {
@@ -220,7 +226,7 @@ func TestDecisionNamesWhatDecided(t *testing.T) {
 			d := p.Decide(meta("10.0.0.2:40000", "198.51.100.7:"+tt.port), r)
 			want := Decision{Rule: tt.rule, RuleClasses: tt.classes, Class: tt.called, Likeliest: tt.likeliest, Confidence: tt.confidence, Detected: tt.detected}
 			near := cmp.Comparer(func(a, b float64) bool { return math.Abs(a-b) < 1e-12 })
-			if diff := cmp.Diff(want, d, near, cmpopts.IgnoreFields(Decision{}, "Action", "TTL", "Reason")); diff != "" {
+			if diff := cmp.Diff(want, d, near, cmpopts.IgnoreFields(Decision{}, "Action", "TTL", "Reason", "Line")); diff != "" {
 				t.Errorf("decision (-want +got):\n%s", diff)
 			}
 			if d.Action == flow.Drop && (d.Class == flow.Unknown) != (tt.rule == "strange") {
@@ -353,7 +359,7 @@ func TestDecideTreatsMidStreamFlowsWhereARuleSaysSo(t *testing.T) {
 			start := meta("100.64.0.1:50000", "100.64.0.2:"+tt.port)
 			start.MissingStart = true
 			for _, m := range []*flow.Meta{m, start} {
-				if diff := cmp.Diff(tt.want, p.Decide(m, r)); diff != "" {
+				if diff := cmp.Diff(tt.want, p.Decide(m, r), lines); diff != "" {
 					t.Errorf("decision (-want +got):\n%s", diff)
 				}
 			}
@@ -413,7 +419,7 @@ func TestDecideTreatsOneWayFlowsWhereARuleSaysSo(t *testing.T) {
 			m := meta("100.64.0.1:50000", "100.64.0.2:443")
 			m.OneWay = true
 			tt.want.Class, tt.want.Likeliest, tt.want.Confidence, tt.want.RuleClasses, tt.want.Detected = "v2ray", "v2ray", 1, "v2ray", true
-			if diff := cmp.Diff(tt.want, mustParse(t, "rules:\n"+tt.rules).Decide(m, flow.Result{Class: "v2ray", Confidence: 1})); diff != "" {
+			if diff := cmp.Diff(tt.want, mustParse(t, "rules:\n"+tt.rules).Decide(m, flow.Result{Class: "v2ray", Confidence: 1}), lines); diff != "" {
 				t.Errorf("decision (-want +got):\n%s", diff)
 			}
 		})
@@ -442,7 +448,7 @@ func TestDecideTakesFlowsThatShowASignal(t *testing.T) {
 			m.Signals = tt.shows
 			tt.want.Class, tt.want.Likeliest, tt.want.Confidence, tt.want.RuleClasses = "v2ray", "v2ray", tt.confidence, "v2ray"
 			tt.want.Detected = tt.want.Reason != ReasonLowConfidence
-			if diff := cmp.Diff(tt.want, mustParse(t, "rules:\n"+tt.rules).Decide(m, flow.Result{Class: "v2ray", Confidence: tt.confidence})); diff != "" {
+			if diff := cmp.Diff(tt.want, mustParse(t, "rules:\n"+tt.rules).Decide(m, flow.Result{Class: "v2ray", Confidence: tt.confidence}), lines); diff != "" {
 				t.Errorf("decision (-want +got):\n%s", diff)
 			}
 		})
@@ -513,7 +519,7 @@ func TestDecideTreatsUDPFlowsWhereARuleSaysSo(t *testing.T) {
 			// A flow is detected as it would be over TCP.
 			tt.want.Detected = tt.want.Reason != ReasonLowConfidence && tt.want.Reason != ReasonNoRule
 			for range 2 {
-				if diff := cmp.Diff(tt.want, p.Decide(m, flow.Result{Class: tt.class, Confidence: tt.confidence})); diff != "" {
+				if diff := cmp.Diff(tt.want, p.Decide(m, flow.Result{Class: tt.class, Confidence: tt.confidence}), lines); diff != "" {
 					t.Errorf("%+v: decision (-want +got):\n%s", m, diff)
 				}
 				m.MidStream, m.Resumed = m.Resumed, false // is the same to rules
@@ -654,5 +660,95 @@ func BenchmarkDecide(b *testing.B) {
 				b.Fatalf("decision %+v", d)
 			}
 		})
+	}
+}
+
+// A decision says which line of the file is its reason, in whatever style the file is written,
+// and neither a decision nor a change of the policy depends on it.
+func TestDecisionsSayWhichLineDecided(t *testing.T) {
+	const text = `# a comment
+allow:
+  - cidr: 192.0.2.1/32
+
+  -
+    # of its own
+    port: 22
+  - {set: near}
+sets: {near: {file: near.txt}}
+rules:
+  - class: [v2ray]
+    from: [10.0.0.9]
+    name: first
+    action: log
+  - {name: second, class: [v2ray, tor],
+     min_confidence: 0.9, action: drop, ttl: 1h}
+  - name: third
+    class: tor
+    min_confidence: 0.5
+    action: drop
+    ttl: 1h
+    evidence: {flows: 2, share: 0.5, within: 1h}
+`
+	dir := t.TempDir()
+	file := filepath.Join(dir, "p.yaml")
+	for name, content := range map[string]string{file: text, filepath.Join(dir, "near.txt"): "192.0.2.77\n"} {
+		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	model := &Model{Labels: []string{"background", "v2ray", "tor"}, Thresholds: map[string]float64{"v2ray": 0.5, "tor": 0.5}, AnyThreshold: 0.5}
+	p, err := Load(file, model)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		from, to, class string
+		confidence      float64
+		reason          string
+		line            int
+	}{
+		{"10.0.0.2:1", "192.0.2.1:443", "v2ray", 1, ReasonAllowList, 3},
+		{"10.0.0.2:1", "192.0.2.2:22", "v2ray", 1, ReasonAllowList, 7},
+		{"192.0.2.77:1", "192.0.2.2:23", "v2ray", 1, ReasonAllowList, 8},
+		{"10.0.0.9:1", "192.0.2.2:443", "v2ray", 1, ReasonRule, 11},
+		{"10.0.0.2:1", "192.0.2.2:443", "v2ray", 1, ReasonRule, 15},
+		{"10.0.0.2:1", "192.0.2.2:443", "v2ray", 0.8, ReasonLowConfidence, 15},
+		{"10.0.0.2:1", "192.0.2.2:443", "tor", 0.8, ReasonRule, 17},
+		{"10.0.0.2:1", "192.0.2.2:443", "background", 1, ReasonNoRule, 0},
+	} {
+		m, r := meta(tt.from, tt.to), flow.Result{Class: tt.class, Confidence: tt.confidence}
+		d := p.Decide(m, r)
+		if d.Reason != tt.reason || d.Line != tt.line {
+			t.Errorf("%s > %s %s %v: %s, line %d, want %s, %d", tt.from, tt.to, tt.class, tt.confidence, d.Reason, d.Line, tt.reason, tt.line)
+		}
+		if tt.line == 17 {
+			onPair, pair := p.EvidenceRule(0).OnPair(d, &r), Decision{}
+			if pair.Pair(p.EvidenceRule(0), time.Hour); onPair.Line != 17 || pair.Line != 17 {
+				t.Errorf("on evidence line %d, of the pair line %d, want 17", onPair.Line, pair.Line)
+			}
+		}
+	}
+	moved := filepath.Join(dir, "moved.yaml")
+	if err := os.WriteFile(moved, []byte("\n\n"+text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := Load(moved, model); err != nil || !again.ChangesFrom(p).None() {
+		t.Errorf("the same two lines below: %v, %v", again.ChangesFrom(p), err)
+	}
+}
+
+func TestReasonsAreComplete(t *testing.T) {
+	source, err := os.ReadFile("policy.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for _, constant := range regexp.MustCompile(`(?m)^\tReason\w+ += "([^"]+)"`).FindAllStringSubmatch(string(source), -1) {
+		if found++; !slices.Contains(Reasons, constant[1]) {
+			t.Errorf("%q is not in Reasons", constant[1])
+		}
+	}
+	if found != len(Reasons) {
+		t.Errorf("%d constants, %d in Reasons", found, len(Reasons))
 	}
 }

@@ -53,7 +53,7 @@ func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 	if err != nil {
 		return r, nil, err
 	}
-	r.Name, at = "rule-"+strconv.Itoa(i), start(n)
+	r.Name, at, r.Line = "rule-"+strconv.Itoa(i), start(n), lineOf(n)
 	if e, ok := keys["name"]; ok {
 		at = e.place()
 		if r.Name, err = d.text(at, e.value, "name", "tunnels"); err != nil {

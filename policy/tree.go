@@ -27,6 +27,14 @@ func start(n ast.Node) *token.Token {
 	return n.GetToken()
 }
 
+// lineOf returns the line that n begins in, from 1.
+func lineOf(n ast.Node) int {
+	if at := start(n); at != nil && at.Position != nil {
+		return at.Position.Line
+	}
+	return 1
+}
+
 // typeName says what n is, for messages.
 func typeName(n ast.Node) string {
 	switch n.(type) {

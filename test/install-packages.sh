@@ -30,6 +30,7 @@ if [ ! -e "$policy" ]; then
 fi
 echo "installing Debian packages:$missing" >&2
 apt-get update -qq
+# Another apt, above all the one that updates by itself on a new machine, is waited for.
 # The list is a list.
 # shellcheck disable=SC2086
-DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends $missing >/dev/null

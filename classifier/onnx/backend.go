@@ -11,6 +11,7 @@ import (
 	"strconv"
 
 	ort "github.com/yalue/onnxruntime_go"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/earlydrop/earlydrop/classifier"
 )
@@ -21,6 +22,10 @@ type backend struct {
 	limits  classifier.Limits
 	session *ort.DynamicAdvancedSession
 
+	// sizes are the batches that are computed, from small to large. Others are padded to
+	// the next size.
+	sizes []int
+
 	// free has the buffers that no run uses, of all of them.
 	free chan *buffers
 	all  []*buffers
@@ -28,13 +33,35 @@ type backend struct {
 	imageBytes, labels int // of one image
 }
 
+// gpuSizes are the batches that a GPU computes: for each new size it would allocate memory
+// and choose kernels anew, in the middle of the work.
+var gpuSizes = [...]int{1, 8, 32, 64, 128, 256}
+
+// sizesOf returns the batches that are computed where the largest is most. A CPU computes
+// every size, as nothing is dearer there than a padded image.
+func sizesOf(most int, gpu bool) (sizes []int) {
+	if !gpu {
+		for n := range most {
+			sizes = append(sizes, n+1)
+		}
+		return sizes
+	}
+	for _, n := range gpuSizes {
+		sizes = append(sizes, n)
+		if n >= most {
+			break
+		}
+	}
+	return sizes
+}
+
 // buffers holds the tensors of one run at a time. ONNX Runtime reads and writes Go
-// memory in place: for each batch size there are tensors of the first images and
-// logits of the same two buffers, so that a run neither allocates nor pads.
+// memory in place: for each size there are tensors of the first images and logits of the
+// same two buffers, so that a run allocates nothing.
 type buffers struct {
-	images []uint8   // [Batch][C][32][32]
-	logits []float32 // [Batch][K]
-	// inputs[n-1] and outputs[n-1] are for n images, and so is bindings[n-1].
+	images []uint8   // [largest size][C][32][32]
+	logits []float32 // [largest size][K]
+	// inputs[i] and outputs[i] are for sizes[i] images, and so is bindings[i].
 	inputs, outputs []ort.Value
 	// bindings spare a run on the CPU all allocation. On another device there are
 	// none: a bound input is copied there when it is bound, not when the session
@@ -48,6 +75,7 @@ func newBackend(m *classifier.Manifest, data []byte, opts Options, gpu int) (_ c
 	b := &backend{
 		device:     opts.Device,
 		limits:     classifier.Limits{Runs: opts.Workers, Batch: opts.MaxBatch},
+		sizes:      sizesOf(opts.MaxBatch, gpu >= 0),
 		free:       make(chan *buffers, opts.Workers),
 		imageBytes: len(m.Channels) * classifier.ImagePixels,
 		labels:     len(m.Labels),
@@ -68,7 +96,30 @@ func newBackend(m *classifier.Manifest, data []byte, opts Options, gpu int) (_ c
 		}
 		b.free <- one
 	}
+	if gpu >= 0 {
+		if err := b.warmUp(); err != nil {
+			return nil, withLacking(err)
+		}
+	}
 	return b, nil
+}
+
+// warmUp computes a batch of each size with each of the buffers, all of them at the same time
+// as in the work that follows: nothing is allocated or chosen any more then, and a device that
+// can't do it is found before that.
+func (b *backend) warmUp() error {
+	var running errgroup.Group
+	for _, one := range b.all {
+		running.Go(func() error {
+			for i, n := range b.sizes {
+				if err := b.compute(one, i); err != nil {
+					return fmt.Errorf("warming up with %d images: %w", n, err)
+				}
+			}
+			return nil
+		})
+	}
+	return running.Wait()
 }
 
 // newSession builds the session that all runs share: ONNX Runtime allows
@@ -96,11 +147,15 @@ func newSession(data []byte, gpu int) (*ort.DynamicAdvancedSession, error) {
 	}
 	if gpu >= 0 {
 		if err := appendCUDA(options, gpu); err != nil {
-			return nil, fmt.Errorf("the CUDA provider can't be used: %w", err)
+			return nil, withLacking(fmt.Errorf("the CUDA provider can't be used: %w", err))
 		}
 	}
-	return ort.NewDynamicAdvancedSessionWithONNXData(data,
+	session, err := ort.NewDynamicAdvancedSessionWithONNXData(data,
 		[]string{classifier.InputName}, []string{classifier.OutputName}, options)
+	if err != nil && gpu >= 0 {
+		err = withLacking(err)
+	}
+	return session, err
 }
 
 func appendCUDA(options *ort.SessionOptions, gpu int) error {
@@ -125,11 +180,12 @@ func appendCUDA(options *ort.SessionOptions, gpu int) error {
 
 // newBuffers returns what it made also on failure, so that it can be destroyed.
 func (b *backend) newBuffers(channels int64) (*buffers, error) {
+	largest := b.sizes[len(b.sizes)-1]
 	one := &buffers{
-		images: make([]uint8, b.limits.Batch*b.imageBytes),
-		logits: make([]float32, b.limits.Batch*b.labels),
+		images: make([]uint8, largest*b.imageBytes),
+		logits: make([]float32, largest*b.labels),
 	}
-	for n := 1; n <= b.limits.Batch; n++ {
+	for _, n := range b.sizes {
 		in, err := ort.NewTensor(ort.NewShape(int64(n), channels, classifier.ImageSide, classifier.ImageSide), one.images)
 		if err != nil {
 			return one, err
@@ -173,26 +229,28 @@ func (one *buffers) destroy() (err error) {
 func (b *backend) Run(images []uint8, n int, logits []float32) error {
 	one := <-b.free
 	defer func() { b.free <- one }()
-	copy(one.images, images[:n*b.imageBytes])
-	if err := b.compute(one, n); err != nil {
+	i, _ := slices.BinarySearch(b.sizes, n)
+	used := copy(one.images, images[:n*b.imageBytes])
+	clear(one.images[used : b.sizes[i]*b.imageBytes]) // other flows were there
+	if err := b.compute(one, i); err != nil {
 		return err
 	}
 	copy(logits, one.logits[:n*b.labels])
 	return nil
 }
 
-// compute computes the logits of the first n images of the buffers. A panic of the
+// compute computes the logits of the first sizes[i] images of the buffers. A panic of the
 // binding becomes an error.
-func (b *backend) compute(one *buffers, n int) (err error) {
+func (b *backend) compute(one *buffers, i int) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("ONNX Runtime's binding panicked: %v", r)
 		}
 	}()
 	if b.device != cpu {
-		return b.session.Run(one.inputs[n-1:n], one.outputs[n-1:n])
+		return b.session.Run(one.inputs[i:i+1], one.outputs[i:i+1])
 	}
-	return b.session.RunWithBinding(one.bindings[n-1])
+	return b.session.RunWithBinding(one.bindings[i])
 }
 
 // Limits implements classifier.Backend.

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,14 +24,14 @@ import (
 	"testing"
 
 	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/models"
 )
 
-const (
-	cudaEnv   = "EARLYDROP_TEST_CUDA"
-	cudaRuns  = 9
-	cudaBatch = 4
-)
+const cudaEnv = "EARLYDROP_TEST_CUDA"
+
+// cudaRuns are batches, by their images: the sizes that a GPU computes, and others.
+var cudaRuns = []int{1, 2, 8, 9, 32, 33, 64, 100, 128, 129, 256, 1, 200}
 
 // cudaLibraries copies ONNX Runtime and the provider to where root may load them from,
 // and returns the copies of both.
@@ -41,7 +42,7 @@ func cudaLibraries(t *testing.T) (core, provider string) {
 		t.Fatalf("%s is not set: make test-gpu runs this", cudaEnv)
 	}
 	dir := openFolder(t)
-	for _, name := range []string{libraryName, "libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so"} {
+	for _, name := range append([]string{libraryName}, providers[:]...) {
 		provider = place(t, filepath.Join(from, name), dir, name)
 	}
 	return filepath.Join(dir, libraryName), provider
@@ -104,49 +105,165 @@ func cudaImages(run int, images []uint8) {
 	}
 }
 
-// runOnCUDA opens the default model on the GPU and runs it on images that change. It
-// writes a line before each run to the log. The results are not looked at.
-func runOnCUDA(log string) error {
+// openOnCUDA opens the default model on the GPU, with the CPU as its spare. It is not checked
+// that the GPU computes what it should.
+func openOnCUDA() (*classifier.Engine, error) {
 	name, data := models.Default()
 	manifest, err := classifier.ReadManifest(name, data)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := initRuntime(""); err != nil {
-		return err
+	manifest.Check = nil
+	n, err := load(name, manifest, data, Options{Device: "cuda:0"})
+	if err != nil {
+		return nil, err
 	}
-	opts := Options{Device: "cuda:0", MaxBatch: cudaBatch}
-	gpu, err := opts.complete()
+	spare, err := load(name, manifest, data, Options{})
+	if err != nil {
+		return nil, errors.Join(err, n.Close())
+	}
+	n.FallBackOn(spare)
+	return n.Engine(0)
+}
+
+// runOnCUDA has the GPU compute images that change. It writes a line before each batch to the
+// log. The results are not looked at.
+func runOnCUDA(log string) error {
+	e, err := openOnCUDA()
 	if err != nil {
 		return err
 	}
-	b, err := newBackend(manifest, data, opts, gpu)
-	if err != nil {
-		return err
-	}
-	defer b.Close()
+	defer e.Close()
 	file, err := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
-	size := len(manifest.Channels) * classifier.ImagePixels
-	images, logits := make([]uint8, cudaBatch*size), make([]float32, cudaBatch*len(manifest.Labels))
-	for run := range cudaRuns {
-		n := run%cudaBatch + 1
-		cudaImages(run, images[:n*size])
+	size := len(e.Manifest().Channels) * classifier.ImagePixels
+	for run, n := range cudaRuns {
+		images := make([]uint8, n*size)
+		cudaImages(run, images)
 		if _, err := fmt.Fprintf(file, "run %d\n", run); err != nil {
 			return err
 		}
-		if err := b.Run(images, n, logits); err != nil {
+		if err := e.ClassifyImages(images, make([]flow.Result, n)); err != nil {
 			return err
+		}
+	}
+	if f := e.Failure(); f != nil {
+		return f.Err
+	}
+	return nil
+}
+
+// loseOnCUDA has the device be lost when it is to do something in the middle of the work. What
+// comes out then is what the CPU computes.
+func loseOnCUDA(broken string) error {
+	e, err := openOnCUDA()
+	if err != nil {
+		return err
+	}
+	defer e.Close()
+	name, data := models.Default()
+	reference, err := Open(name, data, Options{})
+	if err != nil {
+		return err
+	}
+	defer reference.Close()
+	size := len(e.Manifest().Channels) * classifier.ImagePixels
+	for run, n := range []int{40, 40, 300} {
+		images, got, want := make([]uint8, n*size), make([]flow.Result, n), make([]flow.Result, n)
+		cudaImages(run, images)
+		if run == 1 {
+			os.Setenv("CUDA_STUB_BROKEN", broken)
+		}
+		if err := e.ClassifyImages(images, got); err != nil {
+			return err
+		}
+		f := e.Failure()
+		if run == 0 {
+			if f != nil || e.Device() != "cuda:0" {
+				return fmt.Errorf("before it is lost: on %s, failure %v", e.Device(), f)
+			}
+			continue
+		}
+		if f == nil || f.Device != "cuda:0" || e.Device() != cpu {
+			return fmt.Errorf("after it was lost: on %s, failure %v", e.Device(), f)
+		}
+		if err := reference.ClassifyImages(images, want); err != nil {
+			return err
+		}
+		for i := range want {
+			for k := range want[i].Scores {
+				if math.Abs(got[i].Scores[k]-want[i].Scores[k]) > maxDifference {
+					return fmt.Errorf("run %d, image %d: %v, on the CPU %v", run, i, got[i].Scores, want[i].Scores)
+				}
+			}
+		}
+		if run == 1 {
+			fmt.Println("the failure:", f.Err)
 		}
 	}
 	return nil
 }
 
-// The real provider, over a CUDA runtime that only keeps a record: each run has its own
-// images copied to the device.
+// overStub runs the calling test again in a process of its own, over the stub of CUDA.
+func overStub(t *testing.T, core, stubs string, env ...string) (said string) {
+	t.Helper()
+	cmd := exec.Command(testBinary(t), "-test.run=^"+t.Name()+"$", "-test.count=1")
+	cmd.Env = append(os.Environ(), append(env, LibraryEnv+"="+core, "LD_LIBRARY_PATH="+stubs)...)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return string(out)
+}
+
+// readStubLog returns the copies to the device before the first run, those of each run, and
+// how many kernels all runs have launched.
+func readStubLog(t *testing.T, log string) (before [][]byte, copies [][][]byte, launches int) {
+	t.Helper()
+	file, err := os.Open(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	for r := bufio.NewReader(file); ; {
+		line, err := r.ReadString('\n')
+		if errors.Is(err, io.EOF) {
+			return before, copies, launches
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		var n int
+		switch {
+		case line == "launch\n":
+			if copies != nil {
+				launches++
+			}
+		case strings.HasPrefix(line, "run "):
+			copies = append(copies, nil)
+		default:
+			if _, err := fmt.Sscanf(line, "copy %d\n", &n); err != nil {
+				t.Fatalf("%q: %v", line, err)
+			}
+			data := make([]byte, n)
+			if _, err := io.ReadFull(r, data); err != nil {
+				t.Fatal(err)
+			}
+			if copies == nil {
+				before = append(before, data)
+			} else {
+				copies[len(copies)-1] = append(copies[len(copies)-1], data)
+			}
+		}
+	}
+}
+
+// The real provider, over a CUDA runtime that only keeps a record: each batch has its own
+// images copied to the device, padded to one of the sizes, all of which were copied with each of
+// the buffers before the first.
 func TestCUDAProviderGetsTheImagesOfEveryRun(t *testing.T) {
 	if log := os.Getenv("CUDA_STUB_LOG"); log != "" { // the child
 		if err := runOnCUDA(log); err != nil {
@@ -158,80 +275,110 @@ func TestCUDAProviderGetsTheImagesOfEveryRun(t *testing.T) {
 	stubs := openFolder(t)
 	stubCUDA(t, provider, stubs)
 	log := filepath.Join(t.TempDir(), "log")
-	cmd := exec.Command(testBinary(t), "-test.run=^"+t.Name()+"$", "-test.count=1")
-	cmd.Env = append(os.Environ(), LibraryEnv+"="+core, "LD_LIBRARY_PATH="+stubs, "CUDA_STUB_LOG="+log)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+	overStub(t, core, stubs, "CUDA_STUB_LOG="+log)
+	before, copies, launches := readStubLog(t, log)
+	if len(copies) != len(cudaRuns) || launches == 0 {
+		t.Fatalf("the log has %d runs and %d launches of kernels", len(copies), launches)
 	}
-
-	file, err := os.Open(log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
 	name, data := models.Default()
 	manifest, err := classifier.ReadManifest(name, data)
 	if err != nil {
 		t.Fatal(err)
 	}
 	size := len(manifest.Channels) * classifier.ImagePixels
-	run, launches := -1, 0
-	copies := make([][][]byte, cudaRuns) // to the device, by run
-	for r := bufio.NewReader(file); ; {
-		line, err := r.ReadString('\n')
-		if errors.Is(err, io.EOF) {
-			break
+	for _, n := range gpuSizes {
+		warm := 0
+		for _, b := range before {
+			if bytes.Equal(b, make([]byte, n*size)) {
+				warm++
+			}
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		var n int
-		switch {
-		case line == "launch\n":
-			if run >= 0 {
-				launches++
-			}
-		case strings.HasPrefix(line, "run "):
-			if _, err := fmt.Sscanf(line, "run %d\n", &run); err != nil {
-				t.Fatal(err)
-			}
-		default:
-			if _, err := fmt.Sscanf(line, "copy %d\n", &n); err != nil {
-				t.Fatalf("%q: %v", line, err)
-			}
-			data := make([]byte, n)
-			if _, err := io.ReadFull(r, data); err != nil {
-				t.Fatal(err)
-			}
-			if run >= 0 {
-				copies[run] = append(copies[run], data)
-			}
+		if warm != gpuWorkers {
+			t.Errorf("%d batches of %d images reach the device before the first run, want %d", warm, n, gpuWorkers)
 		}
 	}
-	if run != cudaRuns-1 || launches == 0 {
-		t.Fatalf("the log ends with run %d and has %d launches of kernels", run, launches)
-	}
-	for run := range cudaRuns {
-		want := make([]byte, (run%cudaBatch+1)*size)
-		cudaImages(run, want)
+	for run, n := range cudaRuns {
+		i, _ := slices.BinarySearch(gpuSizes[:], n)
+		want := make([]byte, gpuSizes[i]*size) // zeros after the images
+		cudaImages(run, want[:n*size])
 		if !slices.ContainsFunc(copies[run], func(b []byte) bool { return bytes.Equal(b, want) }) {
 			var sizes []int
 			for _, b := range copies[run] {
 				sizes = append(sizes, len(b))
 			}
-			t.Errorf("run %d: its %d bytes of images do not reach the device; copies of %d bytes do", run, len(want), sizes)
+			t.Errorf("run %d: its %d images, padded to %d bytes, do not reach the device; copies of %d bytes do", run, n, len(want), sizes)
 		}
 	}
-	t.Logf("%d runs, %d launches of kernels", cudaRuns, launches)
+	t.Logf("%d runs, %d launches of kernels", len(copies), launches)
+}
+
+// The real provider, over a device that is lost in the middle of the work: no result is lost.
+func TestCUDAProviderThatLosesItsDevice(t *testing.T) {
+	if broken := os.Getenv("CUDA_STUB_LOSES"); broken != "" { // the child
+		if err := loseOnCUDA(broken); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	core, provider := cudaLibraries(t)
+	stubs := openFolder(t)
+	stubCUDA(t, provider, stubs)
+	for _, broken := range []string{"launch", "copy", "wait"} {
+		said := overStub(t, core, stubs, "CUDA_STUB_LOSES="+broken, "CUDA_STUB_LOG="+os.DevNull)
+		i := strings.Index(said, "the failure: ")
+		if i < 0 {
+			t.Fatalf("%s: the child says %q", broken, said)
+		}
+		line, _, _ := strings.Cut(said[i:], "\n")
+		t.Logf("%s: %s", broken, line)
+	}
 }
 
 // Where there is a GPU, it computes what the CPU does.
 func TestCUDAComputesWhatTheCPUDoes(t *testing.T) {
-	if _, err := os.Stat("/dev/nvidiactl"); err != nil {
+	if _, err := os.Stat(driverDevice); err != nil {
 		t.Skip("there is no NVIDIA GPU here")
 	}
 	core, _ := cudaLibraries(t)
 	for _, model := range []string{"../testdata/tiny5.onnx", "../../models/compact.onnx", "../../models/paper.onnx"} {
 		sameAsOnCPU(t, model, "cuda:0", 0.01, LibraryEnv+"="+core, "LD_LIBRARY_PATH="+os.Getenv("LD_LIBRARY_PATH"))
+	}
+}
+
+// BenchmarkCUDA has a GPU compute batches of each size, as many at a time as it has workers.
+func BenchmarkCUDA(b *testing.B) {
+	if _, err := os.Stat(driverDevice); err != nil {
+		b.Skip("there is no NVIDIA GPU here")
+	}
+	for _, named := range []string{"compact", "paper"} {
+		data, err := os.ReadFile(filepath.Join("../../models", named+".onnx"))
+		if err != nil {
+			b.Fatal(err)
+		}
+		e, err := Open(named, data, Options{Device: "cuda:0"})
+		if err != nil {
+			b.Fatal(err)
+		}
+		size := len(e.Manifest().Channels) * classifier.ImagePixels
+		for _, n := range gpuSizes {
+			b.Run(fmt.Sprintf("%s/%d", named, n), func(b *testing.B) {
+				b.SetParallelism(gpuWorkers) // for each of GOMAXPROCS; more than the buffers wait
+				b.RunParallel(func(pb *testing.PB) {
+					images, results := make([]uint8, n*size), make([]flow.Result, n)
+					for pb.Next() {
+						if err := e.ClassifyImages(images, results); err != nil {
+							b.Error(err)
+						}
+					}
+				})
+				b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "flows/s")
+			})
+		}
+		if f := e.Failure(); f != nil {
+			b.Error(f.Err)
+		}
+		if err := e.Close(); err != nil {
+			b.Error(err)
+		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -19,6 +20,9 @@ import (
 // built for.
 const minRuntime = "1.24"
 
+// noTelemetry is the environment variable by which ONNX Runtime sends nothing.
+const noTelemetry = "ORT_DISABLE_TELEMETRY"
+
 // runtimeState is ONNX Runtime's environment. There is one per process, and
 // this package is its owner: it is set up by the first Open and stays until
 // the process ends, for the library does not survive being unloaded.
@@ -28,18 +32,19 @@ var runtimeState struct {
 }
 
 // initRuntime loads the library and sets the environment up, once. library is
-// the path asked for, "" to look for it. A failure may be tried again.
-func initRuntime(library string) error {
+// the path asked for, "" to look for it; gpu says that a GPU is to be used. A failure
+// may be tried again.
+func initRuntime(library string, gpu bool) error {
 	runtimeState.Lock()
 	defer runtimeState.Unlock()
-	if err := loadRuntime(library); err != nil {
+	if err := loadRuntime(library, gpu); err != nil {
 		return fmt.Errorf("classifier: %w", err)
 	}
 	return nil
 }
 
 // loadRuntime is initRuntime for who holds the lock.
-func loadRuntime(library string) error {
+func loadRuntime(library string, gpu bool) error {
 	if runtimeState.path != "" {
 		if library == "" {
 			return nil
@@ -50,7 +55,7 @@ func loadRuntime(library string) error {
 		}
 		return nil
 	}
-	path, how, err := findLibrary(library)
+	path, how, err := findLibrary(library, gpu)
 	if err != nil {
 		return err
 	}
@@ -63,6 +68,11 @@ func loadRuntime(library string) error {
 		}
 		return fmt.Errorf("%w: %s (%s): %w", ErrLibrary, path, how, err)
 	}
+	// Builds from 1.29 on would send their maker what is run on which machine, and keep files
+	// for that, as soon as the environment is there: asking them not to comes too late then.
+	if err := os.Setenv(noTelemetry, "1"); err != nil {
+		return fmt.Errorf("switch off what ONNX Runtime tells its maker: %w", err)
+	}
 	ort.SetSharedLibraryPath(resolved)
 	// Every failure comes back as an error, so ONNX Runtime needs not print it.
 	if err := ort.InitializeEnvironment(ort.WithLogLevelFatal()); err != nil {
@@ -72,13 +82,18 @@ func loadRuntime(library string) error {
 	return nil
 }
 
+// runtimeFolder returns the folder of the library that was loaded.
+func runtimeFolder() string {
+	runtimeState.Lock()
+	defer runtimeState.Unlock()
+	return filepath.Dir(runtimeState.path)
+}
+
 // checkProviders fails if a library that ONNX Runtime loads for a GPU, out of its
 // own folder, is not safe to load. One that is missing is ONNX Runtime's to tell.
 func checkProviders() error {
-	runtimeState.Lock()
-	dir := filepath.Dir(runtimeState.path)
-	runtimeState.Unlock()
-	for _, name := range []string{"libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so"} {
+	dir := runtimeFolder()
+	for _, name := range providers {
 		if _, err := resolveLibrary(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("%s: %w", name, err)
 		}

@@ -28,7 +28,7 @@ const quickExit = "GORACE=atexit_sleep_ms=0"
 
 func TestMain(m *testing.M) {
 	if model, device := os.Getenv(childEnv), os.Getenv(childEnv+"_DEVICE"); device != "" {
-		if err := classifyOnDevice(model, device); err != nil {
+		if err := classifyOnDevice(model, device, os.Getenv(childEnv+"_FAILS") != ""); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -42,8 +42,11 @@ func TestMain(m *testing.M) {
 			os.Stdout.WriteString(err.Error())
 			os.Exit(0)
 		}
-		e.Close()
 		os.Stdout.WriteString("opened with " + RuntimeVersion())
+		if os.Getenv(childEnv+"_SOCKETS") != "" {
+			fmt.Printf(", %d sockets", sockets())
+		}
+		e.Close()
 		os.Exit(0)
 	}
 	os.Exit(onnxruntime.Main(m.Run))
@@ -75,6 +78,39 @@ func (c child) open(t *testing.T) string {
 		t.Errorf("%q is more than one line", out)
 	}
 	return string(out)
+}
+
+// ONNX Runtime tells its maker nothing: it keeps no files for that, whatever the environment
+// says, and opens no socket.
+func TestRuntimeSendsNothing(t *testing.T) {
+	exe, real := testBinary(t), realLibrary(t)
+	for _, asked := range []string{"", "0"} {
+		home := t.TempDir()
+		env := []string{"HOME=" + home, "TMPDIR=" + home, "XDG_CACHE_HOME=" + home, childEnv + "_SOCKETS=1"}
+		if asked != "" {
+			env = append(env, noTelemetry+"="+asked)
+		}
+		if got := (child{exe: exe, library: real, env: env}).open(t); !strings.HasPrefix(got, "opened with 1.") || !strings.HasSuffix(got, ", 0 sockets") {
+			t.Errorf("%s=%q: %s", noTelemetry, asked, got)
+		}
+		if left, err := os.ReadDir(home); err != nil || len(left) > 0 {
+			t.Errorf("%s=%q: it has left %v, %v", noTelemetry, asked, left, err)
+		}
+	}
+}
+
+// sockets returns how many sockets the process has open.
+func sockets() (n int) {
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return -1
+	}
+	for _, fd := range open {
+		if target, err := os.Readlink("/proc/self/fd/" + fd.Name()); err == nil && strings.HasPrefix(target, "socket:") {
+			n++
+		}
+	}
+	return n
 }
 
 // testBinary returns the path of the running test binary.

@@ -2,13 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Puts ONNX Runtime's shared library into DESTDIR as libonnxruntime.so.1. With
-# --cuda it is the one that fits the CUDA provider, and the provider lies beside
-# it (x86_64 only; about 300 MB are fetched, nothing of CUDA itself). With --machine it is
+# --cuda the CUDA provider lies beside it (x86_64 only; about 300 MB are fetched, nothing
+# of CUDA itself), and what it lacks on this machine is named. With --machine the library is
 # the one for another machine than this.
 #
 # The libraries are taken out of npm packages. A package is pinned by version and by
 # the integrity hash of its archive, each library by its own hash; nothing of a
 # package is run. Where all is there already, nothing is fetched.
+#
+# Microsoft has the CUDA provider in no npm package: the one that is pinned is republished by
+# a third party. With --from, library and provider are taken out of a folder or .tgz archive
+# instead, such as Microsoft's release onnxruntime-linux-x64-gpu_cuda13-1.29.0.tgz. Nothing
+# pins these; their hashes are printed.
 #
 # An archive is fetched with curl, and with npm, where that is installed, if curl
 # can't get it: npm knows tokens, other paths and proxies that its configuration
@@ -16,7 +21,7 @@
 # where npm is installed, else npm's public one. Proxies: http_proxy, https_proxy,
 # all_proxy and no_proxy, in either case.
 #
-# usage: fetch-onnxruntime.sh [--cuda] [--machine x86_64|aarch64] DESTDIR
+# usage: fetch-onnxruntime.sh [--cuda [--from FOLDER|ARCHIVE]] [--machine x86_64|aarch64] DESTDIR
 #
 # Exit codes: 0 all is there, 1 failed, 3 the registry has refused curl and npm,
 # which might get it, is not installed.
@@ -29,12 +34,18 @@ fail() {
 	exit 1
 }
 
-usage() { fail "usage: fetch-onnxruntime.sh [--cuda] [--machine x86_64|aarch64] DESTDIR"; }
+usage() { fail "usage: fetch-onnxruntime.sh [--cuda [--from FOLDER|ARCHIVE]] [--machine x86_64|aarch64] DESTDIR"; }
 cuda=
+from=
 machine=$(uname -m)
 while :; do
 	case ${1-} in
 	--cuda) cuda=yes ;;
+	--from)
+		[ -n "${2-}" ] || usage
+		from=$2
+		shift
+		;;
 	--machine)
 		[ $# -ge 2 ] || usage
 		machine=$2
@@ -49,6 +60,7 @@ case $1 in
 "" | -*) usage ;;
 esac
 dest=$1
+[ -z "$from" ] || [ -n "$cuda" ] || usage
 
 case $machine in
 x86_64 | amd64) arch=x64 ;;
@@ -58,27 +70,22 @@ esac
 
 # One line per library: package, version, path in the package, its sha256. The
 # folder napi-v6 is the addon interface and changes between releases.
-case $cuda$arch in
-x64)
-	libraries="onnxruntime-node 1.24.3 bin/napi-v6/linux/x64/libonnxruntime.so.1 92ba8e44d31b80a34f5e805076a044122c3be1fffe0d88ed790de7267b0b2682"
-	;;
-arm64)
-	libraries="onnxruntime-node 1.24.3 bin/napi-v6/linux/arm64/libonnxruntime.so.1 33032cb5b91c12edbf028d7c69fa40a31848d66c0095448758af237d5e0b07db"
-	;;
-yesx64)
-	# The provider is republished by a third party: Microsoft itself has it in no
-	# npm package. It was built for CUDA 13 and the release of the core beside it.
-	libraries="onnxruntime-node 1.29.0 bin/napi-v6/linux/x64/libonnxruntime.so.1 89688f5cf51c7e31befbb7b9101bc027799009b18d1baa9a5b1146a72e69538d
+case $arch in
+x64) hash=89688f5cf51c7e31befbb7b9101bc027799009b18d1baa9a5b1146a72e69538d ;;
+arm64) hash=a27d21126db312aa8f02f3d5eaebe466e991f51f469882e6d0407d5a8b64afda ;;
+esac
+libraries="onnxruntime-node 1.29.0 bin/napi-v6/linux/$arch/libonnxruntime.so.1 $hash"
+if [ -n "$cuda" ]; then
+	[ $arch = x64 ] || fail "there is no CUDA provider to fetch for $machine (only for x86_64)"
+	# Built for CUDA 13 and the release of the library above.
+	libraries="$libraries
 com.github.asus4.onnxruntime.linux-x64-gpu 0.4.9 Plugins/Linux/x64/libonnxruntime_providers_shared.so c6a12593396095f5670160e284c35d1700b7708cf3037b7042e2a5200ccae772
 com.github.asus4.onnxruntime.linux-x64-gpu 0.4.9 Plugins/Linux/x64/libonnxruntime_providers_cuda.so 56cf3254b118ad837ccc4ed8f6d1b23504bbf7ef91b34cbc0b289cb7f10b3037"
-	;;
-*) fail "there is no CUDA provider to fetch for $machine (only for x86_64)" ;;
-esac
+fi
 
 # integrity_of PACKAGE VERSION: what `npm view PACKAGE@VERSION dist.integrity` prints.
 integrity_of() {
 	case $1@$2 in
-	onnxruntime-node@1.24.3) echo sha512-JH7+czbc8ALA819vlTgcV+Q214/+VjGeBHDjX81+ZCD0PCVCIFGFNtT0V4sXG/1JXypKPgScQcB3ij/hk3YnTg== ;;
 	onnxruntime-node@1.29.0) echo sha512-WjiVVB72riILz8HbYvxvmjKyE/WmkYoSfKY++axo5jAR609HQg8MwiG/HhShpTcJfmmAdzxxmB+MMST3A+SiPA== ;;
 	com.github.asus4.onnxruntime.linux-x64-gpu@0.4.9) echo sha512-FopIhNE/Ng+v2X65wVc9clPCBCvhvA53Hxo2U0Kf5fGdVsC7iCA+mZ0KLWggcQAj7TIZ6pNidR4AC10g74Xo6w== ;;
 	esac
@@ -91,18 +98,42 @@ present() { [ -f "$1" ] && [ "$(sum "$1")" = "$2" ]; }
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
-missing=
+# lacking: names what this machine does not have of what the CUDA provider needs.
+lacking() {
+	if [ -z "$cuda" ] || [ "$(uname -m)" != x86_64 ] || ! have ldd; then return 0; fi
+	{
+		ldd "$dest/libonnxruntime_providers_cuda.so" 2>/dev/null
+		# Loaded when a model needs it, so that ldd does not know of it.
+		! have ldconfig || ldconfig -p | grep -q 'libcudnn\.so\.9 ' || echo "libcudnn.so.9 => not found"
+	} | sed -n 's/^[[:space:]]*\([^ ]*\) => not found.*/\1/p' | while read -r library; do
+		case $library in
+		libcuda.so.*) what="NVIDIA's driver" ;;
+		libcudart.so.*) what="CUDA's runtime" ;;
+		libcublas*) what=cuBLAS ;;
+		libcurand.so.*) what=cuRAND ;;
+		libcufft.so.*) what=cuFFT ;;
+		libcudnn.so.*) what="cuDNN; models with convolutions need it, such as paper" ;;
+		*) what="a library of the system" ;;
+		esac
+		echo "for a GPU, this machine lacks $library ($what)" >&2
+	done
+}
+
+missing=$from
 while read -r package version member hash; do
 	present "$dest/${member##*/}" "$hash" || missing=yes
 done <<END
 $libraries
 END
-[ -n "$missing" ] || exit 0
+[ -n "$missing" ] || {
+	lacking
+	exit 0
+}
 
 for tool in tar gzip base64 od sha256sum sha512sum; do
 	have "$tool" || fail "$tool is not installed (on Debian: apt-get install tar gzip coreutils)"
 done
-have curl || have npm || fail "neither curl nor npm is installed (on Debian: apt-get install curl ca-certificates)"
+[ -n "$from" ] || have curl || have npm || fail "neither curl nor npm is installed (on Debian: apt-get install curl ca-certificates)"
 
 mkdir -p "$dest"
 tmp=$(mktemp -d)
@@ -110,6 +141,39 @@ part=$dest/.part.$$
 # A second signal must not end the cleaning up.
 trap 'trap "" HUP INT TERM; rm -rf "$tmp" "$part"' EXIT
 trap 'exit 130' HUP INT TERM
+
+# put FILE NAME: a rename within one folder is atomic, so a reader sees the old library or
+# the whole new one.
+put() {
+	[ ! -d "$dest/$2" ] || fail "$dest/$2 is a folder: remove it"
+	cp "$1" "$part"
+	chmod 0755 "$part"
+	mv -f "$part" "$dest/$2"
+	echo "installed $dest/$2" >&2
+}
+
+if [ -n "$from" ]; then
+	root=$from
+	if [ -f "$from" ]; then
+		root=$tmp
+		tar xzf "$from" -C "$tmp" || fail "$from can't be unpacked"
+	fi
+	set --
+	for name in libonnxruntime.so.1 libonnxruntime_providers_shared.so libonnxruntime_providers_cuda.so; do
+		found=
+		for dir in "$root" "$root"/lib "$root"/*/lib; do
+			[ -n "$found" ] || [ ! -f "$dir/$name" ] || found=$dir/$name
+		done
+		[ -n "$found" ] || fail "$from has no $name, neither in itself nor in lib"
+		set -- "$@" "$found"
+	done
+	for file; do
+		put "$file" "${file##*/}"
+		echo "sha256 $(sum "$dest/${file##*/}")" >&2
+	done
+	lacking
+	exit 0
+fi
 
 registry=${NPM_CONFIG_REGISTRY:-${npm_config_registry:-}}
 named="NPM_CONFIG_REGISTRY is"
@@ -195,24 +259,21 @@ fetch() {
 
 last=
 while read -r package version member hash; do
-	target=$dest/${member##*/}
-	[ ! -d "$target" ] || fail "$target is a folder: remove it"
-	! present "$target" "$hash" || continue
+	[ ! -d "$dest/${member##*/}" ] || fail "$dest/${member##*/} is a folder: remove it"
+	! present "$dest/${member##*/}" "$hash" || continue
 	if [ "$package@$version" != "$last" ]; then
 		rm -f "$tmp/archive.tgz"
 		fetch "$package" "$version" "$tmp/archive.tgz" </dev/null
 		last=$package@$version
+		[ "$package" = onnxruntime-node ] ||
+			echo "$last is a third party's, not Microsoft's own (--from takes that); it is pinned by hash" >&2
 	fi
 	tar xzf "$tmp/archive.tgz" -C "$tmp" "package/$member" ||
 		fail "$package@$version holds no $member"
 	[ "$(sum "$tmp/package/$member")" = "$hash" ] ||
 		fail "sha256 of $member in $package@$version is $(sum "$tmp/package/$member"), expected $hash"
-	# A rename within one folder is atomic: a reader sees the old library or the
-	# whole new one.
-	cp "$tmp/package/$member" "$part"
-	chmod 0755 "$part"
-	mv -f "$part" "$target"
-	echo "installed $target" >&2
+	put "$tmp/package/$member" "${member##*/}"
 done <<END
 $libraries
 END
+lacking

@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -28,7 +29,13 @@ import (
 var fetchTools = []string{"base64", "cat", "chmod", "cp", "curl", "cut", "gzip", "mkdir", "mktemp", "mv", "od", "rm",
 	"rmdir", "sed", "sh", "sha256sum", "sha512sum", "tail", "tar", "tr", "uname"}
 
-const archivePath = "/onnxruntime-node/-/onnxruntime-node-1.24.3.tgz"
+const (
+	archivePath = "/onnxruntime-node/-/onnxruntime-node-1.29.0.tgz"
+	cudaPath    = "/com.github.asus4.onnxruntime.linux-x64-gpu/-/com.github.asus4.onnxruntime.linux-x64-gpu-0.4.9.tgz"
+)
+
+// cudaFiles are what --cuda installs.
+var cudaFiles = []string{libraryName, "libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so"}
 
 // fetcher runs the script, with the pins of a small archive in place of the real
 // ones, on a PATH of its own.
@@ -37,6 +44,7 @@ type fetcher struct {
 	script  string
 	bin     string // the PATH
 	dest    string
+	options []string
 	archive []byte
 	library []byte
 }
@@ -45,7 +53,11 @@ func newFetcher(t *testing.T) *fetcher {
 	t.Helper()
 	f := &fetcher{t: t, bin: filepath.Join(t.TempDir(), "bin"), dest: filepath.Join(t.TempDir(), "lib"), library: []byte("a library\n")}
 	arch := map[string]string{"amd64": "x64", "arm64": "arm64"}[runtime.GOARCH]
-	f.archive = tarball(t, map[string][]byte{"package/bin/napi-v6/linux/" + arch + "/libonnxruntime.so.1": f.library})
+	files := map[string][]byte{"package/bin/napi-v6/linux/" + arch + "/libonnxruntime.so.1": f.library}
+	for _, name := range cudaFiles[1:] {
+		files["package/Plugins/Linux/x64/"+name] = f.library
+	}
+	f.archive = tarball(t, files)
 	f.pin(f.archive, f.library)
 	if err := os.Mkdir(f.bin, 0o755); err != nil {
 		t.Fatal(err)
@@ -93,8 +105,9 @@ func (f *fetcher) pin(archive, library []byte) {
 	}
 	integrity, sum := sha512.Sum512(archive), sha256.Sum256(library)
 	for pattern, value := range map[string]string{
-		`(onnxruntime-node@1\.24\.3\) echo sha512-)\S+`:  base64.StdEncoding.EncodeToString(integrity[:]),
-		`(="onnxruntime-node 1\.24\.3 \S+ )[0-9a-f]{64}`: hex.EncodeToString(sum[:]),
+		// What is pinned of the CUDA provider is in the same archive, for the tests of that.
+		`(@[0-9.]+\) echo sha512-)\S+`:               base64.StdEncoding.EncodeToString(integrity[:]),
+		`((?:\) hash=|/Linux/x64/\S+ ))[0-9a-f]{64}`: hex.EncodeToString(sum[:]),
 	} {
 		re := regexp.MustCompile(pattern)
 		if !re.Match(text) {
@@ -127,7 +140,7 @@ func (f *fetcher) npm(registry, archive string) (log string) {
 	f.tool("npm", fmt.Sprintf(`echo "$*" >>%q
 case $1 in
 config) echo %q ;;
-pack) cp %q onnxruntime-node-1.24.3.tgz ;;
+pack) cp %q onnxruntime-node-1.29.0.tgz ;;
 esac
 `, log, registry, archive))
 	return log
@@ -135,7 +148,7 @@ esac
 
 func (f *fetcher) run(env ...string) (code int, stderr string) {
 	f.t.Helper()
-	cmd := exec.Command(filepath.Join(f.bin, "sh"), f.script, f.dest)
+	cmd := exec.Command(filepath.Join(f.bin, "sh"), slices.Concat([]string{f.script}, f.options, []string{f.dest})...)
 	tmp := f.t.TempDir()
 	cmd.Env = append([]string{"PATH=" + f.bin, "HOME=" + tmp, "TMPDIR=" + tmp}, env...)
 	var out, errs bytes.Buffer
@@ -352,9 +365,9 @@ func TestFetchSaysWhatIsWrong(t *testing.T) {
 	f := newFetcher(t)
 	good := newRegistry(t, map[string][]byte{archivePath: f.archive})
 	closed := unreachable(t)
-	f.mustFail(1, []string{"can't get onnxruntime-node@1.24.3 from " + closed + ": ", "https_proxy", "NPM_CONFIG_REGISTRY"},
+	f.mustFail(1, []string{"can't get onnxruntime-node@1.29.0 from " + closed + ": ", "https_proxy", "NPM_CONFIG_REGISTRY"},
 		"NPM_CONFIG_REGISTRY="+closed)
-	f.mustFail(1, []string{"onnxruntime-node@1.24.3", "not the one that was pinned"},
+	f.mustFail(1, []string{"onnxruntime-node@1.29.0", "not the one that was pinned"},
 		"NPM_CONFIG_REGISTRY="+newRegistry(t, map[string][]byte{archivePath: []byte("<html>log in</html>")}).URL)
 	f.mustFail(1, []string{`"ftp://host/"`, "no http or https address"}, "NPM_CONFIG_REGISTRY=ftp://host/")
 
@@ -415,6 +428,6 @@ func TestFetchFallsBackToNpm(t *testing.T) {
 	f.mustFail(1, []string{"not the one that was pinned"}, "NPM_CONFIG_REGISTRY="+refusing.URL)
 
 	f.tool("npm", "printf 'npm error code E404\\nnpm error   at a (b.js:1)\\nnpm error 404 Not Found - GET http://user:secret@host/\\n' >&2; exit 1\n")
-	f.mustFail(1, []string{"can't get onnxruntime-node@1.24.3 from " + refusing.URL + ": npm: code E404; 404 Not Found - GET http://host/\n"},
+	f.mustFail(1, []string{"can't get onnxruntime-node@1.29.0 from " + refusing.URL + ": npm: code E404; 404 Not Found - GET http://host/\n"},
 		"NPM_CONFIG_REGISTRY="+refusing.URL)
 }

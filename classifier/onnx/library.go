@@ -24,10 +24,11 @@ const maxLinks = 40
 // findLibrary returns the path that was asked for or found, and the words that
 // tell where it comes from. The order is: the path asked for, the environment
 // variable, lib/ beside the executable or ../lib/earlydrop from there, and the folders
-// of the system's loader.
+// of the system's loader. For a GPU, a folder whose name ends in -cuda is before each of
+// the program's own: there the library has its CUDA provider beside it.
 // The working directory is not among them: whoever can write there would choose
 // the code that runs with this program's rights.
-func findLibrary(library string) (path, how string, err error) {
+func findLibrary(library string, gpu bool) (path, how string, err error) {
 	if library != "" {
 		return library, "asked for by option", nil
 	}
@@ -46,7 +47,12 @@ func findLibrary(library string) (path, how string, err error) {
 	if exe, err := os.Readlink("/proc/self/exe"); err == nil {
 		// Built in a clone, and installed below a prefix.
 		dir := filepath.Dir(exe)
-		own = []string{filepath.Join(dir, "lib"), filepath.Join(filepath.Dir(dir), "lib", "earlydrop")}
+		for _, dir := range []string{filepath.Join(dir, "lib"), filepath.Join(filepath.Dir(dir), "lib", "earlydrop")} {
+			if gpu {
+				own = append(own, dir+"-cuda")
+			}
+			own = append(own, dir)
+		}
 	}
 	for _, dir := range own {
 		if path := filepath.Join(dir, libraryName); isFile(path) {

@@ -7,7 +7,7 @@ package onnx
 import "github.com/earlydrop/earlydrop/classifier"
 
 // initRuntime fails: ONNX Runtime is reached through cgo.
-func initRuntime(string) error { return ErrNoCgo }
+func initRuntime(string, bool) error { return ErrNoCgo }
 
 func newBackend(*classifier.Manifest, []byte, Options, int) (classifier.Backend, error) {
 	return nil, ErrNoCgo

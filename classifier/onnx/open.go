@@ -16,6 +16,7 @@ import (
 const (
 	DefaultMaxBatch = 32
 
+	gpuWorkers  = 2
 	maxMaxBatch = 256
 	maxWorkers  = 256
 
@@ -27,7 +28,8 @@ const (
 type Options struct {
 	// Library is the path of ONNX Runtime's shared library (optional). Without
 	// it, the library is looked for: in the variable EARLYDROP_ONNXRUNTIME, in
-	// lib/ beside the program, and in the folders of the system's loader.
+	// lib/ beside the program (before that, for a GPU, in lib-cuda/), and in the folders
+	// of the system's loader.
 	//
 	// With root's rights, or with capabilities, Open refuses (ErrUnsafeLibrary)
 	// a library that somebody else could replace: one whose file, or a folder
@@ -39,10 +41,11 @@ type Options struct {
 	Device string
 	// Workers is the number of batches that are computed at the same time,
 	// each on one thread, 1 to 256 (optional; default: one per usable CPU, and
-	// 1 on a GPU).
+	// 2 on a GPU, where one prepares a batch while the other's is computed).
 	Workers int
 	// MaxBatch bounds how many flows a worker computes at once, 1 to 256
-	// (optional; default 32).
+	// (optional; default 32, and 256 on a GPU, where batches are padded to one of a
+	// few sizes).
 	MaxBatch int
 	// Queue is how many samples may wait, at least 1 (optional; default
 	// classifier.DefaultQueue). When so many wait, Engine.Submit refuses more.
@@ -66,6 +69,9 @@ var ErrLibrary = errors.New("ONNX Runtime can't be used")
 // others could change a file that would be loaded with root's rights.
 var ErrUnsafeLibrary = errors.New("not safe to load with root's rights")
 
+// ErrLacking is wrapped by the errors that tell what a machine lacks that a GPU needs.
+var ErrLacking = errors.New("this machine lacks what a GPU needs")
+
 // ErrNoCgo is wrapped by the errors of Open in a program that was built without cgo.
 var ErrNoCgo = errors.New("this program was built without cgo, so it can't compute a model")
 
@@ -74,7 +80,11 @@ var ErrNoCgo = errors.New("this program was built without cgo, so it can't compu
 // file's path, or another word for where the model comes from. data is not kept.
 //
 // The errors name the model and what is wrong with it. Those that wrap ErrLibrary are
-// about ONNX Runtime's shared library instead, and ErrNoCgo about this program.
+// about ONNX Runtime's shared library instead, ErrLacking about the machine, and ErrNoCgo
+// about this program.
+//
+// A GPU has computed batches of every size when Open returns. Where it fails later, the CPU
+// goes on: see classifier.Engine.Failure.
 //
 // Open may be called concurrently.
 func Open(name string, data []byte, opts Options) (*classifier.Engine, error) {
@@ -86,17 +96,32 @@ func Open(name string, data []byte, opts Options) (*classifier.Engine, error) {
 }
 
 // Load is Open without an engine: for one that has a model already, see
-// classifier.Engine.Swap. opts.Queue is not used.
+// classifier.Engine.Swap. opts.Queue is not used. A network on a GPU has a spare on the CPU,
+// with the defaults of that.
 func Load(name string, data []byte, opts Options) (*classifier.Network, error) {
 	manifest, err := classifier.ReadManifest(name, data)
 	if err != nil {
 		return nil, err
 	}
+	n, err := load(name, manifest, data, opts)
+	if err != nil || n.Device() == cpu {
+		return n, err
+	}
+	spare, err := load(name, manifest, data, Options{Library: opts.Library})
+	if err != nil {
+		return nil, errors.Join(err, n.Close())
+	}
+	n.FallBackOn(spare)
+	return n, nil
+}
+
+// load loads the model on the device of opts alone.
+func load(name string, manifest *classifier.Manifest, data []byte, opts Options) (*classifier.Network, error) {
 	gpu, err := opts.complete()
 	if err != nil {
 		return nil, err
 	}
-	if err := initRuntime(opts.Library); err != nil {
+	if err := initRuntime(opts.Library, gpu >= 0); err != nil {
 		return nil, err
 	}
 	backend, err := newBackend(manifest, data, opts, gpu)
@@ -124,11 +149,14 @@ func (o *Options) complete() (gpu int, err error) {
 	if o.Workers == 0 {
 		o.Workers = min(runtime.GOMAXPROCS(0), maxWorkers)
 		if gpu >= 0 {
-			o.Workers = 1
+			o.Workers = gpuWorkers
 		}
 	}
 	if o.MaxBatch == 0 {
 		o.MaxBatch = DefaultMaxBatch
+		if gpu >= 0 {
+			o.MaxBatch = maxMaxBatch
+		}
 	}
 	if o.Workers < 1 || o.Workers > maxWorkers {
 		return gpu, fmt.Errorf("classifier: workers is %d, expected 1 to %d", o.Workers, maxWorkers)

@@ -49,7 +49,7 @@ end the program.
 
 An event is one JSON object on a line: attached, waiting (--wait), verdict,
 block_ended, left_out (in passes_left_out what --events-pass left out since the last
-one, every 10 s), mode_changed, reloaded, disagreed or ended.
+one, every 10 s), mode_changed, reloaded, device_failed, disagreed or ended.
 A verdict says
 
    class            what the model calls the flow; unknown if no label is likely enough

@@ -14,6 +14,7 @@ import (
 
 	"github.com/earlydrop/earlydrop/classifier/onnx"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/gateway"
 	"github.com/earlydrop/earlydrop/loader"
 )
 
@@ -100,6 +101,11 @@ func checkMachine(f *findings) {
 		f.warn("pins", "no BPF file system at /sys/fs/bpf: attach mounts it, if root runs it")
 	default:
 		f.ok("pins", "the BPF file system is mounted")
+	}
+	if err := gateway.TryRealTime(); err != nil {
+		f.warn("threads", "readers are ordinary threads, so verdicts come later while the machine is busy: %v; RLIMIT_RTPRIO of 1 allows it", err)
+	} else {
+		f.ok("threads", "readers may come before ordinary threads")
 	}
 }
 

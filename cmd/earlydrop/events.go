@@ -25,7 +25,7 @@ among them, and who reads too slowly loses some: a line says how many.
 
 A filter is KEY=VALUE[,VALUE...]. An event is printed if it fits all that are given.
    event       attached, waiting, verdict, block_ended, left_out, mode_changed,
-               reloaded, limit_reached, audit or ended
+               reloaded, limit_reached, device_failed, audit or ended
    interface   of the event
    class       the model's, or one of those that decided
    rule        the rule that was asked

@@ -51,6 +51,7 @@ func commands() []*cli.Command {
 		reloadCommand(),
 		statusCommand(),
 		blockedCommand(),
+		whyCommand(),
 		eventsCommand(),
 		modelCommand(),
 		policyCommand(),

@@ -47,6 +47,11 @@ func TestBadCommandLinesAreOneLineAndCode2(t *testing.T) {
 		{"blocked -h lst", `unknown command "lst", did you mean list? (see earlydrop blocked --help)`},
 		{"--bogus version", "unknown flag --bogus (see earlydrop --help)"},
 		{"--bogus bogus", "unknown flag --bogus (see earlydrop --help)"},
+		{"why", "why needs an address, such as 192.0.2.7, 192.0.2.7:443 or [2001:db8::1]:443 (see earlydrop why --help)"},
+		{"why 192.0.2.7 443", `unexpected argument "443" (see earlydrop why --help)`},
+		{"why eth0", `"eth0" is neither an address nor a network: write 192.0.2.7, 192.0.2.7:443, [2001:db8::1]:443, 192.0.2.0/24 or 2001:db8::/32, or one address (see earlydrop why --help)`},
+		{"why 192.0.2.7 -n 0", `-n "0": use a whole number from 1 to 1000 (see earlydrop why --help)`},
+		{"why 192.0.2.7 --control /nonexistent/c.sock", "no daemon answers at /nonexistent/c.sock: attach serves it, and --control names another path"},
 		{"help polic", `no command "earlydrop polic", did you mean policy?`},
 		{"help policy check more", `no command "earlydrop policy check more"`},
 	}

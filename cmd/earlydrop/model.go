@@ -153,6 +153,8 @@ func fromONNX(err error) error {
 	switch {
 	case errors.Is(err, onnx.ErrNoCgo):
 		return badInput("%w; build it with CGO_ENABLED=1 and a C compiler, as 'make build' does", err)
+	case errors.Is(err, onnx.ErrLacking):
+		return badInput("%w; 'make onnxruntime-cuda' fetches ONNX Runtime's part of it, and names the rest", err)
 	case errors.Is(err, onnx.ErrLibrary) && !errors.Is(err, onnx.ErrUnsafeLibrary):
 		return badInput("%w; run 'make onnxruntime', or set %s to the library's path", err, onnx.LibraryEnv)
 	}

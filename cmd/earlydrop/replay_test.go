@@ -181,7 +181,7 @@ func TestReplayJSONOfEachFlow(t *testing.T) {
 		if r.Class == flow.Background {
 			t.Fatal("the rule is about none of the flows")
 		}
-		want[i]["decision"], want[i]["rule"], want[i]["reason"] = "drop", "eager", "rule"
+		want[i]["decision"], want[i]["rule"], want[i]["reason"], want[i]["policy_line"] = "drop", "eager", "rule", 3.0
 		if s == &udp { // 14 bytes of payload
 			want[i]["decision"], want[i]["reason"] = "pass", "scant"
 			delete(want[i], "ttl_seconds")

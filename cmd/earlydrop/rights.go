@@ -5,14 +5,17 @@ package main
 import (
 	"log/slog"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/confine"
 	"github.com/earlydrop/earlydrop/loader"
 )
 
-// giveUpRights leaves the process what it takes to attach again, to put pins back, and to
-// read and write files that are its own. A GPU's driver may make any system call. What can't
+// giveUpRights leaves the process what it takes to attach again, to put pins back, to read
+// captures in threads that come before others, and to read and write files that are its own. A GPU's driver may make any system call. What can't
 // be given up is warned of: traffic goes on to be looked at.
 func giveUpRights(device string) {
+	allowRealTime()
 	_ = loader.MountPins() // for interfaces that are waited for, of which each attach tells
 	keep, err := loader.Capabilities()
 	if err == nil {
@@ -21,4 +24,14 @@ func giveUpRights(device string) {
 	if err != nil {
 		slog.Warn("not all rights that are not needed could be given up; the work goes on", "error", err)
 	}
+}
+
+// allowRealTime sees to it that the lowest real-time priority needs no capability, if the
+// process may say so. It is the gateway that tells where it can't be had.
+func allowRealTime() {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_RTPRIO, &limit); err != nil || limit.Cur > 0 {
+		return
+	}
+	_ = unix.Setrlimit(unix.RLIMIT_RTPRIO, &unix.Rlimit{Cur: 1, Max: max(limit.Max, 1)})
 }

@@ -32,8 +32,9 @@ attach is asked over its control socket; without one, what is pinned says less.
 
 Exit code 3: not all is well. The state is then one of
    degraded     a daemon works, but a table whose entries make no room is 90 % full or
-                more, captures can't be read, or in the last minute a counter grew that
-                says that something passed unseen (worries and recent in --json)
+                more, captures can't be read, a GPU failed and the CPU classifies, or in the
+                last minute a counter grew that says that something passed unseen
+                (worries and recent in --json)
    unattended   no daemon: blocked flows stay blocked, new flows pass
    gone         nothing is attached any more
    waiting      attach --wait waits for the interface; it has no more to tell
@@ -204,6 +205,9 @@ func printStatus(out io.Writer, s *status.Status) error {
 	}
 	row("policy", "%s", s.Policy)
 	row("model", "%s", s.Model)
+	if s.Device != "" {
+		row("device", "%s", s.Device)
+	}
 	row("version", "%s", s.Version)
 	suspended := ""
 	if s.Mode == policy.Monitor.String() && s.Flows.Blocked > 0 {

@@ -17,7 +17,7 @@ import (
 func TestStatusSaysWhatIsWorryingFirst(t *testing.T) {
 	well := &status.Status{Interface: "eth0", Running: true, PID: 7, Capacity: loader.Occupancy{Flows: 10, Collecting: 10, Blocked: 10},
 		Classes: map[string]uint64{"ssh": 3}, Rules: map[string]status.Rule{"tunnels": {Detected: 2, Blocked: 1}},
-		Latency: &status.Latency{Verdicts: 3, P50: 60, P90: 70, P99: 80, Max: 90}, Rows: loader.Counters{{Name: "ring_full", Value: 5}}}
+		Latency: &status.Latency{Verdicts: 3, Times: status.Times{P50: 60, P90: 70, P99: 80, Max: 90}}, Rows: loader.Counters{{Name: "ring_full", Value: 5}}}
 	full := &status.Status{Interface: "eth1", Running: true, Flows: loader.Occupancy{Blocked: 10}, Capacity: loader.Occupancy{Flows: 10, Collecting: 10, Blocked: 10}}
 	left := &status.Status{Interface: "eth2"}
 	for _, s := range []*status.Status{well, full, left} {

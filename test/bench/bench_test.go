@@ -180,10 +180,10 @@ func TestLatencyPercentiles(t *testing.T) {
 		{[]float64{3, 1}, 1, 3, 3},
 		{values, 500, 990, 1000},
 	} {
-		var l latency
 		n := len(tt.times)
-		l.set(tt.times)
-		if l.Verdicts != n || l.P50 != tt.p50 || l.P99 != tt.p99 || l.Max != tt.max {
+		l := latency{times: tt.times, late: tt.times}
+		l.finish()
+		if l.Verdicts != n || l.P50 != tt.p50 || l.P99 != tt.p99 || l.Max != tt.max || l.Late50 != tt.p50 || l.Late99 != tt.p99 {
 			t.Errorf("of %d values: %+v, want %v %v %v", n, l, tt.p50, tt.p99, tt.max)
 		}
 	}

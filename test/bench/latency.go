@@ -10,8 +10,11 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
@@ -27,8 +30,19 @@ const (
 	mostVerdictFlows = 40_000
 )
 
+// readers are the ways in which captures are read: by a thread that comes before ordinary
+// ones, and by one of those, as the program does where it may not have the other.
+var readers = []struct {
+	name string
+	argv []string // in front of the command line
+}{
+	{"real-time", nil},
+	{"ordinary", []string{"setpriv", "--bounding-set=-sys_nice,-sys_resource"}},
+}
+
 // latency is the time from the hand-over of full captures to the verdict in the map.
 type latency struct {
+	Reader   string  `json:"reader"`
 	Model    string  `json:"model"`
 	Rate     float64 `json:"flows_per_second"`
 	Flows    int     `json:"flows"`
@@ -36,14 +50,39 @@ type latency struct {
 	P50      float64 `json:"p50_us"`
 	P99      float64 `json:"p99_us"`
 	Max      float64 `json:"max_us"`
+	// How late an ordinary thread was, meanwhile, that slept for a millisecond: of the
+	// verdicts' delay, the machine's own part.
+	Late50 float64 `json:"wakeup_p50_us"`
+	Late99 float64 `json:"wakeup_p99_us"`
+
+	seconds     float64
+	times, late []float64
 }
 
-// measureLatency opens UDP flows whose first datagram fills the capture, which the answer
-// to it hands over, at an even pace, each for a round, in one go.
-func (b *bench) measureLatency(ctx context.Context) (l latency, err error) {
-	d, err := b.rig.Attach(ctx, "--xdp", "native", "--mode", "enforce", "--policy", b.policyFile)
+// measureLatency takes the figures of each way to read, in turn, a few times.
+func (b *bench) measureLatency(ctx context.Context) ([]latency, error) {
+	all := make([]latency, len(readers))
+	for range b.opts.rounds {
+		for i, r := range readers {
+			all[i].Reader = r.name
+			if err := b.takeLatency(ctx, &all[i], r.argv); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for i := range all {
+		all[i].finish()
+	}
+	return all, nil
+}
+
+// takeLatency opens UDP flows whose first datagram fills the capture, which the answer
+// to it hands over, at an even pace.
+func (b *bench) takeLatency(ctx context.Context, l *latency, argv []string) (err error) {
+	d, err := b.rig.Daemon(ctx, append(argv[:len(argv):len(argv)], b.opts.program, "attach", "--json", "-i", rig.Device,
+		"--xdp", "native", "--mode", "enforce", "--policy", b.policyFile)...)
 	if err != nil {
-		return l, err
+		return err
 	}
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
@@ -51,10 +90,12 @@ func (b *bench) measureLatency(ctx context.Context) (l latency, err error) {
 		_, stopErr := d.Stop(ctx)
 		err = errors.Join(err, stopErr)
 	}()
+	late := lateness(ctx)
+	defer func() { l.late = append(l.late, late()...) }()
 	// A flow begins with its answer.
 	server, err := b.rig.Server.ListenPacket("udp4", netip.AddrPortFrom(b.rig.ServerAddr(4), verdictPort).String())
 	if err != nil {
-		return l, err
+		return err
 	}
 	defer server.Close()
 	go func() {
@@ -70,20 +111,20 @@ func (b *bench) measureLatency(ctx context.Context) (l latency, err error) {
 		}
 	}()
 
-	l.Flows = min(mostVerdictFlows, int(b.opts.length.Seconds()*verdictRate*float64(b.opts.rounds)))
+	flows := min(mostVerdictFlows, int(b.opts.length.Seconds()*verdictRate))
 	var last netip.AddrPort
 	answer := make([]byte, 1)
 	random := rand.NewChaCha8([32]byte{})
 	payload := make([]byte, 1200) // fills a capture, fits any link
 	start := time.Now()
-	for i := range l.Flows {
+	for i := range flows {
 		if _, err := random.Read(payload); err != nil {
-			return l, err
+			return err
 		}
 		if wait := time.Until(start.Add(time.Duration(i) * time.Second / verdictRate)); wait > 0 {
 			select {
 			case <-ctx.Done():
-				return l, ctx.Err()
+				return ctx.Err()
 			case <-time.After(wait):
 			}
 		}
@@ -91,7 +132,7 @@ func (b *bench) measureLatency(ctx context.Context) (l latency, err error) {
 		last = netip.AddrPortFrom(b.rig.ClientAddr(4), uint16(firstVerdictPort+i))
 		c, err := b.rig.Client.ListenPacket("udp4", last.String())
 		if err != nil {
-			return l, err
+			return err
 		}
 		err = c.SetDeadline(time.Now().Add(time.Second))
 		if err == nil {
@@ -101,23 +142,47 @@ func (b *bench) measureLatency(ctx context.Context) (l latency, err error) {
 			_, _, err = c.ReadFrom(answer)
 		}
 		if err = errors.Join(err, c.Close()); err != nil {
-			return l, err
+			return err
 		}
 	}
-	l.Rate = float64(l.Flows) / time.Since(start).Seconds()
+	l.Flows += flows
+	l.seconds += time.Since(start).Seconds()
 	// Verdicts come in the order of their flows, but for those that have none.
 	if _, err := rig.Wait(ctx, d, "the verdict about the last flow", func(e *event.Verdict) bool { return ours(e) && e.Src == last }); err != nil {
-		return l, err
+		return err
 	}
-	var times []float64
 	for _, e := range rig.Of[*event.Verdict](d.Events()) {
 		if ours(e) {
-			times = append(times, e.LatencyUS)
+			l.times = append(l.times, e.LatencyUS)
 			l.Model = e.Model
 		}
 	}
-	l.set(times)
-	return l, nil
+	return nil
+}
+
+// lateness begins to measure how late, in microseconds, a thread is that sleeps for a
+// millisecond again and again. What it returns ends that.
+func lateness(ctx context.Context) func() []float64 {
+	ctx, stop := context.WithCancel(ctx)
+	done := make(chan []float64)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		const sleep = time.Millisecond
+		ts := unix.NsecToTimespec(sleep.Nanoseconds())
+		var all []float64
+		for ctx.Err() == nil {
+			start := time.Now()
+			if unix.Nanosleep(&ts, nil) == nil { // not interrupted
+				all = append(all, float64((time.Since(start)-sleep).Nanoseconds())/1e3)
+			}
+		}
+		done <- all
+	}()
+	return func() []float64 {
+		stop()
+		return <-done
+	}
 }
 
 // ours reports whether e is the verdict about one of measureLatency's flows.
@@ -125,21 +190,26 @@ func ours(e *event.Verdict) bool {
 	return e.Proto == "udp" && e.HandedOver == "full" && e.Dst.Port() == verdictPort
 }
 
-// set takes the figures of times in microseconds.
-func (l *latency) set(times []float64) {
-	slices.Sort(times)
-	l.Verdicts = len(times)
-	if len(times) == 0 {
-		return
+// finish makes the figures of what was measured.
+func (l *latency) finish() {
+	l.Verdicts = len(l.times)
+	l.Rate = float64(l.Flows) / l.seconds
+	slices.Sort(l.times)
+	slices.Sort(l.late)
+	l.P50, l.P99, l.Max = percentile(l.times, 0.5), percentile(l.times, 0.99), percentile(l.times, 1)
+	l.Late50, l.Late99 = percentile(l.late, 0.5), percentile(l.late, 0.99)
+}
+
+// percentile returns the least of the sorted values that so large a share of them does not
+// exceed, and 0 where there are none.
+func percentile(sorted []float64, share float64) float64 {
+	if len(sorted) == 0 {
+		return 0
 	}
-	// The least value that so large a share of the values does not exceed.
-	percentile := func(share float64) float64 {
-		return times[min(len(times)-1, int(math.Ceil(share*float64(len(times))))-1)]
-	}
-	l.P50, l.P99, l.Max = percentile(0.5), percentile(0.99), times[len(times)-1]
+	return sorted[min(len(sorted)-1, int(math.Ceil(share*float64(len(sorted))))-1)]
 }
 
 func (l latency) String() string {
-	return fmt.Sprintf("from the 1024th byte to the verdict in the map, %.0f new flows/s, model %s: p50 %.0f us, p99 %.0f us, most %.0f us; %d of %d flows had a verdict",
-		l.Rate, l.Model, l.P50, l.P99, l.Max, l.Verdicts, l.Flows)
+	return fmt.Sprintf("from the 1024th byte to the verdict in the map, %s reader, %.0f new flows/s, model %s: p50 %.0f us, p99 %.0f us, most %.0f us; %d of %d flows had a verdict; an ordinary thread wakes up late by %.0f us (p50) and %.0f us (p99)",
+		l.Reader, l.Rate, l.Model, l.P50, l.P99, l.Max, l.Verdicts, l.Flows, l.Late50, l.Late99)
 }

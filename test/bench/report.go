@@ -87,13 +87,13 @@ type row struct {
 
 // report is the whole run.
 type report struct {
-	Kernel     string  `json:"kernel"`
-	CPUs       int     `json:"cpus"`
-	LoadBefore string  `json:"load_before"` // of 1, 5 and 15 minutes
-	LoadAfter  string  `json:"load_after"`
-	Seconds    float64 `json:"seconds"` // length of each measurement
-	Candidates []row   `json:"candidates"`
-	Latency    latency `json:"latency"`
+	Kernel     string    `json:"kernel"`
+	CPUs       int       `json:"cpus"`
+	LoadBefore string    `json:"load_before"` // of 1, 5 and 15 minutes
+	LoadAfter  string    `json:"load_after"`
+	Seconds    float64   `json:"seconds"` // length of each measurement
+	Candidates []row     `json:"candidates"`
+	Latency    []latency `json:"latency"`
 }
 
 func newReport(o options) *report {
@@ -206,7 +206,10 @@ Between rounds, one candidate's Mpps differed by up to %.0f %% of its median, it
 `, flowCount, strings.Join(rep.droppers(), "; "),
 		100*max(rep.spread(func(m measurement) float64 { return m.Passed.rate() }), rep.spread(func(m measurement) float64 { return m.Dropped.rate() })),
 		100*rep.spread(func(m measurement) float64 { return m.Bulk.gbits() }))
-	fmt.Fprintf(out, "\n%s\n", rep.Latency)
+	fmt.Fprintln(out)
+	for _, l := range rep.Latency {
+		fmt.Fprintln(out, l)
+	}
 }
 
 // spread is the greatest difference between rounds of one candidate, relative to

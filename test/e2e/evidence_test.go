@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"github.com/google/nftables/expr"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/why"
 	"github.com/earlydrop/earlydrop/policy"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
@@ -76,6 +78,7 @@ rules:
 		}
 	}
 	s.pairDropped(d, tun, n)
+	s.saysWhy(tun, n+1)
 	last := s.stop(d)
 	if last.Counters["pairs_treated"] != 1 || last.Counters["pair_flows"] != 1 {
 		t.Errorf("counters %v", last.Counters)
@@ -84,6 +87,27 @@ rules:
 	d = s.attach(args...)
 	s.pairDropped(d, tun, 0)
 	s.stop(d)
+}
+
+// saysWhy makes sure that so many decisions about a server are told of, in two forms.
+func (s *scene) saysWhy(tun *lab.Tunnel, n int) {
+	s.t.Helper()
+	text := must(s.Earlydrop(s.ctx, "why", tun.Server.String()))(s.t)
+	for _, want := range []string{
+		fmt.Sprintf("%s: %d decisions", tun.Server, n), "treated by rule pairs until", "3 of ", "waits for evidence", "pairs.yaml:3) treats the pair until",
+		"blocked until", "dropped so far", "on " + rig.Device,
+	} {
+		if !strings.Contains(strings.Join(strings.Fields(text), " "), want) {
+			s.t.Errorf("why says nothing of %q:\n%s", want, text)
+		}
+	}
+	var a why.Answer
+	if err := json.Unmarshal([]byte(must(s.Earlydrop(s.ctx, "why", tun.Server.String(), "--json", "-n", "1"))(s.t)), &a); err != nil {
+		s.t.Fatal(err)
+	}
+	if a.Matched != n || len(a.Decisions) != 1 || a.Decisions[0].PolicyLine != 3 || len(a.Pairs) != 1 || a.Pairs[0].Rule != "pairs" {
+		s.t.Errorf("%+v", a)
+	}
 }
 
 // pairDropped makes sure that connection n to the tunnel is dropped as its pair is treated.

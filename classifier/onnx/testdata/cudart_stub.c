@@ -4,7 +4,8 @@
 // and to go through a run. "Device" memory is the host's, kernels do nothing, so that
 // what comes out means nothing; but every copy to the device is written to the file
 // that CUDA_STUB_LOG names, as a line "copy BYTES" and those bytes, and every launch as
-// a line "launch". The functions that the provider imports and that are not here are
+// a line "launch". From when on CUDA_STUB_BROKEN is set, the device is lost as soon as it is to
+// do what that names: launch, copy or wait. The functions that the provider imports and that are not here are
 // added by the test; they do nothing and succeed.
 #include <fcntl.h>
 #include <stdio.h>
@@ -26,10 +27,31 @@ static void write_log(const char *line, const void *data, size_t n)
 		abort();
 }
 
+enum { LAUNCH_FAILURE = 719 }; // cudaErrorLaunchFailure
+static int lost; // that error, once it has come up: the device is never well again
+
+static int attempt(const char *what)
+{
+	const char *broken = getenv("CUDA_STUB_BROKEN");
+
+	if (broken && strcmp(broken, what) == 0)
+		lost = LAUNCH_FAILURE;
+	return lost;
+}
+
+static int launch(void)
+{
+	if (!attempt("launch"))
+		write_log("launch\n", NULL, 0);
+	return lost;
+}
+
 static int copy(void *to, const void *from, size_t n, int kind)
 {
 	char line[64];
 
+	if (attempt("copy"))
+		return lost;
 	memcpy(to, from, n);
 	if (kind == HOST_TO_DEVICE || kind == DEFAULT) {
 		snprintf(line, sizeof(line), "copy %zu\n", n);
@@ -40,7 +62,10 @@ static int copy(void *to, const void *from, size_t n, int kind)
 
 static int allocate(void **out, size_t n)
 {
-	return posix_memalign(out, 256, n ? n : 1) ? 2 : 0;
+	if (posix_memalign(out, 256, n ? n : 1))
+		return 2;
+	memset(*out, 0, n); // what kernels leave there is a number
+	return 0;
 }
 
 static int handle(void **out)
@@ -81,13 +106,18 @@ int cudaGetDeviceProperties(char *properties, int device)
 
 int cudaStreamCreate(void **out) { return handle(out); }
 int cudaStreamCreateWithFlags(void **out, unsigned flags) { return handle(out); }
+int cudaStreamSynchronize(void *stream) { return attempt("wait"); }
+int cudaDeviceSynchronize(void) { return attempt("wait"); }
+int cudaEventSynchronize(void *event) { return attempt("wait"); }
+int cudaGetLastError(void) { return lost; }
+int cudaPeekAtLastError(void) { return lost; }
 int cudaStreamIsCapturing(void *stream, int *status) { *status = 0; return 0; }
 int cudaEventCreate(void **out) { return handle(out); }
 int cudaEventCreateWithFlags(void **out, unsigned flags) { return handle(out); }
 
-int cudaLaunchKernel(void) { write_log("launch\n", NULL, 0); return 0; }
-int cudaLaunchKernelExC(void) { write_log("launch\n", NULL, 0); return 0; }
-int __cudaLaunchKernel(void) { write_log("launch\n", NULL, 0); return 0; }
+int cudaLaunchKernel(void) { return launch(); }
+int cudaLaunchKernelExC(void) { return launch(); }
+int __cudaLaunchKernel(void) { return launch(); }
 void **__cudaRegisterFatBinary(void *binary) { static void *registered[1]; return registered; }
 int cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *n) { *n = 1; return 0; }
 

@@ -128,10 +128,7 @@ func (c *Client) About(ctx context.Context) (*About, error) {
 func (c *Client) Status(ctx context.Context) (*status.Report, error) {
 	r := new(status.Report)
 	err := c.call(ctx, "GET", "/v1/status", nil, nil, r)
-	r.PID = int(c.peer.Load())
-	for _, s := range r.Interfaces {
-		s.PID = r.PID
-	}
+	c.ownIDs(r)
 	return r, err
 }
 

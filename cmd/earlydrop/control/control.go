@@ -13,12 +13,14 @@
 //
 //	GET    /v1/about    which daemon this is, and what its interfaces are called
 //	GET    /v1/status   what is attached, what was counted, what is worrying
+//	GET    /v1/top      one look at all that a live view shows: limit
 //	GET    /v1/blocks   blocks: the keys of BlockFilter, sort, limit
 //	POST   /v1/blocks   AddBlock: a flow is dropped from now on
 //	DELETE /v1/blocks   blocks are lifted: the keys of BlockFilter, or all=true
 //	POST   /v1/mode     SetMode: what is attached drops, or drops nothing, from now on; root only
 //	POST   /v1/reload   the policy file is read again; root only
 //	POST   /v1/model    UseModel: another model classifies from now on; root only
+//	GET    /v1/why      why flows of an address were treated as they were: of, limit
 //	GET    /v1/events   events from now on, one JSON object on a line: the keys of EventFilter
 package control
 
@@ -32,6 +34,7 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/why"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/policy"
 )
@@ -49,6 +52,7 @@ type Gateway interface {
 	Interfaces() []string
 	// Report tells of the gateway and its interfaces.
 	Report() (*status.Report, error)
+	TopGateway
 	// Blocks returns the blocks of all interfaces.
 	Blocks() ([]status.Block, error)
 	// Block drops a flow from now on, until its time to live is over, and reports whether
@@ -67,6 +71,8 @@ type Gateway interface {
 	// error without a result nothing was changed; with one, a part of what goes with it failed.
 	Reload() (*Reloaded, error)
 	UseModel(name string) (*Reloaded, error)
+	// Why says what is remembered of decisions.
+	Why(*why.Query) *why.Answer
 	// Follow returns events from now on. So many of them may wait.
 	Follow(waiting int) *eventlog.Follower
 	// Audit tells of what was asked for. It does not wait.

@@ -19,6 +19,7 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventtest"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/why"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/policy"
@@ -55,6 +56,13 @@ func (f *fake) About() *status.Report {
 
 func (f *fake) Report() (*status.Report, error) {
 	return &status.Report{PID: 7, Interfaces: []*status.Status{{Interface: "eth0"}, {Interface: "eth1"}}}, nil
+}
+
+// Top says in Policy how many were asked for.
+func (f *fake) Top(n int) (*status.Top, error) {
+	r, err := f.Report()
+	r.Policy = fmt.Sprintf("top %d", n)
+	return &status.Top{Report: *r, Pairs: []status.Leader{{Detected: 3}}}, err
 }
 
 func (f *fake) Blocks() (all []status.Block, err error) {
@@ -151,6 +159,20 @@ func (f *fake) UseModel(name string) (*Reloaded, error) {
 	}
 	return nil, errors.New(name + ": no such model")
 }
+
+// Why knows a decision about 10.0.0.1.
+func (f *fake) Why(q *why.Query) *why.Answer {
+	a := &why.Answer{Of: q.Of(), Policy: "p.yaml", PolicySince: started, Remembered: 1, Room: 1, Since: started, Decisions: []why.Decision{}, Pairs: []why.Pair{}}
+	v := &event.Verdict{Time: started, Endpoints: event.Endpoints{Src: netip.MustParseAddrPort("10.0.0.1:1"), Dst: netip.MustParseAddrPort("10.0.0.2:443"), Proto: "tcp"},
+		Start: started, Decision: "drop", Reason: policy.ReasonRule, Rule: "tunnels", PolicyLine: 7}
+	if q.Fits(v.Src, v.Dst) {
+		a.Matched, a.Decisions = 1, append(a.Decisions, why.Decision{Verdict: v, BeforeReload: true, Block: &status.Block{Interface: "eth0", Packets: 3}})
+	}
+	return a
+}
+
+// started is when the fake began.
+var started = time.Date(2026, 11, 26, 4, 0, 0, 0, time.UTC)
 
 func (f *fake) Follow(waiting int) *eventlog.Follower { return f.log.Follow(waiting) }
 func (f *fake) Audit(a *event.Audit)                  { f.log.Add(a) }

@@ -250,10 +250,12 @@ func (s *Server) endpoints() map[string]map[string]endpoint {
 	return map[string]map[string]endpoint{
 		"/v1/about":  {"GET": {rightEdit, s.getAbout}},
 		"/v1/status": {"GET": {rightEdit, s.getStatus}},
+		"/v1/top":    {"GET": {rightEdit, s.getTop}},
 		"/v1/blocks": {"GET": {rightEdit, s.listBlocks}, "POST": {rightEdit, s.addBlock}, "DELETE": {rightEdit, s.liftBlocks}},
 		"/v1/reload": {"POST": {rightRoot, s.reload}},
 		"/v1/model":  {"POST": {rightRoot, s.useModel}},
 		"/v1/mode":   {"POST": {rightRoot, s.setMode}},
+		"/v1/why":    {"GET": {rightEdit, s.getWhy}},
 		"/v1/events": {"GET": {rightEdit, s.streamEvents}},
 	}
 }

@@ -19,7 +19,7 @@ import (
 )
 
 // Event is one of *Attached, *Waiting, *Verdict, *BlockEnded, *LeftOut,
-// *ModeChanged, *Reloaded, *Disagreed, *Audit, *Lost, *LimitReached and *Ended.
+// *ModeChanged, *Reloaded, *DeviceFailed, *Disagreed, *Audit, *Lost, *LimitReached and *Ended.
 type Event interface {
 	// Kind is what the event is called in its field "event".
 	Kind() string
@@ -34,6 +34,7 @@ const (
 	KindLeftOut     = "left_out"
 	KindModeChanged = "mode_changed"
 	KindReloaded    = "reloaded"
+	KindDevice      = "device_failed"
 	KindDisagreed   = "disagreed"
 	KindAudit       = "audit"
 	KindLost        = "lost"
@@ -43,7 +44,7 @@ const (
 
 // Kinds are all of them.
 var Kinds = []string{
-	KindAttached, KindWaiting, KindVerdict, KindBlockEnded, KindLeftOut, KindModeChanged, KindReloaded, KindDisagreed, KindAudit, KindLost, KindLimit, KindEnded,
+	KindAttached, KindWaiting, KindVerdict, KindBlockEnded, KindLeftOut, KindModeChanged, KindReloaded, KindDevice, KindDisagreed, KindAudit, KindLost, KindLimit, KindEnded,
 }
 
 // Kind implements Event.
@@ -54,6 +55,7 @@ func (*BlockEnded) Kind() string   { return KindBlockEnded }
 func (*LeftOut) Kind() string      { return KindLeftOut }
 func (*ModeChanged) Kind() string  { return KindModeChanged }
 func (*Reloaded) Kind() string     { return KindReloaded }
+func (*DeviceFailed) Kind() string { return KindDevice }
 func (*Disagreed) Kind() string    { return KindDisagreed }
 func (*Audit) Kind() string        { return KindAudit }
 func (*Lost) Kind() string         { return KindLost }
@@ -114,9 +116,12 @@ type Verdict struct {
 	Error      string  `json:"error,omitempty"`    // why a drop could not be enforced
 	Rule       string  `json:"rule,omitempty"`     // the one that was asked
 	Naming
-	Reason string  `json:"reason"`
-	TTL    float64 `json:"ttl_seconds,omitempty"` // of the block
-	Rate   uint64  `json:"rate,omitempty"`        // bytes per second that pass, of a decision to limit
+	Reason string `json:"reason"`
+	// PolicyLine is the line of the policy file where the rule, or the entry of the allow-list,
+	// begins.
+	PolicyLine int     `json:"policy_line,omitempty"`
+	TTL        float64 `json:"ttl_seconds,omitempty"` // of the block
+	Rate       uint64  `json:"rate,omitempty"`        // bytes per second that pass, of a decision to limit
 	// Scope is pair where Decision is what becomes of the flow's pair; else it is empty.
 	Scope string `json:"scope,omitempty"`
 	// EvidenceFlows and EvidenceJudged say, of a rule that asks for evidence, how many flows of
@@ -218,6 +223,17 @@ type Reloaded struct {
 	Error        string          `json:"error,omitempty"`
 }
 
+// DeviceFailed is an alert: a device that computes a model failed, and another one does since. No
+// verdict is lost for it.
+type DeviceFailed struct {
+	Time    time.Time          `json:"time"`
+	Event   word[deviceFailed] `json:"event"`
+	Device  string             `json:"device"`
+	Instead string             `json:"instead"` // the device that computes since
+	Model   string             `json:"model"`   // name and version
+	Error   string             `json:"error"`   // of the device
+}
+
 // Disagreed says that the second model (attach --shadow) names a flow otherwise than the first,
 // or that the policy would treat it otherwise then. Nothing else comes of it. Not every such
 // flow has an event.
@@ -289,7 +305,7 @@ func NewVerdict(s *flow.Sample, r *flow.Result, d *policy.Decision) *Verdict {
 			VLAN: s.Key.VLAN, InnerVLAN: s.Key.InnerVLAN},
 		Start: s.Start.UTC(),
 		Class: r.Class, Confidence: r.Confidence, Scores: Scores{r.Labels, append([]float64(nil), r.Scores...)},
-		Decision: d.Action.String(), Rule: d.Rule, Naming: NameFlow(d), Reason: d.Reason, TTL: d.TTL.Seconds(), Rate: d.Rate,
+		Decision: d.Action.String(), Rule: d.Rule, Naming: NameFlow(d), Reason: d.Reason, PolicyLine: d.Line, TTL: d.TTL.Seconds(), Rate: d.Rate,
 		Scope: ScopeOf(d.Scope), EvidenceFlows: d.Seen, EvidenceJudged: d.Judged,
 		Captured: len(s.Data), Complete: s.Complete(), HandedOver: s.Reason.String(), Cut: s.Cut, Incomplete: s.Incomplete,
 		MidStream: s.MidStream, Resumed: s.Resumed, OneWay: s.OneWay, Scant: s.Scant, MissingStart: s.MissingStart,
@@ -325,6 +341,7 @@ type (
 	leftOut      struct{}
 	modeChanged  struct{}
 	reloaded     struct{}
+	deviceFailed struct{}
 	disagreed    struct{}
 	audit        struct{}
 	lost         struct{}
@@ -339,6 +356,7 @@ func (blockEnded) kind() string   { return KindBlockEnded }
 func (leftOut) kind() string      { return KindLeftOut }
 func (modeChanged) kind() string  { return KindModeChanged }
 func (reloaded) kind() string     { return KindReloaded }
+func (deviceFailed) kind() string { return KindDevice }
 func (disagreed) kind() string    { return KindDisagreed }
 func (audit) kind() string        { return KindAudit }
 func (lost) kind() string         { return KindLost }
@@ -390,6 +408,8 @@ func Decode(line []byte) (Event, error) {
 		e = new(Reloaded)
 	case KindLimit:
 		e = new(LimitReached)
+	case KindDevice:
+		e = new(DeviceFailed)
 	case KindDisagreed:
 		e = new(Disagreed)
 	case KindAudit:

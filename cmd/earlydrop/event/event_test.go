@@ -45,7 +45,7 @@ func result() *flow.Result {
 
 func decision() *policy.Decision {
 	return &policy.Decision{Action: flow.Drop, Rule: "tunnels", RuleClasses: "shadowsocks|v2ray", Class: "shadowsocks", Likeliest: "shadowsocks",
-		Confidence: 0.7500005, Detected: true, TTL: 10 * time.Minute, Reason: policy.ReasonRule}
+		Confidence: 0.7500005, Detected: true, Line: 12, TTL: 10 * time.Minute, Reason: policy.ReasonRule}
 }
 
 // live returns a verdict with all that a live one can have, and replayed one of a file.
@@ -97,6 +97,7 @@ func every() map[string]event.Event {
 			Mode: "enforce", RulesAdded: []string{"a"}, RulesRemoved: []string{"b"}, RulesChanged: []string{"c"}, Reordered: true, SetsChanged: []string{"own"},
 			AllowAdded: []string{"port 1"}, AllowRemoved: []string{"port 2"}, Other: true}},
 		"reloaded, few": &event.Reloaded{Time: at, Policy: "built-in", Model: "compact 1"},
+		"device failed": &event.DeviceFailed{Time: at, Device: "cuda:0", Instead: "cpu", Model: "compact 1", Error: "the device is lost"},
 		"disagreed": &event.Disagreed{Time: at, Interface: "eth0", Endpoints: ends, First: event.Opinion{Model: "compact 1", Class: "v2ray", Confidence: 0.9, Decision: "drop"},
 			Second: event.Opinion{Model: "compact 2", Class: "background", Confidence: 0.8, Decision: "pass"}},
 		"mode changed": &event.ModeChanged{Time: at, Interface: "eth0", Mode: "enforce"},

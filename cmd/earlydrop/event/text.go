@@ -14,18 +14,11 @@ import (
 // Text returns a verdict of live traffic as a line for people, without its end.
 // Verbose adds the probabilities and how the verdict came about.
 func (v *Verdict) Text(verbose bool) string {
-	what := v.Decision
-	if v.Treats() && (v.Enforced == nil || !*v.Enforced) {
-		what = "would " + v.Decision
-		if v.Error != "" {
-			what = v.Decision + " failed"
-		}
-	}
 	vlan := ""
 	if v.VLAN != 0 || v.InnerVLAN != 0 {
 		vlan = fmt.Sprintf(" vlan %d.%d", v.VLAN, v.InnerVLAN)
 	}
-	line := fmt.Sprintf("%s  %-11s  %s %s > %s%s  %s  %.1f ms, %d packets", Clock(v.Time), what, v.Proto, v.Src, v.Dst, vlan,
+	line := fmt.Sprintf("%s  %-11s  %s %s > %s%s  %s  %.1f ms, %d packets", Clock(v.Time), v.Outcome(), v.Proto, v.Src, v.Dst, vlan,
 		v.Line(v.Class, v.Confidence), v.VerdictMS, v.Packets)
 	for _, note := range v.notes() {
 		line += ", " + note
@@ -52,6 +45,18 @@ func (v *Verdict) Text(verbose bool) string {
 			strings.Join(scores, ", "), v.HandedOver, v.Captured, v.Bytes, v.LatencyUS, v.Model)
 	}
 	return line
+}
+
+// Outcome says in a word or two what became of a flow of live traffic: "drop", "would drop",
+// "drop failed".
+func (v *Verdict) Outcome() string {
+	switch {
+	case !v.Treats() || v.Enforced != nil && *v.Enforced:
+		return v.Decision
+	case v.Error != "":
+		return v.Decision + " failed"
+	}
+	return "would " + v.Decision
 }
 
 // Drop reports whether the policy says to drop all packets of the flow.
@@ -126,6 +131,11 @@ func (l *LimitReached) Text() string {
 	}
 	return fmt.Sprintf("%s  ALERT: limit %s reached: of %d initiators of an hour, flows of %d treated; of %s, what rules do without evidence pauses until %s",
 		Clock(l.Time), l.Limit, l.Initiators, l.Treated, kind, Clock(l.Until))
+}
+
+// Text returns the event as a line for people, without its end.
+func (f *DeviceFailed) Text() string {
+	return fmt.Sprintf("%s  ALERT: %s failed, so %s computes the model %s from now on: %s", Clock(f.Time), f.Device, f.Instead, f.Model, f.Error)
 }
 
 // Text returns the event as a line for people, without its end.

@@ -29,6 +29,11 @@ const (
 	// classified: what is staleAfter old passes while more than a few wait.
 	staleAfter   = time.Second
 	staleWaiting = 64
+
+	// While the classifier is behind, captures wait in the ring buffer, which costs nothing.
+	// At this fill the oldest give way, down to the lower one, so that the kernel has room for
+	// new ones. They are not even read: what is spent on them is missing for the others.
+	fullRing, roomyRing = 0.5, 0.25
 )
 
 // attachment is one interface of a gateway: its data path, and the way of captures and
@@ -43,9 +48,10 @@ type attachment struct {
 	counts  counts
 	leftOut atomic.Uint64 // verdicts that no event has told of as left out
 	classes sync.Map      // class -> *atomic.Uint64
-	rules   sync.Map      // rule -> *ruleCounts
-	latency latencies     // from the hand-over to the verdict
-	recent  recent        // what has passed unseen lately
+	rules   tallies[string, ruleCounts]
+	kinds   tallies[verdictKind, atomic.Uint64]
+	latency latencies // from the hand-over to the verdict
+	recent  recent    // what was counted lately
 	unread  atomic.Pointer[string]
 	pending sync.WaitGroup // captures that the classifier has
 	sent    sent           // of the capture that is read
@@ -112,12 +118,18 @@ func (a *attachment) drain(ctx context.Context) {
 // sampleSource is where captures come from, a *loader.Reader.
 type sampleSource interface {
 	Read(*flow.Sample) error
+	More() bool
+	Fill() float64
+	Skip() error
 }
 
-// read moves captures from the ring buffer to the classifier's queue. It returns nil
-// when the reader is closed, and a *BrokenError when the ring buffer fails for good.
+// read moves captures from the ring buffer to the classifier's queue, or, as long as they come
+// one by one, has them classified at once. It returns nil when the reader is closed, and a
+// *BrokenError when the ring buffer fails for good.
 func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 	var trouble patience
+	thread := a.gateway.realTime.thread()
+	defer thread.end()
 	engine, decide := a.gateway.config.Engine, a.decide // once: a method value takes memory
 	for {
 		s := engine.Get()
@@ -145,7 +157,9 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 		}
 		trouble.over()
 		a.unread.Store(nil)
-		stale := engine.Waiting() >= staleWaiting && time.Since(s.Start.Add(s.Elapsed)) > staleAfter
+		now := time.Now()
+		thread.look(now)
+		stale := engine.Waiting() >= staleWaiting && now.Sub(s.Start.Add(s.Elapsed)) > staleAfter
 		var c *crossing
 		if !stale {
 			var recognised bool
@@ -155,7 +169,10 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 			}
 		}
 		a.pending.Add(1)
-		if stale || !engine.Submit(s, decide) {
+		if !stale && !reader.More() && engine.ComputeNow(s, decide) {
+			continue
+		}
+		if stale || !a.submit(ctx, reader, s, decide) {
 			// Fail open: the flow passes, as it does already.
 			a.pending.Done()
 			a.counts[countQueueFull].Add(1)
@@ -165,6 +182,27 @@ func (a *attachment) read(ctx context.Context, reader sampleSource) error {
 			}
 		}
 	}
+}
+
+// submit hands a capture to the classifier, and waits for it as long as the ring buffer has
+// room for others. It returns false if that room ends, or ctx does: then the capture gives way,
+// and others behind it have done.
+func (a *attachment) submit(ctx context.Context, reader sampleSource, s *flow.Sample, decide classifier.Handler) bool {
+	engine := a.gateway.config.Engine
+	for !engine.Submit(s, decide) {
+		if reader.Fill() >= fullRing {
+			for reader.Fill() > roomyRing && reader.Skip() == nil { // Read tells of an error
+				a.counts[countQueueFull].Add(1)
+			}
+			return false
+		}
+		select {
+		case <-engine.Room():
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
 }
 
 // decide is called by the classifier's workers, several at once.
@@ -230,6 +268,9 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	if enforced {
 		a.counts[countBlocked].Add(1)
 	}
+	if g.config.Engine.Failure() != nil {
+		a.counts[countOnSpare].Add(1)
+	}
 	a.counts[countForgotten].Add(g.config.Evidence.TakeForgotten())
 	switch decision.Reason {
 	case policy.ReasonEvidence:
@@ -241,12 +282,14 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	}
 	n, _ := a.classes.LoadOrStore(decision.Class, new(atomic.Uint64))
 	n.(*atomic.Uint64).Add(1)
-	a.countRule(&decision, enforced)
+	a.countDecision(&s.Meta, &decision, enforced, decided)
 	a.latency.add(decided, decided.Sub(s.Start.Add(s.Elapsed)))
 	a.shadow(s, &r, j)
+	o := outcome{judge: j, mode: mode, enforced: enforced, failed: failed, at: decided, earlier: blockedBefore}
+	g.decisions.add(a, s, &r, &decision, &o)
 	if g.config.Events.Wants(decision.Detected, decided) {
-		v := a.verdict(s, &r, &decision, j, mode, enforced, failed, decided)
-		v.EarlierBlocked = blockedBefore
+		v := newVerdict(s, &r, &decision, &o)
+		g.tops.keep(v)
 		a.add(v)
 	} else {
 		a.counts[countPassesLeftOut].Add(1)
@@ -276,6 +319,7 @@ func (a *attachment) treatEarlier(flows []flow.Meta, here flow.Source, treatment
 			}
 			n++
 			a.counts[countBlocked].Add(1)
+			a.gateway.tops.noteBlocked(m)
 		case !errors.Is(err, loader.ErrFlowGone):
 			a.counts[countNotBlocked].Add(1)
 			a.warnBlock.Do(func() { slog.Warn("flow not blocked, it passes", "interface", a.iface(), "flow", m.Key, "error", err) })
@@ -298,16 +342,15 @@ func (a *attachment) put(e event.Event) {
 	}
 }
 
-// verdict returns the event of a verdict. failed says why a drop was not enforced,
-// although it should have been.
-func (a *attachment) verdict(s *flow.Sample, r *flow.Result, dec *policy.Decision, j *judge, mode policy.Mode, enforced bool, failed error, at time.Time) *event.Verdict {
-	v := event.NewVerdict(s, r, dec)
+// newVerdict returns the event of a decision.
+func newVerdict(s *flow.Sample, r *flow.Result, dec *policy.Decision, o *outcome) *event.Verdict {
+	v, enforced := event.NewVerdict(s, r, dec), o.enforced // a copy, so that o needs no memory of its own
 	handedOver := v.Time
-	v.Time, v.Mode, v.Model, v.Enforced = at, mode.String(), j.model, &enforced
-	v.VerdictMS = float64(at.Sub(s.Start).Microseconds()) / 1e3
-	v.LatencyUS = float64(max(0, at.Sub(handedOver)).Nanoseconds()) / 1e3
-	if failed != nil {
-		v.Error = failed.Error()
+	v.Time, v.Mode, v.Model, v.Enforced, v.EarlierBlocked = o.at, o.mode.String(), o.judge.model, &enforced, o.earlier
+	v.VerdictMS = float64(o.at.Sub(s.Start).Microseconds()) / 1e3
+	v.LatencyUS = float64(max(0, o.at.Sub(handedOver)).Nanoseconds()) / 1e3
+	if o.failed != nil {
+		v.Error = o.failed.Error()
 	}
 	return v
 }
@@ -384,11 +427,14 @@ func (a *attachment) expire() error {
 // blockEnded tells that a block is over, and why.
 func (a *attachment) blockEnded(b loader.Block) {
 	a.known.remove(b.Key)
-	a.add(&event.BlockEnded{
+	a.gateway.tops.noteEnded(&b)
+	e := &event.BlockEnded{
 		Time: time.Now(), Interface: a.iface(),
 		Endpoints: event.Endpoints{Src: b.Key.Lo, Dst: b.Key.Hi, Proto: b.Key.Proto.String(), VLAN: b.Key.VLAN, InnerVLAN: b.Key.InnerVLAN},
 		Class:     b.Class, Rule: b.Rule, Reason: string(b.Ended), DroppedPackets: b.Packets, DroppedBytes: b.Bytes,
-	})
+	}
+	a.gateway.decisions.ended(a.blockID(b.Key), e)
+	a.add(e)
 }
 
 // sayLeftOut tells how many verdicts were left out since the last time, if any.

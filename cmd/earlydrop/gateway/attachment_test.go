@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,6 +28,10 @@ func (r *readerFunc) Read(*flow.Sample) error {
 	r.calls++
 	return r.read(r.calls - 1)
 }
+
+func (r *readerFunc) More() bool    { return false }
+func (r *readerFunc) Fill() float64 { return 0 }
+func (r *readerFunc) Skip() error   { return errors.New("nothing to skip") }
 
 // A ring buffer that fails again and again ends the daemon, and not at the first
 // time; one that works again in between does not, and bad records never do.
@@ -100,4 +105,73 @@ func TestLastingFailuresOfTheRingBufferEndTheDaemon(t *testing.T) {
 			}
 		})
 	}
+}
+
+// ringOf is a ring buffer with so many records in a room for 100.
+type ringOf struct {
+	readerFunc
+	records atomic.Int64
+	skipped int
+}
+
+func (r *ringOf) Fill() float64 { return float64(r.records.Load()) / 100 }
+
+func (r *ringOf) Skip() error {
+	r.records.Add(-1)
+	r.skipped++
+	return nil
+}
+
+// While the classifier is behind, captures wait where they are, and the oldest give way once
+// half of the ring buffer is full of them.
+func TestOldestCapturesGiveWayToNewOnes(t *testing.T) {
+	engine, err := onnx.OpenFile("../../../classifier/testdata/tiny.onnx", onnx.Options{Workers: 1, MaxBatch: 1, Queue: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer engine.Close()
+	a := newAttachment(&Gateway{config: Config{Engine: engine}}, nil, func() string { return "v0" })
+	begun, goOn := make(chan bool), make(chan bool)
+	handler := func(*flow.Sample, flow.Result, error) {
+		begun <- true
+		<-goOn
+	}
+	ring := new(ringOf)
+	ring.records.Store(49)
+	ctx, cancel := context.WithCancel(context.Background())
+	submit := func() bool { return a.submit(ctx, ring, engine.Get(), handler) }
+	if !submit() {
+		t.Fatal("refused by an idle classifier")
+	}
+	<-begun
+	if !submit() {
+		t.Fatal("refused with room in the queue")
+	}
+	// The classifier is behind, and the ring has room: the next one waits.
+	waited := make(chan bool)
+	go func() { waited <- submit() }()
+	select {
+	case <-waited:
+		t.Fatal("it did not wait")
+	case <-time.After(20 * time.Millisecond):
+	}
+	goOn <- true
+	<-begun
+	if !<-waited {
+		t.Fatal("it gave way with room in the ring")
+	}
+	// Without room it gives way, with the oldest of those behind it.
+	ring.records.Store(50)
+	if submit() || ring.skipped != 25 || a.counts[countQueueFull].Load() != 25 {
+		t.Errorf("%d captures were skipped, %d counted", ring.skipped, a.counts[countQueueFull].Load())
+	}
+	// At the end nobody waits any more.
+	go func() { waited <- submit() }()
+	cancel()
+	if <-waited {
+		t.Error("submitted after the end")
+	}
+	goOn <- true
+	<-begun
+	goOn <- true
 }

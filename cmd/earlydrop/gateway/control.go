@@ -15,7 +15,6 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/loader/flow"
-	"github.com/earlydrop/earlydrop/policy"
 )
 
 // EndByHand is why a block ended that somebody lifted.
@@ -49,6 +48,7 @@ func (g *Gateway) with(iface string, f func(*attachment) error) error {
 // milliseconds for 100 000 flows.
 func (g *Gateway) Report() (*status.Report, error) {
 	r := g.About()
+	g.describe(r)
 	g.changing.Lock()
 	for _, w := range g.waiting {
 		r.Waiting = append(r.Waiting, status.Waiting{Interface: w.asked.Interface, State: status.Awaited, Error: w.said})
@@ -98,45 +98,21 @@ func (a *attachment) status() (*status.Status, error) {
 	daemon := a.counts.list() // newer than what is in the map
 	s.Running, s.PID, s.Daemon = true, os.Getpid(), daemon.Values()
 	s.Rows = slices.Concat(daemon, s.Rows[len(s.Rows)-len(s.Counters):])
-	s.Classes, s.Rules, s.Latency = a.countsOfClasses(), a.countsOfRules(), a.latency.list(now)
+	s.Classes, s.Rules, s.Verdicts, s.Latency = a.countsOfClasses(), a.countsOfRules(), a.countsOfVerdicts(), a.latency.list(now)
+	if traffic, err := a.dp.Traffic(); err == nil {
+		s.Traffic = &traffic
+	}
+	s.Rates = a.recent.rates(now, s.Totals())
 	grown, span := a.recent.growth(now, status.Passing(s.Daemon, s.Counters))
 	s.Recent, s.RecentSeconds = grown, span.Round(100*time.Millisecond).Seconds()
 	s.Delays = a.latency.histogram()
-	s.Worries = nil
+	s.Device = a.gateway.config.Engine.Device()
+	s.Worries = a.gateway.deviceWorry()
 	if text := a.unread.Load(); text != nil {
-		s.Worries = []status.Worry{{Kind: status.WorryUnreadable, Text: "captures can't be read: " + *text}}
+		s.Worries = append(s.Worries, status.Worry{Kind: status.WorryUnreadable, Text: "captures can't be read: " + *text})
 	}
 	s.Judge()
 	return s, nil
-}
-
-// ruleCounts are what came of a rule.
-type ruleCounts struct{ detected, blocked atomic.Uint64 }
-
-// countRule counts a decision for its rule, if one detected the flow.
-func (a *attachment) countRule(d *policy.Decision, enforced bool) {
-	if !d.Detected || d.Rule == "" {
-		return
-	}
-	v, ok := a.rules.Load(d.Rule)
-	if !ok {
-		v, _ = a.rules.LoadOrStore(d.Rule, new(ruleCounts))
-	}
-	counts := v.(*ruleCounts)
-	counts.detected.Add(1)
-	if enforced {
-		counts.blocked.Add(1)
-	}
-}
-
-func (a *attachment) countsOfRules() map[string]status.Rule {
-	rules := map[string]status.Rule{}
-	a.rules.Range(func(k, v any) bool {
-		c := v.(*ruleCounts)
-		rules[k.(string)] = status.Rule{Detected: c.detected.Load(), Blocked: c.blocked.Load()}
-		return true
-	})
-	return rules
 }
 
 func (a *attachment) countsOfClasses() map[string]uint64 {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -61,9 +62,11 @@ func TestGatewayIsAsked(t *testing.T) {
 	}
 	// A verdict is in the counts.
 	a := g.attached[0]
-	a.countRule(&policy.Decision{Rule: "all", Detected: true}, true)
-	a.countRule(&policy.Decision{Rule: "all", Detected: true}, false)
-	a.countRule(&policy.Decision{Rule: "other"}, false)
+	now, m := time.Now(), flow.Meta{Key: key, InitiatorIsLo: true, Source: flow.Source{Interface: iface}}
+	a.countDecision(&m, &policy.Decision{Action: flow.Drop, Rule: "all", Class: "v2ray", Detected: true, Reason: policy.ReasonRule}, true, now)
+	a.countDecision(&m, &policy.Decision{Action: flow.Drop, Rule: "all", Class: "v2ray", Detected: true, Reason: policy.ReasonRule}, false, now)
+	a.countDecision(&m, &policy.Decision{Rule: "other", Reason: policy.ReasonLowConfidence}, false, now)
+	a.countDecision(&m, &policy.Decision{Rule: "192.0.2.0/24", Reason: policy.ReasonAllowList}, false, now)
 	a.latency.add(time.Now(), time.Millisecond)
 	broken := "no more"
 	a.unread.Store(&broken)
@@ -72,6 +75,28 @@ func TestGatewayIsAsked(t *testing.T) {
 	}
 	if s = r.Interfaces[0]; len(s.Rules) != 1 || s.Rules["all"] != (status.Rule{Detected: 2, Blocked: 1}) || s.Latency.Verdicts != 1 || s.State != status.Degraded || s.Worries[0].Kind != status.WorryUnreadable {
 		t.Errorf("%+v", s)
+	}
+
+	if want := []status.Verdicts{{Rule: "all", Decision: "drop", Reason: "rule", Flows: 2}, {Decision: "pass", Reason: "allow-list", Flows: 1}, {Rule: "other", Decision: "pass", Reason: "below min_confidence", Flows: 1}}; !slices.Equal(s.Verdicts, want) {
+		t.Errorf("verdicts %+v, want %+v", s.Verdicts, want)
+	}
+	if r.Model != "test 0.1.0" || !strings.HasPrefix(r.ModelDigest, "sha256:") || r.Policy != "p.yaml" || !strings.HasPrefix(r.PolicyDigest, "sha256:") || r.Queue.Size == 0 || r.Evidence.Treated.Size == 0 || r.Since.After(r.Time) || s.Traffic == nil {
+		t.Errorf("%+v, %+v", r, s)
+	}
+	g.tops.keep(&event.Verdict{Naming: event.Naming{Detected: true}, Endpoints: event.Endpoints{Src: key.Lo, Dst: key.Hi}})
+	top, err := g.Top(5)
+	if err != nil || len(top.Interfaces) != 1 || len(top.Latest) != 1 {
+		t.Fatalf("%+v, %v", top, err)
+	}
+	want := status.Leader{
+		Initiator: netip.PrefixFrom(key.Lo.Addr(), 32), Server: key.Hi, Proto: "tcp", Detected: 2, Blocked: 1, Blocks: 1,
+		Interface: iface, Class: "v2ray", Rule: "all", Last: now,
+	}
+	byHand := status.Leader{Initiator: netip.PrefixFrom(key.Hi.Addr(), 32), Server: key.Lo, Proto: "tcp", Blocks: 1}
+	// The block by hand takes the lower port, 1, for the server's.
+	want.Blocks = 0
+	if !slices.Equal(top.Pairs, []status.Leader{want, byHand}) {
+		t.Errorf("pairs %+v, want %+v", top.Pairs, []status.Leader{want, byHand})
 	}
 
 	if b, err := g.Unblock(iface, key); err != nil || b.Lo != key.Lo {

@@ -32,6 +32,7 @@ const (
 	countDisagreed
 	countShadowSkipped
 	countPaused
+	countOnSpare
 
 	numCounts
 )
@@ -55,6 +56,7 @@ var countNames = [numCounts]struct{ name, help string }{
 	countShadowed:           {"shadowed", "flows that the second model judged as well"},
 	countDisagreed:          {"shadow_disagreed", "of those, flows that it named otherwise, or that the policy would then treat otherwise"},
 	countShadowSkipped:      {"shadow_skipped", "flows that it did not judge, as there was no time for it or it failed"},
+	countOnSpare:            {"on_spare_device", "verdicts that the CPU computed because the GPU had failed"},
 	countPaused:             {"paused", "verdicts that pass since a limit of the policy was reached"},
 }
 

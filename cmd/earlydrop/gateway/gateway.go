@@ -84,6 +84,13 @@ type Gateway struct {
 	changing sync.Mutex
 
 	classified pulse
+	realTime   realTime
+	began      time.Time
+	inference  latencies // of batches
+	tops       *tops
+	reloads    reloads
+
+	decisions decisions
 
 	disagreements *rate.Limiter // of events
 
@@ -106,12 +113,16 @@ func New(c Config) (*Gateway, error) {
 	for i := range c.Attach {
 		c.Attach[i].Monitor = c.Mode == policy.Monitor
 	}
-	g := &Gateway{config: c, crossings: newCrossings(), disagreements: newDisagreements()}
+	g := &Gateway{config: c, began: time.Now(), tops: newTops(), crossings: newCrossings(), disagreements: newDisagreements()}
 	second, err := g.shadowPolicy()
 	if err != nil {
 		return nil, err
 	}
-	g.judge.Store(&judge{policy: c.Policy, model: modelName(c.Engine.Manifest()), shadow: second})
+	g.tellFailures(c.Engine)
+	if c.Shadow != nil {
+		g.tellFailures(c.Shadow)
+	}
+	g.judge.Store(&judge{policy: c.Policy, model: modelName(c.Engine.Manifest()), shadow: second, since: time.Now()})
 	there, away := c.Attach, []loader.Options(nil)
 	if c.Wait {
 		if there, away, err = split(c.Attach); err != nil {
@@ -122,6 +133,7 @@ func New(c Config) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.Engine.OnBatch(func(_ int, took time.Duration) { g.inference.add(time.Now(), took) })
 	for i, dp := range paths {
 		g.add(there[i], dp)
 	}

@@ -10,7 +10,7 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 )
 
-// latencies are how long verdicts took, of this minute and the one before. It is safe for
+// latencies are how long verdicts, or batches, took, of this minute and the one before. It is safe for
 // concurrent use.
 type latencies struct {
 	mu      sync.Mutex
@@ -105,13 +105,22 @@ func (l *latencies) turn(now time.Time) {
 
 // list returns what they come to; nil if there was none lately.
 func (l *latencies) list(now time.Time) *status.Latency {
+	n, times := l.times(now)
+	if n == 0 {
+		return nil
+	}
+	return &status.Latency{Verdicts: n, Times: times}
+}
+
+// times returns how many there were lately, and what they come to.
+func (l *latencies) times(now time.Time) (n uint64, times status.Times) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.turn(now)
 	a, b := &l.windows[0], &l.windows[1]
 	n, most := a.n+b.n, max(a.max, b.max)
 	if n == 0 {
-		return nil
+		return 0, times
 	}
 	us := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
 	percentile := func(percent uint64) float64 {
@@ -123,5 +132,5 @@ func (l *latencies) list(now time.Time) *status.Latency {
 		}
 		return us(most)
 	}
-	return &status.Latency{Verdicts: n, P50: percentile(50), P90: percentile(90), P99: percentile(99), Max: us(most)}
+	return n, status.Times{P50: percentile(50), P90: percentile(90), P99: percentile(99), Max: us(most)}
 }

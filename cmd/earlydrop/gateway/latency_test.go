@@ -6,6 +6,8 @@ import (
 	"math"
 	"testing"
 	"time"
+
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 )
 
 // Every latency is counted where it belongs, and the top of that is at most an eighth larger.
@@ -67,7 +69,7 @@ func TestRecentGrowth(t *testing.T) {
 		if !r.due(at) || r.due(at.Add(-time.Nanosecond)) && i > 0 {
 			t.Fatalf("due at %d", i)
 		}
-		r.note(at, map[string]uint64{"a": uint64(i), "b": 7})
+		r.note(at, map[string]uint64{"a": uint64(i), "b": 7}, status.Totals{})
 	}
 	now = now.Add(99 * recentEvery)
 	grown, span := r.growth(now, map[string]uint64{"a": 99, "b": 7, "c": 2})

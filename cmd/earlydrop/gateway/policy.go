@@ -21,6 +21,7 @@ type judge struct {
 	policy *policy.Policy
 	model  string         // name and version
 	shadow *policy.Policy // the same for the second model, if there is one
+	since  time.Time
 }
 
 func modelName(m *classifier.Manifest) string { return m.Name + " " + m.Version }
@@ -79,6 +80,7 @@ func (g *Gateway) UseModel(name string) (*Reloaded, error) {
 // tellReload tells what came of a reload.
 func (g *Gateway) tellReload(reload func() (*Reloaded, error)) (*Reloaded, error) {
 	r, err := reload()
+	g.reloads.note(r != nil)
 	e := &event.Reloaded{Time: time.Now(), Policy: g.config.PolicyName, Model: g.judge.Load().model}
 	switch {
 	case r == nil:
@@ -105,7 +107,7 @@ func (g *Gateway) reload(n *classifier.Network) (_ *Reloaded, err error) {
 		manifest = n.Manifest()
 	}
 	old := g.judge.Load()
-	now := &judge{model: modelName(manifest)}
+	now := &judge{model: modelName(manifest), since: time.Now()}
 	// Until it has been taken over.
 	defer func() {
 		if n != nil {

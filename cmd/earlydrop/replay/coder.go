@@ -70,7 +70,7 @@ func (c *coder) encode(b []byte, s *flow.Sample, r *flow.Result, d *policy.Decis
 	b = scratch.AppendFlags(b, s.Variant, s.Scant, s.MissingStart)
 	b = scratch.AppendTime(b, s.Start)
 	for _, n := range [...]uint64{uint64(s.Key.VLAN), uint64(s.Key.InnerVLAN), uint64(s.Elapsed), uint64(s.Revision), uint64(s.Signals), uint64(len(s.Data)), uint64(len(s.Packets)),
-		event.WireBytes(s), uint64(d.TTL), uint64(d.Scope), uint64(d.Seen), uint64(d.Judged)} {
+		event.WireBytes(s), uint64(d.TTL), d.Rate, uint64(d.Line), uint64(d.Scope), uint64(d.Seen), uint64(d.Judged)} {
 		b = binary.AppendUvarint(b, n)
 	}
 	for _, word := range [...]string{s.Source.File, r.Class, d.Rule, d.Reason, d.Class, d.Likeliest, d.RuleClasses} {
@@ -104,6 +104,7 @@ func (c *coder) decode(b []byte, r *record) error {
 	v.Signals = flow.Signals(d.Uvarint()).Names()
 	v.Captured, v.Packets, v.Bytes = int(d.Uvarint()), int(d.Uvarint()), d.Uvarint()
 	v.TTL = time.Duration(d.Uvarint()).Seconds()
+	v.Rate, v.PolicyLine = d.Uvarint(), int(d.Uvarint())
 	v.Scope = event.ScopeOf(flow.Scope(d.Uvarint()))
 	v.EvidenceFlows, v.EvidenceJudged = int(d.Uvarint()), int(d.Uvarint())
 	known := true

@@ -46,6 +46,7 @@ const (
 	WorryTableFull   WorryKind = "table_full"   // a table whose entries make no room is nearly full
 	WorryPassesNow   WorryKind = "passes_now"   // a counter of what passes unseen grew lately
 	WorryPinsRemoved WorryKind = "pins_removed" // somebody removes pins
+	WorryDevice      WorryKind = "device"       // a GPU failed, and the CPU classifies
 )
 
 // nearlyFull is how much of a table in percent may be used.

@@ -5,6 +5,7 @@ package status
 import (
 	"bytes"
 	"encoding/json"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/loader"
 )
 
@@ -107,14 +109,26 @@ func TestJSONFitsItsSchema(t *testing.T) {
 		Flows: loader.Occupancy{Flows: 1, Collecting: 2, Blocked: 3}, Capacity: loader.Occupancy{Flows: 9, Collecting: 9, Blocked: 3},
 		Daemon: map[string]uint64{"classified": 1}, Counters: map[string]uint64{"syns": 1},
 		Classes: map[string]uint64{"ssh": 1}, Rules: map[string]Rule{"tunnels": {2, 1}},
-		Latency: &Latency{1, 1, 2, 3, 4}, Recent: map[string]uint64{"ring_full": 1}, RecentSeconds: 60,
+		Verdicts: []Verdicts{{"tunnels", "drop", "rule", 2}}, Traffic: &loader.Traffic{RxBytes: 1}, Rates: &Rates{Seconds: 5},
+		Latency: &Latency{1, Times{1, 2, 3, 4}}, Recent: map[string]uint64{"ring_full": 1}, RecentSeconds: 60,
 	}
 	full.Judge()
 	few := &Status{Ingress: "clsact", XDP: "none", Egress: "clsact", Mode: "monitor", Daemon: map[string]uint64{}, Counters: map[string]uint64{}}
 	few.Judge()
+	report := &Report{
+		PID: 7, Interfaces: []*Status{full, few}, Waiting: []Waiting{{Interface: "eth9", State: Awaited}}, Inference: &Inference{1, Times{1, 2, 3, 4}},
+		Evidence: Evidence{PausedUntil: time.Now(), PausedUnprovenUntil: time.Now()}, Reloads: Reloads{1, 1, time.Now()},
+	}
+	some := []Leader{{}, {
+		netip.MustParsePrefix("10.0.0.2/32"), netip.MustParseAddrPort("192.0.2.7:8388"), "tcp", 1, 2, 3, 4, 5, 6, 7, 8, 9, "eth0", "shadowsocks", "tunnels", time.Now(),
+	}}
 	for part, values := range map[string][]any{
-		"status":  {full, few},
-		"report":  {&Report{PID: 7, Interfaces: []*Status{full, few}, Waiting: []Waiting{{Interface: "eth9", State: Awaited}}}, &Report{PID: 1, Interfaces: []*Status{}}},
+		"status": {full, few},
+		"report": {report, &Report{PID: 1, Interfaces: []*Status{}}},
+		"top": {
+			&Top{Report: *report, Pairs: some, Servers: some, Initiators: some, Latest: []*event.Verdict{{Class: "shadowsocks"}}},
+			&Top{Report: Report{Interfaces: []*Status{}}, Pairs: []Leader{}, Servers: []Leader{}, Initiators: []Leader{}, Latest: []*event.Verdict{}},
+		},
 		"waiting": {&Waiting{Interface: "eth9", State: Awaited}, &Waiting{Interface: "eth9", State: Awaited, Error: "another program is attached"}},
 		"block":   {NewBlock("eth0", &loader.Block{})},
 	} {

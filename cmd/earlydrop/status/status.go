@@ -53,6 +53,13 @@ type Status struct {
 	Classes map[string]uint64 `json:"classes,omitempty"` // flows by class
 	Rules   map[string]Rule   `json:"rules,omitempty"`   // by name; those that detected something
 	Latency *Latency          `json:"latency,omitempty"`
+	Device  string            `json:"device,omitempty"` // that classifies
+	// Verdicts counts flows by what decided: the largest first.
+	Verdicts []Verdicts `json:"verdicts,omitempty"`
+	// Traffic is what the interface has carried, by its own statistics; nil where they can't
+	// be read. Rates is how fast counters grew lately.
+	Traffic *loader.Traffic `json:"traffic,omitempty"`
+	Rates   *Rates          `json:"rates,omitempty"`
 	// Recent is by how much counters grew lately that say that something passes unseen.
 	Recent        map[string]uint64 `json:"recent,omitempty"`
 	RecentSeconds float64           `json:"recent_seconds,omitempty"` // how long lately is
@@ -90,14 +97,38 @@ type Rule struct {
 	Blocked  uint64 `json:"blocked"`  // of them
 }
 
+// Verdicts are those that were decided alike.
+type Verdicts struct {
+	// Rule is the one that was asked; empty where none was, or where the allow-list decided.
+	// Where there are too many to count each, it is OtherRules.
+	Rule     string `json:"rule"`
+	Decision string `json:"decision"` // pass, log, limit, reset or drop
+	Reason   string `json:"reason"`
+	Flows    uint64 `json:"flows"`
+}
+
+// OtherRules stands for all rules beyond those that are counted each.
+const OtherRules = "(others)"
+
 // Latency is how long verdicts took lately, from the hand-over of a flow until the verdict
 // was in the kernel's map.
 type Latency struct {
-	Verdicts uint64  `json:"verdicts"` // that the rest is about
-	P50      float64 `json:"p50_us"`   // microseconds; half of the verdicts took at most so long
-	P90      float64 `json:"p90_us"`
-	P99      float64 `json:"p99_us"`
-	Max      float64 `json:"max_us"`
+	Verdicts uint64 `json:"verdicts"` // that the rest is about
+	Times
+}
+
+// Inference is how long the model took lately for batches of flows.
+type Inference struct {
+	Batches uint64 `json:"batches"` // that the rest is about
+	Times
+}
+
+// Times says how long things took, in microseconds.
+type Times struct {
+	P50 float64 `json:"p50_us"` // half of them took at most so long
+	P90 float64 `json:"p90_us"`
+	P99 float64 `json:"p99_us"`
+	Max float64 `json:"max_us"`
 }
 
 // Histogram counts times by their size.
@@ -143,6 +174,8 @@ type Waiting struct {
 
 // Report tells of a gateway.
 type Report struct {
+	Time       time.Time `json:"time"`  // when it was read
+	Since      time.Time `json:"since"` // when the gateway began to work
 	PID        int       `json:"pid"`
 	Version    string    `json:"version"`
 	Device     string    `json:"device"` // that classifies
@@ -150,4 +183,42 @@ type Report struct {
 	Interfaces []*Status `json:"interfaces"`
 	// Waiting are interfaces that are to be attached to as soon as they can be.
 	Waiting []Waiting `json:"waiting,omitempty"`
+
+	Model        string `json:"model"`         // name and version
+	ModelDigest  string `json:"model_digest"`  // of its file, sha256:<hex>
+	Policy       string `json:"policy"`        // file, or built-in
+	PolicyDigest string `json:"policy_digest"` // of its text, sha256:<hex>
+	Queue        Fill   `json:"queue"`         // captures that wait for the model
+	// Inference is how long the model took lately; nil if it had nothing to do.
+	Inference *Inference `json:"inference,omitempty"`
+	Evidence  Evidence   `json:"evidence"`
+	Reloads   Reloads    `json:"reloads"`
+
+	// InferenceTimes is what Inference is about, since the gateway began.
+	InferenceTimes *Histogram `json:"-"`
+}
+
+// Fill is how much of something with room for so much is used.
+type Fill struct {
+	Used int `json:"used"`
+	Size int `json:"size"`
+}
+
+// Evidence is how much is known of pairs of initiator and server.
+type Evidence struct {
+	Undetected Fill `json:"undetected"` // pairs no flow of which was detected
+	Detected   Fill `json:"detected"`   // pairs a flow of which was, and which are not treated
+	Treated    Fill `json:"treated"`    // pairs that are treated, or were until their time was over
+	// LimitsReached is how often a limit of the policy was reached. Until then rules pause:
+	// for flows that prove nothing about their initiator, and for others.
+	LimitsReached       uint64    `json:"limits_reached"`
+	PausedUntil         time.Time `json:"paused_until,omitzero"`
+	PausedUnprovenUntil time.Time `json:"paused_unproven_until,omitzero"`
+}
+
+// Reloads counts reloads of the policy, and changes of the model.
+type Reloads struct {
+	Done   uint64    `json:"done"`
+	Failed uint64    `json:"failed"` // nothing was changed
+	Last   time.Time `json:"last,omitzero"`
 }

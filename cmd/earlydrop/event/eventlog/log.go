@@ -328,6 +328,8 @@ func (l *Log) print(w *bufio.Writer, e event.Event) {
 		line = e.Text()
 	case *event.LimitReached:
 		line = e.Text()
+	case *event.DeviceFailed:
+		line = e.Text()
 	case *event.LeftOut:
 		if !l.config.Quiet {
 			line = e.Text()

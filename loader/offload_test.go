@@ -147,7 +147,7 @@ func TestPartialSumsOfDatagrams(t *testing.T) {
 					t.Fatalf("%d samples", len(got))
 				}
 				wantPackets, wantSignals := 4, flow.Signals(0)
-				if kind == partialWrong && p.client == ingress {
+				if kind == partialWrong && p.client != egress {
 					wantPackets, wantSignals = 3, flow.SignalDecoy
 				}
 				if len(got[0].Packets) != wantPackets || got[0].Signals != wantSignals {

@@ -22,7 +22,7 @@ PKG_CROSS := $(if $(filter aarch64,$(shell uname -m)),gcc-x86-64-linux-gnu libc6
 PKG_FETCH := ca-certificates curl
 PKG_GENERATE := clang llvm libbpf-dev linux-libc-dev libc6-dev
 PKG_LAB := curl dnsmasq-base nginx-light openssh-client openssh-server openssl shadowsocks-libev v2ray
-PKG_TEST := $(PKG_LAB) bpftool ethtool fish iproute2 man-db nftables prometheus util-linux wireguard-go zsh
+PKG_TEST := $(PKG_LAB) bpftool chromium ethtool fish iproute2 man-db nftables prometheus util-linux wireguard-go zsh
 PKG_BENCH := iperf3 nftables xdp-tools
 PKG_KERNELS := qemu-system-x86 xz-utils
 PKG_TRAIN := libopenblas0-pthread python3 python3-matplotlib python3-numpy python3-onnx python3-torch
@@ -173,16 +173,17 @@ bench: build onnxruntime ## Print the benchmarks: data path, user space, forward
 	$(call install,$(PKG_TEST) $(PKG_BENCH))
 	go test -run '^$$' -bench . -benchtime 1s ./loader/... ./policy ./classifier
 	go run ./test/bench -earlydrop $(BIN)
+	go run ./test/bench -only overload -earlydrop $(BIN)
 
 .PHONY: bench-passed
 bench-passed: build onnxruntime ## Count how many bytes of a tunnel pass before it is cut, at round trips of 0, 5 and 50 ms
 	$(call install,$(PKG_TEST))
-	go run ./test/bench -passed -earlydrop $(BIN)
+	go run ./test/bench -only passed -earlydrop $(BIN)
 
 .PHONY: bench-throughput
 bench-throughput: build onnxruntime ## Measure uploads past each hook on veth pairs with their offloads, beside nothing attached
 	$(call install,$(PKG_TEST))
-	go run ./test/bench -throughput -time 5s -earlydrop $(BIN)
+	go run ./test/bench -only throughput -time 5s -earlydrop $(BIN)
 
 .PHONY: lint
 lint: ## Check format, vet (with and without cgo), staticcheck, imports, C format, Python and shell scripts
@@ -208,6 +209,16 @@ BPF_CFLAGS = -O2 -g -mcpu=v3 -Wall -Wextra -Wno-unused-parameter -Werror \
 generate: ## Compile bpf/ into loader/*.o and their Go types, which are checked in
 	$(call install,$(PKG_GENERATE))
 	BPF_CFLAGS="$(BPF_CFLAGS)" go generate ./loader
+
+.PHONY: vendor-uplot
+vendor-uplot: ## Fetch the chart library of the web page again (pinned, an npm package); it is checked in
+	$(call install,npm)
+	cmd/earlydrop/web/fetch-uplot.sh cmd/earlydrop/web/static
+
+.PHONY: screenshot
+screenshot: ## Draw cmd/earlydrop/doc/web.png again, the picture of the web page
+	$(call install,$(PKG_TEST))
+	go test -count=1 ./cmd/earlydrop/web -run PageInChromium/picture -screenshot "$(CURDIR)/cmd/earlydrop/doc/web.png"
 
 .PHONY: check-generate
 check-generate: generate ## Fail if what is checked in is not what generate makes

@@ -58,6 +58,9 @@ volatile const __u32 cfg_bucket_mask = 65536 / 16 - 1;
 /* Number of entries of `slots`. */
 volatile const __u32 cfg_slots = 8192;
 
+/* Number of entries of `blocked`. */
+volatile const __u32 cfg_blocked = 65536;
+
 /* Slots with lower numbers are for TCP flows only. */
 volatile const __u32 cfg_tcp_slots = 8192 / 4;
 

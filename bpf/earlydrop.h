@@ -73,6 +73,7 @@ enum verdict {
 	VERDICT_PASS = 2,    /* decided */
 	/* 3 was for connections that carry the middle of a stream */
 	VERDICT_RESUMED = 4, /* UDP: was decided, then silent or blocked; it is captured again */
+	VERDICT_EXEMPT = 5,  /* decided: somebody lifted its block, and no verdict makes another */
 };
 
 /* What is known of a TCP connection's numbers. */
@@ -222,7 +223,7 @@ struct sample {
 struct counts {
 	__u64 packets_ingress;
 	__u64 packets_egress;
-	__u64 dropped_packets; /* of blocked flows */
+	__u64 dropped_packets; /* of blocked flows, and SYNs of treated pairs */
 	__u64 dropped_bytes;
 	__u64 resets;	      /* RSTs that ends of blocked flows were sent */
 	__u64 resets_refused; /* ... that they were not sent, as there had been too many */
@@ -260,11 +261,14 @@ struct counts {
 	__u64 again;	    /* captures that went on, as payload followed an early end */
 	__u64 mptcp_join;   /* connections that carry the middle of a stream */
 	__u64 renewed;	    /* blocks whose connection went on when their time was over */
+	/* flows of which nothing is captured, as the policy has decided about them before */
+	__u64 pair_connections;   /* that began while their pair was treated: dropped or limited */
+	__u64 exempt_flows; /* with an end in an exempt network: they pass */
 	/* passed without an identification: fail open, per cause */
 	__u64 slots_full;	 /* no free capture slot */
 	__u64 initiator_slots;	 /* slots are scarce, and the flow's initiator has many */
 	__u64 initiator_waiting; /* the table of waiting flows is scarce, and a sender has many */
-	__u64 collecting_full;	 /* map `collecting` refused the flow */
+	__u64 collecting_full;	 /* a map refused the flow, mostly `collecting` */
 	__u64 handshake_busy;	 /* another CPU was writing there; the packet is not captured */
 	__u64 ring_full;
 	__u64 load_failed; /* a helper could not read the packet */

@@ -14,6 +14,7 @@
 #include "capture.h"
 #include "handshake.h"
 #include "place.h"
+#include "exempt.h"
 
 enum action {
 	ACTION_PASS = 0,
@@ -241,7 +242,7 @@ static __always_inline void remember_capture(const struct slot *slot, enum verdi
 					     __u8 again)
 {
 	const struct sample *sample = &slot->sample;
-	struct flow flow = {
+	struct flow *known, flow = {
 		.last_ns = bpf_ktime_get_coarse_ns(),
 		.last_tick = bpf_jiffies64(),
 		.verdict = verdict,
@@ -261,6 +262,10 @@ static __always_inline void remember_capture(const struct slot *slot, enum verdi
 		.next_hi = sample->next_hi,
 	};
 
+	/* Somebody has lifted a block of the flow while it was captured. */
+	known = bpf_map_lookup_elem(&flows, &sample->key);
+	if (known && known->verdict == VERDICT_EXEMPT)
+		return;
 	/* As in remember(). */
 	bpf_map_update_elem(&flows, &sample->key, &flow, BPF_ANY);
 }
@@ -763,6 +768,10 @@ __noinline int open_capture(const struct packet *pkt)
 		hs = bpf_map_lookup_elem(&handshakes, &id);
 	}
 	barrier_var(candidate); /* clang must not take id for it: the verifier can't */
+	if (is_exempt(pkt)) {
+		cnt->exempt_flows++;
+		goto refused;
+	}
 	if (!take_slot(key.proto, &ref.slot)) {
 		cnt->slots_full++;
 		goto refused;

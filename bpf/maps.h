@@ -10,6 +10,8 @@
  *   flows       handed over, decided  LRU: an evicted flow just passes
  *   blocked     named by the policy   plain hash: only user space removes a block
  *
+ * Two maps are asked when a flow begins, see pairs.h and exempt.h.
+ *
  * Beside its flow, a key may have candidates in `syns`: handshakes that are not proven
  * yet, which change nothing that is known of the key. TCP flows whose beginning was not
  * seen are in none of the five but in `settled`, beside those that are decided: there
@@ -181,8 +183,8 @@ struct {
 } flows SEC(".maps");
 
 /* key: flow. value: until when, what was dropped, why. Written and deleted by
- * user space alone (the loader, `earlydrop blocked`); the kernel adds to the
- * counters, obeys expires_ns, renews it, and sets ended.
+ * user space (the loader, `earlydrop blocked`); the kernel adds to the
+ * counters, obeys expires_ns, renews it, and sets ended. It writes those of limit_connection().
  * 65536 * (48 + 48 + 136) = 14.5 MiB. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -219,15 +221,25 @@ struct {
 
 /* How many blocked flows fall into each bucket of flow_bucket(): a packet whose
  * bucket is empty belongs to no blocked flow, and `blocked` is not looked up for it.
- * Counted by user space alone, up before a block is added and down after it was
- * deleted, so that a bucket never says less than there is. Pinned as block_filter.
- * 65536 * 4 = 256 KiB. */
+ * Counted up before a block is added and down after it was deleted, so that a bucket never
+ * says less than there is. Pinned as block_filter.
+ * Behind the buckets: how many blocks there are at all, and how many entries `pairs` has.
+ * 65538 * 4 = 256 KiB. */
 #define BLOCK_BUCKETS 65536
-__u32 block_filter[BLOCK_BUCKETS] SEC(".data.filter");
+#define BLOCKS_IN_USE BLOCK_BUCKETS
+#define PAIRS_IN_USE (BLOCK_BUCKETS + 1)
+__u32 block_filter[BLOCK_BUCKETS + 2] SEC(".data.filter");
 
 static __always_inline __u16 flow_bucket(const struct flow_key *key)
 {
 	return key->lo_port ^ key->hi_port;
+}
+
+/* Counts a block that is added (1), or was not after all (-1). */
+static __always_inline void count_block(const struct flow_key *key, __u32 delta)
+{
+	__sync_fetch_and_add(&block_filter[flow_bucket(key)], delta);
+	__sync_fetch_and_add(&block_filter[BLOCKS_IN_USE], delta);
 }
 
 /* key: hash of the flow. value: which handshakes are in use, see above. Written by the

@@ -7,6 +7,8 @@
  * has not been told, goes on to the initiator as a RST in its place: who waits for an answer,
  * and sends nothing meanwhile, would wait on. What its sender sends again is answered.
  *
+ * A SYN of a treated pair is answered as a closed port would.
+ *
  * Contract: who is told are the block's two ends, each at most RESETS_MOST times, and no more
  * than one each RESET_NS on an interface, RESET_BURST at once. A packet with numbers that the
  * connection can't have now tells nobody. Not answered are fragments, IPv4 options, IPv6
@@ -22,6 +24,8 @@
 
 #define RESET_NS 5000000ULL
 #define RESET_BURST 200
+#define PAIR_RESET_NS 50000000ULL
+#define PAIR_RESET_BURST 20
 #define RESET_TTL 64
 #define ETH_FRAME_MIN 60
 
@@ -113,7 +117,8 @@ static __always_inline __u64 reset_ipv6(__be32 *ip, bool answer)
 	return sum_words(&ip[2], 8) + bpf_htonl(sizeof(struct tcphdr)) + bpf_htonl(IPPROTO_TCP);
 }
 
-static __always_inline void reset_tcp(struct tcphdr *tcp, bool answer, __u64 pseudo)
+/* refused: what the RST acknowledges of a SYN, 0 where it answers none. */
+static __always_inline void reset_tcp(struct tcphdr *tcp, bool answer, __u32 refused, __u64 pseudo)
 {
 	__u32 *words = (__u32 *)tcp;
 	__be16 port = tcp->source;
@@ -121,11 +126,17 @@ static __always_inline void reset_tcp(struct tcphdr *tcp, bool answer, __u64 pse
 	if (answer) {
 		tcp->source = tcp->dest;
 		tcp->dest = port;
-		tcp->seq = tcp->ack_seq;
-		tcp->ack_seq = 0;
+		/* RFC 9293, 3.10.7.1 */
+		if (refused) {
+			tcp->ack_seq = bpf_htonl(bpf_ntohl(tcp->seq) + refused);
+			tcp->seq = 0;
+		} else {
+			tcp->seq = tcp->ack_seq;
+			tcp->ack_seq = 0;
+		}
 	}
 	/* The length of the header, and the flags. */
-	words[3] = bpf_htonl(0x50000000 | TCP_RST << 16 | (answer ? 0 : TCP_ACK << 16));
+	words[3] = bpf_htonl(0x50000000 | TCP_RST << 16 | (answer && !refused ? 0 : TCP_ACK << 16));
 	words[4] = fold_sum(pseudo);
 	/* With what is in the checksum's place, all is to add up to nothing. */
 	pseudo = fold_sum(pseudo) + sum_words(words, 5);
@@ -180,23 +191,50 @@ static __always_inline __u32 *resets_of(struct block *block, bool lo)
 	return lo ? &block->resets_lo : &block->resets_hi;
 }
 
-/* Whether one of the block's ends is to be told, and counts that. */
-static __always_inline bool may_reset(struct counts *cnt, __u32 *told)
+/* Whether the interface has not sent too many lately. */
+static __always_inline bool take_reset(struct counts *cnt, __u64 now)
 {
 	struct reset_bucket *bucket;
 	__u32 zero = 0;
 
 	bucket = bpf_map_lookup_elem(&reset_bucket, &zero);
-	if (!bucket || *told >= RESETS_MOST)
-		return false;
-	if (!take(&bucket->busy_ns, bpf_ktime_get_ns(), RESET_NS, RESET_BURST * RESET_NS)) {
-		cnt->resets_refused++;
-		return false;
-	}
-	if (__sync_fetch_and_add(told, 1) >= RESETS_MOST)
+	if (bucket && take(&bucket->busy_ns, now, RESET_NS, RESET_BURST * RESET_NS))
+		return true;
+	cnt->resets_refused++;
+	return false;
+}
+
+/* Whether one of the block's ends is to be told, and counts that. */
+static __always_inline bool may_reset(struct counts *cnt, __u32 *told)
+{
+	if (*told >= RESETS_MOST || !take_reset(cnt, bpf_ktime_get_ns()) ||
+	    __sync_fetch_and_add(told, 1) >= RESETS_MOST)
 		return false;
 	cnt->resets++;
 	return true;
+}
+
+/* Whether the sender of a pair's SYN is to be told, and counts that. Its address may be forged:
+ * no pair uses up what the others of the interface have. Not static, so that its stack is its
+ * own. */
+__noinline int may_refuse(const struct packet *pkt)
+{
+	struct counts *cnt = get_counters();
+	struct pair *pair;
+
+	if (!cnt || !pkt)
+		return 0;
+	pair = find_pair(&pkt->key, pkt->src_is_lo);
+	if (!pair)
+		return 0;
+	if (!take(&pair->busy_ns, pkt->now, PAIR_RESET_NS, PAIR_RESET_BURST * PAIR_RESET_NS)) {
+		cnt->resets_refused++;
+		return 0;
+	}
+	if (!take_reset(cnt, pkt->now))
+		return 0;
+	cnt->resets++;
+	return 1;
 }
 
 /* Whether a packet that was counted as dropped tells one of its ends: then it becomes a RST.
@@ -206,21 +244,24 @@ static __always_inline int reset(const struct source *src, struct packet *pkt)
 	const __u8 answers = src->is_ingress ? ANSWER_INGRESS : ANSWER_EGRESS;
 	struct counts *cnt = get_counters();
 	struct reset_headers headers;
+	__u32 at, len, refused = 0;
 	bool v4, answer, from_lo;
-	struct block *block;
+	struct block *block = NULL;
 	struct flow_key key;
-	__u32 at, len;
 	__u64 pseudo;
 
 	if (!cnt || !pkt || cfg_raw_ip)
 		return ACTION_DROP;
 	key = pkt->key;
 	from_lo = pkt->src_is_lo;
-	block = get_block(&key);
+	if (pkt->tcp_flags & TCP_SYN)
+		refused = 1 + pkt->payload_len;
+	else if (!(block = get_block(&key)))
+		return ACTION_DROP;
 	at = network_offset(src);
 	len = pkt->tcp_off - at;
 	v4 = len == sizeof(struct iphdr);
-	if (!block || !at || (!v4 && len != sizeof(struct ipv6hdr)))
+	if (!at || (!v4 && len != sizeof(struct ipv6hdr)))
 		return ACTION_DROP;
 	if (v4 ? load(src, at, &headers.ip[IPV4_WORDS], sizeof(headers) - IPV4_WORDS * 4)
 	       : load(src, at, &headers, sizeof(headers)))
@@ -229,18 +270,20 @@ static __always_inline int reset(const struct source *src, struct packet *pkt)
 	if ((headers.ip[v4 ? IPV4_WORDS : 0] & bpf_htonl(0xf0000000)) !=
 	    (v4 ? bpf_htonl(0x40000000) : bpf_htonl(0x60000000)))
 		return ACTION_DROP;
-	if (!fits_block(block, from_lo, bpf_ntohl(headers.tcp.seq), bpf_ntohl(headers.tcp.ack_seq)))
+	if (block && !fits_block(block, from_lo, bpf_ntohl(headers.tcp.seq),
+				 bpf_ntohl(headers.tcp.ack_seq)))
 		return ACTION_DROP;
 
 	/* A block by hand knows no initiator, and is not renewed. */
-	answer = from_lo == !!block->initiator_is_lo || !pkt->payload_len || !block->ttl_ns ||
-		 *resets_of(block, block->initiator_is_lo);
-	if ((answer && !(cfg_answers & answers)) ||
-	    !may_reset(cnt, resets_of(block, from_lo == answer)))
+	answer = !block || from_lo == !!block->initiator_is_lo || !pkt->payload_len ||
+		 !block->ttl_ns || *resets_of(block, block->initiator_is_lo);
+	if (answer && !(cfg_answers & answers))
+		return ACTION_DROP;
+	if (block ? !may_reset(cnt, resets_of(block, from_lo == answer)) : !may_refuse(pkt))
 		return ACTION_DROP;
 
 	pseudo = v4 ? reset_ipv4(&headers.ip[IPV4_WORDS], answer) : reset_ipv6(headers.ip, answer);
-	reset_tcp(&headers.tcp, answer, pseudo);
+	reset_tcp(&headers.tcp, answer, refused, pseudo);
 	if (v4 ? store(src, at, &headers.ip[IPV4_WORDS], sizeof(headers) - IPV4_WORDS * 4,
 		       BPF_F_RECOMPUTE_CSUM)
 	       : store(src, at, &headers, sizeof(headers), BPF_F_RECOMPUTE_CSUM))

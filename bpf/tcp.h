@@ -14,6 +14,7 @@
 #pragma once
 
 #include "flow.h"
+#include "pairs.h"
 #include "checksum.h"
 #include "settled.h"
 
@@ -126,8 +127,9 @@ static __always_inline int note_syn(const struct source *src, struct packet *pkt
 		syn = &candidate->latest;
 		candidate->syns = 2;
 	}
-	bytes = pkt->frame_len <= HANDSHAKE_FRAME ? pkt->frame_len
-						  : pkt->frame_len - pkt->payload_len;
+	bytes = pkt->frame_len;
+	if (bytes > HANDSHAKE_FRAME || (pkt->payload_len && is_exempt(pkt)))
+		bytes -= pkt->payload_len;
 	syn->time_ns = pkt->now;
 	syn->seq = pkt->seq;
 	syn->payload_len = pkt->payload_len;
@@ -784,6 +786,8 @@ static __always_inline enum candidacy go_on(enum candidacy candidacy, const stru
 		candidacy = begin_connection(pkt);
 	if (candidacy == CANDIDACY_CONNECTED)
 		candidacy = call_hook(connected_segment, src, pkt);
+	if (candidacy == CANDIDACY_OPEN && any_pairs() && limit_connection(pkt))
+		candidacy = CANDIDACY_REFUSED;
 	if (candidacy == CANDIDACY_SHOWN) {
 		/* It has the slot for a moment. */
 		pkt->quota = pkt->pair_quota = SLOT_UNCOUNTED;
@@ -1070,6 +1074,12 @@ static __always_inline int tcp_segment(struct counts *cnt, const struct source *
 	if (!read_segment(src, pkt)) {
 		cnt->load_failed++;
 		return ACTION_PASS;
+	}
+	if ((pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && any_pairs()) {
+		int action = pair_syn(pkt);
+
+		if (action != ACTION_PASS)
+			return action;
 	}
 	block = get_block(key);
 	if (block) {

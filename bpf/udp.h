@@ -256,6 +256,10 @@ __noinline int wait_for_answer(struct packet *pkt)
 	if (waiting) {
 		if (still_waits(waiting, pkt->now)) {
 			pkt->candidate = at.id;
+			if (is_exempt(pkt)) {
+				cnt->exempt_flows++;
+				return WAIT_REFUSED;
+			}
 			if (within_quota(pkt, waiting->from_lo))
 				return WAIT_ANSWERED;
 			cnt->initiator_slots++;
@@ -303,7 +307,8 @@ __noinline int wait_for_answer(struct packet *pkt)
 		waiting->waits = 1;
 		waiting->start_ns = pkt->now;
 		waiting->quota = quota;
-		waiting->bytes = 0;
+		/* Of an exempt flow no byte is kept, as if there were no room. */
+		waiting->bytes = is_exempt(pkt) ? CAPTURE_BYTES : 0;
 		waiting->packet_count = 0;
 	}
 	waiting->last_ns = pkt->now;

@@ -76,7 +76,7 @@ func closeMaps(maps map[string]*ebpf.Map) {
 	}
 }
 
-// adoptBlocks looks through the blocks of an adopted set. Mode monitor removes those by a
+// adoptBlocks looks through the blocks and pairs of an adopted set. Mode monitor removes those by a
 // rule.
 func (d *DataPath) adoptBlocks(monitor bool) error {
 	if monitor {
@@ -88,15 +88,20 @@ func (d *DataPath) adoptBlocks(monitor bool) error {
 	}
 	blocks, err := d.Blocked()
 	d.Info.BlocksAdopted = len(blocks)
+	if err == nil {
+		var pairs []Pair
+		pairs, err = d.Pairs()
+		d.Info.PairsAdopted, d.Info.PairsKnown = len(pairs), true
+	}
 	if monitor {
 		d.Info.BlocksHeld = len(blocks)
 	}
 	return err
 }
 
-// replaceMaps makes the new maps ready, with the blocks of those that are pinned, and pins
+// replaceMaps makes the new maps ready, with the blocks and pairs of those that are pinned, and pins
 // them in their place. The programs that use the old ones run until theirs are swapped.
-func (d *DataPath) replaceMaps(carried []carriedBlock, monitor bool) error {
+func (d *DataPath) replaceMaps(carried []carriedBlock, pairs []carriedPair, monitor bool) error {
 	if monitor {
 		all := len(carried)
 		carried = slices.DeleteFunc(carried, func(c carriedBlock) bool {
@@ -106,6 +111,9 @@ func (d *DataPath) replaceMaps(carried []carriedBlock, monitor bool) error {
 		d.Info.BlocksRemoved = all - len(carried)
 	}
 	d.Info.BlocksAdopted, d.Info.BlocksLost = d.carryBlocks(carried)
+	var err error
+	d.Info.PairsAdopted, err = d.carryPairs(pairs)
+	d.Info.BlocksLost = errors.Join(d.Info.BlocksLost, err)
 	if monitor {
 		d.Info.BlocksHeld = d.Info.BlocksAdopted
 	}

@@ -54,6 +54,13 @@ const LimitBurst = 128 << 10
 // The actions of a block are numbered as in enum block_action of bpf/earlydrop.h.
 var blockActions = [...]flow.Action{flow.Drop, flow.Reset, flow.Limit}
 
+func actionOf(number uint8) flow.Action {
+	if int(number) < len(blockActions) {
+		return blockActions[number]
+	}
+	return flow.Drop
+}
+
 // Apply treats whatever has a key.
 //
 // Drop has the kernel drop its packets for the treatment's time, at most 100 years, from
@@ -81,6 +88,7 @@ func (t *Tables) Apply(key flow.Key, treatment flow.Treatment) error {
 // ApplyFlow is Apply for a flow that was captured. A TCP connection that goes on when
 // the time of its block is over stays blocked for as long again, at most five times. The error
 // wraps [ErrFlowGone], and nothing is blocked, when another connection has the key by now,
+// [ErrExempt] when [Tables.Unblock] has lifted a block of the flow,
 // and [ErrInitiatorQuota] when the flow's initiator has too many of the blocks.
 func (t *Tables) ApplyFlow(m *flow.Meta, treatment flow.Treatment) error {
 	return t.apply(m.Key, m, treatment)
@@ -120,7 +128,7 @@ func (t *Tables) apply(key flow.Key, m *flow.Meta, treatment flow.Treatment) err
 func (t *Tables) pass(k *datapathFlowKey) error {
 	var v datapathFlow
 	err := t.flows.Lookup(k, &v)
-	if err == nil {
+	if err == nil && v.Verdict != datapathVerdictVERDICT_EXEMPT {
 		// What else the kernel notes there is kept, but for what it notes between the
 		// two calls: a mark that is lost lets the key's next connection pass unseen.
 		v.LastNs, v.Verdict = monotonic(), datapathVerdictVERDICT_PASS
@@ -189,17 +197,20 @@ func (b *datapathBlock) setNumbers(m *flow.Meta, ttl time.Duration) {
 }
 
 // checkConnection returns ErrFlowGone where the kernel knows of another connection of
-// the key than the block's, or of none.
+// the key than the block's, or of none, and ErrExempt where the flow is exempt.
 func (t *Tables) checkConnection(k *datapathFlowKey, b *datapathBlock) error {
-	if b.Known&knownISN == 0 {
-		return nil
-	}
 	var v datapathFlow
 	switch err := t.flows.Lookup(k, &v); {
+	case errors.Is(err, ebpf.ErrKeyNotExist) && b.Known&knownISN == 0:
+		return nil
 	case errors.Is(err, ebpf.ErrKeyNotExist):
 		return ErrFlowGone
 	case err != nil:
 		return fmt.Errorf("read map flows: %w", err)
+	case v.Verdict == datapathVerdictVERDICT_EXEMPT && (b.Known&v.Known&knownISN == 0 || v.IsnLo == b.IsnLo && v.IsnHi == b.IsnHi):
+		return ErrExempt
+	case b.Known&knownISN == 0:
+		return nil
 	case v.Known&knownISN == 0 || v.IsnLo != b.IsnLo || v.IsnHi != b.IsnHi:
 		return ErrFlowGone
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -68,6 +69,10 @@ type Options struct {
 	// Other sizes than what is pinned has replace it whole. (optional)
 	Sizes Sizes
 
+	// Exempt are networks, at most [MaxExempt], whose flows pass: nothing of them is captured.
+	// See [Tables.SetExempt]. (optional)
+	Exempt []netip.Prefix
+
 	// Group is the interfaces with which this one has its flows in common; nil: none.
 	// (optional)
 	Group *Group
@@ -93,7 +98,9 @@ type Info struct {
 	Adopted       bool     // maps and links of an earlier process were taken over
 	Replaced      string   // why what was pinned could not be adopted and was replaced, else empty
 	BlocksAdopted int      // blocks that go on, taken over or carried into the new tables
-	BlocksLost    error    // which blocks could not be carried into the new tables, and why
+	BlocksLost    error    // which blocks and pairs could not be carried into the new tables, and why
+	PairsAdopted  int      // treated pairs that go on
+	PairsKnown    bool     // there was a table of treated pairs, of which none was left out
 	BlocksRemoved int      // blocks by a rule that were removed because of Options.Monitor
 	BlocksHeld    int      // of BlocksAdopted, those by hand that it suspends
 	Bypasses      Bypasses // ways past the programs
@@ -234,6 +241,7 @@ type attaching struct {
 	d        *DataPath
 	spec     *ebpf.CollectionSpec
 	carried  []carriedBlock
+	pairs    []carriedPair
 	existed  bool // something is pinned that goes on without this process
 	finished bool
 }
@@ -253,7 +261,9 @@ func begin(opts Options, ifc *iface) (_ *attaching, err error) {
 		return a, err
 	}
 	a.d.Info.look(ifc, a.ingress, opts.XDPMode)
-	a.spec, a.carried, err = a.d.load(opts, ifc, a.ingress)
+	if a.spec, a.carried, err = a.d.load(opts, ifc, a.ingress); err == nil && a.d.Info.Replaced != "" {
+		a.pairs, a.d.Info.PairsKnown, err = pinnedPairs(lock)
+	}
 	a.existed = a.d.foreign
 	return a, err
 }
@@ -267,7 +277,7 @@ func (a *attaching) finish() (err error) {
 	if d.Info.Adopted {
 		err = d.adoptBlocks(a.opts.Monitor)
 	} else {
-		err = d.replaceMaps(a.carried, a.opts.Monitor)
+		err = d.replaceMaps(a.carried, a.pairs, a.opts.Monitor)
 	}
 	if err != nil {
 		return err
@@ -277,6 +287,9 @@ func (a *attaching) finish() (err error) {
 	}
 	d.own = d.sides.addresses
 	// Maps first: from the first packet on, everything must be in place.
+	if err := d.SetExempt(a.opts.Exempt); err != nil {
+		return err
+	}
 	if err := d.attachIngress(a.ifc, a.opts, a.ingress, a.spec); err != nil {
 		return err
 	}

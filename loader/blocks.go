@@ -52,17 +52,52 @@ const (
 // addresses and ports any more.
 var ErrFlowGone = errors.New("the flow is gone")
 
-// Unblock lets the flow's packets pass again and returns what was dropped. The
+// ErrExempt means that a block of the flow was lifted by [Tables.Unblock].
+var ErrExempt = errors.New("the flow is exempt, as its block was lifted")
+
+// Unblock lets the flow's packets pass again and returns what was dropped. As long as the
+// flow lives, [Tables.ApplyFlow] does not block it, and nothing of it is captured; a UDP flow
+// lives until it was silent for so long that it is captured again. The
 // error wraps [ebpf.ErrKeyNotExist] when the flow is not blocked.
 func (t *Tables) Unblock(key flow.Key) (Block, error) {
 	t.blocking.Lock()
 	defer t.blocking.Unlock()
 	k := toKernelKey(key)
-	b, err := t.unblock(&k)
+	b, err := t.lift(&k)
 	if err != nil {
 		return Block{}, fmt.Errorf("unblock %s: %w", key, err)
 	}
 	return fromKernelBlock(&k, &b), nil
+}
+
+// lift removes a block, and exempts its flow, unless that is over.
+func (t *Tables) lift(k *datapathFlowKey) (b datapathBlock, err error) {
+	// The flow first: from then on no verdict blocks it.
+	if err = t.blocked.Lookup(k, &b); err == nil && b.Ended == 0 {
+		err = t.exemptFlow(k, &b)
+	}
+	if err != nil {
+		return b, err
+	}
+	return t.unblock(k)
+}
+
+// exemptFlow notes in the kernel that a flow is decided, whatever verdicts come.
+func (t *Tables) exemptFlow(k *datapathFlowKey, b *datapathBlock) error {
+	v := datapathFlow{IsnLo: b.IsnLo, IsnHi: b.IsnHi, Known: b.Known & knownISN}
+	err := t.flows.Lookup(k, &v)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("read map flows: %w", err)
+	}
+	if b.Known&v.Known&knownISN != 0 && (v.IsnLo != b.IsnLo || v.IsnHi != b.IsnHi) {
+		return nil // another connection has the key by now
+	}
+	// As in pass(), but for a capture that was to go on.
+	v.LastNs, v.Verdict, v.Again = monotonic(), datapathVerdictVERDICT_EXEMPT, 0
+	if err := t.flows.Update(k, &v, ebpf.UpdateAny); err != nil {
+		return fmt.Errorf("write map flows: %w", err)
+	}
+	return nil
 }
 
 func (t *Tables) unblock(k *datapathFlowKey) (b datapathBlock, err error) {
@@ -73,12 +108,8 @@ func (t *Tables) unblock(k *datapathFlowKey) (b datapathBlock, err error) {
 }
 
 func fromKernelBlock(k *datapathFlowKey, b *datapathBlock) Block {
-	action := flow.Drop
-	if int(b.Action) < len(blockActions) {
-		action = blockActions[b.Action]
-	}
 	return Block{
-		Action: action, Rate: b.Rate,
+		Action: actionOf(b.Action), Rate: b.Rate,
 		Key:     fromKernelKey(k),
 		Since:   wallClock(b.SinceNs),
 		Expires: wallClock(b.ExpiresNs),
@@ -266,11 +297,23 @@ func openBlockFilter(m *ebpf.Map) (*blockFilter, error) {
 	return &blockFilter{m: m, memory: memory, buckets: unsafe.Slice((*uint32)(unsafe.Pointer(&memory[0])), size/4)}, nil
 }
 
+// What block_filter counts beside the blocks of buckets, as bpf/maps.h has it.
+const (
+	blocksInUse = 65536
+	pairsInUse  = blocksInUse + 1
+)
+
 // add counts blocks of the key's bucket: 1 before one is added, -1 after one was
 // deleted.
 func (f *blockFilter) add(k *datapathFlowKey, delta int) {
 	// flow_bucket() of bpf/maps.h.
 	atomic.AddUint32(&f.buckets[k.LoPort^k.HiPort], uint32(delta))
+	atomic.AddUint32(&f.buckets[blocksInUse], uint32(delta))
+}
+
+// addPair does the same for treated pairs.
+func (f *blockFilter) addPair(delta int) {
+	atomic.AddUint32(&f.buckets[pairsInUse], uint32(delta))
 }
 
 func (f *blockFilter) close() error {

@@ -156,6 +156,8 @@ type datapathCounts struct {
 	Again              uint64
 	MptcpJoin          uint64
 	Renewed            uint64
+	PairConnections    uint64
+	ExemptFlows        uint64
 	SlotsFull          uint64
 	InitiatorSlots     uint64
 	InitiatorWaiting   uint64
@@ -174,6 +176,17 @@ type datapathDaemonCounter struct {
 type datapathDeviceSide struct {
 	_    structs.HostLayout
 	Same uint8
+}
+
+type datapathExemptKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Addr      [16]uint8
+}
+
+type datapathExemptNetwork struct {
+	_      structs.HostLayout
+	Exempt uint8
 }
 
 type datapathFlow struct {
@@ -254,6 +267,34 @@ type datapathPacketRecord struct {
 	Offset        uint16
 	FromInitiator uint8
 	Marks         uint8
+}
+
+type datapathPair struct {
+	_         structs.HostLayout
+	ExpiresNs uint64
+	SinceNs   uint64
+	Flows     uint64
+	Packets   uint64
+	Bytes     uint64
+	LastNs    uint64
+	Rate      uint64
+	BusyNs    uint64
+	Recent    [8]uint32
+	Action    uint8
+	Pad       [7]uint8
+	Class     [16]int8
+	Rule      [16]int8
+}
+
+type datapathPairKey struct {
+	_         structs.HostLayout
+	Initiator [16]uint8
+	Server    [16]uint8
+	Port      uint16
+	Vlan      uint16
+	InnerVlan uint16
+	Proto     uint8
+	Pad       uint8
 }
 
 type datapathResetBucket struct {
@@ -349,6 +390,7 @@ const (
 	datapathVerdictVERDICT_PENDING datapathVerdict = 1
 	datapathVerdictVERDICT_PASS    datapathVerdict = 2
 	datapathVerdictVERDICT_RESUMED datapathVerdict = 4
+	datapathVerdictVERDICT_EXEMPT  datapathVerdict = 5
 )
 
 type datapathWaiting struct {
@@ -382,6 +424,7 @@ const (
 	datapathMapCollecting       = "collecting"
 	datapathMapCounters         = "counters"
 	datapathMapDaemonCounters   = "daemon_counters"
+	datapathMapExempt           = "exempt"
 	datapathMapFlows            = "flows"
 	datapathMapFragments        = "fragments"
 	datapathMapFreeSlots        = "free_slots"
@@ -389,6 +432,7 @@ const (
 	datapathMapHandshakeTags    = "handshake_tags"
 	datapathMapHandshakes       = "handshakes"
 	datapathMapMode             = "mode"
+	datapathMapPairs            = "pairs"
 	datapathMapResetBucket      = "reset_bucket"
 	datapathMapSameSide         = "same_side"
 	datapathMapSamples          = "samples"
@@ -406,6 +450,7 @@ const (
 	datapathProgEdTcxIngress    = "ed_tcx_ingress"
 	datapathVarBlockFilter      = "block_filter"
 	datapathVarCfgAnswers       = "cfg_answers"
+	datapathVarCfgBlocked       = "cfg_blocked"
 	datapathVarCfgBucketMask    = "cfg_bucket_mask"
 	datapathVarCfgFirstAttachNs = "cfg_first_attach_ns"
 	datapathVarCfgHashSecret    = "cfg_hash_secret"
@@ -480,6 +525,7 @@ type datapathMapSpecs struct {
 	Collecting     *ebpf.MapSpec `ebpf:"collecting"`
 	Counters       *ebpf.MapSpec `ebpf:"counters"`
 	DaemonCounters *ebpf.MapSpec `ebpf:"daemon_counters"`
+	Exempt         *ebpf.MapSpec `ebpf:"exempt"`
 	Flows          *ebpf.MapSpec `ebpf:"flows"`
 	Fragments      *ebpf.MapSpec `ebpf:"fragments"`
 	FreeSlots      *ebpf.MapSpec `ebpf:"free_slots"`
@@ -487,6 +533,7 @@ type datapathMapSpecs struct {
 	HandshakeTags  *ebpf.MapSpec `ebpf:"handshake_tags"`
 	Handshakes     *ebpf.MapSpec `ebpf:"handshakes"`
 	Mode           *ebpf.MapSpec `ebpf:"mode"`
+	Pairs          *ebpf.MapSpec `ebpf:"pairs"`
 	ResetBucket    *ebpf.MapSpec `ebpf:"reset_bucket"`
 	SameSide       *ebpf.MapSpec `ebpf:"same_side"`
 	Samples        *ebpf.MapSpec `ebpf:"samples"`
@@ -506,6 +553,7 @@ type datapathMapSpecs struct {
 type datapathVariableSpecs struct {
 	BlockFilter      *ebpf.VariableSpec `ebpf:"block_filter"`
 	CfgAnswers       *ebpf.VariableSpec `ebpf:"cfg_answers"`
+	CfgBlocked       *ebpf.VariableSpec `ebpf:"cfg_blocked"`
 	CfgBucketMask    *ebpf.VariableSpec `ebpf:"cfg_bucket_mask"`
 	CfgFirstAttachNs *ebpf.VariableSpec `ebpf:"cfg_first_attach_ns"`
 	CfgHashSecret    *ebpf.VariableSpec `ebpf:"cfg_hash_secret"`
@@ -548,6 +596,7 @@ type datapathMaps struct {
 	Collecting     *ebpf.Map `ebpf:"collecting"`
 	Counters       *ebpf.Map `ebpf:"counters"`
 	DaemonCounters *ebpf.Map `ebpf:"daemon_counters"`
+	Exempt         *ebpf.Map `ebpf:"exempt"`
 	Flows          *ebpf.Map `ebpf:"flows"`
 	Fragments      *ebpf.Map `ebpf:"fragments"`
 	FreeSlots      *ebpf.Map `ebpf:"free_slots"`
@@ -555,6 +604,7 @@ type datapathMaps struct {
 	HandshakeTags  *ebpf.Map `ebpf:"handshake_tags"`
 	Handshakes     *ebpf.Map `ebpf:"handshakes"`
 	Mode           *ebpf.Map `ebpf:"mode"`
+	Pairs          *ebpf.Map `ebpf:"pairs"`
 	ResetBucket    *ebpf.Map `ebpf:"reset_bucket"`
 	SameSide       *ebpf.Map `ebpf:"same_side"`
 	Samples        *ebpf.Map `ebpf:"samples"`
@@ -576,6 +626,7 @@ func (m *datapathMaps) Close() error {
 		m.Collecting,
 		m.Counters,
 		m.DaemonCounters,
+		m.Exempt,
 		m.Flows,
 		m.Fragments,
 		m.FreeSlots,
@@ -583,6 +634,7 @@ func (m *datapathMaps) Close() error {
 		m.HandshakeTags,
 		m.Handshakes,
 		m.Mode,
+		m.Pairs,
 		m.ResetBucket,
 		m.SameSide,
 		m.Samples,
@@ -603,6 +655,7 @@ func (m *datapathMaps) Close() error {
 type datapathVariables struct {
 	BlockFilter      *ebpf.Variable `ebpf:"block_filter"`
 	CfgAnswers       *ebpf.Variable `ebpf:"cfg_answers"`
+	CfgBlocked       *ebpf.Variable `ebpf:"cfg_blocked"`
 	CfgBucketMask    *ebpf.Variable `ebpf:"cfg_bucket_mask"`
 	CfgFirstAttachNs *ebpf.Variable `ebpf:"cfg_first_attach_ns"`
 	CfgHashSecret    *ebpf.Variable `ebpf:"cfg_hash_secret"`

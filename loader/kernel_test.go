@@ -39,6 +39,7 @@ type kernel struct {
 
 type config struct {
 	slots, ring, handshakes, blocked, flows uint32 // sizes; small by default
+	pairs                                   uint32
 	idle, udpIdle                           time.Duration
 	rawIP, midStream, oneHook, oneWay       bool
 	noAnswers                               bool // to packets of flows that are reset
@@ -127,6 +128,10 @@ func newKernel(t testing.TB, c config) *kernel {
 	sizes.apply(spec)
 	sizes = Sizes{Flows: c.flows, Blocked: c.blocked, Handshakes: c.handshakes, Collecting: c.slots, RingBytes: c.ring}
 	sizes.apply(spec)
+	if c.pairs == 0 {
+		c.pairs = 64
+	}
+	spec.Maps[datapathMapPairs].MaxEntries = c.pairs
 	if err := setSizes(spec); err != nil {
 		t.Fatal(err)
 	}
@@ -195,6 +200,8 @@ func (k *kernel) emptied(t testing.TB) *kernel {
 		must(sides.Delete(key))
 	}
 	k.forgetFragments()
+	k.forgetPairs()
+	must(k.SetExempt(nil))
 	for name, m := range k.coll.Maps {
 		if m.Type() == ebpf.Array && name != datapathMapSlots && (name[0] != '.' || name == mapBlockFilter) {
 			must(zero(m))
@@ -234,6 +241,23 @@ func (k *kernel) forgetFragments() {
 		if err := m.Delete(&key); err != nil {
 			k.t.Fatal(err)
 		}
+	}
+}
+
+// forgetPairs ends the treatment of all pairs.
+func (k *kernel) forgetPairs() {
+	k.t.Helper()
+	all, err := k.Pairs()
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	for _, p := range all {
+		if _, err := k.ForgetPair(p.Pair); err != nil {
+			k.t.Fatal(err)
+		}
+	}
+	if _, err := k.ExpirePairs(); err != nil {
+		k.t.Fatal(err)
 	}
 }
 

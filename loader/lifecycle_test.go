@@ -5,6 +5,7 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -504,12 +505,15 @@ func TestBpftoolPrintsNames(t *testing.T) {
 		}
 	}()
 	err := errors.Join(d.Apply(flow.Key{Lo: client, Hi: server, Proto: flow.TCP, VLAN: 7}, drop(time.Hour, "shadowsocks", "tunnels")),
+		d.TreatPair(testPair, limits), d.SetExempt([]netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}),
 		d.Report(Counters{{Name: "verdicts", Value: 7}}))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, words := range map[string][]string{
 		datapathMapBlocked:    {`"lo_port": 40000`, `"hi_port": 443`, `"vlan": 7`, `"class": "shadowsocks"`, `"rule": "tunnels"`, `"expires_ns"`, `"packets": 0`},
+		datapathMapPairs:      {`"initiator":`, `"port": 443`, `"expires_ns"`, `"action": 2`, `"rate": 125000`, `"flows": 0`, `"class": "obfs4"`, `"rule": "r"`},
+		datapathMapExempt:     {`"prefixlen": 120`, `"exempt": 1`},
 		datapathMapCounters:   {`"packets_ingress"`, `"ring_full"`},
 		datapathMapAttachment: {`"xdp_mode": "native"`, `"egress": "tcx"`},
 		datapathMapMode:       {`"enforce": 1`},

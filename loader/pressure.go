@@ -57,28 +57,18 @@ func (c *census) add(initiator, responder netip.Prefix) {
 	}
 }
 
-// household is the address, or of IPv6 the /64, that one host has for itself.
-func household(addr netip.Addr) netip.Prefix {
-	bits := 32
-	if addr = addr.Unmap(); addr.Is6() {
-		bits = 64
-	}
-	p, _ := addr.Prefix(bits) // the bits are right
-	return p
-}
-
 func initiatorOf(k *datapathFlowKey, b *datapathBlock) netip.Prefix {
 	if b.InitiatorIsLo != 0 {
-		return household(netip.AddrFrom16(k.LoAddr))
+		return flow.Household(netip.AddrFrom16(k.LoAddr))
 	}
-	return household(netip.AddrFrom16(k.HiAddr))
+	return flow.Household(netip.AddrFrom16(k.HiAddr))
 }
 
 func responderOf(k *datapathFlowKey, b *datapathBlock) netip.Prefix {
 	if b.InitiatorIsLo != 0 {
-		return household(netip.AddrFrom16(k.HiAddr))
+		return flow.Household(netip.AddrFrom16(k.HiAddr))
 	}
-	return household(netip.AddrFrom16(k.LoAddr))
+	return flow.Household(netip.AddrFrom16(k.LoAddr))
 }
 
 // count takes a census, unless one is young enough.
@@ -127,7 +117,7 @@ func (t *Tables) checkQuota(m *flow.Meta) error {
 	if err := t.count(); err != nil {
 		return err
 	}
-	initiator, responder := household(m.Initiator().Addr()), household(m.Responder().Addr())
+	initiator, responder := flow.Household(m.Initiator().Addr()), flow.Household(m.Responder().Addr())
 	if c.total*4 < full*3 || c.initiators[initiator] < max(1, full/quotaShare) &&
 		c.pairs[pair{initiator, responder}] < max(1, full/pairQuotaShare) {
 		return nil

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -28,7 +29,10 @@ var ErrBadRecord = errors.New("bad ring buffer record")
 // A Reader takes captures from the ring buffer. It is for one goroutine; Close may
 // be called from any.
 type Reader struct {
-	ring   *ringbuf.Reader
+	ring *ringbuf.Reader
+	// open is held while the ring buffer is looked into, which must not be closed meanwhile.
+	open   sync.Mutex
+	closed bool
 	record ringbuf.Record
 	parts  joiner
 	// A variant of the latest capture, if it has one.
@@ -95,11 +99,16 @@ func (r *Reader) readRecord() error {
 }
 
 // More reports whether a Read would have something at once. It is called between two of them.
-func (r *Reader) More() bool { return r.variant || r.ring.AvailableBytes() > 0 }
+func (r *Reader) More() bool { return r.variant || r.Fill() > 0 }
 
-// Fill returns how much of the ring buffer waits to be read, 0 to 1. It is called between two
-// Reads.
+// Fill returns how much of the ring buffer waits to be read, 0 to 1, and 0 after Close. It is
+// called between two Reads.
 func (r *Reader) Fill() float64 {
+	r.open.Lock()
+	defer r.open.Unlock()
+	if r.closed {
+		return 0
+	}
 	return float64(r.ring.AvailableBytes()) / float64(r.ring.BufferSize())
 }
 
@@ -114,7 +123,12 @@ func (r *Reader) Skip() error {
 }
 
 // Close ends a Read that is waiting.
-func (r *Reader) Close() error { return r.ring.Close() }
+func (r *Reader) Close() error {
+	r.open.Lock()
+	r.closed = true
+	r.open.Unlock()
+	return r.ring.Close()
+}
 
 // decodeSample turns a struct sample, cut behind its captured bytes, into s. It
 // reads the fields where the generated type has them, since the record is shorter

@@ -115,7 +115,13 @@ func (l *peers) isReset(t *testing.T, rst, packet []byte, toClient, answer bool,
 		t.Errorf("sequence number %d, want %d", s, seq)
 	}
 	flags := byte(f.RST | f.ACK)
-	if answer {
+	switch refused := packet[at+head:]; {
+	case refused[13]&f.SYN != 0: // and its payload
+		want := binary.BigEndian.Uint32(refused[4:]) + 1 + uint32(len(refused)-int(refused[12]>>4)*4)
+		if n := binary.BigEndian.Uint32(tcp[8:]); n != want {
+			t.Errorf("it acknowledges %d, want %d", n, want)
+		}
+	case answer:
 		flags = f.RST
 	}
 	if tcp[12] != 5<<4 || tcp[13] != flags {

@@ -104,6 +104,7 @@ func setSizes(spec *ebpf.CollectionSpec) error {
 	}
 	for name, value := range map[string]uint32{
 		datapathVarCfgBucketMask: buckets - 1,
+		datapathVarCfgBlocked:    spec.Maps[datapathMapBlocked].MaxEntries,
 		datapathVarCfgSlots:      spec.Maps[datapathMapSlots].MaxEntries,
 		datapathVarCfgTcpSlots:   tcpSlots(spec.Maps[datapathMapSlots].MaxEntries),
 	} {
@@ -154,6 +155,8 @@ func mapMemory(m *ebpf.MapSpec) uint64 {
 	case ebpf.Hash, ebpf.LRUHash:
 		buckets := uint64(1) << bits.Len64(entries-1)
 		return entries*(hashElement+round8(m.KeySize)+round8(m.ValueSize)) + buckets*hashBucket
+	case ebpf.LPMTrie: // as it fills
+		return 0
 	case ebpf.PerCPUArray:
 		return entries * round8(m.ValueSize) * uint64(runtime.NumCPU())
 	case ebpf.RingBuf:

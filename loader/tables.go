@@ -21,8 +21,9 @@ type Tables struct {
 	at   atomic.Pointer[place]
 	gone bool
 
-	flows, blocked, collecting, counters, daemon, att, mode *ebpf.Map
-	filter                                                  *blockFilter
+	flows, blocked, pairs, exempt, collecting, counters, daemon, att, mode *ebpf.Map
+
+	filter *blockFilter
 
 	*blocks
 	// own returns the interface's own addresses; nil: not known.
@@ -146,7 +147,7 @@ func openTables(p *pinned, folder *os.File) (*Tables, error) {
 
 // tableMaps are the maps that Tables works on.
 var tableMaps = []string{
-	datapathMapFlows, datapathMapBlocked, datapathMapCollecting,
+	datapathMapFlows, datapathMapBlocked, datapathMapPairs, datapathMapExempt, datapathMapCollecting,
 	datapathMapCounters, datapathMapDaemonCounters, datapathMapAttachment, datapathMapMode, mapBlockFilter,
 }
 
@@ -160,6 +161,7 @@ func newTables(iface string, maps map[string]*ebpf.Map) (*Tables, error) {
 		blocks: new(blocks),
 		filter: filter,
 		flows:  maps[datapathMapFlows], blocked: maps[datapathMapBlocked],
+		pairs: maps[datapathMapPairs], exempt: maps[datapathMapExempt],
 		collecting: maps[datapathMapCollecting],
 		counters:   maps[datapathMapCounters], daemon: maps[datapathMapDaemonCounters],
 		att: maps[datapathMapAttachment], mode: maps[datapathMapMode],
@@ -171,7 +173,7 @@ func newTables(iface string, maps map[string]*ebpf.Map) (*Tables, error) {
 // Close gives the file descriptors back. It changes nothing in the kernel.
 func (t *Tables) Close() error {
 	errs := []error{t.filter.close()}
-	for _, m := range []*ebpf.Map{t.flows, t.blocked, t.collecting, t.counters, t.daemon, t.att, t.mode, t.filter.m} {
+	for _, m := range []*ebpf.Map{t.flows, t.blocked, t.pairs, t.exempt, t.collecting, t.counters, t.daemon, t.att, t.mode, t.filter.m} {
 		errs = append(errs, m.Close())
 	}
 	return errors.Join(errs...)
@@ -180,9 +182,10 @@ func (t *Tables) Close() error {
 const batchSize = 4096 // entries per system call when a map is walked
 
 // walk calls f for every entry of a hash map, a batch of entries per system call.
-func walk[V any](m *ebpf.Map, f func(*datapathFlowKey, *V)) error {
+func walk[K, V any](m *ebpf.Map, f func(*K, *V)) error {
 	var cursor ebpf.MapBatchCursor
-	keys, values := make([]datapathFlowKey, batchSize), make([]V, batchSize)
+	n := min(batchSize, int(m.MaxEntries()))
+	keys, values := make([]K, n), make([]V, n)
 	for {
 		n, err := m.BatchLookup(&cursor, keys, values, nil)
 		for i := range n {

@@ -38,6 +38,8 @@ type decoder struct {
 	model *Model // nil: not known
 	sets  map[string]*Set
 	with  int // rules with evidence so far
+
+	exempted int // networks of entries with exempt: true so far
 }
 
 // read returns the only document of data.

@@ -30,7 +30,11 @@ func (d *decoder) matches(e entry, what string) ([]Match, error) {
 // match reads an entry of the list.
 func (d *decoder) match(n ast.Node, list string) (m Match, err error) {
 	what := "an entry of " + list
-	keys, err := d.mapping(n, what, "cidr", "set", "port", "side")
+	known := []string{"cidr", "set", "port", "side"}
+	if list == "allow" {
+		known = append(known, "exempt")
+	}
+	keys, err := d.mapping(n, what, known...)
 	if err != nil {
 		return m, err
 	}
@@ -54,6 +58,11 @@ func (d *decoder) match(n ast.Node, list string) (m Match, err error) {
 		default:
 			known := []string{"initiator", "responder", "any"}
 			return m, d.errorOn(side.place(), "unknown side %s%s; write initiator, responder or any", quote(word), didYouMean(word, known))
+		}
+	}
+	if e, ok := keys["exempt"]; ok {
+		if err := d.exempt(e, &m); err != nil {
+			return m, err
 		}
 	}
 	m.text, m.Line = m.String(), lineOf(n)

@@ -107,6 +107,7 @@ const (
 	ReasonEvidence      = "evidence"             // there is enough evidence for the rule to treat the pair
 	ReasonPair          = "pair"                 // the flow began while its pair was treated
 	ReasonPaused        = "paused"               // the rule would treat the flow, but a limit was reached
+	ReasonExempt        = "exempt"               // somebody has lifted a block of the flow, so that it passes for its life
 	ReasonScant         = "scant"                // fewer than 64 payload bytes of a UDP flow, or of a TCP flow without its decoys
 	ReasonIncomplete    = "incomplete"           // too little of the flow is in the capture file
 )
@@ -114,7 +115,7 @@ const (
 // Reasons are all of them.
 var Reasons = []string{
 	ReasonRule, ReasonAllowList, ReasonNoRule, ReasonLowConfidence, ReasonException, ReasonUDPUnproven, ReasonOneWay, ReasonMidStream, ReasonNoSignal,
-	ReasonProvisional, ReasonFinal, ReasonPartial, ReasonComplete, ReasonMeanwhile, ReasonEvidence, ReasonPair, ReasonPaused, ReasonScant, ReasonIncomplete,
+	ReasonProvisional, ReasonFinal, ReasonPartial, ReasonComplete, ReasonMeanwhile, ReasonEvidence, ReasonPair, ReasonPaused, ReasonExempt, ReasonScant, ReasonIncomplete,
 }
 
 // Decision is what becomes of one flow.
@@ -215,7 +216,10 @@ type Match struct {
 	Side   Side
 	// Ports are compared with the responder's port. None fit every flow.
 	Ports []PortRange
-	Line  int // of the file, from 1
+	// Exempt says, of an entry of the allow-list, whether its networks are among those that
+	// Policy.Exempt returns. With nil they are if there is room.
+	Exempt *bool
+	Line   int // of the file, from 1
 
 	text string // String, worked out once
 }
@@ -242,6 +246,9 @@ func (m *Match) String() string {
 			ports[i] = r.String()
 		}
 		parts = append(parts, "port "+strings.Join(ports, ","))
+	}
+	if m.Exempt != nil {
+		parts = append(parts, fmt.Sprintf("exempt %v", *m.Exempt))
 	}
 	return strings.Join(parts, " ")
 }
@@ -653,6 +660,11 @@ func (rule *Rule) OnPair(d Decision, r *flow.Result) Decision {
 	d.Scope, d.Detected = flow.ScopePair, true
 	d.act(rule, rule.Action, rule.TTL)
 	return d
+}
+
+// Pass has the flow pass after all.
+func (d *Decision) Pass(reason string) {
+	d.Action, d.TTL, d.Rate, d.Scope, d.Reason = flow.Pass, 0, 0, flow.ScopeFlow, reason
 }
 
 // Pair has the decision treat a flow as its pair is treated on behalf of the rule, for so long.

@@ -24,7 +24,7 @@ const noticesHead = `# Third-party software
 Generated: ` + "`go test ./test -run ThirdParty -update`" + ` writes this page again.
 
 The program earlydrop contains parts of these Go modules, of Go's standard library and runtime, and, in its BPF objects,
-inline functions of libbpf's headers. ONNX Runtime (MIT) is not contained: ` + "`make onnxruntime`" + ` fetches it, and its
+inline functions of libbpf's headers. Its web page contains uPlot. ONNX Runtime (MIT) is not contained: ` + "`make onnxruntime`" + ` fetches it, and its
 own notices lie in its package. So do the Debian packages that tests and training install.
 
 | module | licence |
@@ -37,7 +37,8 @@ type linkedModule struct {
 }
 
 // linkedModules returns the modules that ./cmd/earlydrop is built from, this one left
-// out, on either of the architectures that there are BPF objects for.
+// out, on either of the architectures that there are BPF objects for, and what the page of
+// `earlydrop web` is made with.
 func linkedModules(t *testing.T) (modules []linkedModule) {
 	t.Helper()
 	dirs := map[string]string{}
@@ -79,9 +80,18 @@ func linkedModules(t *testing.T) (modules []linkedModule) {
 		}
 		modules = append(modules, linkedModule{path, name, text})
 	}
+	text, err := licenceText("../cmd/earlydrop/web/static")
+	if err != nil {
+		t.Fatal(err)
+	}
+	modules = append(modules, linkedModule{"uPlot (npm)", licenceName(text), text})
 	slices.SortFunc(modules, func(a, b linkedModule) int { return strings.Compare(a.path, b.path) })
 	return modules
 }
+
+// notLinked are files about what a module has beside what is linked: those that are linked are
+// modules, and have their own.
+var notLinked = regexp.MustCompile(`/modernc\.org/sqlite@[^/]*/LICENSE-(3RD-PARTY\.md|SQLITE_VEC)$`)
 
 // licenceText returns what the files of a module's top folder say about its licence,
 // notices that have to go along included.
@@ -95,7 +105,11 @@ func licenceText(dir string) (string, error) {
 		if !regexp.MustCompile(`(?i)^(licen[cs]e|copying|notice)(\.|-|$)`).MatchString(e.Name()) {
 			continue
 		}
-		text, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		path := filepath.Join(dir, e.Name())
+		if notLinked.MatchString(path) {
+			continue
+		}
+		text, err := os.ReadFile(path)
 		if err != nil {
 			return "", err
 		}
@@ -115,6 +129,8 @@ func licenceName(text string) string {
 	switch {
 	case has("The licensed conditions are one or the other of these two Licenses: - BSD 3-clause - GPL v2.0"):
 		return "BSD-3-Clause OR GPL-2.0-only"
+	case has("The Libc Authors"): // and what it was translated from
+		return "BSD-3-Clause AND MIT"
 	case has("GNU GENERAL PUBLIC LICENSE"), has("GNU LESSER"), has("Mozilla Public License"):
 		return ""
 	case has("Apache License Version 2.0"), has("Licensed under the Apache License, Version 2.0"):

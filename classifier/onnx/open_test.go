@@ -102,6 +102,20 @@ func TestEngineRefusesOptions(t *testing.T) {
 	}
 }
 
+func TestDefaultsDependOnTheDevice(t *testing.T) {
+	for _, tt := range []struct {
+		asked, want Options
+	}{
+		{Options{}, Options{Device: "cpu", Workers: min(runtime.GOMAXPROCS(0), maxWorkers), MaxBatch: DefaultMaxBatch}},
+		{Options{Device: "cuda:1"}, Options{Device: "cuda:1", Workers: 2, MaxBatch: 256}},
+		{Options{Device: "cuda:1", Workers: 3, MaxBatch: 9}, Options{Device: "cuda:1", Workers: 3, MaxBatch: 9}},
+	} {
+		if _, err := tt.asked.complete(); err != nil || tt.asked != tt.want {
+			t.Errorf("%+v, %v; want %+v", tt.asked, err, tt.want)
+		}
+	}
+}
+
 func TestClassifyDoesNotDependOnBatchOrOrder(t *testing.T) {
 	for _, name := range []string{"tiny.onnx", "tiny5.onnx"} {
 		t.Run(name, func(t *testing.T) {

@@ -82,7 +82,8 @@ Example:
 				Usage:     "let blocked flows pass again",
 				ArgsUsage: "[tcp|udp ADDRESS:PORT ADDRESS:PORT]",
 				Description: `One flow, those that --cidr, --class, --rule and --proto choose, or --all. Prints
-what was dropped of them.
+what was dropped of them. A flow that is open is exempt then: it passes for its life, whatever
+verdict comes.
 
 Examples:
    earlydrop blocked del -i eth0 tcp 10.0.0.2:40000 192.0.2.7:8388
@@ -154,20 +155,26 @@ func blockedList(c *cli.Context) error {
 	tw.AppendHeader(table.Row{"interface", "flow", "class", "rule", "packets", "dropped", "state", "ends in"})
 	for i := range blocks {
 		b := &blocks[i]
-		state := map[string]string{"reset": "resets", "limit": "limits to " + policy.FormatRate(b.Rate)}[b.Action]
-		if state == "" {
-			state = "drops"
-		}
-		if b.Suspended {
-			state = "suspended"
-		}
-		tw.AppendRow(table.Row{b.Interface, control.KeyOf(b), b.Class, b.Rule, b.Packets, event.ByteCount(b.Bytes), state, time.Until(b.Expires).Round(time.Second)})
+		tw.AppendRow(table.Row{b.Interface, control.KeyOf(b), b.Class, b.Rule, b.Packets, event.ByteCount(b.Bytes), stateOf(b.Action, b.Rate, b.Suspended), time.Until(b.Expires).Round(time.Second)})
 	}
 	tw.Render()
 	if n := matched - len(blocks); n > 0 {
 		fmt.Fprintf(c.App.Writer, "%d more\n", n)
 	}
 	return openErr
+}
+
+// stateOf says what is done by an action of a block or a pair.
+func stateOf(action string, rate uint64, suspended bool) string {
+	switch {
+	case suspended:
+		return "suspended"
+	case action == flow.Reset.String():
+		return "resets"
+	case action == flow.Limit.String():
+		return "limits to " + policy.FormatRate(rate)
+	}
+	return "drops"
 }
 
 // findBlocks returns the blocks that a filter fits: the daemon's, and of what it does not

@@ -97,10 +97,13 @@ var checks = map[string]func(string) error{
 		_, err := parseMidStream(s)
 		return hinted(err, s, "ignore", "capture")
 	},
-	"events-pass": func(s string) error {
-		_, err := eventlog.ParsePasses(s)
-		return err
-	},
+	"events-pass":    checkPasses,
+	"history-passes": checkPasses,
+}
+
+func checkPasses(s string) error {
+	_, err := eventlog.ParsePasses(s)
+	return err
 }
 
 // hinted adds to an error about a word which one may have been meant.

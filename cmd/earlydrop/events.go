@@ -19,13 +19,18 @@ import (
 func eventsCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "events",
-		Usage: "print the events of a running attach as they come",
-		Description: `Until SIGINT, or the end of attach. What attach --events-pass leaves out is not
-among them, and who reads too slowly loses some: a line says how many.
+		Usage: "print events: what was, or what comes",
+		Description: `Prints the events that attach --history keeps, the oldest first, each after its id:
+all detected flows, and some of those that pass (attach --history-passes). A running
+attach is asked over its control socket; without one, the file is read.
+
+With --follow it prints events of a running attach as they come, until SIGINT or the
+end of attach. What attach --events-pass leaves out is not among them, and who reads
+too slowly loses some: a line says how many.
 
 A filter is KEY=VALUE[,VALUE...]. An event is printed if it fits all that are given.
-   event       attached, waiting, verdict, block_ended, left_out, mode_changed,
-               reloaded, limit_reached, device_failed, audit or ended
+   event       attached, waiting, verdict, block_ended, pair_treated, pair_ended,
+               left_out, mode_changed, reloaded, limit_reached, device_failed, audit or ended
    interface   of the event
    class       the model's, or one of those that decided
    rule        the rule that was asked
@@ -34,18 +39,22 @@ A filter is KEY=VALUE[,VALUE...]. An event is printed if it fits all that are gi
    proto       tcp or udp
    cidr        a network or an address: of either end
    src, dst    the same: of the initiator of a verdict, of the other end
+   server      address and port that a flow goes to
 
 Examples:
+   earlydrop events --since 2h --host 192.0.2.7
+   earlydrop events --since 2026-11-24 --until 2026-11-25 --filter decision=drop --csv
+   earlydrop events --server 192.0.2.7:8388 --json | jq .scores
    earlydrop events --follow --filter decision=drop
    earlydrop events --follow --filter event=audit,block_ended --json
    earlydrop events --follow --filter class=shadowsocks --filter src=10.0.0.0/8`,
-		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "follow", Aliases: []string{"f"}, Usage: "print what comes from now on; what was before is in the file of attach --events"},
+		Flags: append([]cli.Flag{
+			&cli.BoolFlag{Name: "follow", Aliases: []string{"f"}, Usage: "print what comes from now on"},
 			&cli.StringSliceFlag{Name: "filter", Usage: "print those events only that fit `KEY=VALUE`"},
 			&cli.BoolFlag{Name: "json", Usage: "print one JSON object per event"},
 			&cli.BoolFlag{Name: "verbose", Usage: "print more of each verdict: scores, reason, model, latency"},
-			controlFlag("ask the daemon at the unix socket `PATH`"),
-		},
+			controlFlag("ask the daemon at the unix socket `PATH`; none: read the file"),
+		}, searchFlags()...),
 		Action: runEvents,
 	}
 }
@@ -55,7 +64,12 @@ func runEvents(c *cli.Context) error {
 		return err
 	}
 	if !c.Bool("follow") {
-		return badInput("events needs --follow: what was before is in the file of attach --events (see %s --help)", fullName(c))
+		return pastEvents(c)
+	}
+	for _, f := range searchFlags() {
+		if name := f.Names()[0]; c.IsSet(name) {
+			return badInput("--follow is about what comes, and --%s about what was", name)
+		}
 	}
 	filter, err := eventFilter(c.StringSlice("filter"))
 	if err != nil {

@@ -12,12 +12,15 @@ import (
 )
 
 // giveUpRights leaves the process what it takes to attach again, to put pins back, to read
-// captures in threads that come before others, and to read and write files that are its own. A GPU's driver may make any system call. What can't
-// be given up is warned of: traffic goes on to be looked at.
+// captures in threads that come before others, and to read and write files that are its own.
+// A GPU's driver may make any system call. What can't be given up is warned of: traffic goes
+// on to be looked at.
 func giveUpRights(device string) {
-	allowRealTime()
 	_ = loader.MountPins() // for interfaces that are waited for, of which each attach tells
 	keep, err := loader.Capabilities()
+	if !allowRealTime() {
+		keep = append(keep, unix.CAP_SYS_NICE) // if it is there
+	}
 	if err == nil {
 		err = confine.To(confine.Keep{Capabilities: keep, AllSystemCalls: device != "cpu"})
 	}
@@ -26,12 +29,12 @@ func giveUpRights(device string) {
 	}
 }
 
-// allowRealTime sees to it that the lowest real-time priority needs no capability, if the
-// process may say so. It is the gateway that tells where it can't be had.
-func allowRealTime() {
+// allowRealTime sees to it that the lowest real-time priority needs no capability, and reports
+// whether it could. It is the gateway that tells where that priority can't be had.
+func allowRealTime() bool {
 	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_RTPRIO, &limit); err != nil || limit.Cur > 0 {
-		return
+	if err := unix.Getrlimit(unix.RLIMIT_RTPRIO, &limit); err != nil {
+		return false
 	}
-	_ = unix.Setrlimit(unix.RLIMIT_RTPRIO, &unix.Rlimit{Cur: 1, Max: max(limit.Max, 1)})
+	return limit.Cur > 0 || unix.Setrlimit(unix.RLIMIT_RTPRIO, &unix.Rlimit{Cur: 1, Max: max(limit.Max, 1)}) == nil
 }

@@ -14,11 +14,12 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/control"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/gateway"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/history"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/metrics"
 )
 
 // services are what attach does beside the work of its gateway: it answers at the control
-// socket and to Prometheus, keeps what is known of pairs, reads the policy again at SIGHUP,
+// socket and to Prometheus, keeps what is known of pairs and what was logged, reads the policy again at SIGHUP,
 // and talks to systemd.
 type services struct {
 	c       *cli.Context
@@ -26,6 +27,7 @@ type services struct {
 	said    func(*eventlog.Log)
 	scraped *metrics.Server // nil: none
 	keep    func(context.Context)
+	history *history.History // nil: none
 	reload  chan os.Signal
 
 	stop    context.CancelFunc
@@ -43,6 +45,11 @@ func openServices(c *cli.Context, config *gateway.Config) (s *services, err erro
 		s.close()
 		return nil, err
 	}
+	if s.history, err = openHistory(c, config.Events); err != nil {
+		s.close()
+		return nil, err
+	}
+	config.History = s.history
 	config.Evidence, s.keep = openEvidence(c, config.Attach[0].Interface, config.Events)
 	signal.Notify(s.reload, unix.SIGHUP)
 	return s, nil
@@ -85,4 +92,5 @@ func (s *services) close() {
 	if s.door != nil {
 		s.door.Close()
 	}
+	s.history.Close()
 }

@@ -5,6 +5,7 @@ package main
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/gateway"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/loader"
@@ -55,7 +57,8 @@ func runStatus(c *cli.Context) error {
 	if err := requireArgs(c, 0, 0, ""); err != nil {
 		return err
 	}
-	all, waiting, openErr := findStatus(c)
+	found, openErr := findStatus(c)
+	all, waiting := found.list, found.waiting
 	if len(all) == 0 && len(waiting) == 0 && openErr == nil && !c.Bool("json") {
 		fmt.Fprintln(c.App.Writer, "earlydrop is attached to no interface"+seenFromHere())
 	}
@@ -66,11 +69,13 @@ func runStatus(c *cli.Context) error {
 	for _, w := range waiting {
 		state = status.Worse(state, w.State)
 	}
-	print := printAll
+	var err error
 	if c.Bool("json") {
-		print = printJSON
+		err = printJSON(c.App.Writer, all, waiting)
+	} else {
+		err = errors.Join(printAll(c.App.Writer, all, waiting), printHistory(c.App.Writer, found.history))
 	}
-	if err := print(c.App.Writer, all, waiting); err != nil {
+	if err != nil {
 		return err
 	}
 	if openErr == nil && state != status.Well {
@@ -118,10 +123,37 @@ func printAll(out io.Writer, all []*status.Status, waiting []status.Waiting) err
 	return nil
 }
 
+// printHistory prints, for people, where events are kept.
+func printHistory(out io.Writer, h *status.History) error {
+	if h == nil {
+		return nil
+	}
+	line := fmt.Sprintf("\nhistory  %s: %d events", h.File, h.Events)
+	if !h.Oldest.IsZero() {
+		line += " since " + h.Oldest.Local().Format(time.DateTime)
+	}
+	line += fmt.Sprintf(", %s of %s", event.ByteCount(uint64(h.Bytes)), event.ByteCount(uint64(h.Limit)))
+	if h.Lost > 0 {
+		line += fmt.Sprintf("; %d were lost", h.Lost)
+	}
+	if h.Error != "" {
+		line += "; it can't be written now: " + h.Error
+	}
+	_, err := fmt.Fprintln(out, line)
+	return err
+}
+
+// foundStatus is what there is to tell.
+type foundStatus struct {
+	list    []*status.Status
+	waiting []status.Waiting
+	history *status.History // nil: none
+}
+
 // findStatus returns what there is to tell: what the daemon says, and of what it does not
 // have what is pinned, in the order of the interfaces' names. With an error it returns what
 // could be read. Interfaces that the daemon waits for are told of apart.
-func findStatus(c *cli.Context) (list []*status.Status, waiting []status.Waiting, err error) {
+func findStatus(c *cli.Context) (f foundStatus, err error) {
 	d, iface := preferDaemon(c), c.String("interface")
 	if d != nil {
 		report, err := d.Status(c.Context)
@@ -129,29 +161,30 @@ func findStatus(c *cli.Context) (list []*status.Status, waiting []status.Waiting
 			slog.Warn("the daemon can't tell; this is from what is pinned", "error", err)
 			report = new(status.Report)
 		}
-		waiting = slices.DeleteFunc(report.Waiting, func(w status.Waiting) bool { return iface != "" && w.Interface != iface })
-		list = slices.DeleteFunc(report.Interfaces, func(s *status.Status) bool { return iface != "" && s.Interface != iface })
-		for _, s := range list {
+		f.history = report.History
+		f.waiting = slices.DeleteFunc(report.Waiting, func(w status.Waiting) bool { return iface != "" && w.Interface != iface })
+		f.list = slices.DeleteFunc(report.Interfaces, func(s *status.Status) bool { return iface != "" && s.Interface != iface })
+		for _, s := range f.list {
 			s.Rows = slices.Concat(gateway.KnownCounters().Ordered(s.Daemon), loader.KnownCounters().Ordered(s.Counters))
 		}
-		if iface != "" && len(list)+len(waiting) > 0 {
-			return list, waiting, nil
+		if iface != "" && len(f.list)+len(f.waiting) > 0 {
+			return f, nil
 		}
 	}
 	all, openErr := openChosen(c)
 	defer closeAll(all)
 	for _, t := range all {
-		if slices.ContainsFunc(list, func(s *status.Status) bool { return s.Pins == t.PinDir() }) {
+		if slices.ContainsFunc(f.list, func(s *status.Status) bool { return s.Pins == t.PinDir() }) {
 			continue
 		}
 		s, err := status.Read(t)
 		if err != nil {
-			return list, waiting, fromLoader(err)
+			return f, fromLoader(err)
 		}
-		list = append(list, s)
+		f.list = append(f.list, s)
 	}
-	slices.SortFunc(list, func(a, b *status.Status) int { return strings.Compare(a.Interface, b.Interface) })
-	return list, waiting, withoutAccess(d, openErr)
+	slices.SortFunc(f.list, func(a, b *status.Status) int { return strings.Compare(a.Interface, b.Interface) })
+	return f, withoutAccess(d, openErr)
 }
 
 // openChosen opens the tables of the interface that -i names, else of all that something

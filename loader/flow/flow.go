@@ -89,12 +89,16 @@ func less(a, b netip.AddrPort) bool {
 
 // String prints both endpoints, the protocol and the VLAN ids, if any.
 func (k Key) String() string {
-	s := fmt.Sprintf("%s %s <> %s", k.Proto, k.Lo, k.Hi)
-	if k.VLAN != 0 {
-		s += fmt.Sprintf(" vlan %d", k.VLAN)
+	return fmt.Sprintf("%s %s <> %s", k.Proto, k.Lo, k.Hi) + vlanText(k.VLAN, k.InnerVLAN)
+}
+
+// vlanText returns what follows endpoints where there are VLAN ids.
+func vlanText(outer, inner uint16) (s string) {
+	if outer != 0 {
+		s += fmt.Sprintf(" vlan %d", outer)
 	}
-	if k.InnerVLAN != 0 {
-		s += fmt.Sprintf(".%d", k.InnerVLAN)
+	if inner != 0 {
+		s += fmt.Sprintf(".%d", inner)
 	}
 	return s
 }

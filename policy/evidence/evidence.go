@@ -11,7 +11,6 @@ package evidence
 import (
 	"container/list"
 	"encoding/binary"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,34 +18,6 @@ import (
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/policy"
 )
-
-// Pair is an initiator and a server, as far as rules treat them together. It is of TCP.
-type Pair struct {
-	// Initiator is one IPv4 address, or an IPv6 network of 64 bits: whoever has one address
-	// of that mostly has them all.
-	Initiator netip.Prefix
-	Server    netip.AddrPort
-	// VLAN and InnerVLAN are those of the flows: in another VLAN the same address may be
-	// somebody else's.
-	VLAN, InnerVLAN uint16
-}
-
-// PairOf returns the pair that a flow is of.
-func PairOf(m *flow.Meta) Pair {
-	server := m.Responder()
-	return Pair{initiatorOf(m), netip.AddrPortFrom(server.Addr().Unmap(), server.Port()), m.Key.VLAN, m.Key.InnerVLAN}
-}
-
-// initiatorOf returns who counts as one initiator.
-func initiatorOf(m *flow.Meta) netip.Prefix {
-	addr := m.Initiator().Addr().Unmap().WithZone("")
-	bits := 32
-	if addr.Is6() {
-		bits = 64
-	}
-	p, _ := addr.Prefix(bits)
-	return p
-}
 
 // Options are those of a State. The zero value will do.
 type Options struct {
@@ -70,13 +41,15 @@ type State struct {
 	options Options
 
 	mu     sync.Mutex
-	pairs  map[Pair]*list.Element // of *pair, in one of kinds
-	kinds  [numKinds]*list.List   // the latest first
-	slots  [64]string             // names of rules, by bit of judged.rules
-	limits [2]breaker             // of flows that prove nothing about their initiator, and of others
+	pairs  map[flow.Pair]*list.Element // of *pair, in one of kinds
+	kinds  [numKinds]*list.List        // the latest first
+	slots  [64]string                  // names of rules, by bit of judged.rules
+	limits [2]breaker                  // of flows that prove nothing about their initiator, and of others
 	counts counts
 	untold atomic.Uint64 // of counts.forgotten, what TakeForgotten has not told of
 	saved  bool          // nothing has changed since
+
+	changes atomic.Uint64 // of what Treated returns
 }
 
 // kind is how much is known about a pair; each kind has room of its own.
@@ -100,7 +73,7 @@ func (s *State) room(k kind) int {
 
 // pair is what is known of a pair.
 type pair struct {
-	Pair
+	flow.Pair
 	kind      kind
 	flows     []judged // the latest, at most policy.MaxEvidenceFlows
 	treatment treatment
@@ -156,7 +129,7 @@ func New(o Options) *State {
 	if o.Alert == nil {
 		o.Alert = func(Alert) {}
 	}
-	return &State{options: o, pairs: map[Pair]*list.Element{}, kinds: [numKinds]*list.List{list.New(), list.New(), list.New()}, saved: true}
+	return &State{options: o, pairs: map[flow.Pair]*list.Element{}, kinds: [numKinds]*list.List{list.New(), list.New(), list.New()}, saved: true}
 }
 
 // TakeForgotten returns how many pairs others have pushed out since the last call.
@@ -199,7 +172,7 @@ func verdictTime(m *flow.Meta) time.Time { return m.Start.Add(m.Elapsed) }
 // withPair returns the decision with what is known of the flow's pair, and notes the flow.
 func (s *State) withPair(p *policy.Policy, m *flow.Meta, r *flow.Result, d policy.Decision) (_ policy.Decision, earlier []flow.Meta) {
 	now := verdictTime(m)
-	key := PairOf(m)
+	key := m.Pair()
 	e := s.pairs[key]
 	if e != nil {
 		if t := &e.Value.(*pair).treatment; t.rule != "" {
@@ -208,6 +181,7 @@ func (s *State) withPair(p *policy.Policy, m *flow.Meta, r *flow.Result, d polic
 			case rule == nil || !now.Before(t.until):
 				*t = treatment{}
 				s.saved = false
+				s.changes.Add(1)
 				s.put(e, suspect)
 			case !m.Start.Before(t.since) || d.Counts&s.bit(p, rule.Name) != 0:
 				s.put(e, treated)
@@ -250,6 +224,7 @@ func (s *State) withPair(p *policy.Policy, m *flow.Meta, r *flow.Result, d polic
 			d.Seen, d.Judged = seen, all
 			known.treatment = treatment{rule.Name, d.Class, now, now.Add(rule.TTL), seen, all}
 			s.put(e, treated)
+			s.changes.Add(1)
 			s.counts.pairsTreated++
 			return d, known.take(1<<s.slot(p, rule.Name), this)
 		}
@@ -289,10 +264,19 @@ func (s *State) put(e *list.Element, to kind) {
 	}
 	for s.kinds[to].Len() > s.room(to) {
 		last := s.kinds[to].Back()
-		delete(s.pairs, last.Value.(*pair).Pair)
-		s.kinds[to].Remove(last)
+		s.remove(last)
 		s.counts.forgotten++
 		s.untold.Add(1)
+	}
+}
+
+// remove forgets a pair.
+func (s *State) remove(e *list.Element) {
+	known := e.Value.(*pair)
+	delete(s.pairs, known.Pair)
+	s.kinds[known.kind].Remove(e)
+	if known.kind == treated {
+		s.changes.Add(1)
 	}
 }
 

@@ -295,7 +295,7 @@ func TestStateIsBounded(t *testing.T) {
 	for range 200 { // and of a pair not more flows are kept than it takes
 		(oneFlow{at: 6 * time.Second, shadowsock: 0.6}).decide(s, p)
 	}
-	if n := len(s.pairs[PairOf(&flow.Meta{Key: flow.Key{Lo: netip.MustParseAddrPort("10.0.0.1:1"), Hi: netip.MustParseAddrPort("192.0.2.1:443")}, InitiatorIsLo: true})].Value.(*pair).flows); n > policy.MaxEvidenceFlows {
+	if n := len(s.pairs[(&flow.Meta{Key: flow.Key{Lo: netip.MustParseAddrPort("10.0.0.1:1"), Hi: netip.MustParseAddrPort("192.0.2.1:443")}, InitiatorIsLo: true}).Pair()].Value.(*pair).flows); n > policy.MaxEvidenceFlows {
 		t.Errorf("%d flows are kept", n)
 	}
 }

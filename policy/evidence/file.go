@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/policy"
 )
 
@@ -96,6 +97,7 @@ func (s *State) Read(from io.Reader) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pairs, s.kinds, s.slots = fresh.pairs, fresh.kinds, fresh.slots
+	s.changes.Add(1)
 	for i := range s.limits {
 		s.limits[i].until = file.Paused[i].Time
 	}
@@ -104,15 +106,13 @@ func (s *State) Read(from io.Reader) error {
 
 // restore adds a pair of a file.
 func (s *State) restore(p *savedPair) error {
-	switch bits := p.Initiator.Bits(); {
-	case !p.Initiator.IsValid() || p.Initiator != p.Initiator.Masked() || p.Initiator.Addr().Is4() != (bits == 32) || p.Initiator.Addr().Is6() != (bits == 64):
-		return fmt.Errorf("initiator %s is neither an IPv4 address nor an IPv6 network of 64 bits", p.Initiator)
-	case !p.Server.IsValid() || p.Server.Port() == 0:
-		return fmt.Errorf("server %s is no address and port", p.Server)
-	case len(p.Flows) > policy.MaxEvidenceFlows:
+	known := &pair{Pair: flow.Pair{Initiator: p.Initiator, Server: p.Server, VLAN: p.VLAN, InnerVLAN: p.InnerVLAN}}
+	if err := known.Check(); err != nil {
+		return err
+	}
+	if len(p.Flows) > policy.MaxEvidenceFlows {
 		return fmt.Errorf("it has %d flows, more than %d", len(p.Flows), policy.MaxEvidenceFlows)
 	}
-	known := &pair{Pair: Pair{p.Initiator, p.Server, p.VLAN, p.InnerVLAN}}
 	if s.pairs[known.Pair] != nil {
 		return errors.New("it is there twice")
 	}

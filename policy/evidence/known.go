@@ -2,11 +2,15 @@
 
 package evidence
 
-import "time"
+import (
+	"time"
+
+	"github.com/earlydrop/earlydrop/loader/flow"
+)
 
 // Known is what is known of a pair of which a flow was detected.
 type Known struct {
-	Pair
+	flow.Pair
 	// Detected of the Judged latest flows were detected, by any rule with evidence.
 	Detected, Judged int
 	Last             time.Time // verdict
@@ -20,7 +24,7 @@ type Known struct {
 // detected: those that are treated first, and of each kind the latest first; at most so many.
 // A treatment counts as over at now. It looks at some ten thousand pairs, and holds up Decide
 // for a millisecond or two.
-func (s *State) Known(now time.Time, most int, fits func(*Pair) bool) (all []Known) {
+func (s *State) Known(now time.Time, most int, fits func(*flow.Pair) bool) (all []Known) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, kind := range []kind{treated, suspect} {

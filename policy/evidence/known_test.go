@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/earlydrop/earlydrop/loader/flow"
 )
 
 // Known tells of pairs of which a flow was detected, those that are treated first.
@@ -21,7 +23,7 @@ func TestKnown(t *testing.T) {
 		decide(time.Duration(3+i)*time.Second, "192.0.2.3:443", 0.95)
 	}
 	decide(9*time.Second, "192.0.2.4:443", 0.6)
-	all := func(*Pair) bool { return true }
+	all := func(*flow.Pair) bool { return true }
 	known := s.Known(epoch.Add(10*time.Second), 10, all)
 	if len(known) != 3 {
 		t.Fatalf("%d pairs: %+v", len(known), known)
@@ -43,7 +45,7 @@ func TestKnown(t *testing.T) {
 	if known := s.Known(epoch, 1, all); len(known) != 1 {
 		t.Errorf("%d pairs instead of 1", len(known))
 	}
-	if known := s.Known(epoch, 10, func(p *Pair) bool { return p.Server.Port() == 80 }); len(known) != 0 {
+	if known := s.Known(epoch, 10, func(p *flow.Pair) bool { return p.Server.Port() == 80 }); len(known) != 0 {
 		t.Errorf("%+v", known)
 	}
 }

@@ -56,7 +56,7 @@ func (s *State) withinLimits(p *policy.Policy, m *flow.Meta, d policy.Decision) 
 	if m.Proven() {
 		b = &s.limits[1]
 	}
-	who := b.note(initiatorOf(m), now)
+	who := b.note(flow.Household(m.Initiator().Addr()), now)
 	if !d.Action.Blocks() || d.Scope == flow.ScopePair {
 		return d, Alert{} // it is not treated, or on evidence
 	}
@@ -72,7 +72,7 @@ func (s *State) withinLimits(p *policy.Policy, m *flow.Meta, d policy.Decision) 
 		b.pause(alert.Until)
 	}
 	s.counts.paused++
-	d.Action, d.TTL, d.Rate, d.Reason = flow.Pass, 0, 0, policy.ReasonPaused
+	d.Pass(policy.ReasonPaused)
 	return d, alert
 }
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"math/rand/v2"
 	"net"
@@ -57,6 +58,26 @@ type latency struct {
 
 	seconds     float64
 	times, late []float64
+}
+
+// runLatency is the whole command with -only latency.
+func runLatency(ctx context.Context, out io.Writer, o options) (err error) {
+	b, err := newBench(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.end()) }()
+	all, err := b.measureLatency(ctx)
+	if err != nil {
+		return err
+	}
+	if o.json {
+		return printJSON(out, all)
+	}
+	for _, l := range all {
+		fmt.Fprintln(out, l)
+	}
+	return nil
 }
 
 // measureLatency takes the figures of each way to read, in turn, a few times.

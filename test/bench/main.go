@@ -2,8 +2,8 @@
 
 // Command bench measures what forwarding through a gateway costs with earlydrop
 // attached, beside nothing, an XDP program that only passes, xdp-filter and
-// nftables, all in one run, and prints one table; or, with -passed, how many bytes of
-// a tunnel pass before it is cut. It works in network namespaces of its own, on veth
+// nftables, all in one run, and prints one table; or, with -only passed, how many bytes of
+// a tunnel pass before it is cut, or one of the other measurements. It works in network namespaces of its own, on veth
 // pairs with XDP in the driver, and needs root.
 package main
 
@@ -39,21 +39,25 @@ var packages = map[string]string{
 	"iperf3":     "iperf3",
 	"nft":        "nftables",
 	"nsenter":    "util-linux",
+	"setpriv":    "util-linux",
+	"taskset":    "util-linux",
 	"unshare":    "util-linux",
 	"xdp-filter": "xdp-tools",
 }
 
 // options are what the command line says.
 type options struct {
-	program string
-	rounds  int
-	length  time.Duration
-	json    bool
-	// passed asks for the bytes that pass before a cut, and nothing else.
-	passed      bool
+	program     string
+	rounds      int
+	length      time.Duration
+	json        bool
+	only        string // of the measurements; empty: all but the longest
 	connections int
-	// throughput asks for uploads past each hook, and nothing else.
-	throughput bool
+}
+
+// measurements are what there is to measure, by the option's name.
+var measurements = map[string]func(context.Context, io.Writer, options) error{
+	"": run, "passed": runPassed, "latency": runLatency, "overload": runOverload, "throughput": runThroughput,
 }
 
 func main() {
@@ -62,9 +66,6 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 3, "measure everything this many times, in turn, and take the medians")
 	flag.DurationVar(&o.length, "time", 1500*time.Millisecond, "length of each measurement")
 	flag.BoolVar(&o.json, "json", false, "print one JSON object, each round's figures included")
-	flag.BoolVar(&o.passed, "passed", false, "count how many bytes pass before a connection is cut, instead of all else")
-	flag.IntVar(&o.connections, "connections", 50, "with -passed: how many of each tunnel, direction and round trip")
-	flag.BoolVar(&o.throughput, "throughput", false, "measure uploads of 1 and 4 connections past each hook on veth pairs with their offloads, instead of all else")
 	flag.Parse()
 	if err := o.check(flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -72,14 +73,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	ctx, cancel := context.WithTimeout(ctx, o.limit())
-	do := run
-	switch {
-	case o.passed:
-		do = runPassed
-	case o.throughput:
-		do = runThroughput
-	}
-	err := do(ctx, os.Stdout, o)
+	err := measurements[o.only](ctx, os.Stdout, o)
 	if errors.Is(ctx.Err(), context.Canceled) {
 		err = errors.New("interrupted")
 	}
@@ -95,6 +89,8 @@ func (o options) check(args []string) error {
 	switch {
 	case len(args) > 0:
 		return fmt.Errorf("unexpected argument %q", args[0])
+	case measurements[o.only] == nil:
+		return fmt.Errorf("only %q: want passed, latency, overload or throughput", o.only)
 	case o.rounds < 1 || o.rounds > 100:
 		return fmt.Errorf("rounds %d: want 1 to 100", o.rounds)
 	case o.length < 100*time.Millisecond || o.length > time.Minute:
@@ -107,7 +103,7 @@ func (o options) check(args []string) error {
 
 // limit bounds the whole run, generously.
 func (o options) limit() time.Duration {
-	if o.passed {
+	if o.only == "passed" {
 		return time.Minute + time.Duration(o.connections)*time.Minute
 	}
 	return time.Minute + time.Duration(o.rounds*len(candidates))*(3*o.length+5*time.Second)
@@ -135,6 +131,7 @@ func missing() error {
 type bench struct {
 	rig        *rig.Rig
 	opts       options
+	dir        string // of temporary files
 	policyFile string
 
 	generators map[uint16]*generator // by destination port
@@ -142,45 +139,73 @@ type bench struct {
 	pass       *ebpf.Program
 }
 
-func run(ctx context.Context, out io.Writer, o options) (err error) {
+// newBench makes the lab. After an error there is nothing to end.
+func newBench(ctx context.Context, o options) (_ *bench, err error) {
 	if err := missing(); err != nil {
-		return err
+		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "ed-bench-")
-	if err != nil {
-		return err
+	b := &bench{opts: o, generators: map[uint16]*generator{}}
+	if b.dir, err = os.MkdirTemp("", "ed-bench-"); err != nil {
+		return nil, err
 	}
-	defer os.RemoveAll(dir)
-	if o.program == "" {
-		if o.program, err = rig.Build(ctx, dir); err != nil {
-			return err
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, b.end())
 		}
-	}
-	// It is started from another folder.
-	if o.program, err = filepath.Abs(o.program); err != nil {
-		return err
-	}
-	if _, err := os.Stat(o.program); err != nil {
-		return fmt.Errorf("the program to measure: %w", err)
+	}()
+	if b.opts.program, err = program(ctx, o.program, b.dir); err != nil {
+		return nil, err
 	}
 	l, err := lab.New(ctx, lab.Config{})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer func() { err = errors.Join(err, l.Close()) }()
-	b := &bench{opts: o, policyFile: filepath.Join(dir, "policy.yaml"), generators: map[uint16]*generator{}}
+	b.policyFile = filepath.Join(b.dir, "policy.yaml")
 	policy := fmt.Sprintf(policyText, netip.PrefixFrom(l.ServerAddr(4), 32), passedPort, iperfPort)
 	if err := os.WriteFile(b.policyFile, []byte(policy), 0o644); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	if b.rig, err = rig.New(ctx, l, b.opts.program); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return b, nil
+}
+
+// program returns the absolute path of the program to measure, which is built where none is
+// named: it is started from another folder.
+func program(ctx context.Context, name, dir string) (path string, err error) {
+	if name == "" {
+		if name, err = rig.Build(ctx, dir); err != nil {
+			return "", err
+		}
+	}
+	if path, err = filepath.Abs(name); err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(path); err != nil {
+		return "", fmt.Errorf("the program to measure: %w", err)
+	}
+	return path, nil
+}
+
+// end removes the lab.
+func (b *bench) end() error {
+	err := b.close()
+	if b.rig != nil {
+		err = errors.Join(err, b.rig.Lab.Close())
+	}
+	return errors.Join(err, os.RemoveAll(b.dir))
+}
+
+func run(ctx context.Context, out io.Writer, o options) (err error) {
+	b, err := newBench(ctx, o)
+	if err != nil {
 		return err
 	}
-	if b.rig, err = rig.New(ctx, l, o.program); err != nil {
-		return err
-	}
+	defer func() { err = errors.Join(err, b.end()) }()
 	if err := b.prepare(ctx); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, b.close()) }()
-
 	rep, err := b.measureAll(ctx)
 	if err != nil {
 		return err
@@ -223,16 +248,21 @@ func (b *bench) prepare(ctx context.Context) error {
 		return err
 	}
 	if b.pass, err = newPass(); err != nil {
-		return errors.Join(err, b.close())
+		return err
 	}
 	for _, port := range []uint16{passedPort, droppedPort} {
 		if b.generators[port], err = newGenerator(b.rig.Lab, port); err != nil {
 			delete(b.generators, port)
-			return errors.Join(err, b.close())
+			return err
 		}
 	}
-	if err := b.startIperf(ctx); err != nil {
-		return errors.Join(err, b.close())
+	addr := netip.AddrPortFrom(b.rig.ServerAddr(4), iperfPort)
+	server, err := b.rig.Lab.Start(b.rig.Server, "iperf3", "iperf3", "--server", "--port", fmt.Sprint(iperfPort))
+	if err == nil {
+		err = b.rig.WaitReady(ctx, b.rig.Server, addr, server)
+	}
+	if err != nil {
+		return err
 	}
 	return nil
 }
@@ -254,7 +284,10 @@ func (b *bench) close() error {
 	if b.pass != nil {
 		errs = append(errs, b.pass.Close())
 	}
-	return errors.Join(append(errs, b.sink.close())...)
+	if b.sink != nil {
+		errs = append(errs, b.sink.close())
+	}
+	return errors.Join(errs...)
 }
 
 // measureAll measures each candidate once a round. A round starts with another

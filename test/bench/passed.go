@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"time"
@@ -323,7 +322,7 @@ func bytesInWords(n uint64) string {
 	}
 }
 
-// runPassed is the whole command with -passed.
+// runPassed is the whole command with -only passed.
 func runPassed(ctx context.Context, out io.Writer, o options) (err error) {
 	if missing := lab.Missing(); missing != "" {
 		return errors.New(missing)
@@ -333,12 +332,7 @@ func runPassed(ctx context.Context, out io.Writer, o options) (err error) {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	if o.program == "" {
-		if o.program, err = rig.Build(ctx, dir); err != nil {
-			return err
-		}
-	}
-	if o.program, err = filepath.Abs(o.program); err != nil {
+	if o.program, err = program(ctx, o.program, dir); err != nil {
 		return err
 	}
 	rep, err := measurePassed(ctx, o.program, o.connections, roundTrips)

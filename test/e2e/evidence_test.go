@@ -5,6 +5,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"github.com/google/nftables/expr"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/why"
 	"github.com/earlydrop/earlydrop/policy"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
@@ -77,15 +79,46 @@ rules:
 			tr.stop()
 		}
 	}
-	s.pairDropped(d, tun, n)
-	s.saysWhy(tun, n+1)
+	treated := must(rig.Wait(s.ctx, d, "the pair", func(*event.PairTreated) bool { return true }))(t)
+	if treated.Server != tun.Server || treated.Action != "drop" || treated.Rule != "pairs" || treated.EvidenceFlows != 3 {
+		t.Errorf("treated: %+v", treated)
+	}
+	s.pairDropped(d, tun)
+	s.saysWhy(tun, n)
+	// A reload of the same policy leaves it.
+	must(s.Earlydrop(s.ctx, "reload"))(t)
+	s.pairDropped(d, tun)
 	last := s.stop(d)
-	if last.Counters["pairs_treated"] != 1 || last.Counters["pair_flows"] != 1 {
+	if last.Counters["pairs_treated"] != 1 || last.Counters["pair_connections"] < 2 || last.Counters["pair_flows"] != 0 {
 		t.Errorf("counters %v", last.Counters)
 	}
-	// The first connection that the next one sees is of a treated pair.
+
+	// The next program knows of it by its file.
 	d = s.attach(args...)
-	s.pairDropped(d, tun, 0)
+	must(rig.Wait(s.ctx, d, "the pair", func(*event.PairTreated) bool { return true }))(t)
+	s.pairDropped(d, tun)
+	// Without a program the kernel goes on, and the one after that adopts it.
+	d.Kill()
+	s.pairDropped(nil, tun)
+	d = s.attach(args...)
+	s.pairDropped(d, tun)
+	if n := len(rig.Of[*event.PairTreated](d.Events())); !d.Attached.Adopted || n != 0 {
+		t.Errorf("adopted is %v, and %d pairs are new", d.Attached.Adopted, n)
+	}
+	// Somebody ends it, and it takes as much evidence as at first.
+	must(s.Earlydrop(s.ctx, "pairs", "del", treated.Initiator.Addr().String(), tun.Server.String()))(t)
+	ended := must(rig.Wait(s.ctx, d, "the end of the pair", func(*event.PairEnded) bool { return true }))(t)
+	if ended.Reason != "by_hand" || ended.Connections == 0 || ended.DroppedPackets == 0 || ended.Server != tun.Server {
+		t.Errorf("ended: %+v", ended)
+	}
+	if audit := must(rig.Wait(s.ctx, d, "the audit", func(e *event.Audit) bool { return e.Action == "pairs_del" }))(t); audit.Pairs != 1 || audit.Outcome != event.Done {
+		t.Errorf("audit: %+v", audit)
+	}
+	tr := s.download(tun)
+	if v := must(d.Verdict(s.ctx, tun.Server, 0))(t); v.Decision == "drop" || v.Scope == "pair" {
+		t.Errorf("after the end: %s", v.Text(true))
+	}
+	tr.stop()
 	s.stop(d)
 }
 
@@ -110,17 +143,91 @@ func (s *scene) saysWhy(tun *lab.Tunnel, n int) {
 	}
 }
 
-// pairDropped makes sure that connection n to the tunnel is dropped as its pair is treated.
-func (s *scene) pairDropped(d *rig.Daemon, tun *lab.Tunnel, n int) {
+// pairDropped makes sure that of the next connection to the tunnel nothing passes and nothing is
+// captured, as its pair is treated. The daemon may be nil, where none is there.
+func (s *scene) pairDropped(d *rig.Daemon, tun *lab.Tunnel) {
 	s.t.Helper()
+	seen := func() (p status.Pair) {
+		all := must(s.Pairs(s.ctx))(s.t)
+		if len(all) != 1 || all[0].Server != tun.Server || all[0].Rule != "pairs" || all[0].Suspended {
+			s.t.Fatalf("pairs %+v", all)
+		}
+		return all[0]
+	}
+	before, handed, verdicts := seen(), s.captures(), 0
+	if d != nil {
+		verdicts = len(d.Verdicts(tun.Server))
+	}
 	tr := s.download(tun)
 	defer tr.stop()
-	v := must(d.Verdict(s.ctx, tun.Server, n))(s.t)
-	if v.Decision != "drop" || v.Reason != policy.ReasonPair || v.Scope != "pair" || !*v.Enforced {
-		s.t.Errorf("connection %d of a treated pair: %s", n, v.Text(true))
-		return
+	// Its SYN comes again and again.
+	err := rig.Until(s.ctx, func() (bool, error) {
+		p := seen()
+		return p.Connections > before.Connections && p.Packets >= before.Packets+2, nil
+	})
+	if err != nil {
+		s.t.Fatal(err)
 	}
-	s.stalled(tr, v)
+	if n := tr.bytes.Load(); n != 0 {
+		s.t.Errorf("%d bytes came", n)
+	}
+	if now := s.captures(); now != handed {
+		s.t.Errorf("%d captures were handed over", now-handed)
+	}
+	if d != nil && len(d.Verdicts(tun.Server)) != verdicts {
+		s.t.Error("there is a verdict on it")
+	}
+}
+
+// captures returns how many captures the kernel has handed over or is filling.
+func (s *scene) captures() uint64 {
+	s.t.Helper()
+	st := must(s.Status(s.ctx))(s.t)
+	return st.Counters["handed_full"] + st.Counters["handed_closed"] + st.Counters["handed_idle"] + uint64(st.Flows.Collecting)
+}
+
+// What has an end in a network of the allow-list is not captured, and passes; with exempt: false it is judged.
+func TestExemptNetworksAreNotCaptured(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, lab.Config{})
+	tun := must(s.StartShadowsocks(s.ctx, lab.ShadowsocksConfig{}))(t)
+	rules := must(os.ReadFile(s.policy("enforce", "10m")))(t)
+	allow := func(exempt string) string {
+		return s.file("allow.yaml", string(rules)+fmt.Sprintf("allow: [{cidr: %s/32%s}]\n", tun.Server.Addr(), exempt))
+	}
+	file := allow("")
+	d := s.attach("--policy", file)
+	s.complete("an exempt download", s.download(tun))
+	st := must(s.Status(s.ctx))(t)
+	if n := len(d.Verdicts(tun.Server)); n != 0 || s.captures() != 0 || st.Counters["exempt_flows"] == 0 {
+		t.Errorf("%d verdicts, counters %v", n, st.Counters)
+	}
+	allow(", exempt: false")
+	must(s.Earlydrop(s.ctx, "reload"))(t)
+	s.complete("a download that is judged", s.download(tun))
+	if v := must(d.Verdict(s.ctx, tun.Server, 0))(t); v.Decision != "pass" || v.Reason != policy.ReasonAllowList {
+		t.Errorf("judged: %s", v.Text(true))
+	}
+	s.stop(d)
+}
+
+// A flow whose block somebody has lifted goes on to its end, whatever verdict comes.
+func TestLiftedFlowGoesOn(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, lab.Config{ServerLink: slow})
+	d := s.enforce()
+	tr, v := s.blockedDownload(d)
+	must(s.Earlydrop(s.ctx, "blocked", "del", "-i", rig.Device, "tcp", v.Src.String(), v.Dst.String()))(t)
+	s.complete("the download after the block", tr)
+	if blocks := must(s.Blocks(s.ctx))(t); len(blocks) != 0 {
+		t.Errorf("blocks %+v", blocks)
+	}
+	for _, other := range d.Verdicts(tr.tunnel.Server) {
+		if other.Src == v.Src && other != v && (other.Decision != "pass" || other.Reason != policy.ReasonExempt) {
+			t.Errorf("judged again: %s", other.Text(true))
+		}
+	}
+	s.stop(d)
 }
 
 // Behind an interface where connections leave with its own addresses, all hosts are one

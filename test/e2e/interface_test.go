@@ -259,7 +259,7 @@ func TestMountNamespacesOfTheirOwn(t *testing.T) {
 	s := newScene(t, lab.Config{})
 	inNetns := func(args ...string) *exec.Cmd {
 		cmd := exec.CommandContext(s.ctx, "ip", append([]string{"netns", "exec", s.Gateway.Name, s.Binary()}, args...)...)
-		cmd.Env = append(os.Environ(), "EARLYDROP_CONTROL=none") // it is seen from everywhere
+		cmd.Env = append(os.Environ(), "EARLYDROP_CONTROL=none", "EARLYDROP_STATE="+s.Dir()) // they are seen from everywhere
 		return cmd
 	}
 	attach := inNetns("attach", "-i", rig.Device)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
+	"github.com/earlydrop/earlydrop/test/lab/flood"
 )
 
 // gateway is a lab whose gateway earlydrop is attached to, with a Shadowsocks tunnel
@@ -78,8 +79,8 @@ func (g *gateway) close(ctx context.Context) error {
 
 // flood starts a generator on the client; the returned function ends it and tells how
 // many frames it sent.
-func (g *gateway) flood(ctx context.Context, frames []floodFrame, rate int) (stop func() (uint64, error), err error) {
-	gen, err := newGenerator(g.Client, lab.ClientDev, frames...)
+func (g *gateway) flood(ctx context.Context, frames []flood.Frame, rate int) (stop func() (uint64, error), err error) {
+	gen, err := flood.New(g.Client, lab.ClientDev, frames...)
 	if err != nil {
 		return nil, err
 	}
@@ -87,8 +88,8 @@ func (g *gateway) flood(ctx context.Context, frames []floodFrame, rate int) (sto
 	var sent uint64
 	var running errgroup.Group
 	running.Go(func() (err error) {
-		sent, err = gen.run(ctx, rate)
-		return errors.Join(err, gen.close())
+		sent, err = gen.Run(ctx, rate)
+		return errors.Join(err, gen.Close())
 	})
 	return sync.OnceValues(func() (uint64, error) {
 		cancel()

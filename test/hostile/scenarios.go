@@ -20,6 +20,7 @@ import (
 
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
+	"github.com/earlydrop/earlydrop/test/lab/flood"
 )
 
 // options of a scenario.
@@ -57,7 +58,7 @@ func (r floodResult) share() float64 {
 // their flows has.
 var tcpFloods = map[string]struct {
 	what   string
-	frames func() ([]floodFrame, error)
+	frames func() ([]flood.Frame, error)
 }{
 	"flood":      {"SYNs", synFrames},
 	"forged":     {"SYNs, each followed by a byte", synByteFrames},

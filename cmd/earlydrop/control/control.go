@@ -8,11 +8,13 @@
 // edit blocks; root does all. Each change is an event of kind audit.
 //
 // The paths begin with /v1/. Fields and parameters may be added to a version; where one
-// changes its meaning or its type, or goes, there is a new one. Every answer but the
-// stream of events is one JSON object, also where it is an error:
+// changes its meaning or its type, or goes, there is a new one. Every answer but those with
+// events is one JSON object, also where it is an error:
 //
 //	GET    /v1/about    which daemon this is, and what its interfaces are called
 //	GET    /v1/status   what is attached, what was counted, what is worrying
+//	GET    /v1/pairs    treated pairs: the keys of PairFilter
+//	DELETE /v1/pairs    their treatment ends, and their evidence is forgotten: the keys of PairFilter but interface, or all=true
 //	GET    /v1/top      one look at all that a live view shows: limit
 //	GET    /v1/blocks   blocks: the keys of BlockFilter, sort, limit
 //	POST   /v1/blocks   AddBlock: a flow is dropped from now on
@@ -20,6 +22,7 @@
 //	POST   /v1/mode     SetMode: what is attached drops, or drops nothing, from now on; root only
 //	POST   /v1/reload   the policy file is read again; root only
 //	POST   /v1/model    UseModel: another model classifies from now on; root only
+//	GET    /v1/history  events that are kept, one JSON object on a line: the keys of HistoryQuery
 //	GET    /v1/why      why flows of an address were treated as they were: of, limit
 //	GET    /v1/events   events from now on, one JSON object on a line: the keys of EventFilter
 package control
@@ -33,6 +36,7 @@ import (
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/history"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/why"
 	"github.com/earlydrop/earlydrop/loader/flow"
@@ -53,6 +57,7 @@ type Gateway interface {
 	// Report tells of the gateway and its interfaces.
 	Report() (*status.Report, error)
 	TopGateway
+	PairGateway
 	// Blocks returns the blocks of all interfaces.
 	Blocks() ([]status.Block, error)
 	// Block drops a flow from now on, until its time to live is over, and reports whether
@@ -71,6 +76,8 @@ type Gateway interface {
 	// error without a result nothing was changed; with one, a part of what goes with it failed.
 	Reload() (*Reloaded, error)
 	UseModel(name string) (*Reloaded, error)
+	// History returns what keeps the events, nil if nothing does.
+	History() *history.History
 	// Why says what is remembered of decisions.
 	Why(*why.Query) *why.Answer
 	// Follow returns events from now on. So many of them may wait.

@@ -226,7 +226,7 @@ func TestFiltersSurviveTheirParameters(t *testing.T) {
 	}
 	e := url.Values{
 		"event": {"verdict,block_ended"}, "interface": {"eth0,eth1"}, "class": {"v2ray"}, "rule": {"tunnels"}, "decision": {"drop"}, "detected": {"true"},
-		"proto": {"tcp,udp"}, "cidr": {"10.0.0.0/8,2001:db8::/32"}, "src": {"10.0.0.1/32"}, "dst": {"192.0.2.0/24"},
+		"proto": {"tcp,udp"}, "cidr": {"10.0.0.0/8,2001:db8::/32"}, "src": {"10.0.0.1/32"}, "dst": {"192.0.2.0/24"}, "server": {"192.0.2.7:2,[2001:db8::1]:443"},
 	}
 	f, err := ParseEventFilter(e)
 	if err != nil || f.Values().Encode() != e.Encode() || len(e) != len(EventFilterKeys) {
@@ -262,6 +262,9 @@ func TestEventFilterMatches(t *testing.T) {
 		"src=10.0.0.0/8":                  {verdict}, // of the end of a block it is not known
 		"src=192.0.2.0/24":                nil,
 		"dst=192.0.2.0/24&decision=drop":  {verdict},
+		"server=192.0.2.7:2":              {verdict, ended},
+		"server=10.0.0.1:1":               {ended}, // which end it is, is not known
+		"server=192.0.2.7:3":              nil,
 		"dst=192.0.2.0/24&decision=pass":  nil,
 		"class=v2ray&interface=eth0,eth1": {verdict, ended},
 	} {

@@ -18,6 +18,7 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventtest"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/history"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/why"
 	"github.com/earlydrop/earlydrop/loader"
@@ -30,12 +31,15 @@ import (
 type fake struct {
 	room   int
 	reload error
+	kept   *history.History
 	log    *eventlog.Log
 	text   bytes.Buffer // of the log
 
 	mu     sync.Mutex
 	modes  map[string]policy.Mode
 	blocks map[string]map[flow.Key]loader.Block
+
+	forgotten bool // the pair
 }
 
 func newFake(t *testing.T) *fake {
@@ -159,6 +163,33 @@ func (f *fake) UseModel(name string) (*Reloaded, error) {
 	}
 	return nil, errors.New(name + ": no such model")
 }
+
+func (f *fake) History() *history.History { return f.kept }
+
+// Pairs are one of 10.0.0.1, on both interfaces.
+func (f *fake) Pairs() (all []status.Pair, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, name := range f.Interfaces() {
+		if !f.forgotten {
+			all = append(all, status.NewPair(name, &loader.Pair{Pair: fakePair, Flows: 2, Packets: 5, Bytes: 300, Class: "v2ray", Rule: "tunnels", Action: flow.Drop}))
+		}
+	}
+	return all, nil
+}
+
+func (f *fake) ForgetPair(p flow.Pair) ([]status.Pair, error) {
+	all, err := f.Pairs()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if p != fakePair || f.forgotten {
+		return nil, fmt.Errorf("%s: %w", p, ebpf.ErrKeyNotExist)
+	}
+	f.forgotten = true
+	return all, err
+}
+
+var fakePair = flow.Pair{Initiator: netip.MustParsePrefix("10.0.0.1/32"), Server: netip.MustParseAddrPort("192.0.2.7:443")}
 
 // Why knows a decision about 10.0.0.1.
 func (f *fake) Why(q *why.Query) *why.Answer {

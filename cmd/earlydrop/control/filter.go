@@ -197,10 +197,12 @@ type EventFilter struct {
 	Proto     []string       // tcp or udp
 	CIDR      []netip.Prefix // one of the ends is in it
 	Src, Dst  []netip.Prefix // of a verdict: the initiator's address, the other one's
+	// Server is where the flow goes to, address and port; where that is not known, either end.
+	Server []netip.AddrPort
 }
 
 // EventFilterKeys are the parameters of an EventFilter. Values have commas between them.
-var EventFilterKeys = []string{"event", "interface", "class", "rule", "decision", "detected", "proto", "cidr", "src", "dst"}
+var EventFilterKeys = []string{"event", "interface", "class", "rule", "decision", "detected", "proto", "cidr", "src", "dst", "server"}
 
 // words returns the fields that are words, with what they may be; nil: anything.
 func (f *EventFilter) words() map[string]struct {
@@ -252,6 +254,15 @@ func ParseEventFilter(v url.Values) (*EventFilter, error) {
 			*field = append(*field, p)
 		}
 	}
+	if v.Has("server") {
+		for value := range strings.SplitSeq(v.Get("server"), ",") {
+			server, err := netip.ParseAddrPort(value)
+			if err != nil || server.Addr().Zone() != "" {
+				return nil, fmt.Errorf("server: %q is no endpoint: write ADDRESS:PORT, IPv6 as [ADDRESS]:PORT", value)
+			}
+			f.Server = append(f.Server, netip.AddrPortFrom(server.Addr().Unmap(), server.Port()))
+		}
+	}
 	return f, nil
 }
 
@@ -272,41 +283,24 @@ func (f *EventFilter) Values() url.Values {
 			v.Set(key, strings.Join(texts, ","))
 		}
 	}
+	if len(f.Server) > 0 {
+		var texts []string
+		for _, server := range f.Server {
+			texts = append(texts, server.String())
+		}
+		v.Set("server", strings.Join(texts, ","))
+	}
 	return v
 }
 
 // Match reports whether an event is meant.
 func (f *EventFilter) Match(e event.Event) bool {
-	var is struct {
-		iface, rule, decision, detected, proto string
-		classes                                []string
-		ends                                   *event.Endpoints
-		directed                               bool // the initiator is known
-	}
-	switch e := e.(type) {
-	case *event.Verdict:
-		is.iface, is.rule, is.decision, is.detected = e.Interface, e.Rule, e.Decision, strconv.FormatBool(e.Detected)
-		is.classes, is.ends, is.directed = append([]string{e.Class}, e.RuleClasses...), &e.Endpoints, true
-	case *event.BlockEnded:
-		is.iface, is.rule, is.classes, is.ends = e.Interface, e.Rule, []string{e.Class}, &e.Endpoints
-	case *event.Disagreed:
-		is.iface, is.ends, is.directed = e.Interface, &e.Endpoints, true
-		is.classes = []string{e.First.Class, e.Second.Class}
-	case *event.Attached:
-		is.iface = e.Interface
-	case *event.Waiting:
-		is.iface = e.Interface
-	case *event.LeftOut:
-		is.iface = e.Interface
-	case *event.ModeChanged:
-		is.iface = e.Interface
-	case *event.LimitReached:
-		is.iface = e.Interface
-	case *event.Audit:
-		is.iface = e.Interface
-	case *event.Ended:
-		is.iface = e.Interface
-	}
+	p := event.PropertiesOf(e)
+	return f.Fits(&p)
+}
+
+// Fits reports whether an event with such properties is meant.
+func (f *EventFilter) Fits(p *event.Properties) bool {
 	in := func(list []netip.Prefix, known bool, addrs ...netip.AddrPort) bool {
 		return len(list) == 0 || known && slices.ContainsFunc(list, func(p netip.Prefix) bool {
 			return slices.ContainsFunc(addrs, func(a netip.AddrPort) bool { return p.Contains(a.Addr()) })
@@ -315,13 +309,16 @@ func (f *EventFilter) Match(e event.Event) bool {
 	one := func(list []string, values ...string) bool {
 		return len(list) == 0 || slices.ContainsFunc(values, func(v string) bool { return v != "" && slices.Contains(list, v) })
 	}
-	var src, dst netip.AddrPort
-	if is.ends != nil {
-		src, dst, is.proto = is.ends.Src, is.ends.Dst, is.ends.Proto
+	at := func(list []netip.AddrPort, ends ...netip.AddrPort) bool {
+		return len(list) == 0 || slices.ContainsFunc(ends, func(end netip.AddrPort) bool { return slices.Contains(list, end) })
 	}
-	return one(f.Event, e.Kind()) && one(f.Interface, is.iface) && one(f.Class, is.classes...) && one(f.Rule, is.rule) &&
-		one(f.Decision, is.decision) && one(f.Detected, is.detected) && one(f.Proto, is.proto) &&
-		in(f.CIDR, is.ends != nil, src, dst) && in(f.Src, is.directed, src) && in(f.Dst, is.directed, dst)
+	servers := []netip.AddrPort{p.Dst, p.Src}
+	if p.Directed {
+		servers = servers[:1]
+	}
+	return one(f.Event, p.Kind) && one(f.Interface, p.Interface) && one(f.Class, p.Classes...) && one(f.Rule, p.Rule) &&
+		one(f.Decision, p.Decision) && one(f.Detected, p.Detected) && one(f.Proto, p.Proto) && at(f.Server, servers...) &&
+		in(f.CIDR, true, p.Src, p.Dst) && in(f.Src, p.Directed, p.Src) && in(f.Dst, p.Directed, p.Dst)
 }
 
 // parseCIDR reads a prefix, or an address, which is the prefix of itself.

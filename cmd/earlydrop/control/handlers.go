@@ -26,6 +26,7 @@ import (
 var actions = map[string]string{
 	"POST /v1/blocks":   "blocked_add",
 	"DELETE /v1/blocks": "blocked_del",
+	"DELETE /v1/pairs":  "pairs_del",
 	"POST /v1/mode":     "mode",
 	"POST /v1/reload":   "reload",
 	"POST /v1/model":    "model",

@@ -22,6 +22,7 @@ import (
 const (
 	maxConns     = 32 // of root, and of all others together
 	maxStreams   = 4  // the same
+	maxSearches  = 4  // the same
 	maxHeader    = 8 << 10
 	maxBody      = 16 << 10
 	headerWithin = 5 * time.Second
@@ -48,6 +49,7 @@ type Server struct {
 	served  chan struct{} // closed when no connection is accepted any more; nil: not begun
 
 	conns, streams quota
+	searches       quota
 	tooMany        quota         // connections that are refused
 	walking        sync.Mutex    // one at a time walks the tables
 	refusals       *rate.Limiter // of audit events of what was refused
@@ -65,7 +67,7 @@ func Listen(c Config) (*Server, error) {
 	ctx, ending := context.WithCancel(context.Background())
 	s := &Server{
 		config: c, socket: l, ending: ending,
-		conns: quota{most: maxConns}, tooMany: quota{most: maxConns}, streams: quota{most: maxStreams},
+		conns: quota{most: maxConns}, tooMany: quota{most: maxConns}, streams: quota{most: maxStreams}, searches: quota{most: maxSearches},
 		refusals: rate.NewLimiter(5, 20),
 	}
 	s.http = &http.Server{
@@ -250,6 +252,7 @@ func (s *Server) endpoints() map[string]map[string]endpoint {
 	return map[string]map[string]endpoint{
 		"/v1/about":  {"GET": {rightEdit, s.getAbout}},
 		"/v1/status": {"GET": {rightEdit, s.getStatus}},
+		"/v1/pairs":  {"GET": {rightEdit, s.listPairs}, "DELETE": {rightEdit, s.forgetPairs}},
 		"/v1/top":    {"GET": {rightEdit, s.getTop}},
 		"/v1/blocks": {"GET": {rightEdit, s.listBlocks}, "POST": {rightEdit, s.addBlock}, "DELETE": {rightEdit, s.liftBlocks}},
 		"/v1/reload": {"POST": {rightRoot, s.reload}},
@@ -257,6 +260,8 @@ func (s *Server) endpoints() map[string]map[string]endpoint {
 		"/v1/mode":   {"POST": {rightRoot, s.setMode}},
 		"/v1/why":    {"GET": {rightEdit, s.getWhy}},
 		"/v1/events": {"GET": {rightEdit, s.streamEvents}},
+
+		"/v1/history": {"GET": {rightEdit, s.searchHistory}},
 	}
 }
 

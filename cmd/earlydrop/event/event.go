@@ -18,11 +18,14 @@ import (
 	"github.com/earlydrop/earlydrop/policy"
 )
 
-// Event is one of *Attached, *Waiting, *Verdict, *BlockEnded, *LeftOut,
+// Event is one of *Attached, *Waiting, *Verdict, *BlockEnded, *PairTreated, *PairEnded, *LeftOut,
 // *ModeChanged, *Reloaded, *DeviceFailed, *Disagreed, *Audit, *Lost, *LimitReached and *Ended.
 type Event interface {
 	// Kind is what the event is called in its field "event".
 	Kind() string
+	// When is the event's field "time".
+	When() time.Time
+	head() *Head
 }
 
 // The kinds of events.
@@ -31,6 +34,8 @@ const (
 	KindWaiting     = "waiting"
 	KindVerdict     = "verdict"
 	KindBlockEnded  = "block_ended"
+	KindPairTreated = "pair_treated"
+	KindPairEnded   = "pair_ended"
 	KindLeftOut     = "left_out"
 	KindModeChanged = "mode_changed"
 	KindReloaded    = "reloaded"
@@ -44,7 +49,7 @@ const (
 
 // Kinds are all of them.
 var Kinds = []string{
-	KindAttached, KindWaiting, KindVerdict, KindBlockEnded, KindLeftOut, KindModeChanged, KindReloaded, KindDevice, KindDisagreed, KindAudit, KindLost, KindLimit, KindEnded,
+	KindAttached, KindWaiting, KindVerdict, KindBlockEnded, KindPairTreated, KindPairEnded, KindLeftOut, KindModeChanged, KindReloaded, KindDevice, KindDisagreed, KindAudit, KindLost, KindLimit, KindEnded,
 }
 
 // Kind implements Event.
@@ -52,6 +57,8 @@ func (*Attached) Kind() string     { return KindAttached }
 func (*Waiting) Kind() string      { return KindWaiting }
 func (*Verdict) Kind() string      { return KindVerdict }
 func (*BlockEnded) Kind() string   { return KindBlockEnded }
+func (*PairTreated) Kind() string  { return KindPairTreated }
+func (*PairEnded) Kind() string    { return KindPairEnded }
 func (*LeftOut) Kind() string      { return KindLeftOut }
 func (*ModeChanged) Kind() string  { return KindModeChanged }
 func (*Reloaded) Kind() string     { return KindReloaded }
@@ -62,13 +69,31 @@ func (*Lost) Kind() string         { return KindLost }
 func (*LimitReached) Kind() string { return KindLimit }
 func (*Ended) Kind() string        { return KindEnded }
 
+// When implements Event.
+func (e *Attached) When() time.Time     { return e.Time }
+func (e *Waiting) When() time.Time      { return e.Time }
+func (e *Verdict) When() time.Time      { return e.Time }
+func (e *BlockEnded) When() time.Time   { return e.Time }
+func (e *LeftOut) When() time.Time      { return e.Time }
+func (e *LimitReached) When() time.Time { return e.Time }
+func (e *ModeChanged) When() time.Time  { return e.Time }
+func (e *Reloaded) When() time.Time     { return e.Time }
+func (e *PairEnded) When() time.Time    { return e.Time }
+func (e *PairTreated) When() time.Time  { return e.Time }
+func (e *DeviceFailed) When() time.Time { return e.Time }
+func (e *Disagreed) When() time.Time    { return e.Time }
+func (e *Audit) When() time.Time        { return e.Time }
+func (e *Lost) When() time.Time         { return e.Time }
+func (e *Ended) When() time.Time        { return e.Time }
+
 // Attached says that an interface is watched from now on.
 type Attached struct {
-	Time      time.Time      `json:"time"`
-	Event     word[attached] `json:"event"`
-	Interface string         `json:"interface"`
-	Mode      string         `json:"mode"`
-	Ingress   string         `json:"ingress"` // xdp, tcx or clsact
+	Time  time.Time      `json:"time"`
+	Event word[attached] `json:"event"`
+	Head
+	Interface string `json:"interface"`
+	Mode      string `json:"mode"`
+	Ingress   string `json:"ingress"` // xdp, tcx or clsact
 	// IngressWhy tells, in a line, why that hook was taken.
 	IngressWhy string `json:"ingress_why"`
 	XDP        string `json:"xdp"`     // native, generic, or none where ingress is not xdp
@@ -80,10 +105,11 @@ type Attached struct {
 
 // Waiting says that an interface is not watched, and will be as soon as it can be.
 type Waiting struct {
-	Time      time.Time     `json:"time"`
-	Event     word[waiting] `json:"event"`
-	Interface string        `json:"interface"`
-	Error     string        `json:"error,omitempty"` // why not, where it is there
+	Time  time.Time     `json:"time"`
+	Event word[waiting] `json:"event"`
+	Head
+	Interface string `json:"interface"`
+	Error     string `json:"error,omitempty"` // why not, where it is there
 }
 
 // Endpoints are the two ends of a flow. Of a verdict, Src is the initiator. Of the end of
@@ -100,11 +126,12 @@ type Endpoints struct {
 type Verdict struct {
 	// Time is when the verdict was in the kernel's map, or, of a file, the time of the
 	// capture's clock at which the flow would have been handed over.
-	Time      time.Time     `json:"time"`
-	Event     word[verdict] `json:"event"`
-	Interface string        `json:"interface,omitempty"` // live
-	File      string        `json:"file,omitempty"`      // replay: where the flow begins
-	Mode      string        `json:"mode,omitempty"`      // live
+	Time  time.Time     `json:"time"`
+	Event word[verdict] `json:"event"`
+	Head
+	Interface string `json:"interface,omitempty"` // live
+	File      string `json:"file,omitempty"`      // replay: where the flow begins
+	Mode      string `json:"mode,omitempty"`      // live
 	Endpoints
 	Start time.Time `json:"start"` // arrival of the flow's first packet, in UTC
 
@@ -166,9 +193,10 @@ type Verdict struct {
 
 // BlockEnded says that the kernel drops a flow no longer.
 type BlockEnded struct {
-	Time      time.Time        `json:"time"`
-	Event     word[blockEnded] `json:"event"`
-	Interface string           `json:"interface"`
+	Time  time.Time        `json:"time"`
+	Event word[blockEnded] `json:"event"`
+	Head
+	Interface string `json:"interface"`
 	Endpoints
 	Class          string `json:"class,omitempty"` // the likeliest of the rule's classes; none of a block by hand
 	Rule           string `json:"rule,omitempty"`
@@ -177,22 +205,75 @@ type BlockEnded struct {
 	DroppedBytes   uint64 `json:"dropped_bytes"`
 }
 
+// PairEnds are the initiator and the server of a pair.
+type PairEnds struct {
+	Initiator netip.Prefix   `json:"initiator"` // an IPv4 address (/32), or an IPv6 network (/64)
+	Server    netip.AddrPort `json:"server"`
+	Proto     string         `json:"proto"` // tcp
+	VLAN      uint16         `json:"vlan,omitempty"`
+	InnerVLAN uint16         `json:"inner_vlan,omitempty"`
+}
+
+// EndsOf returns the ends of a pair.
+func EndsOf(p flow.Pair) PairEnds {
+	return PairEnds{p.Initiator, p.Server, flow.TCP.String(), p.VLAN, p.InnerVLAN}
+}
+
+// Pair returns the pair.
+func (e *PairEnds) Pair() flow.Pair {
+	return flow.Pair{Initiator: e.Initiator, Server: e.Server, VLAN: e.VLAN, InnerVLAN: e.InnerVLAN}
+}
+
+// PairTreated says that the kernel treats all connections of a pair from now on that begin at
+// the interface, from their SYN on; in mode monitor that is suspended.
+type PairTreated struct {
+	Time  time.Time         `json:"time"`
+	Event word[pairTreated] `json:"event"`
+	Head
+	Interface string `json:"interface"`
+	PairEnds
+	Class          string    `json:"class"`
+	Rule           string    `json:"rule"`
+	Action         string    `json:"action"`         // drop, reset or limit
+	Rate           uint64    `json:"rate,omitempty"` // bytes per second that pass of each connection, with limit
+	Until          time.Time `json:"until"`
+	EvidenceFlows  int       `json:"evidence_flows,omitempty"` // as of Verdict
+	EvidenceJudged int       `json:"evidence_judged,omitempty"`
+}
+
+// PairEnded says that the kernel treats a pair's connections no longer.
+type PairEnded struct {
+	Time  time.Time       `json:"time"`
+	Event word[pairEnded] `json:"event"`
+	Head
+	Interface string `json:"interface"`
+	PairEnds
+	Class          string `json:"class"`
+	Rule           string `json:"rule"`
+	Reason         string `json:"reason"`          // why it ended
+	Connections    uint64 `json:"connections"`     // that began meanwhile
+	DroppedPackets uint64 `json:"dropped_packets"` // SYNs
+	DroppedBytes   uint64 `json:"dropped_bytes"`
+}
+
 // LeftOut says how many verdicts on flows that pass undetected were not written since
 // the last event of this kind.
 type LeftOut struct {
-	Time          time.Time     `json:"time"`
-	Event         word[leftOut] `json:"event"`
-	Interface     string        `json:"interface"`
-	PassesLeftOut uint64        `json:"passes_left_out"`
+	Time  time.Time     `json:"time"`
+	Event word[leftOut] `json:"event"`
+	Head
+	Interface     string `json:"interface"`
+	PassesLeftOut uint64 `json:"passes_left_out"`
 }
 
 // LimitReached is an alert: rules treated flows of so many initiators that what they do
 // without evidence pauses.
 type LimitReached struct {
-	Time      time.Time          `json:"time"`
-	Event     word[limitReached] `json:"event"`
-	Interface string             `json:"interface"` // of the flow that was one too many
-	Limit     string             `json:"limit"`     // flows or share
+	Time  time.Time          `json:"time"`
+	Event word[limitReached] `json:"event"`
+	Head
+	Interface string `json:"interface"` // of the flow that was one too many
+	Limit     string `json:"limit"`     // flows or share
 	// Proven is true where it is about connections whose handshake both ends have made, and
 	// false where about others, whose initiators may be forged. Each kind pauses by itself.
 	Proven     bool      `json:"proven"`
@@ -204,17 +285,19 @@ type LimitReached struct {
 // ModeChanged says that somebody changed the mode of an interface. Monitor suspends its
 // blocks, enforce takes them up again.
 type ModeChanged struct {
-	Time      time.Time         `json:"time"`
-	Event     word[modeChanged] `json:"event"`
-	Interface string            `json:"interface"`
-	Mode      string            `json:"mode"` // since then
+	Time  time.Time         `json:"time"`
+	Event word[modeChanged] `json:"event"`
+	Head
+	Interface string `json:"interface"`
+	Mode      string `json:"mode"` // since then
 }
 
 // Reloaded says that the policy was loaded again, or another model taken over; with Error,
 // that it could not be, and nothing has changed.
 type Reloaded struct {
-	Time         time.Time       `json:"time"`
-	Event        word[reloaded]  `json:"event"`
+	Time  time.Time      `json:"time"`
+	Event word[reloaded] `json:"event"`
+	Head
 	Policy       string          `json:"policy"` // file, or built-in
 	Model        string          `json:"model"`  // name and version, since then
 	Was          string          `json:"model_was,omitempty"`
@@ -226,21 +309,23 @@ type Reloaded struct {
 // DeviceFailed is an alert: a device that computes a model failed, and another one does since. No
 // verdict is lost for it.
 type DeviceFailed struct {
-	Time    time.Time          `json:"time"`
-	Event   word[deviceFailed] `json:"event"`
-	Device  string             `json:"device"`
-	Instead string             `json:"instead"` // the device that computes since
-	Model   string             `json:"model"`   // name and version
-	Error   string             `json:"error"`   // of the device
+	Time  time.Time          `json:"time"`
+	Event word[deviceFailed] `json:"event"`
+	Head
+	Device  string `json:"device"`
+	Instead string `json:"instead"` // the device that computes since
+	Model   string `json:"model"`   // name and version
+	Error   string `json:"error"`   // of the device
 }
 
 // Disagreed says that the second model (attach --shadow) names a flow otherwise than the first,
 // or that the policy would treat it otherwise then. Nothing else comes of it. Not every such
 // flow has an event.
 type Disagreed struct {
-	Time      time.Time       `json:"time"`
-	Event     word[disagreed] `json:"event"`
-	Interface string          `json:"interface"`
+	Time  time.Time       `json:"time"`
+	Event word[disagreed] `json:"event"`
+	Head
+	Interface string `json:"interface"`
 	Endpoints
 	First  Opinion `json:"first"`
 	Second Opinion `json:"second"`
@@ -258,15 +343,17 @@ type Opinion struct {
 type Audit struct {
 	Time  time.Time   `json:"time"`
 	Event word[audit] `json:"event"`
+	Head
 	// UID, GID and PID are the kernel's word on who connected, at the time of that.
 	UID       uint32 `json:"uid"`
 	GID       uint32 `json:"gid"`
 	PID       int32  `json:"pid"`
-	Action    string `json:"action"`              // blocked_add, blocked_del, reload, mode or model
+	Action    string `json:"action"`              // blocked_add, blocked_del, pairs_del, reload, mode or model
 	Outcome   string `json:"outcome"`             // done, refused (nothing was changed) or failed (something may be)
 	Interface string `json:"interface,omitempty"` // the one that was named
 	Asked     string `json:"asked,omitempty"`     // what for, in words
 	Blocks    int    `json:"blocks,omitempty"`    // that were made or removed
+	Pairs     int    `json:"pairs,omitempty"`     // whose treatment was ended
 	Error     string `json:"error,omitempty"`     // why it was refused, or failed
 }
 
@@ -280,15 +367,17 @@ const (
 // Lost says, in the stream of a reader that was too slow, how many events that reader
 // did not get since the last event of this kind. It is in no file.
 type Lost struct {
-	Time       time.Time  `json:"time"`
-	Event      word[lost] `json:"event"`
-	EventsLost uint64     `json:"events_lost"`
+	Time  time.Time  `json:"time"`
+	Event word[lost] `json:"event"`
+	Head
+	EventsLost uint64 `json:"events_lost"`
 }
 
 // Ended says that an interface is not watched any more, and what it came to.
 type Ended struct {
-	Time      time.Time         `json:"time"`
-	Event     word[ended]       `json:"event"`
+	Time  time.Time   `json:"time"`
+	Event word[ended] `json:"event"`
+	Head
 	Interface string            `json:"interface"`
 	Mode      string            `json:"mode"`
 	Classes   map[string]uint64 `json:"classes,omitempty"`  // flows by class
@@ -338,6 +427,8 @@ type (
 	waiting      struct{}
 	verdict      struct{}
 	blockEnded   struct{}
+	pairTreated  struct{}
+	pairEnded    struct{}
 	leftOut      struct{}
 	modeChanged  struct{}
 	reloaded     struct{}
@@ -353,6 +444,8 @@ func (attached) kind() string     { return KindAttached }
 func (waiting) kind() string      { return KindWaiting }
 func (verdict) kind() string      { return KindVerdict }
 func (blockEnded) kind() string   { return KindBlockEnded }
+func (pairTreated) kind() string  { return KindPairTreated }
+func (pairEnded) kind() string    { return KindPairEnded }
 func (leftOut) kind() string      { return KindLeftOut }
 func (modeChanged) kind() string  { return KindModeChanged }
 func (reloaded) kind() string     { return KindReloaded }
@@ -400,6 +493,10 @@ func Decode(line []byte) (Event, error) {
 		e = new(Verdict)
 	case KindBlockEnded:
 		e = new(BlockEnded)
+	case KindPairTreated:
+		e = new(PairTreated)
+	case KindPairEnded:
+		e = new(PairEnded)
 	case KindModeChanged:
 		e = new(ModeChanged)
 	case KindLeftOut:

@@ -73,6 +73,8 @@ func replayed() *event.Verdict {
 func every() map[string]event.Event {
 	at := time.Date(2026, 11, 25, 1, 2, 3, 4, time.UTC)
 	ends := event.Endpoints{Src: netip.MustParseAddrPort("10.0.0.1:1"), Dst: netip.MustParseAddrPort("10.0.0.2:2"), Proto: "udp", VLAN: 7, InnerVLAN: 8}
+	pairEnds := event.PairEnds{Initiator: netip.MustParsePrefix("10.0.0.1/32"), Server: ends.Dst, Proto: "tcp", VLAN: 7, InnerVLAN: 8}
+	pair6Ends := event.PairEnds{Initiator: netip.MustParsePrefix("fd00::/64"), Server: netip.MustParseAddrPort("[2001:db8::7]:443"), Proto: "tcp"}
 	s := &flow.Sample{}
 	s.Reset()
 	s.Key, _ = flow.NewKey(ends.Src, ends.Dst, flow.UDP, 0, 0)
@@ -82,7 +84,7 @@ func every() map[string]event.Event {
 	leastLive, leastReplayed, not := *least, *least, false
 	leastLive.Interface, leastLive.Mode, leastLive.Enforced = "eth0", "monitor", &not
 	leastReplayed.File, leastReplayed.FlowPackets, leastReplayed.FlowBytes = "a.pcap", 1, 60
-	return map[string]event.Event{
+	all := map[string]event.Event{
 		"attached":            &event.Attached{Time: at, Interface: "eth0", Mode: "monitor", Ingress: "xdp", IngressWhy: "it was asked for", XDP: "native", Egress: "tcx", Adopted: true, Policy: "built-in", Model: "compact 1"},
 		"waiting":             &event.Waiting{Time: at, Interface: "eth0"},
 		"waiting, refused":    &event.Waiting{Time: at, Interface: "eth0", Error: "another XDP program is attached to eth0"},
@@ -92,7 +94,12 @@ func every() map[string]event.Event {
 		"verdict, few":        &leastReplayed,
 		"block ended":         &event.BlockEnded{Time: at, Interface: "eth0", Endpoints: ends, Class: "v2ray", Rule: "tunnels", Reason: "expired", DroppedPackets: 1, DroppedBytes: 2},
 		"block ended by hand": &event.BlockEnded{Time: at, Interface: "eth0", Endpoints: event.Endpoints{Src: ends.Src, Dst: ends.Dst, Proto: "tcp"}, Reason: "expired"},
-		"left out":            &event.LeftOut{Time: at, Interface: "eth0", PassesLeftOut: 3},
+		"pair treated": &event.PairTreated{Time: at, Interface: "eth0", PairEnds: pairEnds, Class: "v2ray", Rule: "tunnels", Action: "limit", Rate: 8000,
+			Until: at.Add(time.Hour), EvidenceFlows: 3, EvidenceJudged: 4},
+		"pair treated, few": &event.PairTreated{Time: at, Interface: "eth0", PairEnds: pair6Ends, Class: "v2ray", Rule: "tunnels", Action: "drop", Until: at.Add(time.Hour)},
+		"pair ended": &event.PairEnded{Time: at, Interface: "eth0", PairEnds: pairEnds, Class: "v2ray", Rule: "tunnels", Reason: "time", Connections: 2,
+			DroppedPackets: 5, DroppedBytes: 300},
+		"left out": &event.LeftOut{Time: at, Interface: "eth0", PassesLeftOut: 3},
 		"reloaded": &event.Reloaded{Time: at, Policy: "p.yaml", Model: "compact 2", Was: "compact 1", BlocksLifted: 3, Error: "p.yaml:1:1: no", Changes: &policy.Changes{
 			Mode: "enforce", RulesAdded: []string{"a"}, RulesRemoved: []string{"b"}, RulesChanged: []string{"c"}, Reordered: true, SetsChanged: []string{"own"},
 			AllowAdded: []string{"port 1"}, AllowRemoved: []string{"port 2"}, Other: true}},
@@ -102,13 +109,20 @@ func every() map[string]event.Event {
 			Second: event.Opinion{Model: "compact 2", Class: "background", Confidence: 0.8, Decision: "pass"}},
 		"mode changed": &event.ModeChanged{Time: at, Interface: "eth0", Mode: "enforce"},
 		"audit": &event.Audit{Time: at, UID: 1000, GID: 100, PID: 4242, Action: "blocked_del", Outcome: event.Failed, Interface: "eth0", Asked: "cidr 10.0.0.0/8",
-			Blocks: 3, Error: "it was detached"},
+			Blocks: 3, Pairs: 2, Error: "it was detached"},
 		"audit, few":        &event.Audit{Time: at, Action: "reload", Outcome: event.Done},
 		"limit reached":     &event.LimitReached{Time: at, Interface: "eth0", Limit: "share", Proven: true, Initiators: 12, Treated: 4, Until: at.Add(10 * time.Minute)},
 		"lost":              &event.Lost{Time: at, EventsLost: 3},
 		"ended":             &event.Ended{Time: at, Interface: "eth0", Mode: "enforce", Classes: map[string]uint64{"v2ray": 1}, Counters: map[string]uint64{"syns": 5}, Persisted: true, Error: "interface eth0 was removed"},
 		"ended, of nothing": &event.Ended{Time: at, Interface: "eth0", Mode: "monitor"},
 	}
+	var ids event.IDs
+	for name, e := range all {
+		if !strings.HasSuffix(name, "few") {
+			ids.Identify(e)
+		}
+	}
+	return all
 }
 
 // What is written is read again as it was, and others' words are not taken for it.
@@ -138,7 +152,7 @@ func TestEventsSurviveTheirJSON(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.AddrPort{}), cmpopts.EquateEmpty()); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.AddrPort{}, netip.Prefix{}), cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("events (-written +read):\n%s", diff)
 	}
 	for line, want := range map[string]string{

@@ -124,6 +124,18 @@ func (b *BlockEnded) Text() string {
 }
 
 // Text returns the event as a line for people, without its end.
+func (p *PairTreated) Text() string {
+	return fmt.Sprintf("%s  pair treated  %s  %s %s until %s on %s  %s (%d of %d flows)", Clock(p.Time), p.Pair(), p.Class, p.Action,
+		Clock(p.Until), p.Interface, p.Rule, p.EvidenceFlows, p.EvidenceJudged)
+}
+
+// Text returns the event as a line for people, without its end.
+func (p *PairEnded) Text() string {
+	return fmt.Sprintf("%s  pair ended  %s  %s on %s, %d connections, dropped %d packets, %s  %s", Clock(p.Time), p.Pair(), p.Class, p.Interface,
+		p.Connections, p.DroppedPackets, ByteCount(p.DroppedBytes), p.Reason)
+}
+
+// Text returns the event as a line for people, without its end.
 func (l *LimitReached) Text() string {
 	kind := "proven connections"
 	if !l.Proven {
@@ -184,6 +196,9 @@ func (a *Audit) Text() string {
 	}
 	if a.Blocks != 0 {
 		line += fmt.Sprintf("  %d blocks", a.Blocks)
+	}
+	if a.Pairs != 0 {
+		line += fmt.Sprintf("  %d pairs", a.Pairs)
 	}
 	if a.Error != "" {
 		line += ": " + a.Error

@@ -58,6 +58,7 @@ type attachment struct {
 	tidied  pulse
 	told    toldMode
 	known   knownFlows // that are blocked
+	pairs   kernelPairs
 
 	// Of each kind one warning per second.
 	warnClassify, warnBlock, warnRead, warnTidy rate.Sometimes
@@ -248,6 +249,11 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 		}
 	}
 	decided := time.Now()
+	// Somebody has lifted a block of the flow; of its pair, the decision is as it was.
+	lifted := errors.Is(err, loader.ErrExempt)
+	if lifted {
+		err = nil
+	}
 	var failed error // to block
 	if err != nil {
 		a.counts[countNotBlocked].Add(1)
@@ -275,23 +281,34 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	switch decision.Reason {
 	case policy.ReasonEvidence:
 		a.counts[countPairs].Add(1)
+		a.treatPair(s.Pair())
 	case policy.ReasonPair:
 		a.counts[countPairFlows].Add(1)
 	case policy.ReasonPaused:
 		a.counts[countPaused].Add(1)
+	}
+	if lifted {
+		decision.Pass(policy.ReasonExempt)
 	}
 	n, _ := a.classes.LoadOrStore(decision.Class, new(atomic.Uint64))
 	n.(*atomic.Uint64).Add(1)
 	a.countDecision(&s.Meta, &decision, enforced, decided)
 	a.latency.add(decided, decided.Sub(s.Start.Add(s.Elapsed)))
 	a.shadow(s, &r, j)
-	o := outcome{judge: j, mode: mode, enforced: enforced, failed: failed, at: decided, earlier: blockedBefore}
+	o := outcome{id: g.config.Events.NewID(decided), judge: j, mode: mode, enforced: enforced, failed: failed, at: decided, earlier: blockedBefore}
 	g.decisions.add(a, s, &r, &decision, &o)
-	if g.config.Events.Wants(decision.Detected, decided) {
+	told, kept := g.config.Events.Wants(decision.Detected, decided), g.config.History.Wants(decision.Detected, decided)
+	if told || kept {
 		v := newVerdict(s, &r, &decision, &o)
 		g.tops.keep(v)
-		a.add(v)
-	} else {
+		if kept {
+			g.config.History.Keep(v)
+		}
+		if told {
+			a.add(v)
+		}
+	}
+	if !told {
 		a.counts[countPassesLeftOut].Add(1)
 		a.leftOut.Add(1)
 	}
@@ -320,7 +337,7 @@ func (a *attachment) treatEarlier(flows []flow.Meta, here flow.Source, treatment
 			n++
 			a.counts[countBlocked].Add(1)
 			a.gateway.tops.noteBlocked(m)
-		case !errors.Is(err, loader.ErrFlowGone):
+		case !errors.Is(err, loader.ErrFlowGone) && !errors.Is(err, loader.ErrExempt):
 			a.counts[countNotBlocked].Add(1)
 			a.warnBlock.Do(func() { slog.Warn("flow not blocked, it passes", "interface", a.iface(), "flow", m.Key, "error", err) })
 		}
@@ -346,7 +363,7 @@ func (a *attachment) put(e event.Event) {
 func newVerdict(s *flow.Sample, r *flow.Result, dec *policy.Decision, o *outcome) *event.Verdict {
 	v, enforced := event.NewVerdict(s, r, dec), o.enforced // a copy, so that o needs no memory of its own
 	handedOver := v.Time
-	v.Time, v.Mode, v.Model, v.Enforced, v.EarlierBlocked = o.at, o.mode.String(), o.judge.model, &enforced, o.earlier
+	v.ID, v.Time, v.Mode, v.Model, v.Enforced, v.EarlierBlocked = o.id, o.at, o.mode.String(), o.judge.model, &enforced, o.earlier
 	v.VerdictMS = float64(o.at.Sub(s.Start).Microseconds()) / 1e3
 	v.LatencyUS = float64(max(0, o.at.Sub(handedOver)).Nanoseconds()) / 1e3
 	if o.failed != nil {
@@ -364,6 +381,9 @@ func (a *attachment) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 	var noSweep, noTidying patience
 	advised := false
 	a.noteRecent()
+	if err := a.tendPairs(); err != nil {
+		a.warnTidy.Do(func() { slog.Warn("trying again", "interface", a.iface(), "error", err) })
+	}
 	for {
 		var err error
 		trouble := &noSweep
@@ -384,7 +404,7 @@ func (a *attachment) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 		case <-sweep.C:
 			_, err = a.dp.Sweep()
 		case <-slow.C:
-			err, trouble = errors.Join(a.expire(), a.dp.Report(a.counts.list())), &noTidying
+			err, trouble = errors.Join(a.expire(), a.tendPairs(), a.dp.Report(a.counts.list())), &noTidying
 			advised = advised || a.advise()
 			a.noteRecent()
 			a.tidied.beat()

@@ -12,6 +12,7 @@ import (
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/history"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/loader/flow"
@@ -54,6 +55,7 @@ func (g *Gateway) Report() (*status.Report, error) {
 		r.Waiting = append(r.Waiting, status.Waiting{Interface: w.asked.Interface, State: status.Awaited, Error: w.said})
 	}
 	g.changing.Unlock()
+	r.History = (*status.History)(g.config.History.Status())
 	return r, g.each(func(a *attachment) error {
 		s, err := a.status()
 		if err == nil {
@@ -174,6 +176,9 @@ func (g *Gateway) Unblock(iface string, key flow.Key) (lifted status.Block, err 
 	})
 	return lifted, err
 }
+
+// History returns what keeps the events, nil if nothing does.
+func (g *Gateway) History() *history.History { return g.config.History }
 
 // Follow returns events from now on. So many of them may wait.
 func (g *Gateway) Follow(waiting int) *eventlog.Follower { return g.config.Events.Follow(waiting) }

@@ -27,6 +27,7 @@ const (
 	countCrossingsForgotten
 	countPairs
 	countPairFlows
+	countPairsNotWritten
 	countForgotten
 	countShadowed
 	countDisagreed
@@ -52,6 +53,7 @@ var countNames = [numCounts]struct{ name, help string }{
 	countPinsRestored:       {"pins_restored", "pins that others had removed and that were put back"},
 	countPairs:              {"pairs_treated", "pairs of initiator and server that there was enough evidence for, in mode monitor as well"},
 	countPairFlows:          {"pair_flows", "verdicts on flows that began while their pair was treated"},
+	countPairsNotWritten:    {"pairs_not_written", "pairs that the kernel could not be told to treat, mostly as its table was full: their flows are treated by their verdicts"},
 	countForgotten:          {"evidence_forgotten", "pairs that others pushed out, so that what was known of them is lost"},
 	countShadowed:           {"shadowed", "flows that the second model judged as well"},
 	countDisagreed:          {"shadow_disagreed", "of those, flows that it named otherwise, or that the policy would then treat otherwise"},

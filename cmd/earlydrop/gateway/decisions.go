@@ -26,7 +26,8 @@ const (
 
 // outcome is what became of a decision.
 type outcome struct {
-	judge    *judge // that made it
+	id       event.ID // of its event, whether or not that is written
+	judge    *judge   // that made it
 	mode     policy.Mode
 	enforced bool
 	failed   error // why a drop was not enforced, although it should have been

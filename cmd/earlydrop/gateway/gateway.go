@@ -20,6 +20,7 @@ import (
 	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/history"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/policy"
 	"github.com/earlydrop/earlydrop/policy/evidence"
@@ -56,6 +57,8 @@ type Config struct {
 	ModeFixed bool
 	// Events gets the events. It stays open.
 	Events *eventlog.Log
+	// History (optional) keeps verdicts. It stays open.
+	History *history.History
 	// Persist leaves the data paths attached at the end: blocked flows stay blocked.
 	Persist bool
 	// Wait has Run wait for interfaces that are not there, or that are removed: it attaches to
@@ -137,6 +140,7 @@ func New(c Config) (*Gateway, error) {
 	for i, dp := range paths {
 		g.add(there[i], dp)
 	}
+	g.adoptPairs(g.attached, true)
 	debug.FreeOSMemory() // what it took to load the programs is not needed any more
 	for _, o := range away {
 		g.waiting = append(g.waiting, &waiting{asked: o})
@@ -184,6 +188,7 @@ func (g *Gateway) options(asked ...loader.Options) []loader.Options {
 	all := slices.Clone(asked)
 	for i := range all {
 		j := g.judge.Load()
+		all[i].Exempt = j.policy.Exempt()
 		all[i].Model, all[i].Policy, all[i].MonitorOnly = j.model, g.config.PolicyName, g.config.MonitorOnly(&all[i], j.policy)
 	}
 	return all

@@ -157,10 +157,11 @@ func (g *Gateway) reload(n *classifier.Network) (_ *Reloaded, err error) {
 	if setsMode && now.policy.Mode == policy.Enforce {
 		errs = append(errs, g.setMode(policy.Enforce))
 	}
+	exempt := now.policy.Exempt()
 	for _, a := range g.attached {
 		lifted, err := a.lift(now.policy)
 		r.Lifted += lifted
-		errs = append(errs, err)
+		errs = append(errs, err, a.tendPairs(), a.dp.SetExempt(exempt))
 	}
 	return r, errors.Join(errs...)
 }

@@ -14,7 +14,6 @@ import (
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/policy"
-	"github.com/earlydrop/earlydrop/policy/evidence"
 )
 
 const (
@@ -29,7 +28,7 @@ const (
 
 // subject is what a list is about: a pair, or one end of it. What is not of the list is zero.
 type subject struct {
-	evidence.Pair
+	flow.Pair
 	proto flow.Proto
 }
 
@@ -38,7 +37,7 @@ const numLists = 3
 
 // subjectsOf returns what a flow counts for, in each list.
 func subjectsOf(m *flow.Meta) [numLists]subject {
-	pair := subject{evidence.PairOf(m), m.Key.Proto}
+	pair := subject{m.Pair(), m.Key.Proto}
 	server, initiator := pair, pair
 	server.Initiator = netip.Prefix{}
 	initiator.Server, initiator.proto = netip.AddrPort{}, 0

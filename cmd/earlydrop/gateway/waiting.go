@@ -82,6 +82,7 @@ func (g *Gateway) attachWaiting() (found []*attachment) {
 		paths, err := loader.AttachAll(g.options(w.asked))
 		if err == nil {
 			found = append(found, g.add(w.asked, paths[0]))
+			g.adoptPairs(found[len(found)-1:], false)
 			return true
 		}
 		if w.failed(g.config.Explain(err), now) {

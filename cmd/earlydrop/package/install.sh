@@ -53,7 +53,9 @@ for file in "$root"/policy/examples/*; do put 0644 "$file" "$doc/policy/examples
 for file in alerts.yaml dashboard.json; do put 0644 "$here/$file" "$to/share/earlydrop/$file"; done
 
 mkdir -p "$to/lib/systemd/system"
-sed "s#/usr/bin/earlydrop#$prefix/bin/earlydrop#g" "$here/earlydrop.service" >"$to/lib/systemd/system/earlydrop.service"
+for unit in earlydrop.service earlydrop-web.service; do
+	sed "s#/usr/bin/earlydrop#$prefix/bin/earlydrop#g" "$here/$unit" >"$to/lib/systemd/system/$unit"
+done
 
 # What an operator has written stays.
 config() { [ -e "$2" ] || put 0644 "$1" "$2"; }

@@ -11,4 +11,4 @@ install -d -o root -g earlydrop -m 0750 /var/log/earlydrop
 systemctl daemon-reload
 # A running daemon is replaced; what it has blocked stays blocked in the meantime. It is not
 # started at the first installation: no interface is chosen yet.
-systemctl try-restart earlydrop.service
+systemctl try-restart earlydrop.service earlydrop-web.service

@@ -8,7 +8,7 @@ remove | 0) ;;
 *) exit 0 ;;
 esac
 if [ -d /run/systemd/system ]; then
-	systemctl --no-reload disable --now earlydrop.service || :
+	systemctl --no-reload disable --now earlydrop-web.service earlydrop.service || :
 fi
 # Blocks outlive the daemon, but not the package.
 /usr/bin/earlydrop detach --all || :

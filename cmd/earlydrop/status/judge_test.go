@@ -15,6 +15,7 @@ import (
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/loader"
+	"github.com/earlydrop/earlydrop/loader/flow"
 )
 
 func TestStatusIsJudged(t *testing.T) {
@@ -131,6 +132,7 @@ func TestJSONFitsItsSchema(t *testing.T) {
 		},
 		"waiting": {&Waiting{Interface: "eth9", State: Awaited}, &Waiting{Interface: "eth9", State: Awaited, Error: "another program is attached"}},
 		"block":   {NewBlock("eth0", &loader.Block{})},
+		"pair":    {NewPair("eth0", &loader.Pair{}), NewPair("eth0", &loader.Pair{Action: flow.Limit, Rate: 8000, Last: time.Now()})},
 	} {
 		schema := compiled(t, part)
 		for _, value := range values {
@@ -138,7 +140,7 @@ func TestJSONFitsItsSchema(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if part == "block" { // no endpoint is no flow
+			if part == "block" || part == "pair" { // no endpoint is no flow
 				text = bytes.ReplaceAll(text, []byte(`"proto":"proto-0"`), []byte(`"proto":"tcp"`))
 				text = bytes.ReplaceAll(text, []byte(`"action":"pass"`), []byte(`"action":"drop"`))
 			}

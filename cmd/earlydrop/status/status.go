@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/earlydrop/earlydrop/loader"
+	"github.com/earlydrop/earlydrop/loader/flow"
 )
 
 // Schema is the JSON Schema (draft 2020-12) of Status, Report and Block. Its file is named
@@ -165,6 +166,41 @@ func NewBlock(iface string, b *loader.Block) Block {
 	}
 }
 
+// Pair tells of an initiator and a server whose connections are treated as they begin.
+type Pair struct {
+	Interface   string         `json:"interface"`
+	Initiator   netip.Prefix   `json:"initiator"` // an IPv4 address (/32), or an IPv6 network (/64)
+	Server      netip.AddrPort `json:"server"`
+	Proto       string         `json:"proto"` // tcp
+	VLAN        uint16         `json:"vlan"`
+	InnerVLAN   uint16         `json:"inner_vlan"`
+	Action      string         `json:"action"`         // drop, reset or limit
+	Rate        uint64         `json:"rate,omitempty"` // bytes per second that pass of each connection, with limit
+	Class       string         `json:"class"`
+	Rule        string         `json:"rule"`
+	Since       time.Time      `json:"since"`
+	Expires     time.Time      `json:"expires"`
+	Connections uint64         `json:"connections"` // that began meanwhile
+	Packets     uint64         `json:"packets"`     // SYNs that were dropped
+	Bytes       uint64         `json:"bytes"`
+	Last        time.Time      `json:"last,omitzero"` // when the last of them began
+	Suspended   bool           `json:"suspended"`     // the mode is monitor: they pass
+}
+
+// NewPair tells of a pair of an interface. Suspended is the caller's to set.
+func NewPair(iface string, p *loader.Pair) Pair {
+	return Pair{
+		Interface: iface, Initiator: p.Initiator, Server: p.Server, Proto: flow.TCP.String(), VLAN: p.VLAN, InnerVLAN: p.InnerVLAN,
+		Action: p.Action.String(), Rate: p.Rate, Class: p.Class, Rule: p.Rule, Since: p.Since, Expires: p.Expires,
+		Connections: p.Flows, Packets: p.Packets, Bytes: p.Bytes, Last: p.Last,
+	}
+}
+
+// Pair returns which pair it is.
+func (p *Pair) Pair() flow.Pair {
+	return flow.Pair{Initiator: p.Initiator, Server: p.Server, VLAN: p.VLAN, InnerVLAN: p.InnerVLAN}
+}
+
 // Waiting tells of an interface that is waited for.
 type Waiting struct {
 	Interface string `json:"interface"`
@@ -183,6 +219,8 @@ type Report struct {
 	Interfaces []*Status `json:"interfaces"`
 	// Waiting are interfaces that are to be attached to as soon as they can be.
 	Waiting []Waiting `json:"waiting,omitempty"`
+	// History tells of the file that events are kept in; nil where there is none.
+	History *History `json:"history,omitempty"`
 
 	Model        string `json:"model"`         // name and version
 	ModelDigest  string `json:"model_digest"`  // of its file, sha256:<hex>
@@ -221,4 +259,15 @@ type Reloads struct {
 	Done   uint64    `json:"done"`
 	Failed uint64    `json:"failed"` // nothing was changed
 	Last   time.Time `json:"last,omitzero"`
+}
+
+// History tells of the file that events are kept in.
+type History struct {
+	File   string    `json:"file"`
+	Events uint64    `json:"events"`          // in the file
+	Bytes  int64     `json:"bytes"`           // of the file that are in use
+	Limit  int64     `json:"limit_bytes"`     // the most that Bytes may be
+	Oldest time.Time `json:"oldest,omitzero"` // event
+	Lost   uint64    `json:"lost"`            // events that are not in it since the daemon began, though they should be
+	Error  string    `json:"error,omitempty"` // why nothing can be written now
 }

@@ -147,6 +147,8 @@ func (b *builder) because(a *Answer, d *Decision) string {
 		return fmt.Sprintf("%s treats the pair until %s: %s", rule, until, seen)
 	case policy.ReasonPair:
 		return fmt.Sprintf("%s treats its pair until %s: %s", rule, until, seen)
+	case policy.ReasonExempt:
+		return "somebody has lifted a block of the flow, and so it passes for its life"
 	case policy.ReasonPaused:
 		return rule + " would treat it, but pauses as a limit was reached"
 	case policy.ReasonAllowList:

@@ -12,6 +12,7 @@ import (
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
+	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/policy/evidence"
 )
 
@@ -49,7 +50,7 @@ func (q *Query) Fits(initiator, server netip.AddrPort) bool {
 }
 
 // FitsPair reports whether a pair is asked about.
-func (q *Query) FitsPair(p *evidence.Pair) bool {
+func (q *Query) FitsPair(p *flow.Pair) bool {
 	return (q.Port == 0 || p.Server.Port() == q.Port) && (q.Network.Contains(p.Server.Addr()) || q.Network.Overlaps(p.Initiator))
 }
 

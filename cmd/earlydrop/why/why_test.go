@@ -10,8 +10,8 @@ import (
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
+	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/policy"
-	"github.com/earlydrop/earlydrop/policy/evidence"
 )
 
 func TestQueryFitsEitherEnd(t *testing.T) {
@@ -42,7 +42,7 @@ func TestQueryFitsEitherEnd(t *testing.T) {
 			bits = 64
 		}
 		prefix, _ := initiator.Addr().Prefix(bits)
-		pair := q.FitsPair(&evidence.Pair{Initiator: prefix, Server: server})
+		pair := q.FitsPair(&flow.Pair{Initiator: prefix, Server: server})
 		if flow := q.Fits(initiator, server); flow != tt.flow || pair != tt.pair {
 			t.Errorf("%s of %s > %s: flow %v, pair %v", q.Of(), tt.initiator, tt.server, flow, pair)
 		}

@@ -156,6 +156,8 @@ type floorCounts struct {
 	Again              uint64
 	MptcpJoin          uint64
 	Renewed            uint64
+	PairConnections    uint64
+	ExemptFlows        uint64
 	SlotsFull          uint64
 	InitiatorSlots     uint64
 	InitiatorWaiting   uint64
@@ -174,6 +176,17 @@ type floorDaemonCounter struct {
 type floorDeviceSide struct {
 	_    structs.HostLayout
 	Same uint8
+}
+
+type floorExemptKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Addr      [16]uint8
+}
+
+type floorExemptNetwork struct {
+	_      structs.HostLayout
+	Exempt uint8
 }
 
 type floorFloorKey struct {
@@ -262,6 +275,34 @@ type floorHandshakeBucket struct {
 type floorMode struct {
 	_       structs.HostLayout
 	Enforce uint32
+}
+
+type floorPair struct {
+	_         structs.HostLayout
+	ExpiresNs uint64
+	SinceNs   uint64
+	Flows     uint64
+	Packets   uint64
+	Bytes     uint64
+	LastNs    uint64
+	Rate      uint64
+	BusyNs    uint64
+	Recent    [8]uint32
+	Action    uint8
+	Pad       [7]uint8
+	Class     [16]int8
+	Rule      [16]int8
+}
+
+type floorPairKey struct {
+	_         structs.HostLayout
+	Initiator [16]uint8
+	Server    [16]uint8
+	Port      uint16
+	Vlan      uint16
+	InnerVlan uint16
+	Proto     uint8
+	Pad       uint8
 }
 
 type floorResetBucket struct {
@@ -394,6 +435,7 @@ const (
 	floorMapCollecting       = "collecting"
 	floorMapCounters         = "counters"
 	floorMapDaemonCounters   = "daemon_counters"
+	floorMapExempt           = "exempt"
 	floorMapFloorFlows       = "floor_flows"
 	floorMapFlows            = "flows"
 	floorMapFragments        = "fragments"
@@ -402,6 +444,7 @@ const (
 	floorMapHandshakeTags    = "handshake_tags"
 	floorMapHandshakes       = "handshakes"
 	floorMapMode             = "mode"
+	floorMapPairs            = "pairs"
 	floorMapResetBucket      = "reset_bucket"
 	floorMapSameSide         = "same_side"
 	floorMapSamples          = "samples"
@@ -428,6 +471,7 @@ const (
 	floorVarBenchSlot        = "bench_slot"
 	floorVarBlockFilter      = "block_filter"
 	floorVarCfgAnswers       = "cfg_answers"
+	floorVarCfgBlocked       = "cfg_blocked"
 	floorVarCfgBucketMask    = "cfg_bucket_mask"
 	floorVarCfgFirstAttachNs = "cfg_first_attach_ns"
 	floorVarCfgHashSecret    = "cfg_hash_secret"
@@ -508,6 +552,7 @@ type floorMapSpecs struct {
 	Collecting     *ebpf.MapSpec `ebpf:"collecting"`
 	Counters       *ebpf.MapSpec `ebpf:"counters"`
 	DaemonCounters *ebpf.MapSpec `ebpf:"daemon_counters"`
+	Exempt         *ebpf.MapSpec `ebpf:"exempt"`
 	FloorFlows     *ebpf.MapSpec `ebpf:"floor_flows"`
 	Flows          *ebpf.MapSpec `ebpf:"flows"`
 	Fragments      *ebpf.MapSpec `ebpf:"fragments"`
@@ -516,6 +561,7 @@ type floorMapSpecs struct {
 	HandshakeTags  *ebpf.MapSpec `ebpf:"handshake_tags"`
 	Handshakes     *ebpf.MapSpec `ebpf:"handshakes"`
 	Mode           *ebpf.MapSpec `ebpf:"mode"`
+	Pairs          *ebpf.MapSpec `ebpf:"pairs"`
 	ResetBucket    *ebpf.MapSpec `ebpf:"reset_bucket"`
 	SameSide       *ebpf.MapSpec `ebpf:"same_side"`
 	Samples        *ebpf.MapSpec `ebpf:"samples"`
@@ -538,6 +584,7 @@ type floorVariableSpecs struct {
 	BenchSlot        *ebpf.VariableSpec `ebpf:"bench_slot"`
 	BlockFilter      *ebpf.VariableSpec `ebpf:"block_filter"`
 	CfgAnswers       *ebpf.VariableSpec `ebpf:"cfg_answers"`
+	CfgBlocked       *ebpf.VariableSpec `ebpf:"cfg_blocked"`
 	CfgBucketMask    *ebpf.VariableSpec `ebpf:"cfg_bucket_mask"`
 	CfgFirstAttachNs *ebpf.VariableSpec `ebpf:"cfg_first_attach_ns"`
 	CfgHashSecret    *ebpf.VariableSpec `ebpf:"cfg_hash_secret"`
@@ -580,6 +627,7 @@ type floorMaps struct {
 	Collecting     *ebpf.Map `ebpf:"collecting"`
 	Counters       *ebpf.Map `ebpf:"counters"`
 	DaemonCounters *ebpf.Map `ebpf:"daemon_counters"`
+	Exempt         *ebpf.Map `ebpf:"exempt"`
 	FloorFlows     *ebpf.Map `ebpf:"floor_flows"`
 	Flows          *ebpf.Map `ebpf:"flows"`
 	Fragments      *ebpf.Map `ebpf:"fragments"`
@@ -588,6 +636,7 @@ type floorMaps struct {
 	HandshakeTags  *ebpf.Map `ebpf:"handshake_tags"`
 	Handshakes     *ebpf.Map `ebpf:"handshakes"`
 	Mode           *ebpf.Map `ebpf:"mode"`
+	Pairs          *ebpf.Map `ebpf:"pairs"`
 	ResetBucket    *ebpf.Map `ebpf:"reset_bucket"`
 	SameSide       *ebpf.Map `ebpf:"same_side"`
 	Samples        *ebpf.Map `ebpf:"samples"`
@@ -609,6 +658,7 @@ func (m *floorMaps) Close() error {
 		m.Collecting,
 		m.Counters,
 		m.DaemonCounters,
+		m.Exempt,
 		m.FloorFlows,
 		m.Flows,
 		m.Fragments,
@@ -617,6 +667,7 @@ func (m *floorMaps) Close() error {
 		m.HandshakeTags,
 		m.Handshakes,
 		m.Mode,
+		m.Pairs,
 		m.ResetBucket,
 		m.SameSide,
 		m.Samples,
@@ -640,6 +691,7 @@ type floorVariables struct {
 	BenchSlot        *ebpf.Variable `ebpf:"bench_slot"`
 	BlockFilter      *ebpf.Variable `ebpf:"block_filter"`
 	CfgAnswers       *ebpf.Variable `ebpf:"cfg_answers"`
+	CfgBlocked       *ebpf.Variable `ebpf:"cfg_blocked"`
 	CfgBucketMask    *ebpf.Variable `ebpf:"cfg_bucket_mask"`
 	CfgFirstAttachNs *ebpf.Variable `ebpf:"cfg_first_attach_ns"`
 	CfgHashSecret    *ebpf.Variable `ebpf:"cfg_hash_secret"`

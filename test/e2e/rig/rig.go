@@ -84,8 +84,8 @@ func (r *Rig) Command(ctx context.Context, argv ...string) (*exec.Cmd, error) {
 	cmd := exec.CommandContext(ctx, nsenter, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = 5 * time.Second
-	// Other rigs, and whatever else runs on this machine, have sockets of their own.
-	cmd.Env = append(os.Environ(), "EARLYDROP_CONTROL="+r.Control())
+	// Other rigs, and whatever else runs on this machine, have sockets and memories of their own.
+	cmd.Env = append(os.Environ(), "EARLYDROP_CONTROL="+r.Control(), "EARLYDROP_STATE="+filepath.Join(r.Dir(), "state"))
 	return cmd, nil
 }
 
@@ -148,6 +148,15 @@ func (r *Rig) Blocks(ctx context.Context) ([]status.Block, error) {
 		return nil, err
 	}
 	return decodeLines[status.Block](out)
+}
+
+// Pairs returns the pairs that are treated, as `pairs list --json` has them.
+func (r *Rig) Pairs(ctx context.Context) ([]status.Pair, error) {
+	out, err := r.Earlydrop(ctx, "pairs", "list", "-i", Device, "--json")
+	if err != nil {
+		return nil, err
+	}
+	return decodeLines[status.Pair](out)
 }
 
 // Block returns the block of the flow between two endpoints, in any order.

@@ -54,8 +54,12 @@ func (f *Follower) Close() {
 	f.log.followers.Store(&next)
 }
 
-// publish gives an event to all that follow.
+// publish gives an event its ID, and then to all that follow.
 func (l *Log) publish(e event.Event) {
+	l.ids.Identify(e)
+	if _, verdict := e.(*event.Verdict); l.taker != nil && !verdict {
+		l.taker(e)
+	}
 	list := l.followers.Load()
 	if list == nil {
 		return

@@ -57,6 +57,9 @@ type Log struct {
 	done  chan struct{} // closed when all is written
 	lost  atomic.Uint64
 
+	ids   event.IDs
+	taker func(event.Event) // nil: none
+
 	following sync.Mutex // of changes of followers
 	followers atomic.Pointer[[]*Follower]
 }
@@ -90,6 +93,16 @@ func open(c Config) (l *Log, err error) {
 	}
 	return l, nil
 }
+
+// Take has take called, besides, with each event but verdicts, on the way of whoever logs it. It
+// is called at most once, before there are events.
+func (l *Log) Take(take func(event.Event)) { l.taker = take }
+
+// IDsAfter has the IDs of all events to come be greater than last.
+func (l *Log) IDsAfter(last event.ID) { l.ids.After(last) }
+
+// NewID returns the ID of an event of now. Add and Put give one to those that have none.
+func (l *Log) NewID(now time.Time) event.ID { return l.ids.New(now) }
 
 // Wants reports whether the verdict about a flow is to be given to Add. One that is not is
 // left out.
@@ -313,6 +326,10 @@ func (l *Log) print(w *bufio.Writer, e event.Event) {
 			line = e.Text(l.config.Verbose)
 		}
 	case *event.BlockEnded:
+		line = e.Text()
+	case *event.PairTreated:
+		line = e.Text()
+	case *event.PairEnded:
 		line = e.Text()
 	case *event.Waiting:
 		line = e.Text()

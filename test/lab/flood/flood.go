@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package flood sends frames of very many flows, much faster than a program that sends packets
+// could.
+package flood
 
 import (
 	"bytes"
@@ -21,22 +23,22 @@ import (
 	"github.com/earlydrop/earlydrop/test/lab"
 )
 
-// generator sends a sequence of frames over and over out of a device, each time for
+// Generator sends a sequence of frames over and over out of a device, each time for
 // another flow, whose initiator's address and port are its own: the kernel runs a small
 // XDP program on frames of its own ("live frames"), which fills them in and redirects them.
-type generator struct {
+type Generator struct {
 	prog  *ebpf.Program
 	count *ebpf.Map // of the frames so far
 	size  int       // of each frame
 	ns    *lab.Namespace
 }
 
-// floodFrame is one frame of a flood's sequence: Ethernet, IPv4 without options, TCP or
+// Frame is one frame of a flood's sequence: Ethernet, IPv4 without options, TCP or
 // UDP. The initiator's address and port are filled in for each flow, and the checksum of
 // the IP header, since earlydrop leaves frames alone that no host would accept.
-type floodFrame struct {
-	frame []byte
-	reply bool // the initiator is the destination
+type Frame struct {
+	Bytes []byte
+	Reply bool // the initiator is the destination
 }
 
 // Where the fields stand in an IPv4 frame without tags and options.
@@ -51,17 +53,17 @@ const (
 // after XDP, so that the flood is earlydrop's burden and not the routing code's.
 var strayMAC = []byte{2, 0, 0, 0, 0xde, 0xad}
 
-// newGenerator prepares a flood out of a device of the namespace. The device at the
+// New prepares a flood out of a device of the namespace. The device at the
 // other end of the veth pair must have an XDP program in its driver. 2^32 flows
 // have addresses of their own.
-func newGenerator(n *lab.Namespace, device string, frames ...floodFrame) (_ *generator, err error) {
+func New(n *lab.Namespace, device string, frames ...Frame) (_ *Generator, err error) {
 	link, err := n.Netlink().LinkByName(device)
 	if err != nil {
 		return nil, fmt.Errorf("find %s: %w", device, err)
 	}
-	g := &generator{ns: n}
+	g := &Generator{ns: n}
 	for _, f := range frames {
-		g.size = max(g.size, (len(f.frame)+3)&^3) // what is behind the IP packet is padding
+		g.size = max(g.size, (len(f.Bytes)+3)&^3) // what is behind the IP packet is padding
 	}
 	g.count, err = ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
 	if err != nil {
@@ -102,12 +104,12 @@ func newGenerator(n *lab.Namespace, device string, frames ...floodFrame) (_ *gen
 		code = append(code, asm.JNE.Imm(asm.R8, int32(i), next))
 		// A page comes back with what the other side made of it, so that all is
 		// written each time.
-		padded := append(bytes.Clone(f.frame), make([]byte, g.size-len(f.frame))...)
+		padded := append(bytes.Clone(f.Bytes), make([]byte, g.size-len(f.Bytes))...)
 		for at := 0; at < g.size; at += 4 {
 			code = append(code, asm.StoreImm(asm.R7, int16(at), int64(int32(binary.NativeEndian.Uint32(padded[at:]))), asm.Word))
 		}
 		addr, port := int16(offSource), int16(offPorts)
-		if f.reply {
+		if f.Reply {
 			addr, port = offDest, offPorts+2
 		}
 		code = append(code,
@@ -157,13 +159,13 @@ const xdpDrop = 1
 
 // headerSum is the sum of the IP header's words, as they lie in memory, without its
 // checksum and the address that is filled in.
-func headerSum(f floodFrame) (uint32, error) {
-	if len(f.frame) < offPorts+4 || f.frame[14] != 0x45 {
-		return 0, fmt.Errorf("a flood's frame of %d bytes is no IPv4 without options", len(f.frame))
+func headerSum(f Frame) (uint32, error) {
+	if len(f.Bytes) < offPorts+4 || f.Bytes[14] != 0x45 {
+		return 0, fmt.Errorf("a flood's frame of %d bytes is no IPv4 without options", len(f.Bytes))
 	}
-	header := bytes.Clone(f.frame[14:34])
+	header := bytes.Clone(f.Bytes[14:34])
 	clear(header[10:12])
-	if f.reply {
+	if f.Reply {
 		clear(header[16:20])
 	} else {
 		clear(header[12:16])
@@ -175,14 +177,15 @@ func headerSum(f floodFrame) (uint32, error) {
 	return sum, nil
 }
 
-func (g *generator) close() error { return errors.Join(g.prog.Close(), g.count.Close()) }
+// Close frees what the generator takes.
+func (g *Generator) Close() error { return errors.Join(g.prog.Close(), g.count.Close()) }
 
 // testLiveFrames is BPF_F_TEST_XDP_LIVE_FRAMES.
 const testLiveFrames = 1 << 1
 
-// run sends until ctx ends, as fast as it goes or, with a rate, that many frames per
+// Run sends until ctx ends, as fast as it goes or, with a rate, that many frames per
 // second, and returns how many were sent.
-func (g *generator) run(ctx context.Context, rate int) (sent uint64, err error) {
+func (g *Generator) Run(ctx context.Context, rate int) (sent uint64, err error) {
 	burst := uint32(16384)
 	if rate > 0 {
 		burst = uint32(max(64, rate/100))
@@ -237,57 +240,9 @@ func hurryRCU() (restore func() error, err error) {
 	return func() error { return set(before) }, nil
 }
 
-// nowhere is where a flood goes; source address and port are overwritten.
-const nowhere = "198.51.100.1:443"
-
-// synFrames is a SYN as Linux sends it: 20 bytes of options, 74 bytes in all.
-func synFrames() ([]floodFrame, error) {
-	frame, err := segment(&layers.TCP{Seq: 1, SYN: true, Options: []layers.TCPOption{
-		{OptionType: layers.TCPOptionKindMSS, OptionLength: 4, OptionData: []byte{5, 0xb4}},
-		{OptionType: layers.TCPOptionKindSACKPermitted, OptionLength: 2},
-		{OptionType: layers.TCPOptionKindTimestamps, OptionLength: 10, OptionData: make([]byte, 8)},
-		{OptionType: layers.TCPOptionKindNop},
-		{OptionType: layers.TCPOptionKindWindowScale, OptionLength: 3, OptionData: []byte{7}},
-	}}, nil, false)
-	return []floodFrame{{frame: frame}}, err
-}
-
-// synByteFrames are a SYN and, without an answer to it, one byte.
-func synByteFrames() ([]floodFrame, error) {
-	syn, err1 := segment(&layers.TCP{Seq: 1, SYN: true}, nil, false)
-	data, err2 := segment(&layers.TCP{Seq: 2, Ack: 7, ACK: true, PSH: true}, []byte{'x'}, false)
-	return []floodFrame{{frame: syn}, {frame: data}}, errors.Join(err1, err2)
-}
-
-// handshakeFrames are whole connections, forged by one who is on one side only: the
-// handshake with numbers that fit, and a byte of payload.
-func handshakeFrames() ([]floodFrame, error) {
-	syn, err1 := segment(&layers.TCP{Seq: 1, SYN: true}, nil, false)
-	synAck, err2 := segment(&layers.TCP{Seq: 100, Ack: 2, SYN: true, ACK: true}, nil, true)
-	ack, err3 := segment(&layers.TCP{Seq: 2, Ack: 101, ACK: true}, nil, false)
-	data, err4 := segment(&layers.TCP{Seq: 2, Ack: 101, ACK: true, PSH: true}, []byte{'x'}, false)
-	return []floodFrame{{frame: syn}, {frame: synAck, reply: true}, {frame: ack}, {frame: data}}, errors.Join(err1, err2, err3, err4)
-}
-
-// segment is a TCP segment between the flood's initiator and nowhere.
-func segment(tcp *layers.TCP, payload []byte, reply bool) ([]byte, error) {
-	ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolTCP, SrcIP: net.IP{11, 0, 0, 1}, DstIP: net.IP{198, 51, 100, 1}}
-	tcp.SrcPort, tcp.DstPort, tcp.Window = 1, 443, 64240
-	if reply {
-		ip.SrcIP, ip.DstIP = ip.DstIP, ip.SrcIP
-		tcp.SrcPort, tcp.DstPort = tcp.DstPort, tcp.SrcPort
-	}
-	return serialize(ip, tcp, gopacket.Payload(payload))
-}
-
-// udpFrames is a datagram with n bytes of payload.
-func udpFrames(n int) ([]floodFrame, error) {
-	ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolUDP, SrcIP: net.IP{11, 0, 0, 1}, DstIP: net.IP{198, 51, 100, 1}}
-	frame, err := serialize(ip, &layers.UDP{SrcPort: 1, DstPort: 443}, gopacket.Payload(make([]byte, n)))
-	return []floodFrame{{frame: frame}}, err
-}
-
-func serialize(parts ...gopacket.SerializableLayer) ([]byte, error) {
+// Ethernet returns a frame of layers, whose lengths are filled in, to nobody's address: the host
+// that receives it drops it right after XDP.
+func Ethernet(parts ...gopacket.SerializableLayer) ([]byte, error) {
 	eth := &layers.Ethernet{SrcMAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, DstMAC: strayMAC, EthernetType: layers.EthernetTypeIPv4}
 	buf := gopacket.NewSerializeBuffer()
 	err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true}, append([]gopacket.SerializableLayer{eth}, parts...)...)

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/jedib0t/go-pretty/v6/text"
+	"golang.org/x/sys/unix"
+
+	"github.com/earlydrop/earlydrop/test/e2e/rig"
+	"github.com/earlydrop/earlydrop/test/lab"
+	"github.com/earlydrop/earlydrop/test/lab/flood"
+)
+
+// offers are how many new flows a second are offered to find out how many get a verdict.
+var offers = []int{10_000, 20_000, 30_000, 40_000, 50_000, 60_000, 70_000, 80_000, 100_000, 120_000}
+
+// daemonCPU is the core that the daemon has for itself. What makes the flows, and the kernel's
+// work for them, is on the others.
+const daemonCPU = 0
+
+// overload is what became of the flows of one offer.
+type overload struct {
+	Offered  float64 `json:"offered_flows_per_second"`
+	Verdicts float64 `json:"verdicts_per_second"`
+	// Of those without a verdict, per second: passed over unread, or no room in the ring
+	// buffer, or no slot to capture in.
+	GaveWay   float64 `json:"gave_way_per_second"`
+	RingFull  float64 `json:"ring_full_per_second"`
+	SlotsFull float64 `json:"slots_full_per_second"`
+	CPU       float64 `json:"daemon_cpu_us_per_verdict"`
+}
+
+// overloadReport is the whole measurement.
+type overloadReport struct {
+	CPUs       int        `json:"cpus"`
+	LoadBefore string     `json:"load_before"` // of 1, 5 and 15 minutes
+	LoadAfter  string     `json:"load_after"`
+	Offers     []overload `json:"offers"`
+	Best       float64    `json:"best_verdicts_per_second"`
+	Twice      overload   `json:"twice_the_best"`
+}
+
+func runOverload(ctx context.Context, out io.Writer, o options) (err error) {
+	if runtime.NumCPU() < 2 {
+		return errors.New("it takes a core for the daemon and one for the flows")
+	}
+	b, err := newBench(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.end()) }()
+	if err := leaveCPU(daemonCPU); err != nil {
+		return err
+	}
+	rep := overloadReport{CPUs: runtime.NumCPU(), LoadBefore: load()}
+	d, err := b.rig.Daemon(ctx, "taskset", "-c", strconv.Itoa(daemonCPU), b.opts.program, "attach", "--json", "-i", rig.Device,
+		"--xdp", "native", "--mode", "monitor", "--one-hook", "--policy", b.policyFile)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		_, stopErr := d.Stop(ctx)
+		err = errors.Join(err, stopErr)
+	}()
+	frames, err := wholeFlow()
+	if err != nil {
+		return err
+	}
+	gen, err := flood.New(b.rig.Client, lab.ClientDev, frames...)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, gen.Close()) }()
+	for _, rate := range offers {
+		got, err := b.offer(ctx, gen, d.PID(), rate, 2*o.length)
+		if err != nil {
+			return err
+		}
+		rep.Offers = append(rep.Offers, got)
+		rep.Best = max(rep.Best, got.Verdicts)
+	}
+	if rep.Twice, err = b.offer(ctx, gen, d.PID(), int(2*rep.Best), 20*o.length); err != nil {
+		return err
+	}
+	rep.LoadAfter = load()
+	if o.json {
+		return printJSON(out, rep)
+	}
+	rep.print(out)
+	return nil
+}
+
+// wholeFlow is a flow over UDP: a datagram that fills the capture, and its answer, which
+// hands it over.
+func wholeFlow() ([]flood.Frame, error) {
+	payload := make([]byte, 1100) // of zeros, which no rule detects: events of detected flows are never left out
+	frame := func(reply bool, payload []byte) ([]byte, error) {
+		ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolUDP, SrcIP: net.IP{11, 0, 0, 1}, DstIP: net.IP{198, 51, 100, 1}}
+		udp := &layers.UDP{SrcPort: 1, DstPort: verdictPort}
+		if reply {
+			ip.SrcIP, ip.DstIP = ip.DstIP, ip.SrcIP
+			udp.SrcPort, udp.DstPort = udp.DstPort, udp.SrcPort
+		}
+		return flood.Ethernet(ip, udp, gopacket.Payload(payload))
+	}
+	request, err1 := frame(false, payload)
+	answer, err2 := frame(true, payload[:16])
+	return []flood.Frame{{Bytes: request}, {Bytes: answer, Reply: true}}, errors.Join(err1, err2)
+}
+
+// offer sends so many new flows a second for a while, and tells what became of them.
+func (b *bench) offer(ctx context.Context, gen *flood.Generator, pid, rate int, length time.Duration) (o overload, err error) {
+	before, err := b.rig.Status(ctx)
+	if err != nil {
+		return o, err
+	}
+	cpu, err := readProcessTime(pid)
+	if err != nil {
+		return o, err
+	}
+	start := time.Now()
+	sending, stop := context.WithTimeout(ctx, length)
+	sent, err := gen.Run(sending, 2*rate)
+	stop()
+	took := time.Since(start).Seconds()
+	if err != nil {
+		return o, err
+	}
+	used, err := readProcessTime(pid)
+	if err != nil {
+		return o, err
+	}
+	after, err := b.rig.Status(ctx)
+	if err != nil {
+		return o, err
+	}
+	daemon := func(name string) float64 { return float64(after.Daemon[name] - before.Daemon[name]) }
+	kernel := func(name string) float64 { return float64(after.Counters[name] - before.Counters[name]) }
+	return overload{
+		Offered: float64(sent) / 2 / took, Verdicts: daemon("classified") / took,
+		GaveWay: daemon("queue_full") / took, RingFull: kernel("ring_full") / took, SlotsFull: kernel("slots_full") / took,
+		CPU: (used - cpu).Seconds() * 1e6 / max(1, daemon("classified")),
+	}, nil
+}
+
+// leaveCPU moves all threads of this process, and what they start, to the other cores.
+func leaveCPU(cpu int) error {
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		return fmt.Errorf("read which cores may be used: %w", err)
+	}
+	set.Clear(cpu)
+	threads, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return err
+	}
+	for _, t := range threads {
+		tid, err := strconv.Atoi(t.Name())
+		if err == nil {
+			err = unix.SchedSetaffinity(tid, &set)
+		}
+		if err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("leave core %d to the daemon: %w", cpu, err)
+		}
+	}
+	return nil
+}
+
+func (rep overloadReport) print(out io.Writer) {
+	fmt.Fprintf(out, "New UDP flows, each a datagram of 1100 bytes and its answer; the daemon has one core for itself. Load before %s, after %s.\n\n", rep.LoadBefore, rep.LoadAfter)
+	t := table.NewWriter()
+	t.SetOutputMirror(out)
+	t.AppendHeader(table.Row{"offered/s", "verdicts/s", "gave way/s", "ring full/s", "no slot/s", "daemon us/verdict"})
+	for _, o := range append(rep.Offers, rep.Twice) {
+		t.AppendRow(table.Row{
+			fmt.Sprintf("%.0f", o.Offered), fmt.Sprintf("%.0f", o.Verdicts), fmt.Sprintf("%.0f", o.GaveWay),
+			fmt.Sprintf("%.0f", o.RingFull), fmt.Sprintf("%.0f", o.SlotsFull), fmt.Sprintf("%.1f", o.CPU),
+		})
+	}
+	var right []table.ColumnConfig
+	for i := range 6 {
+		right = append(right, table.ColumnConfig{Number: i + 1, Align: text.AlignRight})
+	}
+	t.SetColumnConfigs(right)
+	t.Render()
+	fmt.Fprintf(out, "\nbest: %.0f verdicts/s; offered twice that: %.0f verdicts/s, %.0f %% of it\n", rep.Best, rep.Twice.Verdicts, 100*rep.Twice.Verdicts/rep.Best)
+}

@@ -22,7 +22,7 @@ PKG_CROSS := $(if $(filter aarch64,$(shell uname -m)),gcc-x86-64-linux-gnu libc6
 PKG_FETCH := ca-certificates curl
 PKG_GENERATE := clang llvm libbpf-dev linux-libc-dev libc6-dev
 PKG_LAB := curl dnsmasq-base nginx-light openssh-client openssh-server openssl shadowsocks-libev v2ray
-PKG_TEST := $(PKG_LAB) bpftool chromium ethtool fish iproute2 man-db nftables prometheus util-linux wireguard-go zsh
+PKG_TEST := $(PKG_LAB) bpftool chromium ethtool fish iproute2 iptables man-db nftables prometheus tmux util-linux wireguard-go zsh
 PKG_BENCH := iperf3 nftables xdp-tools
 PKG_KERNELS := qemu-system-x86 xz-utils
 PKG_TRAIN := libopenblas0-pthread python3 python3-matplotlib python3-numpy python3-onnx python3-torch
@@ -180,10 +180,13 @@ bench-passed: build onnxruntime ## Count how many bytes of a tunnel pass before 
 	$(call install,$(PKG_TEST))
 	go run ./test/bench -only passed -earlydrop $(BIN)
 
-.PHONY: bench-throughput
-bench-throughput: build onnxruntime ## Measure uploads past each hook on veth pairs with their offloads, beside nothing attached
-	$(call install,$(PKG_TEST))
-	go run ./test/bench -only throughput -time 5s -earlydrop $(BIN)
+OPENGFW ?=
+SURICATA ?=
+SURICATA_RULES ?=
+.PHONY: bench-peers
+bench-peers: build onnxruntime ## Measure other programs beside earlydrop, in one table: make bench-peers [OPENGFW=program SURICATA=program SURICATA_RULES=file]
+	$(call install,$(PKG_TEST) $(PKG_BENCH) libndpi-bin)
+	go run ./test/bench -only peers -earlydrop $(BIN) -connections 50 $(if $(OPENGFW),-opengfw "$(OPENGFW)") $(if $(SURICATA),-suricata "$(SURICATA)") $(if $(SURICATA_RULES),-suricata-rules "$(SURICATA_RULES)")
 
 .PHONY: lint
 lint: ## Check format, vet (with and without cgo), staticcheck, imports, C format, Python and shell scripts

@@ -175,7 +175,7 @@ func Render(s *flow.Sample, recipe Recipe, channels []Channel, dst []uint8) {
 // bytes writes ChannelByte.
 func (c *canvas) bytes(plane []uint8) {
 	data := c.sample.Data[:c.n]
-	c.recipe.replace(plane, data, c.mask[:c.n], seed(data))
+	c.recipe.replace(plane, data, c.mask[:c.n], Seed(c.sample))
 }
 
 // directions writes ChannelDirection.

@@ -162,6 +162,15 @@ func (l *layout) build(s *flow.Sample, mask *[flow.CaptureBytes]uint8) {
 	}
 }
 
+// Seed returns the start value of a capture's replacement bytes: that of its data, or the one
+// that was kept with it.
+func Seed(s *flow.Sample) uint64 {
+	if s.Seed != 0 {
+		return s.Seed
+	}
+	return seed(s.Data[:min(len(s.Data), flow.CaptureBytes)])
+}
+
 // seed condenses a capture into the start value of its replacement bytes, so
 // that the same capture is always masked by the same bytes, live and in
 // replay. It is not meant to withstand someone who looks for collisions.
@@ -207,7 +216,7 @@ func (r Recipe) replace(dst, src, mask []uint8, state uint64) {
 }
 
 // Mask writes the capture of s to dst with the bytes that r names replaced,
-// and returns its length. The replacement depends on nothing but s.Data: the
+// and returns its length. The replacement depends on nothing but s.Data, or s.Seed where that is set: the
 // same capture is masked the same way at any time on any machine. Mask does
 // not change s and does not allocate.
 func (r Recipe) Mask(s *flow.Sample, dst *[flow.CaptureBytes]uint8) int {
@@ -215,6 +224,6 @@ func (r Recipe) Mask(s *flow.Sample, dst *[flow.CaptureBytes]uint8) int {
 	var mask [flow.CaptureBytes]uint8
 	l.build(s, &mask)
 	data := s.Data[:l.n]
-	r.replace(dst[:l.n], data, mask[:l.n], seed(data))
+	r.replace(dst[:l.n], data, mask[:l.n], Seed(s))
 	return l.n
 }

@@ -61,22 +61,24 @@ func loadKernel(t testing.TB, c config) *kernel {
 	k := idleKernels.of[c]
 	delete(idleKernels.of, c)
 	idleKernels.Unlock()
-	if k == nil {
+	again := k != nil
+	if !again {
 		k = newKernel(t, c)
-	} else {
-		k = k.emptied(t)
 	}
 	tables, err := newTables("test", k.coll.Maps)
 	if err != nil {
 		t.Fatal(err)
 	}
 	k.Tables = tables
+	if again {
+		k = k.emptied(t)
+	}
 	k.enforce(true)
 	t.Cleanup(func() {
 		if err := tables.filter.close(); err != nil {
 			t.Error(err)
 		}
-		usual := c.slots == 0 && c.ring == 0 && c.handshakes == 0 && c.blocked == 0 && c.flows == 0
+		usual := c.slots == 0 && c.ring == 0 && c.handshakes == 0 && c.blocked == 0 && c.flows == 0 && c.pairs == 0
 		idleKernels.Lock()
 		defer idleKernels.Unlock()
 		if usual && !t.Failed() && idleKernels.of[c] == nil {

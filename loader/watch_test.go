@@ -370,9 +370,9 @@ func TestPinsThatCanNotBePutBack(t *testing.T) {
 	if err := errors.Join(os.Rename(aside, mount), unix.Mount("bpf", mount, "bpf", 0, "")); err != nil {
 		t.Fatal(err)
 	}
-	// The kernel takes the hidden pins away a little later.
+	// The kernel takes the hidden pins away a little later, one by one.
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		if xdp, _ := attached(t); xdp == 0 {
+		if xdp, egress := attached(t); xdp == 0 && (len(egress) == 0 || !haveTCX(t)) {
 			break
 		}
 	}

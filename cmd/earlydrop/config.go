@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/history"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/settings"
 	"github.com/earlydrop/earlydrop/loader"
 	"github.com/earlydrop/earlydrop/policy"
@@ -99,6 +100,10 @@ var checks = map[string]func(string) error{
 	},
 	"events-pass":    checkPasses,
 	"history-passes": checkPasses,
+	"history-addresses": func(s string) error {
+		_, err := history.ParseAddresses(s)
+		return hinted(err, s, history.AddressWords()...)
+	},
 }
 
 func checkPasses(s string) error {

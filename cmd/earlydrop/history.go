@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/csv"
 	"encoding/json"
@@ -10,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"log/slog"
 	"net/netip"
 	"os/signal"
 	"slices"
@@ -33,12 +33,16 @@ var historyFile = stateDir + "/history.db"
 
 // historyFlags are those of attach about the history.
 func historyFlags() []cli.Flag {
-	age := ttl(history.DefaultAge)
+	age, captureAge := ttl(history.DefaultAge), ttl(history.DefaultCaptureAge)
 	return []cli.Flag{
 		&cli.StringFlag{Name: "history", Usage: "keep events in `FILE`, for earlydrop events; the service's is " + historyFile, DefaultText: "keep none", TakesFile: true},
 		numberFlag("history-size", "let the history take `N` MiB; the oldest events make room", strconv.Itoa(history.DefaultBytes>>20), history.LeastBytes>>20, 1<<20),
 		&cli.GenericFlag{Name: "history-age", Usage: "keep events for `TIME`, such as 12h, 7d or 4w", Value: &age},
 		&cli.StringFlag{Name: "history-passes", Value: history.DefaultPasses, Usage: "of the verdicts on undetected flows keep all, none, so many per second (`1/s`) or a share (1/100)"},
+		&cli.BoolFlag{Name: "history-captures", Usage: "keep the captures of treated flows as well, for earlydrop capture: the first 1024 bytes of what they said"},
+		numberFlag("history-captures-size", "let captures take `N` MiB of the history; the oldest make room", strconv.Itoa(history.DefaultCaptureBytes>>20), 1, 1<<20),
+		&cli.GenericFlag{Name: "history-captures-age", Usage: "keep captures for `TIME`", Value: &captureAge},
+		&cli.StringFlag{Name: "history-addresses", Value: history.AddressWords()[0], Usage: "have the addresses in captures `kept`, hashed or left-out"},
 	}
 }
 
@@ -50,7 +54,7 @@ func openHistory(c *cli.Context, events *eventlog.Log) (*history.History, error)
 	}
 	path := c.String("history")
 	if path == "" {
-		for _, name := range []string{"history-size", "history-age", "history-passes"} {
+		for _, name := range []string{"history-size", "history-age", "history-passes", "history-captures"} {
 			if c.IsSet(name) {
 				return nil, badInput("--%s is about the history: name its file with --history", name)
 			}
@@ -61,6 +65,12 @@ func openHistory(c *cli.Context, events *eventlog.Log) (*history.History, error)
 	if age, ok := c.Generic("history-age").(*ttl); ok {
 		o.Age = time.Duration(*age)
 	}
+	if o.Captures, err = captureOptions(c); err != nil {
+		return nil, err
+	}
+	if o.Captures != nil && cmp.Or(o.Captures.Bytes, history.DefaultCaptureBytes) > cmp.Or(o.Bytes, history.DefaultBytes)/2 {
+		return nil, badInput("--history-captures-size is more than half of --history-size: events would find no room")
+	}
 	h, err := history.Open(o)
 	if err != nil {
 		return nil, err
@@ -68,6 +78,27 @@ func openHistory(c *cli.Context, events *eventlog.Log) (*history.History, error)
 	events.IDsAfter(h.LastID())
 	events.Take(h.Keep)
 	return h, nil
+}
+
+// captureOptions reads the flags about captures, nil where none are to be kept.
+func captureOptions(c *cli.Context) (*history.Captures, error) {
+	addresses, err := history.ParseAddresses(c.String("history-addresses"))
+	if err != nil {
+		return nil, badInput("--history-addresses %w", err)
+	}
+	if !c.Bool("history-captures") {
+		for _, name := range []string{"history-captures-size", "history-captures-age", "history-addresses"} {
+			if c.IsSet(name) {
+				return nil, badInput("--%s is about captures: --history-captures has them kept", name)
+			}
+		}
+		return nil, nil
+	}
+	o := &history.Captures{Bytes: int64(numberOf(c, "history-captures-size")) << 20, Addresses: addresses}
+	if age, ok := c.Generic("history-captures-age").(*ttl); ok {
+		o.Age = time.Duration(*age)
+	}
+	return o, nil
 }
 
 // searchFlags are those of events about what was.
@@ -160,15 +191,15 @@ func pastEvents(c *cli.Context) error {
 	}
 	ctx, stop := signal.NotifyContext(c.Context, unix.SIGINT, unix.SIGTERM)
 	defer stop()
-	ask, done, err := historyOf(c)
+	from, err := openPast(c)
 	if err != nil {
 		return err
 	}
-	defer done()
+	defer from.close()
 	p := newEventPrinter(c)
 	if s.all {
 		s.Oldest = true
-		for line, err := range pages(ctx, ask, &s.HistoryQuery, 0) {
+		for line, err := range pages(ctx, from, &s.HistoryQuery, 0) {
 			if err == nil {
 				err = p.print(line)
 			}
@@ -179,7 +210,7 @@ func pastEvents(c *cli.Context) error {
 		return p.flush()
 	}
 	var lines []json.RawMessage
-	for line, err := range pages(ctx, ask, &s.HistoryQuery, s.Limit) {
+	for line, err := range pages(ctx, from, &s.HistoryQuery, s.Limit) {
 		if err != nil {
 			return err
 		}
@@ -202,39 +233,39 @@ func pastEvents(c *cli.Context) error {
 	return nil
 }
 
-// askHistory answers a query.
-type askHistory func(context.Context, *control.HistoryQuery) (iter.Seq2[json.RawMessage, error], error)
+// past is where events and captures are kept: a daemon that has them or, without one, a file.
+type past struct {
+	search  func(context.Context, *control.HistoryQuery) (iter.Seq2[json.RawMessage, error], error)
+	capture func(context.Context, event.ID) ([]byte, error)
+	close   func()
+}
 
-// historyOf returns what to ask: the daemon or, where there is none, the file.
-func historyOf(c *cli.Context) (ask askHistory, done func(), err error) {
-	d, err := askDaemon(c)
-	if err != nil {
-		return nil, nil, err
-	}
-	if d != nil && !c.IsSet("history") {
-		return func(ctx context.Context, q *control.HistoryQuery) (iter.Seq2[json.RawMessage, error], error) {
-			found, err := d.History(ctx, q)
-			return found, fromDaemon(err)
-		}, d.Close, nil
+// openPast returns what the flags --control and --history name.
+func openPast(c *cli.Context) (*past, error) {
+	if !c.IsSet("history") {
+		d, err := askDaemon(c)
+		if err != nil {
+			return nil, err
+		}
+		if d != nil {
+			return &past{d.History, d.Capture, d.Close}, nil
+		}
 	}
 	r, err := history.OpenReader(c.String("history"))
 	if errors.Is(err, history.ErrNotFound) && !c.IsSet("history") {
-		return nil, nil, badInput("no daemon answers at %s, and %w: attach --history keeps events, and --history names another file", c.String("control"), err)
+		return nil, badInput("no daemon answers at %s, and %w: attach --history keeps events, and --history names another file", c.String("control"), err)
 	}
 	if err != nil {
-		return nil, nil, asBadInput(err)
+		return nil, asBadInput(err)
 	}
-	return func(ctx context.Context, q *control.HistoryQuery) (iter.Seq2[json.RawMessage, error], error) {
-			return r.Search(ctx, q.Search()), nil
-		}, func() {
-			if err := r.Close(); err != nil {
-				slog.Debug("the history was not closed properly", "error", err)
-			}
-		}, nil
+	search := func(ctx context.Context, q *control.HistoryQuery) (iter.Seq2[json.RawMessage, error], error) {
+		return r.Search(ctx, q.Search()), nil
+	}
+	return &past{search, r.Capture, func() { _ = r.Close() }}, nil
 }
 
 // pages asks for one page after another, until there are most events; 0 is all.
-func pages(ctx context.Context, ask askHistory, q *control.HistoryQuery, most int) iter.Seq2[json.RawMessage, error] {
+func pages(ctx context.Context, from *past, q *control.HistoryQuery, most int) iter.Seq2[json.RawMessage, error] {
 	return func(yield func(json.RawMessage, error) bool) {
 		page := *q
 		for n := 0; ; {
@@ -242,9 +273,9 @@ func pages(ctx context.Context, ask askHistory, q *control.HistoryQuery, most in
 			if most > 0 {
 				page.Limit = min(most-n, control.MaxHistory)
 			}
-			found, err := ask(ctx, &page)
+			found, err := from.search(ctx, &page)
 			if err != nil {
-				yield(nil, err)
+				yield(nil, fromDaemon(err))
 				return
 			}
 			got := 0

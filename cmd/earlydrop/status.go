@@ -136,6 +136,9 @@ func printHistory(out io.Writer, h *status.History) error {
 	if h.Lost > 0 {
 		line += fmt.Sprintf("; %d were lost", h.Lost)
 	}
+	if h.CapturesLost > 0 {
+		line += fmt.Sprintf("; %d captures were lost", h.CapturesLost)
+	}
 	if h.Error != "" {
 		line += "; it can't be written now: " + h.Error
 	}

@@ -84,7 +84,8 @@ type File struct {
 	packets uint64
 	skipped SkippedError
 	sides   sides
-	side    Side // of the packet that Next returned last
+	side    Side  // of the packet that Next returned last
+	kept    *kept // the section is a capture as it was handed over; else nil
 	err     error
 }
 
@@ -435,10 +436,16 @@ func (f *File) Feed(a *Assembler, progress func(pos int64)) error {
 	for n := 1; ; n++ {
 		ts, frame, wireLen, err := f.Next()
 		if err == io.EOF {
-			return nil
+			return f.keptError(f.kept.unfinished())
 		}
 		if err != nil {
 			return err
+		}
+		if f.kept != nil {
+			if err := f.feedKept(a, frame, wireLen); err != nil {
+				return err
+			}
+			continue
 		}
 		reflected := a.counters[Reflected]
 		a.PacketFrom(f.side, ts, frame, wireLen)

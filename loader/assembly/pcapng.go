@@ -20,9 +20,10 @@ const (
 	blockEnhanced  = 6
 )
 
-// Options that are read: of an interface's block, and of a packet's.
+// Options that are read: of a section's block, of an interface's, and of a packet's.
 const (
 	optionEnd        = 0
+	optionComment    = 1
 	optionName       = 2
 	optionResolution = 9
 	optionOffset     = 14
@@ -201,6 +202,19 @@ func (p *pcapngReader) startSection(body []byte) error {
 	p.section++
 	p.interfaces, p.described = p.interfaces[:0], 0
 	p.skip = nil
+	if err := p.f.kept.unfinished(); err != nil {
+		return err
+	}
+	p.f.kept = nil
+	var wrong error
+	p.options(body[sectionBody:], func(code uint16, value []byte) {
+		if code == optionComment && p.f.kept == nil && wrong == nil {
+			p.f.kept, wrong = parseKept(value)
+		}
+	})
+	if wrong != nil {
+		return wrong
+	}
 	if major := p.order.Uint16(body[4:]); major != 1 {
 		p.skip = interfaceError(fmt.Sprintf("pcapng version %d.%d can't be read", major, p.order.Uint16(body[6:])))
 	}

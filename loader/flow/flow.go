@@ -321,6 +321,10 @@ type Sample struct {
 	// in its place.
 	Data []byte
 
+	// Seed is what takes the place of masked bytes begins with, of a capture that was kept, as
+	// some of these bytes may have been changed; 0 of all others.
+	Seed uint64
+
 	// Repeat is TCP payload of a range that was sent before.
 	Repeat Repeat
 	// Rest is what follows the captured bytes of the last packet, at most RestBytes: of
@@ -389,6 +393,7 @@ func (s *Sample) Reset() {
 	s.Meta = Meta{}
 	s.Packets = s.packets[:0]
 	s.Data = s.data[:0]
+	s.Seed = 0
 	s.Repeat, s.Rest = Repeat{}, nil
 }
 
@@ -398,6 +403,7 @@ func (s *Sample) CopyFrom(o *Sample) {
 	s.Meta = o.Meta
 	s.Packets = append(s.Packets, o.Packets...)
 	s.Data = append(s.Data, o.Data...)
+	s.Seed = o.Seed
 	s.KeepRepeat(o.Repeat.Seq, o.Repeat.FromInitiator, o.Repeat.Data)
 	s.KeepRest(o.Rest)
 }

@@ -62,13 +62,9 @@ var candidates = []candidate{
 	}},
 }
 
-// tool runs a program on the gateway; its failure is an error that quotes it.
+// tool is gatewayTool on the gateway of a bench.
 func tool(ctx context.Context, b *bench, argv ...string) error {
-	out, err := b.rig.Run(ctx, argv...)
-	if err == nil && out.Code != 0 {
-		err = fmt.Errorf("%s: exit code %d: %s", strings.Join(argv, " "), out.Code, strings.TrimSpace(out.Stderr+out.Stdout))
-	}
-	return err
+	return gatewayTool(ctx, b.rig, argv...)
 }
 
 func attachXDPFilter(ctx context.Context, b *bench) (*attached, error) {

@@ -53,11 +53,14 @@ type options struct {
 	json        bool
 	only        string // of the measurements; empty: all but the longest
 	connections int
+	// Of peers.
+	openGFWProgram, suricataProgram string
+	suricataRules                   string
 }
 
 // measurements are what there is to measure, by the option's name.
 var measurements = map[string]func(context.Context, io.Writer, options) error{
-	"": run, "passed": runPassed, "latency": runLatency, "overload": runOverload, "throughput": runThroughput,
+	"": run, "passed": runPassed, "latency": runLatency, "overload": runOverload, "peers": runPeers,
 }
 
 func main() {
@@ -66,6 +69,11 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 3, "measure everything this many times, in turn, and take the medians")
 	flag.DurationVar(&o.length, "time", 1500*time.Millisecond, "length of each measurement")
 	flag.BoolVar(&o.json, "json", false, "print one JSON object, each round's figures included")
+	flag.StringVar(&o.only, "only", "", "measure nothing else: passed, how many bytes pass before a connection is cut; latency, of verdicts; overload, verdicts with more new flows than can have one; peers, other programs beside this one")
+	flag.IntVar(&o.connections, "connections", 50, "with -only passed: how many of each tunnel, direction and round trip; with -only peers: at each round trip")
+	flag.StringVar(&o.openGFWProgram, "opengfw", "", "with -only peers: OpenGFW's program")
+	flag.StringVar(&o.suricataProgram, "suricata", "", "with -only peers: Suricata's program")
+	flag.StringVar(&o.suricataRules, "suricata-rules", "", "with -only peers: a file of rules that have Suricata cut tunnels")
 	flag.Parse()
 	if err := o.check(flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -90,7 +98,7 @@ func (o options) check(args []string) error {
 	case len(args) > 0:
 		return fmt.Errorf("unexpected argument %q", args[0])
 	case measurements[o.only] == nil:
-		return fmt.Errorf("only %q: want passed, latency, overload or throughput", o.only)
+		return fmt.Errorf("only %q: want passed, latency or overload", o.only)
 	case o.rounds < 1 || o.rounds > 100:
 		return fmt.Errorf("rounds %d: want 1 to 100", o.rounds)
 	case o.length < 100*time.Millisecond || o.length > time.Minute:
@@ -105,6 +113,10 @@ func (o options) check(args []string) error {
 func (o options) limit() time.Duration {
 	if o.only == "passed" {
 		return time.Minute + time.Duration(o.connections)*time.Minute
+	}
+	if o.only == "peers" {
+		const programs = 6
+		return 5*time.Minute + programs*(time.Duration(o.rounds)*(3*o.length+time.Minute)+time.Duration(o.connections)*10*time.Second)
 	}
 	return time.Minute + time.Duration(o.rounds*len(candidates))*(3*o.length+5*time.Second)
 }
@@ -267,15 +279,6 @@ func (b *bench) prepare(ctx context.Context) error {
 	return nil
 }
 
-func (b *bench) startIperf(ctx context.Context) error {
-	addr := netip.AddrPortFrom(b.rig.ServerAddr(4), iperfPort)
-	server, err := b.rig.Lab.Start(b.rig.Server, "iperf3", "iperf3", "--server", "--port", fmt.Sprint(iperfPort))
-	if err != nil {
-		return err
-	}
-	return b.rig.WaitReady(ctx, b.rig.Server, addr, server)
-}
-
 func (b *bench) close() error {
 	var errs []error
 	for _, g := range b.generators {
@@ -364,7 +367,7 @@ func (b *bench) measure(ctx context.Context, c candidate) (m measurement, err er
 	if err := closeLinks(); err != nil {
 		return m, err
 	}
-	if m.Bulk, err = b.bulk(ctx, 1); err != nil {
+	if m.Bulk, err = b.bulk(ctx); err != nil {
 		return m, err
 	}
 	after, err := daemon()
@@ -428,15 +431,20 @@ func (b *bench) settled(ctx context.Context, port uint16) (uint64, error) {
 	}
 }
 
-// bulk measures TCP connections that send all they can.
-func (b *bench) bulk(ctx context.Context, connections int) (r bulk, err error) {
+// bulk measures one TCP connection that sends all it can.
+func (b *bench) bulk(ctx context.Context) (bulk, error) {
+	return iperfTo(ctx, b.rig.Lab, b.opts.length)
+}
+
+// iperfTo has iperf3 send from the client all it can, for a whole number of seconds.
+func iperfTo(ctx context.Context, l *lab.Lab, length time.Duration, args ...string) (r bulk, err error) {
 	cpu, err := readCPUTime()
 	if err != nil {
 		return r, err
 	}
-	seconds := max(1, int((b.opts.length+time.Second-1)/time.Second))
-	out, err := b.rig.Exec(ctx, b.rig.Client, "iperf3", "--client", b.rig.ServerAddr(4).String(),
-		"--port", fmt.Sprint(iperfPort), "--time", fmt.Sprint(seconds), "--parallel", fmt.Sprint(connections), "--json")
+	seconds := max(1, int((length+time.Second-1)/time.Second))
+	out, err := l.Exec(ctx, l.Client, append([]string{"iperf3", "--client", l.ServerAddr(4).String(),
+		"--port", fmt.Sprint(iperfPort), "--time", fmt.Sprint(seconds), "--json"}, args...)...)
 	if err != nil {
 		return r, fmt.Errorf("%w: %s", err, out)
 	}

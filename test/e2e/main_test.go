@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) (code int, err error) {
-	for _, name := range []string{"bpftool", "chromium", "ip", "nft", "nsenter", "prometheus", "promtool", "setpriv", "unshare", "wireguard-go"} {
+	for _, name := range []string{"bpftool", "chromium", "ip", "nft", "nsenter", "prometheus", "promtool", "setpriv", "tmux", "unshare", "wireguard-go"} {
 		if _, err := lab.Program(name); err != nil {
 			return 1, err
 		}

@@ -8,8 +8,8 @@
 // edit blocks; root does all. Each change is an event of kind audit.
 //
 // The paths begin with /v1/. Fields and parameters may be added to a version; where one
-// changes its meaning or its type, or goes, there is a new one. Every answer but those with
-// events is one JSON object, also where it is an error:
+// changes its meaning or its type, or goes, there is a new one. Every answer but events and
+// captures is one JSON object, also where it is an error:
 //
 //	GET    /v1/about    which daemon this is, and what its interfaces are called
 //	GET    /v1/status   what is attached, what was counted, what is worrying
@@ -24,6 +24,7 @@
 //	POST   /v1/model    UseModel: another model classifies from now on; root only
 //	GET    /v1/history  events that are kept, one JSON object on a line: the keys of HistoryQuery
 //	GET    /v1/why      why flows of an address were treated as they were: of, limit
+//	GET    /v1/capture  the capture that is kept of an event, as a pcapng file: id
 //	GET    /v1/events   events from now on, one JSON object on a line: the keys of EventFilter
 package control
 

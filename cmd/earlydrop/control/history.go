@@ -185,7 +185,7 @@ func (s *Server) searchHistory(r *request) error {
 	}
 	h := s.gateway.History()
 	if h == nil {
-		return &Error{http.StatusNotFound, "the daemon keeps no history (attach --history)"}
+		return noHistory()
 	}
 	giveBack, ok := s.searches.take(r.peer.uid)
 	if !ok {
@@ -258,4 +258,49 @@ func (c *Client) History(ctx context.Context, q *HistoryQuery) (iter.Seq2[json.R
 			}
 		}
 	}, nil
+}
+
+// getCapture answers with the capture of an event.
+func (s *Server) getCapture(r *request) error {
+	v, err := r.query("id")
+	if err != nil {
+		return err
+	}
+	id, err := event.ParseID(v.Get("id"))
+	if err != nil {
+		return badRequest("id: %v", err)
+	}
+	h := s.gateway.History()
+	if h == nil {
+		return noHistory()
+	}
+	file, err := h.Capture(r.Context(), id)
+	switch {
+	case errors.Is(err, history.ErrNotFound):
+		return &Error{http.StatusNotFound, err.Error()}
+	case err != nil:
+		return &Error{http.StatusServiceUnavailable, err.Error()}
+	}
+	r.beginAnswer(http.StatusOK, "application/x-pcapng")
+	_, _ = r.w.Write(file) // who does not read it does not want it
+	return nil
+}
+
+func noHistory() error {
+	return &Error{http.StatusNotFound, "the daemon keeps no history (attach --history)"}
+}
+
+// Capture returns the capture that the daemon keeps of an event, as a pcapng file. The error is
+// ErrNotFound where it keeps none.
+func (c *Client) Capture(ctx context.Context, id event.ID) ([]byte, error) {
+	r, err := c.do(ctx, "GET", "/v1/capture", url.Values{"id": {id.String()}}, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Body.Close()
+	file, err := io.ReadAll(r.Body)
+	if err != nil {
+		return nil, fmt.Errorf("read the answer of %s: %w", c.path, err)
+	}
+	return file, nil
 }

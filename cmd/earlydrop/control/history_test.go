@@ -113,6 +113,9 @@ func TestHistoryIsAnswered(t *testing.T) {
 			t.Errorf("%s: %+v becomes %+v, %v", name, tt.q, again, err)
 		}
 	}
+	if _, err := c.Capture(within(t), 7); !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), "the capture of event 7: not found") {
+		t.Errorf("a capture that there is not: %v", err)
+	}
 	if _, err := past(t, c, &HistoryQuery{ID: 7777}); !errors.Is(err, ErrNotFound) {
 		t.Errorf("an event that there is not: %v", err)
 	}
@@ -121,6 +124,9 @@ func TestHistoryIsAnswered(t *testing.T) {
 func TestHistoryRefusesBadQueries(t *testing.T) {
 	_, c := serve(t, newFake(t))
 	if _, err := past(t, c, &HistoryQuery{}); !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), "keeps no history") {
+		t.Errorf("without a history: %v", err)
+	}
+	if _, err := c.Capture(within(t), 7); !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), "keeps no history") {
 		t.Errorf("without a history: %v", err)
 	}
 	f, _ := kept(t, 1)

@@ -262,6 +262,7 @@ func (s *Server) endpoints() map[string]map[string]endpoint {
 		"/v1/events": {"GET": {rightEdit, s.streamEvents}},
 
 		"/v1/history": {"GET": {rightEdit, s.searchHistory}},
+		"/v1/capture": {"GET": {rightEdit, s.getCapture}},
 	}
 }
 

@@ -36,10 +36,11 @@ func Flows(file *captures.File, options assembly.Options, progress func(bytes in
 	}
 	defer f.Close()
 	a := assembly.New(options, func(f *assembly.Flow, s *flow.Sample) {
-		if s.Variant {
+		kept := s.Seed != 0 // it is all that there is of its flow
+		if s.Variant && !kept {
 			return
 		}
-		if s.Revision == 0 { // what is explained is the last one
+		if s.Revision == 0 || kept { // what is explained is the last one
 			numbers = append(numbers, f.Seq)
 		}
 		if found != nil && f.Seq == wanted {

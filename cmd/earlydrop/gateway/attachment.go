@@ -302,7 +302,7 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 		v := newVerdict(s, &r, &decision, &o)
 		g.tops.keep(v)
 		if kept {
-			g.config.History.Keep(v)
+			g.config.History.KeepVerdict(v, s)
 		}
 		if told {
 			a.add(v)

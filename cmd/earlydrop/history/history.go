@@ -3,6 +3,7 @@
 package history
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
+	"github.com/earlydrop/earlydrop/loader/flow"
 )
 
 // Defaults of Options: what a small gateway has room for. An event takes about 170 bytes, so
@@ -37,6 +39,8 @@ type Options struct {
 	// Passes (optional) says which verdicts are kept of flows that pass undetected; without it
 	// DefaultPasses.
 	Passes *eventlog.Passes
+	// Captures (optional) has captures kept as well.
+	Captures *Captures
 
 	syncEvery, retryEvery time.Duration // of tests; else the constants
 }
@@ -60,7 +64,9 @@ type Status struct {
 	Limit  int64     `json:"limit_bytes"`     // the most that Bytes may be
 	Oldest time.Time `json:"oldest,omitzero"` // event
 	Lost   uint64    `json:"lost"`            // events that are not in it since the daemon began, though they should be
-	Error  string    `json:"error,omitempty"` // why nothing can be written now
+	// CapturesLost is the same of captures.
+	CapturesLost uint64 `json:"captures_lost,omitempty"`
+	Error        string `json:"error,omitempty"` // why nothing can be written now
 }
 
 // History is a file that a daemon keeps events in. Its methods are safe for concurrent use.
@@ -70,7 +76,9 @@ type History struct {
 	o     Options
 	queue chan item
 	lost  atomic.Uint64
-	ended chan struct{} // closed when all is written
+	// capturesLost counts captures that are not in the file, though they should be.
+	capturesLost atomic.Uint64
+	ended        chan struct{} // closed when all is written
 
 	closing sync.RWMutex // of the queue
 	closed  bool
@@ -84,7 +92,10 @@ type History struct {
 }
 
 // item is what waits to be written.
-type item struct{ event event.Event }
+type item struct {
+	event  event.Event
+	sample *flow.Sample // of a verdict whose capture is kept; else nil
+}
 
 // Open returns the history of a file, which need not be there, and begins to write it.
 func Open(o Options) (*History, error) {
@@ -96,6 +107,11 @@ func Open(o Options) (*History, error) {
 	}
 	if o.Passes == nil {
 		o.Passes, _ = eventlog.ParsePasses(DefaultPasses)
+	}
+	if o.Captures != nil {
+		c := *o.Captures
+		c.Bytes, c.Age = cmp.Or(c.Bytes, DefaultCaptureBytes), cmp.Or(c.Age, DefaultCaptureAge)
+		o.Captures = &c
 	}
 	if o.syncEvery == 0 {
 		o.syncEvery, o.retryEvery = syncEvery, retryEvery
@@ -126,18 +142,39 @@ func (h *History) Wants(detected bool, at time.Time) bool {
 // Keep queues an event, which has an ID and is not changed any more. It does not wait: where the
 // queue is full the event is lost and counted, verdicts on flows that pass undetected first.
 func (h *History) Keep(e event.Event) {
+	if h != nil {
+		h.keep(item{event: e})
+	}
+}
+
+// KeepVerdict is Keep with what was captured of the flow, which is kept as well if that is asked
+// for. The sample is not used any more when it returns.
+func (h *History) KeepVerdict(v *event.Verdict, s *flow.Sample) {
 	if h == nil {
 		return
 	}
+	i := item{event: v}
+	switch {
+	case h.o.Captures == nil || !v.Treats():
+	case len(h.queue) >= queueLen/2: // captures are lost first
+		h.capturesLost.Add(1)
+	default:
+		i.sample = new(flow.Sample)
+		i.sample.CopyFrom(s)
+	}
+	h.keep(i)
+}
+
+func (h *History) keep(i item) {
 	h.closing.RLock()
 	defer h.closing.RUnlock()
-	v, ok := e.(*event.Verdict)
+	v, ok := i.event.(*event.Verdict)
 	if h.closed || ok && !v.Detected && len(h.queue) >= queueLen*3/4 {
 		h.lost.Add(1)
 		return
 	}
 	select {
-	case h.queue <- item{e}:
+	case h.queue <- i:
 	default:
 		h.lost.Add(1)
 	}
@@ -151,7 +188,7 @@ func (h *History) Status() *Status {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s := h.status
-	s.Lost = h.lost.Load()
+	s.Lost, s.CapturesLost = h.lost.Load(), h.capturesLost.Load()
 	return &s
 }
 

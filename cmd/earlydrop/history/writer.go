@@ -10,6 +10,10 @@ import (
 	"os"
 	"strconv"
 	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 )
 
 // writer writes a history. It is one goroutine's.
@@ -25,13 +29,17 @@ type writer struct {
 	// unsynced is how many events are not written for good, those of the open block left out that
 	// were written with it before.
 	unsynced int
-	again    time.Time // when a file is tried again that can't be written
-	tidied   time.Time
+	hider    *hider // nil: no capture was kept so far
+	captured int64  // bytes of captures in the file
+	// warnCapture is of captures that can't be kept, once a minute.
+	warnCapture rate.Sometimes
+	again       time.Time // when a file is tried again that can't be written
+	tidied      time.Time
 }
 
 func newWriter(h *History) (*writer, error) {
 	p, err := newPacker()
-	return &writer{h: h, pack: p, number: 1}, err
+	return &writer{h: h, pack: p, number: 1, warnCapture: rate.Sometimes{Interval: time.Minute}}, err
 }
 
 // first looks at the file that is there, if there is one.
@@ -69,6 +77,9 @@ func (w *writer) take(i item) {
 		slog.Warn("an event has no JSON, so the history lacks it", "event", i.event.Kind(), "error", err)
 		w.h.lost.Add(1)
 		return
+	}
+	if i.sample != nil {
+		w.keepCapture(i.event.(*event.Verdict), i.sample)
 	}
 	w.add(e)
 }
@@ -124,12 +135,21 @@ func (w *writer) write(n int) bool {
 	return true
 }
 
+// begin begins a transaction, unless there is one.
+func (w *writer) begin() error {
+	if w.tx != nil {
+		return nil
+	}
+	tx, err := w.db.Begin()
+	if err == nil {
+		w.tx = tx
+	}
+	return err
+}
+
 func (w *writer) insert(n int) (err error) {
-	if w.tx == nil {
-		if w.tx, err = w.db.Begin(); err != nil {
-			w.tx = nil
-			return err
-		}
+	if err := w.begin(); err != nil {
+		return err
 	}
 	b := w.pack.pack(w.open.entries[:n])
 	if _, err := w.tx.Exec("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)", w.number, int64(b.first), int64(b.last), b.begin, b.end, b.events, []byte(b.keys)); err != nil {
@@ -309,7 +329,7 @@ func (w *writer) use() {
 	w.h.mu.Lock()
 	w.h.status.Bytes = used
 	w.h.mu.Unlock()
-	if used > w.h.o.Bytes {
+	if c := w.h.o.Captures; used > w.h.o.Bytes || c != nil && w.captured > c.Bytes {
 		w.tidied = time.Time{}
 		w.tidy()
 	}
@@ -351,6 +371,9 @@ func (w *writer) remove(events *int64, where string, args ...any) (blocks int64,
 
 // prune removes blocks that are too old, and the oldest ones where there is too much.
 func (w *writer) prune() error {
+	if err := w.pruneCaptures(); err != nil {
+		return err
+	}
 	old := time.Now().Add(-w.h.o.Age).UnixMicro()
 	removed := int64(0)
 	for {

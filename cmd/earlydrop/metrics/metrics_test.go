@@ -31,12 +31,19 @@ func twoInterfaces() *status.Report {
 		Interface: "eth0", State: status.Degraded, Since: time.Unix(1000, 0), Ingress: "xdp", XDP: "native", Egress: "tcx", Mode: "enforce", Model: "compact 1", Policy: "p.yaml",
 		Flows: loader.Occupancy{Flows: 5, Blocked: 1}, Capacity: loader.Occupancy{Flows: 100, Collecting: 10, Blocked: 50},
 		Classes: map[string]uint64{"shadowsocks": 3, "background": 4}, Rules: map[string]status.Rule{"a \"rule\"\n": {Detected: 3, Blocked: 1}},
-		Rows:   rows,
-		Delays: &status.Histogram{Count: 2, Sum: 0.5, Buckets: map[float64]uint64{0.1: 1, 1: 2}},
+		Rows:     rows,
+		Verdicts: []status.Verdicts{{Rule: "tunnels", Decision: "drop", Reason: "rule", Flows: 3}, {Decision: "pass", Reason: "no rule", Flows: 4}},
+		Traffic:  &loader.Traffic{RxPackets: 1, RxBytes: 2, TxPackets: 3, TxBytes: 4},
+		Delays:   &status.Histogram{Count: 2, Sum: 0.5, Buckets: map[float64]uint64{0.1: 1, 1: 2}},
 	}
 	two := *one
-	two.Interface, two.Mode, two.State, two.Delays = "wan.5", "monitor", status.Well, nil
-	return &status.Report{Version: "v1", Device: "cpu", Interfaces: []*status.Status{one, &two}}
+	two.Interface, two.Mode, two.State, two.Delays, two.Verdicts, two.Traffic = "wan.5", "monitor", status.Well, nil, nil, nil
+	return &status.Report{
+		Version: "v1", Device: "cpu", Interfaces: []*status.Status{one, &two}, Time: time.Unix(5000, 0),
+		Model: "compact 1", ModelDigest: "sha256:ab", Policy: "p.yaml", PolicyDigest: "sha256:cd", Queue: status.Fill{Used: 3, Size: 4096},
+		Evidence: status.Evidence{Undetected: status.Fill{Used: 9, Size: 100}, Treated: status.Fill{Used: 1, Size: 50}, LimitsReached: 2, PausedUntil: time.Unix(5001, 0), PausedUnprovenUntil: time.Unix(5000, 0)},
+		Reloads:  status.Reloads{Done: 4, Failed: 1, Last: time.Unix(4000, 0)}, InferenceTimes: &status.Histogram{Count: 1, Sum: 0.25, Buckets: map[float64]uint64{0.1: 0, 1: 1}},
+	}
 }
 
 func TestMetricsAreWhatIsReported(t *testing.T) {
@@ -62,6 +69,40 @@ earlydrop_degraded{interface="wan.5"} 0
 # TYPE earlydrop_enforcing gauge
 earlydrop_enforcing{interface="eth0"} 1
 earlydrop_enforcing{interface="wan.5"} 0
+# HELP earlydrop_evidence_pairs pairs of initiator and server that are remembered: without a detected flow, with one, treated or once treated
+# TYPE earlydrop_evidence_pairs gauge
+earlydrop_evidence_pairs{state="detected"} 0
+earlydrop_evidence_pairs{state="treated"} 1
+earlydrop_evidence_pairs{state="undetected"} 9
+# HELP earlydrop_inference_seconds time that the model took for a batch of flows
+# TYPE earlydrop_inference_seconds histogram
+earlydrop_inference_seconds_bucket{le="0.1"} 0
+earlydrop_inference_seconds_bucket{le="1"} 1
+earlydrop_inference_seconds_bucket{le="+Inf"} 1
+earlydrop_inference_seconds_sum 0.25
+earlydrop_inference_seconds_count 1
+# HELP earlydrop_last_reload_timestamp_seconds when the policy was reloaded, or the model changed, at last, in Unix time
+# TYPE earlydrop_last_reload_timestamp_seconds gauge
+earlydrop_last_reload_timestamp_seconds 4000
+# HELP earlydrop_limits_reached_total how often a limit of the policy was reached, so that rules without evidence paused
+# TYPE earlydrop_limits_reached_total counter
+earlydrop_limits_reached_total 2
+# HELP earlydrop_model_info 1; the model that classifies, and the digest of its file
+# TYPE earlydrop_model_info gauge
+earlydrop_model_info{digest="sha256:ab",model="compact 1"} 1
+# HELP earlydrop_policy_info 1; the policy that decides, and the digest of its text, that of the files of its sets left out
+# TYPE earlydrop_policy_info gauge
+earlydrop_policy_info{digest="sha256:cd",policy="p.yaml"} 1
+# HELP earlydrop_queue_captures captures that wait for the model
+# TYPE earlydrop_queue_captures gauge
+earlydrop_queue_captures 3
+# HELP earlydrop_receive_bytes_total bytes that the interface received, by its own statistics
+# TYPE earlydrop_receive_bytes_total counter
+earlydrop_receive_bytes_total{interface="eth0"} 2
+# HELP earlydrop_reloads_total reloads of the policy, and changes of the model; one that failed has changed nothing
+# TYPE earlydrop_reloads_total counter
+earlydrop_reloads_total{outcome="done"} 4
+earlydrop_reloads_total{outcome="failed"} 1
 # HELP earlydrop_report_complete 1 if all tables could be read for this scrape
 # TYPE earlydrop_report_complete gauge
 earlydrop_report_complete 1
@@ -73,6 +114,10 @@ earlydrop_ring_full_total{interface="wan.5"} 2
 # TYPE earlydrop_rule_detected_flows_total counter
 earlydrop_rule_detected_flows_total{interface="eth0",rule="a \"rule\"\n"} 3
 earlydrop_rule_detected_flows_total{interface="wan.5",rule="a \"rule\"\n"} 3
+# HELP earlydrop_rules_paused 1 while rules without evidence pause, as a limit was reached: for connections that both ends have made, and for other flows
+# TYPE earlydrop_rules_paused gauge
+earlydrop_rules_paused{flows="proven"} 1
+earlydrop_rules_paused{flows="unproven"} 0
 # HELP earlydrop_table_capacity_entries entries that a table of the kernel has room for
 # TYPE earlydrop_table_capacity_entries gauge
 earlydrop_table_capacity_entries{interface="eth0",table="blocked"} 50
@@ -88,10 +133,16 @@ earlydrop_verdict_delay_seconds_bucket{interface="eth0",le="1"} 2
 earlydrop_verdict_delay_seconds_bucket{interface="eth0",le="+Inf"} 2
 earlydrop_verdict_delay_seconds_sum{interface="eth0"} 0.5
 earlydrop_verdict_delay_seconds_count{interface="eth0"} 2
+# HELP earlydrop_verdicts_total flows that got a verdict, by the rule that was asked, what it decided, and why
+# TYPE earlydrop_verdicts_total counter
+earlydrop_verdicts_total{decision="drop",interface="eth0",reason="rule",rule="tunnels"} 3
+earlydrop_verdicts_total{decision="pass",interface="eth0",reason="no rule",rule=""} 4
 `
 	if err := testutil.GatherAndCompare(r, strings.NewReader(want),
 		"earlydrop_class_flows_total", "earlydrop_degraded", "earlydrop_enforcing", "earlydrop_report_complete", "earlydrop_ring_full_total",
-		"earlydrop_rule_detected_flows_total", "earlydrop_table_capacity_entries", "earlydrop_verdict_delay_seconds"); err != nil {
+		"earlydrop_rule_detected_flows_total", "earlydrop_table_capacity_entries", "earlydrop_verdict_delay_seconds", "earlydrop_verdicts_total",
+		"earlydrop_evidence_pairs", "earlydrop_inference_seconds", "earlydrop_last_reload_timestamp_seconds", "earlydrop_limits_reached_total", "earlydrop_model_info",
+		"earlydrop_policy_info", "earlydrop_queue_captures", "earlydrop_receive_bytes_total", "earlydrop_reloads_total", "earlydrop_rules_paused"); err != nil {
 		t.Error(err)
 	}
 }

@@ -269,5 +269,7 @@ type History struct {
 	Limit  int64     `json:"limit_bytes"`     // the most that Bytes may be
 	Oldest time.Time `json:"oldest,omitzero"` // event
 	Lost   uint64    `json:"lost"`            // events that are not in it since the daemon began, though they should be
-	Error  string    `json:"error,omitempty"` // why nothing can be written now
+	// CapturesLost is the same of captures.
+	CapturesLost uint64 `json:"captures_lost,omitempty"`
+	Error        string `json:"error,omitempty"` // why nothing can be written now
 }

@@ -4,17 +4,17 @@ package term
 
 import (
 	"bytes"
-	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/term/termtest"
 )
 
 func TestColorsNeedATerminalThatKnowsThem(t *testing.T) {
-	ptmx, tty := pseudoTerminal(t)
+	ptmx, tty := termtest.Open(t)
 	for _, tt := range []struct {
 		term, noColor string
 		want          bool
@@ -43,29 +43,6 @@ func TestColorsNeedATerminalThatKnowsThem(t *testing.T) {
 	if Width(new(bytes.Buffer)) != Unbounded {
 		t.Error("a buffer has a width")
 	}
-}
-
-// pseudoTerminal opens both ends of one.
-func pseudoTerminal(t *testing.T) (ptmx, tty *os.File) {
-	t.Helper()
-	ptmx, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ptmx.Close() })
-	if err := unix.IoctlSetPointerInt(int(ptmx.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	n, err := unix.IoctlGetInt(int(ptmx.Fd()), unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tty, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { tty.Close() })
-	return ptmx, tty
 }
 
 // All columns of a long table stay aligned with the ones above them, or get wider.

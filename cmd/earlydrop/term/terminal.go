@@ -19,14 +19,21 @@ func terminal(w io.Writer) *os.File {
 	return nil
 }
 
+// Is reports whether w is a terminal, and Places whether it is one that can place text anywhere.
+func Is(w io.Writer) bool { return terminal(w) != nil }
+
+// Places is explained at Is.
+func Places(w io.Writer) bool { return Is(w) && !isDumb() }
+
+func isDumb() bool {
+	name := os.Getenv("TERM")
+	return name == "" || name == "dumb"
+}
+
 // HasColors reports whether w is a terminal that knows colours and whose user
 // doesn't mind them (no-color.org).
 func HasColors(w io.Writer) bool {
-	switch os.Getenv("TERM") {
-	case "", "dumb":
-		return false
-	}
-	return os.Getenv("NO_COLOR") == "" && terminal(w) != nil
+	return !isDumb() && os.Getenv("NO_COLOR") == "" && terminal(w) != nil
 }
 
 // Unbounded is the width of an output that lines are not broken for.

@@ -135,6 +135,13 @@ test-train: ## Run the tests of the training code
 	$(call install,$(PKG_EVAL))
 	cd models/train && $(PYTHON) -B -m unittest -q train_test baselines_test eval_test
 
+LAB ?=
+POLICIES ?= built-in policy/examples/cautious.yaml
+.PHONY: policies
+policies: onnxruntime ## Measure what policies do to recorded traffic: make policies LAB=dir [CAPTURES=dir POLICIES="built-in file..."]
+	$(call install,$(PKG_BUILD))
+	go run ./test/policies -lab "$(LAB)" -captures "$(CAPTURES)" $(POLICIES)
+
 DATA ?=
 CAPTURES ?=
 MODELS ?= $(wildcard models/compact.onnx models/paper.onnx)

@@ -17,28 +17,44 @@ import (
 // Masquerade says where the connections of many hosts look like those of one.
 type Masquerade struct {
 	// Table is the one of nftables, as "family name", that gives what leaves through the
-	// interface another source address.
-	Table string
+	// interface another source address; or, where Legacy is set, the one of the older iptables
+	// (iptables-legacy).
+	Table  string
+	Legacy bool
 	// Inside are other interfaces that are up and have addresses, but for loopback: the hosts
 	// are behind one of them.
 	Inside []string
 }
 
 // FindMasquerade reports whether connections leave through an interface with a source
-// address that is not their initiator's, as far as nftables says so. Rules of the older
-// iptables (iptables-legacy) can't be seen. What can't be read counts as not there.
+// address that is not their initiator's, as far as nftables and iptables say so. What can't be
+// read counts as not there. What other programs do isn't seen: a BPF program that rewrites
+// addresses, a proxy, or a gateway further in.
 func FindMasquerade(iface string) (m Masquerade, found bool) {
-	conn, err := nftables.New()
-	if err != nil {
-		return m, false
-	}
 	link, err := net.InterfaceByName(iface)
 	if err != nil {
 		return m, false
 	}
+	if m.Table, found = findInNFTables(link); !found {
+		m.Table, found = findInLegacyTables(link.Name)
+		m.Legacy = found
+	}
+	if found {
+		m.Inside = others(iface)
+	}
+	return m, found
+}
+
+// findInNFTables returns the table of nftables that gives what leaves through the interface
+// another source address.
+func findInNFTables(link *net.Interface) (table string, found bool) {
+	conn, err := nftables.New()
+	if err != nil {
+		return "", false
+	}
 	chains, err := conn.ListChains()
 	if err != nil {
-		return m, false // no nftables in this kernel
+		return "", false // no nftables in this kernel
 	}
 	isNAT := func(c *nftables.Chain) bool {
 		return c.Type == nftables.ChainTypeNAT && c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookPostrouting
@@ -55,14 +71,10 @@ func FindMasquerade(iface string) (m Masquerade, found bool) {
 			continue
 		}
 		if slices.ContainsFunc(rules, func(r *nftables.Rule) bool { return changesSource(r.Exprs, link) }) {
-			m.Table, found = fmt.Sprintf("%s %s", familyName(chain.Table.Family), chain.Table.Name), true
-			break
+			return fmt.Sprintf("%s %s", familyName(chain.Table.Family), chain.Table.Name), true
 		}
 	}
-	if found {
-		m.Inside = others(iface)
-	}
-	return m, found
+	return "", false
 }
 
 // changesSource reports whether a rule gives another source address to what leaves through

@@ -81,7 +81,7 @@ func ExampleDefault() {
 	}
 	// Output:
 	// monitor
-	// tunnels [shadowsocks v2ray] 0.95
+	// tunnels [shadowsocks v2ray] 0.9
 }
 
 func ExampleParseTTL() {

@@ -447,7 +447,9 @@ func TestDefault(t *testing.T) {
 		t.Errorf("mode %s; the default must not drop", p.Mode)
 	}
 	// The model's tor is not among them: the built-in policy is about what it names.
-	want := []Rule{{Name: "tunnels", Classes: []string{"shadowsocks", "v2ray"}, MinConfidence: 0.95, ModelThreshold: true, Action: flow.Drop, TTL: 10 * time.Minute}}
+	complete := true
+	want := []Rule{{Name: "tunnels", Classes: []string{"shadowsocks", "v2ray"}, MinConfidence: 0.9, Action: flow.Drop, TTL: 10 * time.Minute, Proto: flow.TCP, Complete: &complete,
+		Evidence: &Evidence{Flows: 3, Share: 0.6, Within: time.Hour, MinConfidence: 0.9}, Meanwhile: flow.Drop}}
 	if diff := cmp.Diff(want, p.Rules, comparePolicies); diff != "" {
 		t.Errorf("rules (-want +got):\n%s", diff)
 	}
@@ -466,7 +468,7 @@ func TestDefault(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r := p.Rules[0]; !slices.Equal(r.Classes, []string{"obfs4"}) || r.MinConfidence != 0.6 {
+	if r := p.Rules[0]; !slices.Equal(r.Classes, []string{"obfs4"}) || r.MinConfidence != 0.9 {
 		t.Errorf("rule for a model that has obfs4: %+v", r)
 	}
 	var e *Error
@@ -475,25 +477,43 @@ func TestDefault(t *testing.T) {
 	if !errors.As(err, &e) || err.Error() != none {
 		t.Errorf("a model with none of the classes: %v", err)
 	}
-	// What the comments offer has to be right as well.
+	// What the comments offer has to be right as well, each by itself.
 	text := DefaultYAML(labels)
-	for _, comment := range []string{"limits: {flows: 200/min, share: 0.25}", "protect: [192.0.2.0/24]", "proto: tcp", "from: [10.0.0.0/8, 192.0.2.7]", "to: [{cidr: 198.51.100.0/24, port: 443}, {port: 8000-8100}]",
-		"interface: [lan0]", "vlan: [0, 100-199]", "complete: true", "min_confidence: 0.9", "- cidr: 192.0.2.0/24", "  side: initiator", "  port: 22", "mid_stream: true", "udp_unproven: true", "one_way: true", "signal: [decoy]", "except:", "  - cidr: 10.0.0.0/8", "  - port: 8388"} {
-		if !strings.Contains(text, "# "+comment+"\n") {
-			t.Fatalf("default.yaml has no comment %q", comment)
+	without := strings.NewReplacer("    proto: tcp\n", "", "    evidence: {flows: 3, share: 0.6, within: 1h}\n", "")
+	for _, tt := range []struct {
+		comment string
+		holds   func(*Policy) bool
+	}{
+		{"one_hook: true", func(p *Policy) bool { return p.OneHook }},
+		{"limits: {flows: 200/min, share: 0.25}", func(p *Policy) bool { return p.Limits == DefaultLimits }},
+		{"protect: [192.0.2.0/24]", func(p *Policy) bool { return len(p.Protect) == 1 }},
+		{"- cidr: 192.0.2.0/24\n  #   side: initiator\n  #   port: 22", func(p *Policy) bool {
+			return p.Allow[7].Side == InitiatorSide && len(p.Allow[7].Ports) == 1
+		}},
+		{"from: [10.0.0.0/8, 192.0.2.7]", func(p *Policy) bool { return len(p.Rules[0].From) == 2 }},
+		{"to: [{cidr: 198.51.100.0/24, port: 443}, {port: 8000-8100}]", func(p *Policy) bool { return len(p.Rules[0].To) == 2 }},
+		{"interface: [lan0]", func(p *Policy) bool { return p.Rules[0].Interfaces != nil }},
+		{"vlan: [0, 100-199]", func(p *Policy) bool { return len(p.Rules[0].VLANs) == 2 }},
+		{"meanwhile: log", func(p *Policy) bool { return p.Rules[0].Meanwhile == flow.Log && p.Rules[0].Evidence != nil }},
+		{"mid_stream: true", (*Policy).TreatsMidStream},
+		{"udp_unproven: true", (*Policy).TreatsUDP},
+		{"one_way: true", func(p *Policy) bool { return p.Rules[0].OneWay }},
+		{"signal: [decoy]", func(p *Policy) bool { return p.Rules[0].Signals != 0 }},
+		{"except:\n    #   - cidr: 10.0.0.0/8\n    #   - port: 8388", func(p *Policy) bool { return len(p.Rules[0].Except) == 2 }},
+	} {
+		offered := "# " + tt.comment + "\n"
+		if !strings.Contains(text, offered) {
+			t.Errorf("default.yaml has no comment %q", tt.comment)
+			continue
 		}
-		text = strings.Replace(text, "# "+comment+"\n", comment+"\n", 1)
-	}
-	p, err = Parse(DefaultName, []byte(text), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	evident, err := Parse(DefaultName, []byte(strings.NewReplacer("# evidence: {", "evidence: {", "# meanwhile: log", "meanwhile: log").Replace(DefaultYAML(labels))), model)
-	if err != nil || evident.Rules[0].Evidence == nil || evident.Rules[0].Meanwhile != flow.Log {
-		t.Errorf("with the commented evidence: %v", err)
-	}
-	if n, except := len(p.Allow), p.Rules[0].Except; n != 8 || len(except) != 2 || !p.TreatsMidStream() || !p.TreatsUDP() {
-		t.Errorf("with the commented examples: %d allowed, exceptions %v", n, except)
+		changed := strings.Replace(text, offered, strings.NewReplacer("#   ", "  ").Replace(tt.comment)+"\n", 1)
+		if tt.comment == "udp_unproven: true" || tt.comment == "one_way: true" { // as the comment says
+			changed = without.Replace(changed)
+		}
+		p, err := Parse(DefaultName, []byte(changed), nil)
+		if err != nil || !tt.holds(p) {
+			t.Errorf("with %q: %v", tt.comment, err)
+		}
 	}
 }
 

@@ -417,6 +417,23 @@ func (p *Policy) Does(action flow.Action) bool {
 // TreatsPairs reports whether a rule has evidence, so that pairs are treated.
 func (p *Policy) TreatsPairs() bool { return len(p.evidence) > 0 }
 
+// WithoutEvidence returns the policy with rules that treat flows alone, for where many hosts are
+// one initiator: a rule with evidence does what it does meanwhile, and no more.
+func (p *Policy) WithoutEvidence() *Policy {
+	alone := *p
+	alone.Rules = slices.Clone(p.Rules)
+	for i := range alone.Rules {
+		if r := &alone.Rules[i]; r.Evidence != nil {
+			if r.Action, r.Evidence = r.Meanwhile, nil; r.Action == flow.Log {
+				r.TTL = 0
+			}
+			r.Meanwhile = flow.Pass
+		}
+	}
+	alone.prepare()
+	return &alone
+}
+
 // Protects reports whether a pair with this server is never treated.
 func (p *Policy) Protects(server netip.Addr) bool {
 	return p.protect != nil && p.protect.first(server.Unmap(), 0) >= 0

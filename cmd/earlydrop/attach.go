@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"os/signal"
@@ -237,6 +238,7 @@ func logConfig(c *cli.Context) (*eventlog.Config, error) {
 // gatewayConfig reads all other flags, opens the model and reads the policy.
 func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
 	config := new(gateway.Config)
+	pairsTold := "" // of forInterfaces
 	*config = gateway.Config{
 		PolicyName: cmp.Or(c.String("policy"), "built-in"), Persist: c.Bool("persist"), Wait: c.Bool("wait"),
 		Advise: func(iface string, counters map[string]uint64) []string {
@@ -248,7 +250,12 @@ func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
 			if err != nil {
 				return nil, err
 			}
-			return p, checkPairs(p, namesOf(config.Attach))
+			p, told, err := forInterfaces(p, c.String("policy") == "", namesOf(config.Attach))
+			if told != "" && told != pairsTold { // not at each reload
+				slog.Warn(told)
+			}
+			pairsTold = told
+			return p, err
 		},
 		LoadModel: func(name string) (*classifier.Network, error) {
 			return loadNetwork(name, onnx.Options{Device: c.String("device")})

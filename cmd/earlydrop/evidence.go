@@ -5,6 +5,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -33,23 +34,33 @@ func evidenceFlag() cli.Flag {
 	return &cli.StringFlag{Name: "evidence", Usage: "keep what is known of pairs in `FILE`, once there is something; an empty name: keep it nowhere", DefaultText: stateDir + "/INTERFACE.json", TakesFile: true}
 }
 
-// checkPairs refuses a policy that treats pairs on an interface where many hosts are one
-// initiator.
-func checkPairs(p *policy.Policy, interfaces []string) error {
+// forInterfaces returns the policy as interfaces can have it. Where many hosts are one initiator,
+// no pair must be treated: a policy that treats pairs is refused there, and the built-in one
+// treats flows alone. Then told says so in a line, else it is empty.
+func forInterfaces(p *policy.Policy, builtIn bool, interfaces []string) (_ *policy.Policy, told string, err error) {
 	if !p.TreatsPairs() {
-		return nil
+		return p, "", nil
 	}
 	for _, iface := range interfaces {
-		if m, found := loader.FindMasquerade(iface); found {
-			inside := "the interface of the clients' side"
-			if len(m.Inside) > 0 {
-				inside += ": " + strings.Join(m.Inside, " or ")
-			}
-			return badInput("the policy has a rule with evidence, which treats an initiator and a server together, but behind %s all hosts are one initiator: nftables' table %q changes the source addresses of what leaves there (masquerade); attach to %s",
-				iface, m.Table, inside)
+		m, found := loader.FindMasquerade(iface)
+		if !found {
+			continue
 		}
+		inside := "the interface of the clients' side"
+		if len(m.Inside) > 0 {
+			inside += ": " + strings.Join(m.Inside, " or ")
+		}
+		by := "nftables'"
+		if m.Legacy {
+			by = "iptables-legacy's"
+		}
+		why := fmt.Sprintf("behind %s all hosts are one initiator: %s table %q changes the source addresses of what leaves there (masquerade)", iface, by, m.Table)
+		if builtIn {
+			return p.WithoutEvidence(), fmt.Sprintf("the built-in policy treats flows alone here, and no pairs, as %s; pairs can be had at %s", why, inside), nil
+		}
+		return nil, "", badInput("the policy has a rule with evidence, which treats an initiator and a server together, but %s; attach to %s", why, inside)
 	}
-	return nil
+	return p, "", nil
 }
 
 // openEvidence returns what was known of pairs where iface is the first interface, and a function that keeps it in its file from

@@ -22,6 +22,12 @@ import (
 // with the addresses and at the time that change says.
 func copies(t *testing.T, n int, change func(i int, client net.IP) (net.IP, time.Duration)) string {
 	t.Helper()
+	return copiesOf(t, 51628, n, change)
+}
+
+// copiesOf is copies of the connection from a port.
+func copiesOf(t *testing.T, from layers.TCPPort, n int, change func(i int, client net.IP) (net.IP, time.Duration)) string {
+	t.Helper()
 	in, err := os.Open("../../test/testdata/shadowsocks.pcap")
 	if err != nil {
 		t.Fatal(err)
@@ -49,7 +55,7 @@ func copies(t *testing.T, n int, change func(i int, client net.IP) (net.IP, time
 		if !ok {
 			continue
 		}
-		if packets == nil {
+		if packets == nil && tcp.SrcPort == from {
 			client, server, first = tcp.SrcPort, tcp.DstPort, info.Timestamp
 			clientIP = p.NetworkLayer().(*layers.IPv4).SrcIP
 		}
@@ -164,8 +170,8 @@ func TestReplayPausesAboveALimit(t *testing.T) {
 	}
 }
 
-// Where nothing is masqueraded, and without evidence, no interface is refused.
-func TestCheckPairsLooksOnlyWhereAPolicyHasEvidence(t *testing.T) {
+// Where nothing is masqueraded, and without evidence, the policy is as it was.
+func TestPoliciesAreAsTheyWereWithoutMasquerade(t *testing.T) {
 	model, err := readPolicyModel("")
 	if err != nil {
 		t.Fatal(err)
@@ -175,8 +181,10 @@ func TestCheckPairsLooksOnlyWhereAPolicyHasEvidence(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := checkPairs(p, []string{"lo", fmt.Sprintf("no-such-%d", os.Getpid()%1000)}); err != nil {
-			t.Errorf("%s: %v", text, err)
+		for _, builtIn := range []bool{false, true} {
+			if got, told, err := forInterfaces(p, builtIn, []string{"lo", fmt.Sprintf("no-such-%d", os.Getpid()%1000)}); got != p || told != "" || err != nil {
+				t.Errorf("%s: %q, %v", text, told, err)
+			}
 		}
 	}
 }

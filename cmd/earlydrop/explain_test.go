@@ -83,6 +83,7 @@ func TestExplainPrintsWhatMattered(t *testing.T) {
 	} {
 		t.Run(tt.golden, func(t *testing.T) {
 			tt.args[0] = filepath.Join(dir, tt.args[0])
+			tt.args = append(tt.args, "--policy", flowPolicy(t))
 			code, stdout, stderr := runForTest(append([]string{"explain"}, tt.args...)...)
 			if code != exitOK || stderr != "" {
 				t.Fatalf("exit code %d: %s", code, stderr)
@@ -214,7 +215,7 @@ func TestExplainIsAboutWhatDecided(t *testing.T) {
 		}, "shadowsocks"},
 		{"the shipped policy", "", []string{
 			`class shadowsocks|v2ray 0.681 (shadowsocks 0.349): no label reaches 0.5`,
-			`decision: pass, below min_confidence tunnels: the probability of shadowsocks or v2ray is 0.6810; the rule asks for 0.85`,
+			`decision: pass, below min_confidence tunnels: the probability of shadowsocks or v2ray is 0.6810; the rule asks for 0.9`,
 		}, "shadowsocks|v2ray"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -50,12 +50,13 @@ func TestReplayNamesWhatDecided(t *testing.T) {
 // The table of replay and the explanation of a flow have the same words and figures.
 func TestReplayAndExplainSayTheSame(t *testing.T) {
 	const file = "../../test/testdata/shadowsocks.pcap"
-	_, stdout, _ := runForTest("replay", "--json", file)
+	policy := flowPolicy(t)
+	_, stdout, _ := runForTest("replay", "--json", "--policy", policy, file)
 	n := 0
 	for line := range strings.Lines(stdout) {
 		r := parseRecord(t, line)
 		n++
-		code, explained, stderr := runForTest("explain", file, "--flow", strconv.Itoa(n))
+		code, explained, stderr := runForTest("explain", file, "--policy", policy, "--flow", strconv.Itoa(n))
 		want := []string{"\nclass " + r.Line(r.Class, r.Confidence), fmt.Sprintf("\ndecision: %s, %s %s: ", r.Decision, r.Reason, r.Rule), fmt.Sprintf(" is %.4f; the rule asks for ", *r.RuleConfidence)}
 		for _, w := range want {
 			if code != exitOK || !strings.Contains(explained, w) {
@@ -66,4 +67,11 @@ func TestReplayAndExplainSayTheSame(t *testing.T) {
 	if n < 3 {
 		t.Errorf("%d flows", n)
 	}
+}
+
+// flowPolicy writes a policy whose rule is about each flow by itself, at the model's threshold,
+// and returns the file.
+func flowPolicy(t *testing.T) string {
+	t.Helper()
+	return writeFile(t, "flows.yaml", "rules: [{name: tunnels, class: [shadowsocks, v2ray], action: drop, ttl: 10m}]\n")
 }

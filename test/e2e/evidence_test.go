@@ -256,4 +256,10 @@ func TestPairsAreRefusedBehindMasquerade(t *testing.T) {
 		[]string{"evidence", rig.Device, "masquerade", "ip nat", "attach to the interface of the clients' side: gw-"})
 	s.clean()
 	s.stop(s.attach("--policy", s.file("flows.yaml", flows)))
+	// The built-in policy goes without.
+	d := s.attach()
+	s.stop(d)
+	if text := d.Stderr(); strings.Count(text, "the built-in policy treats flows alone here") != 1 || !strings.Contains(text, "pairs can be had at the interface of the clients' side: gw-") {
+		t.Errorf("attach says:\n%s", text)
+	}
 }

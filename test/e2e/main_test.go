@@ -324,7 +324,7 @@ func (s *scene) stalled(tr *transfer, v *event.Verdict) {
 }
 
 // tunnelClasses are the classes of the policies' rule, those that the built-in
-// policy names, and threshold is what it asks of their sum. The first 1024 bytes of Shadowsocks and of VMess are alike, so the
+// policy names, and threshold is what the model has a rule ask of their sum. The first 1024 bytes of Shadowsocks and of VMess are alike, so the
 // model may take one for the other or say that it does not know which; the rule asks
 // whether a flow is one of them.
 var tunnelClasses, threshold = func() ([]string, float64) {
@@ -336,7 +336,7 @@ var tunnelClasses, threshold = func() ([]string, float64) {
 	if err != nil {
 		panic(err)
 	}
-	return p.Rules[0].Classes, p.Rules[0].MinConfidence
+	return p.Rules[0].Classes, m.AnyThreshold
 }()
 
 // dropVerdict checks what a verdict about a tunnel says.

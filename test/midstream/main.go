@@ -8,10 +8,11 @@
 //
 // Of each TCP flow whose SYN is in a capture file it takes the packets from a random
 // time on, drawn between the first and the last packet with payload, as an attach
-// comes at a random time. It counts the flows that the built-in policy passes when it
-// sees their beginning, and drops, with mid_stream: true, from their middle on. The
-// captures should hold ordinary traffic only. With -record it makes such captures first:
-// downloads with curl from nginx, in the lab of package lab.
+// comes at a random time. It counts the flows that a rule over the built-in policy's
+// classes, at the model's threshold, passes when it sees their beginning, and drops, with
+// mid_stream: true, from their middle on. The captures should hold ordinary traffic only.
+// With -record it makes such captures first: downloads with curl from nginx, in the lab of
+// package lab.
 package main
 
 import (
@@ -91,8 +92,11 @@ func run(out io.Writer, model string, seed uint64, paths []string) error {
 	if err != nil {
 		return err
 	}
+	// Each flow by itself, at the model's threshold.
+	p = p.WithoutEvidence()
 	for i := range p.Rules {
-		p.Rules[i].MidStream = true
+		r := &p.Rules[i]
+		r.MidStream, r.Complete, r.MinConfidence = true, nil, m.AnyThreshold
 	}
 	s := &study{engine: engine, policy: p, rand: rand.New(rand.NewPCG(seed, 0))}
 	for _, path := range paths {
@@ -302,7 +306,7 @@ func (s *study) decide(packets []packet, midStream bool) (d *policy.Decision, er
 }
 
 func (s *study) print(out io.Writer) error {
-	fmt.Fprintf(out, "%d captures (%d more could not be read), model %s, built-in policy\n", s.files, s.unreadable, s.engine.Manifest().Name)
+	fmt.Fprintf(out, "%d captures (%d more could not be read), model %s, classes of the built-in policy at the model's threshold\n", s.files, s.unreadable, s.engine.Manifest().Name)
 	fmt.Fprintf(out, "left out: %d flows dropped from their beginning, %d with one packet with payload or none, %d whose handshake is not all there, %d with another one after the cut, %d incomplete\n\n",
 		s.wanted, s.short, s.unproven, s.again, s.incomplete)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)

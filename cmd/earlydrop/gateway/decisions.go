@@ -165,6 +165,16 @@ func (g *Gateway) Why(q *why.Query) *why.Answer {
 	for _, k := range g.config.Evidence.Known(now, mostPairs, q.FitsPair) {
 		a.Pairs = append(a.Pairs, why.PairOf(&k))
 	}
+	kernel, _ := g.Pairs() // without what can't be read
+	for i := range kernel {
+		k := &kernel[i]
+		at := slices.IndexFunc(a.Pairs, func(p why.Pair) bool {
+			return p.Server == k.Server && p.Initiator == k.Initiator && p.VLAN == k.VLAN && p.InnerVLAN == k.InnerVLAN
+		})
+		if at >= 0 {
+			a.Pairs[at].Kernel = append(a.Pairs[at].Kernel, *k)
+		}
+	}
 	return a
 }
 

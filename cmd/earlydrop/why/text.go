@@ -88,7 +88,18 @@ func (b *builder) pair(p *Pair) {
 	}
 	known := fmt.Sprintf("%d of %s detected", p.Detected, counted(p.Judged, "flow"))
 	if p.Rule != "" {
-		b.line("", "pair %s > %s%s: treated by rule %s until %s, %s", initiator, p.Server, vlan, p.Rule, b.clock(p.Until), known)
+		stopped := ""
+		n, suspended := uint64(0), false
+		for i := range p.Kernel {
+			n, suspended = n+p.Kernel[i].Connections, suspended || p.Kernel[i].Suspended
+		}
+		if n > 0 {
+			stopped = fmt.Sprintf("; %s since", counted(n, "connection"))
+		}
+		if suspended {
+			stopped += "; suspended, as the mode is monitor"
+		}
+		b.line("", "pair %s > %s%s: treated by rule %s until %s, %s%s", initiator, p.Server, vlan, p.Rule, b.clock(p.Until), known, stopped)
 	} else {
 		b.line("", "pair %s > %s%s: not treated, %s", initiator, p.Server, vlan, known)
 	}

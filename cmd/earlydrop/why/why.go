@@ -99,6 +99,9 @@ type Pair struct {
 	Rule  string    `json:"rule,omitempty"`
 	Since time.Time `json:"since,omitzero"`
 	Until time.Time `json:"until,omitzero"`
+	// Kernel is what the kernel does about the pair, on each interface: its connections are
+	// dropped as they begin, so that no decision is about them.
+	Kernel []status.Pair `json:"kernel,omitempty"`
 }
 
 // PairOf tells of a pair.

@@ -98,7 +98,7 @@ func TestText(t *testing.T) {
 		{"a pair that is treated, a flow that is blocked, and more", answer(func(a *Answer) {
 			a.Matched = 5
 			a.Pairs = []Pair{
-				{Initiator: netip.MustParsePrefix("192.0.2.7/32"), Server: netip.MustParseAddrPort("203.0.113.5:8388"), Detected: 3, Judged: 4, Rule: "tunnels", Until: now.Add(time.Hour)},
+				{Initiator: netip.MustParsePrefix("192.0.2.7/32"), Server: netip.MustParseAddrPort("203.0.113.5:8388"), Detected: 3, Judged: 4, Rule: "tunnels", Until: now.Add(time.Hour), Kernel: []status.Pair{{Connections: 11}, {Connections: 1, Suspended: true}}},
 				{Initiator: netip.MustParsePrefix("2001:db8::/64"), Server: netip.MustParseAddrPort("[2001:db8:1::5]:443"), VLAN: 7, InnerVLAN: 8, Detected: 1, Judged: 1},
 			}
 			a.Decisions = []Decision{decided(func(d *Decision) {
@@ -109,7 +109,8 @@ func TestText(t *testing.T) {
 			})}
 		}), `
 192.0.2.7: 5 decisions
-pair 192.0.2.7 > 203.0.113.5:8388: treated by rule tunnels until 06:00:00, 3 of 4 flows detected
+pair 192.0.2.7 > 203.0.113.5:8388: treated by rule tunnels until 06:00:00, 3 of 4 flows detected; 12
+  connections since; suspended, as the mode is monitor
 pair 2001:db8::/64 > [2001:db8:1::5]:443 vlan 7.8: not treated, 1 of 1 flow detected
 
 04:59:00  drop         tcp 192.0.2.7:51334 > 203.0.113.5:8388 on lan0

@@ -200,11 +200,12 @@ func walk[K, V any](m *ebpf.Map, f func(*K, *V)) error {
 	}
 }
 
-// Occupancy is how many flows are in which map.
+// Occupancy is how many flows, and pairs, are in which map.
 type Occupancy struct {
 	Flows      int `json:"flows"`      // handed over or decided
 	Collecting int `json:"collecting"` // being captured
 	Blocked    int `json:"blocked"`    // time left or not yet removed
+	Pairs      int `json:"pairs"`      // treated, or not yet removed
 }
 
 // Occupancy walks the maps; it takes some milliseconds for 100 000 flows.
@@ -214,6 +215,7 @@ func (t *Tables) Occupancy() (Occupancy, error) {
 		walk(t.flows, func(_ *datapathFlowKey, _ *datapathFlow) { o.Flows++ }),
 		walk(t.collecting, func(_ *datapathFlowKey, _ *datapathSlotRef) { o.Collecting++ }),
 		walk(t.blocked, func(_ *datapathFlowKey, _ *datapathBlock) { o.Blocked++ }),
+		walk(t.pairs, func(_ *datapathPairKey, _ *datapathPair) { o.Pairs++ }),
 	)
 	return o, err
 }

@@ -91,7 +91,7 @@ func stubCUDA(t *testing.T, provider, dir string) {
 			t.Fatal(err)
 		}
 		compileLibrary(t, filepath.Join(dir, library), source.String(),
-			"-w", "-fno-builtin", "-Wl,-soname,"+library, "-Wl,--version-script="+versions)
+			"-w", "-fno-builtin", "-pthread", "-Wl,-soname,"+library, "-Wl,--version-script="+versions)
 	}
 	if stubs == 0 {
 		t.Fatalf("%s imports nothing of CUDA: it needs %v", provider, needed)

@@ -253,8 +253,8 @@ func printStatus(out io.Writer, s *status.Status) error {
 	full := func(used, size int) string {
 		return fmt.Sprintf("%d of %d (%.0f %%)", used, size, 100*float64(used)/float64(max(1, size)))
 	}
-	row("tables", "flows %s, collecting %s, blocked %s", full(s.Flows.Flows, s.Capacity.Flows),
-		full(s.Flows.Collecting, s.Capacity.Collecting), full(s.Flows.Blocked, s.Capacity.Blocked))
+	row("tables", "flows %s, collecting %s, blocked %s, pairs %s", full(s.Flows.Flows, s.Capacity.Flows),
+		full(s.Flows.Collecting, s.Capacity.Collecting), full(s.Flows.Blocked, s.Capacity.Blocked), full(s.Flows.Pairs, s.Capacity.Pairs))
 	if l := s.Latency; l != nil {
 		row("latency", "half of %d verdicts within %.0f us, 90 %% within %.0f us, 99 %% within %.0f us, all within %.0f us", l.Verdicts, l.P50, l.P90, l.P99, l.Max)
 	}

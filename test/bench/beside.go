@@ -184,16 +184,27 @@ func (o options) measurePeers(ctx context.Context, peers []peer, rows []besideRo
 	for round := range rounds {
 		for i := range peers {
 			i := (i + round) % len(peers)
-			if peers[i].absent != "" {
+			if rows[i].Absent != "" {
 				continue
 			}
-			if err := b.measure(ctx, peers[i], &rows[i], trip, round == rounds-1); err != nil {
+			err := b.measure(ctx, peers[i], &rows[i], trip, round == rounds-1)
+			var none notStarted
+			switch {
+			case errors.As(err, &none) && ctx.Err() == nil:
+				rows[i].Absent = oneLine(none.Error()) // the others go on
+			case err != nil:
 				return fmt.Errorf("%s, round %d: %w", peers[i].name, round+1, err)
 			}
 		}
 	}
 	return nil
 }
+
+// notStarted is why a peer did not start.
+type notStarted struct{ error }
+
+// oneLine returns a text without ends of lines.
+func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
 
 // beside is a lab in which peers are measured.
 type beside struct {
@@ -209,7 +220,7 @@ func (b *beside) measure(ctx context.Context, p peer, row *besideRow, trip time.
 	begun := time.Now()
 	run, err := p.start(ctx, b.rig)
 	if err != nil {
-		return err
+		return notStarted{err}
 	}
 	f.StartUp = time.Since(begun).Seconds() * 1e3
 	defer func() {

@@ -50,7 +50,7 @@ func TestPrometheusReadsTheMetrics(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, lab.Config{})
 	const metrics, at = "127.0.0.1:9417", "127.0.0.1:9090"
-	d := s.attach("--policy", s.file("web.yaml", "rules: [{name: remote, class: ssh, min_confidence: 0.1, action: drop, ttl: 1h}]\n"), "--metrics", metrics)
+	d := s.attach("--policy", s.file("web.yaml", "rules: [{name: remote, class: ssh, min_confidence: 0.1, action: drop, ttl: 1h}]\n"), "--metrics", metrics, "--history", filepath.Join(s.Dir(), "history.db"))
 	sshd := must(s.StartSSH(s.ctx, 0))(t)
 	s.SSHTransfer(s.ctx, sshd, 4, 1<<20)
 	must(d.Verdict(s.ctx, netip.AddrPortFrom(s.ServerAddr(4), sshd.Port), 0))(t)

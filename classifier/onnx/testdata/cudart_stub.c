@@ -8,6 +8,7 @@
 // do what that names: launch, copy or wait. The functions that the provider imports and that are not here are
 // added by the test; they do nothing and succeed.
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,12 +20,15 @@ enum { VERSION = 13000 };
 
 static void write_log(const char *line, const void *data, size_t n)
 {
+	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; // several runs at a time
 	static int fd = -1;
 
+	pthread_mutex_lock(&lock);
 	if (fd < 0)
 		fd = open(getenv("CUDA_STUB_LOG"), O_WRONLY | O_CREAT | O_APPEND, 0600);
 	if (write(fd, line, strlen(line)) < 0 || (n > 0 && write(fd, data, n) != (ssize_t)n))
 		abort();
+	pthread_mutex_unlock(&lock);
 }
 
 enum { LAUNCH_FAILURE = 719 }; // cudaErrorLaunchFailure

@@ -84,6 +84,7 @@ func (a *attachment) putPair(t *evidence.Treated, treatment flow.Treatment) {
 
 // pairEnded tells that the kernel treats a pair no longer, and why.
 func (a *attachment) pairEnded(p *loader.Pair, why string) {
+	a.gateway.tops.noteEndedPair(p)
 	a.put(&event.PairEnded{
 		Time: time.Now(), Interface: a.iface(), PairEnds: event.EndsOf(p.Pair), Class: p.Class, Rule: p.Rule, Reason: why,
 		Connections: p.Flows, DroppedPackets: p.Packets, DroppedBytes: p.Bytes,

@@ -4,6 +4,7 @@ package gateway
 
 import (
 	"cmp"
+	"errors"
 	"net/netip"
 	"slices"
 	"sync"
@@ -37,7 +38,11 @@ const numLists = 3
 
 // subjectsOf returns what a flow counts for, in each list.
 func subjectsOf(m *flow.Meta) [numLists]subject {
-	pair := subject{m.Pair(), m.Key.Proto}
+	return subjectsOfPair(m.Pair(), m.Key.Proto)
+}
+
+func subjectsOfPair(p flow.Pair, proto flow.Proto) [numLists]subject {
+	pair := subject{p, proto}
 	server, initiator := pair, pair
 	server.Initiator = netip.Prefix{}
 	initiator.Server, initiator.proto = netip.AddrPort{}, 0
@@ -65,14 +70,27 @@ type tops struct {
 	latest   [2]ring                            // of flows that pass undetected, and of others
 
 	walking sync.Mutex // of what follows
-	inForce [numLists]map[subject]*inForce
+	inForce [numLists]inForces
 	walked  time.Time
 }
 
-// inForce is what the blocks of a subject have dropped that are there.
+// inForce is what the blocks of a subject, and the pairs that the kernel treats, have dropped that
+// are there.
 type inForce struct {
-	blocks         int
+	blocks, pairs  int
 	packets, bytes uint64
+}
+
+// inForces are those of a list.
+type inForces map[subject]*inForce
+
+func (all inForces) at(s subject) *inForce {
+	of := all[s]
+	if of == nil {
+		of = new(inForce)
+		all[s] = of
+	}
+	return of
 }
 
 func newTops() *tops {
@@ -102,6 +120,18 @@ func (t *tops) noteBlocked(m *flow.Meta) {
 	defer t.mu.Unlock()
 	for i, s := range subjectsOf(m) {
 		t.detected[i].add(s, 0).blocked++
+	}
+}
+
+// noteEndedPair counts the SYNs that a pair dropped that is over.
+func (t *tops) noteEndedPair(p *loader.Pair) {
+	if p.Packets == 0 {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i, s := range subjectsOfPair(p.Pair, flow.TCP) {
+		t.dropped[i].add(s, p.Bytes).packets += p.Packets
 	}
 }
 
@@ -185,16 +215,16 @@ func (g *Gateway) Top(n int) (*status.Top, error) {
 }
 
 // blocksInForce returns what the blocks dropped that are there, as it was a second ago at most.
-func (g *Gateway) blocksInForce() ([numLists]map[subject]*inForce, error) {
+func (g *Gateway) blocksInForce() ([numLists]inForces, error) {
 	t := g.tops
 	t.walking.Lock()
 	defer t.walking.Unlock()
 	if time.Since(t.walked) < walkedFor {
 		return t.inForce, nil
 	}
-	var of [numLists]map[subject]*inForce
+	var of [numLists]inForces
 	for i := range of {
-		of[i] = map[subject]*inForce{}
+		of[i] = inForces{}
 	}
 	groups := map[*loader.Group]bool{} // that have their blocks in common
 	err := g.each(func(a *attachment) error {
@@ -204,21 +234,26 @@ func (g *Gateway) blocksInForce() ([numLists]map[subject]*inForce, error) {
 			}
 			groups[group] = true
 		}
+		pairs, errOfPairs := a.dp.Pairs()
+		for i := range pairs {
+			for k, s := range subjectsOfPair(pairs[i].Pair, flow.TCP) {
+				sum := of[k].at(s)
+				sum.pairs++
+				sum.packets += pairs[i].Packets
+				sum.bytes += pairs[i].Bytes
+			}
+		}
 		blocks, err := a.dp.Blocked()
 		for i := range blocks {
 			m := metaOf(&blocks[i])
 			for k, s := range subjectsOf(&m) {
-				sum := of[k][s]
-				if sum == nil {
-					sum = new(inForce)
-					of[k][s] = sum
-				}
+				sum := of[k].at(s)
 				sum.blocks++
 				sum.packets += blocks[i].Packets
 				sum.bytes += blocks[i].Bytes
 			}
 		}
-		return err
+		return errors.Join(err, errOfPairs)
 	})
 	if err == nil {
 		t.inForce, t.walked = of, time.Now()
@@ -228,7 +263,7 @@ func (g *Gateway) blocksInForce() ([numLists]map[subject]*inForce, error) {
 
 // list returns a list: those n with the most detected flows, and those n with the most dropped
 // bytes. The caller has t.mu.
-func (t *tops) list(which, n int, walked map[subject]*inForce) []status.Leader {
+func (t *tops) list(which, n int, walked inForces) []status.Leader {
 	detected, dropped := t.detected[which], t.dropped[which]
 	chosen := map[subject]bool{}
 	for _, e := range detected.top(n) {
@@ -281,7 +316,7 @@ func (t *tops) leader(s subject, detected *leader[subject, detections], dropped 
 		l.DroppedPackets, l.DroppedBytes, l.DroppedBytesMissed = dropped.value.packets, dropped.has(), dropped.missed
 	}
 	if walked != nil {
-		l.Blocks = walked.blocks
+		l.Blocks, l.Treated = walked.blocks, walked.pairs
 		l.DroppedPackets += walked.packets
 		l.DroppedBytes += walked.bytes
 	}

@@ -70,7 +70,7 @@ func TestTopsTellWhoIsDetectedAndDroppedMost(t *testing.T) {
 	// One that is there, of somebody else: by hand, so the lower port is the server's.
 	elsewhere := metaTo("10.0.0.9:5000", "192.0.2.9:22", flow.TCP)
 	m := metaOf(&loader.Block{Key: elsewhere.Key, Rule: flow.ByHand})
-	there := map[subject]*inForce{subjectsOf(&m)[0]: {blocks: 1, packets: 1, bytes: 9000}, subjectsOf(three)[0]: {blocks: 2, packets: 1, bytes: 1}}
+	there := inForces{subjectsOf(&m)[0]: {blocks: 1, packets: 1, bytes: 9000}, subjectsOf(three)[0]: {blocks: 2, packets: 1, bytes: 1}}
 
 	v6 := status.Leader{
 		Initiator: netip.MustParsePrefix("2001:db8::/64"), Server: netip.MustParseAddrPort("[2001:db8:9::7]:8388"), Proto: "tcp",
@@ -81,6 +81,8 @@ func TestTopsTellWhoIsDetectedAndDroppedMost(t *testing.T) {
 		Detected: 1, Blocked: 1, DroppedPackets: 4, DroppedBytes: 4001, Blocks: 2, Interface: "eth0", Class: "shadowsocks", Rule: "tunnels", Last: at,
 	}
 	hand := status.Leader{Initiator: netip.MustParsePrefix("10.0.0.9/32"), Server: netip.MustParseAddrPort("192.0.2.9:22"), Proto: "tcp", DroppedPackets: 1, DroppedBytes: 9000, Blocks: 1}
+	// SYNs that the kernel dropped of the pair, as it treats it, are drops as well.
+	tops.noteEndedPair(&loader.Pair{Pair: three.Pair()})
 	for _, tt := range []struct {
 		n    int
 		want []status.Leader
@@ -89,8 +91,9 @@ func TestTopsTellWhoIsDetectedAndDroppedMost(t *testing.T) {
 			t.Errorf("the first %d:\n%+v, want\n%+v", tt.n, got, tt.want)
 		}
 	}
-	v6.Initiator = netip.Prefix{}
-	if got := tops.list(1, 1, nil); got[0] != v6 {
+	tops.noteEndedPair(&loader.Pair{Pair: two.Pair(), Packets: 5, Bytes: 300})
+	v6.Initiator, v6.DroppedPackets, v6.DroppedBytes, v6.Treated = netip.Prefix{}, 6, 350, 1
+	if got := tops.list(1, 1, inForces{subjectsOf(two)[1]: {pairs: 1, packets: 1, bytes: 50}}); got[0] != v6 {
 		t.Errorf("server %+v, want %+v", got[0], v6)
 	}
 	v4.Server, v4.Proto, v4.DroppedPackets, v4.DroppedBytes, v4.Blocks = netip.AddrPort{}, "", 3, 4000, 0

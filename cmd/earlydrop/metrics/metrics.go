@@ -98,6 +98,13 @@ func (w writer) gateway(r *status.Report) {
 	}{{"proven", r.Evidence.PausedUntil}, {"unproven", r.Evidence.PausedUnprovenUntil}} {
 		gauge("earlydrop_rules_paused", "1 while rules without evidence pause, as a limit was reached: for connections that both ends have made, and for other flows", is(r.Time.Before(of.until)), "flows", of.flows)
 	}
+	if h := r.History; h != nil {
+		gauge("earlydrop_history_events", "events in the file of the history", float64(h.Events))
+		gauge("earlydrop_history_bytes", "bytes of the file of the history that are in use", float64(h.Bytes))
+		gauge("earlydrop_history_limit_bytes", "bytes that it may use: the oldest events make room", float64(h.Limit))
+		gauge("earlydrop_history_writable", "1 if the history can be written, 0 if events are lost to it", is(h.Error == ""))
+		count("earlydrop_history_events_lost_total", "events that are not in the history though they should be", h.Lost)
+	}
 	const reloads = "reloads of the policy, and changes of the model; one that failed has changed nothing"
 	count("earlydrop_reloads_total", reloads, r.Reloads.Done, "outcome", "done")
 	count("earlydrop_reloads_total", reloads, r.Reloads.Failed, "outcome", "failed")
@@ -141,6 +148,7 @@ func (w writer) status(s *status.Status) {
 		{"flows", s.Flows.Flows, s.Capacity.Flows},
 		{"collecting", s.Flows.Collecting, s.Capacity.Collecting},
 		{"blocked", s.Flows.Blocked, s.Capacity.Blocked},
+		{"pairs", s.Flows.Pairs, s.Capacity.Pairs},
 	} {
 		gauge("earlydrop_table_entries", "entries of a table of the kernel that are in use", float64(table.used), "table", table.name)
 		gauge("earlydrop_table_capacity_entries", "entries that a table of the kernel has room for", float64(table.size), "table", table.name)

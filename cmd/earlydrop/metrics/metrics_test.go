@@ -29,7 +29,7 @@ func twoInterfaces() *status.Report {
 	rows := loader.Counters{{Name: "classified", Help: "flows that got a verdict", Value: 7}, {Name: "ring_full", Help: "captures lost", Value: 2}}
 	one := &status.Status{
 		Interface: "eth0", State: status.Degraded, Since: time.Unix(1000, 0), Ingress: "xdp", XDP: "native", Egress: "tcx", Mode: "enforce", Model: "compact 1", Policy: "p.yaml",
-		Flows: loader.Occupancy{Flows: 5, Blocked: 1}, Capacity: loader.Occupancy{Flows: 100, Collecting: 10, Blocked: 50},
+		Flows: loader.Occupancy{Flows: 5, Blocked: 1, Pairs: 2}, Capacity: loader.Occupancy{Flows: 100, Collecting: 10, Blocked: 50, Pairs: 20},
 		Classes: map[string]uint64{"shadowsocks": 3, "background": 4}, Rules: map[string]status.Rule{"a \"rule\"\n": {Detected: 3, Blocked: 1}},
 		Rows:     rows,
 		Verdicts: []status.Verdicts{{Rule: "tunnels", Decision: "drop", Reason: "rule", Flows: 3}, {Decision: "pass", Reason: "no rule", Flows: 4}},
@@ -42,6 +42,7 @@ func twoInterfaces() *status.Report {
 		Version: "v1", Device: "cpu", Interfaces: []*status.Status{one, &two}, Time: time.Unix(5000, 0),
 		Model: "compact 1", ModelDigest: "sha256:ab", Policy: "p.yaml", PolicyDigest: "sha256:cd", Queue: status.Fill{Used: 3, Size: 4096},
 		Evidence: status.Evidence{Undetected: status.Fill{Used: 9, Size: 100}, Treated: status.Fill{Used: 1, Size: 50}, LimitsReached: 2, PausedUntil: time.Unix(5001, 0), PausedUnprovenUntil: time.Unix(5000, 0)},
+		History:  &status.History{Events: 7, Bytes: 70, Limit: 700, Lost: 1, Error: "full"},
 		Reloads:  status.Reloads{Done: 4, Failed: 1, Last: time.Unix(4000, 0)}, InferenceTimes: &status.Histogram{Count: 1, Sum: 0.25, Buckets: map[float64]uint64{0.1: 0, 1: 1}},
 	}
 }
@@ -74,6 +75,15 @@ earlydrop_enforcing{interface="wan.5"} 0
 earlydrop_evidence_pairs{state="detected"} 0
 earlydrop_evidence_pairs{state="treated"} 1
 earlydrop_evidence_pairs{state="undetected"} 9
+# HELP earlydrop_history_bytes bytes of the file of the history that are in use
+# TYPE earlydrop_history_bytes gauge
+earlydrop_history_bytes 70
+# HELP earlydrop_history_events_lost_total events that are not in the history though they should be
+# TYPE earlydrop_history_events_lost_total counter
+earlydrop_history_events_lost_total 1
+# HELP earlydrop_history_writable 1 if the history can be written, 0 if events are lost to it
+# TYPE earlydrop_history_writable gauge
+earlydrop_history_writable 0
 # HELP earlydrop_inference_seconds time that the model took for a batch of flows
 # TYPE earlydrop_inference_seconds histogram
 earlydrop_inference_seconds_bucket{le="0.1"} 0
@@ -123,9 +133,11 @@ earlydrop_rules_paused{flows="unproven"} 0
 earlydrop_table_capacity_entries{interface="eth0",table="blocked"} 50
 earlydrop_table_capacity_entries{interface="eth0",table="collecting"} 10
 earlydrop_table_capacity_entries{interface="eth0",table="flows"} 100
+earlydrop_table_capacity_entries{interface="eth0",table="pairs"} 20
 earlydrop_table_capacity_entries{interface="wan.5",table="blocked"} 50
 earlydrop_table_capacity_entries{interface="wan.5",table="collecting"} 10
 earlydrop_table_capacity_entries{interface="wan.5",table="flows"} 100
+earlydrop_table_capacity_entries{interface="wan.5",table="pairs"} 20
 # HELP earlydrop_verdict_delay_seconds time from the hand-over of a capture until its verdict was in the kernel's table
 # TYPE earlydrop_verdict_delay_seconds histogram
 earlydrop_verdict_delay_seconds_bucket{interface="eth0",le="0.1"} 1
@@ -141,7 +153,7 @@ earlydrop_verdicts_total{decision="pass",interface="eth0",reason="no rule",rule=
 	if err := testutil.GatherAndCompare(r, strings.NewReader(want),
 		"earlydrop_class_flows_total", "earlydrop_degraded", "earlydrop_enforcing", "earlydrop_report_complete", "earlydrop_ring_full_total",
 		"earlydrop_rule_detected_flows_total", "earlydrop_table_capacity_entries", "earlydrop_verdict_delay_seconds", "earlydrop_verdicts_total",
-		"earlydrop_evidence_pairs", "earlydrop_inference_seconds", "earlydrop_last_reload_timestamp_seconds", "earlydrop_limits_reached_total", "earlydrop_model_info",
+		"earlydrop_evidence_pairs", "earlydrop_history_bytes", "earlydrop_history_events_lost_total", "earlydrop_history_writable", "earlydrop_inference_seconds", "earlydrop_last_reload_timestamp_seconds", "earlydrop_limits_reached_total", "earlydrop_model_info",
 		"earlydrop_policy_info", "earlydrop_queue_captures", "earlydrop_receive_bytes_total", "earlydrop_reloads_total", "earlydrop_rules_paused"); err != nil {
 		t.Error(err)
 	}

@@ -121,7 +121,7 @@ func TestJSONFitsItsSchema(t *testing.T) {
 		Evidence: Evidence{PausedUntil: time.Now(), PausedUnprovenUntil: time.Now()}, Reloads: Reloads{1, 1, time.Now()},
 	}
 	some := []Leader{{}, {
-		netip.MustParsePrefix("10.0.0.2/32"), netip.MustParseAddrPort("192.0.2.7:8388"), "tcp", 1, 2, 3, 4, 5, 6, 7, 8, 9, "eth0", "shadowsocks", "tunnels", time.Now(),
+		netip.MustParsePrefix("10.0.0.2/32"), netip.MustParseAddrPort("192.0.2.7:8388"), "tcp", 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, "eth0", "shadowsocks", "tunnels", time.Now(),
 	}}
 	for part, values := range map[string][]any{
 		"status": {full, few},

@@ -44,11 +44,13 @@ type Leader struct {
 	Detected       uint64 `json:"detected"` // flows
 	DetectedMissed uint64 `json:"detected_missed,omitempty"`
 	Blocked        uint64 `json:"blocked"` // flows that the kernel was told to drop
-	// Dropped packets and bytes are those of blocks that are over, and of those that are there.
+	// Dropped packets and bytes are those of blocks and treated pairs that are over, and of those
+	// that are there.
 	DroppedPackets     uint64 `json:"dropped_packets"`
 	DroppedBytes       uint64 `json:"dropped_bytes"`
 	DroppedBytesMissed uint64 `json:"dropped_bytes_missed,omitempty"`
-	Blocks             int    `json:"blocks"` // that are in force, or suspended in mode monitor
+	Blocks             int    `json:"blocks"`            // that are in force, or suspended in mode monitor
+	Treated            int    `json:"treated,omitempty"` // pairs whose connections the kernel treats as they begin; of several interfaces each counts
 
 	// Of the latest flow that was detected; empty where there was none.
 	Interface string    `json:"interface,omitempty"`

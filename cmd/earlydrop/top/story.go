@@ -242,6 +242,9 @@ func tellLeader(l *status.Leader) (title string, facts []fact) {
 		factf("dropped", "%d packets, %s%s", l.DroppedPackets, event.ByteCount(l.DroppedBytes), more(l.DroppedBytesMissed, "%d bytes")),
 		factf("blocks", "%d are there", l.Blocks),
 	}
+	if l.Treated > 0 {
+		facts = append(facts, fact{"treated", "connections are treated as they begin: earlydrop pairs list, and pairs del ends it"})
+	}
 	if !l.Last.IsZero() {
 		facts = append(facts, factf("the latest", "%s on %s: %s, rule %s", l.Last.Local().Format(time.DateTime), l.Interface, l.Class, cmp.Or(l.Rule, "-")))
 	}

@@ -179,13 +179,13 @@ func (v *view) head() []line {
 		per("new flows", r.Flows), per("verdicts", r.Verdicts), per("treated", r.Treated),
 	}, v.width)...)
 
-	var used, size [3]int
+	var used, size [4]int
 	latency := 0.0
 	for _, s := range all {
-		for i, n := range [3]int{s.Flows.Flows, s.Flows.Collecting, s.Flows.Blocked} {
+		for i, n := range [4]int{s.Flows.Flows, s.Flows.Collecting, s.Flows.Blocked, s.Flows.Pairs} {
 			used[i] += n
 		}
-		for i, n := range [3]int{s.Capacity.Flows, s.Capacity.Collecting, s.Capacity.Blocked} {
+		for i, n := range [4]int{s.Capacity.Flows, s.Capacity.Collecting, s.Capacity.Blocked, s.Capacity.Pairs} {
 			size[i] += n
 		}
 		if s.Latency != nil {
@@ -194,12 +194,12 @@ func (v *view) head() []line {
 	}
 	fill := func(name string, used, size int) span {
 		t := plain
-		if size > 0 && used*10 >= size*9 && name != "flows" { // that table makes room by itself
+		if size > 0 && used*10 >= size*9 && name != "flows" && name != "pairs" { // what does not fit there is no loss
 			t = bad
 		}
 		return span{name + " " + percent(used, size).text, t}
 	}
-	pieces := []span{fill("flows", used[0], size[0]), fill("collecting", used[1], size[1]), fill("blocked", used[2], size[2]), fill("queue", top.Queue.Used, top.Queue.Size)}
+	pieces := []span{fill("flows", used[0], size[0]), fill("collecting", used[1], size[1]), fill("blocked", used[2], size[2]), fill("pairs", used[3], size[3]), fill("queue", top.Queue.Used, top.Queue.Size)}
 	if latency > 0 {
 		pieces = append(pieces, span{"verdict p99 " + micros(latency), plain})
 	}

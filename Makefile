@@ -109,10 +109,11 @@ test-kernels: ## Run the loader's tests on Debian's other kernels, in software-e
 	go run ./test/kernels $(if $(RUN),-run '$(RUN)')
 
 .PHONY: test-system
-test-system: build onnxruntime ## Install, upgrade, kill and purge the package in an emulated Debian with systemd
-	$(call install,$(PKG_KERNELS) debootstrap e2fsprogs)
-	KINDS=deb cmd/earlydrop/package/packages.sh v0.0.1 .cache/system/older amd64
-	KINDS=deb cmd/earlydrop/package/packages.sh v0.0.2 .cache/system/newer amd64
+test-system: build onnxruntime ## Install, upgrade, kill and purge the packages: deb in an emulated Debian with systemd, rpm without
+	$(call install,$(PKG_KERNELS) debootstrap e2fsprogs rpm)
+	KINDS="deb rpm" cmd/earlydrop/package/packages.sh v0.0.1 .cache/system/older amd64
+	KINDS="deb rpm" cmd/earlydrop/package/packages.sh v0.0.2 .cache/system/newer amd64
+	cmd/earlydrop/package/test-rpm.sh .cache/system/older/*.rpm .cache/system/newer/*.rpm
 	go run ./test/kernels -system .cache/system
 
 .PHONY: test-race
@@ -178,7 +179,7 @@ fuzz: build onnxruntime ## Fuzz each target for FUZZTIME (10s)
 .PHONY: bench
 bench: build onnxruntime ## Print the benchmarks: data path, user space, forwarding beside xdp-filter and nftables
 	$(call install,$(PKG_TEST) $(PKG_BENCH))
-	go test -run '^$$' -bench . -benchtime 1s ./loader/... ./policy ./classifier
+	go test -run '^$$' -bench . -benchtime 1s ./loader/... ./policy ./classifier ./cmd/earlydrop/history
 	go run ./test/bench -earlydrop $(BIN)
 	go run ./test/bench -only overload -earlydrop $(BIN)
 

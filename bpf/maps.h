@@ -223,12 +223,13 @@ struct {
  * bucket is empty belongs to no blocked flow, and `blocked` is not looked up for it.
  * Counted up before a block is added and down after it was deleted, so that a bucket never
  * says less than there is. Pinned as block_filter.
- * Behind the buckets: how many blocks there are at all, and how many entries `pairs` has.
- * 65538 * 4 = 256 KiB. */
+ * Behind them are the buckets of pair_bucket(), the same for `pairs`; then, how many blocks
+ * and pairs there are at all. (2 * 65536 + 2) * 4 = 512 KiB. */
 #define BLOCK_BUCKETS 65536
-#define BLOCKS_IN_USE BLOCK_BUCKETS
-#define PAIRS_IN_USE (BLOCK_BUCKETS + 1)
-__u32 block_filter[BLOCK_BUCKETS + 2] SEC(".data.filter");
+#define PAIR_BUCKETS 65536
+#define BLOCKS_IN_USE (BLOCK_BUCKETS + PAIR_BUCKETS)
+#define PAIRS_IN_USE (BLOCKS_IN_USE + 1)
+__u32 block_filter[PAIRS_IN_USE + 1] SEC(".data.filter");
 
 static __always_inline __u16 flow_bucket(const struct flow_key *key)
 {

@@ -46,8 +46,8 @@ struct pair {
 };
 
 /* key: pair. value: until when, what is done, what came of it. Written and deleted by user space
- * alone, which counts the entries in block_filter[PAIRS_IN_USE]; the kernel adds to the counters
- * and obeys expires_ns. 16384 * (48 + 40 + 136) = 3.5 MiB. */
+ * alone, which counts the entries in block_filter; the kernel adds to the counters and obeys
+ * expires_ns. 16384 * (48 + 40 + 136) = 3.5 MiB. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);
@@ -56,6 +56,18 @@ struct {
 } pairs SEC(".maps");
 
 static __always_inline bool any_pairs(void) { return block_filter[PAIRS_IN_USE]; }
+
+/* The bucket of the pair that an initiator and a server would be: of addresses mostly, so that
+ * few SYNs are looked up in `pairs` that are of none. Who chooses addresses so that they fall
+ * together with a pair has them looked up, and no more. */
+static __always_inline __u16 pair_bucket(const struct pair_key *pair)
+{
+	const __u32 *initiator = (const __u32 *)pair->initiator;
+	const __u32 *server = (const __u32 *)pair->server;
+	__u32 word = (initiator[0] ^ initiator[1] ^ initiator[3]) + server[3] * 31 + pair->port;
+
+	return word * 0x9e3779b1U >> 16;
+}
 
 /* The pair of a connection, if it has one. */
 static __always_inline struct pair *find_pair(const struct flow_key *key, bool initiator_is_lo)
@@ -78,6 +90,8 @@ static __always_inline struct pair *find_pair(const struct flow_key *key, bool i
 	/* A host of IPv6 has a /64 for itself. */
 	if (initiator[0] || initiator[1] || initiator[2] != bpf_htonl(0xffff))
 		initiator[2] = initiator[3] = 0;
+	if (!block_filter[BLOCK_BUCKETS + pair_bucket(&pair)])
+		return NULL;
 	return bpf_map_lookup_elem(&pairs, &pair);
 }
 

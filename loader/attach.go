@@ -225,6 +225,9 @@ func (o *Options) check() (*iface, error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
 	}
+	if len(o.Exempt) > MaxExempt {
+		return nil, refused(nil, "%d networks are to be exempt: there is room for %d", len(o.Exempt), MaxExempt)
+	}
 	ifc, err := findInterface(o.Interface)
 	if err != nil {
 		return nil, err

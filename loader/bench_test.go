@@ -4,6 +4,8 @@ package loader
 
 import (
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -183,11 +185,14 @@ func loadBench(b *testing.B, sizes Sizes) *ebpf.Collection {
 
 // timeFresh times packets each of which opens a flow of its own. What is timed writes
 // to the tables, so each round has new ones.
-func timeFresh(b *testing.B, program string, frame []byte, repeat int, sizes Sizes) time.Duration {
+func timeFresh(b *testing.B, program string, frame []byte, repeat int, sizes Sizes, prepare ...func(*ebpf.Collection)) time.Duration {
 	b.Helper()
 	var best time.Duration
 	for range 5 {
 		coll := loadBench(b, sizes)
+		for _, f := range prepare {
+			f(coll)
+		}
 		d := timeProgram(b, coll.Programs[program], frame, repeat)
 		if best == 0 || d < best {
 			best = d
@@ -229,6 +234,78 @@ func BenchmarkSYN(b *testing.B) {
 			reportPerPacket(b, d)
 			b.ReportMetric(float64(least.Nanoseconds()), "ns/packet-floor")
 			b.ReportMetric(float64(d)/float64(least), "x-floor")
+		})
+	}
+}
+
+// BenchmarkSYNWithPairs times the same where pairs are treated, none of which is the SYN's, and
+// SYNs that are dropped.
+func BenchmarkSYNWithPairs(b *testing.B) {
+	sizes := Sizes{Flows: 1024, Handshakes: 1024, Collecting: 1024}
+	for _, n := range []int{0, 1, 16384} {
+		b.Run(fmt.Sprintf("passes/%d", n), func(b *testing.B) {
+			reportPerPacket(b, timeFresh(b, "bench_packet", up(f.SYN, 0), 100_000, sizes, func(coll *ebpf.Collection) { addPairs(b, coll.Maps, n) }))
+		})
+	}
+	b.Run("dropped", func(b *testing.B) {
+		k := loadKernel(b, config{pairs: 16384})
+		addPairs(b, k.coll.Maps, 16383)
+		k.treatPair(testPair, drops)
+		frame := up(f.SYN, 0)
+		if !k.run(ingress, frame) {
+			b.Fatal("it passes")
+		}
+		var best time.Duration
+		for range benchRounds {
+			if d := timeProgram(b, k.coll.Programs[string(ingress)], frame, benchRepeat); best == 0 || d < best {
+				best = d
+			}
+		}
+		reportPerPacket(b, best)
+	})
+}
+
+// addPairs adds pairs that no frame is of.
+func addPairs(b *testing.B, maps map[string]*ebpf.Map, n int) {
+	b.Helper()
+	if n == 0 {
+		return
+	}
+	t, err := newTables("bench", maps)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for i := range n {
+		p := flow.Pair{Initiator: netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 16, byte(i >> 8), byte(i)}), 32), Server: server}
+		if err := t.TreatPair(p, drops); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := t.filter.close(); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// BenchmarkExempt times the look for exempt networks, of which none has an end of the flow, by
+// what it adds to a datagram whose capture begins to wait.
+func BenchmarkExempt(b *testing.B) {
+	for _, n := range []int{0, 1000, MaxExempt} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			reportPerPacket(b, timeFresh(b, "bench_packet", udp(true, 100), 6000, Sizes{}, func(coll *ebpf.Collection) {
+				t, err := newTables("bench", coll.Maps)
+				if err != nil {
+					b.Fatal(err)
+				}
+				networks := make([]netip.Prefix, n)
+				for i := range networks { // of /20 to /32, each of another /20
+					var addr [4]byte
+					binary.BigEndian.PutUint32(addr[:], 0x10000000+uint32(i)<<12)
+					networks[i], _ = netip.AddrFrom4(addr).Prefix(20 + i%13)
+				}
+				if err := errors.Join(t.SetExempt(networks), t.filter.close()); err != nil {
+					b.Fatal(err)
+				}
+			}))
 		})
 	}
 }

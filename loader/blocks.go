@@ -3,6 +3,7 @@
 package loader
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync/atomic"
@@ -297,9 +298,10 @@ func openBlockFilter(m *ebpf.Map) (*blockFilter, error) {
 	return &blockFilter{m: m, memory: memory, buckets: unsafe.Slice((*uint32)(unsafe.Pointer(&memory[0])), size/4)}, nil
 }
 
-// What block_filter counts beside the blocks of buckets, as bpf/maps.h has it.
+// Where block_filter counts what else it does but blocks of buckets, as bpf/maps.h has it.
 const (
-	blocksInUse = 65536
+	pairBuckets = 65536 // from here on
+	blocksInUse = 2 * 65536
 	pairsInUse  = blocksInUse + 1
 )
 
@@ -312,7 +314,12 @@ func (f *blockFilter) add(k *datapathFlowKey, delta int) {
 }
 
 // addPair does the same for treated pairs.
-func (f *blockFilter) addPair(delta int) {
+func (f *blockFilter) addPair(k *datapathPairKey, delta int) {
+	// pair_bucket() of bpf/pairs.h.
+	word := func(addr *[16]uint8, i int) uint32 { return binary.NativeEndian.Uint32(addr[4*i:]) }
+	initiator := word(&k.Initiator, 0) ^ word(&k.Initiator, 1) ^ word(&k.Initiator, 3)
+	bucket := (initiator + word(&k.Server, 3)*31 + uint32(k.Port)) * 0x9e3779b1 >> 16
+	atomic.AddUint32(&f.buckets[pairBuckets+bucket], uint32(delta))
 	atomic.AddUint32(&f.buckets[pairsInUse], uint32(delta))
 }
 

@@ -202,7 +202,10 @@ func (k *kernel) emptied(t testing.TB) *kernel {
 		must(sides.Delete(key))
 	}
 	k.forgetFragments()
-	k.forgetPairs()
+	pairs := k.coll.Maps[datapathMapPairs]
+	for key := (datapathPairKey{}); pairs.NextKey(nil, &key) == nil; {
+		must(pairs.Delete(&key))
+	}
 	must(k.SetExempt(nil))
 	for name, m := range k.coll.Maps {
 		if m.Type() == ebpf.Array && name != datapathMapSlots && (name[0] != '.' || name == mapBlockFilter) {
@@ -243,23 +246,6 @@ func (k *kernel) forgetFragments() {
 		if err := m.Delete(&key); err != nil {
 			k.t.Fatal(err)
 		}
-	}
-}
-
-// forgetPairs ends the treatment of all pairs.
-func (k *kernel) forgetPairs() {
-	k.t.Helper()
-	all, err := k.Pairs()
-	if err != nil {
-		k.t.Fatal(err)
-	}
-	for _, p := range all {
-		if _, err := k.ForgetPair(p.Pair); err != nil {
-			k.t.Fatal(err)
-		}
-	}
-	if _, err := k.ExpirePairs(); err != nil {
-		k.t.Fatal(err)
 	}
 }
 

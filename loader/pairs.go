@@ -95,7 +95,7 @@ func (t *Tables) TreatPair(p flow.Pair, treatment flow.Treatment) error {
 // writing it, is lost. The caller has t.blocking.
 func (t *Tables) putPair(k *datapathPairKey, v *datapathPair) error {
 	// The count first: without one nothing is looked up.
-	t.filter.addPair(1)
+	t.filter.addPair(k, 1)
 	for {
 		err := t.pairs.Update(k, v, ebpf.UpdateNoExist)
 		if err == nil {
@@ -107,7 +107,7 @@ func (t *Tables) putPair(k *datapathPairKey, v *datapathPair) error {
 				continue
 			}
 		}
-		t.filter.addPair(-1)
+		t.filter.addPair(k, -1)
 		if errors.Is(err, unix.E2BIG) {
 			err = fmt.Errorf("the table of treated pairs is %w: it holds %d", ErrFull, t.pairs.MaxEntries())
 		}
@@ -143,7 +143,7 @@ func (t *Tables) ForgetPair(p flow.Pair) (Pair, error) {
 // deletePair removes a pair. The caller has t.blocking.
 func (t *Tables) deletePair(k *datapathPairKey) (v datapathPair, err error) {
 	if err = t.pairs.LookupAndDelete(k, &v); err == nil {
-		t.filter.addPair(-1)
+		t.filter.addPair(k, -1)
 	}
 	return v, err
 }

@@ -72,6 +72,7 @@ func TestPairIsTreatedFromItsNextSYNOn(t *testing.T) {
 		{"SYN of another port", tcpFrame(portOf(client, 1), server, f.SYN, 0), true},
 		{"first fragment of a SYN", fragments(synData), true},
 		{"SYN in IPv6, of another address of the network", tcpFrame(netip.MustParseAddrPort("[fd00::3]:9"), host6, f.SYN, 0), true},
+		{"SYN in IPv6, of a network of zeros", tcpFrame(netip.MustParseAddrPort("[::9]:9"), host6, f.SYN, 0), true},
 		{"SYN of another IPv6 network", tcpFrame(netip.MustParseAddrPort("[fd00:0:0:1::2]:40000"), host6, f.SYN, 0), false},
 		{"SYN of another address", tcpFrame(netip.AddrPortFrom(other, 40000), server, f.SYN, 0), false},
 		{"SYN to another server", tcpFrame(client, netip.MustParseAddrPort("192.0.2.8:443"), f.SYN, 0), false},
@@ -91,6 +92,7 @@ func TestPairIsTreatedFromItsNextSYNOn(t *testing.T) {
 				k := k.emptied(t)
 				k.treatPair(testPair, drops)
 				k.treatPair(pair6, drops)
+				k.treatPair(flow.Pair{Initiator: netip.MustParsePrefix("::/64"), Server: host6}, drops)
 				if got := k.run(e, tt.frame); got != tt.drops {
 					t.Errorf("dropped is %v", got)
 				}

@@ -567,3 +567,124 @@ func TestConcurrentHooks(t *testing.T) {
 		t.Errorf("slots leak: %+v, %v", o, err)
 	}
 }
+
+// A flow whose block was lifted passes for its life: nothing more of it is captured, and no verdict
+// blocks it. Its key's next connection is another flow.
+func TestLiftedFlowIsExempt(t *testing.T) {
+	k := loadKernel(t, config{oneHook: true})
+	for _, e := range []entry{ingress, egress} {
+		t.Run("TCP/"+string(e), func(t *testing.T) {
+			k := k.emptied(t)
+			// Handed over early: it would go on with payload.
+			for _, p := range after(handshake(), up(f.ACK, 20), upAt(22, 2, f.FIN|f.ACK, 0)) {
+				k.run(e, p)
+			}
+			s := k.samples()
+			if len(s) != 1 || !s[0].Provisional {
+				t.Fatalf("samples %+v", s)
+			}
+			if err := k.ApplyFlow(&s[0].Meta, drop(time.Hour, "obfs4", "r")); err != nil {
+				t.Fatal(err)
+			}
+			if !k.run(e, upAt(22, 2, f.ACK, 500)) {
+				t.Error("a packet of a blocked flow passes")
+			}
+			if _, err := k.Unblock(tcpKey()); err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range [][]byte{upAt(22, 2, f.ACK, 700), downAt(2, 722, f.ACK, 900), upAt(722, 902, f.ACK, 700)} {
+				if k.run(e, p) {
+					t.Error("a packet was dropped")
+				}
+			}
+			k.sweep()
+			if got := k.samples(); len(got) != 0 {
+				t.Errorf("%d samples more", len(got))
+			}
+			// A verdict that was on its way, and one that passes.
+			if err := k.ApplyFlow(&s[0].Meta, drop(time.Hour, "obfs4", "r")); !errors.Is(err, ErrExempt) {
+				t.Errorf("blocked again: %v", err)
+			}
+			if err := k.ApplyFlow(&s[0].Meta, flow.Treatment{}); err != nil {
+				t.Error(err)
+			}
+			if err := k.ApplyFlow(&s[0].Meta, drop(time.Hour, "obfs4", "r")); !errors.Is(err, ErrExempt) {
+				t.Errorf("blocked after a verdict that passes: %v", err)
+			}
+			if k.run(e, upAt(1422, 902, f.ACK, 10)) {
+				t.Error("a packet was dropped")
+			}
+			// Another connection of the key.
+			for _, p := range after(handshakeAt(5000, 6000), upAt(5001, 6001, f.ACK, 1400)) {
+				k.run(e, p)
+			}
+			if s = k.samples(); len(s) != 1 {
+				t.Fatalf("%d samples of the next connection", len(s))
+			}
+			if err := k.ApplyFlow(&s[0].Meta, drop(time.Hour, "obfs4", "r")); err != nil {
+				t.Errorf("the next connection: %v", err)
+			}
+		})
+	}
+	t.Run("forgotten", func(t *testing.T) {
+		k := k.emptied(t)
+		if err := k.Apply(tcpKey(), drop(time.Hour, "", flow.ByHand)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := k.Unblock(tcpKey()); err != nil {
+			t.Fatal(err)
+		}
+		if err := k.ApplyFlow(&flow.Meta{Key: tcpKey()}, drop(time.Hour, "obfs4", "r")); !errors.Is(err, ErrExempt) {
+			t.Errorf("blocked: %v", err)
+		}
+		// By hand it is, again.
+		if err := k.Apply(tcpKey(), drop(time.Hour, "", flow.ByHand)); err != nil || !k.run(ingress, up(f.ACK, 1)) {
+			t.Errorf("by hand: %v", err)
+		}
+	})
+	t.Run("while it is captured", func(t *testing.T) {
+		k := loadKernel(t, config{oneHook: true, idle: time.Nanosecond})
+		for _, p := range after(handshake(), up(f.ACK, 300)) {
+			k.run(ingress, p)
+		}
+		if err := k.Apply(tcpKey(), drop(time.Hour, "", flow.ByHand)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := k.Unblock(tcpKey()); err != nil {
+			t.Fatal(err)
+		}
+		k.sweep()
+		s := k.samples()
+		if len(s) != 1 {
+			t.Fatalf("%d samples", len(s))
+		}
+		if err := k.ApplyFlow(&s[0].Meta, drop(time.Hour, "obfs4", "r")); !errors.Is(err, ErrExempt) {
+			t.Errorf("blocked: %v", err)
+		}
+		if k.run(ingress, upAt(302, 2, f.ACK, 900)) || len(k.samples()) != 0 {
+			t.Error("dropped, or captured again")
+		}
+	})
+	t.Run("UDP", func(t *testing.T) {
+		k := k.emptied(t)
+		for _, p := range [][]byte{udp(true, 500), udp(false, 500), udp(true, 500)} {
+			k.run(ingress, p)
+		}
+		s := k.samples()
+		if len(s) != 1 {
+			t.Fatalf("%d samples", len(s))
+		}
+		if err := k.ApplyFlow(&s[0].Meta, drop(time.Hour, "obfs4", "r")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := k.Unblock(udpKey()); err != nil {
+			t.Fatal(err)
+		}
+		if err := k.ApplyFlow(&s[0].Meta, drop(time.Hour, "obfs4", "r")); !errors.Is(err, ErrExempt) {
+			t.Errorf("blocked again: %v", err)
+		}
+		if k.run(ingress, udp(true, 500)) || len(k.samples()) != 0 {
+			t.Error("dropped, or captured")
+		}
+	})
+}

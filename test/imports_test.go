@@ -56,7 +56,7 @@ var layers = []struct {
 	{"cmd/earlydrop/metrics", []string{"=cmd/earlydrop/status", "=loader"}},
 	{"cmd/earlydrop/gateway", []string{"=cmd/earlydrop/why", "=cmd/earlydrop/event", "=cmd/earlydrop/event/eventlog", "=cmd/earlydrop/history", "=cmd/earlydrop/status", "=loader", "loader/flow", "=classifier", "policy"}},
 	{"cmd/earlydrop/explanation", []string{"=cmd/earlydrop/event", "=cmd/earlydrop/captures", "=classifier", "=classifier/explain", "=policy", "=loader/flow", "=loader/assembly"}},
-	{"cmd/earlydrop/web", []string{"=cmd/earlydrop/control", "=cmd/earlydrop/event", "=cmd/earlydrop/status"}},
+	{"cmd/earlydrop/web", []string{"=classifier/explain", "=cmd/earlydrop/control", "=cmd/earlydrop/event", "=cmd/earlydrop/status"}},
 	{"cmd/earlydrop/settings", []string{"policy/nearest"}},
 	{"cmd/earlydrop/confine", nil},
 	{"cmd/earlydrop/term", nil},

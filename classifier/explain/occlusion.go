@@ -31,11 +31,11 @@ const (
 // Part is a piece of what a model may look at: bytes of a capture, or what was noted
 // about packets beside their bytes.
 type Part struct {
-	Name  string // such as "TCP window of packet 1 (initiator)"
-	Value string // what it was, for people; empty of a group
+	Name  string `json:"name"`            // such as "TCP window of packet 1 (initiator)"
+	Value string `json:"value,omitempty"` // what it was, for people; empty of a group
 	// Effect is by how much the probability that is explained falls when the part is
 	// replaced, -1 to 1: above 0 it speaks for the labels.
-	Effect float64
+	Effect float64 `json:"effect"`
 
 	packets []int // whose bytes or records these are
 	bytes   []int // of the capture

@@ -24,76 +24,107 @@ var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
 // pageStrongest is how many single parts the page lists.
 const pageStrongest = 50
 
-// page is what page.html shows.
-type page struct {
-	Heading          []string
-	About            string
-	Side             int
-	Maps             []pageMap
-	Scale            string
-	Steps            []string // colours, from the strongest effect against to that for
-	Unseen           string
-	Initiator        string
-	Responder        string
-	Groups, Singular []Part
+// View is what WritePage shows, as data: for a page of somebody else's making, as JSON too.
+type View struct {
+	About string `json:"about"` // whose probability the effects are of
+	Side  int    `json:"side"`  // of each map, in pixels
+	Scale string `json:"scale"` // the effect that has the strongest colour
+	// Colours, as #rrggbb: from the strongest effect against to that for, of what the model did
+	// not see, and of the packets of both ends.
+	Steps     []string     `json:"steps"`
+	Unseen    string       `json:"unseen"`
+	Initiator string       `json:"initiator"`
+	Responder string       `json:"responder"`
+	Maps      []ViewMap    `json:"maps"`
+	Packets   []ViewPacket `json:"packets"`
+	Groups    []Part       `json:"groups"`
+	Singular  []Part       `json:"singular"` // the strongest of the single parts
 }
 
-type pageMap struct {
-	Title  string
-	Pixels template.URL // a PNG of 32x32 pixels
-	Parts  []pagePart
-	Begins []pageBegin
+// ViewMap is a map of the capture, or of what the model was told of it.
+type ViewMap struct {
+	Title  string       `json:"title"`
+	Pixels template.URL `json:"pixels"` // a PNG, as a URL that holds it
+	// Parts and Begins are of maps in which a pixel is the byte of the same number.
+	Parts  []ViewPart  `json:"parts,omitempty"`
+	Begins []ViewBegin `json:"begins,omitempty"`
 }
 
-// pagePart is a part of the capture: the bytes of a map that belong to it, and what is
+// ViewPart is a part of the capture: the bytes of a map that belong to it, and what is
 // said of them.
-type pagePart struct {
-	Text string
-	Runs []image.Rectangle
+type ViewPart struct {
+	Text string            `json:"text"`
+	Runs []image.Rectangle `json:"runs"`
 }
 
-// pageBegin is where a packet begins.
-type pageBegin struct {
-	Number int
-	At     image.Point
-	Color  string
-	Lines  []image.Rectangle
+// ViewBegin is where a packet begins.
+type ViewBegin struct {
+	Number int               `json:"number"` // from 1
+	At     image.Point       `json:"at"`
+	Color  string            `json:"color"`
+	Lines  []image.Rectangle `json:"lines"` // without width
+}
+
+// ViewPacket is a packet of the capture.
+type ViewPacket struct {
+	Number        int     `json:"number"` // from 1
+	FromInitiator bool    `json:"from_initiator"`
+	Millis        float64 `json:"ms"`       // since the first packet
+	Wire          uint32  `json:"wire"`     // bytes on the wire, link header included
+	Payload       int     `json:"payload"`  // bytes of them
+	Captured      int     `json:"captured"` // bytes of the frame that are in the capture
+}
+
+// View returns what there is to show.
+func (e *Explanation) View() (*View, error) {
+	v := &View{
+		About: e.about, Side: side, Scale: fmt.Sprintf("%.4f", e.scale()),
+		Unseen: htmlColor(colorUnseen), Initiator: htmlColor(colorInitiator), Responder: htmlColor(colorResponder),
+		Groups: e.Groups(), Singular: e.Strongest(pageStrongest),
+	}
+	const steps = 21
+	for i := range steps {
+		v.Steps = append(v.Steps, htmlColor(heatColor(2*float64(i)/(steps-1)-1)))
+	}
+	for i := range e.sample.Packets {
+		p := &e.sample.Packets[i]
+		v.Packets = append(v.Packets, ViewPacket{i + 1, p.FromInitiator, float64(p.Time.Microseconds()) / 1000, p.WireLen, e.wire[i], len(e.sample.Frame(i))})
+	}
+	var begins []ViewBegin
+	for _, b := range e.boundaries() {
+		begins = append(begins, ViewBegin{b.packet + 1, b.at, htmlColor(b.color), b.lines})
+	}
+	parts := e.pageParts()
+	for _, m := range e.panels() {
+		pixels, err := m.dataURL()
+		if err != nil {
+			return nil, err
+		}
+		one := ViewMap{Title: m.title, Pixels: pixels}
+		if m.capture {
+			one.Parts, one.Begins = parts, begins
+		}
+		v.Maps = append(v.Maps, one)
+	}
+	return v, nil
 }
 
 // WritePage writes an HTML page of its own, without scripts and without anything to fetch:
 // the lines of the heading, the maps, in which each part tells its name, and the parts
 // with the strongest effects.
 func (e *Explanation) WritePage(w io.Writer, heading []string) error {
-	p := page{
-		Heading: heading, About: e.about, Side: side, Scale: fmt.Sprintf("%.4f", e.scale()),
-		Unseen: htmlColor(colorUnseen), Initiator: htmlColor(colorInitiator), Responder: htmlColor(colorResponder),
-		Groups: e.Groups(), Singular: e.Strongest(pageStrongest),
+	v, err := e.View()
+	if err != nil {
+		return err
 	}
-	const steps = 21
-	for i := range steps {
-		p.Steps = append(p.Steps, htmlColor(heatColor(2*float64(i)/(steps-1)-1)))
-	}
-	var begins []pageBegin
-	for _, b := range e.boundaries() {
-		begins = append(begins, pageBegin{b.packet + 1, b.at, htmlColor(b.color), b.lines})
-	}
-	parts := e.pageParts()
-	for _, m := range e.panels() {
-		pixels, err := m.dataURL()
-		if err != nil {
-			return err
-		}
-		one := pageMap{Title: m.title, Pixels: pixels}
-		if m.capture {
-			one.Parts, one.Begins = parts, begins
-		}
-		p.Maps = append(p.Maps, one)
-	}
-	return pageTemplate.Execute(w, &p)
+	return pageTemplate.Execute(w, &struct {
+		Heading []string
+		*View
+	}{heading, v})
 }
 
 // pageParts returns what there is to say of the bytes of the capture.
-func (e *Explanation) pageParts() (all []pagePart) {
+func (e *Explanation) pageParts() (all []ViewPart) {
 	for i := range e.parts {
 		p := &e.parts[i]
 		if p.group || len(p.bytes) == 0 {
@@ -105,7 +136,7 @@ func (e *Explanation) pageParts() (all []pagePart) {
 		} else {
 			text += "not seen by the model"
 		}
-		all = append(all, pagePart{text, rows(p.bytes)})
+		all = append(all, ViewPart{text, rows(p.bytes)})
 	}
 	return all
 }

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/journal"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
@@ -49,8 +50,8 @@ policy (earlydrop reload --help says what that does). A terminal that is closed 
 end the program.
 
 An event is one JSON object on a line: attached, waiting (--wait), verdict,
-block_ended, left_out (in passes_left_out what --events-pass left out since the last
-one, every 10 s), mode_changed, reloaded, device_failed, disagreed or ended.
+block_ended, pair_treated, pair_ended, left_out (in passes_left_out what --events-pass left
+out since the last one, every 10 s), mode_changed, reloaded, device_failed, disagreed or ended.
 A verdict says
 
    class            what the model calls the flow; unknown if no label is likely enough
@@ -100,6 +101,7 @@ Examples:
 			oneWayFlag(),
 			&cli.StringFlag{Name: "device", Value: "cpu", Usage: "classify on `cpu` or cuda:N"},
 			&cli.StringFlag{Name: "events", Usage: "append one JSON object per event to `FILE`; - is standard output, instead of the text", TakesFile: true},
+			&cli.BoolFlag{Name: "journal", Usage: "send events to systemd's journal as well, with fields such as EARLYDROP_RULE"},
 			&cli.StringFlag{Name: "events-pass", Value: "all", Usage: "of the verdicts on undetected flows write `all`, none, so many per second (100/s) or a share (1/100)"},
 			numberFlag("max-flows", "remember the verdicts of `N` flows; the least recently used make room", "262144, or as adopted", uint64(least.Flows), uint64(most.Flows)),
 			numberFlag("max-blocked", "drop `N` flows at a time at most", "65536, or as adopted", uint64(least.Blocked), uint64(most.Blocked)),
@@ -202,6 +204,7 @@ func attach(c *cli.Context) error {
 	config.Events.Say(beginText(config))
 	others.start(g, config.Events)
 	giveUpRights(config.Engine.Device())
+	returnCode()
 	sums, err := g.Run(ctx)
 	if len(sums) > 1 {
 		config.Events.Say(totalText(sums))
@@ -222,11 +225,11 @@ func logConfig(c *cli.Context) (*eventlog.Config, error) {
 	if c.Bool("quiet") && c.Bool("verbose") {
 		return nil, badInput("--quiet and --verbose exclude each other")
 	}
-	config := &eventlog.Config{Notes: c.App.ErrWriter, Quiet: c.Bool("quiet"), Verbose: c.Bool("verbose"), Passes: passes}
+	config := &eventlog.Config{Notes: c.App.ErrWriter, Quiet: c.Bool("quiet"), Verbose: c.Bool("verbose"), Passes: passes, Journal: c.Bool("journal")}
 	path := c.String("events")
 	if c.Bool("json") || path == "-" {
 		config.JSON = c.App.Writer // for machines
-	} else {
+	} else if there, _ := journal.StdoutIsJournalStream(); !there || !config.Journal { // else each would be there twice
 		config.Text = c.App.Writer
 	}
 	if path != "-" {
@@ -487,6 +490,9 @@ func attachedText(iface string, info loader.Info, c *gateway.Config) string {
 	}
 	if stay := info.BlocksAdopted - info.BlocksHeld; stay > 0 {
 		say("%d flows stay blocked", stay)
+	}
+	if info.PairsAdopted > 0 {
+		say("%d treated pairs go on", info.PairsAdopted)
 	}
 	if info.BlocksRemoved > 0 {
 		say("%d blocks removed: mode monitor drops nothing", info.BlocksRemoved)

@@ -3,21 +3,33 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
 	"os/user"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/classifier/explain"
+	"github.com/earlydrop/earlydrop/classifier/onnx"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/captures"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/confine"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/control"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/explanation"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/replay"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/web"
+	"github.com/earlydrop/earlydrop/loader/assembly"
+	"github.com/earlydrop/earlydrop/loader/flow"
 )
 
 func webCommand() *cli.Command {
@@ -42,6 +54,7 @@ Examples:
 			&cli.StringFlag{Name: "token-file", Usage: "ask for the token in `FILE`, which nobody else can read, and let who knows it lift blocks", TakesFile: true},
 			&cli.StringFlag{Name: "tls-cert", Usage: "speak HTTPS with the certificate in `FILE` (PEM)", TakesFile: true},
 			&cli.StringFlag{Name: "tls-key", Usage: "the certificate's key in `FILE` (PEM), which nobody else can read", TakesFile: true},
+			&cli.StringFlag{Name: "model", Usage: "explain verdicts with the model `FILE`, or the shipped \"paper\" (default: the shipped compact one)", TakesFile: true},
 			controlFlag("ask the daemon at the unix socket `PATH`"),
 		},
 		Action: runWeb,
@@ -100,8 +113,63 @@ func webConfig(c *cli.Context) (config web.Config, err error) {
 			return config, badInput("--tls-cert, --tls-key: %w", err)
 		}
 	}
+	e := &explainer{model: c.String("model")}
+	if c.IsSet("model") {
+		if _, _, err := readModel(e.model); err != nil {
+			return config, err
+		}
+	}
+	config.Explain = e.explain
 	config.Daemon = control.NewClient(path)
 	return config, nil
+}
+
+// explainer explains verdicts. It opens its model with the first one, and keeps it.
+type explainer struct {
+	model  string // as --model names it
+	engine *classifier.Engine
+}
+
+// explain says what a verdict depends on: the probability of the classes that decided.
+func (e *explainer) explain(_ context.Context, v *event.Verdict, capture []byte) (*web.Explained, error) {
+	if e.engine == nil {
+		name, data, err := readModel(e.model)
+		if err != nil {
+			return nil, err
+		}
+		if e.engine, err = openEngine(name, data, onnx.Options{MaxBatch: replay.Batch}); err != nil {
+			return nil, err
+		}
+	}
+	file := captures.InMemory("the capture that is kept", capture)
+	// Whatever was judged is explained.
+	options := assembly.Options{MidStream: true, OneWay: true}
+	numbers, err := explanation.Flows(file, options, nil, nil, 0)
+	if err != nil {
+		return nil, err
+	}
+	if len(numbers) != 1 {
+		return nil, fmt.Errorf("the capture that is kept has %s", count(uint64(len(numbers)), "flow"))
+	}
+	var s flow.Sample
+	if _, err := explanation.Flows(file, options, nil, &s, numbers[0]); err != nil {
+		return nil, err
+	}
+	results := make([]flow.Result, 1)
+	if err := e.engine.Classify([]*flow.Sample{&s}, results); err != nil {
+		return nil, err
+	}
+	r, m := &results[0], e.engine.Manifest()
+	labels := v.RuleClasses
+	if !slices.ContainsFunc(labels, func(l string) bool { return slices.Contains(r.Labels, l) }) {
+		labels = []string{v.Likeliest}
+	}
+	x, err := explain.New(e.engine, &s, *r, labels, strings.Join(labels, "|"))
+	if err != nil {
+		return nil, err
+	}
+	view, err := x.View()
+	return &web.Explained{Class: r.Class, Confidence: r.Confidence, Model: m.Name + " " + m.Version, View: view}, err
 }
 
 // giveUpMoreRights leaves the process no rights but to ask the daemon. Of root it makes

@@ -62,9 +62,7 @@ func TestKeptCapturesComeBackAsTheyWere(t *testing.T) {
 		talk(t, ">S <SA >A >A10 <A5 >FA <FA"),
 		{{0, udp4(true, 30), 0}, {1, udp4(false, 60), 0}, {5, udp4(true, 300), 0}},
 	} {
-		for _, s := range samplesOf(Options{}, packets) {
-			want = append(want, s)
-		}
+		want = append(want, samplesOf(Options{}, packets)...)
 	}
 	if len(want) != 3 {
 		t.Fatalf("%d samples", len(want))

@@ -512,3 +512,61 @@ func BenchmarkDecide(b *testing.B) {
 		s.Decide(p, m, r)
 	}
 }
+
+// What is treated is told of, can be taken over by another State, and forgotten.
+func TestTreatedPairsAreToldOfAndForgotten(t *testing.T) {
+	s, p := New(Options{}), parse(t, "rules:\n"+pairRule)
+	changes := s.Changes()
+	changed := func() bool {
+		was := changes
+		changes = s.Changes()
+		return was != changes
+	}
+	third := func(from time.Duration) policy.Decision {
+		var d policy.Decision
+		for i := range 3 {
+			d = oneFlow{at: from + time.Duration(i)*time.Second, shadowsock: 0.99}.decide(s, p)
+		}
+		return d
+	}
+	third(0)
+	if !changed() {
+		t.Error("a pair is treated, and nothing has changed")
+	}
+	var now time.Time
+	for _, e := range s.pairs {
+		now = e.Value.(*pair).treatment.since
+	}
+	all := s.Treated(now)
+	if len(all) != 1 || all[0].Rule != "pairs" || all[0].Class != "shadowsocks" || all[0].Seen != 3 || all[0].Judged != 3 || !all[0].Until.After(now) {
+		t.Fatalf("treated: %+v", all)
+	}
+	one := all[0]
+	if got, ok := s.TreatmentOf(one.Pair, now); !ok || got != one {
+		t.Errorf("one: %+v, %v", got, ok)
+	}
+	if len(s.Treated(one.Until)) != 0 {
+		t.Error("it is treated when its time is over")
+	}
+	if changed() {
+		t.Error("who asks changes something")
+	}
+	other := New(Options{})
+	other.Treat(one)
+	if got := other.Treated(now); len(got) != 1 || got[0] != one {
+		t.Errorf("taken over: %+v", got)
+	}
+	if d := (oneFlow{at: time.Minute}).decide(other, p); d.Reason != policy.ReasonPair || d.Action != flow.Drop {
+		t.Errorf("the next flow: %+v", d)
+	}
+	if !s.Forget(one.Pair) || s.Forget(one.Pair) || !changed() {
+		t.Error("it is not forgotten once")
+	}
+	if len(s.Treated(now)) != 0 || len(s.pairs) != 0 {
+		t.Errorf("%d pairs are left", len(s.pairs))
+	}
+	// Of nothing, it takes as much as at first.
+	if d := (oneFlow{at: time.Minute, shadowsock: 0.99}).decide(s, p); d.Scope == flow.ScopePair {
+		t.Errorf("the next flow: %+v", d)
+	}
+}

@@ -99,7 +99,7 @@ func (p *Page) note(e any) {
 		p.wrong = append(p.wrong, fmt.Sprintf("console.%s", e.Type))
 	case *log.EventEntryAdded:
 		if e.Entry.Level == log.EntryLevelError || e.Entry.Level == log.EntryLevelWarning {
-			p.wrong = append(p.wrong, "log: "+e.Entry.Text)
+			p.wrong = append(p.wrong, "log: "+e.Entry.Text+" "+e.Entry.URL)
 		}
 	case *audits.EventIssueAdded:
 		if e.Issue.Code == audits.InspectorIssueCodeContentSecurityPolicyIssue {

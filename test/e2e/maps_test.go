@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
 	"github.com/earlydrop/earlydrop/test/lab"
 )
@@ -26,6 +27,8 @@ var mapFields = map[string][2][]string{
 	"counters":        {nil, {"packets_ingress", "dropped_packets", "ring_full"}},
 	"fragments":       {{"from_addr", "to_addr", "id", "vlan"}, {"time_ns", "source", "dest"}},
 	"mode":            {nil, {"enforce"}},
+	"exempt":          {{"prefixlen", "addr"}, {"exempt"}},
+	"pairs":           {{"initiator", "server", "port", "vlan", "proto"}, {"expires_ns", "flows", "packets", "bytes", "last_ns", "action", "rate", "class", "rule"}},
 	"flows":           {flowKey, {"last_ns", "verdict"}},
 	"handshakes":      {nil, {"bytes", "packet_count", "packets", "data"}},
 	"syns":            {nil, {"key", "state", "start_ns", "first", "latest"}},
@@ -40,8 +43,26 @@ var keyless = []string{"free_slots", "free_tcp_slots", "samples"}
 func TestBpftoolShowsEveryMapByFieldNames(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, lab.Config{ServerLink: slow})
-	d := s.enforce()
-	_, v := s.blockedDownload(d)
+	d := s.attach("--policy", s.file("maps.yaml", fmt.Sprintf(`mode: enforce
+allow:
+  - cidr: 203.0.113.0/24
+rules:
+  - name: tunnels
+    class: [%s]
+    proto: tcp
+    action: drop
+    ttl: 10m
+    evidence: {flows: 2, share: 0.1, within: 1h}
+`, strings.Join(tunnelClasses, ", "))))
+	tun := must(s.StartShadowsocks(s.ctx, lab.ShadowsocksConfig{}))(t)
+	var v *event.Verdict
+	for n := 0; v == nil || v.Scope != "pair"; n++ {
+		if n == 2*tries {
+			t.Fatalf("%d connections, and their pair is not treated", n)
+		}
+		s.download(tun)
+		v = must(d.Verdict(s.ctx, tun.Server, n))(t)
+	}
 	if r := s.Curl(s.ctx, nil, s.URL("http", 4, s.web.HTTPPort, "/1k")); r.Err != nil {
 		t.Fatal(r.Err)
 	}

@@ -49,7 +49,7 @@ func (s *scene) startWeb(args ...string) (url string, pid int) {
 func TestPageShowsWhatIsCut(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, lab.Config{})
-	s.attach("--mode", "enforce", "--history", filepath.Join(t.TempDir(), "history.db"), "--policy", s.file("web.yaml", "rules: [{name: remote, class: ssh, min_confidence: 0.1, action: drop, ttl: 1h}]\n"))
+	s.attach("--mode", "enforce", "--history", filepath.Join(t.TempDir(), "history.db"), "--history-captures", "--policy", s.file("web.yaml", "rules: [{name: remote, class: ssh, min_confidence: 0.1, action: drop, ttl: 1h}]\n"))
 	token := filepath.Join(t.TempDir(), "token")
 	secret := strings.Repeat("f00d", 8)
 	if err := os.WriteFile(token, []byte(secret+"\n"), 0o600); err != nil {
@@ -105,6 +105,9 @@ func TestPageShowsWhatIsCut(t *testing.T) {
 	}))
 	do(p.Click(`nav a[href="#history"]`))
 	do(p.Until(fmt.Sprintf(`document.getElementById("history-list").innerText.includes(%q)`, server)))
+	do(p.Click(`#history-list a`))
+	do(p.Until(`document.getElementById("flow-explained").innerText.includes("falls without it")`))
+	do(p.Until(`document.querySelectorAll("#flow-explained canvas").length >= 3 && !document.querySelector("#flow-explained .worry")`))
 	do(p.Click(`nav a[href="#blocks"]`))
 	do(p.Until(fmt.Sprintf(`document.getElementById("blocks-list").innerText.includes(%q)`, server)))
 	do(p.Click(`#blocks-list button`))
@@ -114,7 +117,8 @@ func TestPageShowsWhatIsCut(t *testing.T) {
 		t.Errorf("%+v is blocked still", blocks)
 	}
 	for _, wrong := range p.Wrong() {
-		if !strings.Contains(wrong, "401") { // before the token was known
+		// Before the token was known, and before the capture was written.
+		if !strings.Contains(wrong, "401") && !strings.Contains(wrong, "404 (Not Found) "+url+"api/explain?") {
 			t.Errorf("in the page: %s", wrong)
 		}
 	}

@@ -5,6 +5,7 @@
 package captures
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -36,6 +37,13 @@ type File struct {
 	first *assembly.File
 	// copied holds what was read of the pipe, for captures that are read again.
 	copied *os.File
+	// memory is a file that is in memory; nil of all others.
+	memory []byte
+}
+
+// InMemory returns a capture file that is in memory. It is called so in messages.
+func InMemory(name string, data []byte) *File {
+	return &File{Name: name, Size: int64(len(data)), memory: data}
 }
 
 // Set is the capture files of a command line.
@@ -249,6 +257,9 @@ func (c *File) CatchUp(f func() error) {
 // Open opens the capture for reading. That of a pipe works once, unless it was
 // opened with a copy.
 func (c *File) Open() (*assembly.File, error) {
+	if c.memory != nil {
+		return assembly.Read(c.Title(), bytes.NewReader(c.memory))
+	}
 	if c.pipe == nil {
 		return assembly.Open(c.Name)
 	}

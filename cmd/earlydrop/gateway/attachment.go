@@ -300,10 +300,10 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	told, kept := g.config.Events.Wants(decision.Detected, decided), g.config.History.Wants(decision.Detected, decided)
 	if told || kept {
 		v := newVerdict(s, &r, &decision, &o)
-		g.tops.keep(v)
 		if kept {
 			g.config.History.KeepVerdict(v, s)
 		}
+		g.tops.keep(v)
 		if told {
 			a.add(v)
 		}

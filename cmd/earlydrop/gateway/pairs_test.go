@@ -5,6 +5,8 @@ package gateway
 import (
 	"errors"
 	"fmt"
+	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -285,5 +287,58 @@ func TestLiftedFlowIsNotBlockedAgain(t *testing.T) {
 	}
 	if ports := l.blocked(); !slices.Equal(ports, []int{1001}) {
 		t.Errorf("by hand: %v", ports)
+	}
+}
+
+// The networks of the allow-list are in the kernel from the attach on, and those of another policy
+// after a reload.
+func TestKernelKnowsExemptNetworks(t *testing.T) {
+	if !inOwnNamespace(t) {
+		return
+	}
+	config, _ := newConfig(t, 2)
+	l := newLive(t, &config, pairRules)
+	networks := func() (all []string) {
+		t.Helper()
+		for i, a := range l.attached {
+			m, err := ebpf.LoadPinnedMap(filepath.Join(a.dp.PinDir(), "exempt"), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var key struct {
+				Bits uint32
+				Addr [16]byte
+			}
+			var value [1]byte
+			for entries := m.Iterate(); entries.Next(&key, &value); {
+				all = append(all, fmt.Sprintf("%d %s/%d %d", i, netip.AddrFrom16(key.Addr).Unmap(), key.Bits, value[0]))
+			}
+			_ = m.Close()
+		}
+		slices.Sort(all)
+		return all
+	}
+	if policy.MaxExempt > loader.MaxExempt {
+		t.Errorf("a policy may have %d exempt networks, and a kernel has room for %d", policy.MaxExempt, loader.MaxExempt)
+	}
+	expect(t, "attached", networks(), "0 10.9.0.0/112 1", "1 10.9.0.0/112 1")
+	for _, tt := range []struct {
+		allow string
+		want  []string // of each interface
+	}{
+		{"[{cidr: 10.9.0.0/16}, {cidr: '2001:db8::/32'}]", []string{"10.9.0.0/112 1", "2001:db8::/32 1"}},
+		{"[{cidr: 10.9.0.0/16, exempt: false}, {cidr: 10.8.0.0/16, side: initiator}]", nil},
+		{"[]", nil},
+	} {
+		if _, err := l.reload(strings.Replace(pairRules, "[{cidr: 10.9.0.0/16}]", tt.allow, 1)); err != nil {
+			t.Fatal(err)
+		}
+		var want []string
+		for i := range l.attached {
+			for _, network := range tt.want {
+				want = append(want, fmt.Sprintf("%d %s", i, network))
+			}
+		}
+		expect(t, tt.allow, networks(), want...)
 	}
 }

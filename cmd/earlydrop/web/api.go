@@ -52,6 +52,7 @@ func (s *Server) routes() http.Handler {
 		mux.Handle("GET "+at, file(name))
 	}
 	for at, do := range map[string]func(*http.Request) (any, error){
+		"GET /api/explain":       s.getExplanation,
 		"GET /api/live":          s.getLive,
 		"GET /api/why":           s.why,
 		"GET /api/history":       s.searchHistory,
@@ -61,7 +62,12 @@ func (s *Server) routes() http.Handler {
 		"POST /api/pairs/forget": s.forgetPair,
 	} {
 		mux.HandleFunc(at, func(w http.ResponseWriter, r *http.Request) {
-			ctx, cancel := context.WithTimeout(r.Context(), askWithin)
+			within := askWithin
+			if r.URL.Path == "/api/explain" {
+				within = explainWithin
+				_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(within + answerWithin))
+			}
+			ctx, cancel := context.WithTimeout(r.Context(), within)
 			defer cancel()
 			answer, err := do(r.WithContext(ctx))
 			if err != nil {

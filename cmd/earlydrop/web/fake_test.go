@@ -3,8 +3,13 @@
 package web
 
 import (
+	"bytes"
 	"context"
+	"encoding/base64"
 	"fmt"
+	"html/template"
+	"image"
+	"image/png"
 	"math"
 	"net/netip"
 	"path/filepath"
@@ -15,6 +20,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/earlydrop/earlydrop/classifier/explain"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/control"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event/eventlog"
@@ -22,6 +28,7 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/why"
 	"github.com/earlydrop/earlydrop/loader"
+	"github.com/earlydrop/earlydrop/loader/assembly"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/policy"
 )
@@ -43,6 +50,8 @@ type fake struct {
 	began   time.Time
 	blocks  map[flow.Key]status.Block
 	pairs   []status.Pair
+
+	explanations int // that were made
 }
 
 func newFake(t *testing.T) *fake {
@@ -123,13 +132,13 @@ func (f *fake) History() *history.History { return f.kept }
 func (f *fake) keep(t *testing.T, events ...*event.Verdict) {
 	t.Helper()
 	var err error
-	if f.kept, err = history.Open(history.Options{Path: filepath.Join(t.TempDir(), "history.db")}); err != nil {
+	if f.kept, err = history.Open(history.Options{Path: filepath.Join(t.TempDir(), "history.db"), Captures: &history.Captures{}}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(f.kept.Close)
 	for i, e := range events {
 		e.ID = event.ID(i + 1)
-		f.kept.Keep(e)
+		f.kept.KeepVerdict(e, sample(e.Src, e.Dst))
 	}
 	for begin := time.Now(); f.kept.LastID() < event.ID(len(events)); time.Sleep(10 * time.Millisecond) {
 		if time.Since(begin) > 2*time.Minute {
@@ -215,16 +224,54 @@ func (f *fake) reports() int {
 // terminal, or for text that runs the other way.
 const hostile = "<img src=x onerror=boom()><script>boom()</script>\"'&\x1b[31m\u202eevil"
 
-// verdict is an event of a flow that a rule was asked about; a flow of class background passes
-// undetected.
-func verdict(src, dst, class, rule string) *event.Verdict {
+// sample is a capture of two packets.
+func sample(src, dst netip.AddrPort) *flow.Sample {
 	s := &flow.Sample{}
 	s.Reset()
-	s.Key, s.InitiatorIsLo = flow.NewKey(netip.MustParseAddrPort(src), netip.MustParseAddrPort(dst), flow.TCP, 0, 0)
+	s.Key, s.InitiatorIsLo = flow.NewKey(src, dst, flow.TCP, 0, 0)
 	s.Start, s.Elapsed, s.Reason = time.Now(), 20*time.Millisecond, flow.ReasonFull
 	s.Source.Interface = "eth0"
 	s.Data = make([]byte, flow.CaptureBytes)
 	s.Packets = append(s.Packets, flow.Packet{WireLen: 74, FromInitiator: true}, flow.Packet{Offset: 74, WireLen: 1500})
+	return s
+}
+
+// explained stands for what a model says: of a capture as sample makes it, which it has to
+// be given.
+func (f *fake) explained(_ context.Context, v *event.Verdict, capture []byte) (*Explained, error) {
+	file, err := assembly.Read("kept", bytes.NewReader(capture))
+	if err != nil {
+		return nil, err
+	}
+	packets := 0
+	a := assembly.New(assembly.Options{}, func(_ *assembly.Flow, s *flow.Sample) { packets = len(s.Packets) }, nil)
+	if err := file.Run(a, nil); err != nil || packets != 2 {
+		return nil, fmt.Errorf("it has %d packets: %w", packets, err)
+	}
+	var pixels bytes.Buffer
+	if err := png.Encode(&pixels, image.NewRGBA(image.Rect(0, 0, 32, 32))); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.explanations++
+	part := explain.ViewPart{Text: hostile, Runs: []image.Rectangle{image.Rect(3, 0, 9, 1)}}
+	begin := explain.ViewBegin{Number: 2, At: image.Pt(10, 2), Color: "#e08000", Lines: []image.Rectangle{image.Rect(10, 2, 32, 2)}}
+	return &Explained{Class: v.Class, Confidence: 0.97, Model: v.Model, View: &explain.View{
+		About: v.Class, Side: 32, Scale: "0.4000", Steps: []string{"#1040c8", "#e4e4e4", "#c81010"}, Unseen: "#d3c4e6", Initiator: "#e08000", Responder: "#009080",
+		Maps: []explain.ViewMap{{
+			Title: "effect of the bytes", Pixels: template.URL("data:image/png;base64," + base64.StdEncoding.EncodeToString(pixels.Bytes())),
+			Parts: []explain.ViewPart{part}, Begins: []explain.ViewBegin{begin},
+		}},
+		Packets: []explain.ViewPacket{{Number: 1, FromInitiator: true, Wire: 74, Captured: 74}, {Number: 2, Millis: 12.5, Wire: 1500, Payload: 1446, Captured: 950}},
+		Groups:  []explain.Part{{Name: "all payload", Effect: 0.4}}, Singular: []explain.Part{{Name: "payload of packet 2 (responder), bytes 0-15", Value: hostile, Effect: -0.03}},
+	}}, nil
+}
+
+// verdict is an event of a flow that a rule was asked about; a flow of class background passes
+// undetected.
+func verdict(src, dst, class, rule string) *event.Verdict {
+	s := sample(netip.MustParseAddrPort(src), netip.MustParseAddrPort(dst))
 	r := &flow.Result{Class: class, Confidence: 0.97, Labels: []string{"background", "shadowsocks", "v2ray"}, Scores: []float64{0.01, 0.97, 0.02}}
 	d := &policy.Decision{Action: flow.Pass, Likeliest: class, Reason: policy.ReasonNoRule}
 	if class != "background" {

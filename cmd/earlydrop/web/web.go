@@ -25,6 +25,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/control"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 )
 
 // What clients can have the server do at most.
@@ -54,6 +55,9 @@ type Config struct {
 	Token string
 	// Certificate (optional) and its key; without it the server speaks plain HTTP.
 	Certificate *tls.Certificate
+	// Explain (optional) says what a verdict depends on, given the capture (pcapng) that it was
+	// made from. It is called by one at a time.
+	Explain func(ctx context.Context, v *event.Verdict, capture []byte) (*Explained, error)
 }
 
 // ErrExposed is the error of an address that others than this machine could reach, where a
@@ -71,6 +75,7 @@ type Server struct {
 	wrongTokens *rate.Limiter
 	live        snapshots
 	events      *hub
+	explained   explanations
 }
 
 // Listen takes the address. Who connects waits until Serve. The error wraps ErrExposed where
@@ -101,6 +106,7 @@ func Listen(c Config) (*Server, error) {
 		wrongTokens: rate.NewLimiter(2, 10),
 		live:        snapshots{daemon: c.Daemon},
 		events:      newHub(ctx, c.Daemon),
+		explained:   explanations{explain: c.Explain, one: make(chan struct{}, 1)},
 	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true) // one request at a time on each of the connections that are counted

@@ -424,6 +424,40 @@ func TestHistoryIsSearched(t *testing.T) {
 	}
 }
 
+// What a verdict depends on is made once, out of the capture that is kept, and is said not to be
+// known where there is none.
+func TestVerdictsAreExplained(t *testing.T) {
+	f := newFake(t)
+	f.keep(t, verdict("10.0.0.1:4000", "192.0.2.7:8388", "shadowsocks", "tunnels"), verdict("10.0.0.2:4000", "192.0.2.7:8388", "background", ""))
+	daemon := daemonOf(t, f)
+	s, without := serve(t, Config{Daemon: daemon, Explain: f.explained}), serve(t, Config{Daemon: daemon})
+	for range 3 {
+		answer, text := request(t, "GET", s.URL()+"api/explain?id="+event.ID(1).String(), "")
+		if answer.StatusCode != 200 || !strings.Contains(text, `"about":"shadowsocks"`) {
+			t.Fatalf("%d %s", answer.StatusCode, text)
+		}
+	}
+	if f.explanations != 1 {
+		t.Errorf("it was made %d times", f.explanations)
+	}
+	for _, tt := range []struct {
+		s    *Server
+		id   string
+		code int
+		want string
+	}{
+		{s, event.ID(2).String(), 404, ""}, // it passed
+		{s, event.ID(99).String(), 404, "not in the history"},
+		{s, "", 400, "id"},
+		{s, "../1", 400, "id"},
+		{without, event.ID(1).String(), 404, "no model"},
+	} {
+		if answer, text := request(t, "GET", tt.s.URL()+"api/explain?id="+tt.id, ""); answer.StatusCode != tt.code || !strings.Contains(text, tt.want) {
+			t.Errorf("%q: %d %s, want %d %s", tt.id, answer.StatusCode, text, tt.code, tt.want)
+		}
+	}
+}
+
 // Many pages cost the daemon no more than one.
 func TestPagesShareWhatTheDaemonTells(t *testing.T) {
 	f := newFake(t)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package eventlog writes events: as lines for people, as JSON to an output, and as JSON
-// to a file that can be rotated.
+// Package eventlog writes events: as lines for people, as JSON to an output, as JSON to a
+// file that can be rotated, and to systemd's journal.
 package eventlog
 
 import (
@@ -13,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/coreos/go-systemd/v22/journal"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 )
@@ -28,6 +30,9 @@ type Config struct {
 	// File (optional) is the path of a file that JSON is appended to. It is made if it
 	// is not there, with mode 0640.
 	File string
+	// Journal has events sent to systemd's journal as well. Where nobody listens there, Open
+	// fails.
+	Journal bool
 	// Quiet leaves verdicts that pass out of Text, Verbose says more of each verdict there.
 	Quiet, Verbose bool
 	// Passes (optional) says which verdicts are written of flows that pass undetected;
@@ -84,6 +89,9 @@ func Open(c Config) (*Log, error) {
 func open(c Config) (l *Log, err error) {
 	if c.Passes == nil {
 		c.Passes = AllPasses()
+	}
+	if c.Journal && !journal.Enabled() {
+		return nil, errNoJournal
 	}
 	l = &Log{config: c, queue: make(chan item, queueLen), done: make(chan struct{})}
 	if c.File != "" {
@@ -239,7 +247,8 @@ func (l *Log) drained() bool {
 
 // outputs are what a Log writes to.
 type outputs struct {
-	text, notes *bufio.Writer // nil: none
+	text, notes *bufio.Writer  // nil: none
+	journal     *journalOutput // nil: none
 	json        []*json.Encoder
 	file        *bufio.Writer // one of those that json writes to; nil: none
 	fileOutput  *output       // what file writes to
@@ -264,6 +273,9 @@ func (l *Log) outputs() *outputs {
 	if l.config.JSON != nil {
 		b, _ := buffer(l.config.JSON)
 		o.json = append(o.json, json.NewEncoder(b))
+	}
+	if l.config.Journal {
+		o.journal = newJournalOutput()
 	}
 	if l.file != nil {
 		o.file, o.fileOutput = buffer(l.file.File)
@@ -296,6 +308,9 @@ func (l *Log) write() {
 			}
 			for _, enc := range o.json {
 				_ = enc.Encode(i.event)
+			}
+			if o.journal != nil {
+				o.journal.write(i.event)
 			}
 		}
 		if len(l.queue) == 0 { // nothing is waiting: let people see it

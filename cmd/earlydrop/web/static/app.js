@@ -2,7 +2,7 @@
 // The page: what the daemon tells, asked for again and again, and what can be undone.
 import { $, badge, bytes, clean, clock, count, dateTime, el, fill, meter, short, span } from "./dom.js";
 import { Chart } from "./charts.js";
-import { called, decision, ends, story, vlan } from "./story.js";
+import { called, decision, ends, explained, story, vlan } from "./story.js";
 
 const everyMS = 1000, retryMS = 2000, tokenKey = "earlydrop-token";
 const sleep = ms => new Promise(done => setTimeout(done, ms));
@@ -361,6 +361,18 @@ $("history-more").addEventListener("click", () => search(true));
 
 // --- One flow.
 
+// explanationOf asks what a verdict depends on. A capture is written within seconds.
+async function explanationOf(v) {
+  for (let tries = 1; ; tries++) {
+    try {
+      return await get("api/explain?" + new URLSearchParams({ id: v.id }));
+    } catch (e) {
+      if (!(e instanceof Refused) || tries === 3 || Date.now() - new Date(v.time) > 5000) throw e;
+      await sleep(retryMS);
+    }
+  }
+}
+
 async function showFlow(name) {
   const here = $("flow");
   const is = e => e.event === "verdict" && (e.id ?? String(e.number)) === name;
@@ -370,7 +382,12 @@ async function showFlow(name) {
     const known = await get("api/why?" + new URLSearchParams({ of: v.src })).catch(() => null);
     if (location.hash !== "#flow/" + name) return; // another one was chosen meanwhile
     const told = el("p", { id: "flow-told", role: "status" });
-    here.replaceChildren(...story(v, known, mayChange ? b => lift(b, "flow-told", () => showFlow(name)) : null), told);
+    const why = el("div", { id: "flow-explained" }, el("p", { class: "quiet" }, v.id ? "asking what the verdict depends on…" : ""));
+    here.replaceChildren(...story(v, known, mayChange ? b => lift(b, "flow-told", () => showFlow(name)) : null), told, why);
+    if (!v.id) return;
+    const parts = await explanationOf(v).then(x => explained(x, v),
+      e => [el("p", { class: "quiet" }, `What the verdict depends on can't be shown: ${e instanceof Refused ? clean(e.message) : "this page's server does not answer"}`)]);
+    why.replaceChildren(...parts.filter(Boolean));
   } catch (e) {
     here.replaceChildren(el("p", { class: "worry" }, e instanceof Refused ? e.message : "this page's server does not answer"));
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What is told of one flow.
-import { badge, bytes, clean, count, dateTime, el, span } from "./dom.js";
+import { badge, bytes, clean, count, dateTime, el, fill, span } from "./dom.js";
 
 // A verdict that drops nothing says what it would have done.
 export function decision(v) {
@@ -63,4 +63,45 @@ export function story(v, known, undo) {
       ])),
     ),
   ];
+}
+
+// picture returns a map with its packets and parts. The pixels are drawn from what the answer
+// holds: nothing is loaded.
+function picture(map, side) {
+  const canvas = el("canvas", { width: side, height: side });
+  const data = Uint8Array.from(atob(map.pixels.slice(map.pixels.indexOf(",") + 1)), c => c.charCodeAt(0));
+  createImageBitmap(new Blob([data], { type: "image/png" })).then(image => canvas.getContext("2d").drawImage(image, 0, 0));
+  const svg = el("svg:svg", { viewBox: `0 0 ${side} ${side}`, role: "img", "aria-label": map.title },
+    (map.begins ?? []).map(b => [
+      b.lines.map(l => el("svg:line", { x1: l.Min.X, y1: l.Min.Y, x2: l.Max.X, y2: l.Max.Y, stroke: b.color, "stroke-width": 0.2 })),
+      el("svg:text", { x: b.at.X, y: b.at.Y, dx: 0.1, dy: 0.9, fill: b.color }, b.number)]),
+    (map.parts ?? []).map(p => el("svg:g", { class: "part" }, el("svg:title", {}, p.text),
+      p.runs.map(r => el("svg:rect", { x: r.Min.X, y: r.Min.Y, width: r.Max.X - r.Min.X, height: r.Max.Y - r.Min.Y })))));
+  return el("figure", {}, el("figcaption", {}, map.title), el("div", { class: "map" }, canvas, svg));
+}
+
+const box = color => { const b = el("span", { class: "box" }); b.style.background = color; return b; };
+const signed = n => (n < 0 ? "" : "+") + n.toFixed(4);
+
+// explained returns what the verdict depends on.
+export function explained(x, v) {
+  const changed = x.model !== v.model || x.class !== v.class;
+  return [
+    el("h3", {}, "What the verdict depends on"),
+    changed ? el("p", { class: "worry" }, `The model that explains is ${clean(x.model)}, and says ${clean(x.class)} ${x.confidence.toFixed(4)}.`) : null,
+    el("p", {}, `-${clean(x.scale)} `, x.steps.map(box), ` +${clean(x.scale)}: by how much the probability of `, el("b", {}, x.about), " falls without it"),
+    el("p", {}, box(x.unseen), " not seen by the model, ", box(x.initiator), " packet of the initiator, ", box(x.responder), " of the responder"),
+    el("div", { class: "maps" }, x.maps.map(m => picture(m, x.side))),
+    el("div", { class: "columns" },
+      el("div", {}, el("h3", {}, "Effects"), el("div", { class: "scroll" }, table(["effect", "what", "value"],
+        [...x.groups, ...x.singular.slice(0, 15)].map(p => [signed(p.effect), p.name, p.value ?? ""])))),
+      el("div", {}, el("h3", {}, "Packets"), el("div", { class: "scroll" }, table(["packet>", "from", "after>", "on the wire>", "payload>", "captured>"],
+        x.packets.map(p => [p.number, p.from_initiator ? "initiator" : "responder", p.ms.toFixed(1) + " ms", bytes(p.wire), bytes(p.payload), bytes(p.captured)]))))),
+  ];
+}
+
+function table(head, rows) {
+  const t = el("table");
+  fill(t, head, rows, "");
+  return t;
 }

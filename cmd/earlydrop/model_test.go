@@ -92,7 +92,10 @@ func TestREADMEGivesTheFiguresOfModelInfo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := strings.Join(strings.Fields(string(readme)), " ")
+	text, _, found := strings.Cut(strings.Join(strings.Fields(string(readme)), " "), "`earlydrop model info` prints these figures")
+	if !found {
+		t.Fatal("it does not say which figures those are")
+	}
 	code, stdout, stderr := runForTest("model", "info")
 	if code != exitOK {
 		t.Fatalf("code %d, stderr %q", code, stderr)

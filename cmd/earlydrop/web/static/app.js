@@ -21,6 +21,7 @@ async function ask(path, options = {}) {
     if (answer.ok) return answer;
     const error = (await answer.json().catch(() => ({}))).error ?? answer.statusText;
     if (answer.status !== 401 && answer.status !== 429) throw new Refused(error);
+    if (token !== sessionStorage.getItem(tokenKey)) continue; // another one was given meanwhile
     await login(token ? error : "");
   }
 }

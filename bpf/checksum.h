@@ -7,7 +7,8 @@
  * card: a socket buffer that is to be cut up or finished by one has the sum of the
  * pseudo-header in the checksum's place. That is work of this host's, so it is right on
  * egress, and on ingress where the peer is this host (cfg_partial_sums); off a cable no
- * host accepts it. Segments of more than CHECKSUM_BYTES, behind IPv6 extension headers
+ * host accepts it, unless it was put together on receive (GRO), which is done with right
+ * ones alone. Segments of more than CHECKSUM_BYTES, behind IPv6 extension headers
  * (which may name another destination) and first fragments are not looked at.
  * loader/flow/signals has the same rules.
  */
@@ -114,7 +115,7 @@ __noinline __u64 sum_linear_skb(struct __sk_buff *ctx, __u32 off, __u32 len)
  * be work that is left to a network card. */
 static __always_inline bool is_left_to_card(const struct source *src)
 {
-	return !src->is_xdp || cfg_partial_sums == PARTIAL_RIGHT;
+	return !src->is_ingress || cfg_partial_sums == PARTIAL_RIGHT;
 }
 
 /* Marks the packet as a decoy if its checksum is wrong. */
@@ -137,7 +138,7 @@ static __always_inline int check_segment(const struct source *src, struct packet
 	len = pkt->frame_len - pkt->prefix_len + pkt->skip - pkt->tcp_off;
 	if (len > CHECKSUM_BYTES)
 		return 0;
-	if (!src->is_xdp && ((struct __sk_buff *)src->ctx)->gso_size)
+	if (segment_size(src))
 		return 0;
 	lo = (const __u32 *)pkt->key.lo_addr;
 	hi = (const __u32 *)pkt->key.hi_addr;

@@ -18,6 +18,10 @@ enum partial_sums {
 
 volatile const __u8 cfg_partial_sums = PARTIAL_UNSURE;
 
+/* For the moment in which the data path moves from one ingress hook to the other, both are
+ * attached: XDP marks what it has seen, and TCX leaves that alone. */
+volatile const bool cfg_two_hooks = false;
+
 /* Where the sender of a packet can be answered with a RST, see reset.h. */
 #define ANSWER_INGRESS 1 /* what came in through the interface */
 #define ANSWER_EGRESS 2	 /* what was to leave through it */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The data path: XDP on ingress, TCX (or clsact) on egress, one process_packet()
- * for both, so that a flow is bidirectional on one interface.
+ * The data path: XDP or TCX (or clsact) on ingress, TCX (or clsact) on egress, one
+ * process_packet() for all, so that a flow is bidirectional on one interface.
  *
  * Contract: a packet passes unless its flow stands in `blocked` with time left, and the
  * mode is enforce (with BLOCK_LIMIT, what is within the limit passes). Whatever goes wrong passes,
@@ -146,7 +146,7 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 	/* All but buf, which is cleared where somebody wants it: most packets go no further. */
 	__builtin_memset(pkt, 0, __builtin_offsetof(struct packet, buf));
 	__builtin_memset(pkt->prefix, 0, sizeof(*pkt) - __builtin_offsetof(struct packet, prefix));
-	if (src->is_xdp)
+	if (src->is_ingress)
 		cnt->packets_ingress++;
 	else
 		cnt->packets_egress++;
@@ -255,6 +255,27 @@ static __always_inline int xdp_verdict(enum action action)
 	return action == ACTION_ANSWER ? XDP_TX : XDP_PASS;
 }
 
+/* What XDP writes in front of a packet that it has seen, see cfg_two_hooks. */
+#define SEEN_MARK 0x6e656573
+
+static __always_inline void mark_seen(struct xdp_md *ctx)
+{
+	__u32 *mark;
+
+	if (bpf_xdp_adjust_meta(ctx, -(int)sizeof(*mark)))
+		return; /* the driver has no place for it */
+	mark = (void *)(long)ctx->data_meta;
+	if ((void *)(mark + 1) <= (void *)(long)ctx->data)
+		*mark = SEEN_MARK;
+}
+
+static __always_inline bool is_seen(const struct __sk_buff *skb)
+{
+	const __u32 *mark = (void *)(long)skb->data_meta;
+
+	return (void *)(mark + 1) <= (void *)(long)skb->data && *mark == SEEN_MARK;
+}
+
 SEC("xdp.frags")
 int ed_ingress(struct xdp_md *ctx)
 {
@@ -263,30 +284,58 @@ int ed_ingress(struct xdp_md *ctx)
 		.data = (void *)(long)ctx->data,
 		.data_end = (void *)(long)ctx->data_end,
 		.is_xdp = true,
+		.is_ingress = true,
 	};
+	int verdict;
 
 	src.len = src.data_end - src.data;
-	return xdp_verdict(process_packet(&src, false, 0, 0));
+	verdict = xdp_verdict(process_packet(&src, false, 0, 0));
+	if (cfg_two_hooks && verdict == XDP_PASS)
+		mark_seen(ctx);
+	return verdict;
 }
 
-SEC("tc")
-int ed_egress(struct __sk_buff *skb)
+/* What becomes of a socket buffer. An answer goes back the way it came. */
+static __always_inline int skb_verdict(enum action action, __u32 ifindex, __u64 back)
+{
+	switch (action) {
+	case ACTION_DROP:
+		return TC_ACT_SHOT;
+	case ACTION_ANSWER:
+		return bpf_redirect(ifindex, back);
+	default: /* TCX_NEXT: programs behind this one have their say */
+		return TC_ACT_UNSPEC;
+	}
+}
+
+static __always_inline int process_skb(struct __sk_buff *skb, const bool is_ingress)
 {
 	struct source src = {
 		.ctx = skb,
 		.data = (void *)(long)skb->data,
 		.data_end = (void *)(long)skb->data_end,
 		.len = skb->len,
+		.is_ingress = is_ingress,
 	};
+	enum action action;
 
-	switch (process_packet(&src, skb->vlan_present, skb->vlan_proto, skb->vlan_tci)) {
-	case ACTION_DROP:
-		return TC_ACT_SHOT;
-	case ACTION_ANSWER: /* as if it had come in from the cable */
-		return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
-	default: /* TCX_NEXT: programs behind this one have their say */
+	/* The stack takes the outer tag out of what it received before a hook sees it. */
+	action = process_packet(&src, skb->vlan_present, skb->vlan_proto, skb->vlan_tci);
+	return skb_verdict(action, skb->ifindex, is_ingress ? 0 : BPF_F_INGRESS);
+}
+
+SEC("tc")
+int ed_tcx_ingress(struct __sk_buff *skb)
+{
+	if (cfg_two_hooks && is_seen(skb))
 		return TC_ACT_UNSPEC;
-	}
+	return process_skb(skb, true);
+}
+
+SEC("tc")
+int ed_egress(struct __sk_buff *skb)
+{
+	return process_skb(skb, false);
 }
 
 struct sweep_state {

@@ -12,7 +12,7 @@
  */
 #pragma once
 
-#define LAYOUT_VERSION 6
+#define LAYOUT_VERSION 7
 #define BLOCK_LAYOUT 4
 
 /* The first bytes of a flow that are captured: a 32x32 image. */
@@ -286,8 +286,10 @@ struct attached {
 	__u8 one_way;  /* cfg_one_way */
 	__u8 pad[2];
 	__u32 hash_secret[HASH_WORDS]; /* cfg_hash_secret, by which handshakes are found */
-	char xdp_mode[NAME_LEN];       /* native, generic */
+	char ingress[NAME_LEN];	       /* xdp, tcx, clsact */
+	char xdp_mode[NAME_LEN];       /* native, generic; empty without XDP */
 	char egress[NAME_LEN];	       /* tcx, clsact */
+	char ingress_why[160];	       /* why that hook, in a line */
 	char version[32];
 	char model[64];
 	char policy[128];

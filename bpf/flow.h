@@ -47,29 +47,36 @@ static __always_inline __u8 side_of(const struct source *src, const struct packe
 
 	if (cfg_one_hook)
 		return pkt->src_is_lo;
-	if (src->is_xdp)
+	if (src->is_ingress)
 		return SIDE_IN;
 	device = ((struct __sk_buff *)src->ctx)->ingress_ifindex;
 	return device && bpf_map_lookup_elem(&same_side, &device) ? SIDE_IN : SIDE_OUT;
 }
 
-/* Makes two functions of one: neither program may contain the other hook's helper calls.
- * They are not static, so that the verifier looks at each once, and not wherever it is
- * called with all that may have come before. */
+/* Makes three functions of one: no program may contain helper calls of the other kind of hook,
+ * and what is asked of the direction is a constant. They are not static, so that the verifier
+ * looks at each once, and not wherever it is called with all that may have come before. */
 #define FOR_EACH_HOOK(function)                                                                    \
 	__noinline int function##_xdp(struct xdp_md *ctx, struct packet *pkt)                      \
 	{                                                                                          \
-		struct source src = {.ctx = ctx, .is_xdp = true};                                  \
+		struct source src = {.ctx = ctx, .is_xdp = true, .is_ingress = true};              \
 		return function(&src, pkt);                                                        \
 	}                                                                                          \
-	__noinline int function##_skb(struct __sk_buff *ctx, struct packet *pkt)                   \
+	__noinline int function##_in(struct __sk_buff *ctx, struct packet *pkt)                    \
+	{                                                                                          \
+		struct source src = {.ctx = ctx, .is_ingress = true};                              \
+		return function(&src, pkt);                                                        \
+	}                                                                                          \
+	__noinline int function##_out(struct __sk_buff *ctx, struct packet *pkt)                   \
 	{                                                                                          \
 		struct source src = {.ctx = ctx};                                                  \
 		return function(&src, pkt);                                                        \
 	}
 
 #define call_hook(function, src, pkt)                                                              \
-	((src)->is_xdp ? function##_xdp((src)->ctx, pkt) : function##_skb((src)->ctx, pkt))
+	((src)->is_xdp	     ? function##_xdp((src)->ctx, pkt)                                     \
+	 : (src)->is_ingress ? function##_in((src)->ctx, pkt)                                      \
+			     : function##_out((src)->ctx, pkt))
 
 static __always_inline struct counts *get_counters(void)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * A packet, the same for both hooks, and the parser that fills in what it means.
+ * A packet, the same for all hooks, and the parser that fills in what it means.
  *
  * Contract: parse_packet() reads headers wherever they lie (linear data, XDP
  * fragments, paged socket buffers) and never reads a port from bytes that are no
@@ -64,13 +64,14 @@ enum parse_result {
 
 /* Where a packet's bytes are. Apart from struct packet, whose key is passed to
  * helpers and therefore lives on the stack: this one dissolves into registers and
- * constants, so that neither program contains the other hook's helper calls. */
+ * constants, so that no program contains helper calls of the other kind of hook. */
 struct source {
 	void *ctx; /* struct xdp_md or struct __sk_buff */
 	void *data;
 	void *data_end; /* of the linear part */
 	__u32 len;	/* of the whole buffer, without what a prefix adds */
-	bool is_xdp;
+	bool is_xdp;	 /* ctx is a struct xdp_md */
+	bool is_ingress; /* XDP, or TCX ingress */
 };
 
 /* What a packet means. Without gaps, since it is passed to functions that the verifier
@@ -131,12 +132,19 @@ static __always_inline bool has_payload(const struct packet *pkt)
 	return pkt->payload_len || (pkt->tcp_flags & PACKET_FIRST);
 }
 
+/* Payload bytes of each packet that a socket buffer holds which is to be cut up, or was put
+ * together on receive (GRO): its sum is the pseudo-header's alone. 0: it holds one. */
+static __always_inline __u32 segment_size(const struct source *src)
+{
+	return src->is_xdp ? 0 : ((struct __sk_buff *)src->ctx)->gso_size;
+}
+
 /* The RECORD_* of a packet. */
 static __always_inline __u8 record_marks(const struct source *src, const struct packet *pkt)
 {
 	__u8 marks = pkt->tcp_flags & PACKET_FIRST ? RECORD_FRAGMENT : 0;
 
-	if (src->is_xdp && cfg_partial_sums == PARTIAL_WRONG)
+	if (src->is_ingress && cfg_partial_sums == PARTIAL_WRONG && !segment_size(src))
 		marks |= RECORD_OFF_CABLE;
 	return marks;
 }
@@ -201,7 +209,8 @@ struct network {
 
 /* Looks at a fragment, see fragments.h. */
 int fragment_xdp(struct xdp_md *ctx, struct packet *pkt);
-int fragment_skb(struct __sk_buff *ctx, struct packet *pkt);
+int fragment_in(struct __sk_buff *ctx, struct packet *pkt);
+int fragment_out(struct __sk_buff *ctx, struct packet *pkt);
 
 /* Asks about a fragment whose addresses are in the key. What is asked is as of struct packet. */
 static __always_inline enum parse_result ask_fragment(struct source *src, struct packet *pkt,
@@ -217,7 +226,9 @@ static __always_inline enum parse_result ask_fragment(struct source *src, struct
 	pkt->fragment.proto = net->proto;
 	pkt->fragment.v4 = net->v4;
 	pkt->fragment.nested = nested;
-	return src->is_xdp ? fragment_xdp(src->ctx, pkt) : fragment_skb(src->ctx, pkt);
+	if (src->is_xdp)
+		return fragment_xdp(src->ctx, pkt);
+	return src->is_ingress ? fragment_in(src->ctx, pkt) : fragment_out(src->ctx, pkt);
 }
 
 /* The key has the source's address as the lower one so far. Puts both into canonical order,

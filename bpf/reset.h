@@ -143,10 +143,13 @@ static __always_inline void reset_tcp(struct tcphdr *tcp, bool answer, __u32 ref
 	words[3] |= (__u32)(__u16)~fold_sum(pseudo) << 16;
 }
 
-static __always_inline int store(const struct source *src, __u32 to, const void *from, __u32 len)
+/* flags: BPF_F_RECOMPUTE_CSUM for what is behind the Ethernet header: a network card's sum over
+ * what it received (CHECKSUM_COMPLETE) follows. */
+static __always_inline int store(const struct source *src, __u32 to, const void *from, __u32 len,
+				 __u64 flags)
 {
 	return src->is_xdp ? bpf_xdp_store_bytes(src->ctx, to, (void *)from, len)
-			   : bpf_skb_store_bytes(src->ctx, to, from, len, 0);
+			   : bpf_skb_store_bytes(src->ctx, to, from, len, flags);
 }
 
 /* Exchanges the Ethernet addresses. */
@@ -159,7 +162,7 @@ static __always_inline bool turn_frame(const struct source *src)
 #pragma unroll
 	for (int i = 0; i < 6; i++)
 		back[i] = macs[(i + 3) % 6];
-	return !store(src, 0, back, sizeof(back));
+	return !store(src, 0, back, sizeof(back), 0);
 }
 
 /* Cuts the buffer behind a header. A driver may not fill a frame up to the least that goes onto a
@@ -174,8 +177,8 @@ static __always_inline bool cut_frame(const struct source *src, __u32 end)
 	len = bpf_xdp_get_buff_len(src->ctx);
 	if (end < ETH_FRAME_MIN && len >= ETH_FRAME_MIN) {
 		/* With a tag there are four bytes more. */
-		if (end == ETH_FRAME_MIN - 6 ? store(src, ETH_FRAME_MIN - 6, padding, 6)
-					     : store(src, ETH_FRAME_MIN - 2, padding, 2))
+		if (end == ETH_FRAME_MIN - 6 ? store(src, ETH_FRAME_MIN - 6, padding, 6, 0)
+					     : store(src, ETH_FRAME_MIN - 2, padding, 2, 0))
 			return false;
 		end = ETH_FRAME_MIN;
 	}
@@ -238,7 +241,7 @@ __noinline int may_refuse(const struct packet *pkt)
  * Returns an enum action; with ACTION_PASS it goes on as a RST. */
 static __always_inline int reset(const struct source *src, struct packet *pkt)
 {
-	const __u8 answers = src->is_xdp ? ANSWER_INGRESS : ANSWER_EGRESS;
+	const __u8 answers = src->is_ingress ? ANSWER_INGRESS : ANSWER_EGRESS;
 	struct counts *cnt = get_counters();
 	struct reset_headers headers;
 	__u32 at, len, refused = 0;
@@ -281,8 +284,9 @@ static __always_inline int reset(const struct source *src, struct packet *pkt)
 
 	pseudo = v4 ? reset_ipv4(&headers.ip[IPV4_WORDS], answer) : reset_ipv6(headers.ip, answer);
 	reset_tcp(&headers.tcp, answer, refused, pseudo);
-	if (v4 ? store(src, at, &headers.ip[IPV4_WORDS], sizeof(headers) - IPV4_WORDS * 4)
-	       : store(src, at, &headers, sizeof(headers)))
+	if (v4 ? store(src, at, &headers.ip[IPV4_WORDS], sizeof(headers) - IPV4_WORDS * 4,
+		       BPF_F_RECOMPUTE_CSUM)
+	       : store(src, at, &headers, sizeof(headers), BPF_F_RECOMPUTE_CSUM))
 		return ACTION_DROP;
 	if ((answer && !turn_frame(src)) || !cut_frame(src, at + len + sizeof(struct tcphdr)))
 		return ACTION_DROP;

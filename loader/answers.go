@@ -15,17 +15,17 @@ const (
 )
 
 // answers says where the sender of a packet can be answered with a RST, as cfg_answers has it,
-// and in a line why not everywhere. mode is the one that was asked for.
-func (i *iface) answers(mode XDPMode) (where uint8, why string) {
+// and in a line why not everywhere. mode is what was asked for of XDP.
+func (i *iface) answers(hook Ingress, mode XDPMode) (where uint8, why string) {
 	if i.rawIP() {
 		return 0, fmt.Sprintf("%s has no Ethernet header, in which a RST could be sent back", i.name)
 	}
-	native := mode != XDPGeneric
-	if mode == XDPAuto && hasXDP(i.link) {
+	native := hook == IngressXDP && mode != XDPGeneric
+	if native && mode == XDPAuto && hasXDP(i.link) {
 		native = i.attachedMode() == XDPNative // which an adoption keeps
 	}
 	if native && i.link.Type() == "veth" && !i.peerReceives() {
-		return answerEgress, fmt.Sprintf("%s is a veth in native XDP mode, which sends nothing back (XDP_TX) unless its peer has an XDP program as well (attach in generic mode): who sends through it into this machine is sent none", i.name)
+		return answerEgress, fmt.Sprintf("%s is a veth in native XDP mode, which sends nothing back (XDP_TX) unless its peer has an XDP program as well (TCX, or XDP in generic mode, would): who sends through it into this machine is sent none", i.name)
 	}
 	return answerIngress | answerEgress, ""
 }

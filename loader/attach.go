@@ -31,7 +31,9 @@ const (
 type Options struct {
 	// Interface is the name of the network interface.
 	Interface string
-	// XDPMode defaults to XDPAuto. (optional)
+	// Ingress defaults to IngressAuto. (optional)
+	Ingress Ingress
+	// XDPMode defaults to XDPAuto. Another one asks for XDP. (optional)
 	XDPMode XDPMode
 	// Idle is how long a collecting flow may be silent before what it has is
 	// handed over; default 2 s. (optional)
@@ -88,8 +90,10 @@ type Options struct {
 
 // Info tells what Attach did.
 type Info struct {
-	XDPMode       XDPMode  // native or generic
-	XDPFallback   error    // why native mode was not possible, nil if it was or was not asked for
+	Ingress       string   // xdp, tcx or clsact
+	IngressWhy    string   // why that hook was taken, in a line
+	XDPMode       XDPMode  // native or generic; none without XDP
+	XDPFallback   error    // why generic mode and not native, nil if it is not or was asked for
 	Egress        string   // tcx or clsact
 	Adopted       bool     // maps and links of an earlier process were taken over
 	Replaced      string   // why what was pinned could not be adopted and was replaced, else empty
@@ -100,7 +104,7 @@ type Info struct {
 	BlocksRemoved int      // blocks by a rule that were removed because of Options.Monitor
 	BlocksHeld    int      // of BlocksAdopted, those by hand that it suspends
 	Bypasses      Bypasses // ways past the programs
-	HiddenVLANs   bool     // the driver takes VLAN tags out before the ingress program sees the frame
+	HiddenVLANs   bool     // the driver takes VLAN tags out before XDP sees the frame
 	Loopback      bool     // the interface shows each packet twice: sent, then received
 	Bridge        bool     // the interface is a bridge: what it forwards between its ports is not seen
 	Ports         []string // names of the interfaces that the bridge joins
@@ -123,14 +127,15 @@ type DataPath struct {
 	*Tables
 	Info Info
 
-	coll    *ebpf.Collection
-	ingress link.Link
-	egress  link.Link    // nil: a clsact filter
-	index   atomic.Int32 // of the interface
-	sweepIn []byte
-	sides   *sides
-	group   *Group // nil: none
-	foreign bool   // what is pinned is another process's, and goes on if Attach fails
+	coll     *ebpf.Collection
+	ingress  link.Link    // nil: a clsact filter, of program clsactID
+	egress   link.Link    // nil: a clsact filter
+	index    atomic.Int32 // of the interface
+	sweepIn  []byte
+	sides    *sides
+	group    *Group // nil: none
+	clsactID ebpf.ProgramID
+	foreign  bool // what is pinned is another process's, and goes on if Attach fails
 
 	mu         sync.Mutex // of what follows, which Check and Describe change
 	about      datapathAttached
@@ -141,11 +146,12 @@ type DataPath struct {
 
 // setDefaults fills in what was left out, and rounds what has to be.
 func (o *Options) setDefaults() error {
+	o.Ingress = cmp.Or(o.Ingress, IngressAuto)
 	o.XDPMode = cmp.Or(o.XDPMode, XDPAuto)
 	o.Idle = cmp.Or(o.Idle, 2*time.Second)
 	o.UDPIdle = cmp.Or(o.UDPIdle, DefaultUDPIdle)
 	o.UDPWarmup = max(cmp.Or(o.UDPWarmup, DefaultUDPWarmup), 0)
-	return o.Sizes.check()
+	return errors.Join(o.checkIngress(), o.Sizes.check())
 }
 
 // Attach loads the programs and attaches them to the interface, or adopts what an
@@ -233,6 +239,7 @@ func (o *Options) check() (*iface, error) {
 type attaching struct {
 	opts     Options
 	ifc      *iface
+	ingress  ingressPlan
 	dir      string // of the pins
 	d        *DataPath
 	spec     *ebpf.CollectionSpec
@@ -247,13 +254,17 @@ type attaching struct {
 func begin(opts Options, ifc *iface) (_ *attaching, err error) {
 	a := &attaching{opts: opts, ifc: ifc}
 	var lock *os.File
-	if a.dir, lock, err = ifc.takeFolder(); err != nil {
+	if a.dir, lock, err = ifc.takeFolder(&opts); err != nil {
 		return nil, err
 	}
 	a.d = &DataPath{lock: lock, sweepIn: make([]byte, 64)}
 	a.d.index.Store(int32(ifc.index()))
-	a.d.Info.look(ifc, opts.XDPMode)
-	if a.spec, a.carried, err = a.d.load(opts, ifc); err == nil && a.d.Info.Replaced != "" {
+	if a.ingress, err = ifc.planIngress(&opts, lock); err != nil {
+		a.d.foreign = true // what is pinned there can't be read, and stays
+		return a, err
+	}
+	a.d.Info.look(ifc, a.ingress, opts.XDPMode)
+	if a.spec, a.carried, err = a.d.load(opts, ifc, a.ingress); err == nil && a.d.Info.Replaced != "" {
 		a.pairs, a.d.Info.PairsKnown, err = pinnedPairs(lock)
 	}
 	a.existed = a.d.foreign
@@ -282,10 +293,10 @@ func (a *attaching) finish() (err error) {
 	if err := d.SetExempt(a.opts.Exempt); err != nil {
 		return err
 	}
-	if err := d.attachIngress(a.ifc, a.opts, inFolder(d.lock, pinXDP)); err != nil {
+	if err := d.attachIngress(a.ifc, a.opts, a.ingress, a.spec); err != nil {
 		return err
 	}
-	if err := d.attachEgress(a.ifc, a.opts, inFolder(d.lock, pinTCX)); err != nil {
+	if err := d.attachEgress(a.ifc, a.opts); err != nil {
 		return err
 	}
 	if err := d.writeMode(!a.opts.Monitor); err != nil {
@@ -310,11 +321,11 @@ func (a *attaching) undo() error {
 }
 
 // takeFolder makes the folder of an interface's pins, or finds it, and locks it.
-func (i *iface) takeFolder() (dir string, lock *os.File, err error) {
+func (i *iface) takeFolder(opts *Options) (dir string, lock *os.File, err error) {
 	if err := ensureBPFFS(); err != nil {
 		return "", nil, err
 	}
-	if dir, err = i.chooseFolder(); err != nil {
+	if dir, err = i.chooseFolder(opts); err != nil {
 		return "", nil, err
 	}
 	lock, err = makeFolder(dir)
@@ -330,10 +341,16 @@ func (i *iface) takeFolder() (dir string, lock *os.File, err error) {
 }
 
 // look fills in what is known of the interface before anything is attached.
-func (n *Info) look(ifc *iface, mode XDPMode) {
-	n.HiddenVLANs = ifc.hidesVLANs()
+func (n *Info) look(ifc *iface, plan ingressPlan, mode XDPMode) {
+	n.Ingress, n.IngressWhy = string(plan.hook), plan.why
+	n.HiddenVLANs = plan.hook == IngressXDP && ifc.hidesVLANs()
 	n.Bypasses = ifc.bypasses()
-	_, n.NoResets = ifc.answers(mode)
+	if plan.hook == IngressTCX && hasXDP(ifc.link) {
+		if o := ifc.occupied(); !o.Own {
+			n.Bypasses.InFront = cmp.Or(o.Program, fmt.Sprintf("id %d", o.ID))
+		}
+	}
+	_, n.NoResets = ifc.answers(plan.hook, mode)
 	n.Loopback = ifc.link.Attrs().EncapType == "loopback"
 	if n.Bridge = ifc.link.Type() == "bridge"; n.Bridge {
 		n.Ports = ifc.ports()
@@ -343,8 +360,8 @@ func (n *Info) look(ifc *iface, mode XDPMode) {
 
 // load loads the programs and makes their maps, or opens those that are pinned where
 // they can be adopted. Of those that can't, carried are the blocks.
-func (d *DataPath) load(opts Options, ifc *iface) (spec *ebpf.CollectionSpec, carried []carriedBlock, err error) {
-	if spec, err = configuredSpec(opts, ifc); err != nil {
+func (d *DataPath) load(opts Options, ifc *iface, plan ingressPlan) (spec *ebpf.CollectionSpec, carried []carriedBlock, err error) {
+	if spec, err = configuredSpec(opts, ifc, plan); err != nil {
 		return nil, nil, err
 	}
 	base, err := opts.Group.shared()
@@ -405,12 +422,12 @@ func (d *DataPath) load(opts Options, ifc *iface) (spec *ebpf.CollectionSpec, ca
 }
 
 // configuredSpec returns the objects with the operator's constants in.
-func configuredSpec(opts Options, ifc *iface) (*ebpf.CollectionSpec, error) {
+func configuredSpec(opts Options, ifc *iface, plan ingressPlan) (*ebpf.CollectionSpec, error) {
 	spec, err := loadDatapath()
 	if err != nil {
 		return nil, err
 	}
-	answers, _ := ifc.answers(opts.XDPMode)
+	answers, _ := ifc.answers(plan.hook, opts.XDPMode)
 	for name, value := range map[string]any{
 		datapathVarCfgIdleNs:        uint64(opts.Idle),
 		datapathVarCfgUdpIdleNs:     uint64(opts.UDPIdle),
@@ -426,6 +443,11 @@ func configuredSpec(opts Options, ifc *iface) (*ebpf.CollectionSpec, error) {
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	for _, name := range []string{datapathProgEdIngress, datapathProgEdTcxIngress} {
+		if name != plan.program() {
+			delete(spec.Programs, name)
 		}
 	}
 	if opts.failLoad {
@@ -477,6 +499,8 @@ func (d *DataPath) describe(opts Options, spec *ebpf.CollectionSpec) error {
 	if err := spec.Variables[datapathVarCfgFirstAttachNs].Get(&d.about.FirstNs); err != nil {
 		return fmt.Errorf("read %s: %w", datapathVarCfgFirstAttachNs, err)
 	}
+	fixed(d.about.Ingress[:], d.Info.Ingress)
+	fixed(d.about.IngressWhy[:], d.Info.IngressWhy)
 	fixed(d.about.XdpMode[:], string(d.Info.XDPMode))
 	fixed(d.about.Egress[:], d.Info.Egress)
 	fixed(d.about.Version[:], opts.Version)

@@ -40,7 +40,7 @@ func TestBeginningsThatGoOn(t *testing.T) {
 	const data = f.ACK | f.PSH
 	const pause = 2500 * time.Millisecond
 	all := loadKernel(t, config{})
-	for _, p := range []path{{ingress, egress}, {egress, ingress}} {
+	for _, p := range paths {
 		// says and answers are segments one behind the other; the other side says nothing
 		// or acknowledges each.
 		says := func(seq uint32, sizes ...int) (hops []hop) {

@@ -27,6 +27,9 @@ type Bypasses struct {
 	// Redirectors are other interfaces with an XDP program that is not earlydrop's: it
 	// may send frames out of this one (XDP_REDIRECT) past the hook on egress.
 	Redirectors []string
+	// InFront is another XDP program on the interface itself, where ours is on TCX ingress: what
+	// it drops, sends back or redirects is not seen. Its name, or "id N"; empty: none.
+	InFront string
 }
 
 // bypasses looks for them. What can't be read counts as not there.

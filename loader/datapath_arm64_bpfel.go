@@ -23,8 +23,10 @@ type datapathAttached struct {
 	OneWay        uint8
 	Pad           [2]uint8
 	HashSecret    [12]uint32
+	Ingress       [16]int8
 	XdpMode       [16]int8
 	Egress        [16]int8
+	IngressWhy    [160]int8
 	Version       [32]int8
 	Model         [64]int8
 	Policy        [128]int8
@@ -445,6 +447,7 @@ const (
 	datapathProgEdEgress        = "ed_egress"
 	datapathProgEdIngress       = "ed_ingress"
 	datapathProgEdSweep         = "ed_sweep"
+	datapathProgEdTcxIngress    = "ed_tcx_ingress"
 	datapathVarBlockFilter      = "block_filter"
 	datapathVarCfgAnswers       = "cfg_answers"
 	datapathVarCfgBlocked       = "cfg_blocked"
@@ -459,6 +462,7 @@ const (
 	datapathVarCfgRawIp         = "cfg_raw_ip"
 	datapathVarCfgSlots         = "cfg_slots"
 	datapathVarCfgTcpSlots      = "cfg_tcp_slots"
+	datapathVarCfgTwoHooks      = "cfg_two_hooks"
 	datapathVarCfgUdpIdleNs     = "cfg_udp_idle_ns"
 	datapathVarCfgUdpWarmupNs   = "cfg_udp_warmup_ns"
 )
@@ -505,9 +509,10 @@ type datapathSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathProgramSpecs struct {
-	EdEgress  *ebpf.ProgramSpec `ebpf:"ed_egress"`
-	EdIngress *ebpf.ProgramSpec `ebpf:"ed_ingress"`
-	EdSweep   *ebpf.ProgramSpec `ebpf:"ed_sweep"`
+	EdEgress     *ebpf.ProgramSpec `ebpf:"ed_egress"`
+	EdIngress    *ebpf.ProgramSpec `ebpf:"ed_ingress"`
+	EdSweep      *ebpf.ProgramSpec `ebpf:"ed_sweep"`
+	EdTcxIngress *ebpf.ProgramSpec `ebpf:"ed_tcx_ingress"`
 }
 
 // datapathMapSpecs contains maps before they are loaded into the kernel.
@@ -560,6 +565,7 @@ type datapathVariableSpecs struct {
 	CfgRawIp         *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
 	CfgSlots         *ebpf.VariableSpec `ebpf:"cfg_slots"`
 	CfgTcpSlots      *ebpf.VariableSpec `ebpf:"cfg_tcp_slots"`
+	CfgTwoHooks      *ebpf.VariableSpec `ebpf:"cfg_two_hooks"`
 	CfgUdpIdleNs     *ebpf.VariableSpec `ebpf:"cfg_udp_idle_ns"`
 	CfgUdpWarmupNs   *ebpf.VariableSpec `ebpf:"cfg_udp_warmup_ns"`
 }
@@ -661,6 +667,7 @@ type datapathVariables struct {
 	CfgRawIp         *ebpf.Variable `ebpf:"cfg_raw_ip"`
 	CfgSlots         *ebpf.Variable `ebpf:"cfg_slots"`
 	CfgTcpSlots      *ebpf.Variable `ebpf:"cfg_tcp_slots"`
+	CfgTwoHooks      *ebpf.Variable `ebpf:"cfg_two_hooks"`
 	CfgUdpIdleNs     *ebpf.Variable `ebpf:"cfg_udp_idle_ns"`
 	CfgUdpWarmupNs   *ebpf.Variable `ebpf:"cfg_udp_warmup_ns"`
 }
@@ -669,9 +676,10 @@ type datapathVariables struct {
 //
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathPrograms struct {
-	EdEgress  *ebpf.Program `ebpf:"ed_egress"`
-	EdIngress *ebpf.Program `ebpf:"ed_ingress"`
-	EdSweep   *ebpf.Program `ebpf:"ed_sweep"`
+	EdEgress     *ebpf.Program `ebpf:"ed_egress"`
+	EdIngress    *ebpf.Program `ebpf:"ed_ingress"`
+	EdSweep      *ebpf.Program `ebpf:"ed_sweep"`
+	EdTcxIngress *ebpf.Program `ebpf:"ed_tcx_ingress"`
 }
 
 func (p *datapathPrograms) Close() error {
@@ -679,6 +687,7 @@ func (p *datapathPrograms) Close() error {
 		p.EdEgress,
 		p.EdIngress,
 		p.EdSweep,
+		p.EdTcxIngress,
 	)
 }
 

@@ -17,8 +17,8 @@ func (d *DataPath) Detach() error {
 	defer d.mu.Unlock()
 	var l netlink.Link
 	var err error
-	if d.egress == nil { // a filter: it goes by the interface
-		l, _, err = whereIs(d.ingress)
+	if d.ingress == nil || d.egress == nil { // a filter: it goes by the interface
+		l, _, err = d.where()
 	}
 	return errors.Join(err, d.remove(l), d.close())
 }
@@ -115,7 +115,7 @@ func Detach(name string, stop bool) error {
 	case err != nil:
 		return err
 	}
-	if l, err := loadPinnedLink(inFolder(folder, ""), linkPins[1]); err == nil {
+	if l, err := loadPinnedLink(inFolder(folder, ""), pinsEgress); err == nil {
 		_ = l.Close()
 	} else if p.standing == standsElsewhere {
 		return refused(nil, "%s is in another network namespace, and its egress filter can only be removed there", name)

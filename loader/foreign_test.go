@@ -22,7 +22,7 @@ func TestForeignPinsWithOurNames(t *testing.T) {
 			inNamespace(t)
 			addVeth(t, "w0", "w1")
 			addVeth(t, "x0", "x1")
-			good := attachTo(t, "x0")
+			good := attachXDP(t, "x0")
 			w0, err := netlink.LinkByName("w0")
 			if err != nil {
 				t.Fatal(err)
@@ -79,7 +79,7 @@ func TestForeignPinsWithOurNames(t *testing.T) {
 			}
 			untouched("after detach of w0")
 
-			d := attachTo(t, "v0")
+			d := attachXDP(t, "v0")
 			if err := isPin(pin); err != nil {
 				t.Error(err)
 			}

@@ -173,7 +173,7 @@ func (c *choices) ip(src, dst netip.AddrPort, proto byte, body []byte) []byte {
 
 // packet builds the next one. raw leaves the Ethernet header out.
 func (c *choices) packet(raw bool) step {
-	hook := pick(c, ingress, egress, egress)
+	hook := pick(c, hooks...)
 	pair := c.endpoints()
 	src, dst := pair[0], pair[1]
 	proto, body := c.transport(src, dst)
@@ -225,7 +225,7 @@ func (c *choices) packet(raw bool) step {
 	if len(frame) < 14+4+40 || len(frame) > 3000 {
 		hook = ingress
 	}
-	return step{hook: hook, taken: tagged && hook == egress && c.oneIn(2), frame: frame}
+	return step{hook: hook, taken: tagged && hook != ingress && c.oneIn(2), frame: frame}
 }
 
 // talk is a TCP connection that is being built.
@@ -310,10 +310,10 @@ func (t *talk) send(from int, flags byte, payload int) {
 }
 
 func other(e entry) entry {
-	if e == ingress {
-		return egress
+	if e == egress {
+		return ingress
 	}
-	return ingress
+	return egress
 }
 
 // near is a small distance between two sequence numbers, or one at a bound.
@@ -369,7 +369,7 @@ func (t *talk) begin() {
 		syn()
 	case 14:
 		syn()
-		t.segment(0, pick(c, ingress, egress), f.SYN, t.isn[0]+7, 0, nil, 0)
+		t.segment(0, pick(c, hooks...), f.SYN, t.isn[0]+7, 0, nil, 0)
 		if c.oneIn(2) {
 			t.segment(0, t.hook[0], f.SYN, t.isn[0]+14, 0, nil, 0)
 		}
@@ -487,7 +487,7 @@ func (t *talk) on() {
 
 // connection builds one or more connections of the same two ends.
 func (c *choices) connection(raw bool) []step {
-	t := &talk{c: c, raw: raw, pair: c.endpoints(), hook: pick(c, [2]entry{ingress, egress}, [2]entry{egress, ingress})}
+	t := &talk{c: c, raw: raw, pair: c.endpoints(), hook: pick(c, [2]entry{ingress, egress}, [2]entry{egress, ingress}, [2]entry{tcxIngress, egress}, [2]entry{egress, tcxIngress})}
 	if !raw && c.oneIn(4) {
 		t.tags = []int{f.TypeVLAN, 7}
 	}
@@ -586,8 +586,8 @@ type twinPath struct {
 	*kernel
 	config
 	// offloaded moves the outer tag from the context's fields into the socket
-	// buffer, where hardware puts it, and goes on with the egress program.
-	offloaded *ebpf.Program
+	// buffer, where hardware and the stack put it, and goes on with the hook's program.
+	offloaded map[entry]*ebpf.Program
 	before    map[string]uint64
 	inputs    uint16 // so far; they wrap
 }
@@ -605,7 +605,7 @@ func newTwinPath(t testing.TB, c config) *twinPath {
 	t.Helper()
 	k := loadKernel(t, c)
 	k.enforce(false) // malformed fragments pass, as in files
-	p := &twinPath{kernel: k, config: c, offloaded: offloadTag(t, k)}
+	p := &twinPath{kernel: k, config: c, offloaded: map[entry]*ebpf.Program{egress: offloadTag(t, k, egress), tcxIngress: offloadTag(t, k, tcxIngress)}}
 	p.before = p.counts()
 	return p
 }
@@ -623,15 +623,15 @@ type skbContext struct {
 const tagFailed = 0x7a9
 
 // offloadTag returns a program that pushes a tag, which the kernel keeps beside the
-// frame, and then runs ed_egress.
-func offloadTag(t testing.TB, k *kernel) *ebpf.Program {
+// frame, and then runs a hook's program.
+func offloadTag(t testing.TB, k *kernel, e entry) *ebpf.Program {
 	t.Helper()
 	next, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { next.Close() })
-	if err := next.Update(uint32(0), k.coll.Programs[datapathProgEdEgress], ebpf.UpdateAny); err != nil {
+	if err := next.Update(uint32(0), k.program(e), ebpf.UpdateAny); err != nil {
 		t.Fatal(err)
 	}
 	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
@@ -671,9 +671,9 @@ func (p *twinPath) step(s step) {
 		Mark:     uint32(binary.BigEndian.Uint16(s.frame[14:])),
 		Priority: uint32(binary.NativeEndian.Uint16(s.frame[12:])),
 	}
-	ret, err := p.offloaded.Run(&ebpf.RunOptions{Data: slices.Concat(s.frame[:12], s.frame[16:]), Context: &ctx})
+	ret, err := p.offloaded[s.hook].Run(&ebpf.RunOptions{Data: slices.Concat(s.frame[:12], s.frame[16:]), Context: &ctx})
 	if err != nil || ret != tcUnspec {
-		p.t.Fatalf("egress with an offloaded tag returned %#x, %v", ret, err)
+		p.t.Fatalf("%s with an offloaded tag returned %#x, %v", s.hook, ret, err)
 	}
 }
 
@@ -706,7 +706,7 @@ func (s step) side(oneHook bool) assembly.Side {
 	switch {
 	case oneHook:
 		return assembly.SideUnknown
-	case s.hook == ingress:
+	case s.hook != egress:
 		return assembly.SideInbound
 	}
 	return assembly.SideOutbound
@@ -904,8 +904,8 @@ func (p *twinPath) thinned(steps []step) []step {
 	return steps
 }
 
-// A tag that hardware is to insert, and therefore stands beside the frame at egress,
-// gives the bytes that it would give inside the frame.
+// A tag that hardware is to insert, or that was taken out on receive, and therefore stands
+// beside the frame, gives the bytes that it would give inside the frame.
 func TestOffloadedTagIsCapturedAsIfInTheFrame(t *testing.T) {
 	segment := func(src, dst netip.AddrPort, flags byte, seq, ack uint32, n int, tags ...int) []byte {
 		return f.Ethernet(f.IP(src, dst, f.TCP, f.Numbered(f.Segment(src, dst, flags, nil, f.Payload(n)), seq, ack)), tags...)
@@ -922,30 +922,32 @@ func TestOffloadedTagIsCapturedAsIfInTheFrame(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := newTwinPath(t, config{idle: 1, handshakes: 1 << 14, oneHook: true})
-			steps := func(taken bool) (all []step) {
+			steps := func(hook entry, taken bool) (all []step) {
 				for _, frame := range [][]byte{
 					segment(client, server, f.SYN, 10, 0, 0, tt.tags...), segment(server, client, f.SYN|f.ACK, 50, 11, 0, tt.tags...), segment(client, server, f.ACK, 11, 51, 1400, tt.tags...),
 					segment(peer6, host6, f.SYN, 10, 0, 5, tt.tags...), segment(host6, peer6, f.SYN|f.ACK, 50, 16, 0, tt.tags...), segment(peer6, host6, f.ACK|f.FIN, 16, 51, 100, tt.tags...),
 				} {
-					all = append(all, step{hook: egress, taken: taken, frame: frame})
+					all = append(all, step{hook: hook, taken: taken, frame: frame})
 				}
 				return all
 			}
-			want, keys := assembled(steps(false), p.config)
-			inFrame := p.captured(steps(false))
-			p.forget(keys)
-			beside := p.captured(steps(true))
-			if diff := gocmp.Diff(inFrame, beside, ignoreLeftOut); diff != "" {
-				t.Errorf("the tag makes a difference (-in the frame +beside it):\n%s", diff)
-			}
-			if diff := gocmp.Diff(want, beside, ignoreLeftOut); diff != "" {
-				t.Errorf("assembly and kernel differ (-assembly +kernel):\n%s", diff)
-			}
-			if len(beside.HandedOver) != 2 || beside.HandedOver[0].Key != "tcp 10.0.0.2:40000 <> 192.0.2.7:443"+tt.key {
-				t.Errorf("handed over %+v", beside.HandedOver)
-			}
-			if n := 2 * len(tt.tags); len(beside.HandedOver[0].Data) != 1024 || beside.HandedOver[0].WireLens[1] != uint32(54+n) {
-				t.Errorf("wire lengths %v", beside.HandedOver[0].WireLens)
+			want, keys := assembled(steps(ingress, false), p.config)
+			inFrame := p.captured(steps(ingress, false))
+			for _, hook := range []entry{tcxIngress, egress} {
+				p.forget(keys)
+				beside := p.captured(steps(hook, true))
+				if diff := gocmp.Diff(inFrame, beside, ignoreLeftOut); diff != "" {
+					t.Errorf("%s: the tag makes a difference (-in the frame of XDP +beside it):\n%s", hook, diff)
+				}
+				if diff := gocmp.Diff(want, beside, ignoreLeftOut); diff != "" {
+					t.Errorf("%s: assembly and kernel differ (-assembly +kernel):\n%s", hook, diff)
+				}
+				if len(beside.HandedOver) != 2 || beside.HandedOver[0].Key != "tcp 10.0.0.2:40000 <> 192.0.2.7:443"+tt.key {
+					t.Fatalf("%s: handed over %+v", hook, beside.HandedOver)
+				}
+				if n := 2 * len(tt.tags); len(beside.HandedOver[0].Data) != 1024 || beside.HandedOver[0].WireLens[1] != uint32(54+n) {
+					t.Errorf("%s: wire lengths %v", hook, beside.HandedOver[0].WireLens)
+				}
 			}
 		})
 	}

@@ -52,7 +52,7 @@ func sharedNames() (names []string) {
 		if name == datapathVarBlockFilter {
 			name = mapBlockFilter
 		}
-		if !slices.Contains(formerPins, name) && name != pinXDP && name != pinTCX && isShared(name) {
+		if !slices.Contains(formerPins, name) && !slices.Contains([]string{pinXDP, pinTCXIngress, pinClsact, pinTCX}, name) && isShared(name) {
 			names = append(names, name)
 		}
 	}

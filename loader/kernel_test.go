@@ -30,6 +30,7 @@ import (
 // test hands in (BPF_PROG_RUN).
 type kernel struct {
 	t    testing.TB
+	spec *ebpf.CollectionSpec // of all programs
 	coll *ebpf.Collection
 	*Tables
 	ring  *ringbuf.Reader
@@ -141,6 +142,8 @@ func newKernel(t testing.TB, c config) *kernel {
 			m.Flags |= unix.BPF_F_MMAPABLE // to be emptied at once
 		}
 	}
+	whole := spec.Copy()
+	delete(spec.Programs, datapathProgEdTcxIngress) // see program
 	coll, err := ebpf.NewCollection(spec)
 	if err != nil {
 		t.Fatal(loadError(err))
@@ -152,7 +155,7 @@ func newKernel(t testing.TB, c config) *kernel {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &kernel{t: t, coll: coll, ring: ring, parts: parts.NewStore(parts.DefaultKept)}
+	return &kernel{t: t, spec: whole, coll: coll, ring: ring, parts: parts.NewStore(parts.DefaultKept)}
 }
 
 const (
@@ -164,15 +167,22 @@ const (
 type entry string
 
 const (
-	ingress entry = datapathProgEdIngress
-	egress  entry = datapathProgEdEgress
+	ingress    entry = datapathProgEdIngress
+	tcxIngress entry = datapathProgEdTcxIngress
+	egress     entry = datapathProgEdEgress
+)
+
+// hooks are all of them, ins those on ingress.
+var (
+	hooks = []entry{ingress, tcxIngress, egress}
+	ins   = []entry{ingress, tcxIngress}
 )
 
 // emptied returns k for the test t, with nothing left of what earlier tests did with it:
 // loading the programs anew takes much longer, above all on an emulated kernel.
 func (k *kernel) emptied(t testing.TB) *kernel {
 	t.Helper()
-	k = &kernel{t: t, coll: k.coll, Tables: k.Tables, ring: k.ring, parts: parts.NewStore(parts.DefaultKept)}
+	k = &kernel{t: t, spec: k.spec, coll: k.coll, Tables: k.Tables, ring: k.ring, parts: parts.NewStore(parts.DefaultKept)}
 	k.samples()
 	must := func(err error) {
 		t.Helper()
@@ -213,6 +223,21 @@ func (k *kernel) emptied(t testing.TB) *kernel {
 	return k
 }
 
+// program returns that of a hook. The one on TCX ingress is loaded when it is asked for: it
+// takes time, and few tests run it.
+func (k *kernel) program(e entry) *ebpf.Program {
+	k.t.Helper()
+	if p := k.coll.Programs[string(e)]; p != nil {
+		return p
+	}
+	loaded, err := loadBeside(k.coll.Maps, k.spec, false, string(e))
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	k.coll.Programs[string(e)] = loaded[string(e)]
+	return loaded[string(e)]
+}
+
 // forgetFragments empties the table of first fragments.
 func (k *kernel) forgetFragments() {
 	k.t.Helper()
@@ -241,14 +266,14 @@ func zero(m *ebpf.Map) error {
 func (k *kernel) run(e entry, frame []byte) (dropped bool) {
 	k.t.Helper()
 	opts := &ebpf.RunOptions{Data: frame}
-	ret, err := k.coll.Programs[string(e)].Run(opts)
+	ret, err := k.program(e).Run(opts)
 	if err != nil {
 		k.t.Fatalf("run %s on %d bytes: %v", e, len(frame), err)
 	}
 	switch {
-	case e == ingress && ret == xdpPass, e == egress && ret == tcUnspec:
+	case e == ingress && ret == xdpPass, e != ingress && ret == tcUnspec:
 		return false
-	case e == ingress && ret == xdpDrop, e == egress && ret == tcShot:
+	case e == ingress && ret == xdpDrop, e != ingress && ret == tcShot:
 		return true
 	}
 	k.t.Fatalf("%s returned %d", e, ret)
@@ -430,7 +455,7 @@ func fourTimes(key string) (all []seen) {
 	return all
 }
 
-// TestPackets runs each row on both hooks and through the Go assembly.
+// TestPackets runs each row on all hooks and through the Go assembly.
 func TestPackets(t *testing.T) {
 	syn := segment(client, server, f.SYN, nil, 0)
 	answer := f.IP(server, client, f.TCP, segment(server, client, f.SYN|f.ACK, nil, 0))
@@ -448,10 +473,10 @@ func TestPackets(t *testing.T) {
 		counts map[string]uint64 // without packets_*
 		want   []seen            // nil: nothing is handed over; Data is compared with the assembly's
 		// BPF_PROG_RUN builds no socket buffer from less than an IP header or
-		// more than a page; such frames run on ingress alone.
-		ingressOnly bool
-		midStream   bool // capture such flows
-		open        int  // captures that are not handed over
+		// more than a page; such frames run in XDP alone.
+		xdpOnly   bool
+		midStream bool // capture such flows
+		open      int  // captures that are not handed over
 	}
 	// A client that writes byte by byte, each acknowledged.
 	var drops [][]byte
@@ -586,7 +611,7 @@ func TestPackets(t *testing.T) {
 				FromInitiator: []bool{true, false, true, true}}},
 		},
 
-		{name: "frame too short for IP", frames: [][]byte{f.Ethernet(ip)[:20]}, counts: map[string]uint64{"malformed": 1}, ingressOnly: true},
+		{name: "frame too short for IP", frames: [][]byte{f.Ethernet(ip)[:20]}, counts: map[string]uint64{"malformed": 1}, xdpOnly: true},
 		{name: "frame too short for TCP", frames: [][]byte{f.Ethernet(ip)[:53]}, counts: map[string]uint64{"malformed": 1}},
 		{name: "ARP", frames: [][]byte{f.With(f.Ethernet(ip), 12, 0x08, 0x06)}, counts: map[string]uint64{"not_ip": 1}},
 		{name: "LLDP", frames: [][]byte{f.With(f.Ethernet(ip), 12, 0x88, 0xcc)}, counts: map[string]uint64{"not_ip": 1}},
@@ -821,10 +846,10 @@ func TestPackets(t *testing.T) {
 			}},
 		},
 		{
-			name:        "jumbo frame in XDP fragments",
-			ingressOnly: true,
-			frames:      after(handshake(), up(f.ACK, 8900)),
-			counts:      map[string]uint64{"syns": 1, "tcp_opened": 1, "handed_full": 1},
+			name:    "jumbo frame in XDP fragments",
+			xdpOnly: true,
+			frames:  after(handshake(), up(f.ACK, 8900)),
+			counts:  map[string]uint64{"syns": 1, "tcp_opened": 1, "handed_full": 1},
 			want: []seen{{
 				Key: "tcp 10.0.0.2:40000 <> 192.0.2.7:443", InitiatorIsLo: true, Reason: "full",
 				Offsets: []uint16{0, 54, 108, 162}, WireLens: []uint32{54, 54, 54, 8954}, FromInitiator: []bool{true, false, true, true},
@@ -988,7 +1013,7 @@ func TestPackets(t *testing.T) {
 				long = append(long, cut.frame[:end])
 			}
 		}
-		tests = append(tests, row{name: cut.name + " frames that end early", frames: all, counts: map[string]uint64{"malformed": uint64(len(all))}, ingressOnly: true})
+		tests = append(tests, row{name: cut.name + " frames that end early", frames: all, counts: map[string]uint64{"malformed": uint64(len(all))}, xdpOnly: true})
 		if len(long) > 0 {
 			tests = append(tests, row{name: cut.name + " frames that end in the last header", frames: long, counts: map[string]uint64{"malformed": uint64(len(long))}})
 		}
@@ -1004,8 +1029,8 @@ func TestPackets(t *testing.T) {
 			w.Provisional = w.Provisional || strings.HasPrefix(w.Key, "tcp") && w.Reason != "full" && !w.MidStream && w.Revision < 4
 		}
 		wantAssembly := assemble(tt.frames, tt.midStream)
-		for _, e := range []entry{ingress, egress} {
-			if tt.ingressOnly && e == egress {
+		for _, e := range hooks {
+			if tt.xdpOnly && e != ingress {
 				continue
 			}
 			t.Run(tt.name+"/"+string(e), func(t *testing.T) {

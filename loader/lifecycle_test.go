@@ -121,32 +121,57 @@ func haveTCX(t *testing.T) bool {
 	return err == nil
 }
 
-// attached returns the ids of the programs on v0: XDP and TCX or clsact egress.
-func attached(t *testing.T) (xdp uint32, egress []ebpf.ProgramID) {
+// attached returns the ids of the programs on v0: XDP, TCX or clsact on ingress, of which there
+// must be one, or none with id 0, and TCX or clsact on egress.
+func attached(t *testing.T) (ingress uint32, egress []ebpf.ProgramID) {
+	t.Helper()
+	in := attachedIngress(t)
+	switch len(in) {
+	case 0:
+	case 1:
+		ingress = uint32(in[0])
+	default:
+		t.Errorf("programs on ingress: %v", in)
+	}
+	return ingress, onTC(t, tcEgress)
+}
+
+// attachedIngress returns the ids of all programs on v0's ingress.
+func attachedIngress(t *testing.T) (ids []ebpf.ProgramID) {
 	t.Helper()
 	l, err := netlink.LinkByName("v0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if l.Attrs().Xdp != nil {
-		xdp = l.Attrs().Xdp.ProgId
+	if xdp := l.Attrs().Xdp; xdp != nil && xdp.ProgId != 0 {
+		ids = append(ids, ebpf.ProgramID(xdp.ProgId))
+	}
+	return append(ids, onTC(t, tcIngress)...)
+}
+
+// onTC returns the ids of the programs at a hook of v0, TCX and clsact.
+func onTC(t *testing.T, at tcHook) (ids []ebpf.ProgramID) {
+	t.Helper()
+	l, err := netlink.LinkByName("v0")
+	if err != nil {
+		t.Fatal(err)
 	}
 	if haveTCX(t) {
-		res, err := link.QueryPrograms(link.QueryOptions{Target: l.Attrs().Index, Attach: ebpf.AttachTCXEgress})
+		res, err := link.QueryPrograms(link.QueryOptions{Target: l.Attrs().Index, Attach: at.attach})
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, p := range res.Programs {
-			egress = append(egress, p.ID)
+			ids = append(ids, p.ID)
 		}
 	}
-	filters, _ := netlink.FilterList(l, netlink.HANDLE_MIN_EGRESS)
+	filters, _ := netlink.FilterList(l, at.parent)
 	for _, f := range filters {
 		if b, ok := f.(*netlink.BpfFilter); ok {
-			egress = append(egress, ebpf.ProgramID(b.Id))
+			ids = append(ids, ebpf.ProgramID(b.Id))
 		}
 	}
-	return xdp, egress
+	return ids
 }
 
 func nothingLeft(t *testing.T) {
@@ -175,22 +200,25 @@ func TestAttachAndDetach(t *testing.T) {
 		best = "tcx"
 	}
 	for _, tt := range []struct {
-		name     string
-		opts     Options
-		xdp      XDPMode
-		egress   string
-		fallback bool
+		name    string
+		opts    Options
+		ingress string
+		xdp     XDPMode
+		egress  string
 	}{
-		{"auto", Options{}, XDPNative, best, false},
-		{"native", Options{XDPMode: XDPNative}, XDPNative, best, false},
-		{"generic", Options{XDPMode: XDPGeneric}, XDPGeneric, best, false},
-		{"clsact", Options{forceClsact: true}, XDPNative, "clsact", false},
+		{"auto", Options{}, best, XDPNone, best},
+		{"tcx", Options{Ingress: IngressTCX}, best, XDPNone, best},
+		{"xdp", Options{Ingress: IngressXDP}, "xdp", XDPNative, best},
+		{"native", Options{XDPMode: XDPNative}, "xdp", XDPNative, best},
+		{"generic", Options{XDPMode: XDPGeneric}, "xdp", XDPGeneric, best},
+		{"clsact", Options{forceClsact: true}, "clsact", XDPNone, "clsact"},
+		{"xdp and clsact", Options{Ingress: IngressXDP, forceClsact: true}, "xdp", XDPNative, "clsact"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			inNamespace(t)
 			tt.opts.Version, tt.opts.Model, tt.opts.Policy = "v1", "paper 1", "p.yaml"
 			d := attach(t, tt.opts)
-			if d.Info.XDPMode != tt.xdp || d.Info.Egress != tt.egress || (d.Info.XDPFallback != nil) != tt.fallback || d.Info.Adopted {
+			if d.Info.Ingress != tt.ingress || d.Info.IngressWhy == "" || d.Info.XDPMode != tt.xdp || d.Info.Egress != tt.egress || d.Info.XDPFallback != nil || d.Info.Adopted {
 				t.Errorf("info %+v", d.Info)
 			}
 			if xdp, egress := attached(t); xdp == 0 || len(egress) != 1 {
@@ -204,7 +232,7 @@ func TestAttachAndDetach(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !a.Alive || a.PID != os.Getpid() || a.XDPMode != tt.xdp || a.Egress != tt.egress || a.Mode != "enforce" || a.Version != "v1" || a.Model != "paper 1" || a.Policy != "p.yaml" {
+			if !a.Alive || a.PID != os.Getpid() || a.Ingress != tt.ingress || a.IngressWhy != d.Info.IngressWhy || a.XDPMode != tt.xdp || a.Egress != tt.egress || a.Mode != "enforce" || a.Version != "v1" || a.Model != "paper 1" || a.Policy != "p.yaml" {
 				t.Errorf("attachment %+v", a)
 			}
 			all, err := OpenAll()
@@ -231,13 +259,13 @@ func TestAttachAndDetach(t *testing.T) {
 	}
 }
 
-// XDP in the driver is impossible on a bridge: auto says so and goes on.
-func TestAutoFallsBackToGeneric(t *testing.T) {
+// XDP in the driver is impossible on a bridge: where XDP is asked for, generic mode is taken.
+func TestXDPFallsBackToGeneric(t *testing.T) {
 	inNamespace(t)
 	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "d0"}}); err != nil {
 		t.Fatal(err)
 	}
-	d, err := Attach(Options{Interface: "d0"})
+	d, err := Attach(Options{Interface: "d0", Ingress: IngressXDP})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,7 +284,7 @@ func TestAutoFallsBackToGeneric(t *testing.T) {
 }
 
 func TestAdoptKeepsBlocksAndSwapsPrograms(t *testing.T) {
-	for _, opts := range []Options{{}, {XDPMode: XDPGeneric, forceClsact: true}} {
+	for _, opts := range []Options{{}, {forceClsact: true}, {XDPMode: XDPGeneric, forceClsact: true}} {
 		inNamespace(t)
 		d := attach(t, opts)
 		if err := d.Apply(tcpKey(), drop(time.Hour, "shadowsocks", "r")); err != nil {
@@ -302,7 +330,7 @@ func TestAdoptionKeepsHandshakes(t *testing.T) {
 	run := func(d *DataPath, frames ...[]byte) {
 		t.Helper()
 		for _, frame := range frames {
-			if _, err := d.coll.Programs[string(ingress)].Run(&ebpf.RunOptions{Data: frame}); err != nil {
+			if _, err := d.coll.Programs[string(tcxIngress)].Run(&ebpf.RunOptions{Data: frame}); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -60,7 +60,7 @@ func TestModeMonitorSuspendsBlocks(t *testing.T) {
 		{name: "a UDP flow that nobody knows is judged", block: byHand(data),
 			packets: []packet{udp(true, 700), udp(false, 700)}, judged: 1, then: []packet{udp(true, 9)}, dropped: true},
 	} {
-		for _, e := range []entry{ingress, egress} {
+		for _, e := range hooks {
 			t.Run(tt.name+"/"+string(e), func(t *testing.T) {
 				k := all[tt.midStream].emptied(t)
 				if tt.before != nil {

@@ -14,12 +14,13 @@ import (
 )
 
 // An OccupiedError says that an interface has an XDP program which is not that of the
-// data path pinned here. The kernel takes one only.
+// data path pinned here, or an earlydrop's on TCX ingress. The kernel takes one XDP program only.
 type OccupiedError struct {
 	Interface string
 	Program   string // its name; empty if it can't be read, which takes CAP_SYS_ADMIN
 	ID        uint32 // of the program
-	// Mode is how it is attached: native, generic, or empty for one in the NIC.
+	// Mode is how it is attached: native, generic, none if it is no XDP program, or empty for
+	// one in the NIC.
 	Mode XDPMode
 	// Own says that it is an earlydrop's, whose pins are in another BPF file system than
 	// the one that this process sees, or were removed.
@@ -43,9 +44,12 @@ func (e *OccupiedError) Error() string {
 	return fmt.Sprintf("another XDP program is attached to %s: %s, id %d", e.Interface, name, e.ID)
 }
 
-// occupied describes the XDP program on the interface. What this process has no right
-// to read is left out.
+// occupied describes the XDP program on the interface, or that of an earlydrop on TCX ingress;
+// nil if there is none. What this process has no right to read is left out.
 func (i *iface) occupied() *OccupiedError {
+	if !hasXDP(i.link) {
+		return i.ownOnTCX()
+	}
 	xdp := i.link.Attrs().Xdp
 	e := &OccupiedError{Interface: i.name, ID: xdp.ProgId}
 	switch xdp.AttachMode {
@@ -61,14 +65,37 @@ func (i *iface) occupied() *OccupiedError {
 	if !e.Own {
 		return e
 	}
-	if res, err := link.QueryPrograms(link.QueryOptions{Target: i.index(), Attach: ebpf.AttachTCXEgress}); err == nil {
-		for _, p := range res.Programs {
-			if id, ok := p.LinkID(); ok && programName(p.ID) == datapathProgEdEgress {
-				e.Links = append(e.Links, uint32(id))
-			}
+	for _, p := range i.onTCX(ebpf.AttachTCXEgress, datapathProgEdEgress) {
+		if id, ok := p.LinkID(); ok {
+			e.Links = append(e.Links, uint32(id))
 		}
 	}
 	e.PID = holderOf(links)
+	return e
+}
+
+// onTCX returns the programs of a name that are attached there.
+func (i *iface) onTCX(at ebpf.AttachType, name string) (list []link.AttachedProgram) {
+	res, err := link.QueryPrograms(link.QueryOptions{Target: i.index(), Attach: at})
+	if err != nil {
+		return nil
+	}
+	return slices.DeleteFunc(res.Programs, func(p link.AttachedProgram) bool { return programName(p.ID) != name })
+}
+
+// ownOnTCX describes an earlydrop's program on TCX ingress; nil if there is none.
+func (i *iface) ownOnTCX() *OccupiedError {
+	own := i.onTCX(ebpf.AttachTCXIngress, datapathProgEdTcxIngress)
+	if len(own) == 0 {
+		return nil
+	}
+	e := &OccupiedError{Interface: i.name, Program: datapathProgEdTcxIngress, ID: uint32(own[0].ID), Mode: XDPNone, Own: true}
+	for _, p := range append(own, i.onTCX(ebpf.AttachTCXEgress, datapathProgEdEgress)...) {
+		if id, ok := p.LinkID(); ok {
+			e.Links = append(e.Links, uint32(id))
+		}
+	}
+	e.PID = holderOf(e.Links)
 	return e
 }
 

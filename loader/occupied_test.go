@@ -47,7 +47,7 @@ func TestOtherProgramsAreDescribed(t *testing.T) {
 	}
 	describe := func() *OccupiedError {
 		t.Helper()
-		_, err := Attach(Options{Interface: "v0"})
+		_, err := Attach(Options{Interface: "v0", Ingress: IngressXDP})
 		var refused *RefusedError
 		var o *OccupiedError
 		if !errors.As(err, &refused) || !errors.As(err, &o) {
@@ -92,12 +92,20 @@ func TestOtherProgramsAreDescribed(t *testing.T) {
 // An earlydrop that is pinned in another BPF file system is known for what it is, with
 // all that has to be detached.
 func TestOwnProgramsElsewhereAreRecognised(t *testing.T) {
+	ownElsewhere(t, Options{Ingress: IngressXDP}, datapathProgEdIngress)
+	if haveTCX(t) {
+		ownElsewhere(t, Options{}, datapathProgEdTcxIngress)
+	}
+}
+
+func ownElsewhere(t *testing.T, opts Options, program string) {
+	t.Helper()
 	inNamespace(t)
-	d := attach(t, Options{})
+	d := attach(t, opts)
 	mountOver(t)
 	var occupied *OccupiedError
 	_, err := Attach(Options{Interface: "v0"})
-	if !errors.As(err, &occupied) || !occupied.Own || occupied.Program != datapathProgEdIngress {
+	if !errors.As(err, &occupied) || !occupied.Own || occupied.Program != program {
 		t.Fatalf("attach: %v, %+v", err, occupied)
 	}
 	links := []link.Link{d.ingress}

@@ -25,7 +25,7 @@ func TestPartialSums(t *testing.T) {
 	for _, kind := range []partialSums{partialUnsure, partialRight, partialWrong} {
 		k := loadKernel(t, config{partial: kind})
 		for _, ends := range [][2]netip.AddrPort{{client, server}, {peer6, host6}} {
-			for _, p := range []path{{ingress, egress}, {egress, ingress}} {
+			for _, p := range paths {
 				seg := func(up bool, seq, ack uint32, flags byte, body []byte) hop {
 					src, dst, hook := ends[0], ends[1], p.client
 					if !up {
@@ -130,7 +130,7 @@ func sameSum(t *testing.T, seg func(up bool, seq, ack uint32, flags byte, body [
 func TestPartialSumsOfDatagrams(t *testing.T) {
 	for _, kind := range []partialSums{partialUnsure, partialRight, partialWrong} {
 		k := loadKernel(t, config{partial: kind})
-		for _, p := range []path{{ingress, egress}, {egress, ingress}} {
+		for _, p := range paths {
 			for _, first := range []bool{true, false} { // it waits for an answer, or is captured at once
 				k := k.emptied(t)
 				right := udpWithSum(true, 100, false)
@@ -147,7 +147,7 @@ func TestPartialSumsOfDatagrams(t *testing.T) {
 					t.Fatalf("%d samples", len(got))
 				}
 				wantPackets, wantSignals := 4, flow.Signals(0)
-				if kind == partialWrong && p.client == ingress {
+				if kind == partialWrong && p.client != egress {
 					wantPackets, wantSignals = 3, flow.SignalDecoy
 				}
 				if len(got[0].Packets) != wantPackets || got[0].Signals != wantSignals {
@@ -238,7 +238,7 @@ func TestPartialSumsAreToldToThePrograms(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		spec, err := configuredSpec(Options{}, ifc)
+		spec, err := configuredSpec(Options{}, ifc, ingressPlan{hook: IngressXDP})
 		if err != nil {
 			t.Fatal(err)
 		}

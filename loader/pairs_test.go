@@ -416,8 +416,8 @@ func TestPairsOutliveTheProcess(t *testing.T) {
 	}
 	syn := func(want bool) {
 		t.Helper()
-		ret, err := d.coll.Programs[string(ingress)].Run(&ebpf.RunOptions{Data: up(f.SYN, 0)})
-		if err != nil || (ret == xdpDrop) != want {
+		ret, err := d.coll.Programs[string(tcxIngress)].Run(&ebpf.RunOptions{Data: up(f.SYN, 0)})
+		if err != nil || (ret == tcShot) != want {
 			t.Errorf("a SYN: %d, %v", ret, err)
 		}
 	}

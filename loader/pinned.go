@@ -28,7 +28,7 @@ const (
 	standsElsewhere                 // in another one
 )
 
-// whereIs returns where a link's interface is, and the interface itself if it is here.
+// whereIs returns where the interface of a link on ingress is, and the interface itself if it is here.
 func whereIs(l link.Link) (netlink.Link, standing, error) {
 	info, err := l.Info()
 	if err != nil {
@@ -47,7 +47,13 @@ func whereIs(l link.Link) (netlink.Link, standing, error) {
 		return nil, standsElsewhere, fmt.Errorf("look up interface %d: %w", index, err)
 	}
 	// Each network namespace has indexes of its own; programs have one id everywhere.
-	if xdp := found.Attrs().Xdp; xdp == nil || xdp.ProgId != uint32(info.Program) {
+	here := false
+	if info.TCX() != nil {
+		here = hasProgram(int(index), info.Program)
+	} else if xdp := found.Attrs().Xdp; xdp != nil {
+		here = xdp.ProgId == uint32(info.Program)
+	}
+	if !here {
 		return nil, standsElsewhere, nil
 	}
 	return found, standsHere, nil
@@ -77,9 +83,17 @@ type pinned struct {
 // readPinned finds out whose a folder is.
 func readPinned(dir, called string) (*pinned, error) {
 	p := &pinned{called: called, iface: called, dir: dir}
-	l, err := loadPinnedLink(dir, linkPins[0])
+	l, err := loadPinnedLink(dir, pinsXDP)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, errForeignPin) {
+		l, err = loadPinnedLink(dir, pinsTCXIngress)
+	}
 	switch {
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, errForeignPin):
+		if id := pinnedFilter(dir); id != 0 {
+			p.link, p.standing, err = whereFilter(id, 0)
+			p.isHere()
+			return p, err
+		}
 		return p, nil
 	case errors.Is(err, os.ErrPermission):
 		return nil, noAccess(err, "%s can't be read: permission denied", dir)
@@ -90,10 +104,15 @@ func readPinned(dir, called string) (*pinned, error) {
 	if p.link, p.standing, err = whereIs(l); err != nil {
 		return nil, err
 	}
+	p.isHere()
+	return p, nil
+}
+
+// isHere calls what is pinned by the interface, if that is here.
+func (p *pinned) isHere() {
 	if p.link != nil {
 		p.iface = p.link.Attrs().Name
 	}
-	return p, nil
 }
 
 // allPinned returns all folders of pins, sorted by the names of their interfaces.
@@ -174,8 +193,8 @@ func findPinned(name string) (*pinned, error) {
 	case len(dead) > 0:
 		return dead[0], nil
 	}
-	if present != nil && hasXDP(present) {
-		if o := (&iface{name: name, link: present}).occupied(); o.Own {
+	if present != nil {
+		if o := (&iface{name: name, link: present}).occupied(); o != nil && o.Own {
 			return nil, fmt.Errorf("%w: %w", nothing, o)
 		}
 	}
@@ -202,19 +221,19 @@ func openPinned(name string) (*pinned, *os.File, error) {
 }
 
 // chooseFolder returns the folder for the pins of an interface that is to be attached. It
-// refuses an interface that has another XDP program, since the kernel takes one only.
-func (i *iface) chooseFolder() (string, error) {
+// refuses an interface that has an earlydrop from elsewhere, or, where XDP is to be taken,
+// another XDP program, since the kernel takes one only.
+func (i *iface) chooseFolder(opts *Options) (string, error) {
 	all, errs := allPinned()
 	for _, p := range all {
 		if p.standing == standsHere && p.link.Attrs().Index == i.index() {
 			return p.dir, nil
 		}
 	}
-	if hasXDP(i.link) {
+	if o := i.occupied(); o != nil && (o.Own || opts.Ingress == IngressXDP) {
 		if errs != nil {
 			return "", errs
 		}
-		o := i.occupied()
 		return "", refused(o, "%s", o)
 	}
 	dirs := pinDirs(i.name)

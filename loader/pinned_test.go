@@ -45,6 +45,16 @@ func attachTo(t *testing.T, name string) *DataPath {
 	return d
 }
 
+// attachXDP is attachTo with XDP on ingress, which has a link on every kernel.
+func attachXDP(t *testing.T, name string) *DataPath {
+	t.Helper()
+	d, err := Attach(Options{Interface: name, Ingress: IngressXDP})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
 // blockedOn returns the flows that are blocked on the interface of that name.
 func blockedOn(t *testing.T, name string) (keys []flow.Key) {
 	t.Helper()

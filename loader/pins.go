@@ -28,14 +28,24 @@ var pinRoot = bpffsMount + "/earlydrop"
 // attached for somebody else's, and leaves it.
 const (
 	pinXDP = "link_xdp"
-	pinTCX = "link_tcx"
+	pinTCX = "link_tcx" // egress
+	// pinTCXIngress is the other hook on ingress; pinClsact is the program of that one where it
+	// is a clsact filter, which has no link.
+	pinTCXIngress = "link_tcx_ingress"
+	pinClsact     = "clsact_ingress"
 
 	oldPinXDP = "link_ingress"
 	oldPinTCX = "link_egress"
 )
 
-// linkPins are the names that each link may be pinned under.
-var linkPins = [][]string{{pinXDP, oldPinXDP}, {pinTCX, oldPinTCX}}
+// The names that each link may be pinned under.
+var (
+	pinsXDP        = []string{pinXDP, oldPinXDP}
+	pinsTCXIngress = []string{pinTCXIngress}
+	pinsEgress     = []string{pinTCX, oldPinTCX}
+
+	linkPins = [][]string{pinsXDP, pinsTCXIngress, pinsEgress}
+)
 
 // loadPinnedLink opens a link of ours that is pinned under one of some names. The error
 // wraps [os.ErrNotExist] if there is none, and errForeignPin if it is not ours.
@@ -51,7 +61,7 @@ func loadPinnedLink(dir string, names []string) (l link.Link, err error) {
 // renameOldLinks gives the links of an older program their new names, so that the
 // programs behind them are swapped in place.
 func renameOldLinks(folder *os.File) error {
-	for _, names := range linkPins {
+	for _, names := range [][]string{pinsXDP, pinsEgress} {
 		err := unix.Renameat(int(folder.Fd()), names[1], int(folder.Fd()), names[0])
 		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("rename pinned %s: %w", names[1], err)
@@ -66,7 +76,7 @@ var formerPins = []string{"scratch", oldPinXDP, oldPinTCX}
 // ownPins are the names of everything that earlydrop pins or once pinned. Nothing
 // else is ever removed.
 var ownPins = func() []string {
-	names := append([]string{pinXDP, pinTCX, pinName(mapBlockFilter)}, formerPins...)
+	names := append([]string{pinXDP, pinTCXIngress, pinClsact, pinTCX, pinName(mapBlockFilter)}, formerPins...)
 	for f := range reflect.TypeFor[datapathMapSpecs]().Fields() {
 		names = append(names, pinName(f.Tag.Get("ebpf")))
 	}
@@ -206,7 +216,8 @@ func openPin(pin string) (link.Link, error) {
 		return nil, errors.Join(fmt.Errorf("read pinned link %s: %w", pin, err), l.Close())
 	}
 	own := map[string]string{
-		pinXDP: datapathProgEdIngress, oldPinXDP: datapathProgEdIngress, pinTCX: datapathProgEdEgress, oldPinTCX: datapathProgEdEgress,
+		pinXDP: datapathProgEdIngress, oldPinXDP: datapathProgEdIngress, pinTCXIngress: datapathProgEdTcxIngress,
+		pinTCX: datapathProgEdEgress, oldPinTCX: datapathProgEdEgress,
 	}[filepath.Base(pin)]
 	if name := programName(about.Program); name != "" && name != own {
 		return nil, errors.Join(fmt.Errorf("%s: %w: a link of program %s", pin, errForeignPin, name), l.Close())
@@ -215,12 +226,12 @@ func openPin(pin string) (link.Link, error) {
 }
 
 // removeDataPath detaches the programs whose links are pinned in the folder, removes
-// the egress filter of an interface, which may be nil, and unpins what is ours.
+// the filters of an interface, which may be nil, and unpins what is ours.
 func removeDataPath(folder *os.File, l netlink.Link) error {
 	return errors.Join(detachPrograms(folder, l), unpin(folder))
 }
 
-// detachPrograms detaches the programs of the pinned links, and removes the egress filter of
+// detachPrograms detaches the programs of the pinned links, and removes the filters of
 // an interface, which may be nil.
 func detachPrograms(folder *os.File, l netlink.Link) error {
 	var errs []error
@@ -237,7 +248,7 @@ func detachPrograms(folder *os.File, l netlink.Link) error {
 		errs = append(errs, pinned.Detach(), pinned.Close())
 	}
 	if l != nil {
-		errs = append(errs, removeClsact(&iface{name: l.Attrs().Name, link: l}))
+		errs = append(errs, removeClsact(&iface{name: l.Attrs().Name, link: l}, tcIngress, tcEgress))
 	}
 	return errors.Join(errs...)
 }
@@ -247,7 +258,9 @@ func unpin(folder *os.File) error { return unpinExcept(folder, nil) }
 
 // unpinMaps removes the pins of all maps and leaves those of links. What the maps hold
 // goes on while programs use them.
-func unpinMaps(folder *os.File) error { return unpinExcept(folder, slices.Concat(linkPins...)) }
+func unpinMaps(folder *os.File) error {
+	return unpinExcept(folder, append(slices.Concat(linkPins...), pinClsact))
+}
 
 func unpinExcept(folder *os.File, keep []string) error {
 	var errs []error

@@ -12,7 +12,7 @@ import (
 // An interface that was removed took its links along. A new one of the same name
 // gets new links; the blocks are adopted.
 func TestAdoptAfterTheInterfaceWasMadeAnew(t *testing.T) {
-	for _, opts := range []Options{{}, {XDPMode: XDPGeneric}, {forceClsact: true}} {
+	for _, opts := range []Options{{}, {XDPMode: XDPGeneric}, {forceClsact: true}, {Ingress: IngressXDP, forceClsact: true}} {
 		inNamespace(t)
 		d := attach(t, opts)
 		if err := d.Apply(tcpKey(), drop(time.Hour, "shadowsocks", "r")); err != nil {

@@ -41,8 +41,10 @@ func TestResetsOfAnAttachedInterface(t *testing.T) {
 		peerXDP bool
 		ingress bool // whether what comes in is answered
 	}{
-		{"native", Options{}, false, false},
-		{"native, and the peer has a program", Options{}, true, true},
+		{"tcx", Options{}, false, true},
+		{"clsact on both sides", Options{forceClsact: true}, false, true},
+		{"native", Options{Ingress: IngressXDP}, false, false},
+		{"native, and the peer has a program", Options{Ingress: IngressXDP}, true, true},
 		{"generic", Options{XDPMode: XDPGeneric}, false, true},
 		{"clsact", Options{XDPMode: XDPGeneric, forceClsact: true}, false, true},
 	} {

@@ -30,17 +30,17 @@ const (
 func (k *kernel) become(e entry, frame []byte) (fate, []byte) {
 	k.t.Helper()
 	opts := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, 4096)}
-	ret, err := k.coll.Programs[string(e)].Run(opts)
+	ret, err := k.program(e).Run(opts)
 	if err != nil {
 		k.t.Fatalf("run %s on %d bytes: %v", e, len(frame), err)
 	}
 	const xdpTX, tcRedirect = 3, 7
 	switch out := opts.DataOut; {
-	case e == ingress && ret == xdpDrop, e == egress && ret == tcShot:
+	case e == ingress && ret == xdpDrop, e != ingress && ret == tcShot:
 		return dropped, out
-	case e == ingress && ret == xdpTX, e == egress && ret == tcRedirect:
+	case e == ingress && ret == xdpTX, e != ingress && ret == tcRedirect:
 		return answered, out
-	case e == ingress && ret == xdpPass, e == egress && ret == tcUnspec:
+	case e == ingress && ret == xdpPass, e != ingress && ret == tcUnspec:
 		if bytes.Equal(out, frame) {
 			return passes, out
 		}
@@ -168,7 +168,7 @@ func TestResetTellsTheEnds(t *testing.T) {
 		{"ipv6", peer6, host6, nil, nil},
 		{"ipv6 vlan", peer6, host6, []int{f.TypeVLAN, 4094}, timestamps},
 	} {
-		for _, e := range []entry{ingress, egress} {
+		for _, e := range hooks {
 			t.Run(l.name+"/"+string(e), func(t *testing.T) {
 				k := k.emptied(t)
 				k.reset(&l, resets)
@@ -217,7 +217,7 @@ func TestResetTellsAnInitiatorThatWaits(t *testing.T) {
 	k := loadKernel(t, config{oneHook: true})
 	unable := loadKernel(t, config{oneHook: true, noAnswers: true})
 	for _, l := range []peers{{"ipv4", client, server, nil, nil}, {"ipv6 vlan", peer6, host6, []int{f.TypeVLAN, 7}, nil}} {
-		for _, e := range []entry{ingress, egress} {
+		for _, e := range hooks {
 			for _, able := range []bool{true, false} {
 				k, then := k.emptied(t), answered
 				if !able {
@@ -260,7 +260,7 @@ func TestResetDropsAlone(t *testing.T) {
 		{"a SYN with payload", v4, v4.segment(true, 900, 0, f.SYN, 10)},
 		{"a SYN+ACK", v4, v4.segment(false, 900, 2, f.SYN|f.ACK, 0)},
 	} {
-		for _, e := range []entry{ingress, egress} {
+		for _, e := range hooks {
 			k := k.emptied(t)
 			k.reset(&tt.link, resets)
 			if got, _ := k.become(e, tt.frame); got != dropped {
@@ -271,7 +271,7 @@ func TestResetDropsAlone(t *testing.T) {
 			}
 		}
 	}
-	for _, e := range []entry{ingress, egress} {
+	for _, e := range hooks {
 		raw := loadKernel(t, config{oneHook: true, rawIP: true})
 		for _, p := range after(handshake(), up(f.ACK, 1400)) {
 			raw.run(e, p[14:])
@@ -326,7 +326,7 @@ func TestResetsAreBounded(t *testing.T) {
 
 // Of any time t, no more passes than the rate * t and the burst, of both directions together.
 func TestLimitBoundsWhatPasses(t *testing.T) {
-	for _, e := range []entry{ingress, egress} {
+	for _, e := range hooks {
 		k := loadKernel(t, config{oneHook: true})
 		const rate = 1 << 20
 		limit := flow.Treatment{Action: flow.Limit, Rate: rate, TTL: time.Hour, Class: "openvpn", Rule: "slow"}

@@ -121,7 +121,7 @@ func TestSignalsOfBothSides(t *testing.T) {
 	}
 	all := loadKernel(t, config{})
 	for _, tt := range rows {
-		for _, p := range []path{{ingress, egress}, {egress, ingress}} {
+		for _, p := range paths {
 			t.Run(tt.name+"/client by "+string(p.client), func(t *testing.T) {
 				k := all.emptied(t)
 				var want, got []seen

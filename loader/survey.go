@@ -13,8 +13,9 @@ import (
 
 // Survey is what can be known of an interface before anything is attached to it.
 type Survey struct {
-	// Info has of what Attach tells that which does not depend on attaching: bypasses,
-	// hidden VLANs, the kind of interface, private pins; and Sizes and Memory of the tables.
+	// Info has of what Attach tells that which does not depend on attaching: the hook on ingress
+	// that IngressAuto takes where nothing is attached (xdp or tcx), bypasses, hidden VLANs, the
+	// kind of interface, private pins; and Sizes and Memory of the tables.
 	Info
 	Up     bool
 	MTU    int
@@ -22,9 +23,9 @@ type Survey struct {
 	// NativeXDP says whether the driver runs XDP programs, nil where the kernel can't tell
 	// (before Linux 6.3).
 	NativeXDP *bool
-	// LargeReceive says that the device joins received packets (LRO, GRO in hardware). Most
-	// drivers refuse an XDP program then, or switch it off with it.
-	LargeReceive bool
+	// LargeReceive are the offloads that are on by which the device joins received packets (LRO,
+	// GRO in hardware). Most drivers refuse an XDP program then, or switch them off with it.
+	LargeReceive []string
 	// Attached says that an earlydrop is attached, whose daemon may be gone; Occupied is
 	// another XDP program on the interface, nil if there is none.
 	Attached bool
@@ -44,16 +45,20 @@ func Look(name string, sizes Sizes) (*Survey, error) {
 	}
 	s := &Survey{
 		Up: ifc.link.Attrs().Flags&unix.IFF_UP != 0, MTU: ifc.link.Attrs().MTU,
-		NativeXDP: nativeXDP(ifc.index()), LargeReceive: anyFeature(name, "rx-lro", "rx-gro-hw"),
+		NativeXDP: nativeXDP(ifc.index()), LargeReceive: ifc.largeReceive(),
 	}
 	if tool, err := ethtool.NewEthtool(); err == nil {
 		s.Driver, _ = tool.DriverName(name)
 		tool.Close()
 	}
-	s.look(ifc, XDPAuto)
+	plan, err := ifc.planIngress(&Options{Ingress: IngressAuto}, nil)
+	if err != nil {
+		return nil, err
+	}
+	s.look(ifc, plan, XDPAuto)
 	if p, err := findPinned(name); err == nil && p != nil {
 		s.Attached = true
-	} else if hasXDP(ifc.link) {
+	} else {
 		s.Occupied = ifc.occupied()
 	}
 	spec, err := loadDatapath()

@@ -49,6 +49,7 @@ func packetSocket(t *testing.T, device string, protocol uint16) int {
 // closed and counts what of each gets through the data path on v0.
 type traffic struct {
 	sent, blocked, passed atomic.Uint64
+	receiver              int // its socket
 	stop                  chan struct{}
 	wg                    sync.WaitGroup
 }
@@ -65,7 +66,7 @@ func startTraffic(t *testing.T, blocked, passed []byte) *traffic {
 		}
 	}
 	in, out := packetSocket(t, "v1", 0), packetSocket(t, "v0", unix.ETH_P_IP)
-	tr := &traffic{stop: make(chan struct{})}
+	tr := &traffic{receiver: out, stop: make(chan struct{})}
 	tr.wg.Add(2)
 	go func() {
 		defer tr.wg.Done()
@@ -118,6 +119,17 @@ func (tr *traffic) end() {
 		close(tr.stop)
 	}
 	tr.wg.Wait()
+}
+
+// delivered returns how many packets came to the receiver's socket, whether it has read them or
+// not.
+func (tr *traffic) delivered(t *testing.T) uint64 {
+	t.Helper()
+	stats, err := unix.GetsockoptTpacketStats(tr.receiver, unix.SOL_PACKET, unix.PACKET_STATISTICS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return uint64(stats.Packets)
 }
 
 // waitFor waits until n more pairs of frames were sent.

@@ -55,14 +55,17 @@ type Attachment struct {
 	Alive     bool      // whether a daemon holds the interface
 	Gone      bool      // nothing is attached: the interface was removed, or somebody detached the programs
 	Since     time.Time // when it attached or adopted
-	XDPMode   XDPMode
-	Egress    string // tcx or clsact
-	Mode      string // monitor or enforce, as the programs have it
-	OneHook   bool   // both directions come through one hook
-	OneWay    bool   // connections of which one direction is seen are captured
-	Version   string // of the program that attached
-	Model     string // cut to 63 bytes
-	Policy    string // path, cut to 127 bytes
+	Ingress   string    // xdp, tcx or clsact
+	// IngressWhy tells, in a line, why that hook was taken; cut to 159 bytes.
+	IngressWhy string
+	XDPMode    XDPMode // native or generic; none without XDP
+	Egress     string  // tcx or clsact
+	Mode       string  // monitor or enforce, as the programs have it
+	OneHook    bool    // both directions come through one hook
+	OneWay     bool    // connections of which one direction is seen are captured
+	Version    string  // of the program that attached
+	Model      string  // cut to 63 bytes
+	Policy     string  // path, cut to 127 bytes
 
 	MonitorOnly string // why SetMode refuses mode enforce; empty: it does not
 }
@@ -240,19 +243,21 @@ func (t *Tables) Attachment() (Attachment, error) {
 		_ = folder.Close()
 	}
 	return Attachment{
-		Interface: t.Interface(),
-		PID:       pid,
-		Alive:     alive,
-		Gone:      t.gone,
-		Since:     time.Unix(0, int64(a.AttachedNs)),
-		XDPMode:   XDPMode(fromFixed(a.XdpMode[:])),
-		Egress:    fromFixed(a.Egress[:]),
-		Mode:      mode,
-		OneHook:   a.OneHook != 0,
-		OneWay:    a.OneWay != 0,
-		Version:   fromFixed(a.Version[:]),
-		Model:     fromFixed(a.Model[:]),
-		Policy:    fromFixed(a.Policy[:]),
+		Interface:  t.Interface(),
+		PID:        pid,
+		Alive:      alive,
+		Gone:       t.gone,
+		Since:      time.Unix(0, int64(a.AttachedNs)),
+		Ingress:    fromFixed(a.Ingress[:]),
+		IngressWhy: fromFixed(a.IngressWhy[:]),
+		XDPMode:    XDPMode(fromFixed(a.XdpMode[:])),
+		Egress:     fromFixed(a.Egress[:]),
+		Mode:       mode,
+		OneHook:    a.OneHook != 0,
+		OneWay:     a.OneWay != 0,
+		Version:    fromFixed(a.Version[:]),
+		Model:      fromFixed(a.Model[:]),
+		Policy:     fromFixed(a.Policy[:]),
 
 		MonitorOnly: fromFixed(a.MonitorOnly[:]),
 	}, nil

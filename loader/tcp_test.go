@@ -28,6 +28,9 @@ var joinOptions = []byte{2, 4, 5, 180, 1, 1, 4, 2, 30, 12, 0x10, 1, 1, 2, 3, 4, 
 // the server's by the other.
 type path struct{ client, server entry }
 
+// paths have the client on either side, and each hook on ingress.
+var paths = []path{{ingress, egress}, {tcxIngress, egress}, {egress, ingress}, {egress, tcxIngress}}
+
 func (p path) up(seq, ack uint32, flags byte, n int) hop {
 	return hop{p.client, upAt(seq, ack, flags, n)}
 }
@@ -194,7 +197,7 @@ func TestStrangersFromOneSide(t *testing.T) {
 		kernels[oneWay] = loadKernel(t, config{oneWay: oneWay})
 	}
 	for _, tt := range rows {
-		for _, p := range []path{{ingress, egress}, {egress, ingress}} {
+		for _, p := range paths {
 			t.Run(tt.name+"/client by "+string(p.client), func(t *testing.T) {
 				k := kernels[tt.oneWay].emptied(t)
 				for _, h := range tt.hops(p) {

@@ -204,7 +204,7 @@ func captureUDP(t *testing.T, d *DataPath, port uint16) *flow.Sample {
 	}
 	defer r.Close()
 	src := netip.AddrPortFrom(client.Addr(), port)
-	for i, e := range []entry{ingress, egress, ingress} {
+	for i, e := range []entry{tcxIngress, egress, tcxIngress} {
 		from, to := src, server
 		if i == 1 {
 			from, to = server, src

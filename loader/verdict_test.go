@@ -35,7 +35,7 @@ func waitUntil(ns uint64) {
 }
 
 func TestBlockDropsBothDirectionsAndCounts(t *testing.T) {
-	for _, e := range []entry{ingress, egress} {
+	for _, e := range hooks {
 		t.Run(string(e), func(t *testing.T) {
 			k := loadKernel(t, config{oneHook: true})
 			for _, p := range after(handshake(), up(f.ACK, 1400)) {
@@ -242,7 +242,7 @@ func TestPacketTimes(t *testing.T) {
 }
 
 func TestRawIPGetsAnEthernetHeader(t *testing.T) {
-	for _, e := range []entry{ingress, egress} {
+	for _, e := range hooks {
 		k := loadKernel(t, config{oneHook: true, rawIP: true})
 		for _, p := range after(handshake(), up(f.ACK, 1400)) {
 			k.run(e, p[14:])

@@ -133,6 +133,14 @@ func subscribeLinks(updates chan<- netlink.LinkUpdate, done <-chan struct{}) err
 	return netlink.LinkSubscribeWithOptions(updates, done, netlink.LinkSubscribeOptions{})
 }
 
+// where is whereIs of the program on ingress.
+func (d *DataPath) where() (netlink.Link, standing, error) {
+	if d.ingress == nil {
+		return whereFilter(d.clsactID, int(d.index.Load()))
+	}
+	return whereIs(d.ingress)
+}
+
 // Check looks whether the interface and the pins are as they were, and follows what has
 // changed. The error says that the data path works no more: the interface was removed, or
 // somebody detached a program.
@@ -141,11 +149,11 @@ func (d *DataPath) Check() (Change, error) {
 	defer d.mu.Unlock()
 	var c Change
 	at := *d.at.Load()
-	l, stands, err := whereIs(d.ingress)
+	l, stands, err := d.where()
 	egressGone := d.egress != nil && severed(d.egress)
 	if err == nil && (stands == standsNowhere) != egressGone {
 		// The interface may have been removed between the two.
-		l, stands, err = whereIs(d.ingress)
+		l, stands, err = d.where()
 		egressGone = d.egress != nil && severed(d.egress)
 	}
 	if err != nil {
@@ -219,7 +227,21 @@ func (d *DataPath) keepPins(at *place) (restored int, err error) {
 		}
 		restored++
 	}
-	for name, l := range map[string]link.Link{pinXDP: d.ingress, pinTCX: d.egress} {
+	if d.clsactID != 0 && !d.isPinned(pinClsact) {
+		prog, err := d.coll.Programs[datapathProgEdTcxIngress].Clone()
+		if err == nil {
+			err = d.pinAgain(pinClsact, prog)
+		}
+		if err != nil {
+			return restored, fmt.Errorf("pin the ingress program again below %s: %w", at.dir, err)
+		}
+		restored++
+	}
+	ingress := pinXDP
+	if d.Info.Ingress != string(IngressXDP) {
+		ingress = pinTCXIngress
+	}
+	for name, l := range map[string]link.Link{ingress: d.ingress, pinTCX: d.egress} {
 		if l == nil || d.isPinned(name) {
 			continue
 		}

@@ -58,18 +58,21 @@ func TestRemovedInterfaceIsNoticed(t *testing.T) {
 // unnoticed.
 func TestDetachedProgramIsNoticed(t *testing.T) {
 	for _, tt := range []struct {
+		opts Options
 		pins []string
 		want string
 	}{
-		{[]string{pinXDP}, "the ingress program was detached from v0 by somebody else"},
-		{[]string{pinTCX}, "the egress program was detached from v0 by somebody else"},
-		{[]string{pinXDP, pinTCX}, "the programs were detached from v0 by somebody else"},
+		{Options{}, []string{pinTCXIngress}, "the ingress program was detached from v0 by somebody else"},
+		{Options{}, []string{pinTCXIngress, pinTCX}, "the programs were detached from v0 by somebody else"},
+		{Options{Ingress: IngressXDP}, []string{pinXDP}, "the ingress program was detached from v0 by somebody else"},
+		{Options{}, []string{pinTCX}, "the egress program was detached from v0 by somebody else"},
+		{Options{Ingress: IngressXDP}, []string{pinXDP, pinTCX}, "the programs were detached from v0 by somebody else"},
 	} {
 		inNamespace(t)
-		if !haveTCX(t) && slices.Contains(tt.pins, pinTCX) {
-			continue // its egress program has no link
+		if !haveTCX(t) && !slices.Equal(tt.pins, []string{pinXDP}) {
+			continue // the other programs have no links
 		}
-		d := attach(t, Options{})
+		d := attach(t, tt.opts)
 		for _, pin := range tt.pins {
 			l, err := link.LoadPinnedLink(filepath.Join(d.Info.PinDir, pin), nil)
 			if err == nil {
@@ -241,7 +244,7 @@ func mountOver(t *testing.T) {
 // pinCount is how many pins a data path has on this kernel.
 func pinCount(t *testing.T) int {
 	t.Helper()
-	n := len(ownPins) - len(formerPins)
+	n := len(ownPins) - len(formerPins) - 2 // of three for ingress one is there
 	if !haveTCX(t) {
 		n-- // a filter is not pinned
 	}
@@ -261,8 +264,12 @@ func TestLostPinsArePutBack(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, 1},
-		{"a link", func(t *testing.T, dir string) {
-			if err := os.Remove(filepath.Join(dir, pinXDP)); err != nil {
+		{"what is on ingress", func(t *testing.T, dir string) {
+			pin := pinTCXIngress
+			if !haveTCX(t) {
+				pin = pinClsact
+			}
+			if err := os.Remove(filepath.Join(dir, pin)); err != nil {
 				t.Fatal(err)
 			}
 		}, 1},

@@ -3,9 +3,10 @@
 package loader
 
 import (
-	"errors"
 	"fmt"
+	"os"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 )
@@ -17,7 +18,8 @@ type XDPMode string
 const (
 	XDPAuto    XDPMode = "auto"
 	XDPNative  XDPMode = "native"  // in the driver, before a socket buffer exists
-	XDPGeneric XDPMode = "generic" // in the stack, on any driver, slower
+	XDPGeneric XDPMode = "generic" // in front of the stack, on any driver
+	XDPNone    XDPMode = "none"    // not XDP but TCX or clsact; of [Info] and [Attachment] alone
 )
 
 // ParseXDPMode turns a word into an XDPMode.
@@ -42,55 +44,47 @@ func (e *XDPModeError) Error() string { return fmt.Sprintf("xdp in mode %s: %v",
 // Unwrap returns the kernel's error.
 func (e *XDPModeError) Unwrap() error { return e.Err }
 
-// attachIngress attaches the XDP program, or puts it in the place of the one that
-// is pinned.
-func (d *DataPath) attachIngress(ifc *iface, opts Options, pin string) error {
-	prog := d.coll.Programs[datapathProgEdIngress]
-	old, err := ifc.openPinnedLink(pin)
+// attachXDP attaches the XDP program, or puts it in the place of the one that is pinned.
+// fallback is why native mode was not possible where another one was taken.
+func (i *iface) attachXDP(prog *ebpf.Program, asked XDPMode, folder *os.File) (l link.Link, mode XDPMode, fallback, err error) {
+	pin := inFolder(folder, pinXDP)
+	old, err := i.openPinnedLink(pin)
 	if err != nil {
-		return err
+		return nil, "", nil, err
 	}
 	if old != nil {
-		mode := ifc.attachedMode()
-		if opts.XDPMode == XDPAuto || opts.XDPMode == mode {
+		mode := i.attachedMode()
+		if asked == XDPAuto || asked == mode {
 			if err := old.Update(prog); err != nil {
 				_ = old.Close()
-				return fmt.Errorf("swap the ingress program of %s: %w", ifc.name, err)
+				return nil, "", nil, fmt.Errorf("swap the ingress program of %s: %w", i.name, err)
 			}
-			d.ingress, d.Info.XDPMode = old, mode
-			return nil
+			return old, mode, nil, nil
 		}
 		// Another mode was asked for: the kernel can't change it in place.
-		if err := errors.Join(old.Detach(), old.Unpin(), old.Close()); err != nil {
-			return fmt.Errorf("detach the ingress program of %s: %w", ifc.name, err)
+		if err := removeLink(old); err != nil {
+			return nil, "", nil, fmt.Errorf("detach the ingress program of %s: %w", i.name, err)
 		}
 	}
 
 	attach := func(flags link.XDPAttachFlags) (link.Link, error) {
-		return link.AttachXDP(link.XDPOptions{Program: prog, Interface: ifc.index(), Flags: flags})
+		return link.AttachXDP(link.XDPOptions{Program: prog, Interface: i.index(), Flags: flags})
 	}
-	switch opts.XDPMode {
-	case XDPAuto:
-		d.Info.XDPMode = XDPNative
-		if d.ingress, err = attach(link.XDPDriverMode); err != nil {
-			d.Info.XDPMode, d.Info.XDPFallback = XDPGeneric, err
-			d.ingress, err = attach(link.XDPGenericMode)
-		}
-	case XDPNative:
-		d.Info.XDPMode = XDPNative
-		d.ingress, err = attach(link.XDPDriverMode)
-	case XDPGeneric:
-		d.Info.XDPMode = XDPGeneric
-		d.ingress, err = attach(link.XDPGenericMode)
+	mode = XDPNative
+	if asked != XDPGeneric {
+		l, err = attach(link.XDPDriverMode)
+	}
+	if asked == XDPGeneric || asked == XDPAuto && err != nil {
+		mode, fallback = XDPGeneric, err
+		l, err = attach(link.XDPGenericMode)
 	}
 	if err != nil {
-		d.ingress = nil
-		return refused(&XDPModeError{opts.XDPMode, err}, "attach xdp to %s in %s mode: %v", ifc.name, d.Info.XDPMode, err)
+		return nil, "", nil, refused(&XDPModeError{asked, err}, "attach xdp to %s in %s mode: %v", i.name, mode, err)
 	}
-	if err := d.ingress.Pin(pin); err != nil {
-		return fmt.Errorf("pin %s: %w", pin, err)
+	if err := l.Pin(pin); err != nil {
+		return l, mode, fallback, fmt.Errorf("pin %s: %w", pin, err)
 	}
-	return nil
+	return l, mode, fallback, nil
 }
 
 // attachedMode returns the mode of the XDP program on the interface now.

@@ -34,14 +34,14 @@ func fromLoader(err error) error {
 	case errors.Is(err, loader.ErrNoBPFFS):
 		return badInput("%w: run as root, or mount it before: mount -t bpf bpf /sys/fs/bpf", err)
 	case errors.As(err, &mode) && mode.Mode == loader.XDPNative:
-		return badInput("%w (the driver may lack it: use --xdp auto or generic)", err)
+		return badInput("%w (the driver may lack it: use --ingress tcx, or --xdp generic)", err)
 	case errors.As(err, &refused):
 		return asBadInput(err)
 	}
 	return err
 }
 
-// detachOther tells how an interface gets rid of its XDP program. `ip link set dev X xdp
+// detachOther tells how an interface gets rid of its XDP program, or of an earlydrop's on TCX. `ip link set dev X xdp
 // off` does not do: it fails where the program has a link, and takes away only a native
 // one where the driver has that mode.
 func detachOther(o *loader.OccupiedError) string {
@@ -91,6 +91,9 @@ func warnings(iface string, info loader.Info) []string {
 	}
 	if r := info.Bypasses.Redirectors; len(r) > 0 {
 		w = append(w, fmt.Sprintf("another XDP program is attached to %s: frames that it redirects to %s are neither seen nor dropped on their way out", strings.Join(r, ", "), iface))
+	}
+	if name := info.Bypasses.InFront; name != "" {
+		w = append(w, fmt.Sprintf("another XDP program is attached to %s (%s): what it drops, sends back or redirects is not seen", iface, name))
 	}
 	if info.PrivatePins {
 		w = append(w, "the BPF file system is of this mount namespace alone: status, blocked and detach see nothing from outside, and blocks end with the namespace's last process; "+enterInstead("attach -i "+iface))

@@ -87,7 +87,7 @@ func TestAdviceOnWhatIsRefused(t *testing.T) {
 	}{
 		{loader.ErrNoInterface, exitBadInput, " (ip link shows what there is)"},
 		{loader.ErrNoBPFFS, exitBadInput, ": run as root, or mount it before: mount -t bpf bpf /sys/fs/bpf"},
-		{&loader.XDPModeError{Mode: loader.XDPNative}, exitBadInput, " (the driver may lack it: use --xdp auto or generic)"},
+		{&loader.XDPModeError{Mode: loader.XDPNative}, exitBadInput, " (the driver may lack it: use --ingress tcx, or --xdp generic)"},
 		{&loader.XDPModeError{Mode: loader.XDPGeneric}, exitFailure, ""},
 	} {
 		err := fmt.Errorf("refused: %w", tt.err)

@@ -92,7 +92,8 @@ Examples:
 			&cli.StringFlag{Name: "model", Usage: "use the model `FILE`, or the shipped \"paper\", instead of the default", TakesFile: true},
 			&cli.StringFlag{Name: "shadow", Usage: "judge with the model `FILE` as well, when there is time, and tell where the two disagree; nothing else comes of it", TakesFile: true},
 			&cli.StringFlag{Name: "mode", Usage: "`monitor` or enforce; overrides the policy's"},
-			&cli.StringFlag{Name: "xdp", Value: string(loader.XDPAuto), Usage: "attach in the driver (native), in the stack (generic), or whichever works (`auto`)"},
+			&cli.StringFlag{Name: "ingress", Value: string(loader.IngressAuto), Usage: "see what comes in by xdp or tcx; `auto` takes xdp where a network card's driver loses no offload by it, tcx elsewhere, and keeps what it adopts"},
+			&cli.StringFlag{Name: "xdp", Value: string(loader.XDPAuto), Usage: "take XDP on ingress, in the driver (native) or in front of the stack (generic); where --ingress says xdp, `auto` tries both"},
 			midStreamFlag(),
 			udpIdleFlag(),
 			spanFlag("udp-warmup", "count UDP flows that are new within `TIME` of the first attach as resumed ones, as they may have been open before; 0: none", loader.DefaultUDPWarmup, 0),
@@ -310,8 +311,14 @@ func attachOptions(c *cli.Context) ([]loader.Options, error) {
 		o.UDPWarmup = -1 // to the loader, 0 is the default
 	}
 	var err error
+	if o.Ingress, err = loader.ParseIngress(c.String("ingress")); err != nil {
+		return nil, asBadInput(err)
+	}
 	if o.XDPMode, err = loader.ParseXDPMode(c.String("xdp")); err != nil {
 		return nil, asBadInput(err)
+	}
+	if o.Ingress == loader.IngressTCX && o.XDPMode != loader.XDPAuto {
+		return nil, badInput("--ingress %s and --xdp %s exclude one another: leave one out", o.Ingress, o.XDPMode)
 	}
 	if o.MidStream, err = parseMidStream(c.String("mid-stream")); err != nil {
 		return nil, err
@@ -465,10 +472,15 @@ func attachedText(iface string, info loader.Info, c *gateway.Config) string {
 	if info.Adopted {
 		how = "adopted"
 	}
-	say("%s  %s %s: xdp %s, egress %s, mode %s, policy %s, model %s, device %s",
-		event.Clock(now), how, iface, info.XDPMode, info.Egress, c.Mode, c.PolicyName, m.Name+" "+m.Version, c.Engine.Device())
+	ingress := info.Ingress
+	if info.XDPMode != loader.XDPNone {
+		ingress += " " + string(info.XDPMode)
+	}
+	say("%s  %s %s: ingress %s, egress %s, mode %s, policy %s, model %s, device %s",
+		event.Clock(now), how, iface, ingress, info.Egress, c.Mode, c.PolicyName, m.Name+" "+m.Version, c.Engine.Device())
+	say("ingress %s: %s", info.Ingress, info.IngressWhy)
 	if info.XDPFallback != nil {
-		say("native xdp is not possible on %s, generic is slower: %v", iface, info.XDPFallback)
+		say("native xdp is not possible on %s, so it is generic: %v", iface, info.XDPFallback)
 	}
 	if info.Replaced != "" {
 		say("what was pinned was replaced: %s", info.Replaced)

@@ -121,17 +121,13 @@ func checkInterface(f *findings, name string, s *loader.Survey) {
 	}
 	switch {
 	case s.Attached:
-		f.ok("XDP", "an earlydrop is attached to %s: a daemon that is gone is adopted by the next attach", name)
-	case s.Occupied != nil:
-		f.fail("XDP", fromLoader(s.Occupied))
-	case s.LargeReceive:
-		f.warn("XDP", "%s joins received packets in hardware, and drivers refuse XDP then: ethtool -K %[1]s lro off rx-gro-hw off", name)
-	case s.NativeXDP == nil:
-		f.ok("XDP", "free; whether the driver runs it can't be told before Linux 6.3, so attach tries")
-	case *s.NativeXDP:
-		f.ok("XDP", "free, and the driver runs it")
+		f.ok("ingress", "an earlydrop is attached to %s: a daemon that is gone is adopted by the next attach", name)
+	case s.Occupied != nil && s.Occupied.Own:
+		f.fail("ingress", fromLoader(s.Occupied))
+	case s.Ingress == string(loader.IngressXDP) && s.NativeXDP == nil:
+		f.ok("ingress", "attach tries XDP in the driver, and takes tcx where there is none, which can't be told before Linux 6.3")
 	default:
-		f.warn("XDP", "the driver does not run it: attach takes generic XDP, which costs more for each packet")
+		f.ok("ingress", "attach takes %s: %s", s.Ingress, s.IngressWhy)
 	}
 	if s.HiddenVLANs {
 		f.warn("VLANs", "%s takes VLAN tags out of received frames, so that the two directions of tagged flows don't match: ethtool -K %[1]s rxvlan off rx-vlan-stag-hw-parse off", name)

@@ -86,6 +86,10 @@ var checks = map[string]func(string) error{
 		_, err := policy.ParseMode(s)
 		return hinted(err, s, "monitor", "enforce")
 	},
+	"ingress": func(s string) error {
+		_, err := loader.ParseIngress(s)
+		return hinted(err, s, string(loader.IngressAuto), string(loader.IngressXDP), string(loader.IngressTCX))
+	},
 	"xdp": func(s string) error {
 		_, err := loader.ParseXDPMode(s)
 		return hinted(err, s, string(loader.XDPAuto), string(loader.XDPNative), string(loader.XDPGeneric))

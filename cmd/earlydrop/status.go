@@ -230,7 +230,8 @@ func printStatus(out io.Writer, s *status.Status) error {
 	} else {
 		row("daemon", "not running")
 	}
-	row("attached", "%s, xdp %s, egress %s", s.Since.Format(time.DateTime), s.XDP, s.Egress)
+	row("attached", "%s, ingress %s, xdp %s, egress %s", s.Since.Format(time.DateTime), s.Ingress, s.XDP, s.Egress)
+	row("ingress", "%s: %s", s.Ingress, s.IngressWhy)
 	row("mode", "%s", s.Mode)
 	if s.OneHook {
 		row("one hook", "%s", oneHookProof)

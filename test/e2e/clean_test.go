@@ -22,11 +22,16 @@ func (s *scene) clean() {
 		s.t.Errorf("an XDP program is left: id %d", xdp.ProgId)
 	}
 	err = s.Gateway.Do(func() error {
-		res, err := link.QueryPrograms(link.QueryOptions{Target: dev.Attrs().Index, Attach: ebpf.AttachTCXEgress})
-		if err == nil && len(res.Programs) > s.ownTCX {
-			s.t.Errorf("a TCX program is left: %v", res.Programs)
+		for _, at := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
+			res, err := link.QueryPrograms(link.QueryOptions{Target: dev.Attrs().Index, Attach: at})
+			if err != nil {
+				return err
+			}
+			if len(res.Programs) > s.ownTCX {
+				s.t.Errorf("a TCX program is left: %v", res.Programs)
+			}
 		}
-		return err
+		return nil
 	})
 	if err != nil {
 		s.t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
@@ -78,7 +79,7 @@ func TestEnforceCutsTunnelsAndNothingElse(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, lab.Config{ServerLink: slow})
 	d := s.enforce()
-	if d.Attached.XDP != "native" || d.Attached.Egress != "tcx" || d.Attached.Mode != "enforce" || d.Attached.Adopted {
+	if d.Attached.Ingress != "tcx" || !strings.HasPrefix(d.Attached.IngressWhy, "a veth ") || d.Attached.XDP != "none" || d.Attached.Egress != "tcx" || d.Attached.Mode != "enforce" || d.Attached.Adopted {
 		t.Errorf("attached: %+v", d.Attached)
 	}
 	tunnels := []*lab.Tunnel{
@@ -158,13 +159,15 @@ func TestEnforceOnOtherPaths(t *testing.T) {
 		version int
 		xdp     string
 	}{
-		{"ipv6", lab.Config{}, nil, 6, "native"},
-		{"vlan", lab.Config{VLAN: 77}, nil, 4, "native"},
-		{"vlan ipv6", lab.Config{VLAN: 4094}, nil, 6, "native"},
+		{"ipv6", lab.Config{}, nil, 6, "none"},
+		{"native", lab.Config{}, []string{"--xdp", "native"}, 4, "native"},
+		{"native vlan", lab.Config{VLAN: 77}, []string{"--ingress", "xdp"}, 4, "native"},
+		{"vlan", lab.Config{VLAN: 77}, nil, 4, "none"},
+		{"vlan ipv6", lab.Config{VLAN: 4094}, nil, 6, "none"},
 		{"generic", lab.Config{}, []string{"--xdp", "generic"}, 4, "generic"},
 		{"generic vlan", lab.Config{VLAN: 77}, []string{"--xdp", "generic"}, 4, "generic"},
-		{"no offload", lab.Config{ClientLink: lab.LinkConfig{NoOffload: true}}, nil, 4, "native"},
-		{"jumbo", lab.Config{ClientLink: lab.LinkConfig{MTU: 9000}}, nil, 4, "native"},
+		{"no offload", lab.Config{ClientLink: lab.LinkConfig{NoOffload: true}}, nil, 4, "none"},
+		{"jumbo", lab.Config{ClientLink: lab.LinkConfig{MTU: 9000}}, nil, 4, "none"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

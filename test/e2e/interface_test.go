@@ -240,7 +240,7 @@ func TestAdviceAboutOtherProgramsWorks(t *testing.T) {
 // behind them, and attaches.
 func (s *scene) followAdvice(words, before string) {
 	s.t.Helper()
-	argv := []string{s.Binary(), "attach", "-i", rig.Device}
+	argv := []string{s.Binary(), "attach", "-i", rig.Device, "--ingress", "xdp"}
 	s.refused(s.t, argv, nil, []string{words, before})
 	out := must(s.Run(s.ctx, argv...))(s.t)
 	_, advice, _ := strings.Cut(strings.TrimSpace(out.Stderr), before)

@@ -86,7 +86,7 @@ type scene struct {
 	ctx context.Context
 	web *lab.Nginx
 
-	ownTCX int         // egress programs of the lab itself: one where it tags frames
+	ownTCX int         // programs of the lab itself at each TCX hook: one where it tags frames
 	daemon *rig.Daemon // of tests with one
 
 	talking []func() <-chan struct{} // ends a UDP flow, see udpFlow.run

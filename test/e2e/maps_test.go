@@ -20,7 +20,7 @@ import (
 // Fields that bpftool has to show by name: of the key, and of the value. Of maps that
 // are not listed it has to show some field.
 var mapFields = map[string][2][]string{
-	"attachment":      {nil, {"layout_version", "pid", "xdp_mode", "egress", "model", "policy"}},
+	"attachment":      {nil, {"layout_version", "pid", "ingress", "xdp_mode", "egress", "model", "policy"}},
 	"blocked":         {flowKey, {"since_ns", "expires_ns", "packets", "bytes", "class", "rule", "action", "rate", "renewed", "next_lo"}},
 	"collecting":      {flowKey, {"slot", "generation"}},
 	"daemon_counters": {nil, {"name", "value"}},

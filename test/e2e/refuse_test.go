@@ -77,6 +77,8 @@ func TestBadInputIsRefusedAndChangesNothing(t *testing.T) {
 		{"mode is unknown", with("--mode", "block"), nil, []string{"block", "monitor", "enforce"}},
 		{"mid-stream policy is unknown", with("--mid-stream", "maybe"), nil, []string{"maybe", "ignore", "capture"}},
 		{"xdp mode is unknown", with("--xdp", "fast"), nil, []string{"fast", "native", "generic"}},
+		{"ingress hook is unknown", with("--ingress", "nic"), nil, []string{"nic", "xdp", "tcx"}},
+		{"ingress hook and xdp mode", with("--ingress", "tcx", "--xdp", "native"), nil, []string{"--ingress tcx", "--xdp native"}},
 		{"event file can't be written", with("--events", "/nonexistent/log"), nil, []string{"/nonexistent/log"}},
 		{"flag is unknown", with("--polcy", "x"), nil, []string{"--polcy", "--policy"}},
 		{"detach of nothing", []string{s.Binary(), "detach", "-i", rig.Device}, nil, []string{"earlydrop: not attached to " + rig.Device}},
@@ -122,7 +124,7 @@ func TestBadInputIsRefusedAndChangesNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.refused(t, attach, nil, []string{"another XDP program", "somebody_else", rig.Device})
+		s.refused(t, with("--ingress", "xdp"), nil, []string{"another XDP program", "somebody_else", rig.Device})
 		dev, err = s.Gateway.Netlink().LinkByName(rig.Device)
 		if err != nil || dev.Attrs().Xdp == nil || !dev.Attrs().Xdp.Attached {
 			t.Errorf("the other program was taken away: %v, %v", dev, err)

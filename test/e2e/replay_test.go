@@ -45,6 +45,7 @@ func TestReplayGivesTheLiveVerdicts(t *testing.T) {
 		{"slow", lab.Config{ServerLink: slow}, nil},
 		{"no offload", lab.Config{ClientLink: lab.LinkConfig{NoOffload: true}, ServerLink: lab.LinkConfig{NoOffload: true}}, nil},
 		{"vlan", lab.Config{VLAN: 5}, nil},
+		{"native", lab.Config{}, []string{"--xdp", "native"}},
 		{"generic", lab.Config{}, []string{"--xdp", "generic"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

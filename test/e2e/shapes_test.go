@@ -112,15 +112,14 @@ func (s *scene) captured(server netip.AddrPort, packets int, wire uint64, vlan, 
 	}
 }
 
-// A packet that is larger than a page reaches the ingress program in fragments, in
-// native mode; the capture knows its length on the wire.
+// A packet that is larger than a page reaches XDP in fragments, in native mode; the capture knows its length on the wire.
 func TestJumboFramesAreCaptured(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"native", "generic"} {
+	for _, mode := range []string{"native", "generic", "none"} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			s := newScene(t, lab.Config{ClientLink: lab.LinkConfig{MTU: 9000}})
-			s.daemon = s.attach("--xdp", mode)
+			s.daemon = s.attach(ingressIn(mode)...)
 			if s.daemon.Attached.XDP != mode {
 				t.Errorf("xdp %s, want %s", s.daemon.Attached.XDP, mode)
 			}
@@ -240,16 +239,24 @@ func (s *scene) qinq(outer, inner uint16) {
 	s.ownTCX++
 }
 
-// Both directions of a flow in two VLANs have one key: at ingress both tags are in
-// the frame, at egress the outer one is beside it, as with hardware that inserts it.
+// ingressIn asks for XDP in a mode, or for TCX where it is none.
+func ingressIn(mode string) []string {
+	if mode == "none" {
+		return []string{"--ingress", "tcx"}
+	}
+	return []string{"--xdp", mode}
+}
+
+// Both directions of a flow in two VLANs have one key: to XDP both tags are in the frame, at
+// TCX ingress and at egress the outer one is beside it, as with hardware that inserts it.
 func TestQinQIsOneFlow(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"native", "generic"} {
+	for _, mode := range []string{"native", "generic", "none"} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			s := newScene(t, lab.Config{})
 			s.qinq(7, 4094)
-			s.daemon = s.attach("--xdp", mode)
+			s.daemon = s.attach(ingressIn(mode)...)
 			addr := s.gatewayAddr(4)
 			const l2, payload = ethernetHeader + 8, 1000
 			server := s.exchange(addr, payload, 10)
@@ -326,10 +333,10 @@ func (s *scene) tunnelDevices(name string, near, far []netip.Prefix) {
 
 // On a device whose packets begin with the IP header, flows are known in both
 // directions, and their packets are counted with a header of zeros. The tun driver
-// runs XDP on frames with Ethernet header only, so it is the generic mode.
+// runs XDP on frames with Ethernet header only, so it is TCX or the generic mode.
 func TestDeviceWithoutEthernetHeader(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"auto", "generic"} {
+	for mode, xdp := range map[string]string{"auto": "none", "generic": "generic"} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			s := newScene(t, lab.Config{})
@@ -341,7 +348,7 @@ func TestDeviceWithoutEthernetHeader(t *testing.T) {
 			s.refused(t, []string{s.Binary(), "attach", "-i", "tun0", "--xdp", "native"}, nil, []string{"tun0", "native", "generic"})
 			// No rule: the random bytes are judged before the answer is sent.
 			s.daemon = s.attach("-i", "tun0", "--xdp", mode, "--policy", s.file("none.yaml", "mode: enforce\n"))
-			if a := s.daemon.Attached; a.XDP != "generic" || a.Egress != "tcx" {
+			if a := s.daemon.Attached; a.XDP != xdp || a.Egress != "tcx" {
 				t.Errorf("xdp %s, egress %s", a.XDP, a.Egress)
 			}
 			for _, prefix := range addrs[0] {

@@ -287,7 +287,7 @@ func (s *Server) getCapture(r *request) error {
 }
 
 func noHistory() error {
-	return &Error{http.StatusNotFound, "the daemon keeps no history (attach --history)"}
+	return &Error{http.StatusNotFound, "the daemon keeps no history"}
 }
 
 // Capture returns the capture that the daemon keeps of an event, as a pcapng file. The error is

@@ -93,11 +93,14 @@ type Attached struct {
 	Head
 	Interface string `json:"interface"`
 	Mode      string `json:"mode"`
-	XDP       string `json:"xdp"`     // native or generic
-	Egress    string `json:"egress"`  // tcx or clsact
-	Adopted   bool   `json:"adopted"` // what was pinned was taken over
-	Policy    string `json:"policy"`  // file, or built-in
-	Model     string `json:"model"`   // name and version
+	Ingress   string `json:"ingress"` // xdp, tcx or clsact
+	// IngressWhy tells, in a line, why that hook was taken.
+	IngressWhy string `json:"ingress_why"`
+	XDP        string `json:"xdp"`     // native, generic, or none where ingress is not xdp
+	Egress     string `json:"egress"`  // tcx or clsact
+	Adopted    bool   `json:"adopted"` // what was pinned was taken over
+	Policy     string `json:"policy"`  // file, or built-in
+	Model      string `json:"model"`   // name and version
 }
 
 // Waiting says that an interface is not watched, and will be as soon as it can be.

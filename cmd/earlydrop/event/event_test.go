@@ -85,7 +85,7 @@ func every() map[string]event.Event {
 	leastLive.Interface, leastLive.Mode, leastLive.Enforced = "eth0", "monitor", &not
 	leastReplayed.File, leastReplayed.FlowPackets, leastReplayed.FlowBytes = "a.pcap", 1, 60
 	all := map[string]event.Event{
-		"attached":            &event.Attached{Time: at, Interface: "eth0", Mode: "monitor", XDP: "native", Egress: "tcx", Adopted: true, Policy: "built-in", Model: "compact 1"},
+		"attached":            &event.Attached{Time: at, Interface: "eth0", Mode: "monitor", Ingress: "xdp", IngressWhy: "it was asked for", XDP: "native", Egress: "tcx", Adopted: true, Policy: "built-in", Model: "compact 1"},
 		"waiting":             &event.Waiting{Time: at, Interface: "eth0"},
 		"waiting, refused":    &event.Waiting{Time: at, Interface: "eth0", Error: "another XDP program is attached to eth0"},
 		"verdict, live":       live(),

@@ -217,7 +217,7 @@ func (a *Attached) Text() string {
 	if a.Adopted {
 		how = "adopted"
 	}
-	return fmt.Sprintf("%s  %s  %s: xdp %s, egress %s, mode %s, policy %s, model %s", Clock(a.Time), how, a.Interface, a.XDP, a.Egress, a.Mode, a.Policy, a.Model)
+	return fmt.Sprintf("%s  %s  %s: ingress %s, xdp %s, egress %s, mode %s, policy %s, model %s", Clock(a.Time), how, a.Interface, a.Ingress, a.XDP, a.Egress, a.Mode, a.Policy, a.Model)
 }
 
 // Text returns the event as a line for people, without its end.

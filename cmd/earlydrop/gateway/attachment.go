@@ -469,7 +469,7 @@ func (a *attachment) tellAttached() {
 	c, info := &a.gateway.config, a.dp.Info
 	j := a.gateway.judge.Load()
 	a.put(&event.Attached{
-		Time: time.Now(), Interface: a.iface(), Mode: a.mode().String(), XDP: string(info.XDPMode),
+		Time: time.Now(), Interface: a.iface(), Mode: a.mode().String(), Ingress: info.Ingress, IngressWhy: info.IngressWhy, XDP: string(info.XDPMode),
 		Egress: info.Egress, Adopted: info.Adopted, Policy: c.PolicyName, Model: j.model,
 	})
 	c.Attached(a.iface(), info)

@@ -137,7 +137,7 @@ func (w writer) status(s *status.Status) {
 		w.put(prometheus.CounterValue, name, help, float64(value), append([]string{"interface", s.Interface}, labels...)...)
 	}
 	gauge("earlydrop_attachment_info", "1; how the interface is attached, and what decides about its flows", 1,
-		"xdp", s.XDP, "egress", s.Egress, "model", s.Model, "policy", s.Policy)
+		"ingress", s.Ingress, "xdp", s.XDP, "egress", s.Egress, "model", s.Model, "policy", s.Policy)
 	gauge("earlydrop_attached_timestamp_seconds", "when the daemon attached to the interface or adopted it, in Unix time", seconds(s.Since))
 	gauge("earlydrop_enforcing", "1 in mode enforce, 0 in mode monitor", is(s.Mode == "enforce"))
 	gauge("earlydrop_degraded", "1 if something is not as it should be", is(s.State != status.Well))

@@ -28,7 +28,7 @@ func (s source) Report() (*status.Report, error) { return s.report, s.err }
 func twoInterfaces() *status.Report {
 	rows := loader.Counters{{Name: "classified", Help: "flows that got a verdict", Value: 7}, {Name: "ring_full", Help: "captures lost", Value: 2}}
 	one := &status.Status{
-		Interface: "eth0", State: status.Degraded, Since: time.Unix(1000, 0), XDP: "native", Egress: "tcx", Mode: "enforce", Model: "compact 1", Policy: "p.yaml",
+		Interface: "eth0", State: status.Degraded, Since: time.Unix(1000, 0), Ingress: "xdp", XDP: "native", Egress: "tcx", Mode: "enforce", Model: "compact 1", Policy: "p.yaml",
 		Flows: loader.Occupancy{Flows: 5, Blocked: 1, Pairs: 2}, Capacity: loader.Occupancy{Flows: 100, Collecting: 10, Blocked: 50, Pairs: 20},
 		Classes: map[string]uint64{"shadowsocks": 3, "background": 4}, Rules: map[string]status.Rule{"a \"rule\"\n": {Detected: 3, Blocked: 1}},
 		Rows:     rows,

@@ -106,7 +106,7 @@ func compiled(t *testing.T, part string) *jsonschema.Schema {
 // and the schema describes every field that they write.
 func TestJSONFitsItsSchema(t *testing.T) {
 	full := &Status{
-		Interface: "eth0", Pins: "/sys/fs/bpf/earlydrop/eth0", Running: true, PID: 7, Since: time.Now(), XDP: "native", Egress: "tcx", Mode: "enforce",
+		Interface: "eth0", Pins: "/sys/fs/bpf/earlydrop/eth0", Running: true, PID: 7, Since: time.Now(), Ingress: "xdp", IngressWhy: "it was asked for", XDP: "native", Egress: "tcx", Mode: "enforce",
 		Flows: loader.Occupancy{Flows: 1, Collecting: 2, Blocked: 3}, Capacity: loader.Occupancy{Flows: 9, Collecting: 9, Blocked: 3},
 		Daemon: map[string]uint64{"classified": 1}, Counters: map[string]uint64{"syns": 1},
 		Classes: map[string]uint64{"ssh": 1}, Rules: map[string]Rule{"tunnels": {2, 1}},
@@ -114,7 +114,7 @@ func TestJSONFitsItsSchema(t *testing.T) {
 		Latency: &Latency{1, Times{1, 2, 3, 4}}, Recent: map[string]uint64{"ring_full": 1}, RecentSeconds: 60,
 	}
 	full.Judge()
-	few := &Status{XDP: "generic", Egress: "clsact", Mode: "monitor", Daemon: map[string]uint64{}, Counters: map[string]uint64{}}
+	few := &Status{Ingress: "clsact", XDP: "none", Egress: "clsact", Mode: "monitor", Daemon: map[string]uint64{}, Counters: map[string]uint64{}}
 	few.Judge()
 	report := &Report{
 		PID: 7, Interfaces: []*Status{full, few}, Waiting: []Waiting{{Interface: "eth9", State: Awaited}}, Inference: &Inference{1, Times{1, 2, 3, 4}},

@@ -26,25 +26,28 @@ var Schema []byte
 
 // Status tells of one interface.
 type Status struct {
-	Interface string            `json:"interface"`
-	State     State             `json:"state"`
-	Worries   []Worry           `json:"worries"` // the worst first
-	Pins      string            `json:"pins"`    // folder
-	Running   bool              `json:"running"` // the daemon exists
-	PID       int               `json:"pid"`     // of the daemon, or of the last one
-	Since     time.Time         `json:"since"`   // when it attached or adopted
-	XDP       string            `json:"xdp"`     // native or generic
-	Egress    string            `json:"egress"`  // tcx or clsact
-	Mode      string            `json:"mode"`    // monitor or enforce
-	OneHook   bool              `json:"one_hook"`
-	OneWay    bool              `json:"one_way"`
-	Policy    string            `json:"policy"`
-	Model     string            `json:"model"`
-	Version   string            `json:"version"`
-	Flows     loader.Occupancy  `json:"occupancy"`
-	Capacity  loader.Occupancy  `json:"capacity"` // the most that Flows can be
-	Daemon    map[string]uint64 `json:"daemon"`   // what the daemon has counted
-	Counters  map[string]uint64 `json:"counters"` // what the kernel has counted
+	Interface string    `json:"interface"`
+	State     State     `json:"state"`
+	Worries   []Worry   `json:"worries"` // the worst first
+	Pins      string    `json:"pins"`    // folder
+	Running   bool      `json:"running"` // the daemon exists
+	PID       int       `json:"pid"`     // of the daemon, or of the last one
+	Since     time.Time `json:"since"`   // when it attached or adopted
+	Ingress   string    `json:"ingress"` // xdp, tcx or clsact
+	// IngressWhy tells, in a line, why that hook was taken.
+	IngressWhy string            `json:"ingress_why"`
+	XDP        string            `json:"xdp"`    // native, generic, or none where Ingress is not xdp
+	Egress     string            `json:"egress"` // tcx or clsact
+	Mode       string            `json:"mode"`   // monitor or enforce
+	OneHook    bool              `json:"one_hook"`
+	OneWay     bool              `json:"one_way"`
+	Policy     string            `json:"policy"`
+	Model      string            `json:"model"`
+	Version    string            `json:"version"`
+	Flows      loader.Occupancy  `json:"occupancy"`
+	Capacity   loader.Occupancy  `json:"capacity"` // the most that Flows can be
+	Daemon     map[string]uint64 `json:"daemon"`   // what the daemon has counted
+	Counters   map[string]uint64 `json:"counters"` // what the kernel has counted
 
 	// What follows is known to the daemon alone, which tells of it over its socket.
 
@@ -81,7 +84,7 @@ func Read(t *loader.Tables) (*Status, error) {
 		return nil, err
 	}
 	s := &Status{
-		Interface: a.Interface, Pins: t.PinDir(), Gone: a.Gone, Running: a.Alive, PID: a.PID, Since: a.Since, XDP: string(a.XDPMode), Egress: a.Egress,
+		Interface: a.Interface, Pins: t.PinDir(), Gone: a.Gone, Running: a.Alive, PID: a.PID, Since: a.Since, Ingress: a.Ingress, IngressWhy: a.IngressWhy, XDP: string(a.XDPMode), Egress: a.Egress,
 		Mode: a.Mode, OneHook: a.OneHook, OneWay: a.OneWay, Policy: a.Policy, Model: a.Model, Version: a.Version, Flows: o, Capacity: t.Capacity(),
 		Daemon: daemon.Values(), Counters: counters.Values(), Rows: slices.Concat(daemon, counters),
 	}

@@ -266,7 +266,7 @@ func tellBlock(b *status.Block) (title string, facts []fact) {
 
 func (v *view) tellInterface(s *status.Status) (title string, facts []fact) {
 	facts = []fact{
-		factf("state", "%s, mode %s, xdp %s, egress %s, since %s", s.State, s.Mode, s.XDP, s.Egress, s.Since.Local().Format(time.DateTime)),
+		factf("state", "%s, mode %s, ingress %s, xdp %s, egress %s, since %s", s.State, s.Mode, s.Ingress, s.XDP, s.Egress, s.Since.Local().Format(time.DateTime)),
 		factf("tables", "flows %d of %d, collecting %d of %d, blocked %d of %d", s.Flows.Flows, s.Capacity.Flows, s.Flows.Collecting, s.Capacity.Collecting, s.Flows.Blocked, s.Capacity.Blocked),
 	}
 	for _, w := range s.Worries {

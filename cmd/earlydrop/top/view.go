@@ -259,7 +259,7 @@ func (v *view) warnings(all []*status.Status) (lines []line) {
 		}
 	}
 	if n := len(lines) - mostWarnings; n > 0 {
-		lines = append(lines[:mostWarnings-1], say(warning, fmt.Sprintf("! %d more warnings: earlydrop status shows them all", n+1)))
+		lines = append(lines[:mostWarnings-1], say(warning, fmt.Sprintf("! %d more warnings, which the status has", n+1)))
 	}
 	return lines
 }

@@ -23,8 +23,10 @@ type floorAttached struct {
 	OneWay        uint8
 	Pad           [2]uint8
 	HashSecret    [12]uint32
+	Ingress       [16]int8
 	XdpMode       [16]int8
 	Egress        [16]int8
+	IngressWhy    [160]int8
 	Version       [32]int8
 	Model         [64]int8
 	Policy        [128]int8
@@ -460,6 +462,7 @@ const (
 	floorProgEdEgress        = "ed_egress"
 	floorProgEdIngress       = "ed_ingress"
 	floorProgEdSweep         = "ed_sweep"
+	floorProgEdTcxIngress    = "ed_tcx_ingress"
 	floorProgFloorDrop       = "floor_drop"
 	floorProgFloorInsert     = "floor_insert"
 	floorProgFloorPass       = "floor_pass"
@@ -480,6 +483,7 @@ const (
 	floorVarCfgRawIp         = "cfg_raw_ip"
 	floorVarCfgSlots         = "cfg_slots"
 	floorVarCfgTcpSlots      = "cfg_tcp_slots"
+	floorVarCfgTwoHooks      = "cfg_two_hooks"
 	floorVarCfgUdpIdleNs     = "cfg_udp_idle_ns"
 	floorVarCfgUdpWarmupNs   = "cfg_udp_warmup_ns"
 )
@@ -526,15 +530,16 @@ type floorSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type floorProgramSpecs struct {
-	BenchAnswer *ebpf.ProgramSpec `ebpf:"bench_answer"`
-	BenchJoin   *ebpf.ProgramSpec `ebpf:"bench_join"`
-	BenchPacket *ebpf.ProgramSpec `ebpf:"bench_packet"`
-	EdEgress    *ebpf.ProgramSpec `ebpf:"ed_egress"`
-	EdIngress   *ebpf.ProgramSpec `ebpf:"ed_ingress"`
-	EdSweep     *ebpf.ProgramSpec `ebpf:"ed_sweep"`
-	FloorDrop   *ebpf.ProgramSpec `ebpf:"floor_drop"`
-	FloorInsert *ebpf.ProgramSpec `ebpf:"floor_insert"`
-	FloorPass   *ebpf.ProgramSpec `ebpf:"floor_pass"`
+	BenchAnswer  *ebpf.ProgramSpec `ebpf:"bench_answer"`
+	BenchJoin    *ebpf.ProgramSpec `ebpf:"bench_join"`
+	BenchPacket  *ebpf.ProgramSpec `ebpf:"bench_packet"`
+	EdEgress     *ebpf.ProgramSpec `ebpf:"ed_egress"`
+	EdIngress    *ebpf.ProgramSpec `ebpf:"ed_ingress"`
+	EdSweep      *ebpf.ProgramSpec `ebpf:"ed_sweep"`
+	EdTcxIngress *ebpf.ProgramSpec `ebpf:"ed_tcx_ingress"`
+	FloorDrop    *ebpf.ProgramSpec `ebpf:"floor_drop"`
+	FloorInsert  *ebpf.ProgramSpec `ebpf:"floor_insert"`
+	FloorPass    *ebpf.ProgramSpec `ebpf:"floor_pass"`
 }
 
 // floorMapSpecs contains maps before they are loaded into the kernel.
@@ -591,6 +596,7 @@ type floorVariableSpecs struct {
 	CfgRawIp         *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
 	CfgSlots         *ebpf.VariableSpec `ebpf:"cfg_slots"`
 	CfgTcpSlots      *ebpf.VariableSpec `ebpf:"cfg_tcp_slots"`
+	CfgTwoHooks      *ebpf.VariableSpec `ebpf:"cfg_two_hooks"`
 	CfgUdpIdleNs     *ebpf.VariableSpec `ebpf:"cfg_udp_idle_ns"`
 	CfgUdpWarmupNs   *ebpf.VariableSpec `ebpf:"cfg_udp_warmup_ns"`
 }
@@ -697,6 +703,7 @@ type floorVariables struct {
 	CfgRawIp         *ebpf.Variable `ebpf:"cfg_raw_ip"`
 	CfgSlots         *ebpf.Variable `ebpf:"cfg_slots"`
 	CfgTcpSlots      *ebpf.Variable `ebpf:"cfg_tcp_slots"`
+	CfgTwoHooks      *ebpf.Variable `ebpf:"cfg_two_hooks"`
 	CfgUdpIdleNs     *ebpf.Variable `ebpf:"cfg_udp_idle_ns"`
 	CfgUdpWarmupNs   *ebpf.Variable `ebpf:"cfg_udp_warmup_ns"`
 }
@@ -705,15 +712,16 @@ type floorVariables struct {
 //
 // It can be passed to loadFloorObjects or ebpf.CollectionSpec.LoadAndAssign.
 type floorPrograms struct {
-	BenchAnswer *ebpf.Program `ebpf:"bench_answer"`
-	BenchJoin   *ebpf.Program `ebpf:"bench_join"`
-	BenchPacket *ebpf.Program `ebpf:"bench_packet"`
-	EdEgress    *ebpf.Program `ebpf:"ed_egress"`
-	EdIngress   *ebpf.Program `ebpf:"ed_ingress"`
-	EdSweep     *ebpf.Program `ebpf:"ed_sweep"`
-	FloorDrop   *ebpf.Program `ebpf:"floor_drop"`
-	FloorInsert *ebpf.Program `ebpf:"floor_insert"`
-	FloorPass   *ebpf.Program `ebpf:"floor_pass"`
+	BenchAnswer  *ebpf.Program `ebpf:"bench_answer"`
+	BenchJoin    *ebpf.Program `ebpf:"bench_join"`
+	BenchPacket  *ebpf.Program `ebpf:"bench_packet"`
+	EdEgress     *ebpf.Program `ebpf:"ed_egress"`
+	EdIngress    *ebpf.Program `ebpf:"ed_ingress"`
+	EdSweep      *ebpf.Program `ebpf:"ed_sweep"`
+	EdTcxIngress *ebpf.Program `ebpf:"ed_tcx_ingress"`
+	FloorDrop    *ebpf.Program `ebpf:"floor_drop"`
+	FloorInsert  *ebpf.Program `ebpf:"floor_insert"`
+	FloorPass    *ebpf.Program `ebpf:"floor_pass"`
 }
 
 func (p *floorPrograms) Close() error {
@@ -724,6 +732,7 @@ func (p *floorPrograms) Close() error {
 		p.EdEgress,
 		p.EdIngress,
 		p.EdSweep,
+		p.EdTcxIngress,
 		p.FloorDrop,
 		p.FloorInsert,
 		p.FloorPass,

@@ -262,8 +262,8 @@ struct counts {
 	__u64 mptcp_join;   /* connections that carry the middle of a stream */
 	__u64 renewed;	    /* blocks whose connection went on when their time was over */
 	/* flows of which nothing is captured, as the policy has decided about them before */
-	__u64 pair_connections;   /* that began while their pair was treated: dropped or limited */
-	__u64 exempt_flows; /* with an end in an exempt network: they pass */
+	__u64 pair_connections; /* that began while their pair was treated: dropped or limited */
+	__u64 exempt_flows;	/* with an end in an exempt network: they pass */
 	/* passed without an identification: fail open, per cause */
 	__u64 slots_full;	 /* no free capture slot */
 	__u64 initiator_slots;	 /* slots are scarce, and the flow's initiator has many */

@@ -242,25 +242,27 @@ static __always_inline void remember_capture(const struct slot *slot, enum verdi
 					     __u8 again)
 {
 	const struct sample *sample = &slot->sample;
-	struct flow *known, flow = {
-		.last_ns = bpf_ktime_get_coarse_ns(),
-		.last_tick = bpf_jiffies64(),
-		.verdict = verdict,
-		.isn_lo = sample->isn_lo,
-		.isn_hi = sample->isn_hi,
-		.known = sample->known & KNOWN_ISN,
-		.mark = slot->mark,
-		.again = again,
-		.initiator_is_lo = sample->initiator_is_lo,
-		.side = sample->side,
-		.state = (sample->flags & SAMPLE_ONE_WAY) |
-			 slot->pieces_lo << FLOW_PIECES_LO_SHIFT |
-			 slot->pieces_hi << FLOW_PIECES_HI_SHIFT |
-			 (slot->begun || enough_payload(slot) ? FLOW_BEGUN : 0),
-		.before = again && enough_payload(slot) && !slot->unsure ? sample->length : 0,
-		.next_lo = sample->next_lo,
-		.next_hi = sample->next_hi,
-	};
+	struct flow *known,
+		flow = {
+			.last_ns = bpf_ktime_get_coarse_ns(),
+			.last_tick = bpf_jiffies64(),
+			.verdict = verdict,
+			.isn_lo = sample->isn_lo,
+			.isn_hi = sample->isn_hi,
+			.known = sample->known & KNOWN_ISN,
+			.mark = slot->mark,
+			.again = again,
+			.initiator_is_lo = sample->initiator_is_lo,
+			.side = sample->side,
+			.state = (sample->flags & SAMPLE_ONE_WAY) |
+				 slot->pieces_lo << FLOW_PIECES_LO_SHIFT |
+				 slot->pieces_hi << FLOW_PIECES_HI_SHIFT |
+				 (slot->begun || enough_payload(slot) ? FLOW_BEGUN : 0),
+			.before =
+				again && enough_payload(slot) && !slot->unsure ? sample->length : 0,
+			.next_lo = sample->next_lo,
+			.next_hi = sample->next_hi,
+		};
 
 	/* Somebody has lifted a block of the flow while it was captured. */
 	known = bpf_map_lookup_elem(&flows, &sample->key);

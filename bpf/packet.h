@@ -68,8 +68,8 @@ enum parse_result {
 struct source {
 	void *ctx; /* struct xdp_md or struct __sk_buff */
 	void *data;
-	void *data_end; /* of the linear part */
-	__u32 len;	/* of the whole buffer, without what a prefix adds */
+	void *data_end;	 /* of the linear part */
+	__u32 len;	 /* of the whole buffer, without what a prefix adds */
 	bool is_xdp;	 /* ctx is a struct xdp_md */
 	bool is_ingress; /* XDP, or TCX ingress */
 };

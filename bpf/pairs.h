@@ -55,7 +55,10 @@ struct {
 	__type(value, struct pair);
 } pairs SEC(".maps");
 
-static __always_inline bool any_pairs(void) { return block_filter[PAIRS_IN_USE]; }
+static __always_inline bool any_pairs(void)
+{
+	return block_filter[PAIRS_IN_USE];
+}
 
 /* The bucket of the pair that an initiator and a server would be: of addresses mostly, so that
  * few SYNs are looked up in `pairs` that are of none. Who chooses addresses so that they fall

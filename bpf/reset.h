@@ -270,8 +270,8 @@ static __always_inline int reset(const struct source *src, struct packet *pkt)
 	if ((headers.ip[v4 ? IPV4_WORDS : 0] & bpf_htonl(0xf0000000)) !=
 	    (v4 ? bpf_htonl(0x40000000) : bpf_htonl(0x60000000)))
 		return ACTION_DROP;
-	if (block && !fits_block(block, from_lo, bpf_ntohl(headers.tcp.seq),
-				 bpf_ntohl(headers.tcp.ack_seq)))
+	if (block &&
+	    !fits_block(block, from_lo, bpf_ntohl(headers.tcp.seq), bpf_ntohl(headers.tcp.ack_seq)))
 		return ACTION_DROP;
 
 	/* A block by hand knows no initiator, and is not renewed. */

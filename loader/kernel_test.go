@@ -172,11 +172,8 @@ const (
 	egress     entry = datapathProgEdEgress
 )
 
-// hooks are all of them, ins those on ingress.
-var (
-	hooks = []entry{ingress, tcxIngress, egress}
-	ins   = []entry{ingress, tcxIngress}
-)
+// hooks are all of them.
+var hooks = []entry{ingress, tcxIngress, egress}
 
 // emptied returns k for the test t, with nothing left of what earlier tests did with it:
 // loading the programs anew takes much longer, above all on an emulated kernel.

@@ -113,7 +113,7 @@ func busy(seconds int) *fake {
 		return e
 	}
 	eth0 := &status.Status{
-		Interface: "eth0", State: status.Well, Pins: "/sys/fs/bpf/earlydrop/eth0", Running: true, Since: noon, XDP: "native", Egress: "tcx", Mode: "enforce",
+		Interface: "eth0", State: status.Well, Pins: "/sys/fs/bpf/earlydrop/eth0", Running: true, Since: noon, Ingress: "xdp", XDP: "native", Egress: "tcx", Mode: "enforce",
 		Flows: loader.Occupancy{Flows: 31_000, Collecting: 12, Blocked: 2}, Capacity: loader.Occupancy{Flows: 262_144, Collecting: 8192, Blocked: 65_536},
 		Daemon:   map[string]uint64{"classified": 100 * n, "to_drop": 2 * n},
 		Counters: map[string]uint64{"packets_ingress": 5000 * n, "packets_egress": 4000 * n, "dropped_packets": 40 * n, "dropped_bytes": 60_000 * n, "tcp_opened": 110 * n},

@@ -75,7 +75,7 @@ func (f *fake) Top(int) (*status.Top, error) {
 	t := time.Since(f.began).Seconds()
 	n := uint64(3000*t + 3000*(1-math.Cos(t/2)) + 500*(1-math.Cos(t*2)))
 	s := &status.Status{
-		Interface: "eth0", State: status.Well, Running: true, Mode: "enforce", XDP: "native", Egress: "tcx", Policy: "/etc/earlydrop/policy.yaml", Model: "compact 1",
+		Interface: "eth0", State: status.Well, Running: true, Mode: "enforce", Ingress: "xdp", XDP: "native", Egress: "tcx", Policy: "/etc/earlydrop/policy.yaml", Model: "compact 1",
 		Flows: loader.Occupancy{Flows: 1200, Collecting: 30, Blocked: len(f.blocks)}, Capacity: loader.Occupancy{Flows: 100_000, Collecting: 1000, Blocked: 4000},
 		Counters: map[string]uint64{"packets_ingress": n, "packets_egress": n / 2, "dropped_packets": n / 10, "dropped_bytes": n * 90, "tcp_opened": n / 10, "udp_opened": n / 20},
 		Daemon:   map[string]uint64{"classified": n / 20, "to_drop": n / 200},

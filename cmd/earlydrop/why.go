@@ -3,13 +3,18 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
+	"net/netip"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/control"
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/why"
 )
 
@@ -28,7 +33,8 @@ blocked now. The latest decision comes first. What is known of the pairs of the 
 (see the manual's page about policies, "Evidence") comes before them.
 
 A port is that of the address, or of the server. IPv6 with a port takes brackets.
-Memory begins anew with each attach.
+Memory begins anew with each attach; what is older comes from the history, where the daemon
+keeps one (attach --history).
 
 Examples:
    earlydrop why 192.0.2.7
@@ -63,9 +69,45 @@ func runWhy(c *cli.Context) error {
 	if err != nil {
 		return fromDaemon(err)
 	}
+	if err := addEarlier(c.Context, d, &q, answer); err != nil {
+		return fromDaemon(err)
+	}
 	if c.Bool("json") {
 		return json.NewEncoder(c.App.Writer).Encode(answer)
 	}
 	_, err = io.WriteString(c.App.Writer, answer.Text(time.Now()))
 	return err
+}
+
+// addEarlier adds what the daemon's history has, if it keeps one, from before its memory.
+func addEarlier(ctx context.Context, d *asked, q *why.Query, answer *why.Answer) error {
+	if len(answer.Decisions) >= q.Most {
+		return nil
+	}
+	events, err := d.History(ctx, &control.HistoryQuery{
+		EventFilter: control.EventFilter{Event: []string{"verdict"}, CIDR: []netip.Prefix{q.Network}},
+		Until:       answer.Since, Limit: control.MaxHistory,
+	})
+	if errors.Is(err, control.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for line, err := range events {
+		if errors.Is(err, control.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		e, err := event.Decode(line)
+		if err != nil {
+			return fmt.Errorf("an event of the history: %w", err)
+		}
+		if v, ok := e.(*event.Verdict); ok && !answer.AddEarlier(q, v) {
+			return nil
+		}
+	}
+	return nil
 }

@@ -79,6 +79,16 @@ func TestHistoryTellsWhyAConnectionWasCut(t *testing.T) {
 	if later.ID <= v.ID {
 		t.Errorf("event %s came after %s", later.ID, v.ID)
 	}
+	// What it does not remember comes from the history.
+	said := must(s.Earlydrop(s.ctx, "why", v.Dst.String()))(t)
+	for _, words := range []string{"the daemon knows of no decision", "\nbefore that, from the history, which may leave out flows that passed:\n", v.Src.String() + " > " + v.Dst.String(), "before the reload"} {
+		if !strings.Contains(said, words) {
+			t.Errorf("why does not say %q:\n%s", words, said)
+		}
+	}
+	if strings.Contains(said, "not blocked any more") {
+		t.Errorf("why says what is not known:\n%s", said)
+	}
 	if out := must(s.Earlydrop(s.ctx, "status"))(t); !strings.Contains(out, "\nhistory  "+path+": ") {
 		t.Errorf("status says\n%s", out)
 	}

@@ -42,6 +42,12 @@ func (a *Answer) Text(now time.Time) string {
 	} else if a.Matched > 0 {
 		b.line("", "\nnothing is remembered before %s", b.clock(a.Since))
 	}
+	if len(a.Earlier) > 0 {
+		b.line("", "\nbefore that, from the history, which may leave out flows that passed:")
+	}
+	for i := range a.Earlier {
+		b.decision(a, &a.Earlier[i])
+	}
 	// Names of files and interfaces may hold anything.
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) && r != '\n' {
@@ -238,7 +244,7 @@ func (b *builder) became(d *Decision) string {
 		return "it passes: " + v.Error
 	case v.Treats() && v.Mode == policy.Monitor.String():
 		return "it passes: the mode was monitor"
-	case v.Treats():
+	case v.Treats() && !d.fromHistory:
 		return "not blocked any more"
 	}
 	return ""

@@ -69,6 +69,10 @@ type Answer struct {
 	// latest of them, the latest first.
 	Matched   int        `json:"matched"`
 	Decisions []Decision `json:"decisions"`
+	// Earlier are decisions from the history, made before those that are remembered, the latest
+	// first. What became of their flows is not known. It is nil where the daemon keeps none, or
+	// nobody looked.
+	Earlier []Decision `json:"earlier,omitempty"`
 	// Pairs are those of which a flow was detected, or that are treated.
 	Pairs []Pair `json:"pairs"`
 }
@@ -84,6 +88,18 @@ type Decision struct {
 	Block *status.Block `json:"block,omitempty"`
 	// Ended says how the block ended that was made.
 	Ended *event.BlockEnded `json:"block_ended,omitempty"`
+
+	fromHistory bool
+}
+
+// AddEarlier adds a decision from the history, older than those that are in the answer, if the
+// query asks for its flow, and reports whether there is room for more.
+func (a *Answer) AddEarlier(q *Query, v *event.Verdict) (more bool) {
+	room := func() bool { return len(a.Decisions)+len(a.Earlier) < q.Most }
+	if room() && v.Time.Before(a.Since) && q.Fits(v.Src, v.Dst) {
+		a.Earlier = append(a.Earlier, Decision{Verdict: v, BeforeReload: v.Time.Before(a.PolicySince), fromHistory: true})
+	}
+	return room()
 }
 
 // Pair is what is known of an initiator and a server.

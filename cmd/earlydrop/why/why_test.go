@@ -243,3 +243,33 @@ func TestTextHoldsNoEscapeSequence(t *testing.T) {
 		t.Errorf("%q", text)
 	}
 }
+
+// The history adds what is older than memory and was asked about, as long as there is room.
+func TestEarlierDecisionsAreAdded(t *testing.T) {
+	since := time.Unix(1000, 0)
+	a := &Answer{Since: since, PolicySince: since}
+	q := &Query{Network: netip.MustParsePrefix("192.0.2.7/32"), Port: 443, Most: 2}
+	ours, other := netip.MustParseAddrPort("192.0.2.7:443"), netip.MustParseAddrPort("192.0.2.7:80")
+	client := netip.MustParseAddrPort("10.0.0.2:40000")
+	for _, tt := range []struct {
+		name        string
+		at          time.Time
+		server      netip.AddrPort
+		added, more bool
+	}{
+		{"remembered as well", since, ours, false, true},
+		{"another port", since.Add(-1), other, false, true},
+		{"the first", since.Add(-1), ours, true, true},
+		{"the last", since.Add(-2), ours, true, false},
+		{"without room", since.Add(-3), ours, false, false},
+	} {
+		before := len(a.Earlier)
+		v := &event.Verdict{Time: tt.at, Endpoints: event.Endpoints{Src: client, Dst: tt.server}}
+		if more := a.AddEarlier(q, v); more != tt.more || len(a.Earlier) > before != tt.added {
+			t.Errorf("%s: added %v, more %v", tt.name, len(a.Earlier) > before, more)
+		}
+	}
+	if !a.Earlier[0].BeforeReload {
+		t.Error("the policy was read since")
+	}
+}

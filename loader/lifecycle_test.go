@@ -448,7 +448,7 @@ func TestRefusals(t *testing.T) {
 	}
 	info, _ := prog.Info()
 	id, _ := info.ID()
-	_, err = Attach(Options{Interface: "v0"})
+	_, err = Attach(Options{Interface: "v0", Ingress: IngressXDP})
 	isRefused("foreign XDP", err, "somebody_else", fmt.Sprint(id))
 	if _, err := os.Stat(pinRoot); !errors.Is(err, os.ErrNotExist) {
 		t.Error("a refused attach left pins")
@@ -515,7 +515,7 @@ func TestBpftoolPrintsNames(t *testing.T) {
 		datapathMapPairs:      {`"initiator":`, `"port": 443`, `"expires_ns"`, `"action": 2`, `"rate": 125000`, `"flows": 0`, `"class": "obfs4"`, `"rule": "r"`},
 		datapathMapExempt:     {`"prefixlen": 120`, `"exempt": 1`},
 		datapathMapCounters:   {`"packets_ingress"`, `"ring_full"`},
-		datapathMapAttachment: {`"xdp_mode": "native"`, `"egress": "tcx"`},
+		datapathMapAttachment: {`"ingress": "tcx"`, `"egress": "tcx"`},
 		datapathMapMode:       {`"enforce": 1`},
 		// The list that the test reported, and nothing behind it.
 		datapathMapDaemonCounters: {`"name": "verdicts"`, `"value": 7`, `"name": ""`},

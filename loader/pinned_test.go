@@ -443,7 +443,7 @@ func TestSameNameInTwoNamespaces(t *testing.T) {
 func TestMoveTakesTheFilterAway(t *testing.T) {
 	inNamespace(t)
 	other, _, here := inOther(t)
-	d := attach(t, Options{forceClsact: true})
+	d := attach(t, Options{Ingress: IngressXDP, forceClsact: true})
 	v0, err := netlink.LinkByName("v0")
 	if err == nil {
 		err = here.LinkSetNsFd(v0, int(other))
@@ -467,7 +467,7 @@ func TestMoveTakesTheFilterAway(t *testing.T) {
 func TestFilterElsewhereIsNotHalfRemoved(t *testing.T) {
 	inNamespace(t)
 	other, _, _ := inOther(t)
-	d := attach(t, Options{forceClsact: true})
+	d := attach(t, Options{Ingress: IngressXDP, forceClsact: true})
 	if err := d.Release(); err != nil {
 		t.Fatal(err)
 	}

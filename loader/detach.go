@@ -115,9 +115,15 @@ func Detach(name string, stop bool) error {
 	case err != nil:
 		return err
 	}
+	elsewhere := p.standing == standsElsewhere
+	if id := pinnedFilter(inFolder(folder, "")); id != 0 && p.standing == standsNowhere {
+		if elsewhere, err = filterElsewhere(folder, id); err != nil {
+			return err
+		}
+	}
 	if l, err := loadPinnedLink(inFolder(folder, ""), pinsEgress); err == nil {
 		_ = l.Close()
-	} else if p.standing == standsElsewhere {
+	} else if elsewhere {
 		return refused(nil, "%s is in another network namespace, and its egress filter can only be removed there", name)
 	}
 	return errors.Join(removeDataPath(folder, p.link), removeFolder(folder))

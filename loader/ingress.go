@@ -387,6 +387,29 @@ func whereFilter(program ebpf.ProgramID, index int) (netlink.Link, standing, err
 	return nil, standsNowhere, nil
 }
 
+// goneWithin is how long the kernel may take to free a program that is used no more.
+const goneWithin = 2 * time.Second
+
+// filterElsewhere reports whether a filter on ingress that no interface here has is one of an
+// interface in another network namespace: its program stays when it is not pinned any more.
+// Then it is pinned again. Without the right to look programs up by their ids it is taken for
+// gone.
+func filterElsewhere(folder *os.File, id ebpf.ProgramID) (bool, error) {
+	if err := removePin(folder, pinClsact); err != nil {
+		return false, err
+	}
+	for deadline := time.Now().Add(goneWithin); ; time.Sleep(10 * time.Millisecond) {
+		prog, err := ebpf.NewProgramFromID(id)
+		if err != nil {
+			return false, nil
+		}
+		if time.Now().After(deadline) {
+			return true, errors.Join(prog.Pin(inFolder(folder, pinClsact)), prog.Close())
+		}
+		_ = prog.Close()
+	}
+}
+
 // hasProgram reports whether a program is attached to TCX ingress of an interface. Without the
 // right to ask it is believed.
 func hasProgram(index int, id ebpf.ProgramID) bool {

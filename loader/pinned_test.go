@@ -465,9 +465,14 @@ func TestMoveTakesTheFilterAway(t *testing.T) {
 // Removal leaves a filter alone that is in another network namespace: from here it can't
 // be removed, and half a data path is none.
 func TestFilterElsewhereIsNotHalfRemoved(t *testing.T) {
+	t.Run("on egress", func(t *testing.T) { filterElsewhereStays(t, IngressXDP) })
+	t.Run("on both hooks", func(t *testing.T) { filterElsewhereStays(t, IngressTCX) })
+}
+
+func filterElsewhereStays(t *testing.T, hook Ingress) {
 	inNamespace(t)
 	other, _, _ := inOther(t)
-	d := attach(t, Options{Ingress: IngressXDP, forceClsact: true})
+	d := attach(t, Options{Ingress: hook, forceClsact: true})
 	if err := d.Release(); err != nil {
 		t.Fatal(err)
 	}

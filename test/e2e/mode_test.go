@@ -113,7 +113,7 @@ func TestModeIsRefusedAsAttachRefusesIt(t *testing.T) {
 			if tt.value != "" {
 				args = append(args, tt.value)
 			}
-			d := s.attach(args...)
+			d := s.attach(append(args, "--policy", s.policy("monitor", "10m"))...)
 			for _, alive := range []bool{true, false} {
 				if !alive {
 					d.Kill()

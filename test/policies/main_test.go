@@ -9,7 +9,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/earlydrop/earlydrop/test/onnxruntime"
 )
+
+func TestMain(m *testing.M) { os.Exit(onnxruntime.Main(m.Run)) }
 
 // The captures of the golden tests as a recording, and as third-party captures.
 func TestPoliciesAreMeasured(t *testing.T) {

@@ -146,6 +146,9 @@ func (p *Page) Until(expression string) error {
 		if ok {
 			return nil
 		}
+		if err != nil && strings.Contains(err.Error(), "navigated or closed") {
+			err = nil // between two pages there is none that could be asked
+		}
 		if err == nil && time.Since(begin) > untilWithin {
 			err = context.DeadlineExceeded
 		}

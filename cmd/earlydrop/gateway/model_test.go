@@ -3,6 +3,7 @@
 package gateway
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -65,8 +66,8 @@ func network(t *testing.T, version string, slow time.Duration, closed *atomic.In
 	return n
 }
 
-// submit has the gateway judge 5000 UDP flows a second until done, and returns how many it
-// took.
+// submit has the gateway judge 5000 UDP flows a second until done, as from a ring buffer with
+// room, and returns how many it took.
 func (l *live) submit(done <-chan struct{}) (submitted, refused int) {
 	a := l.attached[0]
 	tick := time.NewTicker(10 * time.Millisecond)
@@ -84,7 +85,7 @@ func (l *live) submit(done <-chan struct{}) (submitted, refused int) {
 			s.Data, s.Packets = append(s.Data, make([]byte, 100)...), append(s.Packets, flow.Packet{WireLen: 100, FromInitiator: true})
 			s.Reason, s.Start, s.Source.Interface = flow.ReasonFull, time.Now(), a.iface()
 			a.pending.Add(1)
-			if !l.config.Engine.Submit(s, a.decide) {
+			if !a.submit(context.Background(), new(ringOf), s, a.decide) {
 				a.pending.Done()
 				l.config.Engine.Put(s)
 				refused++

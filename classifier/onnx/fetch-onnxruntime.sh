@@ -138,9 +138,9 @@ done
 mkdir -p "$dest"
 tmp=$(mktemp -d)
 part=$dest/.part.$$
-# A second signal must not end the cleaning up.
+# A second signal must not end the cleaning up, nor come between the first one and that.
 trap 'trap "" HUP INT TERM; rm -rf "$tmp" "$part"' EXIT
-trap 'exit 130' HUP INT TERM
+trap 'trap "" HUP INT TERM; exit 130' HUP INT TERM
 
 # put FILE NAME: a rename within one folder is atomic, so a reader sees the old library or
 # the whole new one.

@@ -131,11 +131,8 @@ func blockedList(c *cli.Context) error {
 		blocks = blocks[:min(uint64(matched), limit)]
 	}
 	if c.Bool("json") {
-		enc := json.NewEncoder(c.App.Writer)
-		for i := range blocks {
-			if err := enc.Encode(&blocks[i]); err != nil {
-				return err
-			}
+		if err := printLines(c, blocks); err != nil {
+			return err
 		}
 		return openErr
 	}
@@ -177,18 +174,33 @@ func stateOf(action string, rate uint64, suspended bool) string {
 	return "drops"
 }
 
-// findBlocks returns the blocks that a filter fits: the daemon's, and of what it does not
-// have those that are pinned. With an error it returns those that could be read.
-func findBlocks(c *cli.Context, filter *control.BlockFilter) (blocks []status.Block, err error) {
-	d := preferDaemon(c)
-	if d != nil && (filter.Interface == "" || d.has(filter.Interface)) {
+// findBlocks returns the blocks that a filter fits, as findInKernel finds them.
+func findBlocks(c *cli.Context, filter *control.BlockFilter) ([]status.Block, error) {
+	return findInKernel(c, filter.Interface, func(d *asked) ([]status.Block, error) {
 		found, err := d.Blocks(c.Context, *filter, "", 0)
 		if err != nil {
+			return nil, err
+		}
+		return found.Blocks, nil
+	}, (*loader.Tables).Blocked, func(iface string, pinned *loader.Block, suspended bool) (status.Block, bool) {
+		b := status.NewBlock(iface, pinned)
+		b.Suspended = suspended
+		return b, filter.Match(&b)
+	})
+}
+
+// findInKernel returns what the kernel does to flows or pairs on an interface, on all of them
+// where it is empty: what the daemon tells, and of what it does not have what is pinned.
+// choose makes that of an entry, and reports whether it is wanted. With an error it returns
+// what could be read.
+func findInKernel[E, T any](c *cli.Context, iface string, told func(*asked) ([]T, error), pinned func(*loader.Tables) ([]E, error), choose func(iface string, e *E, suspended bool) (T, bool)) (found []T, err error) {
+	d := preferDaemon(c)
+	if d != nil && (iface == "" || d.has(iface)) {
+		if found, err = told(d); err != nil {
 			return nil, fromDaemon(err)
 		}
-		blocks = found.Blocks
-		if filter.Interface != "" {
-			return blocks, nil
+		if iface != "" {
+			return found, nil
 		}
 	}
 	all, openErr := openChosen(c)
@@ -198,22 +210,32 @@ func findBlocks(c *cli.Context, filter *control.BlockFilter) (blocks []status.Bl
 		if d.has(name) {
 			continue
 		}
-		pinned, err := t.Blocked()
+		entries, err := pinned(t)
 		if err != nil {
-			return blocks, err
+			return found, err
 		}
 		enforces, err := t.Enforces()
 		if err != nil {
-			return blocks, err
+			return found, err
 		}
-		for i := range pinned {
-			b := status.NewBlock(name, &pinned[i])
-			if b.Suspended = !enforces; filter.Match(&b) {
-				blocks = append(blocks, b)
+		for i := range entries {
+			if e, wanted := choose(name, &entries[i], !enforces); wanted {
+				found = append(found, e)
 			}
 		}
 	}
-	return blocks, withoutAccess(d, openErr)
+	return found, withoutAccess(d, openErr)
+}
+
+// printLines prints JSON, a line for each.
+func printLines[T any](c *cli.Context, all []T) error {
+	enc := json.NewEncoder(c.App.Writer)
+	for i := range all {
+		if err := enc.Encode(&all[i]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // withoutAccess leaves out the error of who may not read what is pinned, if a daemon

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
@@ -99,11 +98,8 @@ func pairsList(c *cli.Context) error {
 	pairs, openErr := findPairs(c, &filter)
 	control.SortPairs(pairs)
 	if c.Bool("json") {
-		enc := json.NewEncoder(c.App.Writer)
-		for i := range pairs {
-			if err := enc.Encode(&pairs[i]); err != nil {
-				return err
-			}
+		if err := printLines(c, pairs); err != nil {
+			return err
 		}
 		return openErr
 	}
@@ -130,41 +126,15 @@ func pairsList(c *cli.Context) error {
 	return openErr
 }
 
-// findPairs returns the pairs that a filter fits: the daemon's, and of what it does not have those that
-// are pinned. With an error it returns those that could be read.
-func findPairs(c *cli.Context, filter *control.PairFilter) (pairs []status.Pair, err error) {
-	d := preferDaemon(c)
-	if d != nil && (filter.Interface == "" || d.has(filter.Interface)) {
-		if pairs, err = d.Pairs(c.Context, *filter); err != nil {
-			return nil, fromDaemon(err)
-		}
-		if filter.Interface != "" {
-			return pairs, nil
-		}
-	}
-	all, openErr := openChosen(c)
-	defer closeAll(all)
-	for _, t := range all {
-		name := t.Interface()
-		if d.has(name) {
-			continue
-		}
-		pinned, err := t.Pairs()
-		if err != nil {
-			return pairs, err
-		}
-		enforces, err := t.Enforces()
-		if err != nil {
-			return pairs, err
-		}
-		for i := range pinned {
-			p := status.NewPair(name, &pinned[i])
-			if p.Suspended = !enforces; filter.Match(&p) {
-				pairs = append(pairs, p)
-			}
-		}
-	}
-	return pairs, withoutAccess(d, openErr)
+// findPairs returns the pairs that a filter fits, as findInKernel finds them.
+func findPairs(c *cli.Context, filter *control.PairFilter) ([]status.Pair, error) {
+	return findInKernel(c, filter.Interface, func(d *asked) ([]status.Pair, error) {
+		return d.Pairs(c.Context, *filter)
+	}, (*loader.Tables).Pairs, func(iface string, pinned *loader.Pair, suspended bool) (status.Pair, bool) {
+		p := status.NewPair(iface, pinned)
+		p.Suspended = suspended
+		return p, filter.Match(&p)
+	})
 }
 
 func pairsDel(c *cli.Context) error {

@@ -105,12 +105,7 @@ func (b *bench) takeLatency(ctx context.Context, l *latency, argv []string) (err
 	if err != nil {
 		return err
 	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-		defer cancel()
-		_, stopErr := d.Stop(ctx)
-		err = errors.Join(err, stopErr)
-	}()
+	defer func() { err = errors.Join(err, stopDaemon(ctx, d)) }()
 	late := lateness(ctx)
 	defer func() { l.late = append(l.late, late()...) }()
 	// A flow begins with its answer.
@@ -179,6 +174,14 @@ func (b *bench) takeLatency(ctx context.Context, l *latency, argv []string) (err
 		}
 	}
 	return nil
+}
+
+// stopDaemon ends a daemon, even if ctx has ended.
+func stopDaemon(ctx context.Context, d *rig.Daemon) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	_, err := d.Stop(ctx)
+	return err
 }
 
 // lateness begins to measure how late, in microseconds, a thread is that sleeps for a

@@ -71,12 +71,7 @@ func runOverload(ctx context.Context, out io.Writer, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-		defer cancel()
-		_, stopErr := d.Stop(ctx)
-		err = errors.Join(err, stopErr)
-	}()
+	defer func() { err = errors.Join(err, stopDaemon(ctx, d)) }()
 	frames, err := wholeFlow()
 	if err != nil {
 		return err

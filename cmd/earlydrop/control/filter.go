@@ -71,14 +71,8 @@ func ParseBlockFilter(v url.Values) (f BlockFilter, err error) {
 			return f, fmt.Errorf("ends: %q is no endpoint: write ADDRESS:PORT, IPv6 as [ADDRESS]:PORT", text)
 		}
 	}
-	for name, tag := range map[string]*uint16{"vlan": &one.VLAN, "inner_vlan": &one.InnerVLAN} {
-		if v.Has(name) {
-			n, err := strconv.ParseUint(v.Get(name), 10, 12)
-			if err != nil {
-				return f, fmt.Errorf("%s %q: use a whole number from 0 to 4095", name, v.Get(name))
-			}
-			*tag = uint16(n)
-		}
+	if one.VLAN, one.InnerVLAN, err = parseTags(v); err != nil {
+		return f, err
 	}
 	key, err := one.Key()
 	f.Flow = &key
@@ -87,30 +81,55 @@ func ParseBlockFilter(v url.Values) (f BlockFilter, err error) {
 
 // Values returns the filter as parameters.
 func (f *BlockFilter) Values() url.Values {
-	v := url.Values{}
-	set := func(key, value string) {
-		if value != "" {
-			v.Set(key, value)
-		}
-	}
-	set("interface", f.Interface)
-	set("class", f.Class)
-	set("rule", f.Rule)
-	set("proto", f.Proto)
-	if f.CIDR.IsValid() {
-		v.Set("cidr", f.CIDR.String())
+	v := choice(f.Interface, f.Class, f.Rule, f.CIDR)
+	if f.Proto != "" {
+		v.Set("proto", f.Proto)
 	}
 	if k := f.Flow; k != nil {
 		v.Set("proto", k.Proto.String())
 		v.Set("ends", k.Lo.String()+","+k.Hi.String())
-		if k.VLAN != 0 {
-			v.Set("vlan", strconv.Itoa(int(k.VLAN)))
-		}
-		if k.InnerVLAN != 0 {
-			v.Set("inner_vlan", strconv.Itoa(int(k.InnerVLAN)))
-		}
+		setTags(v, k.VLAN, k.InnerVLAN)
 	}
 	return v
+}
+
+// choice returns the parameters that choose blocks and pairs alike; what is empty is left out.
+func choice(iface, class, rule string, cidr netip.Prefix) url.Values {
+	v := url.Values{}
+	for key, value := range map[string]string{"interface": iface, "class": class, "rule": rule} {
+		if value != "" {
+			v.Set(key, value)
+		}
+	}
+	if cidr.IsValid() {
+		v.Set("cidr", cidr.String())
+	}
+	return v
+}
+
+// setTags sets the parameters of VLAN IDs, and parseTags reads them; 0 where there is none.
+func setTags(v url.Values, outer, inner uint16) {
+	for name, tag := range map[string]uint16{"vlan": outer, "inner_vlan": inner} {
+		if tag != 0 {
+			v.Set(name, strconv.Itoa(int(tag)))
+		}
+	}
+}
+
+// parseTags is explained at setTags.
+func parseTags(v url.Values) (outer, inner uint16, err error) {
+	var tags [2]uint16
+	for i, name := range []string{"vlan", "inner_vlan"} {
+		if !v.Has(name) {
+			continue
+		}
+		n, err := strconv.ParseUint(v.Get(name), 10, 12)
+		if err != nil {
+			return 0, 0, fmt.Errorf("%s %q: use a whole number from 0 to 4095", name, v.Get(name))
+		}
+		tags[i] = uint16(n)
+	}
+	return tags[0], tags[1], nil
 }
 
 // String returns the filter in words.

@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
-	"strconv"
 
 	"github.com/cilium/ebpf"
 
@@ -87,22 +86,15 @@ func ParsePairFilter(v url.Values) (f PairFilter, err error) {
 	if v.Has("initiator") != v.Has("server") {
 		return f, errors.New("a pair has an initiator and a server: give both")
 	}
-	var tags [2]uint16
-	for i, name := range []string{"vlan", "inner_vlan"} {
-		if !v.Has(name) {
-			continue
-		}
-		n, err := strconv.ParseUint(v.Get(name), 10, 12)
-		if err != nil {
-			return f, fmt.Errorf("%s %q: use a whole number from 0 to 4095", name, v.Get(name))
-		}
-		if !v.Has("server") {
-			return f, errors.New("vlan and inner_vlan belong to a pair: give its initiator and server as well")
-		}
-		tags[i] = uint16(n)
+	outer, inner, err := parseTags(v)
+	if err != nil {
+		return f, err
+	}
+	if (v.Has("vlan") || v.Has("inner_vlan")) && !v.Has("server") {
+		return f, errors.New("vlan and inner_vlan belong to a pair: give its initiator and server as well")
 	}
 	if v.Has("server") {
-		p, err := ParsePair(v.Get("initiator"), v.Get("server"), tags[0], tags[1])
+		p, err := ParsePair(v.Get("initiator"), v.Get("server"), outer, inner)
 		f.Pair = &p
 		return f, err
 	}
@@ -111,27 +103,11 @@ func ParsePairFilter(v url.Values) (f PairFilter, err error) {
 
 // Values returns the filter as parameters.
 func (f *PairFilter) Values() url.Values {
-	v := url.Values{}
-	set := func(key, value string) {
-		if value != "" {
-			v.Set(key, value)
-		}
-	}
-	set("interface", f.Interface)
-	set("class", f.Class)
-	set("rule", f.Rule)
-	if f.CIDR.IsValid() {
-		v.Set("cidr", f.CIDR.String())
-	}
+	v := choice(f.Interface, f.Class, f.Rule, f.CIDR)
 	if p := f.Pair; p != nil {
 		v.Set("initiator", p.Initiator.String())
 		v.Set("server", p.Server.String())
-		if p.VLAN != 0 {
-			v.Set("vlan", strconv.Itoa(int(p.VLAN)))
-		}
-		if p.InnerVLAN != 0 {
-			v.Set("inner_vlan", strconv.Itoa(int(p.InnerVLAN)))
-		}
+		setTags(v, p.VLAN, p.InnerVLAN)
 	}
 	return v
 }

@@ -168,7 +168,7 @@ func TestChecksNameWhatDoesNotHold(t *testing.T) {
 		{"https in malformed fragments cut", rowOf(root, func(r *row) { r.strategy.malformed = true; r.Outcomes[https].Enforce.Worked = 0 }), ""},
 		{"https in malformed fragments", rowOf(root, func(r *row) { r.strategy.malformed = true; r.Outcomes[https].Enforce.Worked = 1 }), "1 of 10 HTTPS"},
 		{"outsider, hidden", rowOf(outsider, func(r *row) { r.Outcomes[vmess].Identified = 4 }), "4 of 10 vmess"},
-		{"outsider, signal", rowOf(outsider, func(r *row) { r.Outcomes[https].Signalled = 1 }), "1 of 10 https"},
+		{"outsider, signal", rowOf(outsider, func(r *row) { r.Outcomes[https].Signalled, r.Outcomes[https].odd = 1, []string{"port 9: gap"} }), "1 of 10 https connections have signals, although neither end has done anything: port 9: gap"},
 		{"plain, signal", rowOf(nothing, func(r *row) { r.strategy.fromServer = nil; r.Outcomes[vmess].Signalled = 2 }), "2 of 10 vmess"},
 		{"plain, hidden", rowOf(nothing, func(r *row) { r.strategy.fromServer = nil; r.Outcomes[shadowsocks].Identified = 0 }), "0 of 10 shadowsocks"},
 	} {
@@ -211,6 +211,10 @@ func TestEventsAreCountedByConnection(t *testing.T) {
 		got, want := outcome{}, tt.want
 		want.Watched = 1
 		got.count(c, judge(c, rig.Of[*event.Verdict](events)))
+		if len(got.odd) != got.Signalled {
+			t.Errorf("%s: %d connections have signals, and %q", tt.name, got.Signalled, got.odd)
+		}
+		got.odd = nil
 		if fmt.Sprintf("%+v", got) != fmt.Sprintf("%+v", want) {
 			t.Errorf("%s: %+v, want %+v", tt.name, got, want)
 		}

@@ -55,6 +55,8 @@ type outcome struct {
 	Signals    map[string]int `json:"signals,omitempty"`
 
 	Enforce *enforced `json:"enforce,omitempty"` // HTTPS only
+
+	odd []string // connections with signals, in words
 }
 
 // enforced counts connections in mode enforce.
@@ -213,6 +215,7 @@ func (o *outcome) count(c *connection, j judged) {
 	}
 	if len(j.signals) > 0 {
 		o.Signalled++
+		o.odd = append(o.odd, fmt.Sprintf("port %d: %s; %s", c.client.Port(), came(c.err), j))
 	} else if !j.tunnel {
 		o.Neither++
 	}
@@ -287,7 +290,7 @@ func check(rows []*row) error {
 		for _, p := range protocols {
 			o := r.Outcomes[p]
 			if (r.strategy.untouched() || r.strategy.outside()) && o.Signalled > 0 {
-				errs = append(errs, fmt.Errorf("%s: %d of %d %s connections have signals, although neither end has done anything: %v", r.Strategy, o.Signalled, o.N, p, o.Signals))
+				errs = append(errs, fmt.Errorf("%s: %d of %d %s connections have signals, although neither end has done anything: %s", r.Strategy, o.Signalled, o.N, p, strings.Join(o.odd, "; ")))
 			}
 			// The model misses some; of four or more it does not miss half.
 			if (r.strategy.untouched() || r.strategy.outside()) && p != https && o.N >= 4 && 2*o.Identified < o.N {

@@ -51,8 +51,19 @@ type Shaper interface {
 }
 
 // relayQueue bounds the frames that wait in one direction; more are lost, as
-// in a router.
-const relayQueue = 1000
+// in a router. With a Shaper there is to be no loss but its own, however late the relay
+// gets to run.
+const (
+	relayQueue  = 1000
+	shaperQueue = 1 << 14
+)
+
+func (c RelayConfig) queue() int {
+	if c.Shaper != nil {
+		return shaperQueue
+	}
+	return relayQueue
+}
 
 func (c RelayConfig) enabled() bool {
 	c.Seed = 0
@@ -80,11 +91,11 @@ type relay struct {
 }
 
 func startRelay(g leg) (*relay, error) {
-	a, err := openTAP(g.near, g.nearDev, g.cfg.NearMAC, g.cfg.MTU)
+	a, err := openTAP(g.near, g.nearDev, g.cfg.NearMAC, g.cfg.MTU, g.cfg.Relay.queue())
 	if err != nil {
 		return nil, err
 	}
-	b, err := openTAP(g.far, g.farDev, g.cfg.FarMAC, g.cfg.MTU)
+	b, err := openTAP(g.far, g.farDev, g.cfg.FarMAC, g.cfg.MTU, g.cfg.Relay.queue())
 	if err != nil {
 		return nil, errors.Join(err, a.Close())
 	}
@@ -106,7 +117,7 @@ func (r *relay) close() error {
 	return err
 }
 
-func openTAP(n *Namespace, name string, mac net.HardwareAddr, mtu int) (*os.File, error) {
+func openTAP(n *Namespace, name string, mac net.HardwareAddr, mtu, queue int) (*os.File, error) {
 	var f *os.File
 	err := n.Do(func() error {
 		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
@@ -136,7 +147,7 @@ func openTAP(n *Namespace, name string, mac net.HardwareAddr, mtu int) (*os.File
 		err = n.nl.LinkSetMTU(dev, mtu)
 	}
 	if err == nil {
-		err = n.nl.LinkSetTxQLen(dev, relayQueue)
+		err = n.nl.LinkSetTxQLen(dev, queue)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("set up TAP device %s: %w", name, err), f.Close())
@@ -234,7 +245,7 @@ func (p *pipe) carry(data []byte) {
 	}
 	p.seq++
 	p.mu.Lock()
-	if len(p.queue) < relayQueue {
+	if len(p.queue) < p.cfg.queue() {
 		heap.Push(&p.queue, frame{at, p.seq, data})
 	}
 	p.mu.Unlock()

@@ -128,6 +128,7 @@ func (s *scene) endsInTop(treated *event.PairTreated, server netip.AddrPort) {
 	s.t.Helper()
 	pair := fmt.Sprintf("tcp %s > %s", treated.Initiator.Addr(), server)
 	x := s.inTmux(120, 30, fmt.Sprintf("%s top --interval 200ms --control %s; echo ended with $?; cat", s.Binary(), s.Control()))
+	x.await("[1 latest]")
 	x.press("8")
 	x.await("[8 treated]", pair, "drops")
 	x.press("u")

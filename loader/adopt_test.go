@@ -232,6 +232,16 @@ func TestBlocksThatFindNoRoomAreToldOf(t *testing.T) {
 		if err := d.Apply(key, drop(time.Hour, "", "")); err != nil {
 			t.Fatal(err)
 		}
+		// One that dropped nothing for a while would give way to another.
+		var b datapathBlock
+		raw := toKernelKey(key)
+		if err := d.blocked.Lookup(&raw, &b); err != nil {
+			t.Fatal(err)
+		}
+		b.Packets = 1
+		if err := d.blocked.Update(&raw, &b, ebpf.UpdateExist); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := d.Release(); err != nil {
 		t.Fatal(err)

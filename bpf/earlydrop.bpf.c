@@ -33,6 +33,7 @@
 #include "udp.h"
 #include "fragments.h"
 #include "reset.h"
+#include "passed.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
@@ -371,4 +372,20 @@ int ed_sweep(struct __sk_buff *skb)
 	bpf_for_each_map_elem(&collecting, sweep_one, &state, 0);
 	bpf_for_each_map_elem(&waiting_tags, expire_bucket, &expiry, 0);
 	return state.found;
+}
+
+/* See passed.h. */
+SEC("syscall")
+int ed_passed(struct passed *passed)
+{
+	__u64 now = bpf_ktime_get_ns();
+	__u32 i;
+
+#pragma unroll
+	for (i = 0; i < PASSED_MOST; i++) {
+		if (i == passed->flows)
+			break;
+		note_passed(&passed->keys[i], now);
+	}
+	return 0;
 }

@@ -38,8 +38,9 @@ type Engine struct {
 	room    chan struct{} // has one element since something was taken out of queue
 	workers sync.WaitGroup
 	spare   sync.Pool // *workspace, of ComputeNow
-	// computed (optional) is told of each batch.
+	// computed (optional) is told of each batch, and handled of the end of its handlers.
 	computed atomic.Pointer[func(flows int, took time.Duration)]
+	handled  atomic.Pointer[func()]
 
 	mu      sync.RWMutex // guards closed, working, and sending to queue
 	closed  bool
@@ -93,6 +94,11 @@ func (e *Engine) Device() string { return e.network.Load().backend.Device() }
 // and how long it took to make their images and compute them. f is called concurrently, before
 // the handlers of the batch, and there is one at a time.
 func (e *Engine) OnBatch(f func(flows int, took time.Duration)) { e.computed.Store(&f) }
+
+// AfterBatch has f called from now on when all handlers of a batch have been called, by the
+// goroutine that called them: so what they found can be written at once. The rules for a Handler
+// hold for f, too. There is one at a time.
+func (e *Engine) AfterBatch(f func()) { e.handled.Store(&f) }
 
 // Close ends the engine: what is being computed is finished, samples that still
 // wait go to their handlers with ErrClosed, and when it returns no handler is called

@@ -361,6 +361,34 @@ func TestSubmitGivesEachHandlerItsResult(t *testing.T) {
 	}
 }
 
+// What a handler leaves behind is seen after its batch, also of a sample that is computed by
+// itself, and when the engine is closed.
+func TestAfterBatchFollowsItsHandlers(t *testing.T) {
+	const n = 100
+	m, b := newBackend(t, Limits{3, 8})
+	e := newEngine(t, m, b, n)
+	var left, taken atomic.Int64
+	e.AfterBatch(func() { taken.Add(left.Swap(0)) })
+	handler := func(*flow.Sample, flow.Result, error) { left.Add(1) }
+	s := e.Get()
+	s.CopyFrom(randomSample(1))
+	if !e.ComputeNow(s, handler) {
+		t.Fatal("not computed, with nothing to wait for")
+	}
+	if taken.Load() != 1 {
+		t.Errorf("%d results were taken after the first", taken.Load())
+	}
+	for _, s := range randomSamples(n) {
+		if !e.Submit(s, handler) {
+			t.Fatal("refused with room in the queue")
+		}
+	}
+	e.Close()
+	if taken.Load() != 1+n || left.Load() != 0 {
+		t.Errorf("%d results were taken, %d left, want %d and none", taken.Load(), left.Load(), 1+n)
+	}
+}
+
 func TestSubmitRefusesWhenQueueIsFull(t *testing.T) {
 	m, b := newBackend(t, Limits{1, 1})
 	b.enter, b.leave = make(chan struct{}), make(chan struct{})

@@ -118,4 +118,7 @@ func (e *Engine) handOver(batch []task, results []flow.Result, err error) {
 		}
 		e.Put(t.sample)
 	}
+	if f := e.handled.Load(); f != nil {
+		(*f)()
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"time"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -22,13 +23,13 @@ type UnsupportedError struct {
 
 // Error returns one lower-case line.
 func (e *UnsupportedError) Error() string {
-	return fmt.Sprintf("the data path knows no %s: it passes, drops, resets or limits flows", e.What)
+	return fmt.Sprintf("the data path knows no %s: it drops, resets or limits flows", e.What)
 }
 
 // checkTreatment returns an *UnsupportedError for what the data path can't do.
 func checkTreatment(t flow.Treatment) error {
 	switch {
-	case t.Action != flow.Pass && !t.Action.Blocks():
+	case !t.Action.Blocks():
 		return &UnsupportedError{t, t.Action.String()}
 	case t.Scope != flow.ScopeFlow:
 		return &UnsupportedError{t, t.Scope.String()}
@@ -76,11 +77,8 @@ func actionOf(number uint8) flow.Action {
 // Limit drops what is more than the treatment's rate, of both directions together: of any
 // time t no more passes than Rate * t + [LimitBurst] bytes, L2 headers included.
 //
-// Pass records that the flow is decided and passes. It ends no block ([Tables.Unblock]
-// does), and a flow that the kernel has forgotten in the meantime, or that began afresh,
-// is left alone.
-//
-// What the data path can't do is refused with an [*UnsupportedError].
+// What the data path can't do is refused with an [*UnsupportedError]; for what passes there is
+// [DataPath.Pass].
 func (t *Tables) Apply(key flow.Key, treatment flow.Treatment) error {
 	return t.apply(key, nil, treatment)
 }
@@ -100,8 +98,6 @@ func (t *Tables) apply(key flow.Key, m *flow.Meta, treatment flow.Treatment) err
 	k := toKernelKey(key)
 	switch {
 	case err != nil:
-	case treatment.Action == flow.Pass:
-		err = t.pass(&k)
 	case m == nil:
 		b := newBlock(treatment)
 		t.blocking.Lock()
@@ -115,29 +111,31 @@ func (t *Tables) apply(key flow.Key, m *flow.Meta, treatment flow.Treatment) err
 	if err == nil {
 		return nil
 	}
-	switch {
-	case treatment.Action == flow.Pass:
-		return fmt.Errorf("write verdict of %s: %w", key, err)
-	case treatment.Action.Blocks():
+	if treatment.Action.Blocks() {
 		return fmt.Errorf("block %s: %w", key, err)
 	}
 	return fmt.Errorf("treat %s: %w", key, err)
 }
 
-// pass notes in the kernel that a flow is decided.
-func (t *Tables) pass(k *datapathFlowKey) error {
-	var v datapathFlow
-	err := t.flows.Lookup(k, &v)
-	if err == nil && v.Verdict != datapathVerdictVERDICT_EXEMPT {
-		// What else the kernel notes there is kept, but for what it notes between the
-		// two calls: a mark that is lost lets the key's next connection pass unseen.
-		v.LastNs, v.Verdict = monotonic(), datapathVerdictVERDICT_PASS
-		err = t.flows.Update(k, &v, ebpf.UpdateExist)
+// Pass notes in the kernel that flows are decided and pass, whatever else is known of them. It
+// ends no block ([Tables.Unblock] does), and a flow that the kernel has forgotten in the meantime,
+// or whose block was lifted, is left alone. After an error, some of the flows may be noted.
+func (d *DataPath) Pass(keys ...flow.Key) error {
+	return pass(d.coll.Programs[datapathProgEdPassed], keys)
+}
+
+func pass(prog *ebpf.Program, keys []flow.Key) error {
+	for some := range slices.Chunk(keys, len(datapathPassed{}.Keys)) {
+		in := datapathPassed{Flows: uint32(len(some))}
+		for i, k := range some {
+			in.Keys[i] = toKernelKey(k)
+		}
+		raw := unsafe.Slice((*byte)(unsafe.Pointer(&in)), unsafe.Sizeof(in))
+		if _, err := prog.Run(&ebpf.RunOptions{Context: raw}); err != nil {
+			return fmt.Errorf("write verdicts of %s and %d other flows: %w", some[0], len(some)-1, err)
+		}
 	}
-	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		return nil
-	}
-	return err
+	return nil
 }
 
 // blockFlow blocks a flow that was captured, provided that it is still there.

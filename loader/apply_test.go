@@ -24,15 +24,17 @@ func TestApplyRefusesWhatTheDataPathCannotDo(t *testing.T) {
 		want        string
 	}{
 		"another action": {flow.Treatment{Action: 7, TTL: time.Hour}, true,
-			"treat " + meta.Key.String() + ": the data path knows no action-7: it passes, drops, resets or limits flows"},
+			"treat " + meta.Key.String() + ": the data path knows no action-7: it drops, resets or limits flows"},
 		"another scope": {flow.Treatment{Action: flow.Drop, Scope: flow.ScopePair, TTL: time.Hour}, true,
-			"block " + meta.Key.String() + ": the data path knows no pair: it passes, drops, resets or limits flows"},
+			"block " + meta.Key.String() + ": the data path knows no pair: it drops, resets or limits flows"},
 		"a rate": {flow.Treatment{Action: flow.Drop, TTL: time.Hour, Rate: 1000}, true,
-			"block " + meta.Key.String() + ": the data path knows no rate (1000 bytes/s) of action drop: it passes, drops, resets or limits flows"},
+			"block " + meta.Key.String() + ": the data path knows no rate (1000 bytes/s) of action drop: it drops, resets or limits flows"},
 		"no rate": {flow.Treatment{Action: flow.Limit, TTL: time.Hour}, false,
 			"block " + meta.Key.String() + ": rate of 0 bytes/s is not between 125 and 1250000000"},
+		"a pass": {flow.Treatment{}, true,
+			"treat " + meta.Key.String() + ": the data path knows no pass: it drops, resets or limits flows"},
 		"a log": {flow.Treatment{Action: flow.Log}, true,
-			"treat " + meta.Key.String() + ": the data path knows no log: it passes, drops, resets or limits flows"},
+			"treat " + meta.Key.String() + ": the data path knows no log: it drops, resets or limits flows"},
 		"no time": {drop(0, "", ""), false, "block " + meta.Key.String() + ": time to live 0s is not positive"},
 	} {
 		for _, err := range []error{k.Apply(meta.Key, tt.treatment), k.ApplyFlow(meta, tt.treatment)} {
@@ -52,7 +54,7 @@ func TestApplyRefusesWhatTheDataPathCannotDo(t *testing.T) {
 
 func TestPassEndsNoBlock(t *testing.T) {
 	k := loadKernel(t, config{})
-	if err := errors.Join(k.Apply(tcpKey(), drop(time.Hour, "", "")), k.Apply(tcpKey(), flow.Treatment{})); err != nil {
+	if err := errors.Join(k.Apply(tcpKey(), drop(time.Hour, "", "")), k.Pass(tcpKey())); err != nil {
 		t.Fatal(err)
 	}
 	if blocks, err := k.Blocked(); err != nil || len(blocks) != 1 {

@@ -297,6 +297,12 @@ type datapathPairKey struct {
 	Pad       uint8
 }
 
+type datapathPassed struct {
+	_     structs.HostLayout
+	Flows uint32
+	Keys  [32]datapathFlowKey
+}
+
 type datapathResetBucket struct {
 	_      structs.HostLayout
 	BusyNs uint64
@@ -446,6 +452,7 @@ const (
 	datapathMapWaitingTags      = "waiting_tags"
 	datapathProgEdEgress        = "ed_egress"
 	datapathProgEdIngress       = "ed_ingress"
+	datapathProgEdPassed        = "ed_passed"
 	datapathProgEdSweep         = "ed_sweep"
 	datapathProgEdTcxIngress    = "ed_tcx_ingress"
 	datapathVarBlockFilter      = "block_filter"
@@ -511,6 +518,7 @@ type datapathSpecs struct {
 type datapathProgramSpecs struct {
 	EdEgress     *ebpf.ProgramSpec `ebpf:"ed_egress"`
 	EdIngress    *ebpf.ProgramSpec `ebpf:"ed_ingress"`
+	EdPassed     *ebpf.ProgramSpec `ebpf:"ed_passed"`
 	EdSweep      *ebpf.ProgramSpec `ebpf:"ed_sweep"`
 	EdTcxIngress *ebpf.ProgramSpec `ebpf:"ed_tcx_ingress"`
 }
@@ -678,6 +686,7 @@ type datapathVariables struct {
 type datapathPrograms struct {
 	EdEgress     *ebpf.Program `ebpf:"ed_egress"`
 	EdIngress    *ebpf.Program `ebpf:"ed_ingress"`
+	EdPassed     *ebpf.Program `ebpf:"ed_passed"`
 	EdSweep      *ebpf.Program `ebpf:"ed_sweep"`
 	EdTcxIngress *ebpf.Program `ebpf:"ed_tcx_ingress"`
 }
@@ -686,6 +695,7 @@ func (p *datapathPrograms) Close() error {
 	return _DatapathClose(
 		p.EdEgress,
 		p.EdIngress,
+		p.EdPassed,
 		p.EdSweep,
 		p.EdTcxIngress,
 	)

@@ -6,5 +6,5 @@ package loader
 // clang. `make generate` runs this with BPF_CFLAGS naming the system's include
 // folders.
 //
-//go:generate go tool bpf2go -go-package loader -target amd64,arm64 -cc clang -cflags "$BPF_CFLAGS" -type sample -type packet_record -type verdict datapath ../bpf/earlydrop.bpf.c
+//go:generate go tool bpf2go -go-package loader -target amd64,arm64 -cc clang -cflags "$BPF_CFLAGS" -type sample -type packet_record -type verdict -type passed datapath ../bpf/earlydrop.bpf.c
 //go:generate go tool bpf2go -go-package floor -output-dir internal/floor -target amd64,arm64 -cc clang -cflags "$BPF_CFLAGS" floor ../bpf/floor.bpf.c

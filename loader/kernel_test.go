@@ -277,6 +277,12 @@ func (k *kernel) run(e entry, frame []byte) (dropped bool) {
 	return false
 }
 
+// Pass is DataPath.Pass.
+func (k *kernel) Pass(keys ...flow.Key) error {
+	k.t.Helper()
+	return pass(k.coll.Programs[datapathProgEdPassed], keys)
+}
+
 func (k *kernel) sweep() int {
 	k.t.Helper()
 	n, err := k.coll.Programs[datapathProgEdSweep].Run(&ebpf.RunOptions{Data: make([]byte, 64)})

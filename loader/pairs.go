@@ -66,9 +66,6 @@ func (t *Tables) TreatPair(p flow.Pair, treatment flow.Treatment) error {
 	if err := errors.Join(p.Check(), checkTreatment(treatment)); err != nil {
 		return fmt.Errorf("treat %s: %w", p, err)
 	}
-	if !treatment.Action.Blocks() {
-		return fmt.Errorf("treat %s: %w", p, &UnsupportedError{treatment, "pair that is to " + treatment.Action.String()})
-	}
 	t.blocking.Lock()
 	defer t.blocking.Unlock()
 	k := toKernelPair(p)

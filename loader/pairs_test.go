@@ -362,7 +362,7 @@ func TestTreatPairRefuses(t *testing.T) {
 		treatment flow.Treatment
 		want      string
 	}{
-		"pass":         {testPair, flow.Treatment{}, "knows no pair that is to pass"},
+		"pass":         {testPair, flow.Treatment{}, "knows no pass"},
 		"log":          {testPair, flow.Treatment{Action: flow.Log, TTL: time.Hour}, "knows no log"},
 		"no time":      {testPair, flow.Treatment{Action: flow.Drop}, "time to live 0s is not positive"},
 		"no rate":      {testPair, flow.Treatment{Action: flow.Limit, TTL: time.Hour}, "rate of 0 bytes/s"},

@@ -76,7 +76,7 @@ func TestSilentUDPFlowsAreDecidedOrResumed(t *testing.T) {
 					t.Fatalf("the flow's beginning: %d samples, %+v", len(got), got)
 				}
 				if verdict == "pass" {
-					if err := k.Apply(udpKey(), flow.Treatment{}); err != nil {
+					if err := k.Pass(udpKey()); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -151,7 +151,7 @@ func TestBlockedUDPFlowsAreResumed(t *testing.T) {
 				t.Fatalf("%d samples, %+v", len(got), got)
 			}
 			// The coarse clock, of the kernel's note, may lag by a tick.
-			if err := k.Apply(key, flow.Treatment{}); err != nil {
+			if err := k.Pass(key); err != nil {
 				t.Fatal(err)
 			}
 			if !tt.removed && expire() != 1 {
@@ -303,7 +303,7 @@ func TestElevenMinutesOfSilenceAreNoBeginning(t *testing.T) {
 			if got := k.talk(tt.begin...); len(got) != 1 || got[0].Resumed {
 				t.Fatalf("the flow's beginning: %d samples, %+v", len(got), got)
 			}
-			if err := k.Apply(udpKey(), flow.Treatment{}); err != nil {
+			if err := k.Pass(udpKey()); err != nil {
 				t.Fatal(err)
 			}
 			k.silent(udpKey(), 65*time.Second/scale)

@@ -136,7 +136,7 @@ func TestBlockByHandOutlivesTheHandover(t *testing.T) {
 	if !k.run(ingress, up(f.ACK, 10)) {
 		t.Error("passed: the hand-over hid the block")
 	}
-	if err := k.Apply(tcpKey(), flow.Treatment{}); err != nil {
+	if err := k.Pass(tcpKey()); err != nil {
 		t.Fatal(err)
 	}
 	if !k.run(ingress, up(f.ACK, 10)) {
@@ -175,15 +175,72 @@ func TestVerdictPassKeepsFlow(t *testing.T) {
 	if v := verdict(); v != datapathVerdictVERDICT_PENDING {
 		t.Errorf("verdict %d before the decision", v)
 	}
-	if err := k.Apply(tcpKey(), flow.Treatment{}); err != nil {
+	if err := k.Pass(tcpKey()); err != nil {
 		t.Fatal(err)
 	}
 	if v := verdict(); v != datapathVerdictVERDICT_PASS {
 		t.Errorf("verdict %d after the decision", v)
 	}
 	unknown, _ := flow.NewKey(peer6, host6, flow.UDP, 3, 4)
-	if err := k.Apply(unknown, flow.Treatment{}); err != nil {
+	if err := k.Pass(unknown); err != nil {
 		t.Errorf("pass of a forgotten flow: %v", err)
+	}
+}
+
+// More flows than the kernel is told of at a time: what else is known of them stays, and a
+// lifted block is not forgotten.
+func TestManyVerdictsPass(t *testing.T) {
+	k := loadKernel(t, config{})
+	const n = 3*len(datapathPassed{}.Keys) + 1
+	var keys []flow.Key
+	was := func(i int) datapathFlow {
+		f := datapathFlow{Verdict: datapathVerdictVERDICT_PENDING, IsnLo: uint32(i), Mark: uint8(i), Again: 1, Before: uint16(i)}
+		switch i % 3 {
+		case 1:
+			f.Verdict = datapathVerdictVERDICT_EXEMPT
+		case 2:
+			f.Verdict = datapathVerdictVERDICT_RESUMED
+		}
+		return f
+	}
+	for i := range n {
+		key := flow.Key{Lo: client, Hi: server, Proto: flow.UDP, VLAN: uint16(i)}
+		keys = append(keys, key)
+		if i%10 == 9 {
+			continue // forgotten
+		}
+		raw, f := toKernelKey(key), was(i)
+		if err := k.flows.Update(&raw, &f, ebpf.UpdateAny); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := monotonic()
+	if err := k.Pass(keys...); err != nil {
+		t.Fatal(err)
+	}
+	for i, key := range keys {
+		var got datapathFlow
+		raw, want := toKernelKey(key), was(i)
+		err := k.flows.Lookup(&raw, &got)
+		if i%10 == 9 {
+			if !errors.Is(err, ebpf.ErrKeyNotExist) {
+				t.Errorf("flow %d, which was forgotten, is there: %+v, %v", i, got, err)
+			}
+			continue
+		}
+		if want.Verdict != datapathVerdictVERDICT_EXEMPT {
+			want.Verdict = datapathVerdictVERDICT_PASS
+			if got.LastNs < before {
+				t.Errorf("flow %d: time %d, before %d", i, got.LastNs, before)
+			}
+			want.LastNs = got.LastNs
+		}
+		if err != nil || got != want {
+			t.Errorf("flow %d: %+v, %v, want %+v", i, got, err, want)
+		}
+	}
+	if err := k.Pass(); err != nil {
+		t.Errorf("no flow at all: %v", err)
 	}
 }
 
@@ -605,7 +662,7 @@ func TestLiftedFlowIsExempt(t *testing.T) {
 			if err := k.ApplyFlow(&s[0].Meta, drop(time.Hour, "obfs4", "r")); !errors.Is(err, ErrExempt) {
 				t.Errorf("blocked again: %v", err)
 			}
-			if err := k.ApplyFlow(&s[0].Meta, flow.Treatment{}); err != nil {
+			if err := k.Pass(s[0].Key); err != nil {
 				t.Error(err)
 			}
 			if err := k.ApplyFlow(&s[0].Meta, drop(time.Hour, "obfs4", "r")); !errors.Is(err, ErrExempt) {

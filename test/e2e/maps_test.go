@@ -67,6 +67,15 @@ rules:
 		t.Fatal(r.Err)
 	}
 
+	// The kernel was told of the flow that passes.
+	err := rig.Until(s.ctx, func() (bool, error) {
+		out, err := s.Run(s.ctx, "bpftool", "map", "dump", "pinned", rig.PinDir+"/flows")
+		return strings.Contains(out.Stdout, `"verdict": "VERDICT_PASS"`), err
+	})
+	if err != nil {
+		t.Fatalf("no flow has the verdict that it passes: %v", err)
+	}
+
 	pins, err := s.Pins()
 	if err != nil {
 		t.Fatal(err)

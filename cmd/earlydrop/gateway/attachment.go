@@ -234,9 +234,13 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 		if mode = a.mode(); mode == policy.Enforce {
 			treatment = decision.Treatment()
 		}
-		block = treatment.Action.Blocks()
+		if block = treatment.Action.Blocks(); !block {
+			enforced = false
+			g.passed.add(a, s.Key)
+			break
+		}
 		err = a.dp.ApplyFlow(&s.Meta, treatment)
-		if enforced = block && err == nil; !enforced {
+		if enforced = err == nil; !enforced {
 			break
 		}
 		a.known.add(&s.Meta, &r, &decision)
@@ -257,14 +261,11 @@ func (a *attachment) decide(s *flow.Sample, r flow.Result, err error) {
 	var failed error // to block
 	if err != nil {
 		a.counts[countNotBlocked].Add(1)
-		message := "verdict not written, the flow passes"
-		if block {
-			failed, message = err, "flow not blocked, it passes"
-		}
+		failed = err
 		if errors.Is(err, loader.ErrFull) {
 			a.counts[countBlockedFull].Add(1)
 		}
-		a.warnBlock.Do(func() { slog.Warn(message, "interface", a.iface(), "flow", s.Key, "error", err) })
+		a.warnBlock.Do(func() { slog.Warn("flow not blocked, it passes", "interface", a.iface(), "flow", s.Key, "error", err) })
 	}
 	blockedBefore := a.treatEarlier(earlier, s.Source, treatment, j)
 	a.counts[countClassified].Add(1)

@@ -302,11 +302,8 @@ func (a *attachment) recognise(s *flow.Sample) (c *crossing, recognised bool) {
 		return c, false
 	}
 	a.counts[countCrossed].Add(1)
-	if err := a.dp.ApplyFlow(&s.Meta, flow.Treatment{}); err != nil {
-		a.counts[countNotBlocked].Add(1)
-		a.warnBlock.Do(func() {
-			slog.Warn("verdict not written, the flow passes", "interface", a.iface(), "flow", s.Key, "error", err)
-		})
+	if err := a.dp.Pass(s.Key); err != nil {
+		a.notWritten(err, 1)
 	}
 	if translated(before.key, s.Key) {
 		g.adviseNAT(*before, sighting{a, s.Key})

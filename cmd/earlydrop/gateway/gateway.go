@@ -94,6 +94,7 @@ type Gateway struct {
 	reloads    reloads
 
 	decisions decisions
+	passed    passed
 
 	disagreements *rate.Limiter // of events
 
@@ -136,6 +137,7 @@ func New(c Config) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.Engine.AfterBatch(g.passed.write)
 	c.Engine.OnBatch(func(_ int, took time.Duration) { g.inference.add(time.Now(), took) })
 	for i, dp := range paths {
 		g.add(there[i], dp)

@@ -86,6 +86,7 @@ func (l *live) judge(proto flow.Proto, port int, p float64, change ...func(*flow
 	}
 	l.attached[0].pending.Add(1)
 	l.attached[0].decide(s, r, nil)
+	l.passed.write()
 	return s.Key
 }
 

@@ -461,6 +461,7 @@ const (
 	floorProgBenchPacket     = "bench_packet"
 	floorProgEdEgress        = "ed_egress"
 	floorProgEdIngress       = "ed_ingress"
+	floorProgEdPassed        = "ed_passed"
 	floorProgEdSweep         = "ed_sweep"
 	floorProgEdTcxIngress    = "ed_tcx_ingress"
 	floorProgFloorDrop       = "floor_drop"
@@ -535,6 +536,7 @@ type floorProgramSpecs struct {
 	BenchPacket  *ebpf.ProgramSpec `ebpf:"bench_packet"`
 	EdEgress     *ebpf.ProgramSpec `ebpf:"ed_egress"`
 	EdIngress    *ebpf.ProgramSpec `ebpf:"ed_ingress"`
+	EdPassed     *ebpf.ProgramSpec `ebpf:"ed_passed"`
 	EdSweep      *ebpf.ProgramSpec `ebpf:"ed_sweep"`
 	EdTcxIngress *ebpf.ProgramSpec `ebpf:"ed_tcx_ingress"`
 	FloorDrop    *ebpf.ProgramSpec `ebpf:"floor_drop"`
@@ -717,6 +719,7 @@ type floorPrograms struct {
 	BenchPacket  *ebpf.Program `ebpf:"bench_packet"`
 	EdEgress     *ebpf.Program `ebpf:"ed_egress"`
 	EdIngress    *ebpf.Program `ebpf:"ed_ingress"`
+	EdPassed     *ebpf.Program `ebpf:"ed_passed"`
 	EdSweep      *ebpf.Program `ebpf:"ed_sweep"`
 	EdTcxIngress *ebpf.Program `ebpf:"ed_tcx_ingress"`
 	FloorDrop    *ebpf.Program `ebpf:"floor_drop"`
@@ -731,6 +734,7 @@ func (p *floorPrograms) Close() error {
 		p.BenchPacket,
 		p.EdEgress,
 		p.EdIngress,
+		p.EdPassed,
 		p.EdSweep,
 		p.EdTcxIngress,
 		p.FloorDrop,

@@ -19,6 +19,9 @@ import (
 func BenchmarkNetwork(b *testing.B) {
 	name, data := models.Default()
 	images := goldenImages(b)
+	for len(images) < 128*imageBytes {
+		images = append(images, images...)
+	}
 	for _, batch := range []int{1, 8, 32, 128} {
 		measure := func(by string, open func() (*classifier.Network, error)) {
 			b.Run(fmt.Sprintf("batch=%d/by=%s", batch, by), func(b *testing.B) {

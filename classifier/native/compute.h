@@ -131,7 +131,8 @@ FUNCTION void first(const struct network *n, struct workspace *w, const uint8_t 
 		int end = ends[side] < FIRST ? ends[side] : FIRST;
 		for (int i = 0; i < end; i++)
 			for (int k = 0; k < BYTE_SIZE; k++)
-				add(w, (side * FIRST + i) * BYTE_SIZE + k, n->bytes[stream[i] + 1][k]);
+				add(w, (side * FIRST + i) * BYTE_SIZE + k,
+				    n->bytes[stream[i] + 1][k]);
 		if (end < FIRST)
 			add(w, SIDES * FIRST * BYTE_SIZE + side * FIRST + end, 1);
 	}
@@ -149,7 +150,8 @@ FUNCTION void chunks(const struct network *n, struct workspace *w, const uint8_t
 			vector sum[CHUNK_SIZE / LANES];
 			memcpy(sum, n->chunk_bias, sizeof(sum));
 			for (int p = 0; p < CHUNK; p++) {
-				const float *adds = n->places[p][value_at(stream, c * CHUNK + p, end)];
+				const float *adds =
+					n->places[p][value_at(stream, c * CHUNK + p, end)];
 				for (int j = 0; j < CHUNK_SIZE / LANES; j++)
 					sum[j] += *(const vector *)(adds + j * LANES);
 			}
@@ -175,17 +177,21 @@ FUNCTION void means(const struct network *n, struct workspace *w, const uint8_t 
 		for (; i + 4 <= end; i += 4)
 			for (int k = 0; k < 4; k++)
 				for (int j = 0; j < BYTE_SIZE / BYTE_LANES; j++)
-					sum[k][j] += *(const byte_vector *)(n->bytes[stream[i + k] + 1] + j * BYTE_LANES);
+					sum[k][j] +=
+						*(const byte_vector *)(n->bytes[stream[i + k] + 1] +
+								       j * BYTE_LANES);
 		for (; i < end; i++)
 			for (int j = 0; j < BYTE_SIZE / BYTE_LANES; j++)
-				sum[0][j] += *(const byte_vector *)(n->bytes[stream[i] + 1] + j * BYTE_LANES);
+				sum[0][j] += *(const byte_vector *)(n->bytes[stream[i] + 1] +
+								    j * BYTE_LANES);
 		for (int j = 0; j < BYTE_SIZE / BYTE_LANES; j++)
 			sum[0][j] += sum[1][j] + (sum[2][j] + sum[3][j]);
 		float total[BYTE_SIZE];
 		memcpy(total, sum[0], sizeof(total));
 		float divisor = used[side] < 1 ? 1 : used[side] < STREAM ? used[side] : STREAM;
 		for (int k = 0; k < BYTE_SIZE; k++)
-			add(w, side * BYTE_SIZE + k, (total[k] + (STREAM - end) * n->bytes[0][k]) / divisor);
+			add(w, side * BYTE_SIZE + k,
+			    (total[k] + (STREAM - end) * n->bytes[0][k]) / divisor);
 	}
 	layer(w, n->means[0], n->joined_bias + ROWS_OUT + FIRST_OUT + CHUNKS_OUT, MEANS_OUT, y);
 }

@@ -212,7 +212,7 @@ func TestModelsWithTheSameGraphAreComputed(t *testing.T) {
 	}
 	fewer := edit(t, data, func(old []byte) []byte {
 		raw := edit(t, old, func(raw []byte) []byte { return raw[:few*128*4] }, place{tensorRaw, 0})
-		return append(dim(tensorDim, few, 128), raw[4:]...) // behind [10,128], of a byte and two
+		return append(dim(tensorDim, few, 128), raw[5:]...) // after the old ones
 	}, graph, place{graphInitializer, 16})
 	fewer = edit(t, fewer, func(old []byte) []byte {
 		raw := edit(t, old, func(raw []byte) []byte { return raw[:few*4] }, place{tensorRaw, 0})

@@ -9,23 +9,23 @@
 #include <stdint.h>
 
 enum {
-	SIDES = 2,	      /* of a connection: initiator, responder */
-	STREAM = 512,	      /* bytes of each side, in the image's first plane */
-	PIXELS = 1024,	      /* of a plane */
-	IMAGE = 2 * PIXELS,   /* streams, packets */
-	ROW = 32,	      /* bytes of a row of the second plane */
-	PACKET_ROWS = 24,     /* the others are of messages */
-	SEEN_PACKETS = 10,    /* of the packets' rows */
+	SIDES = 2,	    /* of a connection: initiator, responder */
+	STREAM = 512,	    /* bytes of each side, in the image's first plane */
+	PIXELS = 1024,	    /* of a plane */
+	IMAGE = 2 * PIXELS, /* streams, packets */
+	ROW = 32,	    /* bytes of a row of the second plane */
+	PACKET_ROWS = 24,   /* the others are of messages */
+	SEEN_PACKETS = 10,  /* of the packets' rows */
 	SEEN_MESSAGES = 8,
 	SEEN = SEEN_PACKETS + SEEN_MESSAGES,
-	LENGTHS = 2048,	      /* of a packet that are known exactly; longer ones are as the last */
-	LENGTH_SIZE = 16,     /* numbers that stand for a length */
+	LENGTHS = 2048,	  /* of a packet that are known exactly; longer ones are as the last */
+	LENGTH_SIZE = 16, /* numbers that stand for a length */
 	ROW_SIZE = LENGTH_SIZE + 4,
-	VALUES = 257,	      /* of a byte: 0 behind the end, else 1 + byte */
-	BYTE_SIZE = 8,	      /* numbers that stand for a byte */
-	FIRST = 32,	      /* bytes of each side that have weights of their own */
-	CHUNK = 16,	      /* bytes */
-	CHUNK_SIZE = 16,      /* numbers that stand for a chunk */
+	VALUES = 257,	 /* of a byte: 0 behind the end, else 1 + byte */
+	BYTE_SIZE = 8,	 /* numbers that stand for a byte */
+	FIRST = 32,	 /* bytes of each side that have weights of their own */
+	CHUNK = 16,	 /* bytes */
+	CHUNK_SIZE = 16, /* numbers that stand for a chunk */
 	CHUNKS = STREAM / CHUNK,
 
 	/* Outputs of the layers. */

@@ -54,7 +54,7 @@ var layers = []struct {
 	{"cmd/earlydrop/status", []string{"=cmd/earlydrop/event", "=loader", "loader/flow"}},
 	{"cmd/earlydrop/why", []string{"=cmd/earlydrop/event", "=cmd/earlydrop/status", "policy", "=loader/flow"}},
 	{"cmd/earlydrop/control", []string{"=cmd/earlydrop/why", "=cmd/earlydrop/event", "=cmd/earlydrop/event/eventlog", "=cmd/earlydrop/history", "=cmd/earlydrop/status", "=loader", "=loader/flow", "=policy", "policy/nearest"}},
-	{"cmd/earlydrop/top", []string{"=cmd/earlydrop/why", "=cmd/earlydrop/event", "=cmd/earlydrop/status", "=cmd/earlydrop/control", "=loader"}},
+	{"cmd/earlydrop/top", []string{"=cmd/earlydrop/why", "=cmd/earlydrop/event", "=cmd/earlydrop/status", "=cmd/earlydrop/control", "=loader", "=loader/flow"}},
 	{"cmd/earlydrop/metrics", []string{"=cmd/earlydrop/status", "=loader"}},
 	{"cmd/earlydrop/gateway", []string{"=cmd/earlydrop/why", "=cmd/earlydrop/event", "=cmd/earlydrop/event/eventlog", "=cmd/earlydrop/history", "=cmd/earlydrop/status", "=loader", "loader/flow", "=classifier", "policy"}},
 	{"cmd/earlydrop/explanation", []string{"=cmd/earlydrop/event", "=cmd/earlydrop/captures", "=classifier", "=classifier/explain", "=policy", "=loader/flow", "=loader/assembly"}},

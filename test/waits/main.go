@@ -3,7 +3,7 @@
 // Waits counts, in capture files, the TCP connections that would wait for their verdict in mode
 // enforce, as their first bytes look random (flow.LooksRandom).
 //
-//	go run ./test/waits [-sources FILE] FOLDER...
+//	go run ./test/waits [-v] [-sources FILE] FOLDER...
 //
 // A row is a folder in a FOLDER, so that sources of captures are told apart; -sources names a
 // file with those that count, one a line, so that what thresholds were chosen by can be left out.

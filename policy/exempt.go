@@ -58,11 +58,11 @@ func (d *decoder) exempt(e entry, m *Match) error {
 	case !is:
 		return nil
 	case !m.exemptible():
-		return d.errorOn(e.key, "exempt: true has nothing captured of the flows of a network, whatever they are, and this entry is about some of them; write it without port and side, or remove exempt")
+		return d.On(e.Key, "exempt: true has nothing captured of the flows of a network, whatever they are, and this entry is about some of them; write it without port and side, or remove exempt")
 	}
 	n, _ := m.networks()
 	if d.exempted += n; d.exempted > MaxExempt {
-		return d.errorOn(e.key, "entries with exempt: true have more than %d networks together, and the kernel holds no more; remove exempt, and flows of the rest are spared all the same", MaxExempt)
+		return d.On(e.Key, "entries with exempt: true have more than %d networks together, and the kernel holds no more; remove exempt, and flows of the rest are spared all the same", MaxExempt)
 	}
 	return nil
 }

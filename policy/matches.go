@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/goccy/go-yaml/ast"
+
+	"github.com/earlydrop/earlydrop/policy/yamlfile"
 )
 
 // matches reads the allow-list or the exceptions of a rule.
@@ -43,9 +45,9 @@ func (d *decoder) match(n ast.Node, list string) (m Match, err error) {
 	}
 	if side, ok := keys["side"]; ok {
 		if !m.Prefix.IsValid() && m.Set == nil {
-			return m, d.errorOn(side.key, "side says which address the cidr is compared with, but there is no cidr; add one or remove side")
+			return m, d.On(side.Key, "side says which address the cidr is compared with, but there is no cidr; add one or remove side")
 		}
-		word, err := d.text(side.place(), side.value, "side", "responder")
+		word, err := d.text(side.Place(), side.Value, "side", "responder")
 		if err != nil {
 			return m, err
 		}
@@ -57,7 +59,7 @@ func (d *decoder) match(n ast.Node, list string) (m Match, err error) {
 			m.Side = ResponderSide
 		default:
 			known := []string{"initiator", "responder", "any"}
-			return m, d.errorOn(side.place(), "unknown side %s%s; write initiator, responder or any", quote(word), didYouMean(word, known))
+			return m, d.On(side.Place(), "unknown side %s%s; write initiator, responder or any", yamlfile.Quote(word), yamlfile.DidYouMean(word, known))
 		}
 	}
 	if e, ok := keys["exempt"]; ok {
@@ -65,7 +67,7 @@ func (d *decoder) match(n ast.Node, list string) (m Match, err error) {
 			return m, err
 		}
 	}
-	m.text, m.Line = m.String(), lineOf(n)
+	m.text, m.Line = m.String(), yamlfile.LineOf(n)
 	return m, nil
 }
 
@@ -76,14 +78,14 @@ func (d *decoder) place(n ast.Node, what string, keys map[string]entry) (prefix 
 	port, hasPort := keys["port"]
 	switch {
 	case !hasCIDR && !hasSet && !hasPort:
-		err = d.errorIn(n, "%s needs a cidr, a set or a port", what)
+		err = d.In(n, "%s needs a cidr, a set or a port", what)
 	case hasCIDR && hasSet:
-		err = d.errorOn(name.key, "%s has a cidr and a set; make two entries of it", what)
+		err = d.On(name.Key, "%s has a cidr and a set; make two entries of it", what)
 	case hasCIDR:
 		prefix, err = d.cidr(cidr)
 	case hasSet:
 		var text string
-		if text, err = d.text(name.place(), name.value, "set", "cloud"); err == nil {
+		if text, err = d.text(name.Place(), name.Value, "set", "cloud"); err == nil {
 			set, err = d.set(name, text)
 		}
 	}
@@ -105,8 +107,8 @@ func (d *decoder) endpoints(e entry, what string, withPorts bool) (ends []Endpoi
 		var end Endpoint
 		switch n.(type) {
 		case *ast.StringNode:
-			at := entry{value: n, key: e.key}
-			text, err := d.text(at.place(), n, what, "192.0.2.0/24")
+			at := entry{Value: n, Key: e.Key}
+			text, err := d.text(at.Place(), n, what, "192.0.2.0/24")
 			if err != nil {
 				return nil, err
 			}
@@ -114,9 +116,9 @@ func (d *decoder) endpoints(e entry, what string, withPorts bool) (ends []Endpoi
 				end.Set, err = d.set(at, name)
 			} else if withPort, portErr := netip.ParseAddrPort(text); portErr == nil {
 				addr := withPort.Addr()
-				err = d.errorOn(at.place(), "%s: %s has a port; write {cidr: %s/%d, port: %d}", what, quote(text), addr, addr.BitLen(), withPort.Port())
+				err = d.On(at.Place(), "%s: %s has a port; write {cidr: %s/%d, port: %d}", what, yamlfile.Quote(text), addr, addr.BitLen(), withPort.Port())
 			} else if end.Prefix, err = parseNetwork(text); err != nil {
-				err = d.errorOn(at.place(), "%s: %v, or set:NAME", what, err)
+				err = d.On(at.Place(), "%s: %v, or set:NAME", what, err)
 			}
 			if err != nil {
 				return nil, err
@@ -134,7 +136,7 @@ func (d *decoder) endpoints(e entry, what string, withPorts bool) (ends []Endpoi
 				return nil, err
 			}
 		default:
-			return nil, d.errorOn(e.placeOf(n), "%s has to be a network, an address, set:NAME or a mapping with cidr, set and port, but is %s", what, typeName(n))
+			return nil, d.On(placeOf(e, n), "%s has to be a network, an address, set:NAME or a mapping with cidr, set and port, but is %s", what, yamlfile.TypeName(n))
 		}
 		ends = append(ends, end)
 	}
@@ -143,19 +145,19 @@ func (d *decoder) endpoints(e entry, what string, withPorts bool) (ends []Endpoi
 
 // cidr reads a network, which is unmapped and has no host bits.
 func (d *decoder) cidr(e entry) (netip.Prefix, error) {
-	s, err := d.text(e.place(), e.value, "cidr", "192.0.2.0/24")
+	s, err := d.text(e.Place(), e.Value, "cidr", "192.0.2.0/24")
 	if err != nil {
 		return netip.Prefix{}, err
 	}
 	p, err := netip.ParsePrefix(s)
 	if err != nil {
 		if addr, err := netip.ParseAddr(s); err == nil && addr.Zone() == "" {
-			return p, d.errorOn(e.place(), "cidr %s has no prefix length; for this one address write %s/%d", quote(s), s, addr.BitLen())
+			return p, d.On(e.Place(), "cidr %s has no prefix length; for this one address write %s/%d", yamlfile.Quote(s), s, addr.BitLen())
 		}
-		return p, d.errorOn(e.place(), "cidr %s is not a network; write one such as 192.0.2.0/24 or 2001:db8::/32", quote(s))
+		return p, d.On(e.Place(), "cidr %s is not a network; write one such as 192.0.2.0/24 or 2001:db8::/32", yamlfile.Quote(s))
 	}
 	if p != p.Masked() {
-		return p, d.errorOn(e.place(), "cidr %s has host bits set; the network is %s", quote(s), p.Masked())
+		return p, d.On(e.Place(), "cidr %s has host bits set; the network is %s", yamlfile.Quote(s), p.Masked())
 	}
 	if addr := p.Addr(); addr.Is4In6() {
 		// Flows carry IPv4 addresses unmapped. A shorter prefix has host bits.
@@ -187,7 +189,7 @@ func (d *decoder) ranges(e entry, of *numbers) ([]PortRange, error) {
 	}
 	var list []PortRange
 	for _, n := range nodes {
-		at := e.placeOf(n)
+		at := placeOf(e, n)
 		var r PortRange
 		switch n.(type) {
 		case *ast.StringNode, *ast.IntegerNode, *ast.FloatNode:
@@ -201,13 +203,13 @@ func (d *decoder) ranges(e entry, of *numbers) ([]PortRange, error) {
 			r.First, okFirst = of.parse(first)
 			r.Last, okLast = of.parse(last)
 			if !okFirst || !okLast {
-				return nil, d.errorOn(at, "%s %s is not %s; write %d to %d, or a range such as %s", of.what, quote(text), of.article, of.least, of.most, of.example)
+				return nil, d.On(at, "%s %s is not %s; write %d to %d, or a range such as %s", of.what, yamlfile.Quote(text), of.article, of.least, of.most, of.example)
 			}
 			if r.First > r.Last {
-				return nil, d.errorOn(at, "%s range %s is backwards; write %d-%d", of.what, quote(text), r.Last, r.First)
+				return nil, d.On(at, "%s range %s is backwards; write %d-%d", of.what, yamlfile.Quote(text), r.Last, r.First)
 			}
 		default:
-			return nil, d.errorOn(at, "%s has to be a number, a range such as %s or a list of them, but is %s", of.what, of.example, typeName(n))
+			return nil, d.On(at, "%s has to be a number, a range such as %s or a list of them, but is %s", of.what, of.example, yamlfile.TypeName(n))
 		}
 		list = append(list, r)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/goccy/go-yaml/ast"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/policy/yamlfile"
 )
 
 // Bounds of a policy file.
@@ -89,8 +90,8 @@ func Load(path string, model *Model) (*Policy, error) {
 // and what to do. Parse may be
 // called concurrently.
 func Parse(name string, data []byte, model *Model) (*Policy, error) {
-	d := &decoder{file: oneLine(name), model: model, sets: map[string]*Set{}}
-	body, err := d.read(data)
+	d := &decoder{File: &yamlfile.File{Name: yamlfile.OneLine(name), Kind: &kind}, model: model, sets: map[string]*Set{}}
+	body, err := d.Read(data)
 	if err != nil {
 		return nil, err
 	}
@@ -130,12 +131,12 @@ func (d *decoder) policy(n ast.Node) (*Policy, error) {
 		}
 	}
 	if e, ok := keys["mode"]; ok {
-		mode, err := d.text(e.place(), e.value, "mode", "monitor")
+		mode, err := d.text(e.Place(), e.Value, "mode", "monitor")
 		if err != nil {
 			return nil, err
 		}
 		if p.Mode, err = ParseMode(mode); err != nil {
-			return nil, d.errorOn(e.place(), "%v", err)
+			return nil, d.On(e.Place(), "%v", err)
 		}
 	}
 	if e, ok := keys["allow"]; ok {

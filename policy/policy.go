@@ -54,6 +54,7 @@ import (
 	"time"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/policy/yamlfile"
 )
 
 // Mode says what the caller does with decisions.
@@ -85,7 +86,7 @@ func ParseMode(s string) (Mode, error) {
 		return Enforce, nil
 	}
 	return Monitor, fmt.Errorf("unknown mode %s%s; write monitor or enforce",
-		quote(s), didYouMean(s, []string{"monitor", "enforce"}))
+		yamlfile.Quote(s), yamlfile.DidYouMean(s, []string{"monitor", "enforce"}))
 }
 
 // Reasons of a Decision: short, stable words for logs and statistics.

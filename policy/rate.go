@@ -10,6 +10,7 @@ import (
 	"github.com/goccy/go-yaml/ast"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/policy/yamlfile"
 )
 
 // Bounds of a rate, in bytes per second: 1kbit and 10gbit.
@@ -38,7 +39,7 @@ func ParseRate(s string) (uint64, error) {
 		}
 		return n * u.bits / 8, nil
 	}
-	return 0, fmt.Errorf("%s is no rate; write 1kbit to 10gbit, a whole number with kbit, mbit or gbit (1000 bits a second and so on), such as 64kbit", quote(s))
+	return 0, fmt.Errorf("%s is no rate; write 1kbit to 10gbit, a whole number with kbit, mbit or gbit (1000 bits a second and so on), such as 64kbit", yamlfile.Quote(s))
 }
 
 // FormatRate prints a rate, in bytes per second, as ParseRate reads it.
@@ -57,23 +58,23 @@ func (d *decoder) rate(r *Rule, what string, n ast.Node, keys map[string]entry) 
 	limits := r.Action == flow.Limit || r.Evidence != nil && r.Meanwhile == flow.Limit
 	switch {
 	case !has && limits:
-		return d.errorIn(n, "%s limits flows and has no rate; add one, for example \"rate: 64kbit\"", what)
+		return d.In(n, "%s limits flows and has no rate; add one, for example \"rate: 64kbit\"", what)
 	case !has:
 		return nil
 	case !limits:
-		return d.errorOn(e.key, "rate says how much action limit lets pass, and %s has another action; remove rate, or write action: limit", what)
+		return d.On(e.Key, "rate says how much action limit lets pass, and %s has another action; remove rate, or write action: limit", what)
 	}
-	at := e.place()
+	at := e.Place()
 	text := at.Value // of a bare number, as it was written
-	if _, bare := e.value.(*ast.IntegerNode); !bare {
+	if _, bare := e.Value.(*ast.IntegerNode); !bare {
 		var err error
-		if text, err = d.text(at, e.value, "rate", "64kbit"); err != nil {
+		if text, err = d.text(at, e.Value, "rate", "64kbit"); err != nil {
 			return err
 		}
 	}
 	var err error
 	if r.Rate, err = ParseRate(text); err != nil {
-		return d.errorOn(at, "rate %v", err)
+		return d.On(at, "rate %v", err)
 	}
 	return nil
 }

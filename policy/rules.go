@@ -14,6 +14,7 @@ import (
 	"github.com/goccy/go-yaml/token"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
+	"github.com/earlydrop/earlydrop/policy/yamlfile"
 )
 
 // rules reads the list of rules.
@@ -30,8 +31,8 @@ func (d *decoder) rules(e entry) ([]Rule, error) {
 			return nil, err
 		}
 		if first, twice := places[rule.Name]; twice {
-			return nil, d.errorOn(at, "the name %s is already that of the rule in line %d; give this rule another name",
-				quote(rule.Name), first.Position.Line)
+			return nil, d.On(at, "the name %s is already that of the rule in line %d; give this rule another name",
+				yamlfile.Quote(rule.Name), first.Position.Line)
 		}
 		places[rule.Name] = at
 		rules = append(rules, rule)
@@ -53,14 +54,14 @@ func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 	if err != nil {
 		return r, nil, err
 	}
-	r.Name, at, r.Line = "rule-"+strconv.Itoa(i), start(n), lineOf(n)
+	r.Name, at, r.Line = "rule-"+strconv.Itoa(i), yamlfile.Start(n), yamlfile.LineOf(n)
 	if e, ok := keys["name"]; ok {
-		at = e.place()
-		if r.Name, err = d.text(at, e.value, "name", "tunnels"); err != nil {
+		at = e.Place()
+		if r.Name, err = d.text(at, e.Value, "name", "tunnels"); err != nil {
 			return r, at, err
 		}
 		if !ruleName.MatchString(r.Name) {
-			return r, at, d.errorOn(at, "name %s has to be 1 to 64 letters, digits, \".\", \"_\" or \"-\", the first a letter or digit", quote(r.Name))
+			return r, at, d.On(at, "name %s has to be 1 to 64 letters, digits, \".\", \"_\" or \"-\", the first a letter or digit", yamlfile.Quote(r.Name))
 		}
 		what = "rule " + r.Name
 	}
@@ -77,7 +78,7 @@ func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 			if required.key == "ttl" && r.Action == flow.Log && !hasEvidence {
 				continue
 			}
-			return r, at, d.errorIn(n, "%s has no %s; add one, for example \"%s: %s\"", what, required.key, required.key, required.example)
+			return r, at, d.In(n, "%s has no %s; add one, for example \"%s: %s\"", what, required.key, required.key, required.example)
 		}
 	}
 	if r.Classes, err = d.classes(keys["class"]); err != nil {
@@ -86,12 +87,12 @@ func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 	confidence, hasConfidence := keys["min_confidence"]
 	switch unknown := r.Classes[0] == flow.Unknown; {
 	case unknown && hasConfidence:
-		err = d.errorOn(confidence.key, "class %s is the outcome when no class is likely enough, so there is no confidence in it; remove min_confidence", quote(flow.Unknown))
+		err = d.On(confidence.Key, "class %s is the outcome when no class is likely enough, so there is no confidence in it; remove min_confidence", yamlfile.Quote(flow.Unknown))
 	case unknown:
 	case hasConfidence:
 		r.MinConfidence, err = d.confidence(confidence)
 	case d.model == nil:
-		err = d.errorIn(n, "%s has no min_confidence, and no model is known whose threshold would be used; add one, for example \"min_confidence: 0.9\"", what)
+		err = d.In(n, "%s has no min_confidence, and no model is known whose threshold would be used; add one, for example \"min_confidence: 0.9\"", what)
 	default:
 		r.MinConfidence, r.ModelThreshold = d.model.threshold(r.Classes), true
 	}
@@ -100,7 +101,7 @@ func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 	}
 	if e, ok := keys["ttl"]; ok {
 		if r.Action == flow.Log && !hasEvidence {
-			return r, at, d.errorOn(e.key, "%s treats no flow, as its action is log, so that there is nothing that could last; remove ttl", what)
+			return r, at, d.On(e.Key, "%s treats no flow, as its action is log, so that there is nothing that could last; remove ttl", what)
 		}
 		if r.TTL, err = d.ttl(e); err != nil {
 			return r, at, err
@@ -150,7 +151,7 @@ func (d *decoder) rule(n ast.Node, i int) (r Rule, at *token.Token, err error) {
 // scope reads which flows a rule is for.
 func (d *decoder) scope(r *Rule, what string, keys map[string]entry) (err error) {
 	if e, ok := keys["proto"]; ok {
-		word, err := d.text(e.place(), e.value, "proto", "tcp")
+		word, err := d.text(e.Place(), e.Value, "proto", "tcp")
 		if err != nil {
 			return err
 		}
@@ -160,7 +161,7 @@ func (d *decoder) scope(r *Rule, what string, keys map[string]entry) (err error)
 		case "udp":
 			r.Proto = flow.UDP
 		default:
-			return d.errorOn(e.place(), "unknown proto %s%s; write tcp or udp", quote(word), didYouMean(word, []string{"tcp", "udp"}))
+			return d.On(e.Place(), "unknown proto %s%s; write tcp or udp", yamlfile.Quote(word), yamlfile.DidYouMean(word, []string{"tcp", "udp"}))
 		}
 	}
 	if e, ok := keys["from"]; ok {
@@ -179,15 +180,15 @@ func (d *decoder) scope(r *Rule, what string, keys map[string]entry) (err error)
 			return err
 		}
 		for _, n := range nodes {
-			at := e.placeOf(n)
+			at := placeOf(e, n)
 			name, err := d.text(at, n, "interface", "eth0")
 			switch {
 			case err != nil:
 				return err
 			case name == "" || len(name) > 15 || strings.ContainsAny(name, "/: \t\n"):
-				return d.errorOn(at, "interface %s can't be the name of one: it has 1 to 15 characters, no space, \"/\" or \":\"", quote(name))
+				return d.On(at, "interface %s can't be the name of one: it has 1 to 15 characters, no space, \"/\" or \":\"", yamlfile.Quote(name))
 			case slices.Contains(r.Interfaces, name):
-				return d.errorOn(at, "interface %s is named twice; keep one of them", quote(name))
+				return d.On(at, "interface %s is named twice; keep one of them", yamlfile.Quote(name))
 			}
 			r.Interfaces = append(r.Interfaces, name)
 		}
@@ -212,29 +213,29 @@ func (d *decoder) classes(e entry) ([]string, error) {
 	}
 	var classes []string
 	for _, n := range nodes {
-		at := e.placeOf(n)
+		at := placeOf(e, n)
 		class, err := d.text(at, n, "class", "shadowsocks")
 		if err != nil {
 			return nil, err
 		}
 		switch {
 		case class == flow.Background:
-			return nil, d.errorOn(at, "class %s is everything that is not a wanted class and can't be named in a rule; remove it", quote(class))
+			return nil, d.On(at, "class %s is everything that is not a wanted class and can't be named in a rule; remove it", yamlfile.Quote(class))
 		case class == "":
-			return nil, d.errorOn(at, "class is empty; name a class of the model")
+			return nil, d.On(at, "class is empty; name a class of the model")
 		case class == flow.Unknown && len(nodes) > 1:
-			return nil, d.errorOn(at, "class %s is the outcome when no class is likely enough and can't be named beside others; give it a rule of its own", quote(class))
+			return nil, d.On(at, "class %s is the outcome when no class is likely enough and can't be named beside others; give it a rule of its own", yamlfile.Quote(class))
 		case class == flow.Unknown && d.model != nil && !d.model.Unknown:
-			return nil, d.errorOn(at, "class %s never comes: this model always decides for one of its classes, which are %s; remove the rule", quote(class), someOf(d.model.classes()))
+			return nil, d.On(at, "class %s never comes: this model always decides for one of its classes, which are %s; remove the rule", yamlfile.Quote(class), someOf(d.model.classes()))
 		case class != flow.Unknown && d.model != nil && !slices.Contains(d.model.Labels, class):
 			known := d.model.classes()
 			words := known
 			if d.model.Unknown {
 				words = append(words, flow.Unknown)
 			}
-			return nil, d.errorOn(at, "the model has no class %s%s; it has %s", quote(class), didYouMean(class, words), someOf(known))
+			return nil, d.On(at, "the model has no class %s%s; it has %s", yamlfile.Quote(class), yamlfile.DidYouMean(class, words), someOf(known))
 		case slices.Contains(classes, class):
-			return nil, d.errorOn(at, "class %s is named twice; keep one of them", quote(class))
+			return nil, d.On(at, "class %s is named twice; keep one of them", yamlfile.Quote(class))
 		}
 		classes = append(classes, class)
 	}
@@ -248,7 +249,7 @@ func (d *decoder) signals(e entry) (all flow.Signals, err error) {
 		return 0, err
 	}
 	for _, n := range nodes {
-		at := e.placeOf(n)
+		at := placeOf(e, n)
 		name, err := d.text(at, n, "signal", "decoy")
 		if err != nil {
 			return 0, err
@@ -256,9 +257,9 @@ func (d *decoder) signals(e entry) (all flow.Signals, err error) {
 		signal, ok := flow.ParseSignal(name)
 		switch {
 		case !ok:
-			return 0, d.errorOn(at, "there is no signal %s%s; there are %s", quote(name), didYouMean(name, flow.SignalNames()), someOf(flow.SignalNames()))
+			return 0, d.On(at, "there is no signal %s%s; there are %s", yamlfile.Quote(name), yamlfile.DidYouMean(name, flow.SignalNames()), someOf(flow.SignalNames()))
 		case all&signal != 0:
-			return 0, d.errorOn(at, "signal %s is named twice; keep one of them", quote(name))
+			return 0, d.On(at, "signal %s is named twice; keep one of them", yamlfile.Quote(name))
 		}
 		all |= signal
 	}
@@ -270,20 +271,20 @@ func (d *decoder) confidence(e entry) (float64, error) { return d.fraction(e, "m
 
 // fraction reads a number above 0 and at most 1.
 func (d *decoder) fraction(e entry, what, example string) (float64, error) {
-	at := e.place()
-	switch e.value.(type) {
+	at := e.Place()
+	switch e.Value.(type) {
 	case *ast.IntegerNode, *ast.FloatNode, *ast.InfinityNode, *ast.NanNode:
 	default:
-		return 0, d.errorOn(at, "%s has to be a number such as %s, but is %s", what, example, typeName(e.value))
+		return 0, d.On(at, "%s has to be a number such as %s, but is %s", what, example, yamlfile.TypeName(e.Value))
 	}
 	rule := "write a number above 0 and at most 1, such as " + example
 	// ParseFloat knows hexadecimal, underscores and words; a policy does not.
 	if strings.Trim(at.Value, "0123456789.eE+-") != "" {
-		return 0, d.errorOn(at, "%s %s is out of range; %s", what, quote(at.Value), rule)
+		return 0, d.On(at, "%s %s is out of range; %s", what, yamlfile.Quote(at.Value), rule)
 	}
 	f, err := strconv.ParseFloat(at.Value, 64)
 	if err != nil || math.IsNaN(f) || f <= 0 || f > 1 {
-		return 0, d.errorOn(at, "%s %s is out of range; %s", what, quote(at.Value), rule)
+		return 0, d.On(at, "%s %s is out of range; %s", what, yamlfile.Quote(at.Value), rule)
 	}
 	return f, nil
 }
@@ -293,7 +294,7 @@ var actions = []flow.Action{flow.Log, flow.Limit, flow.Reset, flow.Drop}
 
 // action reads an action.
 func (d *decoder) action(e entry, what string) (flow.Action, error) {
-	word, err := d.text(e.place(), e.value, what, "drop")
+	word, err := d.text(e.Place(), e.Value, what, "drop")
 	if err != nil {
 		return flow.Pass, err
 	}
@@ -304,7 +305,7 @@ func (d *decoder) action(e entry, what string) (flow.Action, error) {
 		}
 	}
 	slices.Reverse(known)
-	return flow.Pass, d.errorOn(e.place(), "unknown %s %s%s; write %s (what no rule treats passes)", what, quote(word), didYouMean(word, known), OrList(known))
+	return flow.Pass, d.On(e.Place(), "unknown %s %s%s; write %s (what no rule treats passes)", what, yamlfile.Quote(word), yamlfile.DidYouMean(word, known), OrList(known))
 }
 
 // ttl reads how long a block lasts.
@@ -312,17 +313,17 @@ func (d *decoder) ttl(e entry) (time.Duration, error) { return d.duration(e, "tt
 
 // duration reads a time to live, or another time within its bounds.
 func (d *decoder) duration(e entry, what string) (time.Duration, error) {
-	at := e.place()
+	at := e.Place()
 	text := at.Value // of a bare number, as it was written
-	if _, bare := e.value.(*ast.IntegerNode); !bare {
+	if _, bare := e.Value.(*ast.IntegerNode); !bare {
 		var err error
-		if text, err = d.text(at, e.value, what, "10m"); err != nil {
+		if text, err = d.text(at, e.Value, what, "10m"); err != nil {
 			return 0, err
 		}
 	}
 	ttl, err := ParseTTL(text)
 	if err != nil {
-		return 0, d.errorOn(at, "%s %v", what, err)
+		return 0, d.On(at, "%s %v", what, err)
 	}
 	return ttl, nil
 }

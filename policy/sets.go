@@ -16,6 +16,8 @@ import (
 
 	"github.com/gaissmai/bart"
 	"github.com/goccy/go-yaml/ast"
+
+	"github.com/earlydrop/earlydrop/policy/yamlfile"
 )
 
 // Bounds of the file of a set.
@@ -42,18 +44,18 @@ func (s *Set) Len() int { return s.tree.Size() }
 
 // sets reads the files that the policy names.
 func (d *decoder) readSets(e entry) error {
-	values, ok := mappingValues(e.value)
+	values, ok := mappingValues(e.Value)
 	if !ok {
-		return d.errorOn(e.place(), "sets has to be a mapping such as \"cloud: {file: cloud.txt}\", but is %s", typeName(e.value))
+		return d.On(e.Place(), "sets has to be a mapping such as \"cloud: {file: cloud.txt}\", but is %s", yamlfile.TypeName(e.Value))
 	}
 	for _, v := range values {
 		at := v.Key.GetToken()
 		name, ok := v.Key.(*ast.StringNode)
 		if !ok || !ruleName.MatchString(name.Value) {
-			return d.errorOn(at, "the name of a set %s has to be 1 to 64 letters, digits, \".\", \"_\" or \"-\", the first a letter or digit", quote(at.Value))
+			return d.On(at, "the name of a set %s has to be 1 to 64 letters, digits, \".\", \"_\" or \"-\", the first a letter or digit", yamlfile.Quote(at.Value))
 		}
 		if d.sets[name.Value] != nil {
-			return d.errorOn(at, "there are two sets %s; give one of them another name", quote(name.Value))
+			return d.On(at, "there are two sets %s; give one of them another name", yamlfile.Quote(name.Value))
 		}
 		what := "set " + name.Value
 		keys, err := d.mapping(v.Value, what, "file")
@@ -62,17 +64,17 @@ func (d *decoder) readSets(e entry) error {
 		}
 		file, ok := keys["file"]
 		if !ok {
-			return d.errorOn(at, "%s has no file; add one, for example \"file: %s.txt\"", what, name.Value)
+			return d.On(at, "%s has no file; add one, for example \"file: %s.txt\"", what, name.Value)
 		}
-		path, err := d.text(file.place(), file.value, "file", name.Value+".txt")
+		path, err := d.text(file.Place(), file.Value, "file", name.Value+".txt")
 		if err != nil {
 			return err
 		}
 		if path == "" {
-			return d.errorOn(file.place(), "file of %s is empty; write a path, beside the policy file or absolute", what)
+			return d.On(file.Place(), "file of %s is empty; write a path, beside the policy file or absolute", what)
 		}
 		if !filepath.IsAbs(path) {
-			path = filepath.Join(filepath.Dir(d.file), path)
+			path = filepath.Join(filepath.Dir(d.Name), path)
 		}
 		set, err := loadSet(name.Value, path)
 		var mistake *Error
@@ -80,7 +82,7 @@ func (d *decoder) readSets(e entry) error {
 		case errors.As(err, &mistake):
 			return err // in the file itself
 		case err != nil:
-			return d.errorOn(file.place(), "%s: %v", what, err)
+			return d.On(file.Place(), "%s: %v", what, err)
 		}
 		d.sets[name.Value] = set
 	}
@@ -106,9 +108,9 @@ func loadSet(name, path string) (*Set, error) {
 	}
 	switch {
 	case info.IsDir():
-		return nil, fmt.Errorf("%s is a folder; name a file with one network a line", quote(path))
+		return nil, fmt.Errorf("%s is a folder; name a file with one network a line", yamlfile.Quote(path))
 	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("%s is no regular file; name a file with one network a line", quote(path))
+		return nil, fmt.Errorf("%s is no regular file; name a file with one network a line", yamlfile.Quote(path))
 	}
 	file, err := os.Open(path)
 	if err != nil {
@@ -125,7 +127,7 @@ func readSet(name, path string, from io.Reader) (*Set, error) {
 	lines := bufio.NewReaderSize(from, 64<<10)
 	for n := 1; ; n++ {
 		wrong := func(format string, args ...any) error {
-			return &Error{File: oneLine(path), Line: n, Column: 1, Msg: oneLine(fmt.Sprintf(format, args...))}
+			return &Error{File: yamlfile.OneLine(path), Line: n, Column: 1, Msg: yamlfile.OneLine(fmt.Sprintf(format, args...))}
 		}
 		line, err := lines.ReadSlice('\n')
 		switch {
@@ -168,10 +170,10 @@ func parseNetwork(s string) (netip.Prefix, error) {
 	}
 	p, err := netip.ParsePrefix(s)
 	if err != nil {
-		return p, fmt.Errorf("%s is neither a network nor an address; write one such as 192.0.2.0/24 or 2001:db8::1", quote(s))
+		return p, fmt.Errorf("%s is neither a network nor an address; write one such as 192.0.2.0/24 or 2001:db8::1", yamlfile.Quote(s))
 	}
 	if p != p.Masked() {
-		return p, fmt.Errorf("%s has host bits set; the network is %s", quote(s), p.Masked())
+		return p, fmt.Errorf("%s has host bits set; the network is %s", yamlfile.Quote(s), p.Masked())
 	}
 	if addr := p.Addr(); addr.Is4In6() {
 		// Flows carry IPv4 addresses unmapped. A shorter prefix has host bits.
@@ -189,7 +191,7 @@ func (d *decoder) set(e entry, name string) (*Set, error) {
 			names = append(names, name)
 		}
 		slices.Sort(names)
-		return nil, d.errorOn(e.place(), "there is no set %s%s; sets has %s", quote(name), didYouMean(name, names), someOf(names))
+		return nil, d.On(e.Place(), "there is no set %s%s; sets has %s", yamlfile.Quote(name), yamlfile.DidYouMean(name, names), someOf(names))
 	}
 	return s, nil
 }

@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	"github.com/earlydrop/earlydrop/policy/yamlfile"
 )
 
 const (
@@ -26,10 +28,10 @@ var (
 // The error quotes s and says what to write.
 func ParseTTL(s string) (time.Duration, error) {
 	if onlyDigits.MatchString(s) {
-		return 0, fmt.Errorf("%s has no unit; write %ss, %sm, %sh or %sd", quote(s), cut(s), cut(s), cut(s), cut(s))
+		return 0, fmt.Errorf("%s has no unit; write %ss, %sm, %sh or %sd", yamlfile.Quote(s), yamlfile.Cut(s), yamlfile.Cut(s), yamlfile.Cut(s), yamlfile.Cut(s))
 	}
 	if !ttlForm.MatchString(s) {
-		return 0, fmt.Errorf("%s is not a duration; write one such as 30s, 10m, 1h30m, 7d or 2w", quote(s))
+		return 0, fmt.Errorf("%s is not a duration; write one such as 30s, 10m, 1h30m, 7d or 2w", yamlfile.Quote(s))
 	}
 	var ttl time.Duration
 	inRange := true
@@ -50,7 +52,7 @@ func ParseTTL(s string) (time.Duration, error) {
 		ttl += d * times
 	}
 	if !inRange || strings.HasPrefix(s, "-") || ttl < MinTTL || ttl > MaxTTL {
-		return 0, fmt.Errorf("%s is out of range; write at least 1s and at most 365d (a year)", quote(s))
+		return 0, fmt.Errorf("%s is out of range; write at least 1s and at most 365d (a year)", yamlfile.Quote(s))
 	}
 	return ttl, nil
 }

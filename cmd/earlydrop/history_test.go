@@ -29,6 +29,12 @@ import (
 // another that passes. It returns the history's file, the ID of the first, and the flow's sample.
 func pastOf(t *testing.T, file string, addresses history.Addresses) (path string, id event.ID, s *flow.Sample) {
 	t.Helper()
+	return pastBy(t, file, addresses, "tunnels")
+}
+
+// pastBy is pastOf with the name of the rule that treats the first flow.
+func pastBy(t *testing.T, file string, addresses history.Addresses, rule string) (path string, id event.ID, s *flow.Sample) {
+	t.Helper()
 	s = new(flow.Sample)
 	numbers, err := explanation.Flows(&captures.File{Name: file}, assembly.Options{}, nil, s, 0)
 	if err != nil || len(numbers) == 0 {
@@ -41,7 +47,7 @@ func pastOf(t *testing.T, file string, addresses history.Addresses) (path string
 	}
 	defer h.Close()
 	var ids event.IDs
-	decided := policy.Decision{Action: flow.Drop, Rule: "tunnels", RuleClasses: "v2ray", Class: "v2ray", Likeliest: "v2ray", Detected: true, Confidence: 0.9, Reason: policy.ReasonRule, TTL: time.Minute}
+	decided := policy.Decision{Action: flow.Drop, Rule: rule, RuleClasses: "v2ray", Class: "v2ray", Likeliest: "v2ray", Detected: true, Confidence: 0.9, Reason: policy.ReasonRule, TTL: time.Minute}
 	v := event.NewVerdict(s, &flow.Result{Class: "v2ray", Confidence: 0.9, Labels: []string{"v2ray"}, Scores: []float64{0.9}}, &decided)
 	pass := *v
 	enforced := true

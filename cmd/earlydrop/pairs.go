@@ -96,7 +96,7 @@ func pairsList(c *cli.Context) error {
 	chosen := !filter.Everything()
 	filter.Interface = c.String("interface")
 	pairs, openErr := findPairs(c, &filter)
-	control.SortPairs(pairs)
+	_ = control.SortPairs(pairs, "pair")
 	if c.Bool("json") {
 		if err := printLines(c, pairs); err != nil {
 			return err
@@ -129,7 +129,11 @@ func pairsList(c *cli.Context) error {
 // findPairs returns the pairs that a filter fits, as findInKernel finds them.
 func findPairs(c *cli.Context, filter *control.PairFilter) ([]status.Pair, error) {
 	return findInKernel(c, filter.Interface, func(d *asked) ([]status.Pair, error) {
-		return d.Pairs(c.Context, *filter)
+		found, err := d.Pairs(c.Context, *filter, "", 0)
+		if err != nil {
+			return nil, err
+		}
+		return found.Pairs, nil
 	}, (*loader.Tables).Pairs, func(iface string, pinned *loader.Pair, suspended bool) (status.Pair, bool) {
 		p := status.NewPair(iface, pinned)
 		p.Suspended = suspended

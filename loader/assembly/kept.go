@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
@@ -54,7 +55,8 @@ type keptPacket struct {
 
 // WriteKept writes a capture as it was handed over, as a section of a pcapng file: a file of
 // its own, or to be appended to others. A File gives it to an Assembler as the same sample again,
-// whatever packets alone would become. Seed has to be set. The comments are for people.
+// whatever packets alone would become. Seed has to be set. The comments are for people:
+// what is no UTF-8 in them is replaced, and what is beyond 64 KiB cut.
 func WriteKept(w io.Writer, s *flow.Sample, comments ...string) error {
 	k := keptFlow{
 		Initiator: s.Initiator(), Responder: s.Responder(), Proto: s.Key.Proto, VLAN: s.Key.VLAN, InnerVLAN: s.Key.InnerVLAN,
@@ -84,13 +86,13 @@ func WriteKept(w io.Writer, s *flow.Sample, comments ...string) error {
 		order.PutUint32(file[at+4:], length)
 	}
 	option := func(to []byte, code uint16, value string) []byte {
-		value = value[:min(len(value), 1<<16-4)]
 		to = order.AppendUint16(order.AppendUint16(to, code), uint16(len(value)))
 		return append(append(to, value...), make([]byte, -len(value)&3)...)
 	}
 	section := order.AppendUint64(order.AppendUint32(order.AppendUint32(nil, byteOrderMagic), 1), ^uint64(0)) // version 1.0, of unknown length
-	for _, comment := range append([]string{keptMark + string(mark)}, comments...) {
-		section = option(section, optionComment, comment)
+	section = option(section, optionComment, keptMark+string(mark))
+	for _, text := range comments {
+		section = option(section, optionComment, commentOf(text))
 	}
 	block(blockSection, option(section, optionEnd, ""))
 	device := order.AppendUint32(order.AppendUint32(nil, uint32(LinkEthernet)), 0)         // no bound of lengths
@@ -103,6 +105,17 @@ func WriteKept(w io.Writer, s *flow.Sample, comments ...string) error {
 	}
 	_, err = w.Write(file)
 	return err
+}
+
+// commentOf returns a text as a comment may have it: UTF-8 without an end in the midst, and not
+// too long for an option.
+func commentOf(text string) string {
+	const most = 1<<16 - 4
+	text = strings.ToValidUTF8(strings.ReplaceAll(text, "\x00", "\uFFFD"), "\uFFFD")
+	if len(text) > most {
+		text = strings.ToValidUTF8(text[:most], "") // half a character at its end
+	}
+	return text
 }
 
 // kept is a section that is a capture, as far as it was read.

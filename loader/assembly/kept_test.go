@@ -161,3 +161,17 @@ func TestDamagedKeptCapturesAreRefused(t *testing.T) {
 		t.Errorf("without packets, at the end: %d samples, %v", len(got), err)
 	}
 }
+
+// What others read in a comment is text, whatever it is made from.
+func TestCommentsAreText(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                               "",
+		"\x00a\xffb\n":                   "\uFFFDa\uFFFDb\n",
+		strings.Repeat("x", 1<<17):       strings.Repeat("x", 65532),
+		"x" + strings.Repeat("ä", 1<<16): "x" + strings.Repeat("ä", 32765),
+	} {
+		if got := commentOf(text); got != want {
+			t.Errorf("%.20q... of %d bytes became %.20q... of %d, want %d", text, len(text), got, len(got), len(want))
+		}
+	}
+}

@@ -11,12 +11,14 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/earlydrop/earlydrop/test/e2e/rig"
@@ -72,7 +74,7 @@ func runOverload(ctx context.Context, out io.Writer, o options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, stopDaemon(ctx, d)) }()
-	frames, err := wholeFlow()
+	frames, err := wholeFlow(verdictPort, make([]byte, 1100)) // of zeros, which no rule detects: events of detected flows are never left out
 	if err != nil {
 		return err
 	}
@@ -82,14 +84,14 @@ func runOverload(ctx context.Context, out io.Writer, o options) (err error) {
 	}
 	defer func() { err = errors.Join(err, gen.Close()) }()
 	for _, rate := range offers {
-		got, err := b.offer(ctx, gen, d.PID(), rate, 2*o.length)
+		got, err := b.offer(ctx, d.PID(), 2*o.length, stream{gen, rate})
 		if err != nil {
 			return err
 		}
 		rep.Offers = append(rep.Offers, got)
 		rep.Best = max(rep.Best, got.Verdicts)
 	}
-	if rep.Twice, err = b.offer(ctx, gen, d.PID(), int(2*rep.Best), 20*o.length); err != nil {
+	if rep.Twice, err = b.offer(ctx, d.PID(), 20*o.length, stream{gen, int(2 * rep.Best)}); err != nil {
 		return err
 	}
 	rep.LoadAfter = load()
@@ -102,11 +104,10 @@ func runOverload(ctx context.Context, out io.Writer, o options) (err error) {
 
 // wholeFlow is a flow over UDP: a datagram that fills the capture, and its answer, which
 // hands it over.
-func wholeFlow() ([]flood.Frame, error) {
-	payload := make([]byte, 1100) // of zeros, which no rule detects: events of detected flows are never left out
+func wholeFlow(port layers.UDPPort, payload []byte) ([]flood.Frame, error) {
 	frame := func(reply bool, payload []byte) ([]byte, error) {
 		ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolUDP, SrcIP: net.IP{11, 0, 0, 1}, DstIP: net.IP{198, 51, 100, 1}}
-		udp := &layers.UDP{SrcPort: 1, DstPort: verdictPort}
+		udp := &layers.UDP{SrcPort: 1, DstPort: port}
 		if reply {
 			ip.SrcIP, ip.DstIP = ip.DstIP, ip.SrcIP
 			udp.SrcPort, udp.DstPort = udp.DstPort, udp.SrcPort
@@ -118,8 +119,14 @@ func wholeFlow() ([]flood.Frame, error) {
 	return []flood.Frame{{Bytes: request}, {Bytes: answer, Reply: true}}, errors.Join(err1, err2)
 }
 
-// offer sends so many new flows a second for a while, and tells what became of them.
-func (b *bench) offer(ctx context.Context, gen *flood.Generator, pid, rate int, length time.Duration) (o overload, err error) {
+// stream is so many new flows a second, each of two frames.
+type stream struct {
+	gen  *flood.Generator
+	rate int
+}
+
+// offer sends new flows for a while, and tells what became of them.
+func (b *bench) offer(ctx context.Context, pid int, length time.Duration, streams ...stream) (o overload, err error) {
 	before, err := b.rig.Status(ctx)
 	if err != nil {
 		return o, err
@@ -130,12 +137,20 @@ func (b *bench) offer(ctx context.Context, gen *flood.Generator, pid, rate int, 
 	}
 	start := time.Now()
 	sending, stop := context.WithTimeout(ctx, length)
-	sent, err := gen.Run(sending, 2*rate)
-	stop()
-	took := time.Since(start).Seconds()
-	if err != nil {
+	defer stop()
+	var sent atomic.Uint64
+	all, sending := errgroup.WithContext(sending)
+	for _, s := range streams {
+		all.Go(func() error {
+			n, err := s.gen.Run(sending, 2*s.rate)
+			sent.Add(n)
+			return err
+		})
+	}
+	if err := all.Wait(); err != nil {
 		return o, err
 	}
+	took := time.Since(start).Seconds()
 	used, err := readProcessTime(pid)
 	if err != nil {
 		return o, err
@@ -147,7 +162,7 @@ func (b *bench) offer(ctx context.Context, gen *flood.Generator, pid, rate int, 
 	daemon := func(name string) float64 { return float64(after.Daemon[name] - before.Daemon[name]) }
 	kernel := func(name string) float64 { return float64(after.Counters[name] - before.Counters[name]) }
 	return overload{
-		Offered: float64(sent) / 2 / took, Verdicts: daemon("classified") / took,
+		Offered: float64(sent.Load()) / 2 / took, Verdicts: daemon("classified") / took,
 		GaveWay: daemon("queue_full") / took, RingFull: kernel("ring_full") / took, SlotsFull: kernel("slots_full") / took,
 		CPU: (used - cpu).Seconds() * 1e6 / max(1, daemon("classified")),
 	}, nil
@@ -176,22 +191,30 @@ func leaveCPU(cpu int) error {
 	return nil
 }
 
+func (o overload) cells() table.Row {
+	return table.Row{
+		fmt.Sprintf("%.0f", o.Offered), fmt.Sprintf("%.0f", o.Verdicts), fmt.Sprintf("%.0f", o.GaveWay),
+		fmt.Sprintf("%.0f", o.RingFull), fmt.Sprintf("%.0f", o.SlotsFull), fmt.Sprintf("%.1f", o.CPU),
+	}
+}
+
+// rightAligned are columns of figures, counted from 1.
+func rightAligned(from, to int) (columns []table.ColumnConfig) {
+	for i := from; i <= to; i++ {
+		columns = append(columns, table.ColumnConfig{Number: i, Align: text.AlignRight})
+	}
+	return columns
+}
+
 func (rep overloadReport) print(out io.Writer) {
 	fmt.Fprintf(out, "New UDP flows, each a datagram of 1100 bytes and its answer; the daemon has one core for itself. Load before %s, after %s.\n\n", rep.LoadBefore, rep.LoadAfter)
 	t := table.NewWriter()
 	t.SetOutputMirror(out)
 	t.AppendHeader(table.Row{"offered/s", "verdicts/s", "gave way/s", "ring full/s", "no slot/s", "daemon us/verdict"})
 	for _, o := range append(rep.Offers, rep.Twice) {
-		t.AppendRow(table.Row{
-			fmt.Sprintf("%.0f", o.Offered), fmt.Sprintf("%.0f", o.Verdicts), fmt.Sprintf("%.0f", o.GaveWay),
-			fmt.Sprintf("%.0f", o.RingFull), fmt.Sprintf("%.0f", o.SlotsFull), fmt.Sprintf("%.1f", o.CPU),
-		})
+		t.AppendRow(o.cells())
 	}
-	var right []table.ColumnConfig
-	for i := range 6 {
-		right = append(right, table.ColumnConfig{Number: i + 1, Align: text.AlignRight})
-	}
-	t.SetColumnConfigs(right)
+	t.SetColumnConfigs(rightAligned(1, 6))
 	t.Render()
 	fmt.Fprintf(out, "\nbest: %.0f verdicts/s; offered twice that: %.0f verdicts/s, %.0f %% of it\n", rep.Best, rep.Twice.Verdicts, 100*rep.Twice.Verdicts/rep.Best)
 }

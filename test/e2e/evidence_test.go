@@ -5,6 +5,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -106,7 +107,7 @@ rules:
 		t.Errorf("adopted is %v, and %d pairs are new", d.Attached.Adopted, n)
 	}
 	// Somebody ends it, and it takes as much evidence as at first.
-	must(s.Earlydrop(s.ctx, "pairs", "del", treated.Initiator.Addr().String(), tun.Server.String()))(t)
+	s.endsInTop(treated, tun.Server)
 	ended := must(rig.Wait(s.ctx, d, "the end of the pair", func(*event.PairEnded) bool { return true }))(t)
 	if ended.Reason != "by_hand" || ended.Connections == 0 || ended.DroppedPackets == 0 || ended.Server != tun.Server {
 		t.Errorf("ended: %+v", ended)
@@ -120,6 +121,33 @@ rules:
 	}
 	tr.stop()
 	s.stop(d)
+}
+
+// endsInTop ends the treatment of a pair in the live view, after it was asked whether to.
+func (s *scene) endsInTop(treated *event.PairTreated, server netip.AddrPort) {
+	s.t.Helper()
+	pair := fmt.Sprintf("tcp %s > %s", treated.Initiator.Addr(), server)
+	x := s.inTmux(120, 30, fmt.Sprintf("%s top --interval 200ms --control %s; echo ended with $?; cat", s.Binary(), s.Control()))
+	x.await("[1 latest]")
+	x.press("8")
+	x.await("[8 treated]", pair, "drops")
+	x.press("u")
+	x.await("let " + pair + " connect again? y/n")
+	x.press("n")
+	x.await("nothing was changed")
+	if n := len(must(s.Pairs(s.ctx))(s.t)); n != 1 {
+		s.t.Errorf("%d pairs after n", n)
+	}
+	x.press("u")
+	x.await("connect again? y/n")
+	x.press("y")
+	x.await("1 pairs may connect again", "no pair is treated")
+	x.press("q")
+	x.await("ended with 0")
+	out, err := s.Run(s.ctx, s.Binary(), "pairs", "del", treated.Initiator.Addr().String(), server.String())
+	if err != nil || out.Code != 2 || !strings.Contains(out.Stderr, "not treated: "+pair) {
+		s.t.Errorf("ended again: %+v, %v", out, err)
+	}
 }
 
 // saysWhy makes sure that so many decisions about a server are told of, in two forms.

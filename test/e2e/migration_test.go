@@ -76,16 +76,13 @@ func (s *scene) nat(server netip.AddrPort) *nat {
 	return n
 }
 
-// forget has the flow come from another port from now on, and returns it.
+// forget has the flow come from another port from now on, and returns it. The old one stays taken,
+// so that no other flow comes from there again.
 func (n *nat) forget() netip.AddrPort {
 	outside := n.s.socket(n.s.Client, n.s.ClientAddr(4))
 	n.mu.Lock()
-	old := n.outside
 	n.outside = outside
 	n.mu.Unlock()
-	if old != nil {
-		_ = old.Close()
-	}
 	go func() {
 		buf := make([]byte, 2048)
 		for {
@@ -94,7 +91,7 @@ func (n *nat) forget() netip.AddrPort {
 				return
 			}
 			n.mu.Lock()
-			if n.client != nil {
+			if n.client != nil && n.outside == outside {
 				_, _ = n.inside.WriteTo(buf[:size], n.client)
 			}
 			n.mu.Unlock()

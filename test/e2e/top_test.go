@@ -88,7 +88,7 @@ func TestTopShowsADaemonAtWork(t *testing.T) {
 	verdict := must(d.Verdict(s.ctx, server, 0))(t)
 
 	x := s.inTmux(80, 24, fmt.Sprintf("%s top --interval 200ms --control %s; echo ended with $?; cat", s.Binary(), s.Control()))
-	x.await("[1 latest]", "mode enforce", server.String(), verdict.Src.String(), "? help")
+	x.await("[1latest]", "mode enforce", server.String(), verdict.Src.String(), "? help")
 	x.press("/", "d", "r", "o", "p", "Enter", "Enter")
 	x.await(fmt.Sprintf("tcp %s > %s", verdict.Src, server), "reason: rule", "remote", "earlydrop why")
 	x.press("Escape")
@@ -96,7 +96,7 @@ func TestTopShowsADaemonAtWork(t *testing.T) {
 	x.press("Escape") // ends the filter
 	x.await("pass")
 	x.press("2")
-	x.await("[2 pairs]", "10.", server.String())
+	x.await("[2pairs]", "10.", server.String())
 	x.press("u")
 	x.await("unblock tcp", "on "+rig.Device+"? y/n")
 	if n := len(must(s.Blocks(s.ctx))(t)); n != 1 {
@@ -108,8 +108,8 @@ func TestTopShowsADaemonAtWork(t *testing.T) {
 		t.Errorf("%d blocks after the answer", n)
 	}
 	x.run("resize-window", "-x", "200", "-y", "60")
-	x.press("8")
-	x.await("[8 ifaces]", rig.Device, "iface ^", "proto initiator")
+	x.press("9")
+	x.await("[9 ifaces]", rig.Device, "iface ^", "proto initiator")
 
 	// Where no daemon is, and one is again.
 	must(d.Stop(s.ctx))(t)

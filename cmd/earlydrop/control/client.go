@@ -135,15 +135,19 @@ func (c *Client) Status(ctx context.Context) (*status.Report, error) {
 // Blocks lists blocks. They are sorted by one of SortKeys, "" is since; the limit is how
 // many at most, 0 is all.
 func (c *Client) Blocks(ctx context.Context, f BlockFilter, sortBy string, limit int) (*Blocks, error) {
-	query := f.Values()
+	b := new(Blocks)
+	return b, c.call(ctx, "GET", "/v1/blocks", listing(f.Values(), sortBy, limit), nil, b)
+}
+
+// listing adds to the parameters of a filter how its list is sorted and cut.
+func listing(filter url.Values, sortBy string, limit int) url.Values {
 	if sortBy != "" {
-		query.Set("sort", sortBy)
+		filter.Set("sort", sortBy)
 	}
 	if limit != 0 {
-		query.Set("limit", strconv.Itoa(limit))
+		filter.Set("limit", strconv.Itoa(limit))
 	}
-	b := new(Blocks)
-	return b, c.call(ctx, "GET", "/v1/blocks", query, nil, b)
+	return filter
 }
 
 // Block drops a flow from now on, for a time of at least a second. The interface may be

@@ -13,7 +13,7 @@
 //
 //	GET    /v1/about    which daemon this is, and what its interfaces are called
 //	GET    /v1/status   what is attached, what was counted, what is worrying
-//	GET    /v1/pairs    treated pairs: the keys of PairFilter
+//	GET    /v1/pairs    treated pairs: the keys of PairFilter, sort, limit
 //	DELETE /v1/pairs    their treatment ends, and their evidence is forgotten: the keys of PairFilter but interface, or all=true
 //	GET    /v1/top      one look at all that a live view shows: limit
 //	GET    /v1/blocks   blocks: the keys of BlockFilter, sort, limit

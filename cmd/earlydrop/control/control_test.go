@@ -507,6 +507,15 @@ func TestSortKeysAreKnown(t *testing.T) {
 	if err := SortBlocks(blocks, "colour"); err == nil {
 		t.Error("by colour")
 	}
+	for _, by := range PairSortKeys {
+		pairs := []status.Pair{{Interface: "b"}, {Interface: "a"}}
+		if err := errors.Join(SortPairs(pairs, by), SortPairs(pairs, "-"+by)); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := SortPairs(nil, "flow"); err == nil || !strings.Contains(err.Error(), "pair, since") {
+		t.Errorf("pairs by flow: %v", err)
+	}
 }
 
 // The kernel keeps a process's groups: all are asked for.

@@ -162,45 +162,59 @@ func KeyOf(b *status.Block) flow.Key {
 	return k
 }
 
+// sortKey is what a list can be sorted by.
+type sortKey[T any] struct {
+	name    string
+	compare func(a, b *T) int
+}
+
+// sortBy sorts a list by one of keys, turned round where there is a minus in front, and where
+// that is the same by rest.
+func sortBy[T any](list []T, by string, keys []sortKey[T], rest func(a, b *T) int) error {
+	name, turned := strings.CutPrefix(by, "-")
+	at := slices.IndexFunc(keys, func(k sortKey[T]) bool { return k.name == name })
+	if at < 0 {
+		return fmt.Errorf("can't sort by %q: use one of %s, with a minus in front for the other direction", by, strings.Join(sortNames(keys), ", "))
+	}
+	slices.SortFunc(list, func(a, b T) int {
+		c := keys[at].compare(&a, &b)
+		if turned {
+			c = -c
+		}
+		return cmp.Or(c, rest(&a, &b))
+	})
+	return nil
+}
+
+func sortNames[T any](keys []sortKey[T]) (names []string) {
+	for _, k := range keys {
+		names = append(names, k.name)
+	}
+	return names
+}
+
+func byFlow(a, b *status.Block) int {
+	return cmp.Or(a.Lo.Compare(b.Lo), a.Hi.Compare(b.Hi), cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.VLAN, b.VLAN), cmp.Compare(a.InnerVLAN, b.InnerVLAN))
+}
+
+var blockSortKeys = []sortKey[status.Block]{
+	{"since", func(a, b *status.Block) int { return a.Since.Compare(b.Since) }},
+	{"expires", func(a, b *status.Block) int { return a.Expires.Compare(b.Expires) }},
+	{"packets", func(a, b *status.Block) int { return cmp.Compare(a.Packets, b.Packets) }},
+	{"bytes", func(a, b *status.Block) int { return cmp.Compare(a.Bytes, b.Bytes) }},
+	{"class", func(a, b *status.Block) int { return cmp.Compare(a.Class, b.Class) }},
+	{"rule", func(a, b *status.Block) int { return cmp.Compare(a.Rule, b.Rule) }},
+	{"interface", func(a, b *status.Block) int { return cmp.Compare(a.Interface, b.Interface) }},
+	{"flow", byFlow},
+}
+
 // SortKeys are what a list of blocks can be sorted by; a minus in front turns it round.
-var SortKeys = []string{"since", "expires", "packets", "bytes", "class", "rule", "interface", "flow"}
+var SortKeys = sortNames(blockSortKeys)
 
 // SortBlocks sorts blocks by a key of SortKeys, and where that is the same by interface
 // and flow.
 func SortBlocks(blocks []status.Block, by string) error {
-	name, turned := strings.CutPrefix(by, "-")
-	byFlow := func(a, b *status.Block) int {
-		return cmp.Or(a.Lo.Compare(b.Lo), a.Hi.Compare(b.Hi), cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.VLAN, b.VLAN), cmp.Compare(a.InnerVLAN, b.InnerVLAN))
-	}
-	var first func(a, b *status.Block) int
-	switch name {
-	case "since":
-		first = func(a, b *status.Block) int { return a.Since.Compare(b.Since) }
-	case "expires":
-		first = func(a, b *status.Block) int { return a.Expires.Compare(b.Expires) }
-	case "packets":
-		first = func(a, b *status.Block) int { return cmp.Compare(a.Packets, b.Packets) }
-	case "bytes":
-		first = func(a, b *status.Block) int { return cmp.Compare(a.Bytes, b.Bytes) }
-	case "class":
-		first = func(a, b *status.Block) int { return cmp.Compare(a.Class, b.Class) }
-	case "rule":
-		first = func(a, b *status.Block) int { return cmp.Compare(a.Rule, b.Rule) }
-	case "interface":
-		first = func(a, b *status.Block) int { return cmp.Compare(a.Interface, b.Interface) }
-	case "flow":
-		first = byFlow
-	default:
-		return fmt.Errorf("can't sort by %q: use one of %s, with a minus in front for the other direction", by, strings.Join(SortKeys, ", "))
-	}
-	slices.SortFunc(blocks, func(a, b status.Block) int {
-		c := first(&a, &b)
-		if turned {
-			c = -c
-		}
-		return cmp.Or(c, cmp.Compare(a.Interface, b.Interface), byFlow(&a, &b))
-	})
-	return nil
+	return sortBy(blocks, by, blockSortKeys, func(a, b *status.Block) int { return cmp.Or(cmp.Compare(a.Interface, b.Interface), byFlow(a, b)) })
 }
 
 // EventFilter says which events are meant: those that all its fields fit. A field with

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"net/url"
 	"path/filepath"
@@ -103,25 +104,38 @@ func (s *Server) chosen(f *BlockFilter) ([]status.Block, error) {
 	return slices.DeleteFunc(all, func(b status.Block) bool { return !f.Match(&b) }), nil
 }
 
-func (s *Server) listBlocks(r *request) error {
-	v, err := r.query(append([]string{"sort", "limit"}, blockFilterKeys...)...)
+// listed reads the parameters of a list that can be sorted and cut. The others, which choose, it
+// returns.
+func listed[T any](r *request, sort func([]T, string) error, by string, filterKeys []string) (filter url.Values, shown func([]T) (matched int, list []T), err error) {
+	v, err := r.query(append([]string{"sort", "limit"}, filterKeys...)...)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	by, limit := "since", uint64(0)
+	limit := uint64(math.MaxInt)
 	if v.Has("sort") {
 		by = v.Get("sort")
 	}
 	if v.Has("limit") {
 		if limit, err = strconv.ParseUint(v.Get("limit"), 10, 31); err != nil || limit == 0 {
-			return badRequest("limit %q: use a whole number from 1 on", v.Get("limit"))
+			return nil, nil, badRequest("limit %q: use a whole number from 1 on", v.Get("limit"))
 		}
 	}
-	if err := SortBlocks(nil, by); err != nil {
-		return badRequest("%v", err)
+	if err := sort(nil, by); err != nil {
+		return nil, nil, badRequest("%v", err)
 	}
 	v.Del("sort")
 	v.Del("limit")
+	return v, func(all []T) (int, []T) {
+		_ = sort(all, by)
+		return len(all), all[:min(uint64(len(all)), limit)]
+	}, nil
+}
+
+func (s *Server) listBlocks(r *request) error {
+	v, shown, err := listed(r, SortBlocks, "since", blockFilterKeys)
+	if err != nil {
+		return err
+	}
 	filter, err := ParseBlockFilter(v)
 	if err != nil {
 		return badRequest("%v", err)
@@ -130,11 +144,7 @@ func (s *Server) listBlocks(r *request) error {
 	if err != nil {
 		return err
 	}
-	_ = SortBlocks(blocks, by)
-	matched := len(blocks)
-	if limit > 0 {
-		blocks = blocks[:min(uint64(matched), limit)]
-	}
+	matched, blocks := shown(blocks)
 	r.beginAnswer(http.StatusOK, "application/json")
 	writeBlocks(r.w, matched, blocks)
 	return nil

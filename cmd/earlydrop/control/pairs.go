@@ -31,7 +31,8 @@ type PairGateway interface {
 
 // Pairs are those that a list was asked for.
 type Pairs struct {
-	Pairs []status.Pair `json:"pairs"`
+	Matched int           `json:"matched"` // how many the filter fits; a limit may list fewer
+	Pairs   []status.Pair `json:"pairs"`
 }
 
 // Forgotten says what became of pairs whose treatment was ended.
@@ -124,13 +125,29 @@ func (f *PairFilter) Match(p *status.Pair) bool {
 		(f.Pair == nil || p.Pair() == *f.Pair)
 }
 
-// SortPairs sorts pairs by initiator, server and interface.
-func SortPairs(pairs []status.Pair) {
-	slices.SortFunc(pairs, func(a, b status.Pair) int {
-		return cmp.Or(a.Initiator.Addr().Compare(b.Initiator.Addr()), a.Server.Compare(b.Server), cmp.Compare(a.VLAN, b.VLAN),
-			cmp.Compare(a.InnerVLAN, b.InnerVLAN), cmp.Compare(a.Interface, b.Interface))
-	})
+func byPair(a, b *status.Pair) int {
+	return cmp.Or(a.Initiator.Addr().Compare(b.Initiator.Addr()), a.Server.Compare(b.Server), cmp.Compare(a.VLAN, b.VLAN),
+		cmp.Compare(a.InnerVLAN, b.InnerVLAN), cmp.Compare(a.Interface, b.Interface))
 }
+
+var pairSortKeys = []sortKey[status.Pair]{
+	{"pair", byPair},
+	{"since", func(a, b *status.Pair) int { return a.Since.Compare(b.Since) }},
+	{"expires", func(a, b *status.Pair) int { return a.Expires.Compare(b.Expires) }},
+	{"connections", func(a, b *status.Pair) int { return cmp.Compare(a.Connections, b.Connections) }},
+	{"packets", func(a, b *status.Pair) int { return cmp.Compare(a.Packets, b.Packets) }},
+	{"bytes", func(a, b *status.Pair) int { return cmp.Compare(a.Bytes, b.Bytes) }},
+	{"class", func(a, b *status.Pair) int { return cmp.Compare(a.Class, b.Class) }},
+	{"rule", func(a, b *status.Pair) int { return cmp.Compare(a.Rule, b.Rule) }},
+	{"interface", func(a, b *status.Pair) int { return cmp.Compare(a.Interface, b.Interface) }},
+}
+
+// PairSortKeys are what a list of pairs can be sorted by; a minus in front turns it round.
+var PairSortKeys = sortNames(pairSortKeys)
+
+// SortPairs sorts pairs by a key of PairSortKeys, and where that is the same by initiator, server
+// and interface.
+func SortPairs(pairs []status.Pair, by string) error { return sortBy(pairs, by, pairSortKeys, byPair) }
 
 // chosenPairs returns the pairs that a filter fits.
 func (s *Server) chosenPairs(f *PairFilter) ([]status.Pair, error) {
@@ -141,7 +158,7 @@ func (s *Server) chosenPairs(f *PairFilter) ([]status.Pair, error) {
 }
 
 func (s *Server) listPairs(r *request) error {
-	v, err := r.query(pairFilterKeys...)
+	v, shown, err := listed(r, SortPairs, "pair", pairFilterKeys)
 	if err != nil {
 		return err
 	}
@@ -153,8 +170,8 @@ func (s *Server) listPairs(r *request) error {
 	if err != nil {
 		return err
 	}
-	SortPairs(pairs)
-	r.reply(http.StatusOK, &Pairs{append([]status.Pair{}, pairs...)})
+	matched, pairs := shown(pairs)
+	r.reply(http.StatusOK, &Pairs{matched, append([]status.Pair{}, pairs...)})
 	return nil
 }
 
@@ -208,7 +225,7 @@ func (s *Server) forget(f *PairFilter) (sum Forgotten, err error) {
 		if err != nil {
 			return sum, err
 		}
-		SortPairs(pairs)
+		slices.SortFunc(pairs, func(a, b status.Pair) int { return byPair(&a, &b) })
 		for i := range pairs {
 			chosen = append(chosen, pairs[i].Pair())
 		}
@@ -237,11 +254,11 @@ func (f *Forgotten) Add(p *status.Pair) {
 	f.Bytes += p.Bytes
 }
 
-// Pairs lists pairs by initiator, server and interface.
-func (c *Client) Pairs(ctx context.Context, f PairFilter) ([]status.Pair, error) {
-	var p Pairs
-	err := c.call(ctx, "GET", "/v1/pairs", f.Values(), nil, &p)
-	return p.Pairs, err
+// Pairs lists pairs. They are sorted by one of PairSortKeys, "" is pair; the limit is how many at
+// most, 0 is all.
+func (c *Client) Pairs(ctx context.Context, f PairFilter, sortBy string, limit int) (*Pairs, error) {
+	p := new(Pairs)
+	return p, c.call(ctx, "GET", "/v1/pairs", listing(f.Values(), sortBy, limit), nil, p)
 }
 
 // ForgetPairs ends the treatment of pairs, of all where the filter fits every one, and has their

@@ -28,9 +28,15 @@ func TestPairsAreListedAndForgotten(t *testing.T) {
 		"class and rule":  {PairFilter{Class: "v2ray", Rule: "tunnels"}, 2},
 		"another rule":    {PairFilter{Rule: "tunnel"}, 0},
 	} {
-		got, err := c.Pairs(within(t), tt.filter)
-		if err != nil || len(got) != tt.want {
+		got, err := c.Pairs(within(t), tt.filter, "", 0)
+		if err != nil || got.Matched != tt.want || len(got.Pairs) != tt.want {
 			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+	for by, want := range map[string]string{"": "eth0", "-interface": "eth1", "-bytes": "eth0"} {
+		got, err := c.Pairs(within(t), PairFilter{}, by, 1)
+		if err != nil || got.Matched != 2 || len(got.Pairs) != 1 || got.Pairs[0].Interface != want {
+			t.Errorf("one, sorted by %q: %+v, %v, want that of %s", by, got, err, want)
 		}
 	}
 	sum, err := c.ForgetPairs(within(t), PairFilter{Rule: "tunnels"})

@@ -27,13 +27,14 @@ const (
 	classes
 	rules
 	blocks
+	treated
 	interfaces
 
 	numLists
 )
 
 // names are what the lists are called.
-var names = [numLists]string{"latest", "pairs", "servers", "initiators", "classes", "rules", "blocks", "ifaces"}
+var names = [numLists]string{"latest", "pairs", "servers", "initiators", "classes", "rules", "blocks", "treated", "ifaces"}
 
 // columns are those of the lists, and sorted what they are sorted by at first.
 var (
@@ -58,12 +59,16 @@ var (
 			{title: "dropped", right: true}, {title: "packets", right: true, rank: 4}, {title: "flow", flex: 30}, {title: "class", flex: 8, rank: 1}, {title: "rule", flex: 8, rank: 2},
 			{title: "state"}, {title: "ends in", right: true}, {title: "iface", flex: 5, rank: 3},
 		},
+		treated: {
+			{title: "dropped", right: true}, {title: "conns", right: true, rank: 4}, {title: "pair", flex: 30}, {title: "class", flex: 8, rank: 1}, {title: "rule", flex: 8, rank: 2},
+			{title: "state"}, {title: "ends in", right: true}, {title: "iface", flex: 5, rank: 3},
+		},
 		interfaces: {
 			{title: "iface", flex: 5}, {title: "state"}, {title: "mode"}, {title: "xdp", rank: 5}, {title: "pkt/s", right: true}, {title: "bytes", right: true, rank: 1},
 			{title: "drop/s", right: true}, {title: "flows/s", right: true}, {title: "flows", right: true, rank: 3}, {title: "blocked", right: true, rank: 2}, {title: "p99", right: true, rank: 4},
 		},
 	}
-	sorted = [numLists]string{latest: "time", pairs: "detected", servers: "detected", initiators: "detected", classes: "flows", rules: "flows", blocks: "dropped", interfaces: "iface"}
+	sorted = [numLists]string{latest: "time", pairs: "detected", servers: "detected", initiators: "detected", classes: "flows", rules: "flows", blocks: "dropped", treated: "dropped", interfaces: "iface"}
 )
 
 // byTitle returns the index of a column.
@@ -88,6 +93,8 @@ func (v *view) rows(l list) []row {
 		return v.ruleRows()
 	case blocks:
 		return v.blockRows()
+	case treated:
+		return v.pairRows()
 	}
 	return v.interfaceRows()
 }
@@ -231,24 +238,47 @@ func (v *view) ruleRows() (rows []row) {
 	return rows
 }
 
+// stateOf says what is done by the action of a block or a pair.
+func stateOf(action string, suspended bool) (text string, t tone) {
+	if suspended {
+		return "suspended", warning
+	}
+	return map[string]string{"drop": "drops", "reset": "resets", "limit": "limits"}[action], bad
+}
+
+// left returns how long it is until a time.
+func (v *view) left(until time.Time) cell {
+	left := until.Sub(v.top().Time).Round(time.Second)
+	return cell{left.String(), left.Seconds()}
+}
+
 func (v *view) blockRows() (rows []row) {
-	for i := range v.blocks {
-		b := &v.blocks[i]
+	for i := range v.treated.blocks {
+		b := &v.treated.blocks[i]
 		if !v.looksAt(b.Interface) {
 			continue
 		}
-		state, t := map[string]string{"drop": "drops", "reset": "resets", "limit": "limits"}[b.Action], bad
-		if b.Suspended {
-			state, t = "suspended", warning
-		}
-		left := b.Expires.Sub(v.top().Time).Round(time.Second)
+		state, t := stateOf(b.Action, b.Suspended)
 		key := control.KeyOf(b)
 		rows = append(rows, row{
 			id: b.Interface + " " + key.String(), about: b, tone: t,
-			cells: []cell{
-				size(b.Bytes), count(b.Packets), word(key.String()), word(b.Class), word(b.Rule), word(state),
-				{left.String(), left.Seconds()}, word(b.Interface),
-			},
+			cells: []cell{size(b.Bytes), count(b.Packets), word(key.String()), word(b.Class), word(b.Rule), word(state), v.left(b.Expires), word(b.Interface)},
+		})
+	}
+	return rows
+}
+
+func (v *view) pairRows() (rows []row) {
+	for i := range v.treated.pairs {
+		p := &v.treated.pairs[i]
+		if !v.looksAt(p.Interface) {
+			continue
+		}
+		state, t := stateOf(p.Action, p.Suspended)
+		pair := p.Pair().String()
+		rows = append(rows, row{
+			id: p.Interface + " " + pair, about: p, tone: t,
+			cells: []cell{size(p.Bytes), count(p.Connections), word(pair), word(p.Class), word(p.Rule), word(state), v.left(p.Expires), word(p.Interface)},
 		})
 	}
 	return rows

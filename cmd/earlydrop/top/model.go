@@ -29,29 +29,35 @@ type model struct {
 type (
 	// looked is a look, or why there was none.
 	looked struct {
-		top    *status.Top
-		blocks []status.Block
-		err    error
+		top *status.Top
+		treatments
+		err error
 	}
 	tick struct{}
-	// found are the blocks of what was selected to be unblocked.
+	// found is what is done to the row that was selected.
 	found struct {
-		of     string
-		blocks []status.Block
-		err    error
+		of string
+		treatments
+		err error
 	}
-	// lift has blocks lifted, and done is what came of that.
-	lift struct{ blocks []status.Block }
+	// lift has that lifted, and done is what came of it.
+	lift struct{ treatments }
 	done struct{ text string }
 )
+
+// treatments are blocks, and treated pairs.
+type treatments struct {
+	blocks []status.Block
+	pairs  []status.Pair
+}
 
 // Init implements tea.Model.
 func (m *model) Init() tea.Cmd { return m.ask }
 
 // ask asks the daemon.
 func (m *model) ask() tea.Msg {
-	top, blocks, err := m.look(m.ctx)
-	return looked{top, blocks, err}
+	top, treated, err := m.look(m.ctx)
+	return looked{top, treated, err}
 }
 
 // Update implements tea.Model.
@@ -73,7 +79,7 @@ func (m *model) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	case found:
 		m.confirm(msg)
 	case lift:
-		return m, func() tea.Msg { return done{m.lift(msg.blocks)} }
+		return m, func() tea.Msg { return done{m.lift(&msg.treatments)} }
 	case done:
 		m.said = msg.text
 		return m, nil
@@ -89,7 +95,7 @@ func (m *model) take(l looked) {
 	case l.err != nil:
 		m.trouble = strings.ReplaceAll(l.err.Error(), "\n", "; ") + ": trying again"
 	case !m.paused || len(m.looks) == 0:
-		m.looks, m.view.blocks = m.looks.add(l.top), l.blocks
+		m.looks, m.treated = m.looks.add(l.top), l.treatments
 		if m.story != nil {
 			m.story.about = m.again(m.story.about)
 		}
@@ -154,7 +160,7 @@ func (m *model) press(key tea.Key) tea.Cmd {
 		m.show((m.list + 1) % numLists)
 	case "shift+tab", "left":
 		m.show((m.list + numLists - 1) % numLists)
-	case "1", "2", "3", "4", "5", "6", "7", "8":
+	case "1", "2", "3", "4", "5", "6", "7", "8", "9":
 		m.show(list(name[0] - '1'))
 	case "s":
 		m.sort[m.list] = (m.sort[m.list] + 1) % len(columns[m.list])
@@ -219,7 +225,7 @@ func (m *model) nextInterface() {
 	m.show(m.list)
 }
 
-// unblock looks for the blocks of the selected row.
+// unblock looks for the blocks and the treated pairs of the selected row.
 func (m *model) unblock() tea.Cmd {
 	about := any(nil)
 	if m.story != nil {
@@ -227,75 +233,123 @@ func (m *model) unblock() tea.Cmd {
 	} else if r := m.selected(m.table(m.list)); r != nil {
 		about = r.about
 	}
-	var filter control.BlockFilter
 	var of string
-	is := func(*status.Block) bool { return true }
+	var block *control.BlockFilter // nil: no block is meant; and so on
+	var pair *control.PairFilter
+	isBlock, isPair := func(*status.Block) bool { return true }, func(*status.Pair) bool { return true }
 	switch about := about.(type) {
 	case *status.Block:
 		key := control.KeyOf(about)
-		filter.Interface, filter.Flow, of = about.Interface, &key, key.String()
+		of, block = key.String(), &control.BlockFilter{Interface: about.Interface, Flow: &key}
+	case *status.Pair:
+		key := about.Pair()
+		of, pair = key.String(), &control.PairFilter{Pair: &key}
 	case *event.Verdict:
 		key, err := (&control.Flow{Proto: about.Proto, Ends: [2]netip.AddrPort{about.Src, about.Dst}, VLAN: about.VLAN, InnerVLAN: about.InnerVLAN}).Key()
 		if err != nil {
 			m.said = err.Error()
 			return nil
 		}
-		filter.Interface, filter.Flow, of = about.Interface, &key, key.String()
+		of, block = key.String(), &control.BlockFilter{Interface: about.Interface, Flow: &key}
+		l := pairOf(about)
+		pair, isPair = &control.PairFilter{CIDR: l.Initiator}, func(p *status.Pair) bool { return pairIs(l, p) }
 	case *status.Leader:
-		filter.CIDR = about.Initiator
+		network := about.Initiator
 		if about.Server.IsValid() {
-			filter.CIDR = netip.PrefixFrom(about.Server.Addr(), about.Server.Addr().BitLen())
+			network = netip.PrefixFrom(about.Server.Addr(), about.Server.Addr().BitLen())
 		}
 		of, _ = tellLeader(about)
-		is = func(b *status.Block) bool { return blockIs(about, b) }
+		block, isBlock = &control.BlockFilter{CIDR: network}, func(b *status.Block) bool { return blockIs(about, b) }
+		pair, isPair = &control.PairFilter{CIDR: network}, func(p *status.Pair) bool { return pairIs(about, p) }
 	default:
-		m.said = "choose a verdict, a pair, a server, an initiator or a block to unblock"
+		m.said = "choose a verdict, a pair, a server, an initiator, a block or a treated pair"
 		return nil
 	}
 	return func() tea.Msg {
 		ctx, cancel := context.WithTimeout(m.ctx, answerWithin)
 		defer cancel()
-		b, err := m.Source.Blocks(ctx, filter, "", 0)
-		if err != nil {
-			return found{of: of, err: err}
+		is := found{of: of}
+		if block != nil {
+			b, err := m.Source.Blocks(ctx, *block, "", 0)
+			if err != nil {
+				return found{of: of, err: err}
+			}
+			is.blocks = slices.DeleteFunc(b.Blocks, func(b status.Block) bool { return !isBlock(&b) })
 		}
-		return found{of: of, blocks: slices.DeleteFunc(b.Blocks, func(b status.Block) bool { return !is(&b) })}
+		if pair != nil {
+			p, err := m.Source.Pairs(ctx, *pair, "", 0)
+			if err != nil {
+				return found{of: of, err: err}
+			}
+			// One is treated on all interfaces, and they stand beside each other.
+			is.pairs = slices.DeleteFunc(p.Pairs, func(p status.Pair) bool { return !isPair(&p) })
+			is.pairs = slices.CompactFunc(is.pairs, func(a, b status.Pair) bool { return a.Pair() == b.Pair() })
+		}
+		return is
 	}
 }
 
-// confirm asks whether the blocks that were found are to be lifted.
+// confirm asks whether what was found is to be lifted.
 func (m *model) confirm(f found) {
-	switch n := len(f.blocks); {
+	var text string
+	switch blocks, pairs := len(f.blocks), len(f.pairs); {
 	case f.err != nil:
 		m.said = f.err.Error()
-	case n == 0:
+		return
+	case blocks+pairs == 0:
 		m.said = "nothing of it is blocked: " + f.of
-	case n == 1:
-		m.asking = &question{fmt.Sprintf("unblock %s on %s?", control.KeyOf(&f.blocks[0]), f.blocks[0].Interface), lift{f.blocks}}
+		return
+	case blocks == 1 && pairs == 0:
+		text = fmt.Sprintf("unblock %s on %s?", control.KeyOf(&f.blocks[0]), f.blocks[0].Interface)
+	case pairs == 0:
+		text = fmt.Sprintf("lift %d blocks of %s?", blocks, f.of)
+	case pairs == 1 && blocks == 0:
+		text = fmt.Sprintf("let %s connect again?", f.pairs[0].Pair())
+	case pairs == 1:
+		text = fmt.Sprintf("lift %s and let %s connect again?", event.Counted(blocks, "block"), f.pairs[0].Pair())
+	case blocks == 0:
+		text = fmt.Sprintf("let %d pairs of %s connect again?", pairs, f.of)
 	default:
-		m.asking = &question{fmt.Sprintf("lift %d blocks of %s?", n, f.of), lift{f.blocks}}
+		text = fmt.Sprintf("lift %s and let %d pairs connect again, of %s?", event.Counted(blocks, "block"), pairs, f.of)
 	}
+	m.asking = &question{text, lift{f.treatments}}
 }
 
-// lift lifts blocks, and says what came of it.
-func (m *model) lift(blocks []status.Block) string {
+// lift lifts blocks, and ends the treatment of pairs. It says what came of it.
+func (m *model) lift(t *treatments) string {
 	ctx, cancel := context.WithTimeout(m.ctx, answerWithin)
 	defer cancel()
-	var sum control.Lifted
-	for i := range blocks {
-		key := control.KeyOf(&blocks[i])
-		l, err := m.Source.Lift(ctx, control.BlockFilter{Interface: blocks[i].Interface, Flow: &key})
-		switch {
-		case errors.Is(err, control.ErrNotFound): // it is over by itself
-			continue
-		case err != nil:
-			return fmt.Sprintf("after %d blocks: %v", sum.Blocks, err)
+	var blocks control.Lifted
+	var pairs control.Forgotten
+	// What is not there any more is over by itself.
+	for i := range t.blocks {
+		key := control.KeyOf(&t.blocks[i])
+		l, err := m.Source.Lift(ctx, control.BlockFilter{Interface: t.blocks[i].Interface, Flow: &key})
+		if err != nil && !errors.Is(err, control.ErrNotFound) {
+			return fmt.Sprintf("after %d blocks: %v", blocks.Blocks, err)
 		}
-		sum.Blocks += l.Blocks
-		sum.Packets += l.Packets
-		sum.Bytes += l.Bytes
+		blocks.Blocks += l.Blocks
+		blocks.Packets += l.Packets
+		blocks.Bytes += l.Bytes
 	}
-	return fmt.Sprintf("%d flows pass again: %d packets, %s had been dropped", sum.Blocks, sum.Packets, event.ByteCount(sum.Bytes))
+	for i := range t.pairs {
+		key := t.pairs[i].Pair()
+		f, err := m.Source.ForgetPairs(ctx, control.PairFilter{Pair: &key})
+		if err != nil && !errors.Is(err, control.ErrNotFound) {
+			return fmt.Sprintf("after %d blocks and %d pairs: %v", blocks.Blocks, pairs.Pairs, err)
+		}
+		pairs.Pairs += f.Pairs
+		pairs.Packets += f.Packets
+		pairs.Bytes += f.Bytes
+	}
+	var who []string
+	if len(t.blocks) > 0 {
+		who = append(who, fmt.Sprintf("%d flows pass", blocks.Blocks))
+	}
+	if len(t.pairs) > 0 {
+		who = append(who, fmt.Sprintf("%d pairs may connect", pairs.Pairs))
+	}
+	return fmt.Sprintf("%s again: %d packets, %s had been dropped", strings.Join(who, " and "), blocks.Packets+pairs.Packets, event.ByteCount(blocks.Bytes+pairs.Bytes))
 }
 
 // View implements tea.Model.

@@ -18,6 +18,7 @@ import (
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/why"
+	"github.com/earlydrop/earlydrop/loader/flow"
 )
 
 // story is what is known of a row.
@@ -53,6 +54,9 @@ func (m *model) askWhy(of *story) tea.Cmd {
 	case *status.Block:
 		q.Network, q.Port = single(about.Lo.Addr().Unmap()), about.Lo.Port()
 		is = func(e *event.Verdict) bool { return blockOf(about, e) }
+	case *status.Pair:
+		q.Network, q.Port = single(about.Server.Addr()), about.Server.Port()
+		is = func(e *event.Verdict) bool { return pairIs(pairOf(e), about) }
 	case *status.Leader:
 		q.Network = about.Initiator
 		if about.Server.IsValid() {
@@ -140,6 +144,9 @@ func (v *view) tell(about any) (title string, facts []fact, events []*event.Verd
 		return title, facts, nil
 	case *status.Block:
 		title, facts = tellBlock(about)
+		return title, facts, nil
+	case *status.Pair:
+		title, facts = tellPair(about)
 		return title, facts, nil
 	case className:
 		for _, s := range v.attached(v.top()) {
@@ -243,7 +250,7 @@ func tellLeader(l *status.Leader) (title string, facts []fact) {
 		factf("blocks", "%d are there", l.Blocks),
 	}
 	if l.Treated > 0 {
-		facts = append(facts, fact{"treated", "connections are treated as they begin: earlydrop pairs list, and pairs del ends it"})
+		facts = append(facts, fact{"treated", "the kernel treats connections as they begin: list treated; u ends it"})
 	}
 	if !l.Last.IsZero() {
 		facts = append(facts, factf("the latest", "%s on %s: %s, rule %s", l.Last.Local().Format(time.DateTime), l.Interface, l.Class, cmp.Or(l.Rule, "-")))
@@ -262,6 +269,23 @@ func tellBlock(b *status.Block) (title string, facts []fact) {
 		facts = append(facts, factf("suspended", "the mode is monitor: its packets pass"))
 	}
 	return "block of " + control.KeyOf(b).String(), facts
+}
+
+func tellPair(p *status.Pair) (title string, facts []fact) {
+	facts = []fact{
+		factf("interface", "%s", p.Interface),
+		factf("treated", "since %s, until %s", p.Since.Local().Format(time.DateTime), p.Expires.Local().Format(time.DateTime)),
+		factf("by", "rule %s, class %s, action %s", cmp.Or(p.Rule, "-"), cmp.Or(p.Class, "-"), p.Action),
+		factf("connections", "%d began meanwhile", p.Connections),
+		factf("dropped", "%d packets, %s", p.Packets, event.ByteCount(p.Bytes)),
+	}
+	if !p.Last.IsZero() {
+		facts = append(facts, factf("the latest", "began %s", p.Last.Local().Format(time.DateTime)))
+	}
+	if p.Suspended {
+		facts = append(facts, factf("suspended", "the mode is monitor: its connections pass"))
+	}
+	return "treated pair " + p.Pair().String(), facts
 }
 
 func (v *view) tellInterface(s *status.Status) (title string, facts []fact) {
@@ -304,6 +328,19 @@ func isOf(l *status.Leader, e *event.Verdict) bool {
 func blockOf(b *status.Block, e *event.Verdict) bool {
 	return e.Interface == b.Interface && e.Proto == b.Proto && e.VLAN == b.VLAN && e.InnerVLAN == b.InnerVLAN &&
 		(e.Src == b.Lo && e.Dst == b.Hi || e.Src == b.Hi && e.Dst == b.Lo)
+}
+
+// pairOf returns the pair of a verdict's flow, as far as there are pairs of its protocol.
+func pairOf(e *event.Verdict) *status.Leader {
+	return &status.Leader{
+		Initiator: flow.Household(e.Src.Addr()), Server: netip.AddrPortFrom(e.Dst.Addr().Unmap(), e.Dst.Port()), Proto: e.Proto, VLAN: e.VLAN, InnerVLAN: e.InnerVLAN,
+	}
+}
+
+// pairIs reports whether a treated pair is of a pair, a server or an initiator.
+func pairIs(l *status.Leader, p *status.Pair) bool {
+	return (!l.Initiator.IsValid() || l.Initiator == p.Initiator) && (!l.Server.IsValid() || l.Server == p.Server) &&
+		(l.Proto == "" || l.Proto == p.Proto) && l.VLAN == p.VLAN && l.InnerVLAN == p.InnerVLAN
 }
 
 // blockIs reports whether a block is of a pair, a server or an initiator. A block does not tell

@@ -30,6 +30,8 @@ type Source interface {
 	Top(ctx context.Context, limit int) (*status.Top, error)
 	Blocks(ctx context.Context, f control.BlockFilter, sortBy string, limit int) (*control.Blocks, error)
 	Lift(ctx context.Context, f control.BlockFilter) (control.Lifted, error)
+	Pairs(ctx context.Context, f control.PairFilter, sortBy string, limit int) (*control.Pairs, error)
+	ForgetPairs(ctx context.Context, f control.PairFilter) (control.Forgotten, error)
 	Why(ctx context.Context, q *why.Query) (*why.Answer, error)
 }
 
@@ -48,26 +50,30 @@ type Config struct {
 }
 
 const (
-	// perList is how many rows of each list the daemon is asked for, and perBlocks how many
-	// blocks.
-	perList, perBlocks = 200, 1000
+	// perList is how many rows of each list the daemon is asked for, and perTable how many of
+	// what its kernel treats, blocks and pairs.
+	perList, perTable = 200, 1000
 	// answerWithin is how long the daemon may take.
 	answerWithin = 10 * time.Second
 )
 
 // look asks the daemon once.
-func (c *Config) look(ctx context.Context) (*status.Top, []status.Block, error) {
+func (c *Config) look(ctx context.Context) (*status.Top, treatments, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
 	top, err := c.Source.Top(ctx, perList)
 	if err != nil {
-		return nil, nil, err
+		return nil, treatments{}, err
 	}
-	b, err := c.Source.Blocks(ctx, control.BlockFilter{Interface: c.Interface}, "-bytes", perBlocks)
+	b, err := c.Source.Blocks(ctx, control.BlockFilter{Interface: c.Interface}, "-bytes", perTable)
 	if err != nil {
-		return nil, nil, err
+		return nil, treatments{}, err
 	}
-	return top, b.Blocks, nil
+	p, err := c.Source.Pairs(ctx, control.PairFilter{Interface: c.Interface}, "-bytes", perTable)
+	if err != nil {
+		return nil, treatments{}, err
+	}
+	return top, treatments{b.Blocks, p.Pairs}, nil
 }
 
 // Check refuses an Interface that the daemon neither has nor waits for.
@@ -114,14 +120,14 @@ func Print(ctx context.Context, c Config, looks, width int, out io.Writer) error
 	v := newView()
 	v.iface, v.width = c.Interface, width
 	for n := 1; ; n++ {
-		top, blocks, err := c.look(ctx)
+		top, treated, err := c.look(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case err != nil:
 			return err
 		}
-		v.looks, v.blocks = v.looks.add(top), blocks
+		v.looks, v.treated = v.looks.add(top), treated
 		if c.JSON {
 			err = json.NewEncoder(out).Encode(top)
 		} else {

@@ -44,6 +44,7 @@ type fake struct {
 	top    *status.Top
 	err    error
 	blocks []status.Block
+	pairs  []status.Pair
 	lifted []string
 }
 
@@ -75,6 +76,30 @@ func (f *fake) Lift(_ context.Context, filter control.BlockFilter) (l control.Li
 		err = &control.Error{Status: 404, Message: "not blocked"}
 	}
 	return l, err
+}
+
+func (f *fake) Pairs(_ context.Context, filter control.PairFilter, _ string, _ int) (*control.Pairs, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := slices.DeleteFunc(slices.Clone(f.pairs), func(p status.Pair) bool { return !filter.Match(&p) })
+	return &control.Pairs{Matched: len(all), Pairs: all}, f.err
+}
+
+func (f *fake) ForgetPairs(_ context.Context, filter control.PairFilter) (sum control.Forgotten, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pairs = slices.DeleteFunc(f.pairs, func(p status.Pair) bool {
+		if !filter.Match(&p) {
+			return false
+		}
+		sum.Pairs = 1 // a filter of these tests names one
+		sum.Add(&p)
+		return true
+	})
+	if sum.Pairs == 0 {
+		err = &control.Error{Status: 404, Message: "not treated"}
+	}
+	return sum, err
 }
 
 // Why remembers what is latest.
@@ -149,6 +174,14 @@ func busy(seconds int) *fake {
 			Since: noon, Expires: now.Add(10 * time.Minute), Packets: 400, Bytes: 600_000 - uint64(i),
 		})
 	}
+	// The same pair on both interfaces, and another one.
+	for i, iface := range []string{"eth0", "eth1", "eth1"} {
+		f.pairs = append(f.pairs, status.Pair{
+			Interface: iface, Initiator: f.top.Pairs[i/2].Initiator, Server: f.top.Pairs[i/2].Server, Proto: "tcp", Action: "drop", Class: "shadowsocks", Rule: "tunnels",
+			Since: noon, Expires: now.Add(time.Hour), Connections: 30, Packets: 70, Bytes: 4200 - uint64(i), Last: now, Suspended: iface == "eth1",
+		})
+	}
+	f.top.Pairs[0].Treated, f.top.Pairs[1].Treated, f.top.Servers[0].Treated = 2, 1, 2
 	return f
 }
 
@@ -223,8 +256,8 @@ func TestScreens(t *testing.T) {
 			keys []string
 		}{
 			{"latest", nil}, {"latest-story", []string{"enter"}}, {"pairs", []string{"2"}}, {"pair-story", []string{"2", "enter"}}, {"classes", []string{"5"}},
-			{"rules", []string{"6"}}, {"blocks", []string{"7", "down"}}, {"interfaces", []string{"8"}}, {"interface-story", []string{"8", "enter"}}, {"help", []string{"?"}},
-			{"filter", []string{"/", "b", "a", "c", "k"}}, {"question", []string{"2", "u"}},
+			{"rules", []string{"6"}}, {"blocks", []string{"7", "down"}}, {"treated", []string{"8"}}, {"treated-story", []string{"8", "enter"}}, {"treated-question", []string{"8", "end", "u"}},
+			{"interfaces", []string{"9"}}, {"interface-story", []string{"9", "enter"}}, {"help", []string{"?"}}, {"filter", []string{"/", "b", "a", "c", "k"}}, {"question", []string{"2", "u"}},
 		} {
 			m := at(t, busy(100), screen.width, screen.height)
 			press(t, m, tt.keys...)
@@ -247,7 +280,7 @@ func TestScreenFitsAnySize(t *testing.T) {
 	for width := 1; width < 230; width += 7 {
 		for _, height := range []int{1, 2, 5, 11, 24, 39, 40, 41, 100} {
 			m := at(t, busy(100), width, height)
-			for _, keys := range [][]string{nil, {"tab"}, {"enter"}, {"esc", "8", "enter"}, {"?"}} {
+			for _, keys := range [][]string{nil, {"tab"}, {"enter"}, {"esc", "8"}, {"u"}, {"n", "enter"}, {"esc", "9", "enter"}, {"?"}} {
 				press(t, m, keys...)
 				text := m.text()
 				for l := range strings.SplitSeq(text, "\n") {
@@ -357,41 +390,73 @@ func TestKeysChangeWhatIsShown(t *testing.T) {
 
 func TestUnblockAsksBefore(t *testing.T) {
 	f := busy(100)
-	m := at(t, f, 100, 30)
+	m := at(t, f, 120, 30)
 	last := func() string {
 		lines := strings.Split(m.text(), "\n")
 		return strings.TrimSpace(lines[len(lines)-1])
 	}
 	for _, tt := range []struct {
-		keys []string
-		want string // in the last line
-		left int    // blocks
+		keys          []string
+		want          string // in the last line
+		blocks, pairs int    // left
 	}{
-		{[]string{"5", "u"}, "choose a verdict", 2},
-		{[]string{"1", "down", "u"}, "nothing of it is blocked: tcp 10.0.0.3:40001", 2},
-		{[]string{"home", "u"}, "unblock tcp 10.0.0.2:40000 <> 192.0.2.7:8388 on eth0? y/n", 2},
-		{[]string{"n"}, "nothing was changed", 2},
-		{[]string{"3", "u"}, "lift 2 blocks of server tcp 192.0.2.7:8388? y/n", 2},
-		{[]string{"q"}, "nothing was changed", 2}, // anything else is no
-		{[]string{"7", "down", "u", "y"}, "1 flows pass again: 400 packets, 585.9 KiB had been dropped", 1},
-		{[]string{"2", "u"}, "unblock tcp 10.0.0.2:40000", 1},
-		{[]string{"y"}, "1 flows pass again", 0},
-		{[]string{"u"}, "nothing of it is blocked: pair", 0},
+		{[]string{"5", "u"}, "choose a verdict", 2, 3},
+		{[]string{"1", "down", "u"}, "nothing of it is blocked: tcp 10.0.0.3:40001", 2, 3},
+		{[]string{"home", "u"}, "lift 1 block and let tcp 10.0.0.2 > 192.0.2.7:8388 connect again? y/n", 2, 3},
+		{[]string{"n"}, "nothing was changed", 2, 3},
+		{[]string{"3", "u"}, "lift 2 blocks and let tcp 10.0.0.2 > 192.0.2.7:8388 connect again? y/n", 2, 3},
+		{[]string{"q"}, "nothing was changed", 2, 3}, // anything else is no
+		{[]string{"7", "down", "u"}, "unblock tcp 10.0.0.2:39999 <> 192.0.2.7:8388 on eth0? y/n", 2, 3},
+		{[]string{"y"}, "1 flows pass again: 400 packets, 585.9 KiB had been dropped", 1, 3},
+		{[]string{"2", "u", "y"}, "1 flows pass and 1 pairs may connect again: 540 packets, 594.1 KiB had been dropped", 0, 1},
+		{[]string{"u"}, "nothing of it is blocked: pair tcp 10.0.0.2 > 192.0.2.7:8388", 0, 1},
+		{[]string{"8", "end", "u"}, "let tcp 2001:db8:1:2::/64 > [2001:db8:ffff::1234:5678]:443 connect again? y/n", 0, 1},
+		{[]string{"n", "enter", "u"}, "let tcp 2001:db8:1:2::/64 > [2001:db8:ffff::1234:5678]:443 connect again? y/n", 0, 1}, // of its story
+		{[]string{"y"}, "1 pairs may connect again: 70 packets, 4.1 KiB had been dropped", 0, 0},
+		{[]string{"u"}, "nothing of it is blocked: tcp 2001:db8:1:2::/64", 0, 0},
 	} {
 		press(t, m, tt.keys...)
-		if got := last(); !strings.Contains(got, tt.want) || len(f.blocks) != tt.left {
-			t.Errorf("%q: %q and %d blocks, want %q and %d", tt.keys, got, len(f.blocks), tt.want, tt.left)
+		if got := last(); !strings.Contains(got, tt.want) || len(f.blocks) != tt.blocks || len(f.pairs) != tt.pairs {
+			t.Errorf("%q: %q, %d blocks and %d pairs, want %q, %d and %d", tt.keys, got, len(f.blocks), len(f.pairs), tt.want, tt.blocks, tt.pairs)
 		}
 	}
-	// It was over before the answer.
-	f.blocks = busy(100).blocks
-	press(t, m, "2", "u")
-	f.mu.Lock()
-	f.blocks = nil
-	f.mu.Unlock()
-	press(t, m, "y")
-	if got := last(); !strings.HasPrefix(got, "0 flows pass again") {
+	// Several of a server, or of an initiator.
+	*f = fake{top: busy(100).top, blocks: busy(100).blocks, pairs: busy(100).pairs}
+	f.pairs[2].Initiator, f.pairs[2].Server = netip.MustParsePrefix("10.0.0.9/32"), f.pairs[0].Server
+	m.Update(m.ask())
+	press(t, m, "esc", "3", "u")
+	if got := last(); !strings.HasPrefix(got, "lift 2 blocks and let 2 pairs connect again, of server tcp 192.0.2.7:8388? y/n") {
 		t.Errorf("%q", got)
+	}
+	f.blocks = nil
+	press(t, m, "n", "u")
+	if got := last(); !strings.HasPrefix(got, "let 2 pairs of server tcp 192.0.2.7:8388 connect again? y/n") {
+		t.Errorf("%q", got)
+	}
+	// What is of another VLAN, or of UDP, is something else.
+	f.pairs[0].VLAN, f.pairs[1].VLAN = 7, 7
+	f.top.Servers[0].Proto = "udp"
+	press(t, m, "n", "2", "u")
+	if got := last(); !strings.HasPrefix(got, "nothing of it is blocked") {
+		t.Errorf("of another VLAN: %q", got)
+	}
+	press(t, m, "3", "u")
+	if got := last(); !strings.HasPrefix(got, "nothing of it is blocked") {
+		t.Errorf("of UDP: %q", got)
+	}
+
+	// It was over before the answer.
+	for keys, want := range map[string]string{"7": "0 flows pass again: 0 packets", "8": "0 pairs may connect again: 0 packets"} {
+		f.blocks, f.pairs = busy(100).blocks, busy(100).pairs
+		m.Update(m.ask())
+		press(t, m, keys, "u")
+		f.mu.Lock()
+		f.blocks, f.pairs = nil, nil
+		f.mu.Unlock()
+		press(t, m, "y")
+		if got := last(); !strings.HasPrefix(got, want) {
+			t.Errorf("%q", got)
+		}
 	}
 }
 
@@ -447,11 +512,14 @@ func TestHostileNamesAreShownAsText(t *testing.T) {
 	for i := range f.blocks {
 		f.blocks[i].Class, f.blocks[i].Rule, f.blocks[i].Interface, f.blocks[i].Action = hostile, hostile, hostile, hostile
 	}
+	for i := range f.pairs {
+		f.pairs[i].Class, f.pairs[i].Rule, f.pairs[i].Interface, f.pairs[i].Action = hostile, hostile, hostile, hostile
+	}
 	sequence := regexp.MustCompile("\x1b\\[[0-9;]*m")
 	for _, colors := range []bool{false, true} {
 		m := at(t, f, 160, 50)
 		m.colors = colors
-		for _, keys := range [][]string{nil, {"u"}, {"n"}, {"enter"}, {"u", "n"}, {"2"}, {"enter"}, {"3"}, {"5"}, {"enter"}, {"6"}, {"enter"}, {"7"}, {"enter"}, {"u"}, {"n", "8"}, {"enter"}, {"end"}, {"i"}, {"esc", "/", "\x1b", "\u202e"}} {
+		for _, keys := range [][]string{nil, {"u"}, {"n"}, {"enter"}, {"u", "n"}, {"2"}, {"enter"}, {"3"}, {"5"}, {"enter"}, {"6"}, {"enter"}, {"7"}, {"enter"}, {"u"}, {"n", "8"}, {"enter"}, {"u"}, {"n", "9"}, {"enter"}, {"end"}, {"i"}, {"esc", "/", "\x1b", "\u202e"}} {
 			press(t, m, keys...)
 			text := strings.ReplaceAll(sequence.ReplaceAllString(m.text(), ""), "\n", "")
 			if !colors {

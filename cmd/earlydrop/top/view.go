@@ -20,7 +20,7 @@ type view struct {
 	counters      loader.Counters
 
 	looks   looks // at least one, once connected
-	blocks  []status.Block
+	treated treatments
 	trouble string // why the daemon does not answer; empty where it does
 
 	list   list
@@ -264,20 +264,28 @@ func (v *view) warnings(all []*status.Status) (lines []line) {
 	return lines
 }
 
-// tabs returns the line with the lists.
+// tabs returns the line with the lists. Where it is too long for the screen, the numbers are put
+// close to the names.
 func (v *view) tabs() line {
-	var out line
-	for l, name := range names {
-		text, t := fmt.Sprintf("%d %s", l+1, name), plain
-		if list(l) == v.list {
-			text, t = "["+text+"]", strong
+	for _, between := range []string{" ", ""} {
+		var out line
+		width := -1
+		for l, name := range names {
+			text, t := fmt.Sprintf("%d%s%s", l+1, between, name), plain
+			if list(l) == v.list {
+				text, t = "["+text+"]", strong
+			}
+			if l > 0 {
+				out = append(out, span{" ", plain})
+			}
+			out = append(out, span{text, t})
+			width += len(text) + 1
 		}
-		if l > 0 {
-			out = append(out, span{" ", plain})
+		if width <= v.width || between == "" {
+			return out
 		}
-		out = append(out, span{text, t})
 	}
-	return out
+	return nil
 }
 
 // listLines returns the list, and on a high screen the latest decisions below it.
@@ -327,7 +335,8 @@ func (v *view) nothing() string {
 	}
 	return [numLists]string{
 		latest: "no verdict yet", pairs: "no flow was detected, and nothing dropped", servers: "no flow was detected, and nothing dropped",
-		initiators: "no flow was detected, and nothing dropped", classes: "no verdict yet", rules: "no verdict yet", blocks: "no flow is blocked", interfaces: "no interface is attached",
+		initiators: "no flow was detected, and nothing dropped", classes: "no verdict yet", rules: "no verdict yet", blocks: "no flow is blocked", treated: "no pair is treated",
+		interfaces: "no interface is attached",
 	}[v.list]
 }
 
@@ -335,7 +344,8 @@ func (v *view) nothing() string {
 func (v *view) foot() line {
 	switch {
 	case v.asking != nil:
-		return line{{v.asking.text + " y/n ", strong}}
+		const answers = " y/n "
+		return line{{fit(clean(v.asking.text), v.width-len(answers)) + answers, strong}}
 	case v.typing:
 		return line{{"filter: ", strong}, {v.filter, plain}, {"_", plain}, {gap + "Enter keeps it, Esc ends it", faint}}
 	case v.said != "":
@@ -359,17 +369,18 @@ func helpLines() []line {
 }
 
 const helpText = `
-1 to 8, Tab         another list; left and right as well
+1 to 9, Tab         another list; left and right as well
 up, down, j, k      another row; PgUp, PgDn, Home and End as well
 Enter               what is known of the row; Esc goes back
 s, S                sort by the next column; the other way round
 /                   show rows only that have a text in them; Esc shows all
 i                   one interface after another, then all
 p, Space            stand still; again: go on
-u                   unblock what is blocked of the row, after a question
+u                   lift blocks and treated pairs of the row, after a question
 q, Ctrl-C           quit
 
 latest      verdicts: "would drop" in mode monitor, else what the kernel does
 pairs ...   who had flows detected, and packets dropped, since the daemon began
 rules       verdicts by rule, decision and reason
+treated     pairs whose connections the kernel treats as they begin
 `

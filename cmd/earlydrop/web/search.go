@@ -8,7 +8,6 @@ import (
 	"net/url"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/control"
-	"github.com/earlydrop/earlydrop/cmd/earlydrop/status"
 )
 
 // Events a page gets of the history where it does not say how many, and at most.
@@ -66,12 +65,6 @@ func (s *Server) why(r *http.Request) (any, error) {
 	return s.config.Daemon.Why(r.Context(), &q)
 }
 
-// Pairs are those that a page asked for.
-type Pairs struct {
-	Matched int           `json:"matched"` // how many there are, beyond those listed as well
-	Pairs   []status.Pair `json:"pairs"`
-}
-
 // listPairs takes the parameters of control.PairFilter.
 func (s *Server) listPairs(r *http.Request) (any, error) {
 	v, err := url.ParseQuery(r.URL.RawQuery)
@@ -82,12 +75,7 @@ func (s *Server) listPairs(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, badRequest("%v", err)
 	}
-	pairs, err := s.config.Daemon.Pairs(r.Context(), filter)
-	if err != nil {
-		return nil, err
-	}
-	matched := len(pairs)
-	return &Pairs{matched, pairs[:min(matched, maxListed)]}, nil
+	return s.config.Daemon.Pairs(r.Context(), filter, "", maxListed)
 }
 
 // forget names a pair.

@@ -24,12 +24,12 @@ func (a *Answer) Text(now time.Time) string {
 	case a.Remembered >= a.Room:
 		back = fmt.Sprintf("and remembers the last %d decisions, back to %s", a.Remembered, b.clock(a.Since))
 	case a.Remembered > 0:
-		back = fmt.Sprintf("and remembers %s, back to %s", counted(a.Remembered, "decision"), b.clock(a.Since))
+		back = fmt.Sprintf("and remembers %s, back to %s", event.Counted(a.Remembered, "decision"), b.clock(a.Since))
 	}
 	if a.Matched == 0 {
 		b.line("", "%s: the daemon knows of no decision, %s", a.Of, back)
 	} else {
-		b.line("", "%s: %s", a.Of, counted(a.Matched, "decision"))
+		b.line("", "%s: %s", a.Of, event.Counted(a.Matched, "decision"))
 	}
 	for i := range a.Pairs {
 		b.pair(&a.Pairs[i])
@@ -99,7 +99,7 @@ func (b *builder) pair(p *Pair) {
 	if p.Initiator.IsSingleIP() {
 		initiator = p.Initiator.Addr().String()
 	}
-	known := fmt.Sprintf("%d of %s detected", p.Detected, counted(p.Judged, "flow"))
+	known := fmt.Sprintf("%d of %s detected", p.Detected, event.Counted(p.Judged, "flow"))
 	if p.Rule != "" {
 		stopped := ""
 		n, suspended := uint64(0), false
@@ -107,7 +107,7 @@ func (b *builder) pair(p *Pair) {
 			n, suspended = n+p.Kernel[i].Connections, suspended || p.Kernel[i].Suspended
 		}
 		if n > 0 {
-			stopped = fmt.Sprintf("; %s since", counted(n, "connection"))
+			stopped = fmt.Sprintf("; %s since", event.Counted(n, "connection"))
 		}
 		if suspended {
 			stopped += "; suspended, as the mode is monitor"
@@ -156,7 +156,7 @@ func (b *builder) because(a *Answer, d *Decision) string {
 		at += " before the reload of " + b.clock(a.PolicySince)
 	}
 	rule := fmt.Sprintf("rule %s (%s)", v.Rule, at)
-	seen := fmt.Sprintf("%d of %s of the pair detected", v.EvidenceFlows, counted(v.EvidenceJudged, "flow"))
+	seen := fmt.Sprintf("%d of %s of the pair detected", v.EvidenceFlows, event.Counted(v.EvidenceJudged, "flow"))
 	until := b.clock(v.Time.Add(time.Duration(v.TTL * float64(time.Second))))
 	switch v.Reason {
 	case policy.ReasonRule:
@@ -251,15 +251,7 @@ func (b *builder) became(d *Decision) string {
 }
 
 func packets(n, bytes uint64) string {
-	return fmt.Sprintf("%s (%s)", counted(n, "packet"), event.ByteCount(bytes))
-}
-
-// counted returns a number of things: "1 flow", "2 flows".
-func counted[N int | uint64](n N, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
+	return fmt.Sprintf("%s (%s)", event.Counted(n, "packet"), event.ByteCount(bytes))
 }
 
 func vlanText(outer, inner uint16) string {

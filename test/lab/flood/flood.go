@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -220,24 +221,43 @@ func (g *Generator) Run(ctx context.Context, rate int) (sent uint64, err error) 
 // period, but to hurry.
 const rcuExpedited = "/sys/kernel/rcu_expedited"
 
+// hurries counts the floods that want RCU to hurry.
+var hurries struct {
+	sync.Mutex
+	n      int
+	before []byte // what the kernel said until the first
+}
+
 // hurryRCU makes an even flood possible: each call that sends live frames waits for two grace
 // periods, about 24 ms, and calls side by side wait for one another. In a hurry they take
-// less than one. restore undoes it.
+// less than one. restore undoes it, when no flood wants it any more.
 func hurryRCU() (restore func() error, err error) {
-	before, err := os.ReadFile(rcuExpedited)
-	if err != nil {
-		return nil, fmt.Errorf("read whether RCU hurries: %w", err)
-	}
-	set := func(value []byte) error {
-		if err := os.WriteFile(rcuExpedited, value, 0); err != nil {
-			return fmt.Errorf("say whether RCU is to hurry: %w", err)
+	hurries.Lock()
+	defer hurries.Unlock()
+	if hurries.n == 0 {
+		if hurries.before, err = os.ReadFile(rcuExpedited); err != nil {
+			return nil, fmt.Errorf("read whether RCU hurries: %w", err)
 		}
-		return nil
+		if err := setHurry([]byte("1")); err != nil {
+			return nil, err
+		}
 	}
-	if err := set([]byte("1")); err != nil {
-		return nil, err
+	hurries.n++
+	return func() error {
+		hurries.Lock()
+		defer hurries.Unlock()
+		if hurries.n--; hurries.n > 0 {
+			return nil
+		}
+		return setHurry(hurries.before)
+	}, nil
+}
+
+func setHurry(value []byte) error {
+	if err := os.WriteFile(rcuExpedited, value, 0); err != nil {
+		return fmt.Errorf("say whether RCU is to hurry: %w", err)
 	}
-	return func() error { return set(before) }, nil
+	return nil
 }
 
 // Ethernet returns a frame of layers, whose lengths are filled in, to nobody's address: the host

@@ -5,8 +5,8 @@
  *
  * Contract: a packet passes unless its flow stands in `blocked` with time left, and the
  * mode is enforce (with BLOCK_LIMIT, what is within the limit passes); or the flow waits for its
- * verdict, see pending.h. Whatever goes wrong passes, too, and adds to the counter of its cause. A packet of a TCP flow that is decided costs the
- * parser, a hash and one word of memory.
+ * verdict, see pending.h. Whatever goes wrong passes, too, and adds to the counter of its cause.
+ * A packet of a TCP flow that is decided costs the parser, a hash and one word of memory.
  */
 #include <linux/bpf.h>
 #include <linux/errno.h>

@@ -51,8 +51,8 @@ struct slot {
 	/* TCP: its bytes are next to no beginning, of tiny pieces or slow: it goes on though it
 	 * is full */
 	__u8 unsure;
-	__u8 begun;	/* PAYLOAD_LEAST bytes had come before */
-	__u8 last_side; /* TCP: of the last payload, 1 for the lower endpoint; 0: none */
+	__u8 begun;	   /* PAYLOAD_LEAST bytes had come before */
+	__u8 last_side;	   /* TCP: of the last payload, 1 for the lower endpoint; 0: none */
 	__u16 first_at;	   /* TCP: where the initiator's first payload is in the capture */
 	__u16 first_bytes; /* ... and how much of it is; 0: it is not known */
 	__u16 first_len;   /* ... and how long it is, modulo 65536 */

@@ -100,7 +100,7 @@ Examples:
 			&cli.BoolFlag{Name: "one-hook", Usage: "expect both directions at one hook, as at a mirror port or a one-armed router; to enforce, the policy has to say one_hook: true"},
 			oneWayFlag(),
 			sizeFlag("pending", "let `SIZE` of a TCP connection that begins with random bytes pass until its verdict, in mode enforce; more is dropped for at most 5 ms, and TCP sends it again; 0: let all pass", loader.DefaultPending, loader.MaxPending),
-			&cli.StringFlag{Name: "device", Value: "cpu", Usage: "classify on `cpu` or cuda:N"},
+			deviceFlag(),
 			&cli.StringFlag{Name: "events", Usage: "append one JSON object per event to `FILE`; - is standard output, instead of the text", TakesFile: true},
 			&cli.BoolFlag{Name: "journal", Usage: "send events to systemd's journal as well, with fields such as EARLYDROP_RULE"},
 			&cli.StringFlag{Name: "events-pass", Value: "all", Usage: "of the verdicts on undetected flows write `all`, none, so many per second (100/s) or a share (1/100)"},

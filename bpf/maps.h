@@ -213,10 +213,12 @@ struct mode {
 };
 
 /* key: 0. value: the mode. Written by user space alone, at any time; read only for packets
- * that a block or a malformed fragment would have dropped. */
+ * that a block or a malformed fragment would have dropped. User space reads it for each verdict,
+ * so it is mapped into its memory: a page. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
 	__type(value, struct mode);
 } mode SEC(".maps");

@@ -3,8 +3,10 @@
 package loader
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 )
@@ -16,6 +18,13 @@ import (
 // Enforces reports the mode: true in mode enforce, in which the programs drop the packets of
 // blocked flows and malformed fragments. In mode monitor they drop nothing.
 func (t *Tables) Enforces() (bool, error) {
+	if t.modeWord != nil {
+		var word [unsafe.Sizeof(datapathMode{})]byte
+		if _, err := t.modeWord.ReadAt(word[:], 0); err != nil {
+			return false, fmt.Errorf("read map mode: %w", err)
+		}
+		return binary.NativeEndian.Uint32(word[:]) != 0, nil
+	}
 	var is datapathMode
 	if err := t.mode.Lookup(uint32(0), &is); err != nil {
 		return false, fmt.Errorf("read map mode: %w", err)

@@ -22,6 +22,7 @@ type Tables struct {
 	gone bool
 
 	flows, blocked, pairs, exempt, collecting, counters, daemon, att, mode *ebpf.Map
+	modeWord                                                               *ebpf.Memory // mode, where it can be read without a system call
 
 	filter *blockFilter
 
@@ -166,6 +167,8 @@ func newTables(iface string, maps map[string]*ebpf.Map) (*Tables, error) {
 		counters:   maps[datapathMapCounters], daemon: maps[datapathMapDaemonCounters],
 		att: maps[datapathMapAttachment], mode: maps[datapathMapMode],
 	}
+	// Of programs of before, it is no memory.
+	t.modeWord, _ = t.mode.Memory()
 	t.at.Store(&place{iface, pinDir(iface)})
 	return t, nil
 }

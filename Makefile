@@ -206,7 +206,7 @@ lint: ## Check format, vet (with and without cgo), staticcheck, imports, C forma
 	CGO_ENABLED=0 go build -o /dev/null ./cmd/earlydrop
 	go tool staticcheck ./...
 	go mod tidy -diff
-	clang-format --dry-run -Werror bpf/*.c bpf/*.h
+	clang-format --dry-run -Werror bpf/*.c bpf/*.h classifier/native/*.c classifier/native/*.h
 	shellcheck .ci/run $$(git ls-files '*.sh')
 	flake8 --max-line-length 160 --extend-ignore E731 $$(git ls-files '*.py')
 	go test -count=1 -run '^Test(Imports|Layers)' ./test

@@ -2,6 +2,11 @@
 
 package classifier
 
+import (
+	"fmt"
+	"runtime"
+)
+
 // Backend computes the network of one model: images in, logits out. It knows
 // nothing of flows, masks or labels' names; an Engine does all of that. The
 // packages below this one have backends, and are the only ones that may use cgo.
@@ -25,8 +30,8 @@ type Backend interface {
 	// Limits says how much can be computed at once. It never changes.
 	Limits() Limits
 
-	// Device names where the network is computed: "cpu" or "cuda:N". It never
-	// changes.
+	// Device names where the network is computed, "cpu" or "cuda:N", and, in brackets,
+	// by what where there is a choice: "cpu (onnx)". It never changes.
 	Device() string
 
 	// Close frees what the backend holds. No Run may be under way, and none may
@@ -38,4 +43,31 @@ type Backend interface {
 type Limits struct {
 	Runs  int // calls of Run at the same time, at least 1
 	Batch int // images of one call, at least 1
+}
+
+// Bounds of Limits.
+const (
+	maxRuns  = 256
+	maxBatch = 256
+)
+
+// DefaultLimits are those of a CPU: a run on each usable one, and batches of 32 images.
+func DefaultLimits() Limits { return Limits{Runs: min(runtime.GOMAXPROCS(0), maxRuns), Batch: 32} }
+
+// Complete returns l with the defaults in place of what is 0. An error says what is out of
+// range: runs and batch are 1 to 256.
+func (l Limits) Complete(defaults Limits) (Limits, error) {
+	if l.Runs == 0 {
+		l.Runs = defaults.Runs
+	}
+	if l.Batch == 0 {
+		l.Batch = defaults.Batch
+	}
+	if l.Runs < 1 || l.Runs > maxRuns {
+		return l, fmt.Errorf("classifier: workers is %d, expected 1 to %d", l.Runs, maxRuns)
+	}
+	if l.Batch < 1 || l.Batch > maxBatch {
+		return l, fmt.Errorf("classifier: max batch is %d, expected 1 to %d", l.Batch, maxBatch)
+	}
+	return l, nil
 }

@@ -85,8 +85,8 @@ func (n *Network) Engine(queue int) (*Engine, error) {
 // another one.
 func (e *Engine) Manifest() *Manifest { return e.network.Load().manifest }
 
-// Device returns where the model is computed: "cpu" or "cuda:N". It changes where the
-// device fails (see Failure).
+// Device returns where the model is computed, as Backend.Device has it. It changes where the
+// device fails (see Failure), and with a Swap.
 func (e *Engine) Device() string { return e.network.Load().backend.Device() }
 
 // OnBatch has f told of each batch from now on that was submitted: of how many flows it is,

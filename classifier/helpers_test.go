@@ -13,6 +13,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/earlydrop/earlydrop/classifier/internal/wire"
 	"github.com/earlydrop/earlydrop/loader/flow"
 	"github.com/earlydrop/earlydrop/loader/flow/headers"
 )
@@ -69,8 +70,8 @@ func setMetadata(t testing.TB, onnx []byte, key string, value *string) []byte {
 		if num == modelMetadata {
 			entry, _ := protowire.ConsumeBytes(field[n:])
 			isKey := false
-			if err := eachField(entry, func(num protowire.Number, v fieldValue) error {
-				isKey = isKey || num == entryKey && string(v.bytes) == keyPrefix+key
+			if err := wire.Each(entry, func(v wire.Field) error {
+				isKey = isKey || v.Num == entryKey && string(v.Bytes) == keyPrefix+key
 				return nil
 			}); err != nil {
 				t.Fatal(err)

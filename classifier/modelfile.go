@@ -8,7 +8,7 @@ import (
 	"os"
 	"strings"
 
-	"google.golang.org/protobuf/encoding/protowire"
+	"github.com/earlydrop/earlydrop/classifier/internal/wire"
 )
 
 // maxModelBytes bounds the size of a model file, so that a wrong path (a
@@ -103,18 +103,18 @@ func parseONNX(data []byte) (*onnxFile, error) {
 	}
 	f := &onnxFile{metadata: map[string]string{}, initializers: map[string]bool{}}
 	hasVersion, hasGraph := false, false
-	err := eachField(data, func(num protowire.Number, v fieldValue) error {
-		switch num {
+	err := wire.Each(data, func(v wire.Field) error {
+		switch v.Num {
 		case modelIRVersion:
-			hasVersion = v.isVarint && v.varint > 0
+			hasVersion = v.Varint > 0
 		case modelMetadata:
 			var key, value string
-			if err := eachField(v.bytes, func(num protowire.Number, v fieldValue) error {
-				switch num {
+			if err := wire.Each(v.Bytes, func(v wire.Field) error {
+				switch v.Num {
 				case entryKey:
-					key = string(v.bytes)
+					key = string(v.Bytes)
 				case entryValue:
-					value = string(v.bytes)
+					value = string(v.Bytes)
 				}
 				return nil
 			}); err != nil {
@@ -123,7 +123,7 @@ func parseONNX(data []byte) (*onnxFile, error) {
 			f.metadata[key] = value
 		case modelGraph:
 			hasGraph = true
-			return f.parseGraph(v.bytes)
+			return f.parseGraph(v.Bytes)
 		}
 		return nil
 	})
@@ -137,22 +137,22 @@ func parseONNX(data []byte) (*onnxFile, error) {
 }
 
 func (f *onnxFile) parseGraph(data []byte) error {
-	return eachField(data, func(num protowire.Number, v fieldValue) error {
-		switch num {
+	return wire.Each(data, func(v wire.Field) error {
+		switch v.Num {
 		case graphInput, graphOutput:
-			value, err := parseValue(v.bytes)
+			value, err := parseValue(v.Bytes)
 			if err != nil {
 				return err
 			}
-			if num == graphInput {
+			if v.Num == graphInput {
 				f.inputs = append(f.inputs, value)
 			} else {
 				f.outputs = append(f.outputs, value)
 			}
 		case graphInitializer:
-			return eachField(v.bytes, func(num protowire.Number, v fieldValue) error {
-				if num == tensorName {
-					f.initializers[string(v.bytes)] = true
+			return wire.Each(v.Bytes, func(v wire.Field) error {
+				if v.Num == tensorName {
+					f.initializers[string(v.Bytes)] = true
 				}
 				return nil
 			})
@@ -163,28 +163,28 @@ func (f *onnxFile) parseGraph(data []byte) error {
 
 func parseValue(data []byte) (onnxValue, error) {
 	var out onnxValue
-	err := eachField(data, func(num protowire.Number, v fieldValue) error {
-		switch num {
+	err := wire.Each(data, func(v wire.Field) error {
+		switch v.Num {
 		case valueName:
-			out.name = string(v.bytes)
+			out.name = string(v.Bytes)
 		case valueType:
-			return eachField(v.bytes, func(num protowire.Number, v fieldValue) error {
-				if num != typeTensor {
+			return wire.Each(v.Bytes, func(v wire.Field) error {
+				if v.Num != typeTensor {
 					return nil
 				}
-				return eachField(v.bytes, func(num protowire.Number, v fieldValue) error {
-					switch num {
+				return wire.Each(v.Bytes, func(v wire.Field) error {
+					switch v.Num {
 					case tensorTypeElem:
-						out.elem = int64(v.varint)
+						out.elem = int64(v.Varint)
 					case tensorTypeShape:
-						return eachField(v.bytes, func(num protowire.Number, v fieldValue) error {
-							if num != shapeDim {
+						return wire.Each(v.Bytes, func(v wire.Field) error {
+							if v.Num != shapeDim {
 								return nil
 							}
 							dim := int64(anyDim)
-							err := eachField(v.bytes, func(num protowire.Number, v fieldValue) error {
-								if num == dimValue {
-									dim = int64(v.varint)
+							err := wire.Each(v.Bytes, func(v wire.Field) error {
+								if v.Num == dimValue {
+									dim = int64(v.Varint)
 								}
 								return nil
 							})
@@ -199,43 +199,6 @@ func parseValue(data []byte) (onnxValue, error) {
 		return nil
 	})
 	return out, err
-}
-
-// fieldValue is the value of one field: bytes for the length-delimited wire
-// type, varint for the varint one; the others are skipped.
-type fieldValue struct {
-	bytes    []byte
-	varint   uint64
-	isVarint bool
-}
-
-// eachField calls fn for each field of a message. The bytes are not copied.
-func eachField(data []byte, fn func(protowire.Number, fieldValue) error) error {
-	for len(data) > 0 {
-		num, typ, n := protowire.ConsumeTag(data)
-		if n < 0 {
-			return protowire.ParseError(n)
-		}
-		data = data[n:]
-		var v fieldValue
-		switch typ {
-		case protowire.BytesType:
-			v.bytes, n = protowire.ConsumeBytes(data)
-		case protowire.VarintType:
-			v.varint, n = protowire.ConsumeVarint(data)
-			v.isVarint = true
-		default:
-			n = protowire.ConsumeFieldValue(num, typ, data)
-		}
-		if n < 0 {
-			return protowire.ParseError(n)
-		}
-		data = data[n:]
-		if err := fn(num, v); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // checkShapes holds the graph's input and output against the contract.

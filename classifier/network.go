@@ -57,7 +57,7 @@ func NewNetwork(name string, m *Manifest, backend Backend) (*Network, error) {
 // Manifest returns the model's manifest. It is shared and read-only.
 func (n *Network) Manifest() *Manifest { return n.manifest }
 
-// Device returns where the model is computed: "cpu" or "cuda:N".
+// Device returns where the model is computed, as Backend.Device has it.
 func (n *Network) Device() string { return n.backend.Device() }
 
 // Close frees the memory of the model, and of its spare. It is not for a network that an Engine

@@ -256,8 +256,13 @@ func (b *backend) compute(one *buffers, i int) (err error) {
 // Limits implements classifier.Backend.
 func (b *backend) Limits() classifier.Limits { return b.limits }
 
-// Device implements classifier.Backend.
-func (b *backend) Device() string { return b.device }
+// Device implements classifier.Backend. On the CPU there is another backend as well.
+func (b *backend) Device() string {
+	if b.device == cpu {
+		return cpu + " (onnx)"
+	}
+	return b.device
+}
 
 // Close implements classifier.Backend.
 func (b *backend) Close() (err error) {

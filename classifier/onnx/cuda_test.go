@@ -187,7 +187,7 @@ func loseOnCUDA(broken string) error {
 			}
 			continue
 		}
-		if f == nil || f.Device != "cuda:0" || e.Device() != cpu {
+		if f == nil || f.Device != "cuda:0" || e.Device() != "cpu (onnx)" {
 			return fmt.Errorf("after it was lost: on %s, failure %v", e.Device(), f)
 		}
 		if err := reference.ClassifyImages(images, want); err != nil {

@@ -49,7 +49,7 @@ func classifyOnDevice(model, device string, fails bool) error {
 		}
 		i += size
 	}
-	if f := e.Failure(); (f != nil) != fails || fails && (f.Device != device || e.Device() != cpu) {
+	if f := e.Failure(); (f != nil) != fails || fails && (f.Device != device || e.Device() != "cpu (onnx)") {
 		return fmt.Errorf("it computes on %s, failure %+v", e.Device(), f)
 	}
 	return json.NewEncoder(os.Stdout).Encode(scores)
@@ -147,7 +147,7 @@ func TestDeviceComputesFixedSizesThatAreWarm(t *testing.T) {
 		most  int
 		sizes []int
 	}{{1, []int{1}}, {8, []int{1, 8}}, {40, []int{1, 8, 32, 64}}, {0, []int{1, 8, 32, 64, 128, 256}}} {
-		if got := sizesOf(cmp.Or(tt.most, maxMaxBatch), true); !slices.Equal(got, tt.sizes) {
+		if got := sizesOf(cmp.Or(tt.most, gpuBatch), true); !slices.Equal(got, tt.sizes) {
 			t.Errorf("at most %d: sizes %v, want %v", tt.most, got, tt.sizes)
 		}
 	}

@@ -6,7 +6,6 @@
 // ONNX Runtime is a shared library that is loaded when the first model is opened, once
 // per process; Options.Library says where it is looked for.
 //
-// This package is the only one of the module that needs cgo. Built without (the build
-// tag cgo is not set), it still compiles: then Open checks what it is given and returns
+// The package needs cgo. Built without (the build tag cgo is not set), it still compiles: then Open checks what it is given and returns
 // ErrNoCgo.
 package onnx

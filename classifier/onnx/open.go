@@ -5,20 +5,16 @@ package onnx
 import (
 	"errors"
 	"fmt"
-	"runtime"
 	"strconv"
 	"strings"
 
 	"github.com/earlydrop/earlydrop/classifier"
 )
 
-// Defaults and bounds of Options.
+// Defaults of Options.
 const (
-	DefaultMaxBatch = 32
-
-	gpuWorkers  = 2
-	maxMaxBatch = 256
-	maxWorkers  = 256
+	gpuWorkers = 2
+	gpuBatch   = 256
 
 	// cpu is the device that needs no GPU.
 	cpu = "cpu"
@@ -104,7 +100,7 @@ func Load(name string, data []byte, opts Options) (*classifier.Network, error) {
 		return nil, err
 	}
 	n, err := load(name, manifest, data, opts)
-	if err != nil || n.Device() == cpu {
+	if err != nil || !strings.HasPrefix(n.Device(), "cuda:") {
 		return n, err
 	}
 	spare, err := load(name, manifest, data, Options{Library: opts.Library})
@@ -146,24 +142,15 @@ func (o *Options) complete() (gpu int, err error) {
 	if o.Device, gpu, err = parseDevice(o.Device); err != nil {
 		return gpu, err
 	}
-	if o.Workers == 0 {
-		o.Workers = min(runtime.GOMAXPROCS(0), maxWorkers)
-		if gpu >= 0 {
-			o.Workers = gpuWorkers
-		}
+	defaults := classifier.DefaultLimits()
+	if gpu >= 0 {
+		defaults = classifier.Limits{Runs: gpuWorkers, Batch: gpuBatch}
 	}
-	if o.MaxBatch == 0 {
-		o.MaxBatch = DefaultMaxBatch
-		if gpu >= 0 {
-			o.MaxBatch = maxMaxBatch
-		}
+	limits, err := classifier.Limits{Runs: o.Workers, Batch: o.MaxBatch}.Complete(defaults)
+	if err != nil {
+		return gpu, err
 	}
-	if o.Workers < 1 || o.Workers > maxWorkers {
-		return gpu, fmt.Errorf("classifier: workers is %d, expected 1 to %d", o.Workers, maxWorkers)
-	}
-	if o.MaxBatch < 1 || o.MaxBatch > maxMaxBatch {
-		return gpu, fmt.Errorf("classifier: max batch is %d, expected 1 to %d", o.MaxBatch, maxMaxBatch)
-	}
+	o.Workers, o.MaxBatch = limits.Runs, limits.Batch
 	return gpu, nil
 }
 

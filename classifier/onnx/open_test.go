@@ -28,7 +28,7 @@ func TestEngineOpensAndChecksItself(t *testing.T) {
 			if len(e.Manifest().Check) == 0 {
 				t.Fatal("the model has no check images, so the test proves nothing")
 			}
-			if e.Device() != "cpu" || RuntimeVersion() == "" {
+			if e.Device() != "cpu (onnx)" || RuntimeVersion() == "" {
 				t.Errorf("device %q, runtime %q", e.Device(), RuntimeVersion())
 			}
 		})
@@ -106,7 +106,7 @@ func TestDefaultsDependOnTheDevice(t *testing.T) {
 	for _, tt := range []struct {
 		asked, want Options
 	}{
-		{Options{}, Options{Device: "cpu", Workers: min(runtime.GOMAXPROCS(0), maxWorkers), MaxBatch: DefaultMaxBatch}},
+		{Options{}, Options{Device: "cpu", Workers: min(runtime.GOMAXPROCS(0), 256), MaxBatch: 32}},
 		{Options{Device: "cuda:1"}, Options{Device: "cuda:1", Workers: 2, MaxBatch: 256}},
 		{Options{Device: "cuda:1", Workers: 3, MaxBatch: 9}, Options{Device: "cuda:1", Workers: 3, MaxBatch: 9}},
 	} {

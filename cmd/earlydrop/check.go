@@ -34,7 +34,7 @@ Examples:
 			interfaceFlag(),
 			&cli.StringFlag{Name: "policy", Usage: "the policy `FILE` (default: the built-in one)", TakesFile: true},
 			&cli.StringFlag{Name: "model", Usage: "the model `FILE`, or the shipped \"paper\" (default: the shipped compact one)", TakesFile: true},
-			&cli.StringFlag{Name: "device", Value: "cpu", Usage: "classify on `cpu` or cuda:N"},
+			deviceFlag(),
 		},
 		Action: check,
 	}

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/earlydrop/earlydrop/classifier"
+	"github.com/earlydrop/earlydrop/classifier/native"
 	"github.com/earlydrop/earlydrop/classifier/onnx"
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/gateway"
 	"github.com/earlydrop/earlydrop/loader/flow"
@@ -105,7 +107,7 @@ func modelInfo(c *cli.Context) error {
 	if err != nil {
 		return asBadInput(err)
 	}
-	info := modelDescription{Manifest: m, File: name, Bytes: len(onnx)}
+	info := modelDescription{Manifest: m, File: name, Bytes: len(onnx), Native: native.Computes(onnx) == nil}
 	sum := sha256.Sum256(onnx)
 	info.SHA256 = hex.EncodeToString(sum[:])
 	if c.Bool("json") {
@@ -131,10 +133,23 @@ func readModel(path string) (name string, onnx []byte, err error) {
 	return path, onnx, asBadInput(err)
 }
 
-// openEngine is onnx.Open; every error is bad input and says what to do.
+// deviceONNX is the device of who wants ONNX Runtime to compute where native code would do.
+const deviceONNX = "cpu:onnx"
+
+// deviceFlag is --device of the commands that classify live.
+func deviceFlag() cli.Flag {
+	return &cli.StringFlag{Name: "device", Value: "cpu", Usage: "classify on `cpu`, on cuda:N, or on cpu:onnx, which leaves native code out"}
+}
+
+// openEngine opens a model for opts, of which Device may be deviceONNX as well; every error is
+// bad input and says what to do.
 func openEngine(name string, data []byte, opts onnx.Options) (*classifier.Engine, error) {
-	engine, err := onnx.Open(name, data, opts)
-	return engine, fromONNX(err)
+	n, err := openNetwork(name, data, opts)
+	if err != nil {
+		return nil, err
+	}
+	engine, err := n.Engine(opts.Queue)
+	return engine, asBadInput(err)
 }
 
 // loadNetwork reads a model as readModel does, and loads it for an engine that has one
@@ -144,8 +159,39 @@ func loadNetwork(path string, opts onnx.Options) (*classifier.Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	n, err := onnx.Load(name, data, opts)
-	return n, fromONNX(err)
+	return openNetwork(name, data, opts)
+}
+
+// openNetwork is where it is decided what computes a model: on the CPU native code if it can,
+// else ONNX Runtime, which is not even loaded otherwise.
+func openNetwork(name string, data []byte, opts onnx.Options) (*classifier.Network, error) {
+	inRuntime := func() (*classifier.Network, error) {
+		n, err := onnx.Load(name, data, opts)
+		return n, fromONNX(err)
+	}
+	switch {
+	case opts.Device == deviceONNX:
+		opts.Device = "cpu"
+		return inRuntime()
+	case strings.HasPrefix(opts.Device, "cuda:"):
+		return inRuntime()
+	case opts.Device != "" && opts.Device != "cpu":
+		return nil, badInput("unknown device %q (known: cpu, %s, cuda:N with N from 0)", opts.Device, deviceONNX)
+	}
+	n, err := native.Load(name, data, classifier.Limits{Runs: opts.Workers, Batch: opts.MaxBatch})
+	if err == nil {
+		return n, nil
+	}
+	other, otherErr := inRuntime()
+	switch {
+	case errors.Is(err, native.ErrOther):
+		return other, otherErr
+	case errors.Is(otherErr, onnx.ErrLibrary): // then what is known is what native code says
+		return nil, asBadInput(err)
+	case otherErr == nil:
+		slog.Warn("native code does not compute the model as it should, so ONNX Runtime does; please report it", "error", err)
+	}
+	return other, otherErr
 }
 
 // fromONNX says what to do about an error of ONNX Runtime's, which is bad input.
@@ -166,6 +212,7 @@ type modelDescription struct {
 	File   string `json:"file"`
 	Bytes  int    `json:"bytes"`
 	SHA256 string `json:"sha256"`
+	Native bool   `json:"native"` // native code computes it on a CPU
 	*classifier.Manifest
 }
 
@@ -211,9 +258,14 @@ func (d modelDescription) printContract(w io.Writer) {
 	if d.Unknown > 0 {
 		unknown = "when the likeliest label is below " + strconv.FormatFloat(d.Unknown, 'g', 6, 64)
 	}
+	computed := "ONNX Runtime"
+	if d.Native {
+		computed = "native code (or ONNX Runtime: --device cpu:onnx)"
+	}
 	for _, row := range [][2]string{
 		{"model", d.Name + " " + d.Version},
 		{"file", fmt.Sprintf("%s, %d bytes, sha256 %s", d.File, d.Bytes, d.SHA256)},
+		{"on a CPU", "computed by " + computed},
 		{"created by", d.CreatedBy},
 		{"trained on", d.TrainingData},
 		{"input", fmt.Sprintf("%dx%d, channels %s", classifier.ImageSide, classifier.ImageSide, strings.Join(channels, ", "))},

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/earlydrop/earlydrop/classifier/onnx"
 	"github.com/earlydrop/earlydrop/models"
 )
 
@@ -22,7 +23,7 @@ func TestModelInfoPrintsContract(t *testing.T) {
 	if code != exitOK || stderr != "" {
 		t.Fatalf("code %d, stderr %q", code, stderr)
 	}
-	for _, want := range []string{"test 0.1.0", tinyModel, "sha256:000000", "32x32, channels byte", "strict",
+	for _, want := range []string{"test 0.1.0", tinyModel, "sha256:000000", "on a CPU       computed by ONNX Runtime\n", "32x32, channels byte", "strict",
 		"temperature    1.5\n", "any threshold  0.9\n", "unknown        never\n", "\nbackground   -\n", "\nshadowsocks  0.9\n", "\nv2ray        0.8\n", "figures: {}"} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("stdout lacks %q:\n%s", want, stdout)
@@ -51,7 +52,7 @@ func TestModelInfoJSON(t *testing.T) {
 		"file": tinyModel, "bytes": float64(info.Size()), "format": 1.0, "name": "test", "version": "0.1.0",
 		"labels": []any{"background", "shadowsocks", "v2ray"}, "channels": []any{"byte"}, "mask": "strict",
 		"temperature": 1.5, "thresholds": map[string]any{"shadowsocks": 0.9, "v2ray": 0.8}, "any_threshold": 0.9, "unknown": 0.0,
-		"training_data": "sha256:" + strings.Repeat("0", 64), "figures": map[string]any{}, "created_by": "make_models.py",
+		"native": false, "training_data": "sha256:" + strings.Repeat("0", 64), "figures": map[string]any{}, "created_by": "make_models.py",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("JSON (-want +got):\n%s", diff)
@@ -74,7 +75,7 @@ func TestModelInfoOfShippedModel(t *testing.T) {
 		}
 		words := []string{"\nshadowsocks ", " (476 of 5805; ", "\nall that is ordinary  ", "% (11 of 21990; "}
 		if len(args) == 2 {
-			words = []string{models.DefaultName, "\nshadowsocks ", "detected by a rule over all labels (0.5)", " 98.6 % (3262 of 3307; 98.2 to 99.0) ",
+			words = []string{models.DefaultName, "\non a CPU       computed by native code ", "\nshadowsocks ", "detected by a rule over all labels (0.5)", " 98.6 % (3262 of 3307; 98.2 to 99.0) ",
 				" 81.0 % (2679 of 3307; ", "\n- outside TLS  ", " 99.4 % (2331 of 2344; 99.1 to 99.7) ", " 0.6 % (2 of 334; 0.2 to 2.2) ",
 				"\nlab, random-like      27.1 % (1174 of 4333; ", "\nall that is ordinary  <0.1 % (5 of 13429; "}
 		}
@@ -142,5 +143,32 @@ func TestModelInfoRefusesBadFiles(t *testing.T) {
 	}
 	if code, _, stderr := runForTest("model", "info", "a", "b"); code != exitBadInput || !strings.Contains(stderr, `"b"`) {
 		t.Errorf("code %d, stderr %q", code, stderr)
+	}
+}
+
+// A model that native code computes is opened with it, unless ONNX Runtime is asked for; others
+// are ONNX Runtime's.
+func TestDeviceSaysWhatComputes(t *testing.T) {
+	for _, tt := range []struct{ model, device, want string }{
+		{"", "", "cpu (native "}, {"", "cpu", "cpu (native "}, {"", deviceONNX, "cpu (onnx)"},
+		{tinyModel, "cpu", "cpu (onnx)"}, {"paper", "", "cpu (onnx)"},
+	} {
+		n, err := loadNetwork(tt.model, onnx.Options{Device: tt.device, Workers: 1})
+		if err != nil {
+			t.Errorf("%+v: %v", tt, err)
+			continue
+		}
+		if !strings.HasPrefix(n.Device(), tt.want) {
+			t.Errorf("%+v: on %s", tt, n.Device())
+		}
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, device := range []string{"tpu", "onnx", "cpu:", "cpu:native", "CPU"} {
+		_, err := loadNetwork("", onnx.Options{Device: device})
+		if err == nil || !strings.Contains(err.Error(), device) || !strings.Contains(err.Error(), "cpu, cpu:onnx, cuda:N") {
+			t.Errorf("%s: %v", device, err)
+		}
 	}
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"log/slog"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -22,7 +23,7 @@ func giveUpRights(device string) {
 		keep = append(keep, unix.CAP_SYS_NICE) // if it is there
 	}
 	if err == nil {
-		err = confine.To(confine.Keep{Capabilities: keep, AllSystemCalls: device != "cpu"})
+		err = confine.To(confine.Keep{Capabilities: keep, AllSystemCalls: strings.HasPrefix(device, "cuda:")})
 	}
 	if err != nil {
 		slog.Warn("not all rights that are not needed could be given up; the work goes on", "error", err)

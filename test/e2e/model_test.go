@@ -3,6 +3,8 @@
 package e2e
 
 import (
+	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -92,6 +94,33 @@ func TestModelIsChangedUnderTraffic(t *testing.T) {
 	reloads := rig.Of[*event.Reloaded](d.Events())
 	if last := reloads[len(reloads)-1]; last.Model != "test 0.1.0" || last.Error != "" || !strings.HasPrefix(last.Was, "paper ") {
 		t.Errorf("event %+v", last)
+	}
+	s.stop(d)
+}
+
+// ONNX Runtime is loaded when a model needs it, and not before: the default one does without.
+func TestDefaultModelNeedsNoONNXRuntime(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, lab.Config{})
+	without := []string{"env", "EARLYDROP_ONNXRUNTIME=/nonexistent.so", s.Binary()}
+	d := s.daemonOf(append(without, "attach", "-i", rig.Device, "--json")...)
+	if st := must(s.Status(s.ctx))(t); !strings.HasPrefix(st.Device, "cpu (native ") {
+		t.Errorf("device %s", st.Device)
+	}
+	if maps := must(os.ReadFile(fmt.Sprintf("/proc/%d/maps", d.PID())))(t); strings.Contains(string(maps), "onnxruntime") {
+		t.Error("ONNX Runtime is loaded")
+	}
+	if r := s.Curl(s.ctx, nil, s.URL("https", 4, s.web.HTTPSPort, "/64k")); r.Err != nil {
+		t.Error(r.Err)
+	}
+	must(rig.Wait(s.ctx, d, "a verdict", func(v *event.Verdict) bool { return v.Dst.Port() == s.web.HTTPSPort }))(t)
+	out := must(s.Run(s.ctx, s.Binary(), "model", "use", "paper"))(t)
+	if out.Code != 2 || strings.Count(out.Stderr, "\n") != 1 || !strings.Contains(out.Stderr, "/nonexistent.so") {
+		t.Errorf("model use paper: %+v", out)
+	}
+	out = must(s.Run(s.ctx, append(without, "check", "-i", rig.Device)...))(t)
+	if out.Code != 0 || !strings.Contains(out.Stdout, "passes its self-check on cpu (native ") {
+		t.Errorf("check: %+v", out)
 	}
 	s.stop(d)
 }

@@ -102,7 +102,7 @@ func TestAttachPrintsForPeople(t *testing.T) {
 				args = append(args, tt.flag)
 			}
 			d := s.attachText(args...)
-			d.waits(`^UDP .+\ncontrol socket: .+\n` + timestamp + `  attached gw-c: ingress tcx, egress tcx, mode enforce, policy \S+, model .+, device cpu\ningress tcx: a veth .+\ntables: .+ MiB of kernel memory\nmaps: bpftool map dump pinned /sys/fs/bpf/earlydrop/gw-c/blocked\n`)
+			d.waits(`^UDP .+\ncontrol socket: .+\n` + timestamp + `  attached gw-c: ingress tcx, egress tcx, mode enforce, policy \S+, model .+, device cpu \(native \w+\)\ningress tcx: a veth .+\ntables: .+ MiB of kernel memory\nmaps: bpftool map dump pinned /sys/fs/bpf/earlydrop/gw-c/blocked\n`)
 			if r := s.Curl(s.ctx, nil, s.URL("https", 4, s.web.HTTPSPort, "/64k")); r.Err != nil {
 				t.Fatal(r.Err)
 			}

@@ -52,6 +52,10 @@ volatile const bool cfg_one_hook = false;
  * marked as such. */
 volatile const bool cfg_one_way = false;
 
+/* What may pass of a TCP connection that waits for its verdict, in bytes, see pending.h; 0: none
+ * waits. */
+volatile const __u32 cfg_pending_bytes = 16384;
+
 /* Number of entries of `handshake_tags` less 1; a power of two less 1. */
 volatile const __u32 cfg_bucket_mask = 65536 / 16 - 1;
 

@@ -4,9 +4,9 @@
  * process_packet() for all, so that a flow is bidirectional on one interface.
  *
  * Contract: a packet passes unless its flow stands in `blocked` with time left, and the
- * mode is enforce (with BLOCK_LIMIT, what is within the limit passes). Whatever goes wrong passes,
- * too, and adds to the counter of its cause. A packet of a TCP flow that is decided costs the
- * parser, a hash and one word of memory.
+ * mode is enforce (with BLOCK_LIMIT, what is within the limit passes); or the flow waits for its
+ * verdict, see pending.h. Whatever goes wrong passes, too, and adds to the counter of its cause.
+ * A packet of a TCP flow that is decided costs the parser, a hash and one word of memory.
  */
 #include <linux/bpf.h>
 #include <linux/errno.h>
@@ -223,7 +223,8 @@ not_blocked:
 	}
 	flow = bpf_map_lookup_elem(&flows, &pkt->key);
 	if (flow) {
-		if (tcp ? !syn && !flow->mark && !flow->again : !is_resumed(flow)) {
+		if (tcp ? !syn && !flow->mark && !flow->again && flow->verdict != VERDICT_WAITS
+			: !is_resumed(flow)) {
 			if (settles)
 				settle(pkt);
 			return ACTION_PASS;

@@ -12,7 +12,7 @@
  */
 #pragma once
 
-#define LAYOUT_VERSION 7
+#define LAYOUT_VERSION 8
 #define BLOCK_LAYOUT 4
 
 /* The first bytes of a flow that are captured: a 32x32 image. */
@@ -74,6 +74,7 @@ enum verdict {
 	/* 3 was for connections that carry the middle of a stream */
 	VERDICT_RESUMED = 4, /* UDP: was decided, then silent or blocked; it is captured again */
 	VERDICT_EXEMPT = 5,  /* decided: somebody lifted its block, and no verdict makes another */
+	VERDICT_WAITS = 6,   /* TCP: as VERDICT_PENDING, but only so much passes, see pending.h */
 };
 
 /* What is known of a TCP connection's numbers. */
@@ -97,8 +98,10 @@ enum pieces {
 
 /* Value of `flows`. Blocked flows are not in here but in `blocked`. */
 struct flow {
-	__u64 last_ns;	 /* CLOCK_MONOTONIC of the last packet, to a tick; UDP only */
-	__u32 last_tick; /* low half of jiffies at last_ns; UDP only */
+	/* UDP: CLOCK_MONOTONIC of the last packet, to a tick. VERDICT_WAITS: until when it does */
+	__u64 last_ns;
+	/* UDP: low half of jiffies at last_ns. VERDICT_WAITS: bytes that may pass until then */
+	__u32 last_tick;
 	enum verdict verdict;
 	__u32 isn_lo; /* initial sequence numbers, which tell connections apart; TCP only */
 	__u32 isn_hi;
@@ -264,6 +267,11 @@ struct counts {
 	/* flows of which nothing is captured, as the policy has decided about them before */
 	__u64 pair_connections; /* that began while their pair was treated: dropped or limited */
 	__u64 exempt_flows;	/* with an end in an exempt network: they pass */
+	/* between hand-over and verdict, see pending.h */
+	__u64 pending_flows;   /* connections that waited */
+	__u64 pending_packets; /* ... of which these were dropped, and are sent again */
+	__u64 pending_bytes;   /* ... L2 headers included */
+	__u64 pending_late;    /* connections that waited in vain: their verdict was late */
 	/* passed without an identification: fail open, per cause */
 	__u64 slots_full;	 /* no free capture slot */
 	__u64 initiator_slots;	 /* slots are scarce, and the flow's initiator has many */

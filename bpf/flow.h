@@ -15,6 +15,7 @@
 #include "handshake.h"
 #include "place.h"
 #include "exempt.h"
+#include "pending.h"
 
 enum action {
 	ACTION_PASS = 0,
@@ -78,18 +79,6 @@ static __always_inline __u8 side_of(const struct source *src, const struct packe
 	 : (src)->is_ingress ? function##_in((src)->ctx, pkt)                                      \
 			     : function##_out((src)->ctx, pkt))
 
-static __always_inline struct counts *get_counters(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&counters, &zero);
-}
-
-static __always_inline struct slot *get_slot(__u32 id)
-{
-	return bpf_map_lookup_elem(&slots, &id);
-}
-
 /* The slowest tick that kernels are built with (CONFIG_HZ=100), in nanoseconds. */
 #define SLOWEST_TICK 10000000ULL
 
@@ -125,15 +114,6 @@ static __always_inline bool time_left(struct block *block)
 		return false;
 	block->sure_until = jiffies + (block->expires_ns - now) / SLOWEST_TICK;
 	return true;
-}
-
-/* Whether packets may be dropped at all. */
-static __always_inline bool is_enforced(void)
-{
-	__u32 zero = 0;
-	struct mode *is = bpf_map_lookup_elem(&mode, &zero);
-
-	return is && is->enforce;
 }
 
 /* Takes what is worth so many nanoseconds out of a bucket that holds `most` of them. The word
@@ -360,6 +340,8 @@ __noinline int hand_over(__u32 id, __u64 word)
 	if (bpf_ringbuf_output(&samples, sample, size, 0)) {
 		cnt->ring_full++;
 		remember_capture(slot, VERDICT_PASS, 0);
+	} else if (!again && may_wait(sample) && looks_random(id)) {
+		wait_for_verdict(cnt, sample);
 	}
 	release_slot(slot, id);
 	return 0;
@@ -474,8 +456,10 @@ static __always_inline void capture(struct counts *cnt, struct slot *slot, __u32
 		rec->marks = record_marks(src, pkt);
 		slot->last_ns = pkt->now;
 		len = MIN(len, CAPTURE_BYTES - off);
-		if (len > header_len)
+		if (len > header_len) {
 			add_payload(slot, len - header_len, rec->time_us);
+			note_beginning(slot, pkt, off + header_len, len - header_len);
+		}
 		if (slot->unsure && len < pkt->frame_len)
 			keep_rest(cnt, slot, src, pkt, len);
 		if (copy_frame(src, pkt, slot->sample.data + off, len, CAPTURE_BYTES))
@@ -518,13 +502,6 @@ static __always_inline void keep_repeated(struct counts *cnt, struct slot *slot,
 		}
 	}
 	leave_capture(slot, id, pkt, WORD_REF);
-}
-
-/* The side that a packet of a connection must come from. */
-static __always_inline bool comes_from(const struct packet *pkt, __u8 initiator_side,
-				       __u8 initiator_is_lo)
-{
-	return pkt->side == (initiator_side ^ (pkt->src_is_lo != !!initiator_is_lo));
 }
 
 /* Counts why a segment is not captured. */
@@ -728,6 +705,7 @@ static __always_inline __u32 hold_slot(struct slot *slot, const struct packet *p
 	slot->mark = 0;
 	slot->pieces_lo = slot->pieces_hi = slot->unsure = slot->begun = slot->last_side = 0;
 	slot->payload = slot->bare = slot->repeated = slot->first_us = 0;
+	slot->first_bytes = 0;
 	slot->stray_lo = slot->stray_hi = 0;
 	slot->sample.repeat_len = 0;
 	slot->sample.again = 0;

@@ -51,9 +51,11 @@ struct slot {
 	/* TCP: its bytes are next to no beginning, of tiny pieces or slow: it goes on though it
 	 * is full */
 	__u8 unsure;
-	__u8 begun;	/* PAYLOAD_LEAST bytes had come before */
-	__u8 last_side; /* TCP: of the last payload, 1 for the lower endpoint; 0: none */
-	__u8 pad[6];
+	__u8 begun;	   /* PAYLOAD_LEAST bytes had come before */
+	__u8 last_side;	   /* TCP: of the last payload, 1 for the lower endpoint; 0: none */
+	__u16 first_at;	   /* TCP: where the initiator's first payload is in the capture */
+	__u16 first_bytes; /* ... and how much of it is; 0: it is not known */
+	__u16 first_len;   /* ... and how long it is, modulo 65536 */
 	struct sample sample;
 };
 
@@ -443,3 +445,24 @@ struct {
 	__type(key, __u32);
 	__type(value, struct daemon_counter);
 } daemon_counters SEC(".maps");
+
+static __always_inline struct counts *get_counters(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&counters, &zero);
+}
+
+static __always_inline struct slot *get_slot(__u32 id)
+{
+	return bpf_map_lookup_elem(&slots, &id);
+}
+
+/* Whether packets may be dropped at all. */
+static __always_inline bool is_enforced(void)
+{
+	__u32 zero = 0;
+	struct mode *is = bpf_map_lookup_elem(&mode, &zero);
+
+	return is && is->enforce;
+}

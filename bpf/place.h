@@ -38,6 +38,13 @@ struct expected {
 	bool one_way; /* the other side is not seen: what is acknowledged is what it sent */
 };
 
+/* The side that a packet of a connection must come from. */
+static __always_inline bool comes_from(const struct packet *pkt, __u8 initiator_side,
+				       __u8 initiator_is_lo)
+{
+	return pkt->side == (initiator_side ^ (pkt->src_is_lo != !!initiator_is_lo));
+}
+
 static __always_inline bool is_ahead(const struct packet *pkt, __u32 next)
 {
 	__u32 ahead = pkt->seq - next;

@@ -13,7 +13,9 @@
  */
 #pragma once
 
-#include "flow.h"
+#include "packet.h"
+#include "maps.h"
+#include "hash.h"
 
 #define SETTLED_SET (1ULL << 63)
 #define SETTLED_UDP (1ULL << 62)
@@ -111,7 +113,8 @@ __noinline int settle(const struct packet *pkt)
 	/* A mark, or the end of what is known, is written first and clears the word then:
 	 * so one of the two sees what the other has written. */
 	flow = bpf_map_lookup_elem(&flows, &key);
-	if (!flow || flow->mark || flow->again || flow->verdict == VERDICT_RESUMED)
+	if (!flow || flow->mark || flow->again || flow->verdict == VERDICT_RESUMED ||
+	    flow->verdict == VERDICT_WAITS)
 		__sync_val_compare_and_swap(word, tag, 0);
 	return 0;
 }

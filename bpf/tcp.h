@@ -1103,6 +1103,8 @@ static __always_inline int tcp_segment(struct counts *cnt, const struct source *
 	}
 	flow = pkt->tcp_flags & PACKET_NEW ? NULL : bpf_map_lookup_elem(&flows, key);
 	if (flow) {
+		if (is_held(cnt, flow, pkt))
+			return ACTION_DROP;
 		if (!flow->mark && !(flow->again && pkt->payload_len))
 			return ACTION_PASS;
 		call_hook(check_segment, src, pkt);

@@ -14,7 +14,7 @@ import (
 )
 
 // layoutVersion is LAYOUT_VERSION of bpf/earlydrop.h.
-const layoutVersion = 7
+const layoutVersion = 8
 
 // blockLayout is BLOCK_LAYOUT of bpf/earlydrop.h.
 const blockLayout = 4

@@ -25,6 +25,10 @@ const (
 	DefaultUDPIdle = 10 * time.Minute
 	// DefaultUDPWarmup is above what most flows are silent for that are in use.
 	DefaultUDPWarmup = 60 * time.Second
+	// DefaultPending is about what a sender has on its way at first, 10 segments.
+	DefaultPending = 16 << 10
+	// MaxPending is more than passes in 5 ms.
+	MaxPending = 1 << 30
 )
 
 // Options are what an operator can ask of a data path.
@@ -59,6 +63,12 @@ type Options struct {
 	// asymmetric routing. Their samples say so, since whoever can send in that direction
 	// can forge them. By default they are counted and left alone. (optional)
 	OneWay bool
+	// Pending is how many bytes may pass, from the packet on that fills the capture, until there
+	// is a verdict on a TCP connection that may be a tunnel ([flow.LooksRandom]), of both
+	// directions together and in whole packets. What is more is dropped for at most 5 ms, and TCP
+	// sends it again; only in mode enforce, and while [DataPath.Attend] is called. Default
+	// [DefaultPending], at most [MaxPending]; negative: no connection waits. (optional)
+	Pending int
 	// Monitor says that no packet may be dropped: blocks by a rule that an earlier daemon
 	// left are removed before the programs run, and those by hand are suspended.
 	// [Tables.SetMode] changes the mode later.
@@ -151,6 +161,7 @@ func (o *Options) setDefaults() error {
 	o.Idle = cmp.Or(o.Idle, 2*time.Second)
 	o.UDPIdle = cmp.Or(o.UDPIdle, DefaultUDPIdle)
 	o.UDPWarmup = max(cmp.Or(o.UDPWarmup, DefaultUDPWarmup), 0)
+	o.Pending = min(max(cmp.Or(o.Pending, DefaultPending), 0), MaxPending)
 	return errors.Join(o.checkIngress(), o.Sizes.check())
 }
 
@@ -437,6 +448,7 @@ func configuredSpec(opts Options, ifc *iface, plan ingressPlan) (*ebpf.Collectio
 		datapathVarCfgHashSecret:    newSecret(),
 		datapathVarCfgFirstAttachNs: monotonic(),
 		datapathVarCfgUdpWarmupNs:   uint64(opts.UDPWarmup),
+		datapathVarCfgPendingBytes:  uint32(opts.Pending),
 		datapathVarCfgMidStream:     opts.MidStream,
 		datapathVarCfgOneHook:       opts.OneHook,
 		datapathVarCfgOneWay:        opts.OneWay,

@@ -158,6 +158,10 @@ type datapathCounts struct {
 	Renewed            uint64
 	PairConnections    uint64
 	ExemptFlows        uint64
+	PendingFlows       uint64
+	PendingPackets     uint64
+	PendingBytes       uint64
+	PendingLate        uint64
 	SlotsFull          uint64
 	InitiatorSlots     uint64
 	InitiatorWaiting   uint64
@@ -253,6 +257,11 @@ type datapathHandshake struct {
 type datapathHandshakeBucket struct {
 	_    structs.HostLayout
 	Word [16]uint32
+}
+
+type datapathHeartbeat struct {
+	_  structs.HostLayout
+	Ns uint64
 }
 
 type datapathMode struct {
@@ -351,26 +360,28 @@ type datapathSlot struct {
 		_   structs.HostLayout
 		Val uint32
 	}
-	HoleLo    uint32
-	HoleLoEnd uint32
-	HoleHi    uint32
-	HoleHiEnd uint32
-	Quota     uint32
-	PairQuota uint32
-	Payload   uint32
-	Bare      uint32
-	Repeated  uint32
-	StrayLo   uint32
-	StrayHi   uint32
-	FirstUs   uint32
-	Mark      uint8
-	PiecesLo  uint8
-	PiecesHi  uint8
-	Unsure    uint8
-	Begun     uint8
-	LastSide  uint8
-	Pad       [6]uint8
-	Sample    datapathSample
+	HoleLo     uint32
+	HoleLoEnd  uint32
+	HoleHi     uint32
+	HoleHiEnd  uint32
+	Quota      uint32
+	PairQuota  uint32
+	Payload    uint32
+	Bare       uint32
+	Repeated   uint32
+	StrayLo    uint32
+	StrayHi    uint32
+	FirstUs    uint32
+	Mark       uint8
+	PiecesLo   uint8
+	PiecesHi   uint8
+	Unsure     uint8
+	Begun      uint8
+	LastSide   uint8
+	FirstAt    uint16
+	FirstBytes uint16
+	FirstLen   uint16
+	Sample     datapathSample
 }
 
 type datapathSlotCount struct {
@@ -391,6 +402,7 @@ const (
 	datapathVerdictVERDICT_PASS    datapathVerdict = 2
 	datapathVerdictVERDICT_RESUMED datapathVerdict = 4
 	datapathVerdictVERDICT_EXEMPT  datapathVerdict = 5
+	datapathVerdictVERDICT_WAITS   datapathVerdict = 6
 )
 
 type datapathWaiting struct {
@@ -431,6 +443,7 @@ const (
 	datapathMapFreeTcpSlots     = "free_tcp_slots"
 	datapathMapHandshakeTags    = "handshake_tags"
 	datapathMapHandshakes       = "handshakes"
+	datapathMapHeartbeat        = "heartbeat"
 	datapathMapMode             = "mode"
 	datapathMapPairs            = "pairs"
 	datapathMapResetBucket      = "reset_bucket"
@@ -459,6 +472,7 @@ const (
 	datapathVarCfgOneHook       = "cfg_one_hook"
 	datapathVarCfgOneWay        = "cfg_one_way"
 	datapathVarCfgPartialSums   = "cfg_partial_sums"
+	datapathVarCfgPendingBytes  = "cfg_pending_bytes"
 	datapathVarCfgRawIp         = "cfg_raw_ip"
 	datapathVarCfgSlots         = "cfg_slots"
 	datapathVarCfgTcpSlots      = "cfg_tcp_slots"
@@ -532,6 +546,7 @@ type datapathMapSpecs struct {
 	FreeTcpSlots   *ebpf.MapSpec `ebpf:"free_tcp_slots"`
 	HandshakeTags  *ebpf.MapSpec `ebpf:"handshake_tags"`
 	Handshakes     *ebpf.MapSpec `ebpf:"handshakes"`
+	Heartbeat      *ebpf.MapSpec `ebpf:"heartbeat"`
 	Mode           *ebpf.MapSpec `ebpf:"mode"`
 	Pairs          *ebpf.MapSpec `ebpf:"pairs"`
 	ResetBucket    *ebpf.MapSpec `ebpf:"reset_bucket"`
@@ -562,6 +577,7 @@ type datapathVariableSpecs struct {
 	CfgOneHook       *ebpf.VariableSpec `ebpf:"cfg_one_hook"`
 	CfgOneWay        *ebpf.VariableSpec `ebpf:"cfg_one_way"`
 	CfgPartialSums   *ebpf.VariableSpec `ebpf:"cfg_partial_sums"`
+	CfgPendingBytes  *ebpf.VariableSpec `ebpf:"cfg_pending_bytes"`
 	CfgRawIp         *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
 	CfgSlots         *ebpf.VariableSpec `ebpf:"cfg_slots"`
 	CfgTcpSlots      *ebpf.VariableSpec `ebpf:"cfg_tcp_slots"`
@@ -603,6 +619,7 @@ type datapathMaps struct {
 	FreeTcpSlots   *ebpf.Map `ebpf:"free_tcp_slots"`
 	HandshakeTags  *ebpf.Map `ebpf:"handshake_tags"`
 	Handshakes     *ebpf.Map `ebpf:"handshakes"`
+	Heartbeat      *ebpf.Map `ebpf:"heartbeat"`
 	Mode           *ebpf.Map `ebpf:"mode"`
 	Pairs          *ebpf.Map `ebpf:"pairs"`
 	ResetBucket    *ebpf.Map `ebpf:"reset_bucket"`
@@ -633,6 +650,7 @@ func (m *datapathMaps) Close() error {
 		m.FreeTcpSlots,
 		m.HandshakeTags,
 		m.Handshakes,
+		m.Heartbeat,
 		m.Mode,
 		m.Pairs,
 		m.ResetBucket,
@@ -664,6 +682,7 @@ type datapathVariables struct {
 	CfgOneHook       *ebpf.Variable `ebpf:"cfg_one_hook"`
 	CfgOneWay        *ebpf.Variable `ebpf:"cfg_one_way"`
 	CfgPartialSums   *ebpf.Variable `ebpf:"cfg_partial_sums"`
+	CfgPendingBytes  *ebpf.Variable `ebpf:"cfg_pending_bytes"`
 	CfgRawIp         *ebpf.Variable `ebpf:"cfg_raw_ip"`
 	CfgSlots         *ebpf.Variable `ebpf:"cfg_slots"`
 	CfgTcpSlots      *ebpf.Variable `ebpf:"cfg_tcp_slots"`

@@ -45,7 +45,7 @@ func NewGroup(names ...string) *Group {
 func (g *Group) Names() []string { return slices.Clone(g.names) }
 
 // ownMaps are the maps that each interface of a group has for itself.
-var ownMaps = []string{datapathMapSamples, datapathMapCounters, datapathMapDaemonCounters, datapathMapAttachment, datapathMapMode, datapathMapResetBucket}
+var ownMaps = []string{datapathMapSamples, datapathMapCounters, datapathMapDaemonCounters, datapathMapAttachment, datapathMapMode, datapathMapResetBucket, datapathMapHeartbeat}
 
 // isShared reports whether the interfaces of a group have a map in common.
 func isShared(name string) bool { return outlives(name) && !slices.Contains(ownMaps, name) }

@@ -4,6 +4,7 @@ package loader
 
 import (
 	"bytes"
+	stdcmp "cmp"
 	"errors"
 	"maps"
 	"net/netip"
@@ -43,6 +44,7 @@ type config struct {
 	idle, udpIdle                           time.Duration
 	rawIP, midStream, oneHook, oneWay       bool
 	noAnswers                               bool // to packets of flows that are reset
+	pending                                 int  // as Options.Pending
 	partial                                 partialSums
 }
 
@@ -119,6 +121,7 @@ func newKernel(t testing.TB, c config) *kernel {
 	set(datapathVarCfgUdpIdleNs, uint64(c.udpIdle))
 	set(datapathVarCfgRawIp, c.rawIP)
 	set(datapathVarCfgPartialSums, uint8(c.partial))
+	set(datapathVarCfgPendingBytes, uint32(max(stdcmp.Or(c.pending, DefaultPending), 0)))
 	set(datapathVarCfgMidStream, c.midStream)
 	set(datapathVarCfgOneHook, c.oneHook)
 	set(datapathVarCfgOneWay, c.oneWay)

@@ -415,6 +415,14 @@ func (p *Policy) Does(action flow.Action) bool {
 	})
 }
 
+// DropsTCP reports whether a rule may drop or reset TCP flows.
+func (p *Policy) DropsTCP() bool {
+	drops := func(a flow.Action) bool { return a == flow.Drop || a == flow.Reset }
+	return slices.ContainsFunc(p.Rules, func(r Rule) bool {
+		return r.Proto != flow.UDP && (drops(r.Action) || r.Evidence != nil && drops(r.Meanwhile))
+	})
+}
+
 // TreatsPairs reports whether a rule has evidence, so that pairs are treated.
 func (p *Policy) TreatsPairs() bool { return len(p.evidence) > 0 }
 

@@ -531,6 +531,26 @@ func TestDecideTreatsUDPFlowsWhereARuleSaysSo(t *testing.T) {
 	}
 }
 
+func TestDropsTCP(t *testing.T) {
+	for rule, want := range map[string]bool{
+		"class: [a], action: drop, ttl: 1h":                                                             true,
+		"class: [a], action: reset, ttl: 1h":                                                            true,
+		"class: [a], action: limit, rate: 1mbit, ttl: 1h":                                               false,
+		"class: [a], action: log":                                                                       false,
+		"class: [a], action: drop, ttl: 1h, proto: udp, udp_unproven: true":                             false,
+		"class: [a], action: drop, ttl: 1h, scope: pair, evidence: {flows: 3, share: 0.6, within: 10m}": true,
+	} {
+		p, err := Parse("p", []byte("rules: [{name: r, "+rule+"}]"), &Model{Labels: []string{"a", "b"}})
+		if err != nil {
+			t.Errorf("%s: %v", rule, err)
+			continue
+		}
+		if p.DropsTCP() != want {
+			t.Errorf("%s: %v", rule, p.DropsTCP())
+		}
+	}
+}
+
 // The key of a flow is canonical, so which end is Lo changes with the
 // addresses; the decision must follow the initiator, not Lo.
 func TestDecideFollowsTheInitiator(t *testing.T) {

@@ -99,6 +99,7 @@ Examples:
 			spanFlag("udp-warmup", "count UDP flows that are new within `TIME` of the first attach as resumed ones, as they may have been open before; 0: none", loader.DefaultUDPWarmup, 0),
 			&cli.BoolFlag{Name: "one-hook", Usage: "expect both directions at one hook, as at a mirror port or a one-armed router; to enforce, the policy has to say one_hook: true"},
 			oneWayFlag(),
+			sizeFlag("pending", "let `SIZE` of a TCP connection that begins with random bytes pass until its verdict, in mode enforce; more is dropped for at most 5 ms, and TCP sends it again; 0: let all pass", loader.DefaultPending, loader.MaxPending),
 			deviceFlag(),
 			&cli.StringFlag{Name: "events", Usage: "append one JSON object per event to `FILE`; - is standard output, instead of the text", TakesFile: true},
 			&cli.BoolFlag{Name: "journal", Usage: "send events to systemd's journal as well, with fields such as EARLYDROP_RULE"},
@@ -304,11 +305,15 @@ func attachOptions(c *cli.Context) ([]loader.Options, error) {
 		UDPWarmup: spanOf(c, "udp-warmup"),
 		OneHook:   c.Bool("one-hook"),
 		OneWay:    c.Bool("one-way"),
+		Pending:   int(sizeOf(c, "pending")),
 		Sizes:     tableSizes(c),
 		Version:   programVersion(),
 	}
 	if o.UDPWarmup == 0 {
 		o.UDPWarmup = -1 // to the loader, 0 is the default
+	}
+	if o.Pending == 0 {
+		o.Pending = -1 // as well
 	}
 	var err error
 	if o.Ingress, err = loader.ParseIngress(c.String("ingress")); err != nil {

@@ -47,6 +47,47 @@ func numberOf(c *cli.Context, name string) uint64 {
 	return n.value
 }
 
+// size is the value of a flag that takes a number of bytes.
+type size struct{ value, most uint64 }
+
+func (n *size) Set(s string) error {
+	digits, unit := s, uint64(1)
+	for suffix, bytes := range map[string]uint64{"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30} {
+		if before, ok := strings.CutSuffix(s, suffix); ok {
+			digits, unit = before, bytes
+		}
+	}
+	v, err := strconv.ParseUint(digits, 10, 64)
+	if err != nil || v > n.most/unit {
+		return fmt.Errorf("use a number of bytes up to %s, such as 4096, 16KiB or 1MiB", &size{value: n.most})
+	}
+	n.value = v * unit
+	return nil
+}
+
+func (n *size) String() string {
+	for i, unit := range []string{"GiB", "MiB", "KiB"} {
+		if bytes := uint64(1) << (30 - 10*i); n.value >= bytes && n.value%bytes == 0 {
+			return strconv.FormatUint(n.value/bytes, 10) + unit
+		}
+	}
+	return strconv.FormatUint(n.value, 10)
+}
+
+// sizeFlag returns a flag for a number of bytes up to most.
+func sizeFlag(name, usage string, byDefault, most uint64) cli.Flag {
+	return &cli.GenericFlag{Name: name, Usage: usage, Value: &size{byDefault, most}}
+}
+
+// sizeOf returns the value of a sizeFlag.
+func sizeOf(c *cli.Context, name string) uint64 {
+	n, ok := c.Generic(name).(*size)
+	if !ok {
+		return 0
+	}
+	return n.value
+}
+
 // span is the value of a flag that takes a time of at least so much.
 type span struct{ value, least time.Duration }
 

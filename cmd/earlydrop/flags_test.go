@@ -145,3 +145,22 @@ func TestBlocksThatCanNeverMatchAreRefused(t *testing.T) {
 		t.Errorf("del: %s", stderr)
 	}
 }
+
+func TestSizesOfFlags(t *testing.T) {
+	for text, want := range map[string]uint64{"0": 0, "4096": 4096, "16KiB": 16 << 10, "1MiB": 1 << 20, "1GiB": 1 << 30} {
+		n := size{most: 1 << 30}
+		if err := n.Set(text); err != nil || n.value != want {
+			t.Errorf("%s: %d, %v", text, n.value, err)
+		}
+		again := size{most: 1 << 30}
+		if err := again.Set(n.String()); err != nil || again != n {
+			t.Errorf("%s is written %s: %v", text, &n, err)
+		}
+	}
+	for _, text := range []string{"", "KiB", "-1", "1.5KiB", "16kb", "16 KiB", "2GiB", "1073741825", "18014398509481984KiB", "99999999999999999999"} {
+		n := size{value: 7, most: 1 << 30}
+		if err := n.Set(text); err == nil || n.value != 7 {
+			t.Errorf("%q was taken as %d", text, n.value)
+		}
+	}
+}

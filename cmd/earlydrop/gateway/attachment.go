@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	sweepEvery = 100 * time.Millisecond // idle flows wait at most this much longer
+	sweepEvery = 100 * time.Millisecond // idle flows wait at most this much longer; and says that somebody is there
 	tidyEvery  = time.Second            // expired blocks, counters for status
 	tellEvery  = 10 * time.Second       // how many verdicts were left out
 
@@ -389,8 +389,8 @@ func (a *attachment) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 		trouble := &noSweep
 		select {
 		case <-ctx.Done():
-			// The last word of a daemon that persists.
-			_ = a.dp.Report(a.counts.list())
+			// The last words of a daemon that persists.
+			_, _ = a.dp.Attend(false), a.dp.Report(a.counts.list())
 			return
 		case now := <-tell.C:
 			a.sayLeftOut(now)
@@ -403,6 +403,8 @@ func (a *attachment) tidy(ctx context.Context, cancel context.CancelCauseFunc) {
 			continue
 		case <-sweep.C:
 			_, err = a.dp.Sweep()
+			// A policy that drops no TCP flow has none wait.
+			err = errors.Join(err, a.dp.Attend(a.gateway.judge.Load().policy.DropsTCP()))
 		case <-slow.C:
 			err, trouble = errors.Join(a.expire(), a.tendPairs(), a.dp.Report(a.counts.list())), &noTidying
 			advised = advised || a.advise()

@@ -158,6 +158,10 @@ type floorCounts struct {
 	Renewed            uint64
 	PairConnections    uint64
 	ExemptFlows        uint64
+	PendingFlows       uint64
+	PendingPackets     uint64
+	PendingBytes       uint64
+	PendingLate        uint64
 	SlotsFull          uint64
 	InitiatorSlots     uint64
 	InitiatorWaiting   uint64
@@ -272,6 +276,11 @@ type floorHandshakeBucket struct {
 	Word [16]uint32
 }
 
+type floorHeartbeat struct {
+	_  structs.HostLayout
+	Ns uint64
+}
+
 type floorMode struct {
 	_       structs.HostLayout
 	Enforce uint32
@@ -330,26 +339,28 @@ type floorSlot struct {
 		_   structs.HostLayout
 		Val uint32
 	}
-	HoleLo    uint32
-	HoleLoEnd uint32
-	HoleHi    uint32
-	HoleHiEnd uint32
-	Quota     uint32
-	PairQuota uint32
-	Payload   uint32
-	Bare      uint32
-	Repeated  uint32
-	StrayLo   uint32
-	StrayHi   uint32
-	FirstUs   uint32
-	Mark      uint8
-	PiecesLo  uint8
-	PiecesHi  uint8
-	Unsure    uint8
-	Begun     uint8
-	LastSide  uint8
-	Pad       [6]uint8
-	Sample    struct {
+	HoleLo     uint32
+	HoleLoEnd  uint32
+	HoleHi     uint32
+	HoleHiEnd  uint32
+	Quota      uint32
+	PairQuota  uint32
+	Payload    uint32
+	Bare       uint32
+	Repeated   uint32
+	StrayLo    uint32
+	StrayHi    uint32
+	FirstUs    uint32
+	Mark       uint8
+	PiecesLo   uint8
+	PiecesHi   uint8
+	Unsure     uint8
+	Begun      uint8
+	LastSide   uint8
+	FirstAt    uint16
+	FirstBytes uint16
+	FirstLen   uint16
+	Sample     struct {
 		_             structs.HostLayout
 		Key           floorFlowKey
 		Length        uint16
@@ -443,6 +454,7 @@ const (
 	floorMapFreeTcpSlots     = "free_tcp_slots"
 	floorMapHandshakeTags    = "handshake_tags"
 	floorMapHandshakes       = "handshakes"
+	floorMapHeartbeat        = "heartbeat"
 	floorMapMode             = "mode"
 	floorMapPairs            = "pairs"
 	floorMapResetBucket      = "reset_bucket"
@@ -480,6 +492,7 @@ const (
 	floorVarCfgOneHook       = "cfg_one_hook"
 	floorVarCfgOneWay        = "cfg_one_way"
 	floorVarCfgPartialSums   = "cfg_partial_sums"
+	floorVarCfgPendingBytes  = "cfg_pending_bytes"
 	floorVarCfgRawIp         = "cfg_raw_ip"
 	floorVarCfgSlots         = "cfg_slots"
 	floorVarCfgTcpSlots      = "cfg_tcp_slots"
@@ -560,6 +573,7 @@ type floorMapSpecs struct {
 	FreeTcpSlots   *ebpf.MapSpec `ebpf:"free_tcp_slots"`
 	HandshakeTags  *ebpf.MapSpec `ebpf:"handshake_tags"`
 	Handshakes     *ebpf.MapSpec `ebpf:"handshakes"`
+	Heartbeat      *ebpf.MapSpec `ebpf:"heartbeat"`
 	Mode           *ebpf.MapSpec `ebpf:"mode"`
 	Pairs          *ebpf.MapSpec `ebpf:"pairs"`
 	ResetBucket    *ebpf.MapSpec `ebpf:"reset_bucket"`
@@ -593,6 +607,7 @@ type floorVariableSpecs struct {
 	CfgOneHook       *ebpf.VariableSpec `ebpf:"cfg_one_hook"`
 	CfgOneWay        *ebpf.VariableSpec `ebpf:"cfg_one_way"`
 	CfgPartialSums   *ebpf.VariableSpec `ebpf:"cfg_partial_sums"`
+	CfgPendingBytes  *ebpf.VariableSpec `ebpf:"cfg_pending_bytes"`
 	CfgRawIp         *ebpf.VariableSpec `ebpf:"cfg_raw_ip"`
 	CfgSlots         *ebpf.VariableSpec `ebpf:"cfg_slots"`
 	CfgTcpSlots      *ebpf.VariableSpec `ebpf:"cfg_tcp_slots"`
@@ -635,6 +650,7 @@ type floorMaps struct {
 	FreeTcpSlots   *ebpf.Map `ebpf:"free_tcp_slots"`
 	HandshakeTags  *ebpf.Map `ebpf:"handshake_tags"`
 	Handshakes     *ebpf.Map `ebpf:"handshakes"`
+	Heartbeat      *ebpf.Map `ebpf:"heartbeat"`
 	Mode           *ebpf.Map `ebpf:"mode"`
 	Pairs          *ebpf.Map `ebpf:"pairs"`
 	ResetBucket    *ebpf.Map `ebpf:"reset_bucket"`
@@ -666,6 +682,7 @@ func (m *floorMaps) Close() error {
 		m.FreeTcpSlots,
 		m.HandshakeTags,
 		m.Handshakes,
+		m.Heartbeat,
 		m.Mode,
 		m.Pairs,
 		m.ResetBucket,
@@ -700,6 +717,7 @@ type floorVariables struct {
 	CfgOneHook       *ebpf.Variable `ebpf:"cfg_one_hook"`
 	CfgOneWay        *ebpf.Variable `ebpf:"cfg_one_way"`
 	CfgPartialSums   *ebpf.Variable `ebpf:"cfg_partial_sums"`
+	CfgPendingBytes  *ebpf.Variable `ebpf:"cfg_pending_bytes"`
 	CfgRawIp         *ebpf.Variable `ebpf:"cfg_raw_ip"`
 	CfgSlots         *ebpf.Variable `ebpf:"cfg_slots"`
 	CfgTcpSlots      *ebpf.Variable `ebpf:"cfg_tcp_slots"`

@@ -10,13 +10,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -31,7 +34,8 @@ import (
 // own. It is attached to the client's side.
 const (
 	inside = "inside0"
-	config = "interface: [" + inside + "]\nwait: true\nmode: enforce\npolicy: /etc/earlydrop/policy.yaml\nevents: /var/log/earlydrop/events.jsonl\nquiet: true\npersist: true\n"
+	config = "interface: [" + inside + "]\nwait: true\nmode: enforce\npolicy: /etc/earlydrop/policy.yaml\nevents: /var/log/earlydrop/events.jsonl\nquiet: true\njournal: true\npersist: true\n"
+	page   = "127.0.0.1:9480"
 )
 
 var (
@@ -60,14 +64,56 @@ func until(t *testing.T, what string, is func() bool) {
 }
 
 func journal() string {
-	out, _ := exec.Command("journalctl", "-q", "--no-pager", "-n", "40", "-u", "earlydrop").CombinedOutput()
+	out, _ := exec.Command("journalctl", "-q", "--no-pager", "-n", "40", "-u", "earlydrop", "-u", "earlydrop-web").CombinedOutput()
 	return string(out)
 }
 
-// property returns one of the service's properties.
-func property(t *testing.T, name string) string {
+// property returns one of a unit's properties.
+func property(t *testing.T, unit, name string) string {
 	t.Helper()
-	return run(t, "systemctl", "show", "--value", "-p", name, "earlydrop")
+	return run(t, "systemctl", "show", "--value", "-p", name, unit)
+}
+
+// entries returns what the journal has, as field and value.
+func entries(t *testing.T, matches ...string) (all []map[string]any) {
+	t.Helper()
+	for line := range strings.Lines(run(t, "journalctl", append([]string{"-q", "--no-pager", "--all", "-o", "json"}, matches...)...)) {
+		var e map[string]any
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			t.Fatalf("%v: %s", err, line)
+		}
+		all = append(all, e)
+	}
+	return all
+}
+
+// ask sends a request to the page, and returns the answer's code and text; 0 where none came.
+func ask(method, path string) (code int, text string) {
+	r, err := http.NewRequest(method, "http://"+page+path, strings.NewReader(""))
+	if err != nil {
+		return 0, err.Error()
+	}
+	r.Header.Set("Content-Type", "application/json")
+	c := http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
+	answer, err := c.Do(r)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return 0, err.Error()
+	}
+	return answer.StatusCode, string(body)
+}
+
+// showsDaemon waits for the page to tell of the daemon.
+func showsDaemon(t *testing.T, pid int) {
+	t.Helper()
+	until(t, "the page tells of the daemon", func() bool {
+		code, text := ask("GET", "/api/live")
+		return code == http.StatusOK && strings.Contains(text, `"interface":"`+inside+`"`) && strings.Contains(text, fmt.Sprintf(`"pid":%d,`, pid))
+	})
 }
 
 // inNamespace calls f on a thread that is in a namespace.
@@ -152,6 +198,35 @@ func newNetwork(t *testing.T) *network {
 	return n
 }
 
+// connect opens a TCP connection from the client to the server, sends so much that it gets a
+// verdict, and returns its ends.
+func (n *network) connect(t *testing.T) (from, to netip.AddrPort) {
+	t.Helper()
+	var l net.Listener
+	inNamespace(t, "server", func() (err error) {
+		l, err = net.Listen("tcp4", netip.AddrPortFrom(server, 7001).String())
+		return err
+	})
+	defer l.Close()
+	go func() {
+		if c, err := l.Accept(); err == nil {
+			_, _ = io.Copy(io.Discard, c)
+			_ = c.Close()
+		}
+	}()
+	inNamespace(t, "client", func() error {
+		c, err := net.Dial("tcp4", l.Addr().String())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		from, to = c.LocalAddr().(*net.TCPAddr).AddrPort(), c.RemoteAddr().(*net.TCPAddr).AddrPort()
+		_, err = c.Write(bytes.Repeat([]byte("a line of text\n"), 200))
+		return err
+	})
+	return from, to
+}
+
 // passes waits for the next datagram to arrive.
 func (n *network) passes(t *testing.T) {
 	t.Helper()
@@ -179,14 +254,14 @@ func version(t *testing.T) string { return strings.Fields(run(t, "earlydrop", "v
 // mainPID returns the daemon's process, 0 if there is none.
 func mainPID(t *testing.T) int {
 	t.Helper()
-	pid, err := strconv.Atoi(property(t, "MainPID"))
+	pid, err := strconv.Atoi(property(t, "earlydrop", "MainPID"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return pid
 }
 
-func active(t *testing.T) bool { return property(t, "ActiveState") == "active" }
+func active(t *testing.T) bool { return property(t, "earlydrop", "ActiveState") == "active" }
 
 // readsJSON fails unless a file has lines, each of them a JSON object.
 func readsJSON(t *testing.T, file string) {
@@ -263,6 +338,85 @@ func TestPackage(t *testing.T) {
 			}
 		}
 	})
+	step("sends verdicts to the journal, which finds them by field", func(t *testing.T) {
+		from, to := n.connect(t)
+		var found []map[string]any
+		until(t, "the verdict is in the journal", func() bool {
+			found = entries(t, "EARLYDROP_EVENT=verdict", "EARLYDROP_SRC="+from.String())
+			return len(found) > 0
+		})
+		e := found[0]
+		for field, want := range map[string]string{
+			"EARLYDROP_DST": to.String(), "EARLYDROP_INTERFACE": inside, "EARLYDROP_PROTO": "tcp", "SYSLOG_IDENTIFIER": "earlydrop", "_SYSTEMD_UNIT": "earlydrop.service",
+		} {
+			if e[field] != want {
+				t.Errorf("%s is %v, want %s", field, e[field], want)
+			}
+		}
+		var v struct{ Event, Src, Decision string }
+		text, _ := e["EARLYDROP_JSON"].(string)
+		if err := json.Unmarshal([]byte(text), &v); err != nil || v.Event != "verdict" || v.Src != from.String() || v.Decision != e["EARLYDROP_DECISION"] {
+			t.Errorf("EARLYDROP_JSON: %v, %q", err, text)
+		}
+		if message, _ := e["MESSAGE"].(string); len(found) != 1 || !strings.Contains(message, fmt.Sprintf("tcp %s > %s", from, to)) {
+			t.Errorf("%d entries, message %q", len(found), message)
+		}
+		if none := entries(t, "EARLYDROP_EVENT=verdict", "EARLYDROP_SRC="+to.String()); len(none) != 0 {
+			t.Errorf("of the other end: %v", none)
+		}
+		// What the daemon says on standard error is there as well.
+		if !slices.ContainsFunc(entries(t, "_SYSTEMD_UNIT=earlydrop.service", "_TRANSPORT=stdout"), func(e map[string]any) bool {
+			text, _ := e["MESSAGE"].(string)
+			return strings.Contains(text, "control socket: ")
+		}) {
+			t.Errorf("the unit's own lines are not there\n%s", journal())
+		}
+	})
+	step("shows its page to this machine alone, and lets nobody change anything", func(t *testing.T) {
+		if out, err := exec.Command("systemctl", "is-enabled", "earlydrop-web").Output(); err == nil {
+			t.Errorf("the page is %s", out)
+		}
+		run(t, "systemctl", "start", "earlydrop-web")
+		showsDaemon(t, mainPID(t))
+		if code, text := ask("GET", "/"); code != http.StatusOK || !strings.Contains(text, "<html") {
+			t.Errorf("GET /: %d, %s", code, text)
+		}
+		for _, path := range []string{"/api/blocks/lift", "/api/pairs/forget"} {
+			if code, text := ask("POST", path); code != http.StatusForbidden || !strings.Contains(text, "token") {
+				t.Errorf("POST %s without a token: %d, %s", path, code, text)
+			}
+		}
+		inNamespace(t, "client", func() error {
+			if c, err := net.Dial("tcp4", "10.1.0.1:9480"); err == nil {
+				_ = c.Close()
+				t.Error("it listens to others")
+			}
+			return nil
+		})
+		// It is nobody in particular, of the group that may ask.
+		text, err := os.ReadFile("/proc/" + property(t, "earlydrop-web", "MainPID") + "/status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, gid, _ := strings.Cut(run(t, "getent", "group", "earlydrop"), ":x:")
+		gid = strings.TrimSuffix(gid, ":")
+		for line := range strings.Lines(string(text)) {
+			name, value, _ := strings.Cut(strings.TrimSpace(line), ":\t")
+			switch words := strings.Fields(value); {
+			case name == "Uid" && slices.Contains(words, "0"), name == "Gid" && slices.Contains(words, "0"), name == "NoNewPrivs" && value != "1",
+				strings.HasPrefix(name, "Cap") && strings.Trim(value, "0") != "", name == "Groups" && !slices.Contains(words, gid):
+				t.Errorf("group earlydrop is %s; the page's process has %s", gid, line)
+			}
+		}
+	})
+	step("shows its page after a restart", func(t *testing.T) {
+		web := property(t, "earlydrop-web", "MainPID")
+		run(t, "systemctl", "restart", "earlydrop")
+		showsDaemon(t, mainPID(t))
+		if now := property(t, "earlydrop-web", "MainPID"); now != web {
+			t.Errorf("the page was process %s, and is %s", web, now)
+		}
+	})
 	step("drops what is blocked", func(t *testing.T) {
 		run(t, "earlydrop", append([]string{"blocked", "add", "-i", inside, "--ttl", "1d"}, n.flow...)...)
 		n.blocked(t, func() {})
@@ -273,6 +427,7 @@ func TestPackage(t *testing.T) {
 		if v := version(t); v != "v0.0.2" || mainPID(t) == before || !active(t) {
 			t.Errorf("version %s, active %v\n%s", v, active(t), journal())
 		}
+		showsDaemon(t, mainPID(t))
 		if text, err := os.ReadFile("/etc/earlydrop/earlydrop.yaml"); err != nil || string(text) != config {
 			t.Errorf("the operator's configuration is %q, %v", text, err)
 		}
@@ -355,6 +510,12 @@ func TestPackage(t *testing.T) {
 			if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("%s: %v", file, err)
 			}
+		}
+		if code, text := ask("GET", "/"); code != 0 {
+			t.Errorf("the page is there: %d, %s", code, text)
+		}
+		if state := property(t, "earlydrop-web", "LoadState"); state != "not-found" {
+			t.Errorf("the page's unit is %s", state)
 		}
 		if out, err := exec.Command("getent", "group", "earlydrop").Output(); err == nil {
 			t.Errorf("the group is there: %s", out)

@@ -182,6 +182,7 @@ bench: build onnxruntime ## Print the benchmarks: data path, user space, forward
 	go test -run '^$$' -bench . -benchtime 1s ./loader/... ./policy ./classifier ./cmd/earlydrop/history
 	go run ./test/bench -earlydrop $(BIN)
 	go run ./test/bench -only overload -earlydrop $(BIN)
+	go run ./test/bench -only lookback -earlydrop $(BIN)
 
 .PHONY: bench-passed
 bench-passed: build onnxruntime ## Count how many bytes of a tunnel pass before it is cut, at round trips of 0, 5 and 50 ms

@@ -73,7 +73,7 @@ func TestPageInChromium(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.Close()
-	tests := map[string]func(*opened){"live": live, "hostile names": hostileNames, "undo": undo, "widths": widths, "no daemon": noDaemon, "history": past}
+	tests := map[string]func(*opened){"live": live, "hostile names": hostileNames, "undo": undo, "widths": widths, "no daemon": noDaemon, "history": past, "late answer": lateAnswer}
 	if *screenshot != "" {
 		tests["picture"] = picture
 	}
@@ -340,6 +340,33 @@ func past(o *opened) {
 	o.must(o.Click(`nav a[href="#history"]`))
 	o.must(o.Type(`#history-search input[name="server"]`, "x\r"))
 	o.shows("history-count", "server")
+}
+
+// What was asked first, and answered last, is not shown over what was asked then.
+func lateAnswer(o *opened) {
+	late := make(chan struct{})
+	defer func() {
+		if late != nil {
+			close(late)
+		}
+	}()
+	o.f.block("10.0.0.2:1000", "192.0.2.7:443", "shadowsocks", "tunnels")
+	o.f.mu.Lock()
+	o.f.late = late
+	o.f.mu.Unlock()
+	o.must(o.Click(`nav a[href="#blocks"]`))
+	o.must(o.Type(`#blocks-search input[name="cidr"]`, "x\r"))
+	const refused = `document.getElementById("blocks-count").className === "worry"`
+	o.until(refused)
+	const answers = `performance.getEntriesByType("resource").filter(e => e.name.includes("/api/blocks?")).length`
+	before, err := browser.Value[int](o.Page, answers)
+	o.must(err)
+	close(late)
+	late = nil
+	o.until(fmt.Sprintf("%s > %d", answers, before))
+	// It has been read by the time that the page has done something else.
+	o.until(`(window.waits ??= setTimeout(() => { window.waited = true; }, 300), window.waited === true)`)
+	o.until(refused + ` && document.getElementById("blocks-list").innerText === ""`)
 }
 
 // Nothing is wider than the page, from a telephone to a large screen.

@@ -52,6 +52,8 @@ type fake struct {
 	pairs   []status.Pair
 
 	explanations int // that were made
+
+	late chan struct{} // what the next question about blocks waits for; nil: nothing
 }
 
 func newFake(t *testing.T) *fake {
@@ -109,6 +111,12 @@ func (f *fake) Top(int) (*status.Top, error) {
 func (f *fake) Blocks() (all []status.Block, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if late := f.late; late != nil {
+		f.late = nil
+		f.mu.Unlock()
+		<-late
+		f.mu.Lock()
+	}
 	for _, b := range f.blocks {
 		all = append(all, b)
 	}

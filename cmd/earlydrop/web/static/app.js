@@ -275,17 +275,23 @@ function parameters(form, more = {}) {
   return query;
 }
 
-// telling runs what shows something, and says in an element what came of it, or what went wrong.
-// It returns whether all went well.
-async function telling(id, show) {
-  try {
-    const text = await show();
-    $(id).className = "quiet";
+const asked = {}; // how often something was asked, by the element that says what came of it
+
+// telling asks for something and shows the answer, and says in an element what came of it, or what
+// went wrong. An answer that comes when something else was asked by then is not shown. It
+// returns whether all went well.
+async function telling(id, ask, show = () => "") {
+  const mine = asked[id] = (asked[id] ?? 0) + 1;
+  const tell = (how, text) => {
+    $(id).className = how;
     $(id).textContent = text;
+  };
+  try {
+    const answer = await ask();
+    if (asked[id] === mine) tell("quiet", show(answer));
     return true;
   } catch (e) {
-    $(id).className = "worry";
-    $(id).textContent = clean(e.message);
+    if (asked[id] === mine) tell("worry", clean(e.message));
     return false;
   }
 }
@@ -296,8 +302,8 @@ const treatment = one => one.suspended ? badge("suspended", "would") : badge(one
 const left = one => span((new Date(one.expires) - Date.now()) / 1000);
 const undoButton = (what, undo) => mayChange ? el("button", { type: "button", click: undo, "aria-label": `Let ${what} pass again` }, "Undo") : "";
 
-const showBlocks = () => telling("blocks-count", async () => {
-  const b = await get("api/blocks?" + parameters($("blocks-search"), { limit: 200 })), list = b.blocks ?? [];
+const showBlocks = () => telling("blocks-count", () => get("api/blocks?" + parameters($("blocks-search"), { limit: 200 })), b => {
+  const list = b.blocks ?? [];
   fill($("blocks-list"), ["interface", "flow", "action", "class", "rule", "packets>", "dropped>", "since", "ends in>", ""], list.map(one => [
     one.interface, `${clean(one.proto)} ${clean(one.lo)} <> ${clean(one.hi)}${tags(one)}`, treatment(one),
     one.class, one.rule, count(one.packets), bytes(one.bytes), dateTime(one.since), left(one), undoButton(`${one.lo} <> ${one.hi}`, () => lift(one, "blocks-count", showBlocks)),
@@ -307,10 +313,8 @@ const showBlocks = () => telling("blocks-count", async () => {
 
 async function lift(b, tell, then) {
   if (!await confirmed(`Let ${b.proto} ${b.lo} <> ${b.hi} on ${b.interface} pass again?`)) return;
-  const done = await telling(tell, async () => {
-    await post("api/blocks/lift", { interface: b.interface, proto: b.proto, ends: [b.lo, b.hi], vlan: b.vlan, inner_vlan: b.inner_vlan });
-    return "";
-  });
+  const done = await telling(tell, () =>
+    post("api/blocks/lift", { interface: b.interface, proto: b.proto, ends: [b.lo, b.hi], vlan: b.vlan, inner_vlan: b.inner_vlan }));
   if (done) await then();
 }
 
@@ -318,8 +322,8 @@ $("blocks-search").addEventListener("submit", e => { e.preventDefault(); showBlo
 
 // --- Pairs.
 
-const showPairs = () => telling("pairs-count", async () => {
-  const p = await get("api/pairs?" + parameters($("pairs-search"))), list = p.pairs ?? [];
+const showPairs = () => telling("pairs-count", () => get("api/pairs?" + parameters($("pairs-search"))), p => {
+  const list = p.pairs ?? [];
   fill($("pairs-list"), ["interface", "initiator", "server", "action", "class", "rule", "connections>", "packets>", "dropped>", "last", "ends in>", ""], list.map(one => [
     one.interface, one.initiator.replace(/\/32$/, ""), `${clean(one.proto)} ${clean(one.server)}${tags(one)}`, treatment(one), one.class, one.rule,
     count(one.connections), count(one.packets), bytes(one.bytes), one.last ? dateTime(one.last) : "", left(one), undoButton(`${one.initiator} to ${one.server}`, () => forget(one)),
@@ -329,10 +333,8 @@ const showPairs = () => telling("pairs-count", async () => {
 
 async function forget(p) {
   if (!await confirmed(`Let ${p.initiator} connect to ${p.server} again, and forget what was detected of them?`)) return;
-  const done = await telling("pairs-count", async () => {
-    await post("api/pairs/forget", { initiator: p.initiator, server: p.server, vlan: p.vlan, inner_vlan: p.inner_vlan });
-    return "";
-  });
+  const done = await telling("pairs-count", () =>
+    post("api/pairs/forget", { initiator: p.initiator, server: p.server, vlan: p.vlan, inner_vlan: p.inner_vlan }));
   if (done) await showPairs();
 }
 
@@ -342,7 +344,7 @@ $("pairs-search").addEventListener("submit", e => { e.preventDefault(); showPair
 
 let past = []; // what was found, the newest first
 
-const search = more => telling("history-count", async () => {
+function search(more) {
   const query = parameters($("history-search")), [what, value] = (query.get("what") ?? "").split("="), hours = Number(query.get("hours"));
   query.delete("what");
   query.delete("hours");
@@ -350,12 +352,14 @@ const search = more => telling("history-count", async () => {
   if (hours) query.set("since", new Date(Date.now() - hours * 3600e3).toISOString());
   if (more && past.length) query.set("before", past.at(-1).id);
   $("history-more").hidden = true;
-  const begin = performance.now(), found = await get("api/history?" + query);
-  past = more ? [...past, ...found.events] : found.events;
-  eventTable($("history-list"), past, dateTime, "the history has nothing like this");
-  $("history-more").hidden = !found.more;
-  return `${past.length === 1 ? "1 event" : count(past.length) + " events"}${found.more ? " and more" : ""}, ${count(performance.now() - begin)} ms`;
-});
+  const begin = performance.now();
+  return telling("history-count", () => get("api/history?" + query), found => {
+    past = more ? [...past, ...found.events] : found.events;
+    eventTable($("history-list"), past, dateTime, "the history has nothing like this");
+    $("history-more").hidden = !found.more;
+    return `${past.length === 1 ? "1 event" : count(past.length) + " events"}${found.more ? " and more" : ""}, ${count(performance.now() - begin)} ms`;
+  });
+}
 
 $("history-search").addEventListener("submit", e => { e.preventDefault(); search(false); });
 $("history-more").addEventListener("click", () => search(true));

@@ -14,12 +14,9 @@ import (
 	"runtime"
 	"time"
 
-	"github.com/gopacket/gopacket/layers"
 	"github.com/jedib0t/go-pretty/v6/table"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/control"
-	"github.com/earlydrop/earlydrop/test/lab"
-	"github.com/earlydrop/earlydrop/test/lab/flood"
 )
 
 // Of so many new flows a second, so many are random bytes, which the policy treats: their
@@ -80,13 +77,9 @@ func runLookBack(ctx context.Context, out io.Writer, o options) (err error) {
 		payload []byte
 		rate    int
 	}{{verdictPort, make([]byte, 1100), lookBackRate - lookBackTreated}, {treatedPort, random, lookBackTreated}} {
-		frames, err := wholeFlow(layers.UDPPort(s.port), s.payload)
-		if err != nil {
-			return err
-		}
-		gen, err := flood.New(b.rig.Client, lab.ClientDev, frames...)
-		if err != nil {
-			return err
+		gen, made := b.wholeFlows(s.port, s.payload)
+		if made != nil {
+			return made
 		}
 		defer func() { err = errors.Join(err, gen.Close()) }()
 		streams = append(streams, stream{gen, s.rate})

@@ -74,11 +74,7 @@ func runOverload(ctx context.Context, out io.Writer, o options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, stopDaemon(ctx, d)) }()
-	frames, err := wholeFlow(verdictPort, make([]byte, 1100)) // of zeros, which no rule detects: events of detected flows are never left out
-	if err != nil {
-		return err
-	}
-	gen, err := flood.New(b.rig.Client, lab.ClientDev, frames...)
+	gen, err := b.wholeFlows(verdictPort, make([]byte, 1100)) // of zeros, which no rule detects: events of detected flows are never left out
 	if err != nil {
 		return err
 	}
@@ -102,12 +98,12 @@ func runOverload(ctx context.Context, out io.Writer, o options) (err error) {
 	return nil
 }
 
-// wholeFlow is a flow over UDP: a datagram that fills the capture, and its answer, which
-// hands it over.
-func wholeFlow(port layers.UDPPort, payload []byte) ([]flood.Frame, error) {
+// wholeFlows sends flows over UDP: a datagram that fills the capture, and its answer, which hands
+// it over.
+func (b *bench) wholeFlows(port uint16, payload []byte) (*flood.Generator, error) {
 	frame := func(reply bool, payload []byte) ([]byte, error) {
 		ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolUDP, SrcIP: net.IP{11, 0, 0, 1}, DstIP: net.IP{198, 51, 100, 1}}
-		udp := &layers.UDP{SrcPort: 1, DstPort: port}
+		udp := &layers.UDP{SrcPort: 1, DstPort: layers.UDPPort(port)}
 		if reply {
 			ip.SrcIP, ip.DstIP = ip.DstIP, ip.SrcIP
 			udp.SrcPort, udp.DstPort = udp.DstPort, udp.SrcPort
@@ -116,7 +112,10 @@ func wholeFlow(port layers.UDPPort, payload []byte) ([]flood.Frame, error) {
 	}
 	request, err1 := frame(false, payload)
 	answer, err2 := frame(true, payload[:16])
-	return []flood.Frame{{Bytes: request}, {Bytes: answer, Reply: true}}, errors.Join(err1, err2)
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, err
+	}
+	return flood.New(b.rig.Client, lab.ClientDev, flood.Frame{Bytes: request}, flood.Frame{Bytes: answer, Reply: true})
 }
 
 // stream is so many new flows a second, each of two frames.

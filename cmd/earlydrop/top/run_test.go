@@ -79,49 +79,51 @@ func TestTerminalIsRestored(t *testing.T) {
 		"a signal":  {source: busy(100), cancel: true},
 		"a failure": {source: &panics{fake: busy(100)}, fails: true},
 	} {
-		ptmx, tty := termtest.Open(t)
-		if err := unix.IoctlSetWinsize(int(ptmx.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 80}); err != nil {
-			t.Fatal(err)
-		}
-		before, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var s screen
-		go s.follow(ptmx)
-		ctx, cancel := context.WithCancel(context.Background())
-		ended := make(chan error, 1)
-		go func() { ended <- Run(ctx, Config{Source: tt.source, Every: 50 * time.Millisecond}, tty, tty) }()
-		s.await(t, "192.0.2.7:8388")
-		raw, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
-		if err != nil || !tt.fails && *raw == *before {
-			t.Errorf("%s: the terminal sends lines, and no keys: %v", name, err)
-		}
-		if _, err := ptmx.WriteString(tt.keys); err != nil {
-			t.Fatal(err)
-		}
-		if tt.cancel {
-			cancel()
-		}
-		select {
-		case err := <-ended:
-			if (err != nil) != tt.fails {
-				t.Errorf("%s: %v", name, err)
+		t.Run(name, func(t *testing.T) {
+			ptmx, tty := termtest.Open(t)
+			if err := unix.IoctlSetWinsize(int(ptmx.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 80}); err != nil {
+				t.Fatal(err)
 			}
-		case <-time.After(time.Minute):
-			t.Fatalf("%s: it goes on", name)
-		}
-		cancel()
-		s.await(t, "\x1b[?1049l") // the screen from before
-		s.await(t, "\x1b[?25h")   // the cursor
-		after, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
-		if err != nil || *after != *before {
-			t.Errorf("%s: the terminal is %+v afterwards, and was %+v, %v", name, after, before, err)
-		}
-		s.mu.Lock()
-		if strings.Contains(s.text.String(), "\x1b[31m") {
-			t.Errorf("%s: colours that nobody asked for", name)
-		}
-		s.mu.Unlock()
+			before, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var s screen
+			go s.follow(ptmx)
+			ctx, cancel := context.WithCancel(context.Background())
+			ended := make(chan error, 1)
+			go func() { ended <- Run(ctx, Config{Source: tt.source, Every: 50 * time.Millisecond}, tty, tty) }()
+			s.await(t, "192.0.2.7:8388")
+			raw, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
+			if err != nil || !tt.fails && *raw == *before {
+				t.Errorf("the terminal sends lines, and no keys: %v", err)
+			}
+			if _, err := ptmx.WriteString(tt.keys); err != nil {
+				t.Fatal(err)
+			}
+			if tt.cancel {
+				cancel()
+			}
+			select {
+			case err := <-ended:
+				if (err != nil) != tt.fails {
+					t.Error(err)
+				}
+			case <-time.After(time.Minute):
+				t.Fatal("it goes on")
+			}
+			cancel()
+			s.await(t, "\x1b[?1049l") // the screen from before
+			s.await(t, "\x1b[?25h")   // the cursor
+			after, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
+			if err != nil || *after != *before {
+				t.Errorf("the terminal is %+v afterwards, and was %+v, %v", after, before, err)
+			}
+			s.mu.Lock()
+			if strings.Contains(s.text.String(), "\x1b[31m") {
+				t.Errorf("colours that nobody asked for")
+			}
+			s.mu.Unlock()
+		})
 	}
 }

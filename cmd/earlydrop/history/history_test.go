@@ -530,13 +530,15 @@ func TestDamagedBlockIsLeftOut(t *testing.T) {
 func TestFullAndReadOnlyDisk(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "disk")
 	mkdir(t, dir)
+	// The journal takes 4 MiB until its pages go to the file: by itself it must not fill the disk.
+	const size = "size=16m"
 	mount := func(flags uintptr, options string) {
 		t.Helper()
 		if err := unix.Mount("tmpfs", dir, "tmpfs", flags, options); err != nil {
 			t.Fatal(err)
 		}
 	}
-	mount(0, "size=3m")
+	mount(0, size)
 	t.Cleanup(func() {
 		for unix.Unmount(dir, unix.MNT_DETACH) == nil { // once for each mount
 		}
@@ -593,7 +595,7 @@ func TestFullAndReadOnlyDisk(t *testing.T) {
 	h.Close()
 
 	// The same disk, read-only.
-	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, "size=3m"); err != nil {
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, size); err != nil {
 		t.Fatal(err)
 	}
 	h = opened(t, Options{Path: path})
@@ -610,7 +612,7 @@ func TestFullAndReadOnlyDisk(t *testing.T) {
 		t.Errorf("%d events are read, want %d", got, len(found))
 	}
 	_ = r.Close()
-	if err := unix.Mount("", dir, "", unix.MS_REMOUNT, "size=3m"); err != nil {
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT, size); err != nil {
 		t.Fatal(err)
 	}
 	i += 2

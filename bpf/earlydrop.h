@@ -12,7 +12,7 @@
  */
 #pragma once
 
-#define LAYOUT_VERSION 8
+#define LAYOUT_VERSION 9
 #define BLOCK_LAYOUT 4
 
 /* The first bytes of a flow that are captured: a 32x32 image. */
@@ -153,16 +153,17 @@ struct block {
 	char rule[NAME_LEN];
 };
 
-/* What more there is to say of a packet. */
-#define RECORD_FRAGMENT 1  /* it is the first one of a greater packet */
-#define RECORD_OFF_CABLE 2 /* no network card was yet to complete its checksum */
+/* packet_record.place: the packet's first byte in the capture, and what more there is to say. */
+#define RECORD_OFFSET 0x1fff
+#define RECORD_FROM_INITIATOR 0x8000
+#define RECORD_FRAGMENT 0x4000	/* it is the first one of a greater packet */
+#define RECORD_OFF_CABLE 0x2000 /* no network card was yet to complete its checksum */
 
 struct packet_record {
 	__u32 wire_len; /* L2 header included, Ethernet padding left out */
 	__u32 time_us;	/* since the flow's first packet; saturates */
-	__u16 offset;	/* first byte in the capture */
-	__u8 from_initiator;
-	__u8 marks; /* RECORD_* */
+	__u16 place;	/* RECORD_* */
+	__u16 segment;	/* payload of each packet that it is cut into, or was joined from; 0: one */
 };
 
 enum handover_reason {

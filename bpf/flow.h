@@ -451,9 +451,9 @@ static __always_inline void capture(struct counts *cnt, struct slot *slot, __u32
 		rec = &slot->sample.packets[n];
 		rec->wire_len = pkt->frame_len;
 		rec->time_us = microseconds(slot->sample.start_ns, pkt->now);
-		rec->offset = off;
-		rec->from_initiator = pkt->src_is_lo == !!slot->sample.initiator_is_lo;
-		rec->marks = record_marks(src, pkt);
+		rec->place = record_place(src, pkt, off,
+					  pkt->src_is_lo == !!slot->sample.initiator_is_lo);
+		rec->segment = segment_size(src);
 		slot->last_ns = pkt->now;
 		len = MIN(len, CAPTURE_BYTES - off);
 		if (len > header_len) {

@@ -236,9 +236,8 @@ static __always_inline int append_handshake(const struct candidate *candidate, s
 	rec = &hs->packets[n];
 	rec->wire_len = len;
 	rec->time_us = microseconds(candidate->start_ns, pkt->now);
-	rec->offset = off;
-	rec->from_initiator = pkt->src_is_lo == !!candidate->initiator_is_lo;
-	rec->marks = record_marks(src, pkt);
+	rec->place = record_place(src, pkt, off, pkt->src_is_lo == !!candidate->initiator_is_lo);
+	rec->segment = 0; /* its payload is left out */
 	hs->bytes = off + len;
 	hs->packet_count = n + 1;
 	return copy_frame(src, pkt, hs->data + off, len, HANDSHAKE_FRAME);
@@ -249,7 +248,7 @@ static __always_inline int append_handshake(const struct candidate *candidate, s
 static __always_inline void begin_handshake(struct handshake *hs, const struct syn *syn,
 					    __u32 acked)
 {
-	struct packet_record first = {.from_initiator = 1};
+	struct packet_record first = {.place = RECORD_FROM_INITIATOR};
 
 	hs->bytes = 0;
 	hs->packet_count = 0;

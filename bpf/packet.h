@@ -139,14 +139,17 @@ static __always_inline __u32 segment_size(const struct source *src)
 	return src->is_xdp ? 0 : ((struct __sk_buff *)src->ctx)->gso_size;
 }
 
-/* The RECORD_* of a packet. */
-static __always_inline __u8 record_marks(const struct source *src, const struct packet *pkt)
+/* Where a packet is in a capture, and what there is to say of it: packet_record.place. */
+static __always_inline __u16 record_place(const struct source *src, const struct packet *pkt,
+					  __u32 offset, bool from_initiator)
 {
-	__u8 marks = pkt->tcp_flags & PACKET_FIRST ? RECORD_FRAGMENT : 0;
+	__u32 place = offset | (from_initiator ? RECORD_FROM_INITIATOR : 0);
 
+	if (pkt->tcp_flags & PACKET_FIRST)
+		place |= RECORD_FRAGMENT;
 	if (src->is_ingress && cfg_partial_sums == PARTIAL_WRONG && !segment_size(src))
-		marks |= RECORD_OFF_CABLE;
-	return marks;
+		place |= RECORD_OFF_CABLE;
+	return place;
 }
 
 struct vlan_header {

@@ -181,9 +181,8 @@ static __always_inline int add_waiting(const struct source *src, struct packet *
 	rec = &waiting->packets[n];
 	rec->wire_len = pkt->frame_len;
 	rec->time_us = microseconds(waiting->start_ns, pkt->now);
-	rec->offset = off;
-	rec->from_initiator = 1;
-	rec->marks = record_marks(src, pkt);
+	rec->place = record_place(src, pkt, off, true);
+	rec->segment = segment_size(src);
 	waiting->bytes = off + len;
 	waiting->packet_count = n + 1;
 	if (!off)

@@ -270,12 +270,11 @@ type datapathMode struct {
 }
 
 type datapathPacketRecord struct {
-	_             structs.HostLayout
-	WireLen       uint32
-	TimeUs        uint32
-	Offset        uint16
-	FromInitiator uint8
-	Marks         uint8
+	_       structs.HostLayout
+	WireLen uint32
+	TimeUs  uint32
+	Place   uint16
+	Segment uint16
 }
 
 type datapathPair struct {

@@ -210,8 +210,8 @@ func TestJoinedPacketsHaveNoWrongChecksum(t *testing.T) {
 			t.Errorf("gso_size %d: %d samples, %v", size, len(got), k.counts())
 		}
 		for _, s := range got {
-			if s.Packets[len(s.Packets)-1].OffCable {
-				t.Error("the joined packet is said to be as it came off the cable")
+			if p := s.Packets[len(s.Packets)-1]; p.OffCable || uint32(p.Segment) != size {
+				t.Errorf("of the joined packet it is noted: %+v", p)
 			}
 		}
 	}

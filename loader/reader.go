@@ -184,17 +184,18 @@ func decodeSample(raw []byte, s *flow.Sample) error {
 	for i := range s.Packets {
 		var rec datapathPacketRecord
 		p := raw[int(unsafe.Offsetof(in.Packets))+i*int(unsafe.Sizeof(rec)):]
+		place := le.Uint16(p[unsafe.Offsetof(rec.Place):])
 		s.Packets[i] = flow.Packet{
-			Offset:        le.Uint16(p[unsafe.Offsetof(rec.Offset):]),
 			WireLen:       le.Uint32(p[unsafe.Offsetof(rec.WireLen):]),
-			FromInitiator: p[unsafe.Offsetof(rec.FromInitiator)] != 0,
+			Segment:       le.Uint16(p[unsafe.Offsetof(rec.Segment):]),
+			FromInitiator: place&recordFromInitiator != 0,
+			OffCable:      place&recordOffCable != 0,
 			Time:          time.Duration(le.Uint32(p[unsafe.Offsetof(rec.TimeUs):])) * time.Microsecond,
 		}
-		s.Packets[i].OffCable = p[unsafe.Offsetof(rec.Marks)]&recordOffCable != 0
-		if p[unsafe.Offsetof(rec.Marks)]&recordFragment != 0 {
+		if place&recordFragment != 0 {
 			s.Signals |= flow.SignalFragmented
 		}
-		off := int(s.Packets[i].Offset) - before
+		off := int(place&recordOffset) - before
 		if off < last || off >= length-before {
 			return fmt.Errorf("%w: packet %d is at offset %d of %d, after offset %d", ErrBadRecord, i, off, length-before, last)
 		}
@@ -231,8 +232,10 @@ const (
 
 	moreRest = 16
 
-	recordFragment = 1
-	recordOffCable = 2
+	recordOffset        = 0x1fff
+	recordFromInitiator = 0x8000
+	recordFragment      = 0x4000
+	recordOffCable      = 0x2000
 
 	knownISN    = 1
 	knownNextLo = 2

@@ -98,8 +98,8 @@ func TestRecordsThatContradictThemselvesAreBad(t *testing.T) {
 		{"cut in its data", sample(func(*datapathSample) {})[:unsafe.Offsetof(in.Data)+59], false},
 		{"too long", sample(func(s *datapathSample) { s.Length = flow.CaptureBytes + 1 }), false},
 		{"too many packets", sample(func(s *datapathSample) { s.PacketCount = flow.MaxPackets + 1 }), false},
-		{"a packet behind the end", sample(func(s *datapathSample) { s.Packets[0].Offset = 60 }), false},
-		{"packets out of order", sample(func(s *datapathSample) { s.PacketCount, s.Packets[0].Offset, s.Packets[1].Offset = 2, 30, 20 }), false},
+		{"a packet behind the end", sample(func(s *datapathSample) { s.Packets[0].Place = 60 }), false},
+		{"packets out of order", sample(func(s *datapathSample) { s.PacketCount, s.Packets[0].Place, s.Packets[1].Place = 2, 30, 20 }), false},
 	} {
 		err := decodeSample(tt.raw, new(flow.Sample))
 		if (err == nil) != tt.good || err != nil && !errors.Is(err, ErrBadRecord) {

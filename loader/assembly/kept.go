@@ -51,6 +51,7 @@ type keptPacket struct {
 	Time          time.Duration `json:"ns"` // since the first one
 	FromInitiator bool          `json:"from_initiator,omitempty"`
 	OffCable      bool          `json:"off_cable,omitempty"`
+	Segment       uint16        `json:"segment,omitempty"`
 }
 
 // WriteKept writes a capture as it was handed over, as a section of a pcapng file: a file of
@@ -66,7 +67,7 @@ func WriteKept(w io.Writer, s *flow.Sample, comments ...string) error {
 	}
 	for i := range s.Packets {
 		p := &s.Packets[i]
-		k.Packets = append(k.Packets, keptPacket{p.Time, p.FromInitiator, p.OffCable})
+		k.Packets = append(k.Packets, keptPacket{p.Time, p.FromInitiator, p.OffCable, p.Segment})
 	}
 	mark, err := json.Marshal(&k)
 	if err != nil {
@@ -174,7 +175,7 @@ func (k *kept) add(frame []byte, wireLen int) (done bool, err error) {
 		return false, fmt.Errorf("%w: a packet of %d bytes does not fit", errKept, len(frame))
 	}
 	p := &k.flow.Packets[n]
-	s.Packets = append(s.Packets, flow.Packet{Offset: uint16(len(s.Data)), WireLen: uint32(wireLen), FromInitiator: p.FromInitiator, OffCable: p.OffCable, Time: max(0, p.Time)})
+	s.Packets = append(s.Packets, flow.Packet{Offset: uint16(len(s.Data)), WireLen: uint32(wireLen), FromInitiator: p.FromInitiator, OffCable: p.OffCable, Segment: p.Segment, Time: max(0, p.Time)})
 	s.Data = append(s.Data, frame...)
 	return len(s.Packets) == len(k.flow.Packets), nil
 }

@@ -71,6 +71,7 @@ func TestKeptCapturesComeBackAsTheyWere(t *testing.T) {
 	odd.CopyFrom(want[0])
 	none := netip.AddrPortFrom(netip.IPv4Unspecified(), 443)
 	odd.Key, odd.InitiatorIsLo = flow.NewKey(none, none, flow.TCP, 5, 6)
+	odd.Packets[1].OffCable, odd.Packets[4].Segment = true, 700
 	odd.MidStream, odd.OneWay, odd.Revision, odd.Variant, odd.Provisional, odd.Signals = true, true, 2, true, true, flow.SignalGap|flow.SignalOverlap
 	odd.Numbers = flow.Numbers{InitiatorISN: 1, ResponderNext: 1 << 31, ISNKnown: true}
 	want = append(want, odd)

@@ -139,6 +139,10 @@ type Packet struct {
 	// included, Ethernet padding behind the IP packet left out. It exceeds
 	// the captured bytes where the capture ended inside the packet.
 	WireLen uint32
+	// Segment is how many bytes of payload each packet had of those that the kernel joined to
+	// this one when it received them (GRO), or was yet to cut it into: all but the last, which
+	// has the rest. 0 where the packet is as the wire has it, and for files of others.
+	Segment uint16
 	// FromInitiator is true for packets sent by the side that opened the flow.
 	FromInitiator bool
 	// OffCable says that the packet came off a cable: no network card was yet to complete

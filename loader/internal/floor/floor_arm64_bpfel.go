@@ -260,12 +260,11 @@ type floorHandshake struct {
 	Bytes       uint16
 	PacketCount uint16
 	Packets     [8]struct {
-		_             structs.HostLayout
-		WireLen       uint32
-		TimeUs        uint32
-		Offset        uint16
-		FromInitiator uint8
-		Marks         uint8
+		_       structs.HostLayout
+		WireLen uint32
+		TimeUs  uint32
+		Place   uint16
+		Segment uint16
 	}
 	_    [4]byte
 	Data [560]uint8
@@ -380,12 +379,11 @@ type floorSlot struct {
 		More          uint8
 		Before        uint16
 		Packets       [32]struct {
-			_             structs.HostLayout
-			WireLen       uint32
-			TimeUs        uint32
-			Offset        uint16
-			FromInitiator uint8
-			Marks         uint8
+			_       structs.HostLayout
+			WireLen uint32
+			TimeUs  uint32
+			Place   uint16
+			Segment uint16
 		}
 		Data                [1024]uint8
 		Spill               [16]uint8
@@ -421,12 +419,11 @@ type floorWaiting struct {
 	Bytes       uint16
 	PacketCount uint16
 	Packets     [32]struct {
-		_             structs.HostLayout
-		WireLen       uint32
-		TimeUs        uint32
-		Offset        uint16
-		FromInitiator uint8
-		Marks         uint8
+		_       structs.HostLayout
+		WireLen uint32
+		TimeUs  uint32
+		Place   uint16
+		Segment uint16
 	}
 	Data [1104]uint8
 }

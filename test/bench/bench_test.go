@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/gopacket/gopacket"
@@ -186,6 +187,32 @@ func TestLatencyPercentiles(t *testing.T) {
 		if l.Verdicts != n || l.P50 != tt.p50 || l.P99 != tt.p99 || l.Max != tt.max || l.Late50 != tt.p50 || l.Late99 != tt.p99 {
 			t.Errorf("of %d values: %+v, want %v %v %v", n, l, tt.p50, tt.p99, tt.max)
 		}
+	}
+}
+
+func TestDistributionIsDrawn(t *testing.T) {
+	all := []latency{{Reader: "first"}, {Reader: "second"}}
+	for i := range 10_000 {
+		all[0].times, all[1].times = append(all[0].times, float64(i)/100), append(all[1].times, 50)
+	}
+	rows := strings.Split(distribution(all), "\n")
+	column := func(row, mark string) int {
+		at := strings.Index(row, mark)
+		if at < 0 {
+			t.Fatalf("no %q in %q of\n%s", mark, row, strings.Join(rows, "\n"))
+		}
+		return utf8.RuneCountInString(row[:at])
+	}
+	axis := rows[17]
+	if least := column(axis, "least"); column(axis, "90 %") != least+decade || column(axis, "99 %") != least+2*decade || column(axis, "99.9 %") != least+3*decade {
+		t.Errorf("the axis: %q", axis)
+	}
+	// Nine tenths of what is spread from 0 to 100 us take up to 90 us, all of the other take 50.
+	if at := column(rows[1], "*"); !strings.Contains(rows[1], " 94 ") || at < column(axis, "90 %")-2 || at > column(axis, "90 %")+2 {
+		t.Errorf("90 us are exceeded at %d of\n%s", at, strings.Join(rows, "\n"))
+	}
+	if !strings.Contains(rows[8], " 50 ") || strings.Count(rows[8], "o") < 3*decade {
+		t.Errorf("the second reader's: %q", rows[8])
 	}
 }
 

@@ -13,8 +13,10 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/guptarohit/asciigraph"
 	"golang.org/x/sys/unix"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
@@ -74,10 +76,17 @@ func runLatency(ctx context.Context, out io.Writer, o options) (err error) {
 	if o.json {
 		return printJSON(out, all)
 	}
+	printLatency(out, all)
+	return nil
+}
+
+func printLatency(out io.Writer, all []latency) {
 	for _, l := range all {
 		fmt.Fprintln(out, l)
 	}
-	return nil
+	if len(all) > 0 {
+		fmt.Fprint(out, distribution(all))
+	}
 }
 
 // measureLatency takes the figures of each way to read, in turn, a few times.
@@ -230,7 +239,34 @@ func percentile(sorted []float64, share float64) float64 {
 	if len(sorted) == 0 {
 		return 0
 	}
-	return sorted[min(len(sorted)-1, int(math.Ceil(share*float64(len(sorted))))-1)]
+	return sorted[min(len(sorted)-1, max(0, int(math.Ceil(share*float64(len(sorted))))-1))]
+}
+
+// decade is how many columns of a distribution's picture have the next nine tenths of what is left.
+const decade = 24
+
+// distribution is a picture of how long verdicts take and how late an ordinary thread is, by
+// the share of them that takes no longer: 0, 90, 99 and 99.9 % are equally far apart.
+func distribution(all []latency) string {
+	var lines [][]float64
+	var chars []asciigraph.CharSet
+	var names []string
+	add := func(name, char string, sorted []float64) {
+		line := make([]float64, 3*decade+1)
+		for i := range line {
+			line[i] = percentile(sorted, 1-math.Pow(10, -float64(i)/decade))
+		}
+		lines, chars, names = append(lines, line), append(chars, asciigraph.CreateCharSet(char)), append(names, char+" "+name)
+	}
+	for i, l := range all {
+		add(l.Reader+" reader", [...]string{"*", "o"}[i], l.times)
+	}
+	add("an ordinary thread that wakes up late, beside the "+all[0].Reader+" reader", "·", all[0].late)
+	graph := asciigraph.PlotMany(lines, asciigraph.Height(16), asciigraph.Precision(0), asciigraph.LowerBound(0), asciigraph.SeriesChars(chars...))
+	label, _, _ := strings.Cut(graph, "┤")
+	margin := strings.Repeat(" ", len(label)+1)
+	axis := fmt.Sprintf("%-*s%-*s%-*s%s", decade, "least", decade, "90 %", decade, "99 %", "99.9 %")
+	return fmt.Sprintf("%s\n%s%s\n%sus within which so many have it: %s\n", graph, margin, axis, margin, strings.Join(names, ", "))
 }
 
 func (l latency) String() string {

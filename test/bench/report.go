@@ -207,9 +207,7 @@ Between rounds, one candidate's Mpps differed by up to %.0f %% of its median, it
 		100*max(rep.spread(func(m measurement) float64 { return m.Passed.rate() }), rep.spread(func(m measurement) float64 { return m.Dropped.rate() })),
 		100*rep.spread(func(m measurement) float64 { return m.Bulk.gbits() }))
 	fmt.Fprintln(out)
-	for _, l := range rep.Latency {
-		fmt.Fprintln(out, l)
-	}
+	printLatency(out, rep.Latency)
 }
 
 // spread is the greatest difference between rounds of one candidate, relative to

@@ -115,7 +115,7 @@ func (o options) limit() time.Duration {
 		return time.Minute + time.Duration(o.connections)*time.Minute
 	}
 	if o.only == "peers" {
-		const programs = 6
+		const programs = 7
 		return 5*time.Minute + programs*(time.Duration(o.rounds)*(3*o.length+time.Minute)+time.Duration(o.connections)*10*time.Second)
 	}
 	return time.Minute + time.Duration(o.rounds*len(candidates))*(3*o.length+5*time.Second)

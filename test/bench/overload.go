@@ -27,7 +27,7 @@ import (
 )
 
 // offers are how many new flows a second are offered to find out how many get a verdict.
-var offers = []int{10_000, 20_000, 30_000, 40_000, 50_000, 60_000, 70_000, 80_000, 100_000, 120_000}
+var offers = []int{2000, 10_000, 20_000, 30_000, 40_000, 50_000, 60_000, 70_000, 80_000, 100_000, 120_000}
 
 // daemonCPU is the core that the daemon has for itself. What makes the flows, and the kernel's
 // work for them, is on the others.

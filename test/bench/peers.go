@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -53,14 +54,16 @@ func (o options) peers(ctx context.Context, policy string) []peer {
 	chooses := hasFlag(ctx, o.program, "ingress") // among hooks
 	for _, hook := range []struct {
 		name, ingress string
-		args          []string
-	}{{"XDP native", "xdp", []string{"--xdp", "native"}}, {"XDP generic", "xdp", []string{"--xdp", "generic"}}, {"TCX", "tcx", nil}} {
+		args, before  []string
+	}{{"XDP native", "xdp", []string{"--xdp", "native"}, nil}, {"XDP generic", "xdp", []string{"--xdp", "generic"}, nil}, {"TCX", "tcx", nil, nil},
+		{"TCX, ordinary reader", "tcx", nil, readers[1].argv}} {
 		args := append(hook.args, "--mode", "enforce", "--policy", policy, "--events-pass", "none")
 		if chooses {
 			args = append(args, "--ingress", hook.ingress)
 		}
+		argv := slices.Concat(hook.before, []string{o.program, "attach", "--json", "-i", rig.Device}, args)
 		p := peer{name: "earlydrop, " + hook.name, cuts: true, start: func(ctx context.Context, r *rig.Rig) (*running, error) {
-			d, err := r.Attach(ctx, args...)
+			d, err := r.Daemon(ctx, argv...)
 			if err != nil {
 				return nil, err
 			}

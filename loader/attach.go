@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -412,7 +414,7 @@ func (d *DataPath) load(opts Options, ifc *iface, plan ingressPlan) (spec *ebpf.
 		return nil, nil, err
 	}
 	d.Info.Sizes, d.Info.Memory = sizesOf(spec), tablesMemory(spec, base != nil)
-	if d.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements}); err != nil {
+	if d.coll, err = newCollection(spec, replacements); err != nil {
 		return nil, nil, loadError(err)
 	}
 	if replacements == nil {
@@ -430,6 +432,44 @@ func (d *DataPath) load(opts Options, ifc *iface, plan ingressPlan) (spec *ebpf.
 		d.group = opts.Group
 	}
 	return spec, carried, nil
+}
+
+// newCollection makes what is specified, but for the maps that are replaced. The programs are
+// loaded all at once: it is their check by the kernel that takes the time.
+func newCollection(spec *ebpf.CollectionSpec, replacements map[string]*ebpf.Map) (*ebpf.Collection, error) {
+	tables := *spec
+	tables.Programs = nil
+	coll, err := ebpf.NewCollectionWithOptions(&tables, ebpf.CollectionOptions{MapReplacements: replacements})
+	if err != nil {
+		return nil, err
+	}
+	loaded := make([]*ebpf.Collection, 0, len(spec.Programs))
+	var mu sync.Mutex // of loaded
+	var all errgroup.Group
+	for name, program := range spec.Programs {
+		one := ebpf.CollectionSpec{Maps: spec.Maps, Programs: map[string]*ebpf.ProgramSpec{name: program}, Types: spec.Types, ByteOrder: spec.ByteOrder}
+		all.Go(func() error {
+			c, err := ebpf.NewCollectionWithOptions(&one, ebpf.CollectionOptions{MapReplacements: coll.Maps})
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			loaded = append(loaded, c)
+			return nil
+		})
+	}
+	err = all.Wait()
+	for _, c := range loaded {
+		maps.Copy(coll.Programs, c.Programs)
+		c.Programs = nil
+		c.Close() // its descriptors of the maps
+	}
+	if err != nil {
+		coll.Close()
+		return nil, err
+	}
+	return coll, nil
 }
 
 // configuredSpec returns the objects with the operator's constants in.

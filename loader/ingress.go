@@ -285,7 +285,7 @@ func loadBeside(loaded map[string]*ebpf.Map, spec *ebpf.CollectionSpec, twoHooks
 			maps[name] = m
 		}
 	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: maps})
+	coll, err := newCollection(spec, maps)
 	if err != nil {
 		return nil, loadError(err)
 	}

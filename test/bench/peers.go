@@ -136,14 +136,24 @@ func (o options) suricata() peer {
 			rules = os.DevNull
 		}
 		const mark = "0x1/0x1"
-		rule := []string{"FORWARD", "-m", "mark", "!", "--mark", mark, "-j", "NFQUEUE", "--queue-num", fmt.Sprint(suricataQueue), "--queue-bypass"}
+		// What it marks is a packet; the connection has the mark from then on.
+		marking := [][]string{
+			{"mangle", "PREROUTING", "-j", "CONNMARK", "--restore-mark"},
+			{"mangle", "POSTROUTING", "-j", "CONNMARK", "--save-mark"},
+			{"filter", "FORWARD", "-m", "mark", "!", "--mark", mark, "-j", "NFQUEUE", "--queue-num", fmt.Sprint(suricataQueue), "--queue-bypass"},
+		}
 		firewall := func(ctx context.Context, do string) error {
-			return gatewayTool(ctx, r, append([]string{"iptables-legacy", "-w", do}, rule...)...)
+			var errs []error
+			for _, rule := range marking {
+				errs = append(errs, gatewayTool(ctx, r, slices.Concat([]string{"iptables-legacy", "-w", "-t", rule[0], do}, rule[1:])...))
+			}
+			return errors.Join(errs...)
 		}
 		if err := firewall(ctx, "-A"); err != nil {
 			return nil, err
 		}
 		run, err := startQueued(ctx, r, suricataQueue, nil, o.suricataProgram, "-q", fmt.Sprint(suricataQueue), "-l", dir, "-S", rules,
+			"-k", "none", // on veth, sums are left to a card that never comes
 			"--set", "nfq.mode=accept", "--set", "nfq.bypass-mark=1", "--set", "nfq.bypass-mask=1", "--set", "stream.bypass=true")
 		if err != nil {
 			return nil, errors.Join(err, firewall(ctx, "-D"))

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/earlydrop/earlydrop/loader/flow"
-	"github.com/earlydrop/earlydrop/loader/flow/headers"
 	"github.com/earlydrop/earlydrop/policy"
 )
 
@@ -389,7 +388,6 @@ type Ended struct {
 
 // NewVerdict returns what live traffic and files say alike of a sample.
 func NewVerdict(s *flow.Sample, r *flow.Result, d *policy.Decision) *Verdict {
-	packets, length := OnWire(s)
 	return &Verdict{
 		Time: s.Start.Add(s.Elapsed), Interface: s.Source.Interface, File: s.Source.File,
 		Endpoints: Endpoints{Src: s.Initiator(), Dst: s.Responder(), Proto: s.Key.Proto.String(),
@@ -401,7 +399,7 @@ func NewVerdict(s *flow.Sample, r *flow.Result, d *policy.Decision) *Verdict {
 		Captured: len(s.Data), Complete: s.Complete(), HandedOver: s.Reason.String(), Cut: s.Cut, Incomplete: s.Incomplete,
 		MidStream: s.MidStream, Resumed: s.Resumed, OneWay: s.OneWay, Scant: s.Scant, MissingStart: s.MissingStart,
 		Provisional: s.Provisional, Revised: s.Revision, Variant: s.Variant, Signals: s.Signals.Names(),
-		Packets: packets, Bytes: length,
+		Packets: len(s.Packets), Bytes: WireBytes(s),
 	}
 }
 
@@ -413,24 +411,12 @@ func ScopeOf(s flow.Scope) string {
 	return s.String()
 }
 
-// OnWire returns how many packets of the wire the captured ones of a sample are, and how many
-// bytes long these are together, L2 headers included. It allocates nothing.
-func OnWire(s *flow.Sample) (packets int, length uint64) {
+// WireBytes returns how long the captured packets of a sample are on the wire together.
+func WireBytes(s *flow.Sample) (n uint64) {
 	for i := range s.Packets {
-		p := &s.Packets[i]
-		packets++
-		length += uint64(p.WireLen)
-		if p.Segment == 0 {
-			continue
-		}
-		var h headers.Headers
-		if h.Walk(s.Frame(i), int(p.WireLen)) == headers.OK && h.PayloadLen > int(p.Segment) {
-			more := (h.PayloadLen - 1) / int(p.Segment)
-			packets += more
-			length += uint64(more * h.Payload) // each has headers of its own
-		}
+		n += uint64(s.Packets[i].WireLen)
 	}
-	return packets, length
+	return n
 }
 
 // word is the field "event" of a type: it has one value, which no code has to set.

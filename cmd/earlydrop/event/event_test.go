@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -19,8 +18,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-	"github.com/gopacket/gopacket"
-	"github.com/gopacket/gopacket/layers"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/earlydrop/earlydrop/cmd/earlydrop/event"
@@ -202,35 +199,6 @@ func TestLiveAndReplaySayTheSameOfAFlow(t *testing.T) {
 	}
 	if a["flow_packets"] != nil || b["flow_packets"] != 7.0 || b["flow_bytes"] != 9000.0 {
 		t.Errorf("the whole flow: %v live, %v and %v in replay", a["flow_packets"], b["flow_packets"], b["flow_bytes"])
-	}
-}
-
-// What the kernel joined, or cuts up later, counts as on the wire: each packet has headers.
-func TestJoinedPacketsCountAsOnTheWire(t *testing.T) {
-	for _, tt := range []struct {
-		payload int
-		segment uint16
-		packets int
-	}{{100, 0, 1}, {1400, 0, 1}, {1400, 700, 2}, {1401, 700, 3}, {700, 700, 1}, {60_000, 1448, 42}, {100, 700, 1}, {3, 1, 3}} {
-		ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolTCP, SrcIP: net.IP{10, 0, 0, 1}, DstIP: net.IP{10, 0, 0, 2}}
-		tcp := &layers.TCP{SrcPort: 40000, DstPort: 443, ACK: true, Options: []layers.TCPOption{{OptionType: layers.TCPOptionKindNop}}}
-		if err := tcp.SetNetworkLayerForChecksum(ip); err != nil {
-			t.Fatal(err)
-		}
-		b := gopacket.NewSerializeBuffer()
-		if err := gopacket.SerializeLayers(b, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true},
-			&layers.Ethernet{SrcMAC: make(net.HardwareAddr, 6), DstMAC: make(net.HardwareAddr, 6), EthernetType: layers.EthernetTypeIPv4}, ip, tcp, gopacket.Payload(make([]byte, tt.payload))); err != nil {
-			t.Fatal(err)
-		}
-		const before, headers = 60, 14 + 20 + 24
-		frame := b.Bytes()
-		s := sample()
-		s.Packets[1].WireLen, s.Packets[1].Segment = uint32(len(frame)), tt.segment
-		copy(s.Data[before:], frame) // a part, where it is longer
-		packets, length := event.OnWire(s)
-		if want := uint64(before + tt.payload + tt.packets*headers); packets != 1+tt.packets || length != want {
-			t.Errorf("%+v: %d packets and %d bytes, want %d and %d", tt, packets, length, 1+tt.packets, want)
-		}
 	}
 }
 

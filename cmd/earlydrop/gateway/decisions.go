@@ -96,8 +96,7 @@ func (d *decisions) add(a *attachment, s *flow.Sample, r *flow.Result, dec *poli
 	scores := append(m.result.Scores[:0], r.Scores...)
 	m.outcome, m.from, m.meta, m.result, m.decision = *o, a, s.Meta, *r, *dec
 	m.result.Scores = scores
-	m.captured, m.ended = len(s.Data), nil
-	m.packets, m.bytes = event.OnWire(s)
+	m.captured, m.packets, m.bytes, m.ended = len(s.Data), len(s.Packets), event.WireBytes(s), nil
 	// One that is evidence may be blocked later, with its pair.
 	if m.indexed = o.enforced || dec.Counts != 0; m.indexed {
 		d.blocks[a.blockID(s.Key)] = d.n

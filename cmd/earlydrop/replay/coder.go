@@ -69,9 +69,8 @@ func (c *coder) encode(b []byte, s *flow.Sample, r *flow.Result, d *policy.Decis
 	b = scratch.AppendFlags(b, s.Complete(), s.Cut, s.Incomplete, s.MidStream, s.Resumed, s.OneWay, d.Detected, s.Provisional)
 	b = scratch.AppendFlags(b, s.Variant, s.Scant, s.MissingStart)
 	b = scratch.AppendTime(b, s.Start)
-	packets, length := event.OnWire(s)
-	for _, n := range [...]uint64{uint64(s.Key.VLAN), uint64(s.Key.InnerVLAN), uint64(s.Elapsed), uint64(s.Revision), uint64(s.Signals), uint64(len(s.Data)), uint64(packets),
-		length, uint64(d.TTL), d.Rate, uint64(d.Line), uint64(d.Scope), uint64(d.Seen), uint64(d.Judged)} {
+	for _, n := range [...]uint64{uint64(s.Key.VLAN), uint64(s.Key.InnerVLAN), uint64(s.Elapsed), uint64(s.Revision), uint64(s.Signals), uint64(len(s.Data)), uint64(len(s.Packets)),
+		event.WireBytes(s), uint64(d.TTL), d.Rate, uint64(d.Line), uint64(d.Scope), uint64(d.Seen), uint64(d.Judged)} {
 		b = binary.AppendUvarint(b, n)
 	}
 	for _, word := range [...]string{s.Source.File, r.Class, d.Rule, d.Reason, d.Class, d.Likeliest, d.RuleClasses} {

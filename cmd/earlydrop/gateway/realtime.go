@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"sync"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -54,7 +55,8 @@ func (r *realTime) take(used time.Duration, now time.Time) time.Duration {
 // thread alone.
 type readerThread struct {
 	time   *realTime
-	normal unix.SchedAttr // how it was scheduled at first
+	normal unix.SchedAttr // how it is scheduled when it is not urgent
+	guard  *guard         // nil: none is needed
 	able   bool           // to be urgent
 	urgent bool
 	looked time.Time
@@ -69,11 +71,14 @@ func (r *realTime) thread() *readerThread {
 	t := &readerThread{time: r}
 	normal, err := unix.SchedGetAttr(0, 0)
 	if err == nil {
-		t.normal, t.able = *normal, true
-		err = t.setUrgent(true)
+		// Threads that this one makes are ordinary ones, and the flag is not to be taken back
+		// without CAP_SYS_NICE.
+		t.normal = unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: normal.Policy, Nice: normal.Nice, Flags: normal.Flags | unix.SCHED_FLAG_RESET_ON_FORK}
+		if t.guard, err = newGuard(t.normal); err == nil {
+			err = t.setUrgent(true)
+		}
 	}
-	if err != nil {
-		t.able = false
+	if t.able = err == nil; !t.able {
 		r.refused.Do(func() {
 			slog.Info("captures are read by an ordinary thread, so verdicts come later while the machine is busy", "error", err)
 		})
@@ -96,6 +101,9 @@ func TryRealTime() error {
 // look, called after each capture, ends the thread's urgency when all of the readers' share
 // is used up, and makes it urgent again when half of it is there again.
 func (t *readerThread) look(now time.Time) {
+	if t.able && t.guard.step() {
+		t.urgent = false
+	}
 	if !t.able || now.Sub(t.looked) < realTimeLook {
 		return
 	}
@@ -113,13 +121,12 @@ func (t *readerThread) look(now time.Time) {
 }
 
 func (t *readerThread) setUrgent(urgent bool) error {
-	// Threads that this one makes are ordinary ones, and the flag is not to be taken back
-	// without CAP_SYS_NICE.
-	attr := unix.SchedAttr{Policy: unix.SCHED_FIFO, Priority: realTimePriority, Flags: unix.SCHED_FLAG_RESET_ON_FORK}
-	if !urgent {
-		attr = unix.SchedAttr{Policy: t.normal.Policy, Nice: t.normal.Nice, Flags: t.normal.Flags | unix.SCHED_FLAG_RESET_ON_FORK}
+	attr := &t.normal
+	if urgent {
+		attr = &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: realTimePriority, Flags: unix.SCHED_FLAG_RESET_ON_FORK}
 	}
-	if err := unix.SchedSetAttr(0, &attr, 0); err != nil {
+	// The runtime is not told of it, as it is when the call ends that the guard is for.
+	if _, _, err := unix.RawSyscall(unix.SYS_SCHED_SETATTR, 0, uintptr(unsafe.Pointer(attr)), 0); err != 0 {
 		return fmt.Errorf("change the scheduling of a thread: %w", err)
 	}
 	t.urgent = urgent
@@ -128,6 +135,9 @@ func (t *readerThread) setUrgent(urgent bool) error {
 
 // end gives the thread back as it was.
 func (t *readerThread) end() {
+	if t.guard != nil {
+		t.guard.end()
+	}
 	if t.urgent && t.setUrgent(false) != nil {
 		return // the goroutine ends on its thread, and the thread with it
 	}

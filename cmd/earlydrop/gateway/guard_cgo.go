@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build cgo
+
+package gateway
+
+// #define _GNU_SOURCE
+// #include <errno.h>
+// #include <signal.h>
+// #include <stdlib.h>
+// #include <string.h>
+// #include <sys/syscall.h>
+// #include <time.h>
+// #include <unistd.h>
+//
+// // One that nobody uses: the first ones are the C library's.
+// #define GUARD_SIGNAL (SIGRTMIN + 9)
+//
+// // Of a thread and its own signal handler alone.
+// struct guard {
+// 	volatile unsigned int steps; // that the thread has made
+// 	unsigned int seen;	     // when it was looked at
+// 	volatile unsigned int ended; // its urgency was ended
+// 	int timer;
+// 	char ordinary[56]; // struct sched_attr
+// };
+//
+// static void look_at_steps(int signal, siginfo_t *info, void *context)
+// {
+// 	struct guard *guard = info->si_value.sival_ptr;
+// 	int saved = errno;
+//
+// 	if (info->si_code != SI_TIMER)
+// 		return;
+// 	if (guard->steps != guard->seen)
+// 		guard->seen = guard->steps;
+// 	else if (!syscall(SYS_sched_setattr, 0, guard->ordinary, 0))
+// 		guard->ended = 1;
+// 	errno = saved;
+// }
+//
+// // Makes the guard of the calling thread, which looks after each so many nanoseconds of the
+// // thread's time on a core. Returns NULL and sets errno where there can be none.
+// static struct guard *new_guard(const void *ordinary, long each)
+// {
+// 	struct sigaction action = {.sa_sigaction = look_at_steps, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART};
+// 	struct itimerspec times = {{0, each}, {0, each}};
+// 	struct sigevent event;
+// 	struct guard *guard = calloc(1, sizeof(*guard));
+//
+// 	if (!guard)
+// 		return NULL;
+// 	memcpy(guard->ordinary, ordinary, sizeof(guard->ordinary));
+// 	memset(&event, 0, sizeof(event));
+// 	event.sigev_notify = SIGEV_THREAD_ID;
+// 	event.sigev_signo = GUARD_SIGNAL;
+// 	event.sigev_value.sival_ptr = guard;
+// 	event._sigev_un._tid = syscall(SYS_gettid);
+// 	// The kernel's timer: those of the C library are not of a thread.
+// 	if (sigaction(GUARD_SIGNAL, &action, NULL) || syscall(SYS_timer_create, CLOCK_THREAD_CPUTIME_ID, &event, &guard->timer)) {
+// 		free(guard);
+// 		return NULL;
+// 	}
+// 	if (syscall(SYS_timer_settime, guard->timer, 0, &times, NULL)) {
+// 		syscall(SYS_timer_delete, guard->timer);
+// 		free(guard);
+// 		return NULL;
+// 	}
+// 	return guard;
+// }
+//
+// static void end_guard(struct guard *guard)
+// {
+// 	syscall(SYS_timer_delete, guard->timer); // no signal of it comes from then on
+// 	free(guard);
+// }
+import "C"
+
+import (
+	"fmt"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// guard keeps an urgent thread from waiting in a loop for one that it keeps from running. So it
+// would be when it comes back into Go while the collector looks at its stack, and has just pushed
+// the collector's thread, an ordinary one, off its core (runtime.exitsyscall): until the kernel
+// takes the core from it, for most of a second. The guard looks each guardEach of the thread's
+// time on a core, and ends the thread's urgency when it has made no step since. It is its
+// thread's alone.
+type guard C.struct_guard
+
+// guardEach is far more than a step takes. The kernel's own step is a tick, 1 to 10 ms.
+const guardEach = 4 * time.Millisecond
+
+// newGuard returns the guard of the calling thread, which ends urgency by scheduling it so.
+func newGuard(ordinary unix.SchedAttr) (*guard, error) {
+	g, err := C.new_guard(unsafe.Pointer(&ordinary), C.long(guardEach))
+	if g == nil {
+		return nil, fmt.Errorf("make a timer of a thread's time: %w", err)
+	}
+	return (*guard)(g), nil
+}
+
+// step is called by the thread after whatever it does. It reports whether its urgency was ended.
+func (g *guard) step() (ended bool) {
+	atomic.AddUint32((*uint32)(&g.steps), 1)
+	return atomic.SwapUint32((*uint32)(&g.ended), 0) != 0
+}
+
+// end is called by the thread, at last.
+func (g *guard) end() { C.end_guard((*C.struct_guard)(g)) }

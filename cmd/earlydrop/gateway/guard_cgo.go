@@ -25,13 +25,14 @@ package gateway
 // 	char ordinary[56]; // struct sched_attr
 // };
 //
-// static void look_at_steps(int signal, siginfo_t *info, void *context)
+// static __thread struct guard *guard;
+//
+// static void look_at_steps(int signal)
 // {
-// 	struct guard *guard = info->si_value.sival_ptr;
 // 	int saved = errno;
 //
-// 	if (info->si_code != SI_TIMER)
-// 		return;
+// 	if (!guard)
+// 		return; // somebody else has sent it
 // 	if (guard->steps != guard->seen)
 // 		guard->seen = guard->steps;
 // 	else if (!syscall(SYS_sched_setattr, 0, guard->ordinary, 0))
@@ -43,36 +44,36 @@ package gateway
 // // thread's time on a core. Returns NULL and sets errno where there can be none.
 // static struct guard *new_guard(const void *ordinary, long each)
 // {
-// 	struct sigaction action = {.sa_sigaction = look_at_steps, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART};
+// 	struct sigaction action = {.sa_handler = look_at_steps, .sa_flags = SA_ONSTACK | SA_RESTART};
 // 	struct itimerspec times = {{0, each}, {0, each}};
 // 	struct sigevent event;
-// 	struct guard *guard = calloc(1, sizeof(*guard));
 //
-// 	if (!guard)
+// 	if (!(guard = calloc(1, sizeof(*guard))))
 // 		return NULL;
 // 	memcpy(guard->ordinary, ordinary, sizeof(guard->ordinary));
 // 	memset(&event, 0, sizeof(event));
 // 	event.sigev_notify = SIGEV_THREAD_ID;
 // 	event.sigev_signo = GUARD_SIGNAL;
-// 	event.sigev_value.sival_ptr = guard;
 // 	event._sigev_un._tid = syscall(SYS_gettid);
 // 	// The kernel's timer: those of the C library are not of a thread.
-// 	if (sigaction(GUARD_SIGNAL, &action, NULL) || syscall(SYS_timer_create, CLOCK_THREAD_CPUTIME_ID, &event, &guard->timer)) {
-// 		free(guard);
-// 		return NULL;
-// 	}
-// 	if (syscall(SYS_timer_settime, guard->timer, 0, &times, NULL)) {
-// 		syscall(SYS_timer_delete, guard->timer);
-// 		free(guard);
-// 		return NULL;
-// 	}
-// 	return guard;
+// 	if (sigaction(GUARD_SIGNAL, &action, NULL) || syscall(SYS_timer_create, CLOCK_THREAD_CPUTIME_ID, &event, &guard->timer))
+// 		goto failed;
+// 	if (!syscall(SYS_timer_settime, guard->timer, 0, &times, NULL))
+// 		return guard;
+// 	syscall(SYS_timer_delete, guard->timer);
+// failed:
+// 	free(guard);
+// 	guard = NULL;
+// 	return NULL;
 // }
 //
-// static void end_guard(struct guard *guard)
+// static void end_guard(void)
 // {
-// 	syscall(SYS_timer_delete, guard->timer); // no signal of it comes from then on
-// 	free(guard);
+// 	struct guard *last = guard;
+//
+// 	syscall(SYS_timer_delete, last->timer);
+// 	guard = NULL;
+// 	free(last);
 // }
 import "C"
 
@@ -112,4 +113,4 @@ func (g *guard) step() (ended bool) {
 }
 
 // end is called by the thread, at last.
-func (g *guard) end() { C.end_guard((*C.struct_guard)(g)) }
+func (g *guard) end() { C.end_guard() }

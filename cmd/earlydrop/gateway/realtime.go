@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/earlydrop/earlydrop/cmd/earlydrop/gateway/guard"
 )
 
 const (
@@ -56,7 +58,7 @@ func (r *realTime) take(used time.Duration, now time.Time) time.Duration {
 type readerThread struct {
 	time   *realTime
 	normal unix.SchedAttr // how it is scheduled when it is not urgent
-	guard  *guard         // nil: none is needed
+	guard  *guard.Guard   // nil: none is needed
 	able   bool           // to be urgent
 	urgent bool
 	looked time.Time
@@ -74,7 +76,7 @@ func (r *realTime) thread() *readerThread {
 		// Threads that this one makes are ordinary ones, and the flag is not to be taken back
 		// without CAP_SYS_NICE.
 		t.normal = unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: normal.Policy, Nice: normal.Nice, Flags: normal.Flags | unix.SCHED_FLAG_RESET_ON_FORK}
-		if t.guard, err = newGuard(t.normal); err == nil {
+		if t.guard, err = guard.New(t.normal); err == nil {
 			err = t.setUrgent(true)
 		}
 	}
@@ -101,7 +103,7 @@ func TryRealTime() error {
 // look, called after each capture, ends the thread's urgency when all of the readers' share
 // is used up, and makes it urgent again when half of it is there again.
 func (t *readerThread) look(now time.Time) {
-	if t.able && t.guard.step() {
+	if t.able && t.guard.Step() {
 		t.urgent = false
 	}
 	if !t.able || now.Sub(t.looked) < realTimeLook {
@@ -136,7 +138,7 @@ func (t *readerThread) setUrgent(urgent bool) error {
 // end gives the thread back as it was.
 func (t *readerThread) end() {
 	if t.guard != nil {
-		t.guard.end()
+		t.guard.End()
 	}
 	if t.urgent && t.setUrgent(false) != nil {
 		return // the goroutine ends on its thread, and the thread with it

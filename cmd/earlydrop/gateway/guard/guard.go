@@ -2,7 +2,7 @@
 
 //go:build cgo
 
-package gateway
+package guard
 
 // #define _GNU_SOURCE
 // #include <errno.h>
@@ -86,31 +86,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// guard keeps an urgent thread from waiting in a loop for one that it keeps from running. So it
+// Guard keeps an urgent thread from waiting in a loop for one that it keeps from running. So it
 // would be when it comes back into Go while the collector looks at its stack, and has just pushed
 // the collector's thread, an ordinary one, off its core (runtime.exitsyscall): until the kernel
-// takes the core from it, for most of a second. The guard looks each guardEach of the thread's
-// time on a core, and ends the thread's urgency when it has made no step since. It is its
+// takes the core from it, for most of a second. The guard looks each [Each] of the thread's time
+// on a core, and ends the thread's urgency when it has made no step since. It is its
 // thread's alone.
-type guard C.struct_guard
+type Guard C.struct_guard
 
-// guardEach is far more than a step takes. The kernel's own step is a tick, 1 to 10 ms.
-const guardEach = 4 * time.Millisecond
+// Each is far more than a step takes. The kernel's own step is a tick, 1 to 10 ms.
+const Each = 4 * time.Millisecond
 
-// newGuard returns the guard of the calling thread, which ends urgency by scheduling it so.
-func newGuard(ordinary unix.SchedAttr) (*guard, error) {
-	g, err := C.new_guard(unsafe.Pointer(&ordinary), C.long(guardEach))
+// New returns the guard of the calling thread, which ends urgency by scheduling it so.
+func New(ordinary unix.SchedAttr) (*Guard, error) {
+	g, err := C.new_guard(unsafe.Pointer(&ordinary), C.long(Each))
 	if g == nil {
 		return nil, fmt.Errorf("make a timer of a thread's time: %w", err)
 	}
-	return (*guard)(g), nil
+	return (*Guard)(g), nil
 }
 
-// step is called by the thread after whatever it does. It reports whether its urgency was ended.
-func (g *guard) step() (ended bool) {
+// Step is called by the thread after whatever it does. It reports whether its urgency was ended.
+func (g *Guard) Step() (ended bool) {
 	atomic.AddUint32((*uint32)(&g.steps), 1)
 	return atomic.SwapUint32((*uint32)(&g.ended), 0) != 0
 }
 
-// end is called by the thread, at last.
-func (g *guard) end() { C.end_guard() }
+// End is called by the thread, at last.
+func (g *Guard) End() { C.end_guard() }

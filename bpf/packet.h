@@ -143,8 +143,12 @@ static __always_inline __u32 segment_size(const struct source *src)
 static __always_inline __u16 record_place(const struct source *src, const struct packet *pkt,
 					  __u32 offset, bool from_initiator)
 {
-	__u32 place = offset | (from_initiator ? RECORD_FROM_INITIATOR : 0);
+	__u32 place = offset;
 
+	/* Linux 6.1: else it is not this offset, but another copy of it, whose bounds are known. */
+	barrier_var(place);
+	if (from_initiator)
+		place |= RECORD_FROM_INITIATOR;
 	if (pkt->tcp_flags & PACKET_FIRST)
 		place |= RECORD_FRAGMENT;
 	if (src->is_ingress && cfg_partial_sums == PARTIAL_WRONG && !segment_size(src))

@@ -307,6 +307,11 @@ func TestPackage(t *testing.T) {
 		}
 	})
 	step("is ready when it is attached", func(t *testing.T) {
+		defer func() {
+			if t.Failed() {
+				t.Log(journal())
+			}
+		}()
 		run(t, "systemctl", "enable", "--now", "earlydrop")
 		// Root's shell sees the unit's pins.
 		if out := run(t, "earlydrop", "status", "-i", inside); !strings.Contains(out, "running, pid "+strconv.Itoa(mainPID(t))) {

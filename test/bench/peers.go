@@ -150,7 +150,7 @@ func (o options) suricata() peer {
 			return errors.Join(errs...)
 		}
 		if err := firewall(ctx, "-A"); err != nil {
-			return nil, err
+			return nil, errors.Join(err, firewall(ctx, "-D")) // of those that are there
 		}
 		run, err := startQueued(ctx, r, suricataQueue, nil, o.suricataProgram, "-q", fmt.Sprint(suricataQueue), "-l", dir, "-S", rules,
 			"-k", "none", // on veth, sums are left to a card that never comes

@@ -58,7 +58,7 @@ func (r *realTime) take(used time.Duration, now time.Time) time.Duration {
 type readerThread struct {
 	time   *realTime
 	normal unix.SchedAttr // how it is scheduled when it is not urgent
-	guard  *guard.Guard   // nil: none is needed
+	guard  *guard.Guard   // nil: there can be none, nor is the thread ever urgent
 	able   bool           // to be urgent
 	urgent bool
 	looked time.Time

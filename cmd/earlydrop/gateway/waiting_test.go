@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -41,7 +42,7 @@ func TestGatewayWaitsForInterfaces(t *testing.T) {
 	}
 	config, text := newConfig(t, 2)
 	stays, goes := config.Attach[0].Interface, config.Attach[1].Interface
-	const comes = "gwlate0"
+	comes := fmt.Sprintf("gwl%d", os.Getpid()) // nobody else's: all have the same bpffs
 	config.Attach = append(config.Attach, loader.Options{Interface: comes, XDPMode: loader.XDPGeneric})
 	config.Wait = true
 	attached, ended := make(chan string, 9), make(chan Summary, 9)
@@ -161,7 +162,7 @@ func TestGatewayWaitsForInterfaces(t *testing.T) {
 	want := slices.Concat([]string{"attached " + stays, "attached " + goes, "waiting " + comes + " false", "attached " + comes}, again, again,
 		[]string{"ended " + comes, "waiting " + comes + " false", "waiting " + comes + " true", "attached " + comes, "ended " + stays, "ended " + goes, "ended " + comes})
 	if !slices.Equal(told, want) {
-		t.Errorf("told\n%q\nwant\n%q", told, want)
+		t.Errorf("told\n%q\nwant\n%q\nreasons to wait\n%q", told, want, reasons)
 	}
 }
 

@@ -59,6 +59,10 @@ type LinkConfig struct {
 	// host's. (optional: drawn by the kernel)
 	NearMAC, FarMAC net.HardwareAddr
 
+	// Queues is how many a veth has for packets, at both ends, 1 to 4096: so many
+	// cores can carry packets at the same time. (optional: 1)
+	Queues int
+
 	// NoOffload turns segmentation, checksum and receive offloads off, so
 	// that frames look as they do on a cable. Only of a veth; a relay has
 	// none anyway.
@@ -159,6 +163,9 @@ func (c Config) validate() error {
 	for _, l := range []LinkConfig{c.ClientLink, c.ServerLink} {
 		if l.MTU < 1280 || l.MTU > 65535 {
 			return fmt.Errorf("mtu %d: want 1280 to 65535", l.MTU)
+		}
+		if l.Queues < 0 || l.Queues > 4096 {
+			return fmt.Errorf("queues %d: want 1 to 4096", l.Queues)
 		}
 		if err := l.Relay.validate(); err != nil {
 			return err
@@ -294,9 +301,11 @@ func (l *Lab) connect(g leg) error {
 	} else {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU, attrs.HardwareAddr = g.nearDev, g.cfg.MTU, g.cfg.NearMAC
+		attrs.NumTxQueues, attrs.NumRxQueues = g.cfg.Queues, g.cfg.Queues
 		err := g.near.nl.LinkAdd(&netlink.Veth{
 			LinkAttrs: attrs, PeerName: g.farDev, PeerMTU: uint32(g.cfg.MTU),
 			PeerHardwareAddr: g.cfg.FarMAC, PeerNamespace: netlink.NsFd(int(g.far.handle)),
+			PeerNumTxQueues: uint32(g.cfg.Queues), PeerNumRxQueues: uint32(g.cfg.Queues),
 		})
 		if err != nil {
 			return fmt.Errorf("add veth pair: %w", err)

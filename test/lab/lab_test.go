@@ -299,6 +299,7 @@ func TestBadConfigIsRefused(t *testing.T) {
 	}{
 		{lab.Config{VLAN: 4095}, "vlan 4095"},
 		{lab.Config{ClientLink: lab.LinkConfig{MTU: 500}}, "mtu 500"},
+		{lab.Config{ServerLink: lab.LinkConfig{Queues: -1}}, "queues -1"},
 		{lab.Config{ServerLink: lab.LinkConfig{Relay: lab.RelayConfig{Loss: 2}}}, "loss 2"},
 		{lab.Config{Client: lab.HostConfig{TTL: 256}}, "ttl 256"},
 	} {

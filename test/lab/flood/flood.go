@@ -11,14 +11,15 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/earlydrop/earlydrop/test/lab"
@@ -32,6 +33,9 @@ type Generator struct {
 	count *ebpf.Map // of the frames so far
 	size  int       // of each frame
 	ns    *lab.Namespace
+
+	parking netlink.Link // a device that is used for nothing else
+	parked  link.Link    // the program on it
 }
 
 // Frame is one frame of a flood's sequence: Ethernet, IPv4 without options, TCP or
@@ -58,7 +62,7 @@ var strayMAC = []byte{2, 0, 0, 0, 0xde, 0xad}
 // other end of the veth pair must have an XDP program in its driver. 2^32 flows
 // have addresses of their own.
 func New(n *lab.Namespace, device string, frames ...Frame) (_ *Generator, err error) {
-	link, err := n.Netlink().LinkByName(device)
+	out, err := n.Netlink().LinkByName(device)
 	if err != nil {
 		return nil, fmt.Errorf("find %s: %w", device, err)
 	}
@@ -142,7 +146,7 @@ func New(n *lab.Namespace, device string, frames ...Frame) (_ *Generator, err er
 	code = append(code,
 		asm.Xor.Imm(asm.R5, 0xffff),
 		asm.StoreMem(asm.R7, offChecksum, asm.R5, asm.Half),
-		asm.Mov.Imm(asm.R1, int32(link.Attrs().Index)),
+		asm.Mov.Imm(asm.R1, int32(out.Attrs().Index)),
 		asm.Mov.Imm(asm.R2, 0),
 		asm.FnRedirect.Call(),
 		asm.Return(),
@@ -153,7 +157,51 @@ func New(n *lab.Namespace, device string, frames ...Frame) (_ *Generator, err er
 	if err != nil {
 		return nil, fmt.Errorf("load the flood's program: %w", err)
 	}
+	if err := g.park(); err != nil {
+		return nil, errors.Join(err, g.prog.Close())
+	}
 	return g, nil
+}
+
+// floods numbers the devices that programs are parked on.
+var floods atomic.Int64
+
+// park attaches the program to a device without packets. Each call that sends live frames enters
+// the program in the kernel's table of direct calls, and takes it out again, unless it is there
+// anyway: that waits for two of RCU's grace periods, some 24 ms, and calls side by side wait for
+// one another.
+func (g *Generator) park() (err error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = fmt.Sprintf("flood%d", floods.Add(1))
+	if err := g.ns.Netlink().LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: attrs.Name + "p"}); err != nil {
+		return fmt.Errorf("add %s to park the flood's program on: %w", attrs.Name, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, g.unpark())
+		}
+	}()
+	if g.parking, err = g.ns.Netlink().LinkByName(attrs.Name); err != nil {
+		return fmt.Errorf("find %s: %w", attrs.Name, err)
+	}
+	err = g.ns.Do(func() error {
+		g.parked, err = link.AttachXDP(link.XDPOptions{Program: g.prog, Interface: g.parking.Attrs().Index, Flags: link.XDPDriverMode})
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("park the flood's program on %s: %w", attrs.Name, err)
+	}
+	return nil
+}
+
+func (g *Generator) unpark() (err error) {
+	if g.parked != nil {
+		err = g.parked.Close()
+	}
+	if g.parking != nil {
+		err = errors.Join(err, g.ns.Netlink().LinkDel(g.parking))
+	}
+	return err
 }
 
 const xdpDrop = 1
@@ -179,7 +227,7 @@ func headerSum(f Frame) (uint32, error) {
 }
 
 // Close frees what the generator takes.
-func (g *Generator) Close() error { return errors.Join(g.prog.Close(), g.count.Close()) }
+func (g *Generator) Close() error { return errors.Join(g.unpark(), g.prog.Close(), g.count.Close()) }
 
 // testLiveFrames is BPF_F_TEST_XDP_LIVE_FRAMES.
 const testLiveFrames = 1 << 1
@@ -189,12 +237,7 @@ const testLiveFrames = 1 << 1
 func (g *Generator) Run(ctx context.Context, rate int) (sent uint64, err error) {
 	burst := uint32(16384)
 	if rate > 0 {
-		burst = uint32(max(64, rate/100))
-		restore, err := hurryRCU()
-		if err != nil {
-			return 0, err
-		}
-		defer func() { err = errors.Join(err, restore()) }()
+		burst = uint32(max(64, rate/500))
 	}
 	start := time.Now()
 	err = g.ns.Do(func() error {
@@ -215,49 +258,6 @@ func (g *Generator) Run(ctx context.Context, rate int) (sent uint64, err error) 
 		return nil
 	})
 	return sent, err
-}
-
-// rcuExpedited is where the kernel says how many want it not to wait for RCU's next grace
-// period, but to hurry.
-const rcuExpedited = "/sys/kernel/rcu_expedited"
-
-// hurries counts the floods that want RCU to hurry.
-var hurries struct {
-	sync.Mutex
-	n      int
-	before []byte // what the kernel said until the first
-}
-
-// hurryRCU makes an even flood possible: each call that sends live frames waits for two grace
-// periods, about 24 ms, and calls side by side wait for one another. In a hurry they take
-// less than one. restore undoes it, when no flood wants it any more.
-func hurryRCU() (restore func() error, err error) {
-	hurries.Lock()
-	defer hurries.Unlock()
-	if hurries.n == 0 {
-		if hurries.before, err = os.ReadFile(rcuExpedited); err != nil {
-			return nil, fmt.Errorf("read whether RCU hurries: %w", err)
-		}
-		if err := setHurry([]byte("1")); err != nil {
-			return nil, err
-		}
-	}
-	hurries.n++
-	return func() error {
-		hurries.Lock()
-		defer hurries.Unlock()
-		if hurries.n--; hurries.n > 0 {
-			return nil
-		}
-		return setHurry(hurries.before)
-	}, nil
-}
-
-func setHurry(value []byte) error {
-	if err := os.WriteFile(rcuExpedited, value, 0); err != nil {
-		return fmt.Errorf("say whether RCU is to hurry: %w", err)
-	}
-	return nil
 }
 
 // Ethernet returns a frame of layers, whose lengths are filled in, to nobody's address: the host

@@ -201,7 +201,16 @@ func (r Recipe) replace(dst, src, mask []uint8, state uint64) {
 	var word uint64
 	left := 0
 	dst, mask = dst[:len(src)], mask[:len(src)] // so that the compiler need not check each byte
-	for i, b := range src {
+	every := uint64(r) * 0x0101010101010101
+	for i := 0; i < len(src); i++ {
+		// Most of a capture is payload, which stays: eight bytes at a time.
+		for i+8 <= len(src) && binary.NativeEndian.Uint64(mask[i:])&every == 0 {
+			binary.NativeEndian.PutUint64(dst[i:], binary.NativeEndian.Uint64(src[i:]))
+			if i += 8; i == len(src) {
+				return
+			}
+		}
+		b := src[i]
 		if mask[i]&uint8(r) != 0 {
 			if left == 0 {
 				state += 0x9e3779b97f4a7c15

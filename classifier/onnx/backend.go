@@ -18,13 +18,17 @@ import (
 
 // backend is one model in ONNX Runtime.
 type backend struct {
-	device  string
-	limits  classifier.Limits
-	session *ort.DynamicAdvancedSession
+	device string
+	limits classifier.Limits
 
 	// sizes are the batches that are computed, from small to large. Others are padded to
 	// the next size.
 	sizes []int
+	// sessions[i] computes sizes[i]. On a CPU one session computes all. On a GPU each size has
+	// one, with weights of its own: a convolution there prepares itself anew, for
+	// milliseconds, whenever a batch has another size than the one before, be that of another
+	// worker.
+	sessions []*ort.DynamicAdvancedSession
 
 	// free has the buffers that no run uses, of all of them.
 	free chan *buffers
@@ -85,7 +89,7 @@ func newBackend(m *classifier.Manifest, data []byte, opts Options, gpu int) (_ c
 			_ = b.Close()
 		}
 	}()
-	if b.session, err = newSession(data, gpu); err != nil {
+	if err := b.newSessions(data, gpu); err != nil {
 		return nil, err
 	}
 	for range opts.Workers {
@@ -122,7 +126,23 @@ func (b *backend) warmUp() error {
 	return running.Wait()
 }
 
-// newSession builds the session that all runs share: ONNX Runtime allows
+// newSessions builds the sessions.
+func (b *backend) newSessions(data []byte, gpu int) error {
+	for i := range b.sizes {
+		if i > 0 && gpu < 0 {
+			b.sessions = append(b.sessions, b.sessions[0])
+			continue
+		}
+		session, err := newSession(data, gpu)
+		if err != nil {
+			return err
+		}
+		b.sessions = append(b.sessions, session)
+	}
+	return nil
+}
+
+// newSession builds a session that all runs of a size share: ONNX Runtime allows
 // concurrent runs, and with one thread per run each computes on the goroutine
 // that called it. Sharing keeps one copy of the weights in memory and caches.
 func newSession(data []byte, gpu int) (*ort.DynamicAdvancedSession, error) {
@@ -172,6 +192,9 @@ func appendCUDA(options *ort.SessionOptions, gpu int) error {
 		// The exhaustive search would time every algorithm anew for each
 		// batch size.
 		"cudnn_conv_algo_search": "HEURISTIC",
+		// As the GPU's matrix units want it: without it each convolution
+		// turns what it reads and writes.
+		"prefer_nhwc": "1",
 	}); err != nil {
 		return err
 	}
@@ -185,7 +208,7 @@ func (b *backend) newBuffers(channels int64) (*buffers, error) {
 		images: make([]uint8, largest*b.imageBytes),
 		logits: make([]float32, largest*b.labels),
 	}
-	for _, n := range b.sizes {
+	for i, n := range b.sizes {
 		in, err := ort.NewTensor(ort.NewShape(int64(n), channels, classifier.ImageSide, classifier.ImageSide), one.images)
 		if err != nil {
 			return one, err
@@ -199,7 +222,7 @@ func (b *backend) newBuffers(channels int64) (*buffers, error) {
 		if b.device != cpu {
 			continue
 		}
-		binding, err := b.session.CreateIoBinding()
+		binding, err := b.sessions[i].CreateIoBinding()
 		if err != nil {
 			return one, err
 		}
@@ -248,9 +271,9 @@ func (b *backend) compute(one *buffers, i int) (err error) {
 		}
 	}()
 	if b.device != cpu {
-		return b.session.Run(one.inputs[i:i+1], one.outputs[i:i+1])
+		return b.sessions[i].Run(one.inputs[i:i+1], one.outputs[i:i+1])
 	}
-	return b.session.RunWithBinding(one.bindings[i])
+	return b.sessions[i].RunWithBinding(one.bindings[i])
 }
 
 // Limits implements classifier.Backend.
@@ -270,10 +293,10 @@ func (b *backend) Close() (err error) {
 		err = errors.Join(err, one.destroy())
 	}
 	b.all = nil
-	if b.session != nil {
-		err = errors.Join(err, b.session.Destroy())
-		b.session = nil
-		returnMemory()
+	for _, session := range slices.Compact(b.sessions) {
+		err = errors.Join(err, session.Destroy())
 	}
+	b.sessions = nil
+	returnMemory()
 	return err
 }

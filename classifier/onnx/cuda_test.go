@@ -20,8 +20,13 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/earlydrop/earlydrop/classifier"
 	"github.com/earlydrop/earlydrop/loader/flow"
@@ -293,8 +298,8 @@ func TestCUDAProviderGetsTheImagesOfEveryRun(t *testing.T) {
 				warm++
 			}
 		}
-		if warm != gpuWorkers {
-			t.Errorf("%d batches of %d images reach the device before the first run, want %d", warm, n, gpuWorkers)
+		if warm != gpuWorkers() {
+			t.Errorf("%d batches of %d images reach the device before the first run, want %d", warm, n, gpuWorkers())
 		}
 	}
 	for run, n := range cudaRuns {
@@ -345,40 +350,100 @@ func TestCUDAComputesWhatTheCPUDoes(t *testing.T) {
 	}
 }
 
-// BenchmarkCUDA has a GPU compute batches of each size, as many at a time as it has workers.
-func BenchmarkCUDA(b *testing.B) {
+// benchmarked are the models that are measured on a GPU.
+var benchmarked = []string{"compact", "paper"}
+
+// openBenchmarked opens a model on the GPU, with so many workers; 0 is the default.
+func openBenchmarked(b *testing.B, named string, workers int) *classifier.Engine {
+	b.Helper()
 	if _, err := os.Stat(driverDevice); err != nil {
 		b.Skip("there is no NVIDIA GPU here")
 	}
-	for _, named := range []string{"compact", "paper"} {
-		data, err := os.ReadFile(filepath.Join("../../models", named+".onnx"))
-		if err != nil {
-			b.Fatal(err)
-		}
-		e, err := Open(named, data, Options{Device: "cuda:0"})
-		if err != nil {
-			b.Fatal(err)
-		}
-		size := len(e.Manifest().Channels) * classifier.ImagePixels
-		for _, n := range gpuSizes {
-			b.Run(fmt.Sprintf("%s/%d", named, n), func(b *testing.B) {
-				b.SetParallelism(gpuWorkers) // for each of GOMAXPROCS; more than the buffers wait
-				b.RunParallel(func(pb *testing.PB) {
-					images, results := make([]uint8, n*size), make([]flow.Result, n)
-					for pb.Next() {
-						if err := e.ClassifyImages(images, results); err != nil {
-							b.Error(err)
-						}
-					}
-				})
-				b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "flows/s")
-			})
-		}
+	e, err := OpenFile(filepath.Join("../../models", named+".onnx"), Options{Device: "cuda:0", Workers: workers})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
 		if f := e.Failure(); f != nil {
 			b.Error(f.Err)
 		}
 		if err := e.Close(); err != nil {
 			b.Error(err)
 		}
+	})
+	return e
+}
+
+// BenchmarkCUDA has a GPU compute batches of each size, of images that are there.
+func BenchmarkCUDA(b *testing.B) {
+	for _, named := range benchmarked {
+		b.Run(named, func(b *testing.B) {
+			e := openBenchmarked(b, named, 0)
+			size := len(e.Manifest().Channels) * classifier.ImagePixels
+			for _, n := range gpuSizes {
+				b.Run(strconv.Itoa(n), func(b *testing.B) {
+					b.SetParallelism(mostGPUWorkers) // for each of GOMAXPROCS; more than the buffers wait
+					b.RunParallel(func(pb *testing.PB) {
+						images, results := make([]uint8, n*size), make([]flow.Result, n)
+						for pb.Next() {
+							if err := e.ClassifyImages(images, results); err != nil {
+								b.Error(err)
+							}
+						}
+					})
+					b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "flows/s")
+				})
+			}
+		})
 	}
+}
+
+// BenchmarkCUDAPipeline has a GPU classify captures that three readers submit, by the number
+// of workers.
+func BenchmarkCUDAPipeline(b *testing.B) {
+	const readers = 3
+	samples := randomSamples(64)
+	for _, named := range benchmarked {
+		for _, workers := range []int{1, 2, 3, 4, 6} {
+			b.Run(fmt.Sprintf("%s/%d", named, workers), func(b *testing.B) {
+				e := openBenchmarked(b, named, workers)
+				var handled, reading sync.WaitGroup
+				handled.Add(b.N)
+				handler := func(_ *flow.Sample, _ flow.Result, err error) {
+					if err != nil {
+						b.Error(err)
+					}
+					handled.Done()
+				}
+				before := processTime(b)
+				b.ResetTimer()
+				for reader := range readers {
+					reading.Go(func() {
+						for i := reader; i < b.N; i += readers {
+							s := e.Get()
+							s.CopyFrom(samples[i%len(samples)])
+							for !e.Submit(s, handler) {
+								<-e.Room()
+							}
+						}
+					})
+				}
+				reading.Wait()
+				handled.Wait()
+				b.StopTimer()
+				b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "flows/s")
+				b.ReportMetric((processTime(b)-before).Seconds()/b.Elapsed().Seconds(), "cores")
+			})
+		}
+	}
+}
+
+// processTime is the time that this process has had on all cores.
+func processTime(b *testing.B) time.Duration {
+	b.Helper()
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

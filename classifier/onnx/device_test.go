@@ -23,13 +23,14 @@ const (
 	// deviceSamples are as many as a test of a device classifies: batches of every size.
 	deviceSamples = 40
 	deviceBatch   = 8 // at most
+	deviceWorkers = 2
 )
 
 // classifyOnDevice prints, as JSON, what an engine on the device makes of the samples
 // 0 to deviceSamples, in batches of different sizes and with two sets of buffers. fails says
 // that the device fails meanwhile.
 func classifyOnDevice(model, device string, fails bool) error {
-	e, err := OpenFile(model, Options{Device: device, MaxBatch: deviceBatch, Workers: gpuWorkers})
+	e, err := OpenFile(model, Options{Device: device, MaxBatch: deviceBatch, Workers: deviceWorkers})
 	if err != nil {
 		return err
 	}
@@ -160,7 +161,7 @@ func TestDeviceComputesFixedSizesThatAreWarm(t *testing.T) {
 	}
 	sizes := sizesOf(deviceBatch, true)
 	lines := strings.Fields(string(text))
-	warm := lines[:min(len(lines), gpuWorkers*len(sizes))]
+	warm := lines[:min(len(lines), deviceWorkers*len(sizes))]
 	for _, size := range sizes {
 		n := 0
 		for _, line := range warm {
@@ -168,8 +169,8 @@ func TestDeviceComputesFixedSizesThatAreWarm(t *testing.T) {
 				n++
 			}
 		}
-		if n != gpuWorkers {
-			t.Errorf("%d batches of %d images are computed before the engine works, want %d: %v", n, size, gpuWorkers, warm)
+		if n != deviceWorkers {
+			t.Errorf("%d batches of %d images are computed before the engine works, want %d: %v", n, size, deviceWorkers, warm)
 		}
 	}
 	padded := 0
@@ -192,7 +193,7 @@ func TestDeviceComputesFixedSizesThatAreWarm(t *testing.T) {
 func TestDeviceThatIsLostCostsNoResult(t *testing.T) {
 	library, env := pretendedCUDA(t, t.TempDir())
 	env = append(env, LibraryEnv+"="+library)
-	warmUp := gpuWorkers * len(sizesOf(deviceBatch, true))
+	warmUp := deviceWorkers * len(sizesOf(deviceBatch, true))
 	for _, runs := range []int{warmUp + 3, warmUp + 7} {
 		sameAsOnCPU(t, "../testdata/tiny5.onnx", "cuda:0", maxDifference, append(env, childEnv+"_FAILS=1", fmt.Sprintf("EARLYDROP_TEST_RUNS=%d", runs))...)
 	}

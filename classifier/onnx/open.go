@@ -13,8 +13,12 @@ import (
 
 // Defaults of Options.
 const (
-	gpuWorkers = 2
-	gpuBatch   = 256
+	// mostGPUWorkers is how many batches are on their way at the same time where a GPU
+	// computes, if there are cores for it: images of one are made and verdicts of another
+	// written while the GPU has a third. With paper on an H100 one classifies 174 000 flows a
+	// second, two 263 000, four 384 000 and six 508 000 (make bench-gpu); each takes a core.
+	mostGPUWorkers = 4
+	gpuBatch       = 256
 
 	// cpu is the device that needs no GPU.
 	cpu = "cpu"
@@ -36,8 +40,8 @@ type Options struct {
 	// Device is "cpu" (the default) or "cuda:N" for the GPU of that number.
 	Device string
 	// Workers is the number of batches that are computed at the same time,
-	// each on one thread, 1 to 256 (optional; default: one per usable CPU, and
-	// 2 on a GPU, where one prepares a batch while the other's is computed).
+	// each on one thread, 1 to 256 (optional; default: one per usable CPU, and at
+	// most 4 on a GPU, where some prepare a batch while another's is computed).
 	Workers int
 	// MaxBatch bounds how many flows a worker computes at once, 1 to 256
 	// (optional; default 32, and 256 on a GPU, where batches are padded to one of a
@@ -144,7 +148,7 @@ func (o *Options) complete() (gpu int, err error) {
 	}
 	defaults := classifier.DefaultLimits()
 	if gpu >= 0 {
-		defaults = classifier.Limits{Runs: gpuWorkers, Batch: gpuBatch}
+		defaults = classifier.Limits{Runs: gpuWorkers(), Batch: gpuBatch}
 	}
 	limits, err := classifier.Limits{Runs: o.Workers, Batch: o.MaxBatch}.Complete(defaults)
 	if err != nil {
@@ -153,6 +157,9 @@ func (o *Options) complete() (gpu int, err error) {
 	o.Workers, o.MaxBatch = limits.Runs, limits.Batch
 	return gpu, nil
 }
+
+// gpuWorkers is how many workers there are by default where a GPU computes.
+func gpuWorkers() int { return min(mostGPUWorkers, classifier.DefaultLimits().Runs) }
 
 // parseDevice returns the device's canonical name and the number of the GPU,
 // -1 for the CPU.

@@ -217,7 +217,7 @@ func TestDistributionIsDrawn(t *testing.T) {
 }
 
 func TestOptionsAreChecked(t *testing.T) {
-	good := options{rounds: 3, length: time.Second, connections: 50}
+	good := options{rounds: 3, length: time.Second, connections: 50, cores: 1}
 	if err := good.check(nil); err != nil {
 		t.Error(err)
 	}
@@ -229,7 +229,8 @@ func TestOptionsAreChecked(t *testing.T) {
 		{good, []string{"eth0"}, `"eth0"`},
 		{options{rounds: 0, length: time.Second}, nil, "rounds 0"},
 		{options{rounds: 3, length: time.Millisecond}, nil, "time 1ms"},
-		{options{rounds: 3, length: time.Second}, nil, "connections 0"},
+		{options{rounds: 3, length: time.Second, cores: 1}, nil, "connections 0"},
+		{options{rounds: 3, length: time.Second, connections: 50}, nil, "cores 0"},
 	} {
 		if err := tc.opts.check(tc.args); err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("error %v, want one with %s", err, tc.want)

@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -53,6 +54,9 @@ type options struct {
 	json        bool
 	only        string // of the measurements; empty: all but the longest
 	connections int
+	// Of overload.
+	device, model string
+	cores         int
 	// Of peers.
 	openGFWProgram, suricataProgram string
 	suricataRules                   string
@@ -71,6 +75,9 @@ func main() {
 	flag.BoolVar(&o.json, "json", false, "print one JSON object, each round's figures included")
 	flag.StringVar(&o.only, "only", "", "measure nothing else: passed, how many bytes pass before a connection is cut; latency, of verdicts; overload, verdicts with more new flows than can have one; lookback, what metrics, history and kept captures cost; peers, other programs beside this one")
 	flag.IntVar(&o.connections, "connections", 50, "with -only passed: how many of each tunnel, direction and round trip; with -only peers: at each round trip")
+	flag.StringVar(&o.device, "device", "cpu", "with -only overload: what classifies, as earlydrop's option has it")
+	flag.StringVar(&o.model, "model", "", "with -only overload: the model, instead of the default one")
+	flag.IntVar(&o.cores, "cores", 1, "with -only overload: how many cores the program has for itself; the flows are made on the others")
 	flag.StringVar(&o.openGFWProgram, "opengfw", "", "with -only peers: OpenGFW's program")
 	flag.StringVar(&o.suricataProgram, "suricata", "", "with -only peers: Suricata's program")
 	flag.StringVar(&o.suricataRules, "suricata-rules", "", "with -only peers: a file of rules that have Suricata cut tunnels")
@@ -103,10 +110,20 @@ func (o options) check(args []string) error {
 		return fmt.Errorf("rounds %d: want 1 to 100", o.rounds)
 	case o.length < 100*time.Millisecond || o.length > time.Minute:
 		return fmt.Errorf("time %v: want 100ms to 1m", o.length)
+	case o.cores < 1:
+		return fmt.Errorf("cores %d: want at least 1", o.cores)
 	case o.connections < 1 || o.connections > 10_000:
 		return fmt.Errorf("connections %d: want 1 to 10000", o.connections)
 	}
 	return nil
+}
+
+// queues are as many as cores where several may make packets.
+func (o options) queues() int {
+	if o.only == "overload" {
+		return runtime.NumCPU()
+	}
+	return 1
 }
 
 // limit bounds the whole run, generously.
@@ -168,7 +185,7 @@ func newBench(ctx context.Context, o options) (_ *bench, err error) {
 	if b.opts.program, err = program(ctx, o.program, b.dir); err != nil {
 		return nil, err
 	}
-	l, err := lab.New(ctx, lab.Config{})
+	l, err := lab.New(ctx, lab.Config{ClientLink: lab.LinkConfig{Queues: o.queues()}})
 	if err != nil {
 		return nil, err
 	}

@@ -3,12 +3,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"sync/atomic"
@@ -26,12 +28,12 @@ import (
 	"github.com/earlydrop/earlydrop/test/lab/flood"
 )
 
-// offers are how many new flows a second are offered to find out how many get a verdict.
-var offers = []int{2000, 10_000, 20_000, 30_000, 40_000, 50_000, 60_000, 70_000, 80_000, 100_000, 120_000}
+// offers are how many new flows a second are offered to find out how many get a verdict, until
+// that is less than two in three twice in a row.
+var offers = []int{2000, 10_000, 20_000, 30_000, 40_000, 50_000, 60_000, 70_000, 80_000, 100_000, 120_000, 160_000, 200_000, 250_000, 300_000, 350_000, 400_000, 500_000, 600_000}
 
-// daemonCPU is the core that the daemon has for itself. What makes the flows, and the kernel's
-// work for them, is on the others.
-const daemonCPU = 0
+// generatorRate is how many new flows a second one core makes, and has the data path capture.
+const generatorRate = 80_000
 
 // overload is what became of the flows of one offer.
 type overload struct {
@@ -48,7 +50,10 @@ type overload struct {
 // overloadReport is the whole measurement.
 type overloadReport struct {
 	CPUs       int        `json:"cpus"`
-	LoadBefore string     `json:"load_before"` // of 1, 5 and 15 minutes
+	Cores      int        `json:"daemon_cores"`
+	Device     string     `json:"device"`
+	Model      string     `json:"model,omitempty"` // empty: the default one
+	LoadBefore string     `json:"load_before"`     // of 1, 5 and 15 minutes
 	LoadAfter  string     `json:"load_after"`
 	Offers     []overload `json:"offers"`
 	Best       float64    `json:"best_verdicts_per_second"`
@@ -56,38 +61,66 @@ type overloadReport struct {
 }
 
 func runOverload(ctx context.Context, out io.Writer, o options) (err error) {
-	if runtime.NumCPU() < 2 {
-		return errors.New("it takes a core for the daemon and one for the flows")
+	spare := runtime.NumCPU() - o.cores
+	if spare < 1 {
+		return fmt.Errorf("there are %d cores: the daemon can't have %d of them, as the flows need one", runtime.NumCPU(), o.cores)
 	}
 	b, err := newBench(ctx, o)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.end()) }()
-	if err := leaveCPU(daemonCPU); err != nil {
+	// The daemon has the first cores for itself. What makes the flows, and the kernel's work for
+	// them, is on the others.
+	if err := leaveCPUs(o.cores); err != nil {
 		return err
 	}
-	rep := overloadReport{CPUs: runtime.NumCPU(), LoadBefore: load()}
-	d, err := b.rig.Daemon(ctx, "taskset", "-c", strconv.Itoa(daemonCPU), b.opts.program, "attach", "--json", "-i", rig.Device,
-		"--xdp", "native", "--mode", "monitor", "--one-hook", "--policy", b.policyFile)
+	rep := overloadReport{CPUs: runtime.NumCPU(), Cores: o.cores, Device: o.device, Model: o.model, LoadBefore: load()}
+	argv := []string{"taskset", "-c", fmt.Sprintf("0-%d", o.cores-1), b.opts.program, "attach", "--json", "-i", rig.Device,
+		"--xdp", "native", "--mode", "monitor", "--one-hook", "--policy", b.policyFile, "--device", o.device}
+	if o.model != "" {
+		model, err := filepath.Abs(o.model) // it is started from another folder
+		if err != nil {
+			return err
+		}
+		argv = append(argv, "--model", model)
+	}
+	d, err := b.rig.Daemon(ctx, argv...)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, stopDaemon(ctx, d)) }()
-	gen, err := b.wholeFlows(verdictPort, make([]byte, 1100)) // of zeros, which no rule detects: events of detected flows are never left out
-	if err != nil {
-		return err
+	gens := make([]*flood.Generator, min(spare, offers[len(offers)-1]/generatorRate+1))
+	for i := range gens {
+		// Of zeros, which no rule detects: events of detected flows are never left out.
+		if gens[i], err = b.wholeFlows(verdictPort+uint16(i), make([]byte, 1100)); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, gens[i].Close()) }()
 	}
-	defer func() { err = errors.Join(err, gen.Close()) }()
+	offer := func(rate int, length time.Duration) (overload, error) {
+		n := min(len(gens), 1+rate/generatorRate)
+		streams := make([]stream, n)
+		for i := range streams {
+			streams[i] = stream{gens[i], rate / n}
+		}
+		return b.offer(ctx, d.PID(), length, streams...)
+	}
+	tooMany := 0
 	for _, rate := range offers {
-		got, err := b.offer(ctx, d.PID(), 2*o.length, stream{gen, rate})
+		got, err := offer(rate, 2*o.length)
 		if err != nil {
 			return err
 		}
 		rep.Offers = append(rep.Offers, got)
 		rep.Best = max(rep.Best, got.Verdicts)
+		if got.Verdicts >= got.Offered*2/3 {
+			tooMany = 0
+		} else if tooMany++; tooMany == 2 {
+			break
+		}
 	}
-	if rep.Twice, err = b.offer(ctx, d.PID(), 20*o.length, stream{gen, int(2 * rep.Best)}); err != nil {
+	if rep.Twice, err = offer(int(2*rep.Best), 20*o.length); err != nil {
 		return err
 	}
 	rep.LoadAfter = load()
@@ -167,13 +200,15 @@ func (b *bench) offer(ctx context.Context, pid int, length time.Duration, stream
 	}, nil
 }
 
-// leaveCPU moves all threads of this process, and what they start, to the other cores.
-func leaveCPU(cpu int) error {
+// leaveCPUs moves all threads of this process, and what they start, off the first n cores.
+func leaveCPUs(n int) error {
 	var set unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &set); err != nil {
 		return fmt.Errorf("read which cores may be used: %w", err)
 	}
-	set.Clear(cpu)
+	for cpu := range n {
+		set.Clear(cpu)
+	}
 	threads, err := os.ReadDir("/proc/self/task")
 	if err != nil {
 		return err
@@ -184,7 +219,7 @@ func leaveCPU(cpu int) error {
 			err = unix.SchedSetaffinity(tid, &set)
 		}
 		if err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("leave core %d to the daemon: %w", cpu, err)
+			return fmt.Errorf("leave %d cores to the daemon: %w", n, err)
 		}
 	}
 	return nil
@@ -206,7 +241,8 @@ func rightAligned(from, to int) (columns []table.ColumnConfig) {
 }
 
 func (rep overloadReport) print(out io.Writer) {
-	fmt.Fprintf(out, "New UDP flows, each a datagram of 1100 bytes and its answer; the daemon has one core for itself. Load before %s, after %s.\n\n", rep.LoadBefore, rep.LoadAfter)
+	fmt.Fprintf(out, "New UDP flows, each a datagram of 1100 bytes and its answer; the daemon has %d of %d cores for itself and classifies with %s on %s. Load before %s, after %s.\n\n",
+		rep.Cores, rep.CPUs, cmp.Or(rep.Model, "the default model"), rep.Device, rep.LoadBefore, rep.LoadAfter)
 	t := table.NewWriter()
 	t.SetOutputMirror(out)
 	t.AppendHeader(table.Row{"offered/s", "verdicts/s", "gave way/s", "ring full/s", "no slot/s", "daemon us/verdict"})

@@ -410,6 +410,7 @@ func (l *Lab) StartSSH(ctx context.Context, port uint16) (*SSH, error) {
 	if err := os.MkdirAll("/run/sshd", 0o755); err != nil {
 		return nil, fmt.Errorf("directory that sshd needs: %w", err)
 	}
+	// A home of its own: what root's shell does when it starts is no part of the lab.
 	conf := fmt.Sprintf(`Port %d
 ListenAddress 0.0.0.0
 ListenAddress ::
@@ -427,6 +428,7 @@ PrintMotd no
 PrintLastLog no
 MaxStartups 100:30:200
 Ciphers +aes128-cbc,aes256-cbc
+SetEnv HOME=%[2]s
 `, port, dir, keys)
 	file := filepath.Join(dir, "sshd_config")
 	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {

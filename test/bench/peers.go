@@ -56,7 +56,7 @@ func (o options) peers(ctx context.Context, policy string) []peer {
 		name, ingress string
 		args, before  []string
 	}{{"XDP native", "xdp", []string{"--xdp", "native"}, nil}, {"XDP generic", "xdp", []string{"--xdp", "generic"}, nil}, {"TCX", "tcx", nil, nil},
-		{"TCX, ordinary reader", "tcx", nil, readers[1].argv}} {
+		{"TCX, nothing waits", "tcx", []string{"--pending", "0"}, nil}, {"TCX, ordinary reader", "tcx", nil, readers[1].argv}} {
 		args := append(hook.args, "--mode", "enforce", "--policy", policy, "--events-pass", "none")
 		if chooses {
 			args = append(args, "--ingress", hook.ingress)

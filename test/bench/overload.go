@@ -251,5 +251,6 @@ func (rep overloadReport) print(out io.Writer) {
 	}
 	t.SetColumnConfigs(rightAligned(1, 6))
 	t.Render()
-	fmt.Fprintf(out, "\nbest: %.0f verdicts/s; offered twice that: %.0f verdicts/s, %.0f %% of it\n", rep.Best, rep.Twice.Verdicts, 100*rep.Twice.Verdicts/rep.Best)
+	fmt.Fprintf(out, "\nbest: %.0f verdicts/s; offered %.1f times that: %.0f verdicts/s, %.0f %% of it\n",
+		rep.Best, rep.Twice.Offered/rep.Best, rep.Twice.Verdicts, 100*rep.Twice.Verdicts/rep.Best)
 }

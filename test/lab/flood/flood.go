@@ -237,7 +237,7 @@ const testLiveFrames = 1 << 1
 func (g *Generator) Run(ctx context.Context, rate int) (sent uint64, err error) {
 	burst := uint32(16384)
 	if rate > 0 {
-		burst = uint32(max(64, rate/500))
+		burst = uint32(max(64, rate/200))
 	}
 	start := time.Now()
 	err = g.ns.Do(func() error {

@@ -170,26 +170,20 @@ var floods atomic.Int64
 // the program in the kernel's table of direct calls, and takes it out again, unless it is there
 // anyway: that waits for two of RCU's grace periods, some 24 ms, and calls side by side wait for
 // one another.
-func (g *Generator) park() (err error) {
+func (g *Generator) park() error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = fmt.Sprintf("flood%d", floods.Add(1))
-	if err := g.ns.Netlink().LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: attrs.Name + "p"}); err != nil {
+	parking := &netlink.Veth{LinkAttrs: attrs, PeerName: attrs.Name + "p"}
+	if err := g.ns.Netlink().LinkAdd(parking); err != nil {
 		return fmt.Errorf("add %s to park the flood's program on: %w", attrs.Name, err)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, g.unpark())
-		}
-	}()
-	if g.parking, err = g.ns.Netlink().LinkByName(attrs.Name); err != nil {
-		return fmt.Errorf("find %s: %w", attrs.Name, err)
-	}
-	err = g.ns.Do(func() error {
-		g.parked, err = link.AttachXDP(link.XDPOptions{Program: g.prog, Interface: g.parking.Attrs().Index, Flags: link.XDPDriverMode})
+	g.parking = parking
+	err := g.ns.Do(func() (err error) {
+		g.parked, err = link.AttachXDP(link.XDPOptions{Program: g.prog, Interface: parking.Index, Flags: link.XDPDriverMode})
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("park the flood's program on %s: %w", attrs.Name, err)
+		return errors.Join(fmt.Errorf("park the flood's program on %s: %w", attrs.Name, err), g.unpark())
 	}
 	return nil
 }
@@ -198,10 +192,7 @@ func (g *Generator) unpark() (err error) {
 	if g.parked != nil {
 		err = g.parked.Close()
 	}
-	if g.parking != nil {
-		err = errors.Join(err, g.ns.Netlink().LinkDel(g.parking))
-	}
-	return err
+	return errors.Join(err, g.ns.Netlink().LinkDel(g.parking))
 }
 
 const xdpDrop = 1

@@ -260,12 +260,18 @@ setInterval(() => { if (eventsWanted && !document.hidden) { eventsWanted = false
 
 // --- Blocks.
 
+let answered = Promise.resolve(); // the last question
+
+// confirmed asks, one question after another: the browser tells that a dialog was closed with its
+// next frame only, and by then it may show the next question, whose answer that would seem.
 function confirmed(text) {
   const dialog = $("confirm");
-  $("confirm-what").textContent = clean(text);
-  dialog.returnValue = "no";
-  dialog.showModal();
-  return new Promise(done => dialog.addEventListener("close", () => done(dialog.returnValue === "yes"), { once: true }));
+  return answered = answered.then(() => new Promise(done => {
+    $("confirm-what").textContent = clean(text);
+    dialog.returnValue = "no";
+    dialog.addEventListener("close", () => done(dialog.returnValue === "yes"), { once: true });
+    dialog.showModal();
+  }));
 }
 
 // parameters returns what a form asks for; fields that are empty ask for nothing.

@@ -216,7 +216,7 @@ lint: ## Check format, vet (with and without cgo), staticcheck, imports, C forma
 	go test -count=1 -run '^Test(Imports|Layers)' ./test
 
 # clang for the bpf target knows no system headers; /usr/include must come last.
-BPF_CFLAGS = -O2 -g -mcpu=v3 -Wall -Wextra -Wno-unused-parameter -Werror \
+BPF_CFLAGS = -O2 -fno-strict-aliasing -g -mcpu=v3 -Wall -Wextra -Wno-unused-parameter -Werror \
 	-idirafter $$(clang -print-resource-dir)/include \
 	-idirafter /usr/include/$$(uname -m)-linux-gnu -idirafter /usr/include
 

@@ -31,6 +31,14 @@
 
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 
+/* Copies all of a prefix. In two words, wherever they go: both targets can. */
+static __always_inline void copy_prefix(__u8 *to, const struct packet *pkt)
+{
+	_Static_assert(PREFIX_LEN == 2 * sizeof(__u64), "a prefix is two words");
+	((__u64 *)to)[0] = ((const __u64 *)pkt->prefix)[0];
+	((__u64 *)to)[1] = ((const __u64 *)pkt->prefix)[1];
+}
+
 /* Copies the frame's first `len` bytes to `to`, which has room for PREFIX_LEN +
  * max bytes. Returns 0 or a negative error. */
 static __always_inline int copy_frame(const struct source *src, const struct packet *pkt, __u8 *to,
@@ -41,7 +49,7 @@ static __always_inline int copy_frame(const struct source *src, const struct pac
 	if (pkt->prefix_len) {
 		/* All 16 bytes, a constant size; what is beyond prefix_len or the
 		 * frame's share is overwritten below or is slack. */
-		__builtin_memcpy(to, pkt->prefix, PREFIX_LEN);
+		copy_prefix(to, pkt);
 		if (len <= pkt->prefix_len)
 			return 0;
 		/* Two constants instead of a variable: the verifier adds up the

@@ -375,6 +375,27 @@ int ed_sweep(struct __sk_buff *skb)
 	return state.found;
 }
 
+static long free_slot(__u32 id, long *failed)
+{
+	long err = id < cfg_tcp_slots ? bpf_map_push_elem(&free_tcp_slots, &id, 0)
+				      : bpf_map_push_elem(&free_slots, &id, 0);
+
+	*failed += !!err;
+	return 0;
+}
+
+/* Run by the loader once, where it has made the tables (BPF_PROG_RUN, never attached): all slots
+ * are free. Its packet is a dummy: on Linux 6.1, a program of type syscall can use no queue.
+ * Returns how many it could not free. */
+SEC("tc")
+int ed_free_slots(struct __sk_buff *skb)
+{
+	long failed = 0;
+
+	bpf_loop(cfg_slots, free_slot, &failed, 0);
+	return failed;
+}
+
 /* See passed.h. */
 SEC("syscall")
 int ed_passed(struct passed *passed)

@@ -118,9 +118,12 @@ static __always_inline bool time_left(struct block *block)
 
 /* Takes what is worth so many nanoseconds out of a bucket that holds `most` of them. The word
  * says when what was taken will have flown in again. CPUs that take at the same time never
- * get more; one that others prevent again and again gets nothing. */
-static __always_inline bool take(__u64 *busy_ns, __u64 now, __u64 worth, __u64 most)
+ * get more; one that others prevent again and again gets nothing. Not static, as
+ * own_handshake(). */
+__noinline int take(__u64 *busy_ns, __u64 now, __u64 worth, __u64 most)
 {
+	if (!busy_ns)
+		return false;
 #pragma unroll
 	for (int i = 0; i < 4; i++) {
 		__u64 is = *(volatile __u64 *)busy_ns, from = is > now ? is : now;
@@ -273,7 +276,7 @@ static __always_inline bool take_slot(__u8 proto, __u32 *id)
 	return !bpf_map_pop_elem(&free_slots, id);
 }
 
-static __always_inline void count_slot(__u32 quota, __u32 delta)
+static __always_inline void count_one_slot(__u32 quota, __u32 delta)
 {
 	struct slot_count *count = bpf_map_lookup_elem(&slot_quota, &quota);
 
@@ -281,11 +284,18 @@ static __always_inline void count_slot(__u32 quota, __u32 delta)
 		__sync_fetch_and_add(&count->held, delta);
 }
 
+/* Counts a slot that is held (1), or no more (-1). Not static, as own_handshake(). */
+__noinline int count_slot(__u32 quota, __u32 pair_quota, __u32 delta)
+{
+	count_one_slot(SLOTS_IN_USE, delta);
+	count_one_slot(quota, delta);
+	count_one_slot(pair_quota, delta);
+	return 0;
+}
+
 static __always_inline void give_back(const struct slot *slot, __u32 id)
 {
-	count_slot(SLOTS_IN_USE, -1);
-	count_slot(slot->quota, -1);
-	count_slot(slot->pair_quota, -1);
+	count_slot(slot->quota, slot->pair_quota, -1);
 	if (id < cfg_tcp_slots)
 		bpf_map_push_elem(&free_tcp_slots, &id, 0);
 	else
@@ -534,9 +544,10 @@ static __always_inline void note_piece(struct slot *slot, const struct packet *p
 		slot->unsure = 1;
 }
 
-/* Captures a segment of a connection that is collecting, if it is in place. */
-static __always_inline void capture_segment(struct counts *cnt, struct slot *slot, __u32 id,
-					    const struct source *src, struct packet *pkt)
+/* Judges a segment of a connection that is collecting, and counts one that is not to be captured.
+ * Returns PLACED or PLACED_LAST for one that is, and PLACED_BEHIND for payload that comes again. */
+static __always_inline enum placed place_segment(struct counts *cnt, struct slot *slot,
+						 const struct packet *pkt)
 {
 	struct expected e = {.one_way = slot->sample.flags & SAMPLE_ONE_WAY,
 			     .begun = slot->sample.known & KNOWN_ISN};
@@ -546,7 +557,7 @@ static __always_inline void capture_segment(struct counts *cnt, struct slot *slo
 
 	if (!comes_from(pkt, slot->sample.side, slot->sample.initiator_is_lo)) {
 		cnt->wrong_side++;
-		return;
+		return PLACED_OUT;
 	}
 	/* Both hooks move one side's numbers each, and look at the other's. */
 	bpf_spin_lock(&slot->lock);
@@ -589,16 +600,17 @@ static __always_inline void capture_segment(struct counts *cnt, struct slot *slo
 	if (!decoy && pkt->payload_len && (placed == PLACED || placed == PLACED_LAST))
 		note_piece(slot, pkt);
 	bpf_spin_unlock(&slot->lock);
-	if (decoy)
+	if (decoy) {
 		cnt->decoys++;
-	else if (bare > BARE_BYTES && placed == PLACED)
+		return PLACED_OUT;
+	}
+	if (bare > BARE_BYTES && placed == PLACED) {
 		cnt->bare++;
-	else if (placed == PLACED || placed == PLACED_LAST)
-		capture(cnt, slot, id, src, pkt, placed == PLACED_LAST);
-	else
+		return PLACED_OUT;
+	}
+	if (placed != PLACED && placed != PLACED_LAST)
 		count_misplaced(cnt, placed);
-	if (!decoy && placed == PLACED_BEHIND)
-		keep_repeated(cnt, slot, id, src, pkt);
+	return placed;
 }
 
 #define NO_CANDIDATE 0xffffffff
@@ -658,6 +670,7 @@ enum joining {
 static __always_inline int join_capture(const struct source *src, struct packet *pkt)
 {
 	struct counts *cnt = get_counters();
+	enum placed placed = PLACED;
 	__u32 id, generation;
 	struct slot_ref *ref;
 	struct flow_key key;
@@ -679,12 +692,16 @@ static __always_inline int join_capture(const struct source *src, struct packet 
 		return JOIN_MARKED;
 	if (pkt->mark == MARK_CLEARED)
 		slot->mark = 0;
-	if (key.proto == IPPROTO_TCP)
-		capture_segment(cnt, slot, id, src, pkt);
-	else if (comes_from(pkt, slot->sample.side, slot->sample.initiator_is_lo))
-		capture(cnt, slot, id, src, pkt, false);
-	else
+	if (key.proto == IPPROTO_TCP) {
+		placed = place_segment(cnt, slot, pkt);
+	} else if (!comes_from(pkt, slot->sample.side, slot->sample.initiator_is_lo)) {
 		cnt->wrong_side++;
+		return JOINED;
+	}
+	if (placed == PLACED || placed == PLACED_LAST)
+		capture(cnt, slot, id, src, pkt, placed == PLACED_LAST);
+	else if (placed == PLACED_BEHIND)
+		keep_repeated(cnt, slot, id, src, pkt);
 	return JOINED;
 }
 
@@ -697,9 +714,7 @@ static __always_inline __u32 hold_slot(struct slot *slot, const struct packet *p
 {
 	slot->quota = quota;
 	slot->pair_quota = pair_quota;
-	count_slot(SLOTS_IN_USE, 1);
-	count_slot(quota, 1);
-	count_slot(pair_quota, 1);
+	count_slot(quota, pair_quota, 1);
 	slot->generation++;
 	slot->handed_over = 0;
 	slot->mark = 0;

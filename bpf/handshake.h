@@ -45,23 +45,43 @@ enum ownership {
 	OWN_BUSY, /* another CPU does not let go of it */
 };
 
+/* Takes the handshake behind a word once. Returns an enum ownership. */
+static __always_inline int try_to_own(__u32 *word, __u32 tag)
+{
+	__u32 old = *(volatile __u32 *)word;
+
+	if (tag && WAY_TAG(old) != tag)
+		return OWN_NONE;
+	if (!(old & WAY_BUSY) && __sync_val_compare_and_swap(word, old, old | WAY_BUSY) == old)
+		return OWN_ACQUIRED;
+	return OWN_BUSY;
+}
+
+struct owning {
+	__u32 *word;
+	__u32 tag;
+	int own;
+};
+
+static long spin(__u32 round, struct owning *owning)
+{
+	owning->own = try_to_own(owning->word, owning->tag);
+	return owning->own != OWN_BUSY;
+}
+
 /* Takes the handshake behind a word whose tag is the given one, or any where tag is 0.
- * Returns an enum ownership. Not static, so that the verifier looks at the loop once and
- * not with all that may come behind each of its rounds. */
+ * Returns an enum ownership. Not static, so that the verifier looks at it once and not with
+ * all that may come behind. */
 __noinline int own_handshake(__u32 *word, __u32 tag)
 {
+	struct owning owning = {.word = word, .tag = tag};
+
 	if (!word)
 		return OWN_NONE;
-	for (int i = 0; i < HANDSHAKE_SPINS; i++) {
-		__u32 old = *(volatile __u32 *)word;
-
-		if (tag && WAY_TAG(old) != tag)
-			return OWN_NONE;
-		if (!(old & WAY_BUSY) &&
-		    __sync_val_compare_and_swap(word, old, old | WAY_BUSY) == old)
-			return OWN_ACQUIRED;
-	}
-	return OWN_BUSY;
+	owning.own = try_to_own(word, tag);
+	if (owning.own == OWN_BUSY)
+		bpf_loop(HANDSHAKE_SPINS - 1, spin, &owning, 0);
+	return owning.own;
 }
 
 /* An exchange, which is a full barrier: the next owner sees all that was written. */
@@ -93,32 +113,40 @@ static __always_inline void release_handshake(struct place *at, const struct can
 	set_way(at, at->tag << 16 | stamp_of(candidate, at->stamp));
 }
 
-/* The word of a handshake whose number is known. */
-static __always_inline __u32 *way_of(__u32 id)
-{
-	__u32 number = id / HANDSHAKE_WAYS;
-	struct handshake_bucket *bucket = bpf_map_lookup_elem(&handshake_tags, &number);
+#define KEEP_STAMP 0xffff /* no stamp */
 
-	return bucket ? &bucket->word[id % HANDSHAKE_WAYS] : NULL;
+/* Lets go of an owned handshake whose number is known: with another stamp, with the one that it
+ * has, or as a free one where there is no tag. Not static, as own_handshake(). */
+__noinline int let_go(__u32 id, bool keep_tag, __u32 stamp)
+{
+	__u32 number = id / HANDSHAKE_WAYS, word = 0;
+	struct handshake_bucket *bucket = bpf_map_lookup_elem(&handshake_tags, &number);
+	__u32 *way;
+
+	if (!bucket)
+		return 0;
+	way = &bucket->word[id % HANDSHAKE_WAYS];
+	if (keep_tag)
+		word = stamp == KEEP_STAMP ? *way & ~WAY_BUSY : WAY_TAG(*way) << 16 | stamp;
+	__sync_lock_test_and_set(way, word);
+	return 0;
 }
 
-/* As free_handshake() and release_handshake(). */
+/* As free_handshake(), release_handshake() and leave_handshake(). */
 static __always_inline void free_candidate(__u32 id)
 {
-	__u32 *word = way_of(id);
-
-	if (word)
-		__sync_lock_test_and_set(word, 0);
+	let_go(id, false, 0);
 }
 
 static __always_inline void release_candidate(__u32 id, const struct candidate *candidate,
 					      __u64 now)
 {
-	__u32 *word = way_of(id);
+	let_go(id, true, stamp_of(candidate, now >> STAMP_SHIFT));
+}
 
-	if (word)
-		__sync_lock_test_and_set(word, WAY_TAG(*word) << 16 |
-						       stamp_of(candidate, now >> STAMP_SHIFT));
+static __always_inline void leave_candidate(__u32 id)
+{
+	let_go(id, true, KEEP_STAMP);
 }
 
 /* For how long the entry of a word has not been wanted; a free one longer than any. Without
@@ -135,12 +163,13 @@ static __always_inline __u32 way_age(__u32 word, __u32 stamp)
  * none, the one that has been wanted least for longest; a free one before all. Without
  * branches, since the verifier follows both sides of each: barrier_var() keeps clang from
  * making some, and from turning a product into a mask that is all ones or none, which
- * newer verifiers take for a branch, too. */
-static __always_inline __u32 choose_way(const struct handshake_bucket *bucket, __u32 tag,
-					__u32 stamp)
+ * newer verifiers take for a branch, too. Not static, as own_handshake(). */
+__noinline __u32 choose_way(const struct handshake_bucket *bucket, __u32 tag, __u32 stamp)
 {
 	__u32 found = 0, oldest = 0;
 
+	if (!bucket)
+		return 0;
 #pragma unroll
 	for (int i = 0; i < HANDSHAKE_WAYS; i++) {
 		__u32 word = bucket->word[i], same, age, more;
@@ -244,21 +273,24 @@ static __always_inline int append_handshake(const struct candidate *candidate, s
 }
 
 /* Begins the packets of an owned handshake: with a SYN, of which `acked` bytes of payload
- * were acknowledged, or with none. What was not acknowledged comes again. */
-static __always_inline void begin_handshake(struct handshake *hs, const struct syn *syn,
-					    __u32 acked)
+ * were acknowledged, or with none. What was not acknowledged comes again. Not static, as
+ * own_handshake(). */
+__noinline int begin_handshake(struct handshake *hs, const struct syn *syn, __u32 acked)
 {
 	struct packet_record first = {.place = RECORD_FROM_INITIATOR};
 
+	if (!hs)
+		return 0;
 	hs->bytes = 0;
 	hs->packet_count = 0;
 	if (!syn || !syn->bytes)
-		return;
+		return 0;
 	first.wire_len = acked < syn->payload_len ? syn->header_len : syn->bytes;
 	hs->bytes = first.wire_len;
 	hs->packet_count = 1;
 	hs->packets[0] = first;
 	__builtin_memcpy(hs->data, syn->frame, HANDSHAKE_FRAME);
+	return 0;
 }
 
 #define TCP_OPTION_END 0
@@ -267,45 +299,46 @@ static __always_inline void begin_handshake(struct handshake *hs, const struct s
 #define TCP_OPTIONS 40
 #define MPTCP_JOIN 1
 
-/* 1 where two small numbers are the same, else 0; without a branch, see choose_way(). */
-static __always_inline __u32 is_same(__u32 a, __u32 b)
-{
-	__u32 same = ((a ^ b) - 1) >> 31;
+struct option_walk {
+	const struct syn *syn;
+	__u32 at; /* of the next option, in the frame */
+	__u32 end;
+	int joins;
+};
 
-	barrier_var(same);
-	return same;
+static long look_at_option(__u32 number, struct option_walk *walk)
+{
+	const __u8 *option;
+	__u32 at = walk->at;
+
+	barrier_var(at);
+	if (at >= walk->end || at >= HANDSHAKE_FRAME + TCP_OPTIONS)
+		return 1;
+	option = &walk->syn->frame[at];
+	if (option[0] == TCP_OPTION_NOP) {
+		walk->at++;
+		return 0;
+	}
+	/* The last option, one that is too short, and one that does not end within the header
+	 * end the walk. */
+	if (option[0] == TCP_OPTION_END || option[1] < 2 || at + option[1] > walk->end)
+		return 1;
+	walk->at += option[1];
+	walk->joins =
+		option[0] == TCP_OPTION_MPTCP && option[1] > 2 && option[2] >> 4 == MPTCP_JOIN;
+	return walk->joins;
 }
 
 /* Whether a SYN joins a connection that exists (MP_JOIN, RFC 8684, 3.2). One whose headers
- * were too long to keep is not looked at. Goes byte by byte and without a
- * branch: a walk from option to option has too many paths for the verifier. Not static, so
- * that it looks at them once. */
+ * were too long to keep is not looked at. Not static, as own_handshake(). */
 __noinline int joins_connection(const struct syn *syn)
 {
-	__u32 at, len, next = 0, joins = 0;
+	struct option_walk walk = {.syn = syn};
 
 	if (!syn || !syn->bytes)
 		return 0;
-	at = syn->tcp_at + sizeof(struct tcphdr);
-	len = syn->header_len - at;
-	if (at > HANDSHAKE_FRAME)
-		return 0;
-	for (__u32 i = 0; i < TCP_OPTIONS; i++) {
-		const __u8 *option = &syn->frame[at + i];
-		__u32 begins, nop, step, more, within = (i - len) >> 31;
-
-		barrier_var(within);
-		begins = is_same(i, next) * within;
-		nop = is_same(option[0], TCP_OPTION_NOP);
-		/* The last option, and one that is too short, end the walk. */
-		more = 1 - is_same(option[0], TCP_OPTION_END);
-		more *= nop | (1 - ((option[1] - 2U) >> 31));
-		step = nop + (1 - nop) * option[1];
-		more *= ((i + step - 1) - len) >> 31; /* it ends within the header */
-		barrier_var(more);
-		next += begins * (more * step + (1 - more) * TCP_OPTIONS);
-		joins |= begins * more * is_same(option[0], TCP_OPTION_MPTCP) *
-			 (1 - ((option[1] - 3U) >> 31)) * is_same(option[2] >> 4, MPTCP_JOIN);
-	}
-	return joins;
+	walk.at = syn->tcp_at + sizeof(struct tcphdr);
+	walk.end = MIN(syn->header_len, walk.at + TCP_OPTIONS);
+	bpf_loop(TCP_OPTIONS, look_at_option, &walk, 0);
+	return walk.joins;
 }

@@ -330,7 +330,7 @@ struct {
 
 /* Numbers of the free slots, first in, first out: a slot that was given back is
  * used again only after all others of its queue, so that a CPU which still holds a
- * pointer to it has long left. Filled by the loader once, then the kernel's.
+ * pointer to it has long left. Filled by ed_free_slots() once, then the kernel's.
  * 8192 * 4 = 32 KiB each. */
 struct {
 	__uint(type, BPF_MAP_TYPE_QUEUE);

@@ -210,8 +210,9 @@ struct network {
 	__u32 off; /* of the transport header, in the buffer */
 	__u32 end; /* of the IP packet, in the buffer */
 	__u8 proto;
-	bool v4;    /* then only the last words of the addresses are set */
-	__u8 marks; /* PACKET_UNSURE, PACKET_FIRST */
+	bool v4;      /* then only the last words of the addresses are set */
+	__u8 marks;   /* PACKET_UNSURE, PACKET_FIRST */
+	__u32 nought; /* 0, which the verifier does not know, see parse_packet() */
 };
 
 /* Looks at a fragment, see fragments.h. */
@@ -238,36 +239,49 @@ static __always_inline enum parse_result ask_fragment(struct source *src, struct
 	return src->is_ingress ? fragment_in(src->ctx, pkt) : fragment_out(src->ctx, pkt);
 }
 
+/* Exchanges two words where `swap` is 1, and not where it is 0; without a branch, see
+ * set_endpoints(). */
+#define SWAP_IF(swap, a, b)                                                                        \
+	do {                                                                                       \
+		typeof(a) both = ((a) ^ (b)) * swap;                                               \
+                                                                                                   \
+		(a) ^= both;                                                                       \
+		(b) ^= both;                                                                       \
+	} while (0)
+
 /* The key has the source's address as the lower one so far. Puts both into canonical order,
- * with their ports. */
+ * with their ports. Without a branch: which end is lower is by chance for the CPU, and two
+ * ways through all that follows for the verifier. */
 static __always_inline void set_endpoints(struct packet *pkt, const struct network *net,
 					  __u16 sport, __u16 dport)
 {
 	__be32 *lo = (__be32 *)pkt->key.lo_addr, *hi = (__be32 *)pkt->key.hi_addr;
-	bool src_is_lo = sport <= dport;
+	__u64 src_is_lo, swap;
 
+	/* What a long subtraction borrows in the end is 1 where the first number is lower;
+	 * it begins with 1 where the same would be. */
+	src_is_lo = ((__u64)sport - dport - 1) >> 63;
 #pragma unroll
 	for (int i = 3; i >= 0; i--) {
-		__u32 s = bpf_ntohl(lo[i]), d = bpf_ntohl(hi[i]);
-
-		if (s != d)
-			src_is_lo = s < d;
+		/* barrier_var(): clang must not make a branch of it after all. */
+		barrier_var(src_is_lo);
+		src_is_lo = ((__u64)bpf_ntohl(lo[i]) - bpf_ntohl(hi[i]) - src_is_lo) >> 63;
 		if (net->v4) /* the words before are equal */
 			break;
 	}
 	pkt->src_is_lo = src_is_lo;
-	pkt->key.lo_port = src_is_lo ? sport : dport;
-	pkt->key.hi_port = src_is_lo ? dport : sport;
-	if (net->v4)
-		lo[2] = hi[2] = bpf_htonl(0xffff);
-	if (src_is_lo)
-		return;
+	swap = 1 - src_is_lo;
+	barrier_var(swap);
+	SWAP_IF(swap, sport, dport);
+	pkt->key.lo_port = sport;
+	pkt->key.hi_port = dport;
+	if (net->v4) {
+		lo[0] = lo[1] = hi[0] = hi[1] = net->nought;
+		lo[2] = hi[2] = bpf_htonl(0xffff) ^ net->nought;
+	}
 #pragma unroll
 	for (int i = 3; i >= 0; i--) {
-		__be32 word = lo[i];
-
-		lo[i] = hi[i];
-		hi[i] = word;
+		SWAP_IF(swap, lo[i], hi[i]);
 		if (net->v4)
 			break;
 	}
@@ -602,7 +616,7 @@ static __always_inline enum parse_result parse_packet(struct source *src, struct
 	enum parse_result result;
 	struct network net = {}; /* or clang spills registers that were never set */
 	__be16 proto, *type;
-	__u32 off = 0;
+	__u32 off = 0, in_frame = 0, vlan = 0, inner_vlan = 0, nought;
 	int tags = 0;
 
 	if (cfg_raw_ip) {
@@ -639,7 +653,7 @@ static __always_inline enum parse_result parse_packet(struct source *src, struct
 			*(__be16 *)&pkt->prefix[14] = bpf_htons(tci);
 			pkt->prefix_len = 16;
 			pkt->skip = 12;
-			pkt->key.vlan = tci & VLAN_ID_MASK;
+			vlan = tci & VLAN_ID_MASK;
 			tags = 1;
 		}
 #pragma unroll
@@ -651,17 +665,26 @@ static __always_inline enum parse_result parse_packet(struct source *src, struct
 				break;
 			if (tags >= VLAN_TAGS)
 				return PARSE_UNPARSABLE;
-			tag = header(src, pkt, off, sizeof(*tag));
+			tag = header(src, pkt, off + in_frame * sizeof(*tag), sizeof(*tag));
 			if (!tag)
 				return PARSE_MALFORMED;
 			if (tags == 0)
-				pkt->key.vlan = bpf_ntohs(tag->tci) & VLAN_ID_MASK;
+				vlan = bpf_ntohs(tag->tci) & VLAN_ID_MASK;
 			else
-				pkt->key.inner_vlan = bpf_ntohs(tag->tci) & VLAN_ID_MASK;
+				inner_vlan = bpf_ntohs(tag->tci) & VLAN_ID_MASK;
 			proto = tag->proto;
-			off += sizeof(*tag);
+			in_frame++;
 			tags++;
 		}
+		/* No buffer is that long. The verifier can't know that it is 0, and so sees one
+		 * way on from here, however many tags there were, and not one for each number. */
+		net.nought = nought = src->len >> 30;
+		barrier_var(in_frame);
+		barrier_var(vlan);
+		barrier_var(inner_vlan);
+		off += (in_frame ^ nought) * sizeof(struct vlan_header);
+		pkt->key.vlan = vlan ^ nought;
+		pkt->key.inner_vlan = inner_vlan ^ nought;
 	}
 	if (proto == ETH_P_IP_NET)
 		result = parse_ipv4(src, pkt, off, &net);

@@ -144,33 +144,46 @@ static __always_inline bool are_random_sums(__u32 bytes, __u32 bits, __u32 print
 	       text * text <= 16 * 95 * 161 * (__s64)bytes;
 }
 
-/* Whether the initiator's first payload looks random. Not static, so that the verifier looks at
- * the loop once. */
+struct payload_sums {
+	const struct slot *slot;
+	__u32 at; /* in its data */
+	__u32 bits;
+	__u32 printable;
+};
+
+static long sum_word(__u32 index, struct payload_sums *sums)
+{
+	__u32 at = sums->at + index * 8;
+	__u64 word;
+
+	barrier_var(at);
+	if (at >= CAPTURE_BYTES + RANDOM_MOST) /* never, but the verifier asks */
+		return 1;
+	/* As a whole, which both targets can; what is behind the capture is slack. */
+	word = *(const __u64 *)&sums->slot->sample.data[at];
+	sums->bits += count_bits(word);
+	sums->printable += count_printable(word);
+	return 0;
+}
+
+/* Whether the initiator's first payload looks random. Not static, as own_handshake(). */
 __noinline int looks_random(__u32 id)
 {
-	struct slot *slot = get_slot(id);
-	__u32 at, bytes, bits = 0, printable = 0;
+	struct payload_sums sums = {.slot = get_slot(id)};
+	__u32 at, bytes;
 
-	if (!slot)
+	if (!sums.slot)
 		return 0;
-	at = slot->first_at;
-	bytes = MIN(slot->first_bytes, RANDOM_MOST) & ~7U;
+	at = sums.slot->first_at;
+	bytes = MIN(sums.slot->first_bytes, RANDOM_MOST) & ~7U;
 	barrier_var(at);
 	if (bytes < RANDOM_LEAST || at >= CAPTURE_BYTES)
 		return 0;
-	for (__u32 i = 0; i < RANDOM_MOST; i += 8) {
-		__u64 word;
-
-		if (i >= bytes)
-			break;
-		/* As a whole, which both targets can; what is behind the capture is slack. */
-		word = *(const __u64 *)&slot->sample.data[at + i];
-		if (!i && begins_plainly(word, slot->first_len))
-			return 0;
-		bits += count_bits(word);
-		printable += count_printable(word);
-	}
-	return are_random_sums(bytes, bits, printable);
+	if (begins_plainly(*(const __u64 *)&sums.slot->sample.data[at], sums.slot->first_len))
+		return 0;
+	sums.at = at;
+	bpf_loop(bytes / 8, sum_word, &sums, 0);
+	return are_random_sums(bytes, sums.bits, sums.printable);
 }
 
 /* Notes the initiator's first payload: so many bytes of it are in the capture, there. */

@@ -745,15 +745,6 @@ none:
 	return CANDIDACY_NONE;
 }
 
-/* Lets go of pkt->candidate, which stays as it is. */
-static __always_inline void keep_candidate(const struct packet *pkt)
-{
-	__u32 *word = way_of(pkt->candidate);
-
-	if (word)
-		__sync_fetch_and_and(word, ~WAY_BUSY);
-}
-
 /* Ends the capture of the packet's flow, which was opened for its handshake alone. Leaves the
  * hand-over to the caller, as capture(). Not static, so that its stack is its own. */
 __noinline int show_handshake(struct packet *pkt)
@@ -819,10 +810,10 @@ static __always_inline enum candidacy marked_segment(const struct source *src, s
 		return go_on(candidacy, src, pkt);
 	}
 	if (candidacy == CANDIDACY_CONNECTED)
-		keep_candidate(pkt);
+		leave_candidate(pkt->candidate);
 	candidacy = candidate_segment(pkt, false);
 	if (candidacy == CANDIDACY_CONNECTED)
-		keep_candidate(pkt);
+		leave_candidate(pkt->candidate);
 	return candidacy;
 }
 
@@ -830,40 +821,47 @@ static __always_inline enum candidacy marked_segment(const struct source *src, s
 static __always_inline enum candidacy candidates(const struct source *src, struct packet *pkt)
 {
 	enum candidacy own, other, candidacy;
+	bool is_out = false;
 	__u32 own_id;
 
 	own = candidate_segment(pkt, true);
 	if (own == CANDIDACY_PROVEN && is_proven_by_other(pkt))
 		own = CANDIDACY_NONE; /* both ends have opened: the other one goes on */
+	candidacy = own;
 	if (own >= CANDIDACY_PROVEN)
-		return go_on(own, src, pkt);
+		goto on;
 	own_id = pkt->candidate;
-	other = candidate_segment(pkt, false);
+	candidacy = other = candidate_segment(pkt, false);
 	if (own == CANDIDACY_CONNECTED) {
 		if (other == CANDIDACY_CONNECTED) /* never */
-			keep_candidate(pkt);
+			leave_candidate(pkt->candidate);
 		pkt->candidate = own_id;
+		candidacy = own;
 		if (other != CANDIDACY_DONE)
-			return go_on(own, src, pkt);
-		keep_candidate(pkt);
+			goto on;
+		leave_candidate(own_id);
 		return other;
 	}
 	if (other >= CANDIDACY_CONNECTED)
-		return go_on(other, src, pkt);
+		goto on;
 	if (own == CANDIDACY_ANSWERED || other == CANDIDACY_ANSWERED) {
 		candidacy = early_segment(pkt);
 		if (candidacy != CANDIDACY_OUT || stray_segment(pkt) == CANDIDACY_OUT)
 			return candidacy;
-		go_on(CANDIDACY_SHOWN, src, pkt);
-		return CANDIDACY_OUT; /* it counts as such */
+		candidacy = CANDIDACY_SHOWN;
+		is_out = true; /* it counts as such */
+		goto on;
 	}
 	if (own == CANDIDACY_ONE_WAY || other == CANDIDACY_ONE_WAY) {
 		candidacy = one_way_segment(pkt, own == CANDIDACY_ONE_WAY);
 		if (candidacy == CANDIDACY_PROVEN && is_proven_by_other(pkt))
 			candidacy = CANDIDACY_SAME; /* never */
-		return go_on(candidacy, src, pkt);
+		goto on;
 	}
 	return own == CANDIDACY_ALONE || other == CANDIDACY_ALONE ? CANDIDACY_OUT : CANDIDACY_NONE;
+on:
+	candidacy = go_on(candidacy, src, pkt);
+	return is_out ? CANDIDACY_OUT : candidacy;
 }
 
 #define STANDING_ANSWERED 1 /* a SYN of the key is acknowledged */

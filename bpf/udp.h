@@ -96,12 +96,20 @@ static __always_inline struct waiting *find_waiting(const struct packet *pkt, bo
 	return waiting;
 }
 
-static __always_inline void count_waiting(__u32 quota, __u32 delta)
+static __always_inline void count_one_waiting(__u32 quota, __u32 delta)
 {
 	struct waiting_count *count = bpf_map_lookup_elem(&waiting_quota, &quota);
 
 	if (count)
 		__sync_fetch_and_add(&count->held, delta);
+}
+
+/* Counts a capture that waits (1), or no more (-1). Not static, as own_handshake(). */
+__noinline int count_waiting(__u32 quota, __u32 delta)
+{
+	count_one_waiting(WAITING_IN_USE, delta);
+	count_one_waiting(quota, delta);
+	return 0;
 }
 
 /* The capture waits no more. What is left of the entry says that the flow was seen. */
@@ -110,7 +118,6 @@ static __always_inline void end_wait(struct waiting *waiting)
 	if (!waiting->waits)
 		return;
 	waiting->waits = 0;
-	count_waiting(WAITING_IN_USE, -1);
 	count_waiting(waiting->quota, -1);
 }
 
@@ -189,7 +196,7 @@ static __always_inline int add_waiting(const struct source *src, struct packet *
 		return copy_frame(src, pkt, waiting->data, len, CAPTURE_BYTES);
 	skip = pkt->skip;
 	if (pkt->prefix_len) {
-		__builtin_memcpy(waiting->data + off, pkt->prefix, PREFIX_LEN);
+		copy_prefix(waiting->data + off, pkt);
 		if (len <= pkt->prefix_len)
 			return 0;
 		off += pkt->prefix_len;
@@ -296,7 +303,6 @@ __noinline int wait_for_answer(struct packet *pkt)
 			cnt->udp_unanswered += waiting->waits;
 			end_wait(waiting);
 		}
-		count_waiting(WAITING_IN_USE, 1);
 		count_waiting(quota, 1);
 		cnt->udp_waiting++;
 		waiting->key = pkt->key;

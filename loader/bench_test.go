@@ -177,7 +177,7 @@ func loadBench(b *testing.B, sizes Sizes) *ebpf.Collection {
 	if err != nil {
 		b.Fatal(loadError(err))
 	}
-	if err := fillSlots(coll.Maps); err != nil {
+	if err := freeSlots(coll.Programs[datapathProgEdFreeSlots]); err != nil {
 		b.Fatal(err)
 	}
 	return coll

@@ -463,6 +463,7 @@ const (
 	datapathMapWaitingQuota     = "waiting_quota"
 	datapathMapWaitingTags      = "waiting_tags"
 	datapathProgEdEgress        = "ed_egress"
+	datapathProgEdFreeSlots     = "ed_free_slots"
 	datapathProgEdIngress       = "ed_ingress"
 	datapathProgEdPassed        = "ed_passed"
 	datapathProgEdSweep         = "ed_sweep"
@@ -530,6 +531,7 @@ type datapathSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathProgramSpecs struct {
 	EdEgress     *ebpf.ProgramSpec `ebpf:"ed_egress"`
+	EdFreeSlots  *ebpf.ProgramSpec `ebpf:"ed_free_slots"`
 	EdIngress    *ebpf.ProgramSpec `ebpf:"ed_ingress"`
 	EdPassed     *ebpf.ProgramSpec `ebpf:"ed_passed"`
 	EdSweep      *ebpf.ProgramSpec `ebpf:"ed_sweep"`
@@ -703,6 +705,7 @@ type datapathVariables struct {
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathPrograms struct {
 	EdEgress     *ebpf.Program `ebpf:"ed_egress"`
+	EdFreeSlots  *ebpf.Program `ebpf:"ed_free_slots"`
 	EdIngress    *ebpf.Program `ebpf:"ed_ingress"`
 	EdPassed     *ebpf.Program `ebpf:"ed_passed"`
 	EdSweep      *ebpf.Program `ebpf:"ed_sweep"`
@@ -712,6 +715,7 @@ type datapathPrograms struct {
 func (p *datapathPrograms) Close() error {
 	return _DatapathClose(
 		p.EdEgress,
+		p.EdFreeSlots,
 		p.EdIngress,
 		p.EdPassed,
 		p.EdSweep,

@@ -151,7 +151,7 @@ func newKernel(t testing.TB, c config) *kernel {
 	if err != nil {
 		t.Fatal(loadError(err))
 	}
-	if err := fillSlots(coll.Maps); err != nil {
+	if err := freeSlots(coll.Programs[datapathProgEdFreeSlots]); err != nil {
 		t.Fatal(err)
 	}
 	ring, err := ringbuf.NewReader(coll.Maps[datapathMapSamples])
@@ -218,7 +218,7 @@ func (k *kernel) emptied(t testing.TB) *kernel {
 		for k.coll.Maps[name].LookupAndDelete(nil, &id) == nil { // an empty queue is an error
 		}
 	}
-	must(fillSlots(k.coll.Maps))
+	must(freeSlots(k.coll.Programs[datapathProgEdFreeSlots]))
 	must(k.coll.Maps[datapathMapCounters].Update(uint32(0), make([]datapathCounts, ebpf.MustPossibleCPU()), ebpf.UpdateAny))
 	return k
 }

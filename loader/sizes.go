@@ -118,17 +118,14 @@ func setSizes(spec *ebpf.CollectionSpec) error {
 // tcpSlots is how many of the slots UDP flows don't get.
 func tcpSlots(slots uint32) uint32 { return slots / 4 }
 
-// fillSlots puts the numbers of all slots into their queues.
-func fillSlots(maps map[string]*ebpf.Map) error {
-	slots := maps[datapathMapSlots].MaxEntries()
-	for i := range slots {
-		name := datapathMapFreeSlots
-		if i < tcpSlots(slots) {
-			name = datapathMapFreeTcpSlots
-		}
-		if err := maps[name].Update(nil, i, ebpf.UpdateAny); err != nil {
-			return fmt.Errorf("fill map %s: %w", name, err)
-		}
+// freeSlots runs ed_free_slots, which tells the kernel that all slots of new tables are free.
+func freeSlots(program *ebpf.Program) error {
+	failed, err := program.Run(&ebpf.RunOptions{Data: make([]byte, 64)})
+	if err == nil && failed != 0 {
+		err = fmt.Errorf("%d do not fit", failed)
+	}
+	if err != nil {
+		return fmt.Errorf("fill map %s: %w", datapathMapFreeSlots, err)
 	}
 	return nil
 }

@@ -76,7 +76,7 @@ func TestVerifierFigures(t *testing.T) {
 			t.Fatal(loadError(err))
 		}
 		defer coll.Close()
-		programs := []string{datapathProgEdIngress, datapathProgEdTcxIngress, datapathProgEdEgress, datapathProgEdSweep, datapathProgEdPassed}
+		programs := []string{datapathProgEdIngress, datapathProgEdTcxIngress, datapathProgEdEgress, datapathProgEdSweep, datapathProgEdFreeSlots, datapathProgEdPassed}
 		for name := range coll.Programs {
 			if !slices.Contains(programs, name) {
 				t.Errorf("program %s is not counted", name)

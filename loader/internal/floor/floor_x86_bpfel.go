@@ -469,6 +469,7 @@ const (
 	floorProgBenchJoin       = "bench_join"
 	floorProgBenchPacket     = "bench_packet"
 	floorProgEdEgress        = "ed_egress"
+	floorProgEdFreeSlots     = "ed_free_slots"
 	floorProgEdIngress       = "ed_ingress"
 	floorProgEdPassed        = "ed_passed"
 	floorProgEdSweep         = "ed_sweep"
@@ -545,6 +546,7 @@ type floorProgramSpecs struct {
 	BenchJoin    *ebpf.ProgramSpec `ebpf:"bench_join"`
 	BenchPacket  *ebpf.ProgramSpec `ebpf:"bench_packet"`
 	EdEgress     *ebpf.ProgramSpec `ebpf:"ed_egress"`
+	EdFreeSlots  *ebpf.ProgramSpec `ebpf:"ed_free_slots"`
 	EdIngress    *ebpf.ProgramSpec `ebpf:"ed_ingress"`
 	EdPassed     *ebpf.ProgramSpec `ebpf:"ed_passed"`
 	EdSweep      *ebpf.ProgramSpec `ebpf:"ed_sweep"`
@@ -733,6 +735,7 @@ type floorPrograms struct {
 	BenchJoin    *ebpf.Program `ebpf:"bench_join"`
 	BenchPacket  *ebpf.Program `ebpf:"bench_packet"`
 	EdEgress     *ebpf.Program `ebpf:"ed_egress"`
+	EdFreeSlots  *ebpf.Program `ebpf:"ed_free_slots"`
 	EdIngress    *ebpf.Program `ebpf:"ed_ingress"`
 	EdPassed     *ebpf.Program `ebpf:"ed_passed"`
 	EdSweep      *ebpf.Program `ebpf:"ed_sweep"`
@@ -748,6 +751,7 @@ func (p *floorPrograms) Close() error {
 		p.BenchJoin,
 		p.BenchPacket,
 		p.EdEgress,
+		p.EdFreeSlots,
 		p.EdIngress,
 		p.EdPassed,
 		p.EdSweep,

@@ -64,7 +64,7 @@ type options struct {
 
 // measurements are what there is to measure, by the option's name.
 var measurements = map[string]func(context.Context, io.Writer, options) error{
-	"": run, "passed": runPassed, "latency": runLatency, "overload": runOverload, "lookback": runLookBack, "peers": runPeers,
+	"": run, "passed": runPassed, "latency": runLatency, "start": runStart, "overload": runOverload, "lookback": runLookBack, "peers": runPeers,
 }
 
 func main() {
@@ -73,7 +73,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 3, "measure everything this many times, in turn, and take the medians")
 	flag.DurationVar(&o.length, "time", 1500*time.Millisecond, "length of each measurement")
 	flag.BoolVar(&o.json, "json", false, "print one JSON object, each round's figures included")
-	flag.StringVar(&o.only, "only", "", "measure nothing else: passed, how many bytes pass before a connection is cut; latency, of verdicts; overload, verdicts with more new flows than can have one; lookback, what metrics, history and kept captures cost; peers, other programs beside this one")
+	flag.StringVar(&o.only, "only", "", "measure nothing else: passed, how many bytes pass before a connection is cut; latency, of verdicts; start, how long the program takes to look at packets; overload, verdicts with more new flows than can have one; lookback, what metrics, history and kept captures cost; peers, other programs beside this one")
 	flag.IntVar(&o.connections, "connections", 50, "with -only passed: how many of each tunnel, direction and round trip; with -only peers: at each round trip")
 	flag.StringVar(&o.device, "device", "cpu", "with -only overload: what classifies, as earlydrop's option has it")
 	flag.StringVar(&o.model, "model", "", "with -only overload: the model, instead of the default one")
@@ -105,7 +105,7 @@ func (o options) check(args []string) error {
 	case len(args) > 0:
 		return fmt.Errorf("unexpected argument %q", args[0])
 	case measurements[o.only] == nil:
-		return fmt.Errorf("only %q: want passed, latency, overload, lookback or peers", o.only)
+		return fmt.Errorf("only %q: want passed, latency, start, overload, lookback or peers", o.only)
 	case o.rounds < 1 || o.rounds > 100:
 		return fmt.Errorf("rounds %d: want 1 to 100", o.rounds)
 	case o.length < 100*time.Millisecond || o.length > time.Minute:
@@ -241,6 +241,9 @@ func run(ctx context.Context, out io.Writer, o options) (err error) {
 	}
 	if rep.Latency, err = b.measureLatency(ctx); err != nil {
 		return fmt.Errorf("latency of verdicts: %w", err)
+	}
+	if rep.Start, err = b.measureStart(ctx); err != nil {
+		return fmt.Errorf("start of the program: %w", err)
 	}
 	if o.json {
 		return printJSON(out, rep)

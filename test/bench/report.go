@@ -94,6 +94,7 @@ type report struct {
 	Seconds    float64   `json:"seconds"` // length of each measurement
 	Candidates []row     `json:"candidates"`
 	Latency    []latency `json:"latency"`
+	Start      *starts   `json:"start"`
 }
 
 func newReport(o options) *report {
@@ -208,6 +209,7 @@ Between rounds, one candidate's Mpps differed by up to %.0f %% of its median, it
 		100*rep.spread(func(m measurement) float64 { return m.Bulk.gbits() }))
 	fmt.Fprintln(out)
 	printLatency(out, rep.Latency)
+	fmt.Fprintln(out, rep.Start)
 }
 
 // spread is the greatest difference between rounds of one candidate, relative to

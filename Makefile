@@ -88,7 +88,7 @@ run: ## Attach to an interface, in monitor mode: make run IFACE=eth0 [MODE=enfor
 	[ -n "$$IFACE" ] || { echo "name the interface: sudo make run IFACE=eth0 $$list" >&2; exit 2; }; \
 	grep -qxF -e "$$IFACE" <<< "$$there" || { echo "no such interface: $$IFACE $$list" >&2; exit 2; }; \
 	[[ "$$MODE" =~ ^(monitor|enforce)$$ ]] || { echo "MODE=$$MODE: use monitor or enforce" >&2; exit 2; }
-	@$(MAKE) --no-print-directory build onnxruntime
+	@$(MAKE) --no-print-directory build
 	$(BIN) attach -i "$$IFACE" --mode "$$MODE"
 
 .PHONY: demo

@@ -209,7 +209,9 @@ Between rounds, one candidate's Mpps differed by up to %.0f %% of its median, it
 		100*rep.spread(func(m measurement) float64 { return m.Bulk.gbits() }))
 	fmt.Fprintln(out)
 	printLatency(out, rep.Latency)
-	fmt.Fprintln(out, rep.Start)
+	if rep.Start != nil {
+		fmt.Fprintln(out, rep.Start)
+	}
 }
 
 // spread is the greatest difference between rounds of one candidate, relative to

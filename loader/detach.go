@@ -116,7 +116,7 @@ func Detach(name string, stop bool) error {
 		return err
 	}
 	elsewhere := p.standing == standsElsewhere
-	if id := pinnedFilter(inFolder(folder, "")); id != 0 && p.standing == standsNowhere {
+	if id := pinnedFilter(inFolder(folder, "")); id != 0 && p.standing != standsHere {
 		if elsewhere, err = filterElsewhere(folder, id); err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ package loader
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -17,9 +18,24 @@ import (
 // the folder, whoever is in it may have put it there. What it leads to is left alone, the
 // other interfaces are shown all the same, and an attach takes the name back.
 func TestForeignPinsWithOurNames(t *testing.T) {
-	for _, what := range []string{"map", "folder", "symbolic link", "link of another program", "link of another data path"} {
-		t.Run(what, func(t *testing.T) {
+	for _, tt := range []struct {
+		what   string
+		clsact bool // the egress program is a filter, which has no pin
+	}{
+		{"map", false}, {"folder", false}, {"symbolic link", false}, {"link of another program", false}, {"link of another data path", false},
+		{"map", true}, {"link of another program", true}, {"link of another data path", true},
+	} {
+		what := tt.what
+		t.Run(fmt.Sprintf("%s, filter %v", what, tt.clsact), func(t *testing.T) {
 			inNamespace(t)
+			attachXDP := func(t *testing.T, name string) *DataPath {
+				t.Helper()
+				d, err := Attach(Options{Interface: name, Ingress: IngressXDP, forceClsact: tt.clsact})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return d
+			}
 			addVeth(t, "w0", "w1")
 			addVeth(t, "x0", "x1")
 			good := attachXDP(t, "x0")

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -385,6 +386,47 @@ func whereFilter(program ebpf.ProgramID, index int) (netlink.Link, standing, err
 		}
 	}
 	return nil, standsNowhere, nil
+}
+
+// whereEgressFilter finds the interface here whose clsact filter on egress works with the maps in a
+// folder, for one that lacks its pin of what is on ingress. It goes by the counters, which no
+// two interfaces share. Without the right to look programs up by their ids it finds none.
+func whereEgressFilter(dir string) (netlink.Link, standing, error) {
+	counters, err := loadPinnedMap(dir + "/" + pinName(datapathMapCounters))
+	if err != nil {
+		return nil, standsNowhere, nil
+	}
+	defer counters.Close()
+	info, err := counters.Info()
+	if err != nil {
+		return nil, standsNowhere, nil
+	}
+	id, _ := info.ID()
+	links, err := netlink.LinkList()
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, standsNowhere, fmt.Errorf("look up interfaces: %w", err)
+	}
+	for _, l := range links {
+		if slices.Contains(mapsOf(ownFilter(l, tcEgress)), id) {
+			return l, standsHere, nil
+		}
+	}
+	return nil, standsNowhere, nil
+}
+
+// mapsOf returns the maps that a program uses, none where there is no such program.
+func mapsOf(program ebpf.ProgramID) []ebpf.MapID {
+	prog, err := ebpf.NewProgramFromID(program)
+	if err != nil {
+		return nil
+	}
+	defer prog.Close()
+	info, err := prog.Info()
+	if err != nil {
+		return nil
+	}
+	ids, _ := info.MapIDs()
+	return ids
 }
 
 // goneWithin is how long the kernel may take to free a program that is used no more.

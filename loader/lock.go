@@ -92,6 +92,16 @@ func lockedBy(folder *os.File) int {
 	return 0
 }
 
+// isHeld reports whether a process that can be seen from here has locked a folder.
+func isHeld(dir string) bool {
+	folder, err := openFolder(dir)
+	if err != nil {
+		return false
+	}
+	defer folder.Close()
+	return lockedBy(folder) != 0
+}
+
 // lockID is how /proc names the file that a lock is on.
 func lockID(folder *os.File) (string, error) {
 	var st unix.Stat_t

@@ -91,10 +91,14 @@ func readPinned(dir, called string) (*pinned, error) {
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, errForeignPin):
 		if id := pinnedFilter(dir); id != 0 {
 			p.link, p.standing, err = whereFilter(id, 0)
-			p.isHere()
-			return p, err
+			if p.standing == standsNowhere && isHeld(dir) {
+				p.standing = standsElsewhere
+			}
+		} else {
+			p.link, p.standing, err = whereEgressFilter(dir)
 		}
-		return p, nil
+		p.isHere()
+		return p, err
 	case errors.Is(err, os.ErrPermission):
 		return nil, noAccess(err, "%s can't be read: permission denied", dir)
 	case err != nil:

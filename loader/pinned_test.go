@@ -45,16 +45,6 @@ func attachTo(t *testing.T, name string) *DataPath {
 	return d
 }
 
-// attachXDP is attachTo with XDP on ingress, which has a link on every kernel.
-func attachXDP(t *testing.T, name string) *DataPath {
-	t.Helper()
-	d, err := Attach(Options{Interface: name, Ingress: IngressXDP})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return d
-}
-
 // blockedOn returns the flows that are blocked on the interface of that name.
 func blockedOn(t *testing.T, name string) (keys []flow.Key) {
 	t.Helper()
@@ -363,6 +353,11 @@ func TestInterfaceMovesToAnotherNamespace(t *testing.T) {
 // Interfaces of one name in several network namespaces, as those of containers, are
 // attached side by side; each is what its name means where it is.
 func TestSameNameInTwoNamespaces(t *testing.T) {
+	t.Run("links", func(t *testing.T) { sameNameTwice(t, Options{}) })
+	t.Run("filters", func(t *testing.T) { sameNameTwice(t, Options{forceClsact: true}) })
+}
+
+func sameNameTwice(t *testing.T, opts Options) {
 	inNamespace(t)
 	home, err := netns.Get()
 	if err != nil {
@@ -384,14 +379,14 @@ func TestSameNameInTwoNamespaces(t *testing.T) {
 		if i > 0 {
 			addVeth(t, "v0", "v1")
 		}
-		d := attach(t, Options{})
+		d := attach(t, opts)
 		if d.Info.Adopted {
 			t.Errorf("the other one's pins were adopted: %+v", d.Info)
 		}
 		if err := errors.Join(d.Apply(keys[i], drop(time.Hour, "", "")), d.Release()); err != nil {
 			t.Fatal(err)
 		}
-		d = attach(t, Options{})
+		d = attach(t, opts)
 		if !d.Info.Adopted || d.Info.BlocksAdopted != 1 {
 			t.Errorf("%+v", d.Info)
 		}

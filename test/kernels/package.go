@@ -20,7 +20,7 @@ import (
 
 // modules are what the tests use and Debian does not build into the kernel.
 var modules = []string{
-	"veth", "bridge", "macvlan", "8021q", "bonding", "sch_ingress", "cls_bpf",
+	"veth", "bridge", "macvlan", "tun", "8021q", "bonding", "sch_ingress", "cls_bpf",
 	"nf_tables", "nft_chain_nat", "nft_masq", "nf_flow_table", "nf_flow_table_inet", "nft_flow_offload",
 }
 

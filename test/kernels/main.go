@@ -187,7 +187,7 @@ func bootMachine(ctx context.Context, o options, k *kernel, name, root string, o
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", append([]string{
 		// CPUs in turn: emulated at the same time by QEMU 7.2, they now and then die of
 		// code that the kernel patches (int3), at boot or when programs are attached.
-		"-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", "1536M",
+		"-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", "2560M",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-kernel", k.image, "-initrd", root,
 		// Where the emulator gets little of the host's time, its timer seems not to tick when

@@ -365,20 +365,9 @@ func removeLink(l link.Link) error { return errors.Join(l.Detach(), l.Unpin(), l
 // whereFilter is whereIs of a clsact filter on ingress, which does not follow its interface to
 // another network namespace. index is that of the interface, if it is known, else 0.
 func whereFilter(program ebpf.ProgramID, index int) (netlink.Link, standing, error) {
-	var links []netlink.Link
-	var err error
-	if index != 0 {
-		var l netlink.Link
-		l, err = netlink.LinkByIndex(index)
-		links = []netlink.Link{l}
-	} else {
-		links, err = netlink.LinkList()
-	}
-	if errors.As(err, new(netlink.LinkNotFoundError)) {
-		return nil, standsNowhere, nil
-	}
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-		return nil, standsNowhere, fmt.Errorf("look up interfaces: %w", err)
+	links, err := interfaces(index)
+	if err != nil {
+		return nil, standsNowhere, err
 	}
 	for _, l := range links {
 		if ownFilter(l, tcIngress) == program {
@@ -397,14 +386,13 @@ func whereEgressFilter(dir string) (netlink.Link, standing, error) {
 		return nil, standsNowhere, nil
 	}
 	defer counters.Close()
-	info, err := counters.Info()
+	id, err := mapID(counters)
 	if err != nil {
 		return nil, standsNowhere, nil
 	}
-	id, _ := info.ID()
-	links, err := netlink.LinkList()
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-		return nil, standsNowhere, fmt.Errorf("look up interfaces: %w", err)
+	links, err := interfaces(0)
+	if err != nil {
+		return nil, standsNowhere, err
 	}
 	for _, l := range links {
 		if slices.Contains(mapsOf(ownFilter(l, tcEgress)), id) {
@@ -414,19 +402,32 @@ func whereEgressFilter(dir string) (netlink.Link, standing, error) {
 	return nil, standsNowhere, nil
 }
 
-// mapsOf returns the maps that a program uses, none where there is no such program.
+// mapsOf returns the maps that a program uses, nothing without the rights.
 func mapsOf(program ebpf.ProgramID) []ebpf.MapID {
-	prog, err := ebpf.NewProgramFromID(program)
-	if err != nil {
-		return nil
-	}
-	defer prog.Close()
-	info, err := prog.Info()
+	info, err := programInfo(program)
 	if err != nil {
 		return nil
 	}
 	ids, _ := info.MapIDs()
 	return ids
+}
+
+// interfaces returns the interface of that index, or all of them where it is 0; none where it is
+// not there.
+func interfaces(index int) (links []netlink.Link, err error) {
+	if index != 0 {
+		links = make([]netlink.Link, 1)
+		links[0], err = netlink.LinkByIndex(index)
+	} else {
+		links, err = netlink.LinkList()
+	}
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil, nil
+	}
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, fmt.Errorf("look up interfaces: %w", err)
+	}
+	return links, nil
 }
 
 // goneWithin is how long the kernel may take to free a program that is used no more.

@@ -101,16 +101,21 @@ func (i *iface) ownOnTCX() *OccupiedError {
 
 // programName returns the name of a loaded program, or nothing without the rights.
 func programName(id ebpf.ProgramID) string {
-	p, err := ebpf.NewProgramFromID(id)
-	if err != nil {
-		return ""
-	}
-	defer p.Close()
-	info, err := p.Info()
+	info, err := programInfo(id)
 	if err != nil {
 		return ""
 	}
 	return info.Name
+}
+
+// programInfo describes a loaded program.
+func programInfo(id ebpf.ProgramID) (*ebpf.ProgramInfo, error) {
+	p, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	return p.Info()
 }
 
 // linksOf returns the ids of the links by which a program is attached to an interface of

@@ -370,14 +370,24 @@ static __always_inline void close_capture(struct slot *slot, __u32 id, __u8 reas
 		hand_over(id, old | WORD_CLOSED);
 }
 
-/* Throws a capture away: its key has another connection. */
-static __always_inline void discard_capture(struct counts *cnt, struct slot *slot, __u32 id)
+/* Throws a capture away. Returns false if another CPU was faster, which hands it over. */
+static __always_inline bool discard_capture(struct slot *slot, __u32 id)
 {
 	__sync_fetch_and_or(&slot->word, WORD_CLOSED);
 	if (__sync_lock_test_and_set(&slot->handed_over, 1))
-		return;
-	cnt->restarted++;
+		return false;
 	release_slot(slot, id);
+	return true;
+}
+
+/* Called when a capture has been opened: another CPU may have opened one and handed it over
+ * since this one looked for the flow. Then this is a second one, and is thrown away; returns
+ * whether it was. In hand_over(), `flows` is written before `collecting` is free again. */
+static __always_inline bool discard_second(const struct flow_key *key, struct slot *slot, __u32 id)
+{
+	struct flow *known = bpf_map_lookup_elem(&flows, key);
+
+	return known && known->verdict != VERDICT_RESUMED && discard_capture(slot, id);
 }
 
 /* Takes back what a packet has added to a capture's word. Whoever leaves a full or closed one
@@ -840,6 +850,8 @@ __noinline int open_capture(const struct packet *pkt)
 		if (before) {
 			bpf_map_delete_elem(&flows, &key);
 			cnt->again++;
+		} else if (!candidate) {
+			opened = !discard_second(&key, slot, ref.slot);
 		}
 		goto out;
 	}

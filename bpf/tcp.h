@@ -412,8 +412,8 @@ __noinline int begin_connection(const struct packet *pkt)
 		return CANDIDACY_DONE;
 	key = pkt->key;
 	slot = collecting_slot(&key, &id);
-	if (slot)
-		discard_capture(cnt, slot, id);
+	if (slot && discard_capture(slot, id))
+		cnt->restarted++;
 	bpf_map_delete_elem(&flows, &key);
 	block = get_block(&key);
 	if (block) {

@@ -383,8 +383,10 @@ __noinline int open_answered(struct packet *pkt)
 	__builtin_memcpy(slot->sample.data, waiting->data, CAPTURE_BYTES);
 	slot->word = waiting->packet_count * WORD_PACKET + waiting->bytes;
 	err = bpf_map_update_elem(&collecting, &key, &ref, BPF_NOEXIST);
-	if (!err)
+	if (!err) {
+		opened = !discard_second(&key, slot, ref.slot);
 		goto out;
+	}
 	give_back(slot, ref.slot);
 	if (err != -EEXIST) {
 		cnt->collecting_full++;

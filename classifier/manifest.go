@@ -182,14 +182,15 @@ func readManifest(data []byte) (*Manifest, error) {
 	if err := p.probability("unknown", &m.Unknown); err != nil {
 		return nil, err
 	}
-	var figures map[string]any
-	if err := p.json("figures", &figures, "expected a JSON object"); err != nil {
+	figures, err := p.get("figures")
+	if err != nil {
 		return nil, err
 	}
-	if figures == nil {
+	m.Figures = json.RawMessage(figures)
+	// It is long, and not looked into here.
+	if !json.Valid(m.Figures) || !strings.HasPrefix(strings.TrimLeft(figures, " \t\r\n"), "{") {
 		return nil, p.wrong("figures", "expected a JSON object")
 	}
-	m.Figures = json.RawMessage(file.metadata[keyPrefix+"figures"])
 	if err := p.check(m); err != nil {
 		return nil, err
 	}

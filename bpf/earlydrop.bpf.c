@@ -41,6 +41,7 @@ char _license[] SEC("license") = "Dual BSD/GPL";
 static __always_inline void collect_udp(struct counts *cnt, const struct source *src,
 					struct packet *pkt, const struct flow_key *key)
 {
+	enum opening opening;
 	struct flow *flow;
 
 	pkt->now = bpf_ktime_get_ns();
@@ -65,9 +66,13 @@ static __always_inline void collect_udp(struct counts *cnt, const struct source 
 		release_waiting(pkt, true);
 		break;
 	case WAIT_ANSWERED:
-		cnt->udp_opened += open_answered(pkt);
-		call_hook(join_capture, src, pkt);
-		break;
+		opening = open_answered(pkt);
+		if (opening != OPENING_REFUSED) {
+			cnt->udp_opened += opening == OPENING_DONE;
+			call_hook(join_capture, src, pkt);
+			break;
+		}
+		/* fall through */
 	case WAIT_REFUSED:
 		cnt->udp_opened++;
 		refuse_answered(pkt);
@@ -116,11 +121,10 @@ static __always_inline int unsettled(const struct source *src, struct packet *pk
 		return ACTION_PASS;
 	/* Before Linux 6.2, helpers take no key from memory that a function was handed. */
 	key = pkt->key;
-	if (pkt->tcp_flags & PACKET_FIRST) {
+	if (!pkt->hash)
 		pkt->hash = hash_key(&key);
-		if (settled_fragment(cnt, pkt, &key, &action))
-			return action;
-	}
+	if ((pkt->tcp_flags & PACKET_FIRST) && settled_fragment(cnt, pkt, &key, &action))
+		return action;
 	if (key.proto == IPPROTO_TCP)
 		action = tcp_segment(cnt, src, pkt, &key);
 	else
@@ -156,7 +160,7 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 	case PARSE_FLOW:
 		break;
 	case PARSE_FIRST_FRAGMENT:
-		goto unsettled;
+		goto unhashed;
 	case PARSE_NOT_IP:
 		cnt->not_ip++;
 		return ACTION_PASS;
@@ -211,8 +215,7 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 			if (!tcp || !block->ttl_ns)
 				goto not_blocked;
 		}
-		pkt->hash = hash_key(&pkt->key);
-		goto unsettled;
+		goto unhashed;
 	}
 not_blocked:
 	settles = tcp ? !syn : cfg_udp_idle_ns >= SETTLED_UDP_IDLE;
@@ -235,8 +238,10 @@ not_blocked:
 	} else {
 		pkt->tcp_flags |= PACKET_NEW;
 	}
-	if (!settles)
-		pkt->hash = hash_key(&pkt->key);
+	if (settles)
+		goto unsettled;
+unhashed:
+	pkt->hash = 0; /* is found out there, so that it stands here once */
 unsettled:
 	/* The rest of its buffer, which its functions may read. */
 	pkt->seq = pkt->ack = 0;

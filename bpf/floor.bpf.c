@@ -69,7 +69,7 @@ int floor_drop(struct xdp_md *ctx)
 	return floor_lookup(ctx) ? XDP_DROP : XDP_ABORTED;
 }
 
-__u32 bench_number = 0;
+__u32 bench_number SEC(".data.bench") = 0;
 
 static __always_inline bool next_source(struct xdp_md *ctx)
 {

@@ -563,6 +563,7 @@ static __always_inline enum placed place_segment(struct counts *cnt, struct slot
 			     .begun = slot->sample.known & KNOWN_ISN};
 	bool decoy = pkt->tcp_flags & PACKET_DECOY;
 	__u32 bare = has_payload(pkt) ? 0 : pkt->frame_len;
+	__u32 sender = sender_of(pkt);
 	enum placed placed;
 
 	if (!comes_from(pkt, slot->sample.side, slot->sample.initiator_is_lo)) {
@@ -571,33 +572,10 @@ static __always_inline enum placed place_segment(struct counts *cnt, struct slot
 	}
 	/* Both hooks move one side's numbers each, and look at the other's. */
 	bpf_spin_lock(&slot->lock);
-	if (pkt->src_is_lo) {
-		e.next = slot->sample.next_lo;
-		e.other = slot->sample.next_hi;
-		e.first = slot->sample.isn_hi + 1;
-		e.hole = slot->hole_lo;
-		e.hole_end = slot->hole_lo_end;
-		placed = place(&e, pkt);
-		if (!decoy) {
-			slot->sample.next_lo = e.next;
-			slot->sample.next_hi = e.other;
-			slot->hole_lo = e.hole;
-			slot->hole_lo_end = e.hole_end;
-		}
-	} else {
-		e.next = slot->sample.next_hi;
-		e.other = slot->sample.next_lo;
-		e.first = slot->sample.isn_lo + 1;
-		e.hole = slot->hole_hi;
-		e.hole_end = slot->hole_hi_end;
-		placed = place(&e, pkt);
-		if (!decoy) {
-			slot->sample.next_hi = e.next;
-			slot->sample.next_lo = e.other;
-			slot->hole_hi = e.hole;
-			slot->hole_hi_end = e.hole_end;
-		}
-	}
+	expect(&e, sender, &slot->sample.isn_lo, &slot->sample.next_lo, &slot->hole_lo);
+	placed = place(&e, pkt);
+	if (!decoy)
+		move_on(&e, sender, &slot->sample.next_lo, &slot->hole_lo);
 	if (decoy && placed != PLACED_OUT)
 		slot->sample.flags |= SAMPLE_DECOY;
 	if (!decoy && placed == PLACED_OUT)

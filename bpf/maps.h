@@ -233,7 +233,7 @@ struct {
 #define PAIR_BUCKETS 65536
 #define BLOCKS_IN_USE (BLOCK_BUCKETS + PAIR_BUCKETS)
 #define PAIRS_IN_USE (BLOCKS_IN_USE + 1)
-__u32 block_filter[PAIRS_IN_USE + 1] SEC(".data.filter");
+__u32 block_filter[PAIRS_IN_USE + 1]; /* the only variable in .bss, which is its map */
 
 static __always_inline __u16 flow_bucket(const struct flow_key *key)
 {

@@ -38,6 +38,40 @@ struct expected {
 	bool one_way; /* the other side is not seen: what is acknowledged is what it sent */
 };
 
+/* The place of the sender's field where two follow each other, the lower end's first. The verifier
+ * is not to know which it is, or it looks at all that follows twice. */
+static __always_inline __u32 sender_of(const struct packet *pkt)
+{
+	__u32 is_lo = pkt->src_is_lo;
+
+	barrier_var(is_lo);
+	return (is_lo & 1) ^ 1;
+}
+
+/* What is expected of a sender. All are arrays of both ends: isn and next of one number for each,
+ * hole of two, or NULL where none is known. */
+static __always_inline void expect(struct expected *e, __u32 sender, const __u32 *isn,
+				   const __u32 *next, const __u32 *hole)
+{
+	e->next = next[sender];
+	e->other = next[sender ^ 1];
+	e->first = isn[sender ^ 1] + 1;
+	if (hole) {
+		e->hole = hole[sender * 2];
+		e->hole_end = hole[sender * 2 + 1];
+	}
+}
+
+/* Writes back what place() has changed. */
+static __always_inline void move_on(const struct expected *e, __u32 sender, __u32 *next,
+				    __u32 *hole)
+{
+	next[sender] = e->next;
+	next[sender ^ 1] = e->other;
+	hole[sender * 2] = e->hole;
+	hole[sender * 2 + 1] = e->hole_end;
+}
+
 /* The side that a packet of a connection must come from. */
 static __always_inline bool comes_from(const struct packet *pkt, __u8 initiator_side,
 				       __u8 initiator_is_lo)

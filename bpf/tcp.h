@@ -187,27 +187,26 @@ __noinline int mark_known(const struct packet *pkt)
 	return 0;
 }
 
-/* Whether a SYN+ACK acknowledges the SYN, and perhaps some of its payload. */
-static __always_inline bool answers(const struct syn *syn, const struct packet *pkt)
+/* 1 where a SYN+ACK acknowledges the SYN, and perhaps some of its payload, else 0. Without a
+ * branch, see sender_of(). */
+static __always_inline __u32 answers(const struct syn *syn, const struct packet *pkt)
 {
-	return !!syn->from_lo != pkt->src_is_lo && pkt->ack - (syn->seq + 1) <= syn->payload_len;
+	__u32 acked = pkt->ack - (syn->seq + 1);
+	__u32 more = ((__u64)syn->payload_len - acked) >> 63;
+
+	return (syn->from_lo ^ pkt->src_is_lo) & (more ^ 1);
 }
 
 /* Sets a candidate's numbers from a SYN+ACK that acknowledges isn. */
 static __always_inline void set_numbers(struct candidate *candidate, const struct packet *pkt,
 					__u32 isn)
 {
-	if (pkt->src_is_lo) {
-		candidate->isn_lo = pkt->seq;
-		candidate->next_lo = pkt->seq + 1;
-		candidate->isn_hi = isn;
-		candidate->next_hi = pkt->ack;
-	} else {
-		candidate->isn_hi = pkt->seq;
-		candidate->next_hi = pkt->seq + 1;
-		candidate->isn_lo = isn;
-		candidate->next_lo = pkt->ack;
-	}
+	__u32 *isns = &candidate->isn_lo, *next = &candidate->next_lo, sender = sender_of(pkt);
+
+	isns[sender] = pkt->seq;
+	next[sender] = pkt->seq + 1;
+	isns[sender ^ 1] = isn;
+	next[sender ^ 1] = pkt->ack;
 	candidate->hole_lo = candidate->hole_lo_end = 0;
 	candidate->hole_hi = candidate->hole_hi_end = 0;
 	candidate->acked = pkt->ack;
@@ -227,11 +226,12 @@ enum answer {
 static __always_inline int note_answer(const struct source *src, struct packet *pkt)
 {
 	struct counts *cnt = get_counters();
-	const struct syn *syn = NULL;
 	struct candidate *candidate;
+	__u32 first, latest, acked;
 	struct handshake *hs;
+	const struct syn *syn;
 	struct place at;
-	__u32 isn, acked;
+	__u32 differs;
 	bool same;
 
 	if (!cnt || !pkt)
@@ -248,15 +248,18 @@ static __always_inline int note_answer(const struct source *src, struct packet *
 	}
 	if (at.fresh)
 		begin_candidate(candidate, pkt, !pkt->side);
-	if (candidate->syns > 0 && answers(&candidate->first, pkt))
-		syn = &candidate->first;
-	else if (candidate->syns > 1 && answers(&candidate->latest, pkt))
-		syn = &candidate->latest;
-	isn = syn ? syn->seq : pkt->ack - 1;
-	acked = pkt->ack - (isn + 1);
-	same = candidate->state >= CANDIDATE_ALONE &&
-	       pkt->src_is_lo != !!candidate->initiator_is_lo && candidate->acked == pkt->ack &&
-	       pkt->seq == (pkt->src_is_lo ? candidate->isn_lo : candidate->isn_hi);
+	/* There are 0 to 2 of them. */
+	first = answers(&candidate->first, pkt) & (candidate->syns | candidate->syns >> 1);
+	latest = answers(&candidate->latest, pkt) & candidate->syns >> 1;
+	barrier_var(first);
+	barrier_var(latest);
+	first &= 1;
+	syn = (first | latest) & 1 ? &(&candidate->first)[first ^ 1] : NULL;
+	acked = syn ? pkt->ack - (syn->seq + 1) : 0;
+	differs = (candidate->acked ^ pkt->ack) |
+		  (pkt->seq ^ (&candidate->isn_lo)[sender_of(pkt)]) |
+		  (candidate->initiator_is_lo ^ pkt->src_is_lo ^ 1);
+	same = candidate->state >= CANDIDATE_ALONE && !differs;
 	if (same && (!syn || candidate->state != CANDIDATE_ALONE)) {
 		leave_handshake(&at); /* once more */
 		return ANSWER_NONE;
@@ -270,7 +273,7 @@ static __always_inline int note_answer(const struct source *src, struct packet *
 		leave_handshake(&at);
 		return ANSWER_NONE;
 	}
-	set_numbers(candidate, pkt, isn);
+	set_numbers(candidate, pkt, pkt->ack - 1 - acked);
 	candidate->start_ns = pkt->now;
 	candidate->seen = candidate->more = 0;
 	candidate->stray_lo = candidate->stray_hi = 0;
@@ -432,32 +435,13 @@ __noinline int begin_connection(const struct packet *pkt)
 	return CANDIDACY_CONNECTED;
 }
 
-static __always_inline void expect(struct expected *e, const struct candidate *c,
-				   const struct packet *pkt)
+static __always_inline enum placed place_early(struct expected *e, const struct candidate *c,
+					       const struct packet *pkt)
 {
 	e->one_way = c->flags & CANDIDATE_FORGED;
-	e->next = pkt->src_is_lo ? c->next_lo : c->next_hi;
-	e->other = pkt->src_is_lo ? c->next_hi : c->next_lo;
-	e->first = (pkt->src_is_lo ? c->isn_hi : c->isn_lo) + 1;
 	e->begun = true;
-	e->hole = pkt->src_is_lo ? c->hole_lo : c->hole_hi;
-	e->hole_end = pkt->src_is_lo ? c->hole_lo_end : c->hole_hi_end;
-}
-
-static __always_inline void move_on(struct candidate *c, const struct expected *e,
-				    const struct packet *pkt)
-{
-	if (pkt->src_is_lo) {
-		c->next_lo = e->next;
-		c->next_hi = e->other;
-		c->hole_lo = e->hole;
-		c->hole_lo_end = e->hole_end;
-	} else {
-		c->next_hi = e->next;
-		c->next_lo = e->other;
-		c->hole_hi = e->hole;
-		c->hole_hi_end = e->hole_end;
-	}
+	expect(e, sender_of(pkt), &c->isn_lo, &c->next_lo, &c->hole_lo);
+	return place(e, pkt);
 }
 
 static __always_inline bool from_initiator(const struct candidate *candidate,
@@ -544,8 +528,7 @@ static __always_inline int connected_segment(const struct source *src, struct pa
 		release_candidate(id, candidate, pkt->now);
 		return CANDIDACY_WRONG_SIDE;
 	}
-	expect(&e, candidate, pkt);
-	placed = place(&e, pkt);
+	placed = place_early(&e, candidate, pkt);
 	if (pkt->tcp_flags & PACKET_DECOY) {
 		cnt->decoys++;
 		if (placed != PLACED_OUT)
@@ -574,7 +557,7 @@ static __always_inline int connected_segment(const struct source *src, struct pa
 	}
 	if (append_handshake(candidate, hs, src, pkt))
 		cnt->load_failed++;
-	move_on(candidate, &e, pkt);
+	move_on(&e, sender_of(pkt), &candidate->next_lo, &candidate->hole_lo);
 	if (is_unread(&e, pkt)) {
 		candidate->more |= MORE_UNREADABLE;
 		/* All of it may have been too long to keep. */
@@ -658,10 +641,9 @@ __noinline int early_segment(struct packet *pkt)
 		return CANDIDACY_OUT;
 	if (candidate->state == CANDIDATE_ANSWERED && !from_initiator(candidate, pkt) &&
 	    !(pkt->tcp_flags & PACKET_DECOY)) {
-		expect(&e, candidate, pkt);
-		placed = place(&e, pkt);
+		placed = place_early(&e, candidate, pkt);
 		if (placed == PLACED || placed == PLACED_LAST) {
-			move_on(candidate, &e, pkt);
+			move_on(&e, sender_of(pkt), &candidate->next_lo, &candidate->hole_lo);
 			if (pkt->payload_len)
 				candidate->seen |= SAMPLE_EARLY;
 		}
@@ -972,9 +954,7 @@ __noinline int goes_on_with(struct packet *pkt)
 		return 0;
 	}
 	e.one_way = flow->state & SAMPLE_ONE_WAY;
-	e.next = pkt->src_is_lo ? flow->next_lo : flow->next_hi;
-	e.other = pkt->src_is_lo ? flow->next_hi : flow->next_lo;
-	e.first = (pkt->src_is_lo ? flow->isn_hi : flow->isn_lo) + 1;
+	expect(&e, sender_of(pkt), &flow->isn_lo, &flow->next_lo, NULL);
 	e.begun = flow->known & KNOWN_ISN;
 	placed = place(&e, pkt);
 	if (placed == PLACED_BEHIND || placed == PLACED_OUT) {

@@ -277,9 +277,9 @@ func (t *Tables) resume(k *datapathFlowKey, b *datapathBlock) error {
 	return nil
 }
 
-// mapBlockFilter is the map behind block_filter, the C variable, which has a
-// section of its own.
-const mapBlockFilter = ".data.filter"
+// mapBlockFilter is the map behind block_filter, the C variable: no other one may be in that
+// section.
+const mapBlockFilter = ".bss"
 
 // blockFilter counts blocked flows per bucket, in memory that all processes and
 // the kernel programs share. See block_filter in bpf/maps.h.

@@ -98,6 +98,11 @@ func TestEveryPinIsOurs(t *testing.T) {
 			t.Errorf("map %s is pinned and never removed", name)
 		}
 	}
+	for name, v := range spec.Variables {
+		if (v.SectionName == mapBlockFilter) != (name == datapathVarBlockFilter) {
+			t.Errorf("variable %s is in section %s: what is pinned has block_filter alone", name, v.SectionName)
+		}
+	}
 }
 
 // foreignPin pins a map that is none of ours.

@@ -6,11 +6,9 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -18,7 +16,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -319,6 +316,11 @@ func (a *attaching) finish() (err error) {
 	if err := d.describe(a.opts, a.spec); err != nil {
 		return err
 	}
+	if !d.foreign {
+		if err := loadLater(a.spec, d.coll); err != nil {
+			return loadError(err)
+		}
+	}
 	a.finished = true
 	return nil
 }
@@ -415,7 +417,13 @@ func (d *DataPath) load(opts Options, ifc *iface, plan ingressPlan) (spec *ebpf.
 		return nil, nil, err
 	}
 	d.Info.Sizes, d.Info.Memory = sizesOf(spec), tablesMemory(spec, base != nil)
-	if d.coll, err = newCollection(spec, replacements); err != nil {
+	made := takeTables()
+	d.coll, err = newCollection(spec, replacements, made)
+	closeMaps(made)
+	if err == nil && d.foreign { // what runs is not touched before all of it is there
+		err = loadLater(spec, d.coll)
+	}
+	if err != nil {
 		return nil, nil, loadError(err)
 	}
 	if d.Tables, err = newTables(opts.Interface, d.coll.Maps); err != nil {
@@ -428,96 +436,6 @@ func (d *DataPath) load(opts Options, ifc *iface, plan ingressPlan) (spec *ebpf.
 		d.group = opts.Group
 	}
 	return spec, carried, nil
-}
-
-// newCollection makes what is specified, but for the maps that are replaced: tables and then
-// programs, as many at once as there are cores. It takes its time: the kernel clears the memory of
-// tables and checks programs. Where no maps are replaced, the slots are free.
-func newCollection(spec *ebpf.CollectionSpec, replacements map[string]*ebpf.Map) (*ebpf.Collection, error) {
-	coll := &ebpf.Collection{Programs: make(map[string]*ebpf.Program), Maps: make(map[string]*ebpf.Map), Variables: make(map[string]*ebpf.Variable)}
-	var tables, programs []part
-	for name, table := range spec.Maps {
-		one := &ebpf.CollectionSpec{Maps: map[string]*ebpf.MapSpec{name: table}, Variables: maps.Clone(spec.Variables), Types: spec.Types, ByteOrder: spec.ByteOrder}
-		maps.DeleteFunc(one.Variables, func(_ string, v *ebpf.VariableSpec) bool { return v.SectionName != name })
-		of := part{spec: one, work: mapMemory(table)}
-		if there := replacements[name]; there != nil {
-			of.maps = map[string]*ebpf.Map{name: there}
-		}
-		tables = append(tables, of)
-	}
-	err := loadParts(tables, func(c *ebpf.Collection) {
-		maps.Copy(coll.Maps, c.Maps)
-		maps.Copy(coll.Variables, c.Variables)
-		c.Maps = nil // not to be closed
-	})
-	for name, program := range spec.Programs {
-		if name != datapathProgEdFreeSlots || replacements == nil {
-			one := &ebpf.CollectionSpec{Maps: spec.Maps, Programs: map[string]*ebpf.ProgramSpec{name: program}, Types: spec.Types, ByteOrder: spec.ByteOrder}
-			programs = append(programs, part{spec: one, maps: coll.Maps, work: uint64(len(program.Instructions))})
-		}
-	}
-	if err == nil {
-		err = loadParts(programs, func(c *ebpf.Collection) { maps.Copy(coll.Programs, c.Programs); c.Programs = nil })
-	}
-	if once := coll.Programs[datapathProgEdFreeSlots]; err == nil && once != nil {
-		err = freeSlots(once)
-		delete(coll.Programs, datapathProgEdFreeSlots)
-		err = errors.Join(err, once.Close())
-	}
-	if err != nil {
-		coll.Close()
-		return nil, err
-	}
-	return coll, nil
-}
-
-// part is what is loaded by itself, with these maps in place of its own.
-type part struct {
-	spec *ebpf.CollectionSpec
-	maps map[string]*ebpf.Map
-	work uint64 // of the kernel, to compare with that of the others
-}
-
-// loadParts loads all of them, those first that take longest, so that no core is left with the
-// greatest one in the end. What take does not take out of one is closed.
-func loadParts(parts []part, take func(*ebpf.Collection)) error {
-	slices.SortFunc(parts, func(a, b part) int { return cmp.Compare(b.work, a.work) })
-	var mu sync.Mutex // one take at a time
-	var all errgroup.Group
-	all.SetLimit(runtime.GOMAXPROCS(0))
-	for _, p := range parts {
-		all.Go(func() error {
-			c, err := ebpf.NewCollectionWithOptions(p.spec, ebpf.CollectionOptions{MapReplacements: p.maps})
-			if err != nil {
-				return err
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			take(c)
-			c.Close()
-			return nil
-		})
-	}
-	return all.Wait()
-}
-
-// readAhead has what ReadAhead reads, and nobody has taken.
-var readAhead atomic.Pointer[func() (*ebpf.CollectionSpec, error)]
-
-// ReadAhead begins to read the programs for the next [Attach], which takes a core some 15 ms: who
-// has something else to do before gains them. It is safe for concurrent use.
-func ReadAhead() {
-	read := sync.OnceValues(loadDatapath)
-	readAhead.Store(&read)
-	go read()
-}
-
-// readPrograms returns the objects as they were compiled, for the caller to change.
-func readPrograms() (*ebpf.CollectionSpec, error) {
-	if read := readAhead.Swap(nil); read != nil {
-		return (*read)()
-	}
-	return loadDatapath()
 }
 
 // configuredSpec returns the objects with the operator's constants in.
@@ -553,11 +471,15 @@ func configuredSpec(opts Options, ifc *iface, plan ingressPlan) (*ebpf.Collectio
 	if opts.failLoad {
 		spec.Programs[datapathProgEdEgress].Instructions = nil
 	}
-	opts.Sizes.apply(spec)
-	// Creating the map adds the flag by itself; comparing with a pinned one
-	// does not.
-	spec.Maps[mapBlockFilter].Flags |= unix.BPF_F_MMAPABLE
+	shapeTables(spec, opts.Sizes)
 	return spec, nil
+}
+
+// shapeTables writes into the objects what is asked of their tables.
+func shapeTables(spec *ebpf.CollectionSpec, sizes Sizes) {
+	sizes.apply(spec)
+	// Creating the map adds the flag by itself; comparing with one that is there does not.
+	spec.Maps[mapBlockFilter].Flags |= unix.BPF_F_MMAPABLE
 }
 
 // outlives reports whether a map outlives the process: all but the one that holds a

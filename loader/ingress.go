@@ -272,7 +272,7 @@ func loadBeside(loaded map[string]*ebpf.Map, spec *ebpf.CollectionSpec, twoHooks
 	if err := spec.Variables[datapathVarCfgTwoHooks].Set(twoHooks); err != nil {
 		return nil, fmt.Errorf("set %s: %w", datapathVarCfgTwoHooks, err)
 	}
-	fresh, err := loadDatapath()
+	fresh, err := readObject()
 	if err != nil {
 		return nil, err
 	}
@@ -286,7 +286,7 @@ func loadBeside(loaded map[string]*ebpf.Map, spec *ebpf.CollectionSpec, twoHooks
 			maps[name] = m
 		}
 	}
-	coll, err := newCollection(spec, maps)
+	coll, err := newCollection(spec, maps, nil)
 	if err != nil {
 		return nil, loadError(err)
 	}

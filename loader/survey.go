@@ -61,7 +61,7 @@ func Look(name string, sizes Sizes) (*Survey, error) {
 	} else {
 		s.Occupied = ifc.occupied()
 	}
-	spec, err := loadDatapath()
+	spec, err := readObject()
 	if err != nil {
 		return nil, err
 	}

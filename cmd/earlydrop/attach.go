@@ -168,7 +168,6 @@ func attach(c *cli.Context) error {
 	// The garbage of the start is collected when it is over: meanwhile it would take some 5 ms.
 	percent := debug.SetGCPercent(400)
 	defer debug.SetGCPercent(percent)
-	loader.ReadAhead() // while the model is opened
 	// Everything that can be wrong is found before anything is attached.
 	events, err := logConfig(c)
 	if err != nil {
@@ -274,6 +273,7 @@ func gatewayConfig(c *cli.Context) (_ *gateway.Config, err error) {
 	if config.Attach, err = attachOptions(c); err != nil {
 		return nil, err
 	}
+	loader.Prepare(config.Attach[0]) // while the model is opened
 	name, data, err := readModel(c.String("model"))
 	if err != nil {
 		return nil, err

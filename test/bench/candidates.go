@@ -48,6 +48,7 @@ var candidates = []candidate{
 		return &attached{stop: func(context.Context) error { return lk.Close() }}, nil
 	}},
 	{Name: "xdp-filter", Drops: true, attach: attachXDPFilter},
+	{Name: "XDP that looks a flow up", Drops: true, attach: attachFloor},
 	{Name: "nftables, ingress", Drops: true, attach: func(ctx context.Context, b *bench) (*attached, error) {
 		return attachNFT(ctx, b, "netdev", fmt.Sprintf("ingress device %q", rig.Device))
 	}},

@@ -152,15 +152,21 @@ int bench_answer(struct xdp_md *ctx)
 __u32 bench_slot = 0;
 __u32 bench_seq = 0;
 
-SEC("xdp.frags")
-int bench_join(struct xdp_md *ctx)
+/* A function, so that it takes nothing of the data path's 512 bytes of stack. */
+static __noinline bool empty_capture(void)
 {
 	__u32 id = bench_slot;
 	struct slot *slot = get_slot(id);
 
 	if (!slot)
-		return XDP_ABORTED;
+		return false;
 	slot->word = 0;
 	slot->sample.next_lo = bench_seq;
-	return ed_ingress(ctx);
+	return true;
+}
+
+SEC("xdp.frags")
+int bench_join(struct xdp_md *ctx)
+{
+	return empty_capture() ? ed_ingress(ctx) : XDP_ABORTED;
 }

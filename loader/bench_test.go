@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build !emulated
+
 package loader
 
 import (
@@ -158,7 +160,7 @@ func BenchmarkMidStream(b *testing.B) {
 }
 
 // loadBench loads the data path with its benchmark programs.
-func loadBench(b *testing.B, sizes Sizes) *ebpf.Collection {
+func loadBench(b testing.TB, sizes Sizes) *ebpf.Collection {
 	b.Helper()
 	spec, err := floor.Spec()
 	if err != nil {
@@ -181,6 +183,11 @@ func loadBench(b *testing.B, sizes Sizes) *ebpf.Collection {
 		b.Fatal(err)
 	}
 	return coll
+}
+
+// The benchmarks' programs have the data path in them, and a frame of their own in front.
+func TestBenchmarkProgramsLoad(t *testing.T) {
+	loadBench(t, Sizes{Flows: 1024, Blocked: 16, Handshakes: 1024, Collecting: 16, RingBytes: 64 << 10}).Close()
 }
 
 // timeFresh times packets each of which opens a flow of its own. What is timed writes

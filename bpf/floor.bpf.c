@@ -69,6 +69,7 @@ int floor_drop(struct xdp_md *ctx)
 	return floor_lookup(ctx) ? XDP_DROP : XDP_ABORTED;
 }
 
+/* Not in .bss, which is block_filter's. */
 __u32 bench_number SEC(".data.bench") = 0;
 
 static __always_inline bool next_source(struct xdp_md *ctx)
@@ -149,8 +150,8 @@ int bench_answer(struct xdp_md *ctx)
 
 /* The slot that the flow of bench_join's packet has, and for TCP the packet's sequence
  * number, whose sender is the lower endpoint. */
-__u32 bench_slot = 0;
-__u32 bench_seq = 0;
+__u32 bench_slot SEC(".data.bench") = 0;
+__u32 bench_seq SEC(".data.bench") = 0;
 
 /* A function, so that it takes nothing of the data path's 512 bytes of stack. */
 static __noinline bool empty_capture(void)

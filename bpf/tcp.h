@@ -435,6 +435,7 @@ __noinline int begin_connection(const struct packet *pkt)
 	return CANDIDACY_CONNECTED;
 }
 
+/* place() for a connection that has no payload yet. move_on() is the caller's to do. */
 static __always_inline enum placed place_early(struct expected *e, const struct candidate *c,
 					       const struct packet *pkt)
 {

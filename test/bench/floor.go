@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 
 	"github.com/cilium/ebpf"
@@ -26,7 +25,7 @@ type floorKey struct {
 // attachFloor attaches the least that can drop single flows: it reads the headers of an IPv4
 // datagram, makes a key, looks it up in a hash table that has the flows to droppedPort, and
 // drops what it finds. It counts nothing.
-func attachFloor(_ context.Context, b *bench) (_ *attached, err error) {
+func attachFloor(_ context.Context, b *bench) (*attached, error) {
 	flows, err := ebpf.NewMap(&ebpf.MapSpec{Name: "bench_flows", Type: ebpf.Hash, KeySize: 40, ValueSize: 8, MaxEntries: flowCount})
 	if err != nil {
 		return nil, fmt.Errorf("make a table of flows: %w", err)
@@ -50,8 +49,9 @@ func attachFloor(_ context.Context, b *bench) (_ *attached, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("load the program that looks a flow up: %w", err)
 	}
+	defer prog.Close() // the link has it
 	lk, err := attachXDP(b.rig.Gateway, rig.Device, prog)
-	if err = errors.Join(err, prog.Close()); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	return &attached{stop: func(context.Context) error { return lk.Close() }}, nil
@@ -79,7 +79,7 @@ func floorInstructions(flows int) asm.Instructions {
 		code = append(code, asm.StoreMem(asm.R10, at, asm.R0, asm.DWord))
 	}
 	for _, field := range []struct{ from, to int16 }{{fromAt, key + 12}, {toAt, key + 28}, {portsAt, key + 32}} {
-		// The addresses and ports of a frame are no multiples of 4, and a word all the same.
+		// They begin at no multiple of 4 in a frame; XDP reads a word there all the same.
 		code = append(code, asm.LoadMem(asm.R4, asm.R2, field.from, asm.Word), asm.StoreMem(asm.R10, field.to, asm.R4, asm.Word))
 	}
 	return append(code,

@@ -18,6 +18,7 @@
 
 #define CHECKSUM_BYTES 2048
 #define CHECKSUM_CHUNK 512 /* as much as bpf_csum_diff() takes */
+#define CHECKSUM_PART 512
 #define CHECKSUM_BLOCK 32
 
 /* key: 0. value: room for a part of a segment. Written and read by the CPU alone that owns it,
@@ -41,34 +42,81 @@ static __always_inline __u16 fold_sum(__u64 sum)
 	return sum + (sum >> 16);
 }
 
-/* Adds up bytes that are in the buffer's linear part, at most CHECKSUM_BYTES: two sums, since a
- * CPU does two additions at once. For 1 KB it takes half the time that bpf_csum_diff() and a
- * copy of what is left over would. */
-static __always_inline __u64 sum_linear(const struct source *src, __u32 off, __u32 len)
+/* Adds up blocks of so many bytes that are in the buffer's linear part, from `at` on: two sums,
+ * since a CPU does two additions at once. */
+static __always_inline __u64 sum_blocks(const void *at, const void *end, const __u32 bytes,
+					__u32 blocks, const __u32 most)
 {
-	__u32 tail = off + (len & ~(CHECKSUM_BLOCK - 1)), left = len % CHECKSUM_BLOCK, last;
-	void *at, *data, *data_end;
 	__u64 even = 0, odd = 0;
 
-	linear_part(src, &data, &data_end);
-	if (off > LINEAR_OFFSET || len > CHECKSUM_BYTES)
-		return 0;
-	at = data + off;
-	for (int i = 0; i < CHECKSUM_BYTES / CHECKSUM_BLOCK; i++) {
+	for (__u32 i = 0; i < most; i++) {
 		const __u32 *word = at;
 
-		if (len < CHECKSUM_BLOCK || at + CHECKSUM_BLOCK > data_end)
+		if (i >= blocks || at + bytes > end)
 			break;
 #pragma unroll
-		for (int j = 0; j < CHECKSUM_BLOCK / 4; j += 2) {
+		for (__u32 j = 0; j < bytes / 4; j += 2) {
 			even += word[j];
 			odd += word[j + 1];
 		}
-		at += CHECKSUM_BLOCK;
-		len -= CHECKSUM_BLOCK;
+		at += bytes;
 	}
-	/* From offsets of its own, so that the verifier looks at it once and not after each
-	 * number of blocks. */
+	return even + odd;
+}
+
+/* Adds up CHECKSUM_PART bytes. */
+static __always_inline __u64 sum_part(const struct source *src, __u32 off)
+{
+	const __u32 rounds = 4; /* the more, the longer the verifier takes */
+	void *data, *data_end;
+
+	linear_part(src, &data, &data_end);
+	if (off > LINEAR_OFFSET + CHECKSUM_BYTES)
+		return 0;
+	return sum_blocks(data + off, data_end, CHECKSUM_PART / rounds, rounds, rounds);
+}
+
+/* Not static, as sum_linear_xdp(): a loop over all blocks of a segment is looked at block by
+ * block. */
+__noinline __u64 sum_part_xdp(struct xdp_md *ctx, __u32 off)
+{
+	struct source src = {.ctx = ctx, .is_xdp = true};
+
+	return sum_part(&src, off);
+}
+
+__noinline __u64 sum_part_skb(struct __sk_buff *ctx, __u32 off)
+{
+	struct source src = {.ctx = ctx};
+
+	return sum_part(&src, off);
+}
+
+/* Adds up bytes that are in the buffer's linear part, at most CHECKSUM_BYTES. For 1 KB it takes
+ * half the time that bpf_csum_diff() and a copy of what is left over would. */
+static __always_inline __u64 sum_linear(const struct source *src, __u32 off, __u32 len)
+{
+	/* From offsets of its own, so that the verifier looks at what follows once, and not after
+	 * each number of parts, or blocks. */
+	__u32 rest = off + (len & ~(CHECKSUM_PART - 1)), tail = off + (len & ~(CHECKSUM_BLOCK - 1));
+	__u32 parts = len / CHECKSUM_PART, left = len % CHECKSUM_BLOCK, last;
+	void *at, *data, *data_end;
+	__u64 sum = 0;
+
+	if (off > LINEAR_OFFSET || len > CHECKSUM_BYTES)
+		return 0;
+	for (__u32 i = 0; i < CHECKSUM_BYTES / CHECKSUM_PART; i++) {
+		if (i >= parts)
+			break;
+		sum += src->is_xdp ? sum_part_xdp(src->ctx, off) : sum_part_skb(src->ctx, off);
+		off += CHECKSUM_PART;
+	}
+	linear_part(src, &data, &data_end);
+	barrier_var(rest);
+	if (rest > LINEAR_OFFSET + CHECKSUM_BYTES)
+		return 0;
+	sum += sum_blocks(data + rest, data_end, CHECKSUM_BLOCK,
+			  len % CHECKSUM_PART / CHECKSUM_BLOCK, CHECKSUM_PART / CHECKSUM_BLOCK - 1);
 	barrier_var(tail);
 	if (tail > LINEAR_OFFSET + CHECKSUM_BYTES)
 		return 0;
@@ -77,7 +125,7 @@ static __always_inline __u64 sum_linear(const struct source *src, __u32 off, __u
 	for (int i = 0; i < CHECKSUM_BLOCK / 4; i++) {
 		if (left < 4 || at + 4 > data_end)
 			break;
-		even += *(const __u32 *)at;
+		sum += *(const __u32 *)at;
 		at += 4;
 		left -= 4;
 	}
@@ -88,12 +136,12 @@ static __always_inline __u64 sum_linear(const struct source *src, __u32 off, __u
 	/* Both targets are little-endian: a last byte is the lower half of its word. */
 	at = data + tail;
 	if ((left & 2) && at + 2 <= data_end) {
-		odd += *(const __u16 *)at;
+		sum += *(const __u16 *)at;
 		at += 2;
 	}
 	if ((left & 1) && at + 1 <= data_end)
-		odd += *(const __u8 *)at;
-	return even + odd;
+		sum += *(const __u8 *)at;
+	return sum;
 }
 
 /* Not static, so that the verifier looks at the loops once, and not after each way there. */
@@ -121,16 +169,17 @@ static __always_inline bool is_left_to_card(const struct source *src)
 /* Marks the packet as a decoy if its checksum is wrong. */
 static __always_inline int check_segment(const struct source *src, struct packet *pkt)
 {
+	struct counts *cnt = src->cnt;
 	const __u32 at = 16; /* of the checksum in the TCP header */
 	struct checksum_room *room;
-	__u32 zero = 0, len, left, off, *words;
+	__u32 zero = 0, len, left, off, near, *words;
 	void *data, *data_end, *segment;
 	const __u32 *lo, *hi;
 	__u64 pseudo = 0;
 	bool v4, partial = false;
 	__wsum sum = 0;
 
-	if (!pkt)
+	if (!cnt || !pkt)
 		return 0;
 	room = bpf_map_lookup_elem(&checksum_rooms, &zero);
 	if (!room || (pkt->tcp_flags & PACKET_UNSURE))
@@ -151,7 +200,10 @@ static __always_inline int check_segment(const struct source *src, struct packet
 	linear_part(src, &data, &data_end);
 	if (off > LINEAR_OFFSET)
 		return 0;
-	segment = data + off;
+	/* Linux 6.1: else it is read from the stack once more, and its bound is not known. */
+	near = off;
+	barrier_var(near);
+	segment = data + (near & LINEAR_OFFSET);
 	barrier_var(segment);
 	if (segment + at + 2 <= data_end) {
 		if (segment + len <= data_end) {
@@ -195,10 +247,7 @@ static __always_inline int check_segment(const struct source *src, struct packet
 	if (fold_sum(pseudo + (__u32)sum) == 0xffff)
 		return 0;
 	if (partial && cfg_partial_sums == PARTIAL_UNSURE) {
-		struct counts *cnt = get_counters();
-
-		if (cnt)
-			cnt->partial_sums++;
+		cnt->partial_sums++;
 		return 0;
 	}
 	pkt->tcp_flags |= PACKET_DECOY;

@@ -38,9 +38,10 @@
 char _license[] SEC("license") = "Dual BSD/GPL";
 
 /* A datagram of a flow that is neither decided nor blocked. */
-static __always_inline void collect_udp(struct counts *cnt, const struct source *src,
-					struct packet *pkt, const struct flow_key *key)
+static __always_inline void collect_udp(const struct source *src, struct packet *pkt,
+					const struct flow_key *key)
 {
+	struct counts *cnt = src->cnt;
 	enum opening opening;
 	struct flow *flow;
 
@@ -59,14 +60,14 @@ static __always_inline void collect_udp(struct counts *cnt, const struct source 
 	if (flow && flow->verdict != VERDICT_RESUMED)
 		return;
 	pkt->resumed = flow || pkt->now - cfg_first_attach_ns < cfg_udp_warmup_ns;
-	switch (wait_for_answer(pkt)) {
+	switch (wait_for_answer(cnt, pkt)) {
 	case WAIT_GOES_ON:
 		if (call_hook(add_waiting, src, pkt))
 			cnt->load_failed++;
 		release_waiting(pkt, true);
 		break;
 	case WAIT_ANSWERED:
-		opening = open_answered(pkt);
+		opening = open_answered(cnt, pkt);
 		if (opening != OPENING_REFUSED) {
 			cnt->udp_opened += opening == OPENING_DONE;
 			call_hook(join_capture, src, pkt);
@@ -101,7 +102,7 @@ static __always_inline bool settled_fragment(struct counts *cnt, struct packet *
 	if (block) {
 		if (!time_left(block)) {
 			resume_after(pkt, block->expires_ns);
-		} else if (drop(cnt, block, pkt) != ACTION_PASS) {
+		} else if (drop_late(cnt, block, pkt) != ACTION_PASS) {
 			*action = ACTION_DROP;
 			return true;
 		}
@@ -113,7 +114,7 @@ static __always_inline bool settled_fragment(struct counts *cnt, struct packet *
 /* A packet of a flow that is not simply passed or dropped. Returns an enum action. */
 static __always_inline int unsettled(const struct source *src, struct packet *pkt)
 {
-	struct counts *cnt = get_counters();
+	struct counts *cnt = src->cnt;
 	int action = ACTION_PASS;
 	struct flow_key key;
 
@@ -122,15 +123,15 @@ static __always_inline int unsettled(const struct source *src, struct packet *pk
 	/* Before Linux 6.2, helpers take no key from memory that a function was handed. */
 	key = pkt->key;
 	if (!pkt->hash)
-		pkt->hash = hash_key(&key);
+		pkt->hash = hash_of(&key);
 	if ((pkt->tcp_flags & PACKET_FIRST) && settled_fragment(cnt, pkt, &key, &action))
 		return action;
 	if (key.proto == IPPROTO_TCP)
-		action = tcp_segment(cnt, src, pkt, &key);
+		action = tcp_segment(src, pkt, &key);
 	else
-		collect_udp(cnt, src, pkt, &key);
+		collect_udp(src, pkt, &key);
 	if (pkt->hand_over)
-		hand_over(pkt->slot, pkt->hand_over);
+		hand_over(cnt, pkt->slot, pkt->hand_over);
 	return action;
 }
 
@@ -139,7 +140,7 @@ FOR_EACH_HOOK(unsettled)
 static __always_inline enum action process_packet(struct source *src, bool offloaded_tag,
 						  __be16 tag_proto, __u16 tci)
 {
-	struct counts *cnt = get_counters();
+	struct counts *cnt = src->cnt = get_counters();
 	struct packet packet, *pkt = &packet;
 	struct block *block;
 	struct flow *flow;
@@ -174,16 +175,16 @@ static __always_inline enum action process_packet(struct source *src, bool offlo
 		cnt->unparsable++;
 		return ACTION_PASS;
 	case PARSE_HIDDEN_FIRST:
-		switch (note_hidden(pkt)) {
+		switch (note_hidden(cnt, pkt)) {
 		case HIDDEN_DROPPED:
 			return ACTION_DROP;
 		case HIDDEN_UNKNOWN:
 			note_hidden_start(pkt, SIDE_IN);
 			note_hidden_start(pkt, SIDE_OUT);
 		}
-		return bad_fragment();
+		return bad_fragment(cnt);
 	case PARSE_BAD_FRAGMENT:
-		return bad_fragment();
+		return bad_fragment(cnt);
 	case PARSE_DROP:
 		return ACTION_DROP;
 	case PARSE_LATER_FRAGMENT: /* fragment() has counted it */
@@ -354,13 +355,14 @@ static long sweep_one(void *map, struct flow_key *key, struct slot_ref *ref,
 		      struct sweep_state *state)
 {
 	__u32 id = ref->slot, generation = ref->generation;
+	struct counts *cnt = get_counters();
 	struct slot *slot = get_slot(id);
 
-	if (!slot || slot->generation != generation)
+	if (!cnt || !slot || slot->generation != generation)
 		return 0;
 	if (state->now < slot->last_ns || state->now - slot->last_ns < cfg_idle_ns)
 		return 0;
-	close_capture(slot, id, REASON_IDLE);
+	close_capture(cnt, slot, id, REASON_IDLE);
 	state->found++;
 	return 0;
 }

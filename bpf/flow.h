@@ -58,26 +58,28 @@ static __always_inline __u8 side_of(const struct source *src, const struct packe
  * and what is asked of the direction is a constant. They are not static, so that the verifier
  * looks at each once, and not wherever it is called with all that may have come before. */
 #define FOR_EACH_HOOK(function)                                                                    \
-	__noinline int function##_xdp(struct xdp_md *ctx, struct packet *pkt)                      \
+	__noinline int function##_xdp(struct xdp_md *ctx, struct packet *pkt, struct counts *cnt)  \
 	{                                                                                          \
-		struct source src = {.ctx = ctx, .is_xdp = true, .is_ingress = true};              \
+		struct source src = {.ctx = ctx, .cnt = cnt, .is_xdp = true, .is_ingress = true};  \
 		return function(&src, pkt);                                                        \
 	}                                                                                          \
-	__noinline int function##_in(struct __sk_buff *ctx, struct packet *pkt)                    \
+	__noinline int function##_in(struct __sk_buff *ctx, struct packet *pkt,                    \
+				     struct counts *cnt)                                           \
 	{                                                                                          \
-		struct source src = {.ctx = ctx, .is_ingress = true};                              \
+		struct source src = {.ctx = ctx, .cnt = cnt, .is_ingress = true};                  \
 		return function(&src, pkt);                                                        \
 	}                                                                                          \
-	__noinline int function##_out(struct __sk_buff *ctx, struct packet *pkt)                   \
+	__noinline int function##_out(struct __sk_buff *ctx, struct packet *pkt,                   \
+				      struct counts *cnt)                                          \
 	{                                                                                          \
-		struct source src = {.ctx = ctx};                                                  \
+		struct source src = {.ctx = ctx, .cnt = cnt};                                      \
 		return function(&src, pkt);                                                        \
 	}
 
 #define call_hook(function, src, pkt)                                                              \
-	((src)->is_xdp	     ? function##_xdp((src)->ctx, pkt)                                     \
-	 : (src)->is_ingress ? function##_in((src)->ctx, pkt)                                      \
-			     : function##_out((src)->ctx, pkt))
+	((src)->is_xdp	     ? function##_xdp((src)->ctx, pkt, (src)->cnt)                         \
+	 : (src)->is_ingress ? function##_in((src)->ctx, pkt, (src)->cnt)                          \
+			     : function##_out((src)->ctx, pkt, (src)->cnt))
 
 /* The slowest tick that kernels are built with (CONFIG_HZ=100), in nanoseconds. */
 #define SLOWEST_TICK 10000000ULL
@@ -197,6 +199,15 @@ static __always_inline enum action drop(struct counts *cnt, struct block *block,
 	return ACTION_DROP;
 }
 
+/* drop() for what goes a longer way anyway: it stands once in a program, and not wherever it is
+ * asked. Not static, as own_handshake(). */
+__noinline int drop_late(struct counts *cnt, struct block *block, const struct packet *pkt)
+{
+	if (!cnt || !block || !pkt)
+		return ACTION_PASS;
+	return drop(cnt, block, pkt);
+}
+
 static __always_inline void remember(const struct flow_key *key, enum verdict verdict, __u32 isn_lo,
 				     __u32 isn_hi, __u8 known)
 {
@@ -311,9 +322,8 @@ static __always_inline void release_slot(struct slot *slot, __u32 id)
 /* Called with the word that the last one to leave a full or closed capture saw. Not
  * static, so that the verifier looks at it once and not wherever it is called; which is
  * why it looks for its counters and its slot again. Returns 0. */
-__noinline int hand_over(__u32 id, __u64 word)
+__noinline int hand_over(struct counts *cnt, __u32 id, __u64 word)
 {
-	struct counts *cnt = get_counters();
 	struct slot *slot = get_slot(id);
 	__u32 len = WORD_BYTES(word), size;
 	struct sample *sample;
@@ -358,7 +368,8 @@ __noinline int hand_over(__u32 id, __u64 word)
 }
 
 /* Stops a capture; what is in it is handed over by whoever leaves it last. */
-static __always_inline void close_capture(struct slot *slot, __u32 id, __u8 reason)
+static __always_inline void close_capture(struct counts *cnt, struct slot *slot, __u32 id,
+					  __u8 reason)
 {
 	__u64 old;
 
@@ -367,7 +378,7 @@ static __always_inline void close_capture(struct slot *slot, __u32 id, __u8 reas
 	slot->sample.reason = reason;
 	old = __sync_fetch_and_or(&slot->word, WORD_CLOSED);
 	if (!WORD_REFS(old))
-		hand_over(id, old | WORD_CLOSED);
+		hand_over(cnt, id, old | WORD_CLOSED);
 }
 
 /* Throws a capture away. Returns false if another CPU was faster, which hands it over. */
@@ -419,9 +430,10 @@ static __always_inline void add_payload(struct slot *slot, __u32 bytes, __u32 ti
 /* Keeps what of the frame is behind its first `len` bytes: with what follows, it becomes
  * one beginning. With fewer than PREFIX_LEN there it keeps the frame from its start. The
  * caller holds the capture. */
-static __always_inline void keep_rest(struct counts *cnt, struct slot *slot,
-				      const struct source *src, const struct packet *pkt, __u32 len)
+static __always_inline void keep_rest(struct slot *slot, const struct source *src,
+				      const struct packet *pkt, __u32 len)
 {
+	struct counts *cnt = src->cnt;
 	const __u32 whole = REST_BYTES - PREFIX_LEN; /* see copy_frame() */
 	__u32 off = len - pkt->prefix_len + pkt->skip, n;
 	struct sample *sample = &slot->sample;
@@ -452,9 +464,10 @@ static __always_inline void keep_rest(struct counts *cnt, struct slot *slot,
 
 /* Adds one packet to a capture; `last` closes it. Leaves the hand-over to the caller if that
  * was the last one, see struct packet. */
-static __always_inline void capture(struct counts *cnt, struct slot *slot, __u32 id,
-				    const struct source *src, struct packet *pkt, bool last)
+static __always_inline void capture(struct slot *slot, __u32 id, const struct source *src,
+				    struct packet *pkt, bool last)
 {
+	struct counts *cnt = src->cnt;
 	__u32 len = MIN(pkt->frame_len, CAPTURE_BYTES), off, n;
 	__u32 header_len = pkt->frame_len - pkt->payload_len;
 	__u64 joined = WORD_REF | WORD_PACKET | len, word;
@@ -481,7 +494,7 @@ static __always_inline void capture(struct counts *cnt, struct slot *slot, __u32
 			note_beginning(slot, pkt, off + header_len, len - header_len);
 		}
 		if (slot->unsure && len < pkt->frame_len)
-			keep_rest(cnt, slot, src, pkt, len);
+			keep_rest(slot, src, pkt, len);
 		if (copy_frame(src, pkt, slot->sample.data + off, len, CAPTURE_BYTES))
 			cnt->load_failed++;
 		if (last) {
@@ -495,9 +508,10 @@ static __always_inline void capture(struct counts *cnt, struct slot *slot, __u32
 /* Keeps payload that its side has sent before, once: it may differ from what was captured, and
  * nobody here can tell which of the two a host takes. Leaves the hand-over to the caller, as
  * capture() does. */
-static __always_inline void keep_repeated(struct counts *cnt, struct slot *slot, __u32 id,
-					  const struct source *src, struct packet *pkt)
+static __always_inline void keep_repeated(struct slot *slot, __u32 id, const struct source *src,
+					  struct packet *pkt)
 {
+	struct counts *cnt = src->cnt;
 	__u32 off = pkt->frame_len - pkt->payload_len - pkt->prefix_len + pkt->skip;
 	__u32 len = MIN(pkt->payload_len, REPEAT_BYTES);
 	struct sample *sample = &slot->sample;
@@ -611,30 +625,35 @@ static __always_inline enum placed place_segment(struct counts *cnt, struct slot
 #define QUOTA_SHARE 8
 #define QUOTA_PAIR_SHARE 64
 
-/* Puts into the packet what counts the slot. Returns false if the initiator has too many. */
-static __always_inline bool within_quota(struct packet *pkt, bool initiator_is_lo)
+/* Puts into the packet what counts the slot. Returns false if the initiator has too many. Not
+ * static, as own_handshake(). */
+__noinline int within_quota(struct packet *pkt, bool initiator_is_lo)
 {
-	const __u32 *lo = (const __u32 *)pkt->key.lo_addr, *hi = (const __u32 *)pkt->key.hi_addr;
-	const __u32 *from = initiator_is_lo ? lo : hi, *to = initiator_is_lo ? hi : lo;
-	__u32 words[8] = {from[0], from[1], from[2], from[3], to[0], to[1], to[2], to[3]};
+	const __u32 *from, *to;
 	struct slot_count *in_use, *own, *pair;
-	__u32 quota;
-	__u32 share = cfg_slots / QUOTA_SHARE, pair_share = cfg_slots / QUOTA_PAIR_SHARE;
+	__u32 share = cfg_slots / QUOTA_SHARE, pair_share = cfg_slots / QUOTA_PAIR_SHARE, quota;
+	__u32 initiator[4];
+	__u64 sum;
 
+	if (!pkt)
+		return false;
 	if (!share)
 		share = 1;
 	if (!pair_share)
 		pair_share = 1;
-
+	from = (const __u32 *)(initiator_is_lo ? pkt->key.lo_addr : pkt->key.hi_addr);
+	to = (const __u32 *)(initiator_is_lo ? pkt->key.hi_addr : pkt->key.lo_addr);
+	__builtin_memcpy(initiator, from, sizeof(initiator));
 	/* A host of IPv6 has a /64 for itself. */
-	if (words[0] || words[1])
-		words[2] = words[3] = 0;
+	if (initiator[0] || initiator[1])
+		initiator[2] = initiator[3] = 0;
 	quota = SLOTS_IN_USE;
 	in_use = bpf_map_lookup_elem(&slot_quota, &quota);
-	pkt->pair_quota = quota = hash_words(words, 8) % SLOT_QUOTAS;
-	pair = bpf_map_lookup_elem(&slot_quota, &quota);
-	pkt->quota = quota = hash_words(words, 4) % SLOT_QUOTAS;
+	sum = nh_sum(initiator, 4, 0);
+	pkt->quota = quota = finish_hash(sum) % SLOT_QUOTAS;
 	own = bpf_map_lookup_elem(&slot_quota, &quota);
+	pkt->pair_quota = quota = finish_hash(sum + nh_sum(to, 4, 4)) % SLOT_QUOTAS;
+	pair = bpf_map_lookup_elem(&slot_quota, &quota);
 	if (!in_use || !own || !pair)
 		return true;
 	if (in_use->held * 4 >= cfg_slots * 3 && (own->held >= share || pair->held >= pair_share))
@@ -657,7 +676,7 @@ enum joining {
 /* Captures a packet of a flow that is collecting. Returns an enum joining. */
 static __always_inline int join_capture(const struct source *src, struct packet *pkt)
 {
-	struct counts *cnt = get_counters();
+	struct counts *cnt = src->cnt;
 	enum placed placed = PLACED;
 	__u32 id, generation;
 	struct slot_ref *ref;
@@ -687,9 +706,9 @@ static __always_inline int join_capture(const struct source *src, struct packet 
 		return JOINED;
 	}
 	if (placed == PLACED || placed == PLACED_LAST)
-		capture(cnt, slot, id, src, pkt, placed == PLACED_LAST);
+		capture(slot, id, src, pkt, placed == PLACED_LAST);
 	else if (placed == PLACED_BEHIND)
-		keep_repeated(cnt, slot, id, src, pkt);
+		keep_repeated(slot, id, src, pkt);
 	return JOINED;
 }
 
@@ -725,9 +744,8 @@ static __always_inline __u32 hold_slot(struct slot *slot, const struct packet *p
  * the flow's capture before ended. The packet
  * itself is then to join it. Lets go of the candidate. Returns whether a flow began, captured or
  * not, and not another CPU's. */
-__noinline int open_capture(const struct packet *pkt)
+__noinline int open_capture(struct counts *cnt, const struct packet *pkt)
 {
-	struct counts *cnt = get_counters();
 	struct candidate *candidate = NULL;
 	struct handshake *hs = NULL;
 	struct flow *before = NULL;

@@ -55,10 +55,8 @@ struct {
 
 /* Counts a malformed fragment. Returns an enum action. Not static, so that its stack is its
  * own. */
-__noinline int bad_fragment(void)
+__noinline int bad_fragment(struct counts *cnt)
 {
-	struct counts *cnt = get_counters();
-
 	if (!cnt)
 		return ACTION_PASS;
 	cnt->bad_fragment++;
@@ -77,9 +75,8 @@ enum hidden {
 /* A first fragment that hides TCP's flags: drops it if its flow is blocked, and notes it on one
  * that is collecting if it is in place. Returns an enum hidden. Not static, as
  * own_handshake(). */
-__noinline int note_hidden(const struct packet *pkt)
+__noinline int note_hidden(struct counts *cnt, const struct packet *pkt)
 {
-	struct counts *cnt = get_counters();
 	struct flow_key key;
 	struct block *block;
 	struct slot *slot;
@@ -89,7 +86,7 @@ __noinline int note_hidden(const struct packet *pkt)
 		return HIDDEN_COUNTED;
 	key = pkt->key;
 	block = get_block(&key);
-	if (block && time_left(block) && drop(cnt, block, pkt) != ACTION_PASS)
+	if (block && time_left(block) && drop_late(cnt, block, pkt) != ACTION_PASS)
 		return HIDDEN_DROPPED;
 	slot = collecting_slot(&key, &id);
 	if (!slot)
@@ -143,6 +140,17 @@ static __always_inline void note_first(const struct fragment_key *key, struct fr
 	bpf_map_update_elem(&fragments, key, first, BPF_ANY);
 }
 
+/* set_endpoints() of a fragment: stands once in a program. The source's port is the upper half. Not
+ * static, as own_handshake(). */
+__noinline int set_fragment_ends(struct packet *pkt, __u32 ports, bool v4)
+{
+	const struct network net = {.v4 = v4};
+
+	if (pkt)
+		set_endpoints(pkt, &net, ports >> 16, ports);
+	return 0;
+}
+
 /* Drops a later fragment of a blocked flow, whose key the packet has. */
 static __always_inline enum parse_result follow(struct counts *cnt, const struct packet *pkt)
 {
@@ -150,7 +158,7 @@ static __always_inline enum parse_result follow(struct counts *cnt, const struct
 	struct flow_key key = pkt->key;
 	struct block *block = get_block(&key);
 
-	if (!block || !time_left(block) || drop(cnt, block, pkt) == ACTION_PASS)
+	if (!block || !time_left(block) || drop_late(cnt, block, pkt) == ACTION_PASS)
 		return PARSE_PASS;
 	return PARSE_DROP;
 }
@@ -167,10 +175,10 @@ static __always_inline int hidden_first(const struct source *src, struct packet 
 	if (load(src, net->off, words, sizeof(words)))
 		return PARSE_LOAD_FAILED;
 	pkt->key.proto = IPPROTO_TCP;
-	set_endpoints(pkt, net, bpf_ntohl(words[0]) >> 16, bpf_ntohl(words[0]));
+	set_fragment_ends(pkt, bpf_ntohl(words[0]), net->v4);
 	pkt->seq = bpf_ntohl(words[1]);
 	pkt->ack = 0;
-	pkt->hash = hash_key(&pkt->key);
+	pkt->hash = hash_of(&pkt->key);
 	pkt->now = now;
 	pkt->side = side_of(src, pkt);
 	return PARSE_HIDDEN_FIRST;
@@ -182,7 +190,7 @@ static __always_inline int hidden_first(const struct source *src, struct packet 
 static __always_inline int fragment(const struct source *src, struct packet *pkt)
 {
 	struct network net = {.marks = PACKET_UNSURE | PACKET_FIRST};
-	struct counts *cnt = get_counters();
+	struct counts *cnt = src->cnt;
 	struct fragment first = {}, *known;
 	struct fragment_key key = {};
 	enum parse_result result;
@@ -239,7 +247,7 @@ static __always_inline int fragment(const struct source *src, struct packet *pkt
 		cnt->later_fragment++;
 		cnt->followed_fragment++;
 		pkt->key.proto = known->proto;
-		set_endpoints(pkt, &net, known->source, known->dest);
+		set_fragment_ends(pkt, (__u32)known->source << 16 | known->dest, net.v4);
 		return follow(cnt, pkt);
 	}
 	if (result != PARSE_FLOW)
@@ -273,7 +281,7 @@ static __always_inline int fragment(const struct source *src, struct packet *pkt
 	first.source = bpf_ntohs(header.udp.source);
 	first.dest = bpf_ntohs(header.udp.dest);
 	first.proto = pkt->key.proto = net.proto;
-	set_endpoints(pkt, &net, first.source, first.dest);
+	set_fragment_ends(pkt, (__u32)first.source << 16 | first.dest, net.v4);
 	/* IPv6: headers of IP may come behind the fragment header. */
 	if (!net.v4)
 		first.header_len += net.off - (at + 8);

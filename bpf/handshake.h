@@ -247,31 +247,6 @@ static __always_inline void begin_candidate(struct candidate *candidate, const s
 	candidate->seen = 0;
 }
 
-/* Appends a packet, cut behind its headers, to an owned handshake, or leaves it out where
- * it is too large. */
-static __always_inline int append_handshake(const struct candidate *candidate, struct handshake *hs,
-					    const struct source *src, const struct packet *pkt)
-{
-	__u32 len = pkt->frame_len - pkt->payload_len, off = hs->bytes, n = hs->packet_count;
-	struct packet_record *rec;
-
-	barrier_var(len);
-	if (len > HANDSHAKE_FRAME)
-		return 0;
-	barrier_var(off);
-	barrier_var(n);
-	if (off + len > HANDSHAKE_BYTES || off >= HANDSHAKE_BYTES || n >= HANDSHAKE_PACKETS)
-		return 0;
-	rec = &hs->packets[n];
-	rec->wire_len = len;
-	rec->time_us = microseconds(candidate->start_ns, pkt->now);
-	rec->place = record_place(src, pkt, off, pkt->src_is_lo == !!candidate->initiator_is_lo);
-	rec->segment = 0; /* its payload is left out */
-	hs->bytes = off + len;
-	hs->packet_count = n + 1;
-	return copy_frame(src, pkt, hs->data + off, len, HANDSHAKE_FRAME);
-}
-
 /* Begins the packets of an owned handshake: with a SYN, of which `acked` bytes of payload
  * were acknowledged, or with none. What was not acknowledged comes again. Not static, as
  * own_handshake(). */

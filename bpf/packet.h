@@ -67,6 +67,7 @@ enum parse_result {
  * constants, so that no program contains helper calls of the other kind of hook. */
 struct source {
 	void *ctx; /* struct xdp_md or struct __sk_buff */
+	struct counts *cnt;
 	void *data;
 	void *data_end;	 /* of the linear part */
 	__u32 len;	 /* of the whole buffer, without what a prefix adds */
@@ -216,9 +217,9 @@ struct network {
 };
 
 /* Looks at a fragment, see fragments.h. */
-int fragment_xdp(struct xdp_md *ctx, struct packet *pkt);
-int fragment_in(struct __sk_buff *ctx, struct packet *pkt);
-int fragment_out(struct __sk_buff *ctx, struct packet *pkt);
+int fragment_xdp(struct xdp_md *ctx, struct packet *pkt, struct counts *cnt);
+int fragment_in(struct __sk_buff *ctx, struct packet *pkt, struct counts *cnt);
+int fragment_out(struct __sk_buff *ctx, struct packet *pkt, struct counts *cnt);
 
 /* Asks about a fragment whose addresses are in the key. What is asked is as of struct packet. */
 static __always_inline enum parse_result ask_fragment(struct source *src, struct packet *pkt,
@@ -235,8 +236,9 @@ static __always_inline enum parse_result ask_fragment(struct source *src, struct
 	pkt->fragment.v4 = net->v4;
 	pkt->fragment.nested = nested;
 	if (src->is_xdp)
-		return fragment_xdp(src->ctx, pkt);
-	return src->is_ingress ? fragment_in(src->ctx, pkt) : fragment_out(src->ctx, pkt);
+		return fragment_xdp(src->ctx, pkt, src->cnt);
+	return src->is_ingress ? fragment_in(src->ctx, pkt, src->cnt)
+			       : fragment_out(src->ctx, pkt, src->cnt);
 }
 
 /* Exchanges two words where `swap` is 1, and not where it is 0; without a branch, see
@@ -303,8 +305,10 @@ static __always_inline enum parse_result read_tcp(struct packet *pkt, const stru
 	if ((pkt->tcp_flags & TCP_SYN) && (pkt->tcp_flags & (TCP_RST | TCP_FIN)))
 		return PARSE_BAD_FLAGS;
 	pkt->tcp_flags |= net->marks;
-	pkt->tcp_off = net->off;
+	/* The length first: the verifier keeps what it knows of a stack word's lower half until the
+	 * upper one is written, and goes more ways on from here, all of which are one. */
 	pkt->payload_len = net->end - net->off - header_len;
+	pkt->tcp_off = net->off;
 	return PARSE_FLOW;
 }
 

@@ -123,9 +123,8 @@ static __always_inline void count_pair_flow(struct counts *cnt, struct pair *pai
 
 /* What becomes of a SYN: drops that of a treated pair. Returns an enum action. Not static, so
  * that its stack is its own. */
-__noinline int pair_syn(const struct packet *pkt)
+__noinline int pair_syn(struct counts *cnt, const struct packet *pkt)
 {
-	struct counts *cnt = get_counters();
 	struct pair *pair;
 
 	if (!cnt || !pkt)
@@ -145,9 +144,8 @@ __noinline int pair_syn(const struct packet *pkt)
 
 /* Has the connection of pkt->candidate, owned, limited if its pair is to be. Returns whether that
  * was decided: then it is not to be captured. Not static, as pair_syn(). */
-__noinline int limit_connection(const struct packet *pkt)
+__noinline int limit_connection(struct counts *cnt, const struct packet *pkt)
 {
-	struct counts *cnt = get_counters();
 	struct candidate *candidate;
 	struct handshake *hs;
 	struct flow_key key;

@@ -228,7 +228,7 @@ static __always_inline void wait_for_verdict(struct counts *cnt, const struct sa
 	    VERDICT_PENDING)
 		return;
 	/* A packet may have passed in between, and have said that the next ones just pass. */
-	clear_settled(hash_key(&sample->key), false);
+	clear_settled(hash_of(&sample->key), false);
 	cnt->pending_flows++;
 }
 

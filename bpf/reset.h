@@ -217,9 +217,8 @@ static __always_inline bool may_reset(struct counts *cnt, __u32 *told)
 /* Whether the sender of a pair's SYN is to be told, and counts that. Its address may be forged:
  * no pair uses up what the others of the interface have. Not static, so that its stack is its
  * own. */
-__noinline int may_refuse(const struct packet *pkt)
+__noinline int may_refuse(struct counts *cnt, const struct packet *pkt)
 {
-	struct counts *cnt = get_counters();
 	struct pair *pair;
 
 	if (!cnt || !pkt)
@@ -242,7 +241,7 @@ __noinline int may_refuse(const struct packet *pkt)
 static __always_inline int reset(const struct source *src, struct packet *pkt)
 {
 	const __u8 answers = src->is_ingress ? ANSWER_INGRESS : ANSWER_EGRESS;
-	struct counts *cnt = get_counters();
+	struct counts *cnt = src->cnt;
 	struct reset_headers headers;
 	__u32 at, len, refused = 0;
 	bool v4, answer, from_lo;
@@ -279,7 +278,7 @@ static __always_inline int reset(const struct source *src, struct packet *pkt)
 		 !block->ttl_ns || *resets_of(block, block->initiator_is_lo);
 	if (answer && !(cfg_answers & answers))
 		return ACTION_DROP;
-	if (block ? !may_reset(cnt, resets_of(block, from_lo == answer)) : !may_refuse(pkt))
+	if (block ? !may_reset(cnt, resets_of(block, from_lo == answer)) : !may_refuse(cnt, pkt))
 		return ACTION_DROP;
 
 	pseudo = v4 ? reset_ipv4(&headers.ip[IPV4_WORDS], answer) : reset_ipv6(headers.ip, answer);

@@ -97,7 +97,7 @@ __noinline int settle(const struct packet *pkt)
 		return 0;
 	key = pkt->key;
 	udp = key.proto == IPPROTO_UDP;
-	hash = hash_key(&key);
+	hash = hash_of(&key);
 	word = settled_word(hash);
 	if (!word)
 		return 0;

@@ -95,10 +95,51 @@ __noinline int is_reflected(const struct packet *pkt)
 	return was >> 32 == tag && when - (__u32)was <= SEEN_LIMIT;
 }
 
+/* Appends a packet, cut behind its headers, to the handshake pkt->candidate, owned, or leaves it
+ * out where it is too large. */
+static __always_inline int append_handshake(const struct source *src, struct packet *pkt)
+{
+	const struct candidate *candidate;
+	struct counts *cnt = src->cnt;
+	struct packet_record *rec;
+	__u32 id, len, off, n;
+	struct handshake *hs;
+
+	if (!cnt || !pkt)
+		return 0;
+	id = pkt->candidate;
+	candidate = bpf_map_lookup_elem(&syns, &id);
+	hs = bpf_map_lookup_elem(&handshakes, &id);
+	if (!candidate || !hs)
+		return 0;
+	len = pkt->frame_len - pkt->payload_len;
+	off = hs->bytes;
+	n = hs->packet_count;
+	barrier_var(len);
+	if (len > HANDSHAKE_FRAME)
+		return 0;
+	barrier_var(off);
+	barrier_var(n);
+	if (off + len > HANDSHAKE_BYTES || off >= HANDSHAKE_BYTES || n >= HANDSHAKE_PACKETS)
+		return 0;
+	rec = &hs->packets[n];
+	rec->wire_len = len;
+	rec->time_us = microseconds(candidate->start_ns, pkt->now);
+	rec->place = record_place(src, pkt, off, pkt->src_is_lo == !!candidate->initiator_is_lo);
+	rec->segment = 0; /* its payload is left out */
+	hs->bytes = off + len;
+	hs->packet_count = n + 1;
+	if (copy_frame(src, pkt, hs->data + off, len, HANDSHAKE_FRAME))
+		cnt->load_failed++;
+	return 0;
+}
+
+FOR_EACH_HOOK(append_handshake)
+
 /* A SYN. */
 static __always_inline int note_syn(const struct source *src, struct packet *pkt)
 {
-	struct counts *cnt = get_counters();
+	struct counts *cnt = src->cnt;
 	struct candidate *candidate;
 	struct place at;
 	struct syn *syn;
@@ -225,7 +266,7 @@ enum answer {
 /* A SYN+ACK. Returns an enum answer. */
 static __always_inline int note_answer(const struct source *src, struct packet *pkt)
 {
-	struct counts *cnt = get_counters();
+	struct counts *cnt = src->cnt;
 	struct candidate *candidate;
 	__u32 first, latest, acked;
 	struct handshake *hs;
@@ -293,8 +334,8 @@ static __always_inline int note_answer(const struct source *src, struct packet *
 		candidate->flags = 0;
 	}
 	begin_handshake(hs, syn, acked);
-	if (append_handshake(candidate, hs, src, pkt))
-		cnt->load_failed++;
+	pkt->candidate = at.id;
+	call_hook(append_handshake, src, pkt);
 	release_handshake(&at, candidate);
 	return syn ? ANSWER_TO_SYN : ANSWER_ALONE;
 }
@@ -398,9 +439,8 @@ __noinline int is_known(const struct packet *pkt)
 
 /* pkt->candidate is proven, and a new connection. What is known of its key ends. Returns an
  * enum candidacy. Not static, as own_handshake(). */
-__noinline int begin_connection(const struct packet *pkt)
+__noinline int begin_connection(struct counts *cnt, const struct packet *pkt)
 {
-	struct counts *cnt = get_counters();
 	struct candidate *candidate;
 	struct flow_key key;
 	struct block *block;
@@ -511,7 +551,7 @@ static __always_inline bool strays(struct candidate *candidate, const struct han
  * the capture begins. Returns an enum candidacy. */
 static __always_inline int connected_segment(const struct source *src, struct packet *pkt)
 {
-	struct counts *cnt = get_counters();
+	struct counts *cnt = src->cnt;
 	struct candidate *candidate;
 	struct expected e = {};
 	struct handshake *hs;
@@ -556,8 +596,7 @@ static __always_inline int connected_segment(const struct source *src, struct pa
 		cnt->initiator_slots++;
 		return CANDIDACY_REFUSED;
 	}
-	if (append_handshake(candidate, hs, src, pkt))
-		cnt->load_failed++;
+	call_hook(append_handshake, src, pkt);
 	move_on(&e, sender_of(pkt), &candidate->next_lo, &candidate->hole_lo);
 	if (is_unread(&e, pkt)) {
 		candidate->more |= MORE_UNREADABLE;
@@ -577,9 +616,8 @@ FOR_EACH_HOOK(connected_segment)
 /* What a segment is to one of its key's candidates: the one whose initiator is on the
  * segment's side (own), or the other. Returns an enum candidacy. Not static, as
  * own_handshake(). */
-__noinline int candidate_segment(struct packet *pkt, __u32 own)
+__noinline int candidate_segment(struct counts *cnt, struct packet *pkt, __u32 own)
 {
-	struct counts *cnt = get_counters();
 	struct candidate *candidate;
 	const struct syn *syn;
 	int candidacy;
@@ -682,9 +720,8 @@ __noinline int stray_segment(struct packet *pkt)
 
 /* A segment that goes on with a handshake of which one direction is seen. Returns an enum
  * candidacy. Not static, as own_handshake(). */
-__noinline int one_way_segment(struct packet *pkt, __u32 own)
+__noinline int one_way_segment(struct counts *cnt, struct packet *pkt, __u32 own)
 {
-	struct counts *cnt = get_counters();
 	struct candidate *candidate;
 	const struct syn *syn;
 	struct handshake *hs;
@@ -756,16 +793,18 @@ __noinline int show_handshake(struct packet *pkt)
 static __always_inline enum candidacy go_on(enum candidacy candidacy, const struct source *src,
 					    struct packet *pkt)
 {
+	struct counts *cnt = src->cnt;
+
 	if (candidacy == CANDIDACY_PROVEN)
-		candidacy = begin_connection(pkt);
+		candidacy = begin_connection(cnt, pkt);
 	if (candidacy == CANDIDACY_CONNECTED)
 		candidacy = call_hook(connected_segment, src, pkt);
-	if (candidacy == CANDIDACY_OPEN && any_pairs() && limit_connection(pkt))
+	if (candidacy == CANDIDACY_OPEN && any_pairs() && limit_connection(cnt, pkt))
 		candidacy = CANDIDACY_REFUSED;
 	if (candidacy == CANDIDACY_SHOWN) {
 		/* It has the slot for a moment. */
 		pkt->quota = pkt->pair_quota = SLOT_UNCOUNTED;
-		open_capture(pkt);
+		open_capture(cnt, pkt);
 		show_handshake(pkt);
 		return CANDIDACY_DONE;
 	}
@@ -774,7 +813,7 @@ static __always_inline enum candidacy go_on(enum candidacy candidacy, const stru
 		if (candidacy == CANDIDACY_REFUSED)
 			refuse_capture(pkt);
 		else
-			open_capture(pkt);
+			open_capture(cnt, pkt);
 		call_hook(join_capture, src, pkt);
 		candidacy = CANDIDACY_DONE;
 	}
@@ -785,7 +824,8 @@ static __always_inline enum candidacy go_on(enum candidacy candidacy, const stru
  * another connection. */
 static __always_inline enum candidacy marked_segment(const struct source *src, struct packet *pkt)
 {
-	enum candidacy candidacy = candidate_segment(pkt, true);
+	struct counts *cnt = src->cnt;
+	enum candidacy candidacy = candidate_segment(cnt, pkt, true);
 
 	if (candidacy == CANDIDACY_PROVEN) {
 		if (is_known(pkt) || is_proven_by_other(pkt))
@@ -794,7 +834,7 @@ static __always_inline enum candidacy marked_segment(const struct source *src, s
 	}
 	if (candidacy == CANDIDACY_CONNECTED)
 		leave_candidate(pkt->candidate);
-	candidacy = candidate_segment(pkt, false);
+	candidacy = candidate_segment(cnt, pkt, false);
 	if (candidacy == CANDIDACY_CONNECTED)
 		leave_candidate(pkt->candidate);
 	return candidacy;
@@ -804,17 +844,18 @@ static __always_inline enum candidacy marked_segment(const struct source *src, s
 static __always_inline enum candidacy candidates(const struct source *src, struct packet *pkt)
 {
 	enum candidacy own, other, candidacy;
+	struct counts *cnt = src->cnt;
 	bool is_out = false;
 	__u32 own_id;
 
-	own = candidate_segment(pkt, true);
+	own = candidate_segment(cnt, pkt, true);
 	if (own == CANDIDACY_PROVEN && is_proven_by_other(pkt))
 		own = CANDIDACY_NONE; /* both ends have opened: the other one goes on */
 	candidacy = own;
 	if (own >= CANDIDACY_PROVEN)
 		goto on;
 	own_id = pkt->candidate;
-	candidacy = other = candidate_segment(pkt, false);
+	candidacy = other = candidate_segment(cnt, pkt, false);
 	if (own == CANDIDACY_CONNECTED) {
 		if (other == CANDIDACY_CONNECTED) /* never */
 			leave_candidate(pkt->candidate);
@@ -836,7 +877,7 @@ static __always_inline enum candidacy candidates(const struct source *src, struc
 		goto on;
 	}
 	if (own == CANDIDACY_ONE_WAY || other == CANDIDACY_ONE_WAY) {
-		candidacy = one_way_segment(pkt, own == CANDIDACY_ONE_WAY);
+		candidacy = one_way_segment(cnt, pkt, own == CANDIDACY_ONE_WAY);
 		if (candidacy == CANDIDACY_PROVEN && is_proven_by_other(pkt))
 			candidacy = CANDIDACY_SAME; /* never */
 		goto on;
@@ -896,9 +937,9 @@ __noinline int is_collecting(const struct packet *pkt)
 }
 
 /* A segment of a flow that nothing is known of. */
-static __always_inline void mid_stream_segment(struct counts *cnt, const struct source *src,
-					       struct packet *pkt)
+static __always_inline void mid_stream_segment(const struct source *src, struct packet *pkt)
 {
+	struct counts *cnt = src->cnt;
 	__u64 *word, tag;
 
 	if (pkt->tcp_flags & PACKET_DECOY) {
@@ -911,7 +952,7 @@ static __always_inline void mid_stream_segment(struct counts *cnt, const struct 
 		pkt->quota = pkt->pair_quota = SLOT_UNCOUNTED;
 		if (!has_payload(pkt) || !(pkt->tcp_flags & TCP_ACK))
 			return;
-		if (open_capture(pkt))
+		if (open_capture(cnt, pkt))
 			cnt->mid_stream++;
 		call_hook(join_capture, src, pkt);
 		return;
@@ -932,9 +973,8 @@ static __always_inline void mid_stream_segment(struct counts *cnt, const struct 
 
 /* A segment with payload of a flow whose capture ended early. Returns whether it is to go on:
  * open_capture(). Not static, as own_handshake(). */
-__noinline int goes_on_with(struct packet *pkt)
+__noinline int goes_on_with(struct counts *cnt, struct packet *pkt)
 {
-	struct counts *cnt = get_counters();
 	struct expected e = {};
 	struct flow_key key;
 	enum placed placed;
@@ -995,15 +1035,17 @@ static __always_inline bool renew(struct counts *cnt, struct block *block, const
 }
 
 /* A packet of a blocked key: of the connection, or of the next one that tries to be made. */
-static __always_inline int blocked_segment(struct counts *cnt, struct block *block,
-					   const struct source *src, struct packet *pkt)
+static __always_inline int blocked_segment(struct block *block, const struct source *src,
+					   struct packet *pkt)
 {
+	struct counts *cnt = src->cnt;
 	bool live = time_left(block), stands;
 	enum action action;
 	__u64 since;
 
 	if ((pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) {
-		if (live && has_payload(pkt) && (action = drop(cnt, block, pkt)) != ACTION_PASS)
+		if (live && has_payload(pkt) &&
+		    (action = drop_late(cnt, block, pkt)) != ACTION_PASS)
 			return action;
 		block->candidate_ns = pkt->now;
 		return NOT_BLOCKED;
@@ -1017,7 +1059,7 @@ static __always_inline int blocked_segment(struct counts *cnt, struct block *blo
 	}
 	if (pkt->tcp_flags & TCP_SYN) {
 		if (live && (!stands || has_payload(pkt)) &&
-		    (action = drop(cnt, block, pkt)) != ACTION_PASS)
+		    (action = drop_late(cnt, block, pkt)) != ACTION_PASS)
 			return action;
 		return NOT_BLOCKED;
 	}
@@ -1035,15 +1077,17 @@ static __always_inline int blocked_segment(struct counts *cnt, struct block *blo
 	/* Or the new handshake could never be made. */
 	if (stands && !has_payload(pkt))
 		return ACTION_PASS;
-	if ((live || renew(cnt, block, pkt)) && (action = drop(cnt, block, pkt)) != ACTION_PASS)
+	if ((live || renew(cnt, block, pkt)) &&
+	    (action = drop_late(cnt, block, pkt)) != ACTION_PASS)
 		return action;
 	return NOT_BLOCKED;
 }
 
 /* Returns an enum action. */
-static __always_inline int tcp_segment(struct counts *cnt, const struct source *src,
-				       struct packet *pkt, const struct flow_key *key)
+static __always_inline int tcp_segment(const struct source *src, struct packet *pkt,
+				       const struct flow_key *key)
 {
+	struct counts *cnt = src->cnt;
 	enum answer answered = ANSWER_NONE;
 	enum candidacy candidacy;
 	enum joining joining;
@@ -1055,14 +1099,14 @@ static __always_inline int tcp_segment(struct counts *cnt, const struct source *
 		return ACTION_PASS;
 	}
 	if ((pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && any_pairs()) {
-		int action = pair_syn(pkt);
+		int action = pair_syn(cnt, pkt);
 
 		if (action != ACTION_PASS)
 			return action;
 	}
 	block = get_block(key);
 	if (block) {
-		int action = blocked_segment(cnt, block, src, pkt);
+		int action = blocked_segment(block, src, pkt);
 
 		if (action != NOT_BLOCKED)
 			return action;
@@ -1093,8 +1137,8 @@ static __always_inline int tcp_segment(struct counts *cnt, const struct source *
 			else if (marked_segment(src, pkt) == CANDIDACY_DONE)
 				return ACTION_PASS;
 		}
-		if (flow->again && pkt->payload_len && goes_on_with(pkt)) {
-			open_capture(pkt);
+		if (flow->again && pkt->payload_len && goes_on_with(cnt, pkt)) {
+			open_capture(cnt, pkt);
 			pkt->mark = MARK_KEPT;
 			call_hook(join_capture, src, pkt);
 		}
@@ -1119,7 +1163,7 @@ static __always_inline int tcp_segment(struct counts *cnt, const struct source *
 		return ACTION_PASS;
 	switch (candidates(src, pkt)) {
 	case CANDIDACY_NONE:
-		mid_stream_segment(cnt, src, pkt);
+		mid_stream_segment(src, pkt);
 		break;
 	case CANDIDACY_WRONG_SIDE:
 		cnt->wrong_side++;

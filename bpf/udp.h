@@ -249,9 +249,8 @@ enum wait {
 
 /* A datagram of a flow that is not collecting and not decided. Returns an enum wait. Not
  * static, as own_handshake(). */
-__noinline int wait_for_answer(struct packet *pkt)
+__noinline int wait_for_answer(struct counts *cnt, struct packet *pkt)
 {
-	struct counts *cnt = get_counters();
 	struct waiting *waiting;
 	struct place at;
 	__u32 quota;
@@ -379,9 +378,8 @@ enum opening {
 /* Gives the capture pkt->candidate, owned, a slot: its flow was answered by the packet, which
  * is then to join it. Lets go of the entry. Returns an enum opening. Not static, as
  * own_handshake(). */
-__noinline int open_answered(struct packet *pkt)
+__noinline int open_answered(struct counts *cnt, struct packet *pkt)
 {
-	struct counts *cnt = get_counters();
 	struct waiting *waiting;
 	struct copying copying = {};
 	struct slot_ref ref = {};
@@ -475,7 +473,7 @@ __noinline int resume_after(const struct packet *pkt, __u64 expires_ns)
 	else if (flow->last_ns < expires_ns)
 		flow->verdict = VERDICT_RESUMED;
 	/* It may pass no more without a look at what was written. */
-	clear_settled(hash_key(&key), true);
+	clear_settled(hash_of(&key), true);
 	return 0;
 }
 

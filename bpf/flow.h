@@ -54,9 +54,9 @@ static __always_inline __u8 side_of(const struct source *src, const struct packe
 	return device && bpf_map_lookup_elem(&same_side, &device) ? SIDE_IN : SIDE_OUT;
 }
 
-/* Makes three functions of one: no program may contain helper calls of the other kind of hook,
- * and what is asked of the direction is a constant. They are not static, so that the verifier
- * looks at each once, and not wherever it is called with all that may have come before. */
+/* Makes three functions of one: no program may contain helper calls of the other kind of hook, and
+ * the direction is a constant. Not static, so that the verifier looks at each once. Counters are
+ * handed on: for each lookup of them, the kernel would move the program that is behind it. */
 #define FOR_EACH_HOOK(function)                                                                    \
 	__noinline int function##_xdp(struct xdp_md *ctx, struct packet *pkt, struct counts *cnt)  \
 	{                                                                                          \

@@ -18,7 +18,7 @@
 
 #define CHECKSUM_BYTES 2048
 #define CHECKSUM_CHUNK 512 /* as much as bpf_csum_diff() takes */
-#define CHECKSUM_PART 512
+#define CHECKSUM_PART 512  /* what sum_part() adds up */
 #define CHECKSUM_BLOCK 32
 
 /* key: 0. value: room for a part of a segment. Written and read by the CPU alone that owns it,
@@ -172,7 +172,7 @@ static __always_inline int check_segment(const struct source *src, struct packet
 	struct counts *cnt = src->cnt;
 	const __u32 at = 16; /* of the checksum in the TCP header */
 	struct checksum_room *room;
-	__u32 zero = 0, len, left, off, near, *words;
+	__u32 zero = 0, len, left, off, *words;
 	void *data, *data_end, *segment;
 	const __u32 *lo, *hi;
 	__u64 pseudo = 0;
@@ -201,9 +201,8 @@ static __always_inline int check_segment(const struct source *src, struct packet
 	if (off > LINEAR_OFFSET)
 		return 0;
 	/* Linux 6.1: else it is read from the stack once more, and its bound is not known. */
-	near = off;
-	barrier_var(near);
-	segment = data + (near & LINEAR_OFFSET);
+	barrier_var(off);
+	segment = data + (off & LINEAR_OFFSET);
 	barrier_var(segment);
 	if (segment + at + 2 <= data_end) {
 		if (segment + len <= data_end) {

@@ -96,7 +96,8 @@ __noinline int is_reflected(const struct packet *pkt)
 }
 
 /* Appends a packet, cut behind its headers, to the handshake pkt->candidate, owned, or leaves it
- * out where it is too large. */
+ * out where it is too large. Looks up what its callers have, so that the verifier looks at it once
+ * and not behind each way there. */
 static __always_inline int append_handshake(const struct source *src, struct packet *pkt)
 {
 	const struct candidate *candidate;
